@@ -1,0 +1,94 @@
+"""asyncio client for Flux-2 pictures behind Apikley's jobs API.
+
+async with Flux2Session() as flux:
+    task = await flux.submit(ImageToImage("make it winter", images=["house.jpg"]))
+    result = await task.result(timeout=300)
+    await flux.download(result, "out/")
+"""
+
+from flux2_async._engine import Unsettled
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    AuthenticationError,
+    ConfigurationError,
+    ContentModeratedError,
+    CoordinationError,
+    EmptyResultError,
+    FeatureDisabledError,
+    Flux2Error,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    MaintenanceError,
+    NotFoundError,
+    ProtocolError,
+    QuotaExceededError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+    SessionClosedError,
+    TaskError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TaskTimeoutError,
+    TransportError,
+)
+from flux2_async.models import (
+    ImageResult,
+    ImageSource,
+    ImageToImage,
+    Polling,
+    RateLimit,
+    Request,
+    SessionStatistics,
+    TaskRecord,
+    TaskState,
+    TextToImage,
+    Timeouts,
+    UploadedFile,
+)
+from flux2_async.session import Flux2Session
+from flux2_async.tasks import Completion, ImageTask
+
+__all__ = [
+    "AmbiguousSubmitError",
+    "ApiError",
+    "AuthenticationError",
+    "Completion",
+    "ConfigurationError",
+    "ContentModeratedError",
+    "CoordinationError",
+    "EmptyResultError",
+    "FeatureDisabledError",
+    "Flux2Error",
+    "Flux2Session",
+    "ImageResult",
+    "ImageSource",
+    "ImageTask",
+    "ImageToImage",
+    "InsufficientCreditsError",
+    "InvalidRequestError",
+    "MaintenanceError",
+    "NotFoundError",
+    "Polling",
+    "ProtocolError",
+    "QuotaExceededError",
+    "RateLimit",
+    "RateLimitedError",
+    "Request",
+    "RequestRejectedError",
+    "ServerError",
+    "SessionClosedError",
+    "SessionStatistics",
+    "TaskError",
+    "TaskFailedError",
+    "TaskNotFoundError",
+    "TaskRecord",
+    "TaskState",
+    "TaskTimeoutError",
+    "TextToImage",
+    "Timeouts",
+    "TransportError",
+    "Unsettled",
+    "UploadedFile",
+]

@@ -1,0 +1,72 @@
+"""Checks of what a session and its methods are given, before anything is sent."""
+
+import re
+
+import aiohttp
+
+from flux2_async.errors import ConfigurationError, InvalidRequestError
+from flux2_async.models import ImageToImage, Polling, RateLimit, TextToImage, Timeouts
+
+__all__ = ["check_max_running", "check_settings", "check_submit", "check_task_id"]
+
+
+def check_settings(**settings: object) -> None:
+    """Check the kinds of settings that check themselves when made.
+
+    Raises:
+        ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
+    """
+    kinds: dict[str, tuple[type, str]] = {
+        "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
+        "polling": (Polling, "Polling(...)"),
+        "http": (aiohttp.ClientSession, "an aiohttp.ClientSession or None"),
+        "timeouts": (Timeouts, "Timeouts(...)"),
+    }
+    for name, value in settings.items():
+        kind, allowed = kinds[name]
+        if not isinstance(value, kind) and not (value is None and allowed.endswith("None")):
+            raise ConfigurationError(f"{name}: {type(value).__name__} given, it must be {allowed}")
+
+
+def check_max_running(value: int | None) -> int | None:
+    """Give the bound back when it can be one.
+
+    Raises:
+        ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ConfigurationError(f"max_running: {value!r} given, it must be a whole number of 1 or more, or None")
+
+
+def check_submit(request: object, key: object, max_wait: object, priority: object, ref: object) -> None:
+    """Check what `submit` was given besides the content of the request.
+
+    Raises:
+        InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
+    """
+    if not isinstance(request, ImageToImage | TextToImage):
+        raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are ImageToImage and TextToImage")
+    if key is not None and (not isinstance(key, str) or not key):
+        raise InvalidRequestError(f"key: {key!r} given, it must be text of at least one character, or None")
+    if max_wait is not None and (
+        isinstance(max_wait, bool) or not isinstance(max_wait, int | float) or not max_wait >= 0
+    ):
+        raise InvalidRequestError(f"max_wait: {max_wait!r} given, it must be a number of seconds of 0 or more, or None")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidRequestError(f"priority: {priority!r} given, it must be a whole number")
+    if ref is not None and (not isinstance(ref, str) or not re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", ref)):
+        raise InvalidRequestError(
+            f"ref: {ref!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
+        )
+
+
+def check_task_id(value: object) -> str:
+    """Give back what can be a task id.
+
+    Raises:
+        InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"\S{1,256}", value):
+        raise InvalidRequestError(f"task_id: {value!r} given, it must be the text that createTask gave, without blanks")
+    return value

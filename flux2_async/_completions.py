@@ -1,0 +1,127 @@
+"""Many requests in bounded memory, in the order in which they finish."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from typing import Final
+
+from flux2_async._submission import Submission
+from flux2_async.errors import (
+    AuthenticationError,
+    FeatureDisabledError,
+    Flux2Error,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    QuotaExceededError,
+)
+from flux2_async.models import ImageToImage, Request, TextToImage
+from flux2_async.tasks import Completion, ImageTask
+
+__all__ = ["Completions"]
+
+# What one request meets for these reasons every other would meet as well.
+MEETS_ALL: Final = (AuthenticationError, InsufficientCreditsError, QuotaExceededError, FeatureDisabledError)
+
+
+class Completions:
+    """Takes requests in and gives completions out, at most `limit` between the two.
+
+    Args:
+        submit: Submits a request and gives its handle; tells the submission as soon as there is one.
+        give_up: Ends a submission that is not being sent.
+        limit: Requests taken in and not yet taken out.
+    """
+
+    def __init__(
+        self,
+        *,
+        submit: Callable[[Request, Callable[[Submission], None]], Awaitable[ImageTask]],
+        give_up: Callable[[Submission, Flux2Error], object],
+        limit: int,
+    ) -> None:
+        self._submit = submit
+        self._give_up = give_up
+        self._room = asyncio.Semaphore(limit)
+        self._done: asyncio.Queue[Completion | Exception | None] = asyncio.Queue()
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._on_the_way: set[Submission] = set()
+        self._stopped: Flux2Error | None = None
+
+    async def run(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Completion, None]:
+        """Give the completions; leaving early stops the sending and keeps what was sent."""
+        feeder = asyncio.create_task(self._feed(requests))
+        try:
+            while (completion := await self._done.get()) is not None:
+                if isinstance(completion, Exception):
+                    raise completion
+                yield completion
+                self._room.release()
+        finally:
+            ours = (feeder, *self._jobs)
+            for job in ours:
+                job.cancel()
+            await asyncio.wait(ours)
+
+    async def _feed(self, requests: Iterable[Request] | AsyncIterable[Request]) -> None:
+        failure: Exception | None = None
+        index = 0
+        try:
+            async with aclosing(_iterate(requests)) as taken:
+                async for request in taken:
+                    await self._room.acquire()
+                    job = asyncio.create_task(self._one(index, request))
+                    self._jobs.add(job)
+                    job.add_done_callback(self._jobs.discard)
+                    index += 1
+        except Exception as error:  # noqa: BLE001  the caller's iterable may raise anything; it comes out where it is read
+            failure = error
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+        self._done.put_nowait(failure)
+
+    async def _one(self, index: int, request: Request) -> None:
+        task: ImageTask | None = None
+        try:
+            task = await self._accepted(request)
+            result = await task.result()
+        except Exception as error:  # noqa: BLE001  one failed request never stops the rest
+            completion = Completion(index=index, request=request, task=task, error=error)
+        else:
+            completion = Completion(index=index, request=request, task=task, result=result)
+        self._done.put_nowait(completion)
+
+    async def _accepted(self, request: Request) -> ImageTask:
+        if not isinstance(request, ImageToImage | TextToImage):
+            raise InvalidRequestError(
+                f"requests: {type(request).__name__} given, allowed are ImageToImage and TextToImage"
+            )
+        if self._stopped is not None:
+            raise self._stopped.with_traceback(None)
+        submissions: list[Submission] = []
+
+        def started(submission: Submission) -> None:
+            submissions.append(submission)
+            self._on_the_way.add(submission)
+
+        try:
+            return await self._submit(request, started)
+        except MEETS_ALL as error:
+            self._stop(error)
+            raise
+        finally:
+            self._on_the_way.difference_update(submissions)
+
+    def _stop(self, error: Flux2Error) -> None:
+        if self._stopped is None:
+            self._stopped = error
+            for submission in self._on_the_way:
+                self._give_up(submission, error)
+
+
+async def _iterate(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Request, None]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request

@@ -1,0 +1,181 @@
+"""The one cattrs converter: the API's fields to values, never guessing a type. Pure."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlsplit
+
+import cattrs
+from cattrs.gen import make_dict_structure_fn, override
+
+from flux2_async import _json
+from flux2_async._refusal import without_signature
+from flux2_async.models import TaskRecord, TaskState, is_url
+
+REDACTED: Final = "<redacted>"
+
+FIELDS: Final = {
+    "task_id": "taskId",
+    "state": "state",
+    "state_text": "state",
+    "model": "model",
+    "result_urls": "resultJson",
+    "fail_code": "failCode",
+    "fail_message": "failMsg",
+    "create_time": "createTime",
+    "complete_time": "completeTime",
+    "update_time": "updateTime",
+    "progress": "progress",
+    "credits_consumed": "creditsConsumed",
+    "param": "param",
+}
+"""Fields of `TaskRecord` and what the API calls them."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_STATES: Final = {state.value: state for state in TaskState}
+_KINDS: Final[Mapping[type, str]] = {str: "text", int: "a whole number", bool: "true or false"}
+
+_DIGITS: Final = re.compile(r"[0-9]{1,16}")
+_PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%?")
+_BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
+_T = TypeVar("_T")
+
+
+def make_converter() -> cattrs.Converter:
+    """A converter for the API's data; see `configure_converter`."""
+    converter = cattrs.Converter()
+    configure_converter(converter)
+    return converter
+
+
+def configure_converter(converter: cattrs.Converter) -> None:
+    """Teach a converter to read the API's data.
+
+    - `str`, `bool`, `int` and `float` are never made from another type; an `int` is a `float` as well.
+    - `datetime` is aware, from Unix milliseconds as a number or digits.
+    - `TaskState` is `UNKNOWN` for a word not known.
+    - `TaskRecord` is read from the API's own field names.
+    """
+    converter.register_structure_hook(str, lambda value, _: _typed(value, str))
+    converter.register_structure_hook(bool, lambda value, _: _typed(value, bool))
+    converter.register_structure_hook(int, lambda value, _: _typed(value, int))
+    converter.register_structure_hook(float, lambda value, _: _number(value))
+    converter.register_structure_hook(datetime, lambda value, _: _moment(value))
+    converter.register_structure_hook(TaskState, lambda value, _: read_state(value))
+    readers: dict[str, Callable[[Any, Any], Any]] = {
+        "result_urls": lambda value, _: _result_urls(value),
+        "fail_code": lambda value, _: _fail_code(value),
+        "fail_message": lambda value, _: without_signature(_typed(value, str)),
+        "progress": lambda value, _: _progress(value),
+        "param": lambda value, _: _param(value),
+    }
+    overrides: dict[str, Any] = {
+        name: override(rename=wire, struct_hook=readers.get(name)) for name, wire in FIELDS.items()
+    }
+    hook = make_dict_structure_fn(TaskRecord, converter, extra=override(omit=True), **overrides)
+    converter.register_structure_hook(TaskRecord, hook)
+
+
+def http_address(value: object) -> str | None:
+    """An http(s) address with blanks percent-encoded, or None for anything else."""
+    if not isinstance(value, str) or not is_url(value.strip()):
+        return None
+    address = _BLANKS.sub(lambda match: quote(match[0]), value.strip())
+    try:
+        return address if urlsplit(address).hostname else None
+    except ValueError:
+        return None
+
+
+class _UnreadableError(ValueError):
+    """What a field should hold and what type it has; its text is appended to the name of the field."""
+
+    def __init__(self, expected: str, value: object, *, below: str = "") -> None:
+        super().__init__(f"{below}: {expected} expected, {type(value).__name__} given")
+
+
+def _is_callback(key: str) -> bool:
+    return key.replace("_", "").replace("-", "").lower() == "callbackurl"
+
+
+def redacted(value: Any) -> Any:
+    """The value without callback addresses, at any depth."""
+    if isinstance(value, dict):
+        return {key: REDACTED if _is_callback(key) else redacted(each) for key, each in value.items()}
+    return [redacted(each) for each in value] if isinstance(value, list) else value
+
+
+def decoded(value: Any) -> Any:
+    """JSON text decoded once; anything else, also what is not JSON, as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return _json.loads(value)
+    except ValueError:
+        return value
+
+
+def _typed(value: object, kind: type[_T]) -> _T:
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise _UnreadableError(_KINDS[kind], value)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise _UnreadableError("a number", value)
+
+
+def read_state(value: object) -> TaskState:
+    return _STATES.get(_typed(value, str).strip().lower(), TaskState.UNKNOWN)
+
+
+def _moment(value: object) -> datetime:
+    milliseconds = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else _number(value)
+    try:
+        moment = _EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        moment = _EPOCH
+    if moment <= _EPOCH:
+        raise _UnreadableError("Unix milliseconds", value)
+    return moment
+
+
+def _fail_code(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _typed(value, str).strip()
+
+
+def _progress(value: object) -> float:
+    text = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    number = float(text[1]) if text else _number(value)
+    if not 0 <= number <= 100:  # noqa: PLR2004  per cent
+        raise _UnreadableError("0 to 100", value)
+    return number
+
+
+def _result_urls(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise _UnreadableError("an object as JSON text", value)
+    urls = value.get("resultUrls")
+    if urls is None or urls == "":
+        return ()
+    listed = [urls] if isinstance(urls, str) else urls
+    if not isinstance(listed, list):
+        raise _UnreadableError("a list of addresses", urls, below=".resultUrls")
+    return tuple(address for address in map(http_address, listed) if address)
+
+
+def _param(value: object) -> dict[str, Any] | None:
+    request = decoded(value)
+    if not isinstance(request, dict):
+        return None
+    opened = {key: decoded(each) if key == "input" else each for key, each in request.items()}
+    known: dict[str, Any] = redacted(opened)
+    return known

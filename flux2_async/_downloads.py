@@ -1,0 +1,190 @@
+"""Results on their way to a folder: whole under their name, or not at all."""
+
+import errno
+import json
+import secrets
+import tempfile
+from contextlib import aclosing
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+
+from flux2_async._converter import http_address
+from flux2_async._media import result_name, result_stem
+from flux2_async._part import Part
+from flux2_async._retry import persist
+from flux2_async._transport import FileReply, Transport
+from flux2_async._wire import decode_download_url, retry_after
+from flux2_async.errors import (
+    ApiError,
+    Flux2Error,
+    InvalidRequestError,
+    NotFoundError,
+    ProtocolError,
+    RateLimitedError,
+    ServerError,
+)
+
+__all__ = ["Downloads", "prepare_folder"]
+
+DOWNLOADS_AT_ONCE: Final = 8
+
+# What file hosts answer for a link whose time is over.
+EXPIRED: Final = (401, 403, 404, 410)
+MAYBE_LATER: Final = (408, 425)
+
+# A folder given by the caller is not to blame for these.
+NOT_THE_FOLDER: Final = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+
+ADVICE_EXPIRED: Final = (
+    "The address is no longer valid (they live about 24 hours) and the service gave no new one; look at the task "
+    "with fetch_record(task_id), and where its addresses are refused as well the picture is deleted"
+)
+
+
+class Downloads:
+    """Fetches results, from any host and without the key.
+
+    Args:
+        transport: The way out.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._places = anyio.Semaphore(DOWNLOADS_AT_ONCE)
+
+    async def save(self, task_id: str, number: int, url: str, directory: Path) -> Path:
+        """Save one picture.
+
+        To be called in a task of a task group, whose cancellation the removal of the unfinished file is shielded from.
+
+        Args:
+            task_id: The task.
+            number: Which of its pictures, from 1.
+            url: Where the picture is.
+            directory: An existing folder.
+
+        Returns:
+            The file.
+
+        Raises:
+            Flux2Error: It cannot be fetched.
+            OSError: It cannot be written.
+        """
+        what = f"picture {number} of task {task_id}"
+        address = http_address(url)
+        if address is None:
+            raise ProtocolError(f"{what}: its address is not http(s), so it was not fetched", task_id=task_id)
+        async with self._places:
+            path = directory / f".{result_stem(task_id, number)}.{secrets.token_hex(4)}.part"
+            part = await anyio.to_thread.run_sync(Part.create, what, task_id, path)
+            try:
+                await self._fetch(part, address)
+                target = directory / result_name(task_id, number, part.head)
+                await anyio.to_thread.run_sync(part.publish, target)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(part.discard)
+                raise
+        return target
+
+    async def fresh_url(self, url: str) -> str:
+        """Ask the service for a direct link to a file it made.
+
+        Raises:
+            ApiError: The service refused.
+            TransportError: No answer came.
+            ProtocolError: The answer makes no sense.
+        """
+        body = json.dumps({"url": url}).encode()
+        return decode_download_url(await self._transport.call("POST", "/api/v1/common/download-url", body=body))
+
+    async def _fetch(self, part: Part, url: str) -> None:
+        fresh: str | None = None
+
+        async def attempt() -> None:
+            nonlocal fresh
+            try:
+                await self._go_on(part, fresh or url)
+            except ApiError as error:
+                if error.code not in EXPIRED or fresh is not None:
+                    raise
+                fresh = await self._refresh(url, error)
+                await self._go_on(part, fresh)
+
+        await persist(attempt)
+
+    async def _refresh(self, url: str, expired: ApiError) -> str:
+        try:
+            return await persist(lambda: self.fresh_url(url))
+        except Flux2Error:
+            # Why the service gives no new link says less than what became of the old one.
+            raise expired from None
+
+    async def _go_on(self, part: Part, url: str) -> None:
+        async with self._transport.download(url, part.request_headers()) as reply:
+            if reply.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.ends_at(reply.headers):
+                return
+            await _begin(part, url, reply)
+            async with aclosing(reply.chunks()) as chunks:
+                async for chunk in chunks:
+                    await anyio.to_thread.run_sync(part.write, chunk)
+        part.check_whole()
+
+
+def prepare_folder(directory: Path) -> None:
+    """Make the folder when it is missing, and find out whether it can be written; blocks.
+
+    Raises:
+        InvalidRequestError: It cannot.
+        OSError: The disk is full, or no more files can be opened.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # Asking for permissions is no answer: root has all of them, and a read-only disk none.
+        with tempfile.TemporaryFile(dir=directory):
+            return
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NOT_THE_FOLDER:
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+    raise InvalidRequestError(
+        f"directory: {str(directory)!r} cannot be written ({reason}), give a folder that can; nothing was fetched"
+    )
+
+
+async def _begin(part: Part, url: str, reply: FileReply) -> None:
+    """Get ready for the content of an answer, or raise what it says instead."""
+    if reply.status == HTTPStatus.OK:
+        await anyio.to_thread.run_sync(part.restart, reply.headers)
+    elif reply.status in (HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+        if reply.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not part.continues(reply.headers):
+            part.forget()
+            raise ProtocolError(
+                f"{part.what}: the rest that came does not fit; download it again later",
+                http_status=reply.status,
+                task_id=part.task_id,
+            )
+    else:
+        raise _refusal(part, urlsplit(url).hostname, reply)
+
+
+def _refusal(part: Part, host: str | None, reply: FileReply) -> ApiError:
+    """Say what a file host means; its 401 and 429 are not about the API's key and limit."""
+    status = reply.status
+    message = f"{part.what} was refused by {host}"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        wait = retry_after(reply.headers)
+        return RateLimitedError(
+            status, message, status, retry_after=wait, task_id=part.task_id, advice="Download it again later"
+        )
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in MAYBE_LATER:
+        return ServerError(status, message, status, task_id=part.task_id, advice="Download it again later")
+    if status in EXPIRED:
+        kind = NotFoundError if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE) else ApiError
+        return kind(status, message, status, task_id=part.task_id, advice=ADVICE_EXPIRED)
+    return ApiError(status, message, status, task_id=part.task_id, advice="Look whether result.urls is right")

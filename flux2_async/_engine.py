@@ -1,0 +1,229 @@
+"""What an open session consists of, and how the parts work together."""
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import aiohttp
+import attrs
+
+from flux2_async._credentials import Credentials
+from flux2_async._files import Files
+from flux2_async._keys import Keys, fingerprint
+from flux2_async._limiter import Limiter, Slots
+from flux2_async._outcome import Waiters
+from flux2_async._schedule import make_schedule
+from flux2_async._submission import OnSend, Submission, Submitter
+from flux2_async._transport import Transport
+from flux2_async._watcher import Watcher
+from flux2_async._wire import decode_record
+from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError
+from flux2_async.models import (
+    ImageToImage,
+    Polling,
+    RateLimit,
+    Request,
+    SessionStatistics,
+    TaskRecord,
+    Timeouts,
+)
+from flux2_async.tasks import ImageTask
+
+__all__ = ["Engine", "Unsettled"]
+
+logger = logging.getLogger("flux2_async")
+
+_open_accounts: Counter[str] = Counter()
+_warned_accounts: set[str] = set()
+
+
+@attrs.frozen
+class Unsettled:
+    """What a session left behind when it was closed.
+
+    Attributes:
+        task_ids: Tasks that were not finished; `attach` them in a new session.
+        refs: Submissions of which it is not known whether the service accepted them.
+    """
+
+    task_ids: tuple[str, ...] = ()
+    refs: tuple[str, ...] = ()
+
+
+class Engine:
+    """The parts of one session, made in the loop they run in.
+
+    Args:
+        credentials: The account.
+        rate_limit: New tasks per period, or None.
+        max_running: Tasks alive, or None.
+        polling: When to look.
+        timeouts: Seconds for each kind of call.
+        http: A borrowed aiohttp session, or None.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        rate_limit: RateLimit | None,
+        max_running: int | None,
+        polling: Polling,
+        timeouts: Timeouts,
+        http: aiohttp.ClientSession | None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.transport = Transport(credentials, timeouts, http)
+        self.files = Files(self.transport)
+        self.slots = Slots(max_running)
+        self.limiter = Limiter(rate_limit)
+        self.watcher = Watcher(self.look, make_schedule(polling), polling, self._on_settled)
+        self.submitter = Submitter(
+            transport=self.transport,
+            files=self.files,
+            slots=self.slots,
+            limiter=self.limiter,
+            watcher=self.watcher,
+            on_end=self._on_end,
+        )
+        self._keys = Keys()
+        self._key_of: dict[Submission, str] = {}
+        self._quieter = Waiters()
+        self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key}".encode()).hexdigest()
+
+    async def open(self) -> None:
+        """Make the connections' pools."""
+        await self.transport.open()
+        _open_accounts[self._account] += 1
+        if _open_accounts[self._account] > 1 and self._account not in _warned_accounts:
+            _warned_accounts.add(self._account)
+            logger.warning(
+                "a second session of one account is open in this process; together they may exceed its limit. "
+                "Share one session"
+            )
+
+    async def close(self, grace: float) -> Unsettled:
+        """Close everything in order, whatever happens on the way.
+
+        Args:
+            grace: Seconds for createTask calls under way.
+
+        Returns:
+            What was left.
+        """
+        refs: tuple[str, ...] = ()
+        task_ids: tuple[str, ...] = ()
+        try:
+            refs = await self.submitter.aclose(grace)
+        finally:
+            try:
+                task_ids = await self.watcher.aclose()
+            finally:
+                self.limiter.close()
+                _open_accounts[self._account] -= 1
+                self._quieter.wake()
+                await self.transport.aclose()
+                if task_ids or refs:
+                    logger.warning("session closed, not settled: tasks %s, submissions %s", task_ids, refs)
+        return Unsettled(task_ids, refs)
+
+    async def look(self, task_id: str) -> TaskRecord | None:
+        """Ask for a task's record; None when it is not visible."""
+        reply = await self.transport.call("GET", "/api/v1/jobs/recordInfo", params={"taskId": task_id})
+        return decode_record(reply, task_id)
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        key: str | None = None,
+        max_wait: float | None = None,
+        priority: int = 0,
+        ref: str | None = None,
+        on_send: OnSend | None = None,
+        started: Callable[[Submission], None] | None = None,
+    ) -> ImageTask:
+        """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`."""
+        if isinstance(request, ImageToImage):
+            await self.files.check(request.images)
+        content = "" if key is None else await fingerprint(request)
+        while key is not None and (other := self._keys.get(key, content, self.loop.time())):
+            try:
+                return await self._join(other, max_wait)
+            except Exception as error:
+                if not _is_private(error):
+                    raise
+        submission = Submission(ref or uuid.uuid4().hex, request, priority, max_wait, on_send)
+        self.submitter.start(submission)
+        if key is not None:
+            self._keys.bind(key, content, submission, self.loop.time())
+            self._key_of[submission] = key
+        if started is not None:
+            started(submission)
+        return await self.submitter.wait(submission)
+
+    def attach(self, task_id: str) -> ImageTask:
+        """Give the handle of an outstanding task, or look after another one from now on."""
+        known = self.watcher.get(task_id)
+        if known is not None:
+            return known
+        task = ImageTask(task_id)
+        self.slots.borrow()
+        self.watcher.watch(task)
+        return task
+
+    async def drain(self) -> None:
+        """Wait until no submission and no task is outstanding."""
+        while self.watcher or self.submitter:
+            await self._quieter.wait()
+
+    def statistics(self) -> SessionStatistics:
+        """Give a snapshot."""
+        paused_until = None
+        if self.limiter.paused_until is not None:
+            left = self.limiter.paused_until - self.loop.time()
+            paused_until = datetime.now(UTC) + timedelta(seconds=left)
+        return SessionStatistics(
+            running=len(self.watcher),
+            waiting=self.slots.waiting + self.limiter.waiting,
+            submitted=self.submitter.submitted,
+            refused=self.submitter.refused,
+            ambiguous=self.submitter.ambiguous,
+            polls=self.watcher.polls,
+            callbacks=self.watcher.hints,
+            repeated_settles=self.watcher.repeated_settles,
+            learned_limit=self.limiter.learned_limit,
+            paused_until=paused_until,
+        )
+
+    async def _join(self, submission: Submission, max_wait: float | None) -> ImageTask:
+        try:
+            async with asyncio.timeout(None if submission.outcome.done else max_wait):
+                return await self.submitter.wait(submission)
+        except TimeoutError:
+            if submission.sending or submission.outcome.done:
+                return await self.submitter.wait(submission)
+            raise RateLimitedError(
+                429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
+            ) from None
+
+    def _on_settled(self) -> None:
+        self.slots.release()
+        self._quieter.wake()
+
+    def _on_end(self, submission: Submission) -> None:
+        key = self._key_of.pop(submission, None)
+        # What was accepted, or may have been, keeps its key.
+        error = submission.outcome.error
+        if key is not None and error is not None and not isinstance(error, AmbiguousSubmitError):
+            self._keys.free(key, submission)
+        self._quieter.wake()
+
+
+def _is_private(error: Exception) -> bool:
+    """Whether a submission failed for its first caller's own reasons, such as its `max_wait` or `on_send`."""
+    return (isinstance(error, RateLimitedError) and error.http_status is None) or not isinstance(error, Flux2Error)

@@ -1,0 +1,189 @@
+"""Uploads and downloads, as the session calls them.
+
+Whatever touches a file runs in worker threads. Uploads and downloads run in a task group, also a single one: there, a
+cancellation of the caller from any side can be shielded from, so that nothing is left open or half written.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from flux2_async._converter import http_address
+from flux2_async._downloads import Downloads, prepare_folder
+from flux2_async._pictures import check_picture, read_picture, read_stream
+from flux2_async._transport import Transport
+from flux2_async._uploads import Uploads
+from flux2_async.errors import InvalidRequestError
+from flux2_async.models import ImageResult, ImageSource, UploadedFile, is_url
+
+__all__ = ["Files"]
+
+T = TypeVar("T")
+
+
+class Files:
+    """Brings local pictures to the service and results to a folder.
+
+    Args:
+        transport: The way out.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._uploads = Uploads(transport)
+        self._downloads = Downloads(transport)
+
+    async def check(self, images: Sequence[ImageSource]) -> None:
+        """Look at the local pictures of a request before anything is sent.
+
+        Raises:
+            InvalidRequestError: One is no readable JPEG, PNG or WebP file of 1 byte to 10 MB; the text names it as
+                `images[n]`, n from 0.
+        """
+        local = {
+            f"images[{index}]": place
+            for index, place in enumerate(map(located, images))
+            if isinstance(place, Path | bytes)
+        }
+
+        def check_all() -> None:
+            for field, place in local.items():
+                check_picture(field, place)
+
+        if local:
+            await anyio.to_thread.run_sync(check_all)
+
+    async def urls(self, images: Sequence[ImageSource]) -> tuple[str | UploadedFile, ...]:
+        """Upload the local pictures of a request.
+
+        Returns:
+            For each picture, in order: an address as it was given, else the file at the service.
+
+        Raises:
+            InvalidRequestError: See `check`; a file may have changed since.
+            ApiError: The service refused an upload.
+            TransportError: No answer came in several tries.
+        """
+
+        async def bring(index: int, image: ImageSource) -> str | UploadedFile:
+            place = located(image)
+            return await self._bring(f"images[{index}]", place, None) if isinstance(place, Path | bytes) else place
+
+        return tuple(await together([partial(bring, index, image) for index, image in enumerate(images)]))
+
+    async def upload(
+        self, source: str | os.PathLike[str] | bytes | BinaryIO, *, file_name: str | None = None
+    ) -> UploadedFile:
+        """Upload one picture.
+
+        Args:
+            source: A path, the content, or a binary file object, which is read from where it stands and left open.
+            file_name: A name to recognise it by; a hash of the content is added. None: the hash alone.
+
+        Returns:
+            The file at the service. A content that was uploaded by this session before is not sent again and keeps
+            the name it has there.
+
+        Raises:
+            InvalidRequestError: See `check`; the text names it as `source`.
+            ApiError: The service refused.
+            TransportError: No answer came in several tries.
+            ProtocolError: No answer that makes sense came in several tries.
+        """
+
+        async def bring() -> UploadedFile:
+            return await self._bring("source", await _read_source(source), file_name)
+
+        return (await together([bring]))[0]
+
+    async def download(self, result: ImageResult, directory: str | os.PathLike[str]) -> list[Path]:
+        """Save the pictures of a result, each whole or not at all.
+
+        When one fails the others are finished and stay.
+
+        Args:
+            result: The task's result.
+            directory: A folder, made when it is missing. Files of the same name in it are replaced.
+
+        Returns:
+            `<task id>-<n>.<ext>` in the order of `result.urls`, n from 1; the extension goes by the content: `jpg`,
+            `png`, `webp`, else `bin`.
+
+        Raises:
+            InvalidRequestError: The folder cannot be written; nothing was fetched.
+            ApiError: A file's host refused, and the service gives no new address for it.
+            TransportError: A download broke off in several tries.
+            ProtocolError: What came in several tries is no picture.
+            TaskError: A picture is larger than 200 MB.
+            OSError: The disk is full or broken.
+        """
+        folder = Path(directory)
+        await anyio.to_thread.run_sync(prepare_folder, folder)
+        save = self._downloads.save
+        urls = enumerate(result.urls, start=1)
+        return await together([partial(save, result.task_id, number, url, folder) for number, url in urls])
+
+    async def download_url(self, url: str) -> str:
+        """Ask the service for a direct link, good for 20 minutes, to a file it made.
+
+        Raises:
+            InvalidRequestError: `url` is no http(s) address.
+            ApiError: The service refused, with 422 for a file that is not its own.
+            TransportError: No answer came.
+            ProtocolError: The answer makes no sense.
+        """
+        if http_address(url) is None:
+            raise InvalidRequestError(f"url: {url!r} given, it must look like https://host/picture.png")
+        return await self._downloads.fresh_url(url)
+
+    async def _bring(self, field: str, source: Path | bytes, file_name: str | None) -> UploadedFile:
+        picture = await anyio.to_thread.run_sync(read_picture, field, source)
+        return await self._uploads.bring(picture, file_name)
+
+
+def located(image: ImageSource) -> Path | bytes | str | UploadedFile:
+    """Give a picture that has to be uploaded as its path or content, and any other as it is."""
+    if isinstance(image, os.PathLike) or (isinstance(image, str) and not is_url(image)):
+        return Path(image)
+    return image
+
+
+async def together(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Run all at once and to their ends, then give what they returned, or raise the first error in their order."""
+    done: dict[int, T] = {}
+    failed: dict[int, Exception] = {}
+
+    async def run(index: int, call: Callable[[], Awaitable[T]]) -> None:
+        try:
+            done[index] = await call()
+        except Exception as error:  # noqa: BLE001  it is raised below, outside of the group, which would wrap it
+            failed[index] = error
+
+    async with anyio.create_task_group() as group:
+        for index, call in enumerate(calls):
+            group.start_soon(run, index, call)
+    if failed:
+        raise failed[min(failed)]
+    return [done[index] for index in range(len(calls))]
+
+
+async def _read_source(source: Any) -> Path | bytes:
+    """Give a path or bytes, reading a file object."""
+    if is_url(source):
+        raise InvalidRequestError(
+            "source: an address given, allowed are a path, bytes and a binary file; use it as it is"
+        )
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    if not hasattr(source, "read"):
+        raise InvalidRequestError(
+            f"source: {type(source).__name__} given, allowed are a path, bytes and a binary file object"
+        )
+    # The caller's own file may be a pipe that never ends.
+    return await anyio.to_thread.run_sync(read_stream, "source", source, abandon_on_cancel=True)

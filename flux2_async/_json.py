@@ -1,0 +1,186 @@
+"""JSON of the wire: lenient reading, writing, and repair of a reply broken by its own echo. Pure.
+
+orjson does the work when it is there. What it refuses goes to the standard library, which is set up to give the same
+values for all that both can read, and to read on where a paid picture is at stake: control characters inside a text,
+half a surrogate pair, NaN, numbers of any length.
+"""
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+try:
+    import orjson
+except ImportError:  # the extra `speedups` is not installed
+    orjson = None  # type: ignore[assignment]  # a module is not Optional to mypy
+
+MAX_DEPTH: Final = 64
+"""Levels of nesting: real replies have about five, and deeper ones break pickle and repr later on."""
+
+MAX_REPAIR: Final = 256 * 1024
+"""Characters up to which a broken reply is repaired: the longest prompt, escaped twice, is a tenth of that."""
+
+MAX_ATTEMPTS: Final = 200
+
+_SURROGATES: Final = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a whole pair
+    r"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"  # half of one
+    r"|\\.",
+    re.DOTALL,
+)
+_ECHO: Final = re.compile(r'(?<!\\)"(?:param|paramJson)"\s*:\s*(?=")')
+_BARE_QUOTE: Final = re.compile(r'(?<!\\)"')
+_PLAUSIBLE_END: Final = re.compile(r'"(?=\s*(?:,\s*"\w+"\s*:|\}))')
+
+
+def loads(raw: bytes | str) -> Any:
+    """Read JSON.
+
+    Args:
+        raw: UTF-8, with or without a byte order mark; what is not UTF-8 becomes replacement characters.
+
+    Returns:
+        The value; NaN and the infinities are None, whole numbers beyond 64 bits are floats.
+
+    Raises:
+        ValueError: Not JSON, or nested deeper than 64 levels.
+    """
+    try:
+        return _checked_depth(_parse(raw))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def loads_reply(raw: bytes) -> Any:
+    """Read the JSON of a reply, leaving out an echoed `param` or `paramJson` that breaks it.
+
+    The service has been seen to echo the request with its quotes escaped and its backslashes not, so that the text
+    ends early for a JSON parser, on every look at a finished task.
+
+    Args:
+        raw: The body.
+
+    Returns:
+        The value; a field that had to be left out is None.
+
+    Raises:
+        ValueError: Not JSON and not repairable, or nested deeper than 64 levels.
+    """
+    try:
+        return loads(raw)
+    except ValueError:
+        text = as_text(raw)
+        if len(text) > MAX_REPAIR:
+            raise
+        for attempt in itertools.islice(_without_echo(text), MAX_ATTEMPTS):
+            try:
+                return _checked_depth(_WITHOUT_REPEATS.decode(attempt))
+            except (ValueError, RecursionError):
+                continue
+        raise
+
+
+def dumps(value: Any) -> bytes:
+    """Write compact JSON.
+
+    Args:
+        value: What `json.dumps` can write.
+
+    Returns:
+        UTF-8; without orjson all ASCII.
+    """
+    if orjson is not None:
+        # It refuses whole numbers over 64 bits, keys that are not text and half a surrogate pair.
+        with contextlib.suppress(TypeError):
+            return orjson.dumps(value)
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def as_text(raw: bytes | str) -> str:
+    """The text of a body, without a byte order mark."""
+    text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+    return text.removeprefix("\ufeff")
+
+
+def _parse(raw: bytes | str) -> Any:
+    if orjson is not None:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(raw)
+    text = as_text(raw)
+    if "\\ud" in text.lower():
+        text = _SURROGATES.sub(lambda match: "\\ufffd" if match[1] else match[0], text)
+    return _LENIENT.decode(text)
+
+
+def _checked_depth(value: Any) -> Any:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for each in level for child in _children(each)]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _children(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _integer(digits: str) -> int | float:
+    # 20 characters hold every 64-bit number; orjson makes floats of longer ones, and int() refuses 4,300 digits.
+    value = int(digits) if len(digits) <= len("-9223372036854775808") else float(digits)
+    return value if -(2**63) <= value < 2**64 else float(value)
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # A wrong guess at the end of the echo may turn words of the prompt into fields. Those that matter are there
+    # already, so they show up twice.
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field appears twice")
+    return fields
+
+
+_LENIENT: Final = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=lambda _: None)
+_WITHOUT_REPEATS: Final = json.JSONDecoder(
+    strict=False, parse_int=_integer, parse_constant=lambda _: None, object_pairs_hook=_no_repeats
+)
+
+
+def _without_echo(text: str) -> Iterator[str]:
+    """Texts in which `param` and `paramJson` are null, one for each way to tell where they end, the likeliest first."""
+    # Both echoes have the same defect, so they are tried with the same rule.
+    for ends in (_bare_quote, _end_of_json, _plausible_ends):
+        yield from _cut(text, ends)
+
+
+def _cut(text: str, ends: Callable[[str, int], Iterator[int]], fields: int = 2) -> Iterator[str]:
+    echo = _ECHO.search(text) if fields else None
+    if echo is None:
+        yield text
+        return
+    for end in ends(text, echo.end() + 1):
+        for rest in _cut(text[end:], ends, fields - 1):
+            yield f"{text[: echo.end()]}null{rest}"
+
+
+def _bare_quote(text: str, start: int) -> Iterator[int]:
+    # Seen live: quotes escaped, backslashes not. Then only the closing quote has no backslash before it.
+    if bare := _BARE_QUOTE.search(text, start):
+        yield bare.end()
+
+
+def _end_of_json(text: str, start: int) -> Iterator[int]:
+    # Not escaped at all: the echo is JSON of its own, which tells its own end.
+    with contextlib.suppress(ValueError, RecursionError):
+        _, end = _LENIENT.raw_decode(text, start)
+        if text.startswith('"', end):
+            yield end + 1
+
+
+def _plausible_ends(text: str, start: int) -> Iterator[int]:
+    return (plausible.end() for plausible in _PLAUSIBLE_END.finditer(text, start))

@@ -1,0 +1,272 @@
+"""Slots (tasks alive), window (starts per period) and gate (paused until). Knows no HTTP.
+
+Why the window is never refused, and what it learns when it is nevertheless, stands in `_window`; how tasks queue in
+`_waiting`. All times are those of the running loop, nothing runs in the background but one timer each.
+"""
+
+import asyncio
+import enum
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
+
+from flux2_async._waiting import Turnstile, Waiter
+from flux2_async._window import Starts, Ticket, Unlimited, Window
+from flux2_async.errors import RateLimitedError
+from flux2_async.models import RateLimit
+
+__all__ = ["MAX_PAUSE", "PAUSE_WITHOUT_LIMIT", "Limiter", "Permit", "Slots"]
+
+# An hour holds any real window; a longer answer is more likely a broken clock than a plan.
+MAX_PAUSE: Final = 3600.0
+# Upstream's documented period, for a session that was told none.
+PAUSE_WITHOUT_LIMIT: Final = 10.0
+
+
+class Slots(Turnstile[None]):
+    """How many tasks may be alive at once.
+
+    Args:
+        max_running: Slots, or None for no cap.
+
+    Attributes:
+        borrowed: Slots taken now; more than `max_running` after `borrow()`.
+        waiting: Tasks that wait for a slot.
+    """
+
+    def __init__(self, max_running: int | None) -> None:
+        super().__init__()
+        self._max_running = max_running
+        self.borrowed = 0
+
+    async def acquire(self, *, priority: int = 0, max_wait: float | None = None, since: float | None = None) -> None:
+        """Wait for a slot and take it. Does not yield to the loop when one is free and nobody waits.
+
+        Args:
+            priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
+            max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
+            since: Loop time from which waiting counts for the 60 s; None: this call.
+
+        Raises:
+            RateLimitedError: `max_wait` ran out; no slot is taken, and `retry_after` is None.
+            SessionClosedError: Closed before or meanwhile.
+        """
+        await self._pass(priority=priority, max_wait=max_wait, since=since)
+
+    def borrow(self) -> None:
+        """Take a slot at once, also above `max_running`: the task exists already."""
+        self.borrowed += 1
+
+    def release(self) -> None:
+        """Give a slot back.
+
+        Raises:
+            ValueError: None is borrowed.
+        """
+        if not self.borrowed:
+            raise ValueError("a slot was released that nobody had borrowed")
+        self.borrowed -= 1
+        self._wake()
+
+    def _ready_at(self, now: float, /) -> float:
+        return now if self._max_running is None or self.borrowed < self._max_running else math.inf
+
+    def _grant(self, _now: float, /) -> None:
+        self.borrowed += 1
+
+    def _take_back(self, _grant: None, /) -> None:
+        self.release()
+
+    def _too_late(self, waiter: Waiter[None], _now: float, /) -> RateLimitedError:
+        return RateLimitedError(
+            429,
+            f"no slot became free within max_wait={waiter.max_wait:g} s: {self.borrowed} tasks are running and"
+            f" max_running is {self._max_running}",
+            advice="Nothing was sent; try again when tasks have finished, or raise max_wait or max_running",
+        )
+
+
+class _Fate(enum.Enum):
+    """What became of a request that had a permit."""
+
+    NEVER_SENT = enum.auto()
+    ANSWERED = enum.auto()
+    AMBIGUOUS = enum.auto()
+    REFUSED = enum.auto()
+    DROPPED = enum.auto()
+
+
+class Permit:
+    """Leave to send one request. The first way of settling it counts, later ones do nothing.
+
+    As a context manager it settles itself on leaving, as `ambiguous()`, and so it does, with a `ResourceWarning`, when
+    it is dropped: a permit may come back late, but is never lost.
+    """
+
+    __slots__ = ("_settle", "_settled")
+
+    def __init__(self, settle: Callable[[_Fate, float | None], None]) -> None:
+        self._settle = settle
+        self._settled = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the request's fate was told already."""
+        return self._settled
+
+    def never_sent(self) -> None:
+        """The request certainly did not leave: back at once."""
+        self._once(_Fate.NEVER_SENT)
+
+    def answered(self) -> None:
+        """An answer came, success or not, other than 429: back `period` (and 0.1 %) from now."""
+        self._once(_Fate.ANSWERED)
+
+    def ambiguous(self) -> None:
+        """Given up or broken off, so it may be counted later: back two periods from now."""
+        self._once(_Fate.AMBIGUOUS)
+
+    def refused(self, retry_after: float | None) -> None:
+        """Answered with 429: close the gate for everybody, learn, and give the permit back.
+
+        Args:
+            retry_after: Seconds the service named. None, 0, negative or not a number: it named none, so the period
+                (10 s where there is no limit). At most an hour is believed.
+        """
+        self._once(_Fate.REFUSED, retry_after)
+
+    def _once(self, fate: _Fate, retry_after: float | None = None) -> None:
+        if not self._settled:
+            self._settled = True
+            self._settle(fate, retry_after)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.ambiguous()
+
+    def __del__(self) -> None:
+        if not self._settled:
+            self._once(_Fate.DROPPED)
+            warnings.warn("a permit was dropped without being settled; held for two periods", ResourceWarning, 2)
+
+
+class Limiter(Turnstile[Permit]):
+    """Window and gate: who may send now.
+
+    Args:
+        rate: The account's limit, or None for no window; a 429 pauses everybody all the same.
+
+    Attributes:
+        waiting: Tasks that wait for a permit.
+    """
+
+    def __init__(self, rate: RateLimit | None) -> None:
+        super().__init__()
+        self._rate = rate
+        self._window: Starts = Window(rate) if rate else Unlimited()
+        self._pause = rate.period if rate else PAUSE_WITHOUT_LIMIT
+        self._until = -math.inf
+
+    @property
+    def learned_limit(self) -> int | None:
+        """Starts per period that 429s have taught, or None while the configured limit holds."""
+        return self._window.learned_limit
+
+    @property
+    def paused_until(self) -> float | None:
+        """Loop time at which the gate opens, or None when it is open."""
+        return self._until if self._loop and self._until > self._loop.time() else None
+
+    async def acquire(
+        self,
+        *,
+        priority: int = 0,
+        max_wait: float | None = None,
+        since: float | None = None,
+        first: bool = False,
+    ) -> Permit:
+        """Wait for a permit. Does not yield to the loop when one is free and nobody waits.
+
+        Args:
+            priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
+            max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
+            since: Loop time from which waiting counts for the 60 s; None: this call.
+            first: Before everybody else: a submission that was refused by 429.
+
+        Returns:
+            The permit, to be settled when the request has been answered.
+
+        Raises:
+            RateLimitedError: `max_wait` ran out, or the gate stays closed for longer, which is told at once.
+                `retry_after` is the seconds until a permit may be free, None where that is not known.
+            SessionClosedError: Closed before or meanwhile.
+        """
+        return await self._pass(priority=priority, max_wait=max_wait, since=since, first=first)
+
+    def pause(self, seconds: float) -> None:
+        """Close the gate for at least so long from now (at most an hour); a longer pause stays. Call it in the loop."""
+        self._loop = asyncio.get_running_loop()
+        self._close_gate(self._loop.time() + min(seconds, MAX_PAUSE))
+
+    def _close_gate(self, until: float) -> None:
+        self._until = max(self._until, until)
+        self._wake()
+
+    def _ready_at(self, now: float, /) -> float:
+        return max(self._until, self._window.ready_at(now))
+
+    def _blocked_until(self) -> float:
+        return self._until
+
+    def _grant(self, now: float, /) -> Permit:
+        return Permit(partial(self._settle, self._window.take(now)))
+
+    def _take_back(self, grant: Permit, /) -> None:
+        grant.never_sent()
+
+    def _settle(self, ticket: Ticket, fate: _Fate, retry_after: float | None) -> None:
+        if fate is _Fate.DROPPED:
+            self._settle_soon(ticket)
+            return
+        now = asyncio.get_running_loop().time()
+        match fate:
+            case _Fate.NEVER_SENT:
+                self._window.never_sent(ticket)
+            case _Fate.ANSWERED:
+                self._window.answered(ticket, now)
+            case _Fate.AMBIGUOUS:
+                self._window.ambiguous(now)
+            case _Fate.REFUSED:
+                self._window.refused(ticket, now)
+                self._close_gate(now + self._pause_for(retry_after))
+        self._wake()
+
+    def _settle_soon(self, ticket: Ticket) -> None:
+        # The garbage collector may run in any thread.
+        if self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._settle, ticket, _Fate.AMBIGUOUS, None)
+
+    def _pause_for(self, retry_after: float | None) -> float:
+        return min(retry_after, MAX_PAUSE) if retry_after is not None and retry_after > 0 else self._pause
+
+    def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
+        ready_at = self._ready_at(now)
+        if self._until > now:
+            what = f"the service is given a pause of another {self._until - now:.3g} s after a 429"
+        elif self._rate:
+            what = f"the limit of {self.learned_limit or self._rate.limit} per {self._rate.period:g} s is used up"
+        else:
+            what = f"{self.waiting} others wait"
+        return RateLimitedError(
+            429,
+            f"{what}, and max_wait={waiter.max_wait:g} s is shorter than the wait for a permit",
+            retry_after=ready_at - now if ready_at < math.inf else None,
+            advice="Nothing was sent; try again after retry_after seconds, or allow a longer max_wait",
+        )

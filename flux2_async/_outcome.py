@@ -1,0 +1,93 @@
+"""A cell that is written once and read by many who wait.
+
+Not an `asyncio.Future`: cancelling one of several who await a future cancels it for all.
+"""
+
+import asyncio
+from typing import Generic, TypeVar, cast
+
+from flux2_async.errors import ConfigurationError
+
+__all__ = ["Outcome", "Waiters"]
+
+T = TypeVar("T")
+
+
+class Waiters:
+    """Those who wait for the next `wake`; each may be cancelled without the others noticing."""
+
+    __slots__ = ("_futures", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._futures: set[asyncio.Future[None]] | None = None
+
+    def wake(self) -> None:
+        """Let everybody go on who waits now."""
+        futures, self._futures = self._futures, None
+        for future in futures or ():
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait for the next `wake`.
+
+        Raises:
+            ConfigurationError: Called in another event loop than the one it was made in.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(
+                "awaited in another event loop than the session's; open one session per event loop"
+            )
+        if self._futures is None:
+            self._futures = set()
+        waiting = self._futures
+        future = self._loop.create_future()
+        waiting.add(future)
+        try:
+            await future
+        finally:
+            waiting.discard(future)
+
+
+class Outcome(Generic[T]):
+    """A value or an error, settled once."""
+
+    __slots__ = ("_error", "_value", "_waiters")
+
+    def __init__(self) -> None:
+        self._waiters: Waiters | None = Waiters()
+        self._value: T | None = None
+        self._error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it is settled."""
+        return self._waiters is None
+
+    @property
+    def error(self) -> Exception | None:
+        """The error it was settled with, or None."""
+        return self._error
+
+    def settle(self, value: T | None = None, error: Exception | None = None) -> bool:
+        """Write the outcome; give False, and change nothing, when there is one already."""
+        if self._waiters is None:
+            return False
+        waiters, self._waiters = self._waiters, None
+        self._value, self._error = value, error
+        waiters.wake()
+        return True
+
+    def get(self) -> T:
+        """Give the value or raise the error; only once it is done."""
+        if self._error is not None:
+            # Without this every reader would find the frames of all earlier readers in the traceback.
+            raise self._error.with_traceback(None)
+        # T may itself allow None, so an assertion would be wrong.
+        return cast("T", self._value)
+
+    async def wait(self) -> None:
+        """Wait until it is settled, without raising the error."""
+        if self._waiters is not None:
+            await self._waiters.wait()

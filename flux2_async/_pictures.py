@@ -1,0 +1,175 @@
+"""Local pictures, looked at before anything is sent. Everything here blocks and belongs into a worker thread."""
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import attrs
+
+from flux2_async._media import HEAD, MAX_PICTURE, MediaType, describe, picture_type
+from flux2_async.errors import InvalidRequestError
+
+__all__ = ["Picture", "check_picture", "read_picture", "read_stream"]
+
+ALLOWED_SIZES: Final = f"allowed are 1 to {MAX_PICTURE} (10 MB)"
+CHUNK: Final = 256 * 1024
+
+# A text this long is no path but probably the picture itself in base64, and content is in no error.
+MAX_SHOWN: Final = 255
+
+
+@attrs.frozen
+class Picture:
+    """A local picture that was read through once.
+
+    Attributes:
+        field: What the caller calls it, such as `images[0]`.
+        source: Where it is, or what it is.
+        media: Its type, by content.
+        size: Bytes.
+        digest: Hex SHA-256 of its content.
+        stamp: What changes when a file is written to; empty for bytes.
+    """
+
+    field: str
+    source: Path | bytes = attrs.field(repr=False)
+    media: MediaType
+    size: int
+    digest: str
+    stamp: tuple[int, ...]
+
+    def open(self) -> BinaryIO:
+        """Open it, at its start.
+
+        Raises:
+            InvalidRequestError: It cannot be read any more, or was written to since it was read through, so that it
+                no longer matches its hash.
+        """
+        with _reasons(self.field, self.source):
+            file = _open(self.field, self.source)
+        if _stamp(file) != self.stamp:
+            file.close()
+            raise InvalidRequestError(
+                f"{self.field}: it was written to while it was uploaded, try again when it is finished"
+                f"{_where(self.source)}"
+            )
+        return file
+
+    def check_unchanged(self) -> None:
+        """Look once more whether it was written to.
+
+        Raises:
+            InvalidRequestError: See `open`.
+        """
+        self.open().close()
+
+
+def check_picture(field: str, source: Path | bytes) -> None:
+    """Look whether a local picture can be uploaded, without reading it whole.
+
+    Raises:
+        InvalidRequestError: It cannot; the text names `field`, what was given and what is allowed.
+    """
+    with _reasons(field, source), _open(field, source) as file:
+        _judge(field, source, file)
+
+
+def read_picture(field: str, source: Path | bytes) -> Picture:
+    """Look at a local picture and read it through, for its hash.
+
+    Raises:
+        InvalidRequestError: See `check_picture`.
+    """
+    with _reasons(field, source), _open(field, source) as file:
+        stamp = _stamp(file)
+        media, size = _judge(field, source, file)
+        file.seek(0)
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return Picture(field, source, media, size, digest.hexdigest(), stamp)
+
+
+def read_stream(field: str, stream: BinaryIO) -> bytes:
+    """Read a binary file object from where it stands to its end, or as far as tells that it is too large.
+
+    Raises:
+        InvalidRequestError: It is no binary file object, or it cannot be read.
+    """
+    content = bytearray()
+    while len(content) <= MAX_PICTURE:
+        try:
+            chunk = stream.read(CHUNK)
+        except (OSError, ValueError) as error:
+            raise InvalidRequestError(f"{field}: the file object cannot be read ({_reason(error)})") from None
+        if not chunk:
+            break
+        if not isinstance(chunk, bytes):
+            raise InvalidRequestError(f"{field}: a file object that gives {type(chunk).__name__}; open it with 'rb'")
+        content += chunk
+    return bytes(content)
+
+
+@contextmanager
+def _reasons(field: str, source: Path | bytes) -> Iterator[None]:
+    """Turn what the system says about a file into what the caller can do about it."""
+    try:
+        yield
+    except InvalidRequestError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise InvalidRequestError(
+            f"{field}: neither an existing file nor an address with http:// or https://{_where(source)}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"{field}: the file cannot be read: {_reason(error)}{_where(source)}") from None
+
+
+def _open(field: str, source: Path | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    mode = source.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise InvalidRequestError(f"{field}: a folder given, it must be a JPEG, PNG or WebP file{_where(source)}")
+    # Opening a pipe would wait for its other end.
+    if not stat.S_ISREG(mode):
+        raise InvalidRequestError(
+            f"{field}: no regular file given, it must be a JPEG, PNG or WebP file{_where(source)}"
+        )
+    return source.open("rb")
+
+
+def _judge(field: str, source: Path | bytes, file: BinaryIO) -> tuple[MediaType, int]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not 1 <= size <= MAX_PICTURE:
+        raise InvalidRequestError(f"{field}: {size} bytes given, {ALLOWED_SIZES}{_where(source)}")
+    head = file.read(HEAD)
+    media = picture_type(head)
+    if media is None:
+        raise InvalidRequestError(f"{field}: {describe(head)} given, allowed are JPEG, PNG and WebP{_where(source)}")
+    return media, size
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    if isinstance(file, io.BytesIO):
+        return ()
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _where(source: Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return ""
+    shown = str(source)
+    return f" ({shown!r})" if len(shown) <= MAX_SHOWN else f" (a name of {len(shown)} characters)"
+
+
+def _reason(error: Exception) -> str:
+    # str(OSError) would repeat the name, however long it is.
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__

@@ -1,0 +1,149 @@
+"""A record of a task: from the API's fields to `TaskRecord`, and what a finished one means. Pure.
+
+What is essential for a paid picture (the id, the state, the addresses of a success) raises when it cannot be read, so
+that it is looked at again. Everything else that cannot be read becomes None and stays in `extra` as it came.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+import cattrs
+
+from flux2_async._converter import FIELDS, decoded, make_converter, read_state, redacted
+from flux2_async.errors import (
+    MAX_SERVER_TEXT,
+    ContentModeratedError,
+    EmptyResultError,
+    ProtocolError,
+    TaskError,
+    TaskFailedError,
+)
+from flux2_async.models import TaskRecord, TaskState
+
+_OLDER_NAMES: Final = {"creditsConsumed": "consumeCredits", "param": "paramJson"}
+_KNOWN: Final = {*FIELDS.values(), *_OLDER_NAMES.values()}
+_ESSENTIAL: Final = {"taskId", "state", "resultJson"}
+
+# Words of the service and of the vendors behind it. Not the code: 400 and 422 stand for bad input as well.
+_MODERATION: Final = re.compile(
+    r"content[ _-]?polic|usage polic|violat\w*[^.]{0,60}(polic|guideline|terms)|prohibited (content|use)"
+    r"|moderat(ed|ion|or)|flagged|current content could not be processed|inappropriate|\bnsfw\b|sexual|nudity"
+    r"|sensitive (content|information|word|material)|safety (system|filter|polic|guideline)",
+    re.IGNORECASE,
+)
+
+
+def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> TaskRecord:
+    """Read the `data` of a recordInfo answer or of a callback.
+
+    Args:
+        data: The API's fields.
+        task_id: The task that was asked for; None takes the id that `data` names.
+
+    Returns:
+        The record. A success that names no file has no `result_urls`.
+
+    Raises:
+        ProtocolError: The id, the state or the addresses of a success cannot be read, or it is another task's record;
+            the text names the field.
+    """
+    payload = _payload(data)
+    named = task_id_of(data)
+    if task_id is not None and named not in (None, task_id):
+        raise ProtocolError("data.taskId: the record of another task came; look again", task_id=task_id)
+    payload |= {"taskId": task_id or named} if task_id or named else {}
+    record, broken = _structured(payload, task_id or named)
+    return attrs.evolve(record, extra=_extra(data, payload, record, broken))
+
+
+def task_id_of(data: Mapping[str, Any]) -> str | None:
+    """The task id in an object of the API, `taskId` or `task_id`, or None."""
+    for key in ("taskId", "task_id"):
+        value = data.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    return None
+
+
+def task_error(record: TaskRecord) -> TaskError | None:
+    """What a record means for the one who waits for a picture.
+
+    Args:
+        record: Final or not.
+
+    Returns:
+        None for a success with addresses and for a task that still runs; `EmptyResultError` for a success without;
+        for a failure `ContentModeratedError` where its words speak of moderation, else `TaskFailedError`.
+    """
+    if record.state is TaskState.SUCCESS:
+        text = f"Task {record.task_id} succeeded and names no file; see the record, and the account's log for the file"
+        return None if record.result_urls else EmptyResultError(text, record=record)
+    if record.state is not TaskState.FAIL:
+        return None
+    words = (record.fail_message or "no reason given")[:MAX_SERVER_TEXT]
+    text = f"Task {record.task_id} failed: {record.fail_code or 'no code'}: {words}"
+    if _MODERATION.search(f"{record.fail_code} {record.fail_message}"):
+        return ContentModeratedError(f"{text}. Change the prompt or the pictures", record=record)
+    return TaskFailedError(f"{text}. Submitting it again is a new charge", record=record)
+
+
+def _payload(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that hold something, under their present names."""
+    held = {key: value for key, value in data.items() if not _empty(value)}
+    payload = {key: held[key] for key in FIELDS.values() if key in held and key != "taskId"}
+    for key, older in _OLDER_NAMES.items():
+        if older in held:
+            payload.setdefault(key, held[older])
+    if _is_success(payload.get("state")):
+        payload["resultJson"] = decoded(payload.get("resultJson"))
+    else:
+        payload.pop("resultJson", None)
+    return payload
+
+
+def _structured(payload: dict[str, Any], task_id: str | None) -> tuple[TaskRecord, set[str]]:
+    """The record, and the names of the fields that could not be read."""
+    try:
+        return _CONVERTER.structure(payload, TaskRecord), set()
+    except cattrs.ClassValidationError as error:
+        reasons = {FIELDS[note.name]: _reason(each) for each, note in error.group_exceptions()[0]}
+    essential = [f"data.{key}{reasons[key]}" for key in sorted(reasons.keys() & _ESSENTIAL)]
+    if essential:
+        raise ProtocolError(f"{', '.join(essential)}; look again", task_id=task_id)
+    readable = {key: value for key, value in payload.items() if key not in reasons}
+    return _CONVERTER.structure(readable, TaskRecord), set(reasons)
+
+
+def _reason(error: Exception) -> str:
+    return ": missing" if isinstance(error, KeyError) else str(error)
+
+
+def _extra(data: Mapping[str, Any], payload: dict[str, Any], record: TaskRecord, broken: set[str]) -> dict[str, Any]:
+    taken = {"taskId", "task_id", "param"} | payload.keys() - broken
+    taken |= {older for key, older in _OLDER_NAMES.items() if key in taken}
+    extra = {key: value for key, value in data.items() if key not in taken and not (key in _KNOWN and _empty(value))}
+    result = payload.get("resultJson")
+    if result and not _is_plain(result, record.result_urls):
+        extra["resultJson"] = result
+    clean: dict[str, Any] = redacted(extra)
+    return clean
+
+
+def _is_plain(result: dict[str, Any], urls: tuple[str, ...]) -> bool:
+    """Whether the addresses say all that the result says."""
+    return result.keys() == {"resultUrls"} and len(result["resultUrls"] or ()) == len(urls)
+
+
+def _empty(value: object) -> bool:
+    return value is None or value == ""
+
+
+def _is_success(state: object) -> bool:
+    return isinstance(state, str) and read_state(state) is TaskState.SUCCESS
+
+
+_CONVERTER: Final = make_converter()

@@ -1,0 +1,118 @@
+"""What a refusal means: one table from `code` to error class and advice, and Retry-After. Pure."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from flux2_async.errors import (
+    ApiError,
+    AuthenticationError,
+    FeatureDisabledError,
+    InsufficientCreditsError,
+    MaintenanceError,
+    NotFoundError,
+    QuotaExceededError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+)
+
+_CHANGE_REQUEST: Final = "Nothing was created; change the request as the text says"
+_LATER: Final = "Try again later"
+
+_REFUSALS: Final[Mapping[int, tuple[type[ApiError], str]]] = {
+    400: (RequestRejectedError, _CHANGE_REQUEST),
+    401: (
+        AuthenticationError,
+        "Check the key (APIKLEY_API_KEY) and its list of allowed addresses at https://app.apikley.ru/keys",
+    ),
+    402: (InsufficientCreditsError, "Top up the account, then try again"),
+    404: (NotFoundError, "Check the task id, and that base_url names the API this key belongs to"),
+    405: (ApiError, "Check that base_url and upload_url name the API"),
+    408: (ApiError, "The model gave no result in time; a new task is a new charge"),
+    413: (RequestRejectedError, "Send a smaller file, at most 10 MB"),
+    422: (RequestRejectedError, _CHANGE_REQUEST),
+    429: (RateLimitedError, "Nothing was created; lower rate_limit if this comes often"),
+    430: (RateLimitedError, "Nothing was created; lower rate_limit if this comes often"),
+    433: (QuotaExceededError, "Raise the usage cap of this key at https://app.apikley.ru/keys, or use another key"),
+    451: (ApiError, "The service could not fetch a picture; pass a local file so that it is uploaded"),
+    455: (MaintenanceError, _LATER),
+    500: (ServerError, _LATER),
+    501: (ServerError, "The generation failed; a new task is a new charge"),
+    505: (FeatureDisabledError, "Use another model, or ask the service when it comes back"),
+}
+
+_SIGNATURE: Final = re.compile(r"(?<=[?&]sig=)[^&\s\"'<>]+")
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]+)?")
+
+
+def refusal(
+    code: int,
+    message: str,
+    http_status: int | None,
+    *,
+    creating: bool = False,
+    retry_after: float | None = None,
+    task_id: str | None = None,
+) -> ApiError:
+    """The error for a refusal.
+
+    Args:
+        code: The `code` of the body, else the HTTP status; numbers that are not known are kept.
+        message: The service's own words.
+        http_status: The HTTP status, or None when nothing was sent.
+        creating: Whether it answers createTask, where 500 means a bad parameter.
+        retry_after: Seconds the service asked to wait, or None when it did not say.
+        task_id: The task it is about, or None.
+
+    Returns:
+        An error of the class that the code maps to, `ApiError` or for 5xx `ServerError` where none does.
+    """
+    unknown = (ServerError, _LATER) if 500 <= code < 600 else (ApiError, "")  # noqa: PLR2004  5xx as everybody reads it
+    kind, advice = _REFUSALS.get(code, unknown)
+    if creating and code == 500:  # noqa: PLR2004  the one code that means something else on createTask
+        kind, advice = _REFUSALS[400]
+    text = without_signature(message) or "no reason given"
+    if issubclass(kind, RateLimitedError):
+        return kind(code, text, http_status, retry_after=retry_after, task_id=task_id, advice=advice)
+    return kind(code, text, http_status, task_id=task_id, advice=advice)
+
+
+def without_signature(text: str) -> str:
+    """The text with the signature of any callback address taken out."""
+    return _SIGNATURE.sub("<redacted>", text)
+
+
+def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """How long the service asks to wait.
+
+    Args:
+        headers: Of the answer; the case of their names does not matter.
+        now: The present, aware. None: what the answer's own `Date` says.
+
+    Returns:
+        Seconds, at least 0.0, from a number or an HTTP date; None where neither is there.
+    """
+    value = header(headers, "retry-after").strip()
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    until = _http_date(value)
+    present = now or _http_date(header(headers, "date"))
+    if until is None or present is None:
+        return None
+    return max(0.0, (until - present).total_seconds())
+
+
+def header(headers: Mapping[str, str], name: str) -> str:
+    """A header whatever the case of its name (`name` in lower case), empty when it is not there."""
+    return next((value for key, value in headers.items() if key.lower() == name), "")
+
+
+def _http_date(value: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

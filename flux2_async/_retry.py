@@ -1,0 +1,59 @@
+"""Trying again what costs nothing to repeat: uploads and downloads. Never createTask."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import anyio
+
+from flux2_async.errors import (
+    Flux2Error,
+    MaintenanceError,
+    ProtocolError,
+    RateLimitedError,
+    ServerError,
+    TransportError,
+)
+
+__all__ = ["MAX_RETRY_AFTER", "PAUSES", "TRANSIENT", "persist"]
+
+T = TypeVar("T")
+
+PAUSES: Final = (0.5, 1.5, 4.5, 13.5)
+"""Seconds before the second to the fifth try.
+
+Growing threefold, they get over a broken connection at once and over a restarting server in 20 s; what lasts longer
+is better told to the caller than waited for.
+"""
+
+MAX_RETRY_AFTER: Final = 60.0
+"""Seconds. When the service asks for more, its error is handed on at once, with `retry_after`."""
+
+TRANSIENT: Final = (TransportError, RateLimitedError, MaintenanceError, ServerError, ProtocolError)
+"""Errors that may be gone at the next try; an answer that makes no sense usually comes from a failing proxy."""
+
+
+async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Call until it succeeds, fails for good, or has failed five times.
+
+    Args:
+        attempt: What is done; it must be harmless to do it twice.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        Flux2Error: What the last try raised.
+    """
+    for pause in PAUSES:
+        try:
+            return await attempt()
+        except TRANSIENT as error:
+            asked = _asked_for(error)
+            if asked > MAX_RETRY_AFTER:
+                raise
+        await anyio.sleep(max(pause, asked))
+    return await attempt()
+
+
+def _asked_for(error: Flux2Error) -> float:
+    return (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0

@@ -1,0 +1,303 @@
+"""From a request to a task id: slot, upload, permit, `on_send`, POST; in this order.
+
+Each submission runs in an asyncio task of the session, so that a caller who is cancelled leaves at once. What
+then happens depends on where the submission is: from `on_send` to the answer it is finished, because the service
+may be charging already; anywhere else it is given up, unless another caller joined it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import attrs
+
+from flux2_async._files import Files
+from flux2_async._limiter import Limiter, Permit, Slots
+from flux2_async._outcome import Outcome
+from flux2_async._transport import Transport
+from flux2_async._watcher import Watcher
+from flux2_async._wire import encode_request
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    Flux2Error,
+    RateLimitedError,
+    SessionClosedError,
+    TransportError,
+)
+from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.tasks import ImageTask
+
+__all__ = ["OnSend", "Submission", "Submitter"]
+
+logger = logging.getLogger("flux2_async")
+
+OnSend = Callable[[str], Awaitable[object]]
+
+# A connection that was never made costs nothing; a network that is away for longer is the caller's to know.
+PAUSES_UNCONNECTED: Final = (0.5, 1.0, 2.0)
+
+
+@attrs.define(eq=False)
+class Submission:
+    """One request on its way to the service.
+
+    Attributes:
+        ref: Its name.
+        request: What is submitted; once uploaded, without bytes.
+        priority: Higher goes first.
+        max_wait: Seconds it may wait for a slot and a permit, or None.
+        on_send: Awaited before each POST.
+        outcome: The handle, or what went wrong.
+        callers: How many wait for it.
+        sending: Between `on_send` and the answer.
+        posted: A POST has left whose answer is not known.
+    """
+
+    ref: str
+    request: Request
+    priority: int = 0
+    max_wait: float | None = None
+    on_send: OnSend | None = None
+    outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
+    callers: int = attrs.field(init=False, default=0)
+    sending: bool = attrs.field(init=False, default=False)
+    posted: bool = attrs.field(init=False, default=False)
+    started: float = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().time())
+    waited: float = attrs.field(init=False, default=0.0)
+
+    def wait_left(self) -> float | None:
+        """Give the seconds that are left of `max_wait`."""
+        return None if self.max_wait is None else max(self.max_wait - self.waited, 0.0)
+
+
+class Submitter:
+    """Runs submissions and hands the accepted tasks to the watcher.
+
+    Args:
+        transport: Sends.
+        files: Uploads.
+        slots: Tasks that may be alive.
+        limiter: Tasks that may be started.
+        watcher: Looks after what was accepted.
+        on_end: Called when a submission has come to its end, whichever.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        files: Files,
+        slots: Slots,
+        limiter: Limiter,
+        watcher: Watcher,
+        on_end: Callable[[Submission], None],
+    ) -> None:
+        self._transport = transport
+        self._files = files
+        self._slots = slots
+        self._limiter = limiter
+        self._watcher = watcher
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._jobs: dict[Submission, asyncio.Task[None]] = {}
+        self._closed = False
+        self.submitted = 0
+        self.refused = 0
+        self.ambiguous = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def start(self, submission: Submission) -> None:
+        """Set a submission going.
+
+        Raises:
+            SessionClosedError: The session is closing.
+        """
+        if self._closed:
+            raise SessionClosedError("the session was closed; nothing was sent")
+        job = self._loop.create_task(self._run(submission), name=f"flux2_async submit {submission.ref}")
+        self._jobs[submission] = job
+
+    async def wait(self, submission: Submission) -> ImageTask:
+        """Wait for a submission as one of its callers.
+
+        Raises:
+            Flux2Error: What went wrong, see `Flux2Session.submit`.
+        """
+        submission.callers += 1
+        try:
+            await submission.outcome.wait()
+        finally:
+            submission.callers -= 1
+            if not submission.callers and not submission.outcome.done and not submission.sending:
+                self.give_up(submission, SessionClosedError("the caller of this submission left; nothing was sent"))
+        return submission.outcome.get()
+
+    def give_up(self, submission: Submission, error: Flux2Error) -> bool:
+        """End a submission that is not being sent; give False when it is, or has ended."""
+        job = self._jobs.get(submission)
+        if job is None or submission.sending:
+            return False
+        job.cancel()
+        self._end(submission, error=error)
+        return True
+
+    async def aclose(self, grace: float) -> tuple[str, ...]:
+        """End all submissions: POSTs under way have `grace` seconds; give the refs whose outcome is unknown."""
+        self._closed = True
+        for submission in tuple(self._jobs):
+            self.give_up(submission, SessionClosedError("the session was closed; nothing was sent"))
+        jobs = dict(self._jobs)
+        left = jobs
+        try:
+            if jobs and grace > 0:
+                await asyncio.wait(jobs.values(), timeout=grace)
+        finally:
+            left = {submission: job for submission, job in jobs.items() if not job.done()}
+            for job in left.values():
+                job.cancel()
+            if left:
+                await asyncio.wait(left.values())
+        return tuple(submission.ref for submission in left if submission.posted)
+
+    async def _run(self, submission: Submission) -> None:
+        error: Exception | None = None
+        task: ImageTask | None = None
+        try:
+            task = await self._submit(submission)
+        except asyncio.CancelledError:
+            # Only `give_up` and `aclose` cancel; the former has written the outcome.
+            error = _closed(submission)
+            raise
+        except Exception as caught:  # noqa: BLE001  whatever `on_send` or a file raises belongs to the callers
+            error = caught
+        finally:
+            self._jobs.pop(submission, None)
+            if isinstance(error, AmbiguousSubmitError):
+                self.ambiguous += 1
+                logger.warning("submission %s: it is not known whether the service accepted it", submission.ref)
+            self._end(submission, task, error)
+
+    def _end(self, submission: Submission, task: ImageTask | None = None, error: Exception | None = None) -> None:
+        submission.outcome.settle(task, error)
+        self._on_end(submission)
+
+    async def _submit(self, submission: Submission) -> ImageTask:
+        begun = self._loop.time()
+        await self._slots.acquire(
+            priority=submission.priority, max_wait=submission.wait_left(), since=submission.started
+        )
+        submission.waited += self._loop.time() - begun
+        slot_kept = False
+        try:
+            # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
+            submission.request, input_urls = await self._upload(submission.request)
+            task_id = await self._send(submission, encode_request(submission.request, input_urls))
+            self.submitted += 1
+            logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
+            known = self._watcher.get(task_id)
+            if known is not None:
+                return known
+            task = ImageTask(task_id, submission.request)
+            self._watcher.watch(task)
+            slot_kept = True
+            return task
+        finally:
+            if not slot_kept:
+                self._slots.release()
+
+    async def _upload(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+        """Give the request without bytes, and the addresses of its pictures."""
+        if not isinstance(request, ImageToImage):
+            return request, ()
+        uploaded = await self._files.urls(request.images)
+        kept = tuple(
+            there if isinstance(here, bytes) else here for here, there in zip(request.images, uploaded, strict=True)
+        )
+        urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
+        return attrs.evolve(request, images=kept), urls
+
+    async def _send(self, submission: Submission, body: bytes) -> str:
+        refused = False
+        pauses = iter(PAUSES_UNCONNECTED)
+        while True:
+            begun = self._loop.time()
+            permit = await self._limiter.acquire(
+                priority=submission.priority,
+                max_wait=submission.wait_left(),
+                since=submission.started,
+                first=refused,
+            )
+            submission.waited += self._loop.time() - begun
+            answer = await self._post(submission, body, permit)
+            if isinstance(answer, str):
+                return answer
+            # Nobody is left to wait: the refusal stands.
+            if not submission.callers:
+                raise answer
+            if isinstance(answer, RateLimitedError):
+                refused = True
+            else:
+                await self._pause(submission, next(pauses, None), answer)
+
+    async def _pause(self, submission: Submission, pause: float | None, error: Flux2Error) -> None:
+        left = submission.wait_left()
+        if pause is None or (left is not None and left < pause):
+            raise error
+        submission.waited += pause
+        await asyncio.sleep(pause)
+
+    async def _post(
+        self, submission: Submission, body: bytes, permit: Permit
+    ) -> str | RateLimitedError | TransportError:
+        """Send once and settle the permit; give the task id, or the refusal that allows another try."""
+        submission.sending = True
+        try:
+            if submission.on_send is not None:
+                try:
+                    await submission.on_send(submission.ref)
+                except BaseException:
+                    permit.never_sent()
+                    raise
+            return await self._post_now(submission, body, permit)
+        finally:
+            submission.sending = False
+
+    async def _post_now(
+        self, submission: Submission, body: bytes, permit: Permit
+    ) -> str | RateLimitedError | TransportError:
+        submission.posted = True
+        try:
+            task_id = await self._transport.create_task(body, request=submission.request, ref=submission.ref)
+        except TransportError as error:
+            permit.never_sent()
+            submission.posted = False
+            return error
+        except RateLimitedError as error:
+            self.refused += 1
+            permit.refused(error.retry_after)
+            submission.posted = False
+            return error
+        except ApiError:
+            permit.answered()
+            submission.posted = False
+            raise
+        except BaseException:
+            permit.ambiguous()
+            raise
+        permit.answered()
+        submission.posted = False
+        return task_id
+
+
+def _closed(submission: Submission) -> Flux2Error:
+    if submission.posted:
+        return AmbiguousSubmitError(
+            "the session was closed while createTask was under way; the task may exist and cost money",
+            request=submission.request,
+            ref=submission.ref,
+        )
+    return SessionClosedError("the session was closed; nothing was sent")

@@ -1,0 +1,327 @@
+"""One request in, one answer out, over aiohttp.
+
+The money law is decided here and nowhere else, in two tables: what a failed exchange means (`_failure`), and
+what an answer to createTask means (`Transport.create_task`). Three outcomes: the task id; an error that says
+that nothing was accepted; `AmbiguousSubmitError`, which nobody may answer with a second send.
+
+No error of aiohttp leaves this module, not even as a context: `ClientResponseError` shows the Authorization
+header in its repr. Errors are therefore raised after the `except` block, never in it.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import attrs
+
+from flux2_async._credentials import Credentials, check_borrowed
+from flux2_async._wire import Reply, decode_envelope, find_task_id, refusal, retry_after
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    ProtocolError,
+    TransportError,
+)
+from flux2_async.models import Request, Timeouts
+
+__all__ = ["FileReply", "Transport"]
+
+# An idle connection that the server is about to close makes a POST look like a lost reply.
+SUBMIT_KEEPALIVE: Final = 1.0
+MAX_REPLY: Final = 8 * 1024 * 1024
+CHUNK: Final = 64 * 1024
+
+# Subclasses of less certain errors: ClientConnectorError is a ClientOSError, ConnectionTimeoutError a
+# ServerTimeoutError. ClientHttpProxyError is the proxy's refusal of CONNECT.
+NEVER_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+
+
+@attrs.frozen
+class FileReply:
+    """The head of a file that is being downloaded, and its content.
+
+    Attributes:
+        status: HTTP status, 200 or 206 for content.
+        headers: Of the answer, names in any case.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    _response: aiohttp.ClientResponse
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Give the content piece by piece.
+
+        Yields:
+            Up to 64 KiB at a time.
+
+        Raises:
+            TransportError: The content broke off.
+        """
+        content = self._response.content
+        while True:
+            chunk, failure = b"", None
+            try:
+                chunk = await content.read(CHUNK)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = _failure(error, urlsplit(str(self._response.url)).hostname)
+            if failure:
+                raise failure
+            if not chunk:
+                return
+            yield chunk
+
+
+class Transport:
+    """Speaks HTTP with the service.
+
+    Args:
+        credentials: The account.
+        timeouts: Seconds for each kind of call.
+        http: The caller's session, used for everything but createTask and never closed; None to make one.
+
+    Raises:
+        ConfigurationError: `http` would send something of its own to hosts that must not see it.
+    """
+
+    def __init__(self, credentials: Credentials, timeouts: Timeouts, http: aiohttp.ClientSession | None) -> None:
+        if http is not None:
+            check_borrowed(http)
+        self._credentials = credentials
+        self._timeouts = timeouts
+        self._borrowed = http
+        self._http: aiohttp.ClientSession | None = None
+        self._submit_http: aiohttp.ClientSession | None = None
+        self._user_agent = f"flux2-async/{version('flux2-async')}"
+        self._headers = {
+            "Authorization": f"Bearer {credentials.api_key}",
+            "Accept": "application/json",
+            "User-Agent": self._user_agent,
+        }
+        self._json_headers = {**self._headers, "Content-Type": "application/json"}
+
+    async def open(self) -> None:
+        """Make the connections' pools, in the running loop."""
+        self._http = self._borrowed or aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+        self._submit_http = _submit_session(self._borrowed)
+
+    async def aclose(self) -> None:
+        """Close what `open` made; a borrowed session stays open."""
+        if self._submit_http is not None:
+            await self._submit_http.close()
+        if self._http is not None and self._http is not self._borrowed:
+            await self._http.close()
+
+    async def create_task(self, body: bytes, *, request: Request, ref: str) -> str:
+        """Send createTask once.
+
+        Args:
+            body: The encoded request.
+            request: What it stands for, for the error.
+            ref: The name of this submission, for the error.
+
+        Returns:
+            The task id: the task was accepted.
+
+        Raises:
+            TransportError: With `never_sent`: no connection was made, nothing was accepted.
+            ApiError: The service refused, nothing was accepted; RateLimitedError for 429 and 430.
+            AmbiguousSubmitError: Everything else: the task may exist.
+        """
+        timeouts = self._timeouts
+        timeout = aiohttp.ClientTimeout(total=timeouts.connect + timeouts.submit, connect=timeouts.connect)
+        assert self._submit_http is not None, "not open"  # noqa: S101  the session opens before it sends
+        reply, failure = await self._exchange(
+            self._submit_http,
+            "POST",
+            f"{self._credentials.base_url}/api/v1/jobs/createTask",
+            timeout=timeout,
+            headers=self._json_headers,
+            data=body,
+        )
+        # A task id wins, even in an answer that was cut short behind it.
+        if reply is not None and (task_id := find_task_id(reply)):
+            return task_id
+        if failure is not None:
+            if failure.never_sent:
+                raise failure
+            raise AmbiguousSubmitError(f"{failure}; {UNCLEAR}", request=request, ref=ref)
+        assert reply is not None, "neither a reply nor a failure"  # noqa: S101  _exchange gives one of them
+        refused = _refusal_of_create(reply)
+        if refused is None:
+            raise AmbiguousSubmitError(
+                f"createTask was answered by HTTP {reply.status} without a task id; {UNCLEAR}",
+                request=request,
+                ref=ref,
+                http_status=reply.status,
+            )
+        raise refused
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Make one of the calls that cost nothing (all but createTask and uploads).
+
+        Raises:
+            TransportError: No complete answer came.
+        """
+        return await self._reply(
+            method,
+            f"{self._credentials.base_url}{path}",
+            timeout=aiohttp.ClientTimeout(total=self._timeouts.record, sock_connect=self._timeouts.connect),
+            headers=self._headers if body is None else self._json_headers,
+            data=body,
+            params=params,
+        )
+
+    async def upload(self, form: aiohttp.FormData | aiohttp.MultipartWriter) -> Reply:
+        """Send one file to the stream upload.
+
+        Raises:
+            TransportError: No complete answer came; sending the file again costs nothing.
+        """
+        return await self._reply(
+            "POST",
+            f"{self._credentials.upload_url}/api/file-stream-upload",
+            timeout=aiohttp.ClientTimeout(total=self._timeouts.upload, sock_connect=self._timeouts.connect),
+            headers=self._headers,
+            data=form,
+        )
+
+    @asynccontextmanager
+    async def download(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[FileReply]:
+        """Open a file at any host, without the key.
+
+        Args:
+            url: Its http(s) address.
+            headers: Further headers, such as Range.
+
+        Yields:
+            The answer, whatever its status; its content is read with `chunks`.
+
+        Raises:
+            TransportError: No answer came.
+        """
+        assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
+        timeout = aiohttp.ClientTimeout(total=self._timeouts.download, sock_connect=self._timeouts.connect)
+        # Content-Length is compared with what arrives, so nothing may be unpacked on the way.
+        sent = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
+        failure = response = None
+        try:
+            response = await self._http.get(
+                url, headers=sent, timeout=timeout, max_redirects=5, middlewares=(), raise_for_status=False
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            failure = _failure(error, urlsplit(url).hostname)
+        if failure or response is None:
+            raise failure or TransportError("no answer came")
+        try:
+            yield FileReply(response.status, response.headers, response)
+        finally:
+            response.close()
+
+    async def _reply(self, method: str, url: str, **options: Any) -> Reply:
+        assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
+        reply, failure = await self._exchange(self._http, method, url, **options)
+        if failure is not None or reply is None:
+            raise failure or TransportError("no answer came")
+        return reply
+
+    async def _exchange(
+        self, http: aiohttp.ClientSession, method: str, url: str, **options: Any
+    ) -> tuple[Reply | None, TransportError | None]:
+        """Give the answer, the failure, or both where the answer broke off."""
+        if http.closed:
+            return None, TransportError("http: the borrowed aiohttp.ClientSession was closed", never_sent=True)
+        reply = failure = None
+        body = bytearray()
+        try:
+            async with http.request(
+                method, url, allow_redirects=False, middlewares=(), raise_for_status=False, **options
+            ) as response:
+                reply = Reply(response.status, response.headers, b"")
+                while chunk := await response.content.read(CHUNK):
+                    body += chunk
+                    if len(body) > MAX_REPLY:
+                        failure = TransportError(f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes")
+                        break
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            failure = _failure(error, urlsplit(url).hostname)
+        return (reply and attrs.evolve(reply, body=bytes(body))), failure
+
+
+UNCLEAR: Final = "the task may exist and cost money, so it was not sent again"
+
+
+def _failure(error: Exception, host: str | None) -> TransportError:
+    """Say what a failed exchange means; only a connection that was never made is a certain "no"."""
+    never_sent = isinstance(error, NEVER_SENT)
+    for kind, what in FAILURES.items():
+        if isinstance(error, kind):
+            return TransportError(f"{what} ({host}: {type(error).__name__})", never_sent=never_sent)
+    return TransportError(f"the exchange failed ({host}: {type(error).__name__})")
+
+
+# The first that fits counts, so subclasses stand before their bases.
+FAILURES: Final[Mapping[type[Exception], str]] = {
+    aiohttp.ClientConnectorDNSError: "the host name could not be resolved; check the address and the network",
+    aiohttp.ClientConnectorCertificateError: "the server's certificate is not trusted",
+    aiohttp.ClientSSLError: "no TLS connection could be made",
+    aiohttp.ClientProxyConnectionError: "the proxy could not be reached",
+    aiohttp.ClientHttpProxyError: "the proxy refused the connection",
+    aiohttp.ClientConnectorError: "no connection could be made",
+    aiohttp.ConnectionTimeoutError: "no connection could be made in time",
+    aiohttp.ServerDisconnectedError: "the server closed the connection without an answer",
+    aiohttp.ServerFingerprintMismatch: "the server's certificate is not the expected one",
+    aiohttp.ClientPayloadError: "the answer broke off",
+    aiohttp.TooManyRedirects: "too many redirects",
+    aiohttp.ClientResponseError: "the answer is not valid HTTP",
+    aiohttp.InvalidURL: "the address is malformed",
+    aiohttp.NonHttpUrlClientError: "the address is not http(s)",
+    TimeoutError: "no complete answer came in time",
+    aiohttp.ClientConnectionError: "the connection broke",
+    ConnectionError: "the connection broke",
+    OSError: "the connection broke",
+    aiohttp.ClientError: "the exchange failed",
+    # With trust_env=True an entry of the netrc file for this host collides with the key.
+    ValueError: "the request cannot be made; see that no netrc entry names this host",
+}
+
+
+def _refusal_of_create(reply: Reply) -> ApiError | None:
+    """Judge an answer to createTask that names no task: the refusal, or None when it is unclear."""
+    wait = retry_after(reply.headers, datetime.now(UTC))
+    server_failed = reply.status >= 500  # noqa: PLR2004  HTTP's own classes
+    try:
+        envelope = decode_envelope(reply)
+    except ProtocolError:
+        if reply.status < 300 or server_failed or reply.status in (408, 499):  # noqa: PLR2004  HTTP's own classes
+            return None
+        return refusal(reply.status, "refused without a JSON answer", reply.status, creating=True, retry_after=wait)
+    # 200 says accepted, and which task it is remains unknown.
+    if envelope.code == 200 or (server_failed and 500 <= envelope.code <= 504):  # noqa: PLR2004  the API's codes
+        return None
+    return refusal(envelope.code, envelope.message, reply.status, creating=True, retry_after=wait)
+
+
+def _submit_session(borrowed: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
+    """Make the session of createTask, on the same way out as the borrowed one."""
+    route: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    if borrowed is not None:
+        # aiohttp offers no public way to ask for these; what is missing takes aiohttp's default.
+        route = {"ssl": getattr(borrowed.connector, "_ssl", True), "family": getattr(borrowed.connector, "_family", 0)}
+        proxies = {name: getattr(borrowed, f"_default_{name}", None) for name in ("proxy", "proxy_auth")}
+        options = {name: value for name, value in proxies.items() if value is not None}
+        options |= {"trust_env": borrowed.trust_env, "trace_configs": borrowed.trace_configs}
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=SUBMIT_KEEPALIVE, **route)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), **options)

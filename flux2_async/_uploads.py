@@ -1,0 +1,95 @@
+"""Pictures on their way to the service, each content once per session."""
+
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import Final
+from weakref import WeakValueDictionary
+
+import aiohttp
+import anyio
+import anyio.to_thread
+
+from flux2_async._media import upload_name
+from flux2_async._pictures import Picture
+from flux2_async._retry import persist
+from flux2_async._transport import Transport
+from flux2_async._wire import decode_upload
+from flux2_async.models import UploadedFile
+
+__all__ = ["Uploads"]
+
+UPLOAD_PATH: Final = "images/flux2-async"
+UPLOADS_AT_ONCE: Final = 4
+
+LIFE: Final = 86400.0
+"""Seconds for which the service keeps a file when it does not say; documented are 3 days, users quote 24 hours."""
+
+MARGIN: Final = 3600.0
+"""Seconds before its end when a file is no longer handed out: a task fetches its pictures after it was sent."""
+
+MAX_REMEMBERED: Final = 4096
+
+
+class Uploads:
+    """Sends pictures, and remembers what is there already.
+
+    Args:
+        transport: The way out.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._places = anyio.Semaphore(UPLOADS_AT_ONCE)
+        # Each with the time of the loop's clock at which to forget it, the oldest first.
+        self._kept: OrderedDict[str, tuple[float, UploadedFile]] = OrderedDict()
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+
+    async def bring(self, picture: Picture, file_name: str | None) -> UploadedFile:
+        """Give the file at the service, sending it when it is not there.
+
+        Who asks for a content that is being sent waits; when the first fails or is cancelled, the next one tries.
+
+        Args:
+            picture: What to send.
+            file_name: The caller's name for it, or None; a content that is there keeps the name it has.
+
+        Raises:
+            InvalidRequestError: The file was changed meanwhile.
+            ApiError: The service refused it.
+            TransportError: No answer came in five tries.
+            ProtocolError: No answer that makes sense came in five tries.
+        """
+        lock = self._locks.setdefault(picture.digest, anyio.Lock())
+        async with lock:
+            known = self._recall(picture.digest)
+            if known is not None:
+                return known
+            name = upload_name(picture.digest, picture.media.extension, file_name)
+            file = await persist(lambda: self._send(picture, name))
+            self._remember(picture.digest, file)
+            return file
+
+    def _recall(self, digest: str) -> UploadedFile | None:
+        until, file = self._kept.get(digest, (0.0, None))
+        return file if anyio.current_time() < until else None
+
+    def _remember(self, digest: str, file: UploadedFile) -> None:
+        life = LIFE if file.expires_at is None else (file.expires_at - datetime.now(UTC)).total_seconds()
+        self._kept[digest] = (anyio.current_time() + life - MARGIN, file)
+        self._kept.move_to_end(digest)
+        if len(self._kept) > MAX_REMEMBERED:
+            self._kept.popitem(last=False)
+
+    async def _send(self, picture: Picture, name: str) -> UploadedFile:
+        async with self._places:
+            file = await anyio.to_thread.run_sync(picture.open)
+            # Closing what was only read does not block, and in a thread it could be cancelled.
+            with file:
+                form = aiohttp.FormData()
+                form.add_field("uploadPath", UPLOAD_PATH)
+                form.add_field("fileName", name)
+                # aiohttp reads a file object piece by piece in a thread.
+                form.add_field("file", file, filename=name, content_type=picture.media.mime_type)
+                reply = await self._transport.upload(form)
+            await anyio.to_thread.run_sync(picture.check_unchanged)
+        return decode_upload(reply, size=picture.size, mime_type=picture.media.mime_type)

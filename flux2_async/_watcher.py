@@ -1,0 +1,283 @@
+"""One scheduler for all outstanding tasks, and the only place that settles them.
+
+Rules: an outcome is settled once, and from a record; failing to look is not a failure of the task. Exceptions
+by design: a refusal to look that lasts (`REFUSED_FOR`), a task nobody knows (`NOT_VISIBLE_FOR`), the caller's
+own `give_up_after`, and the end of the session.
+
+A task costs an entry in a heap of due times and no coroutine. One timer stands at the earliest due time; at most
+`max_concurrency` looks are in flight. An entry whose due time moved leaves its old place in the heap behind, to
+be skipped when it comes up.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import attrs
+
+from flux2_async._schedule import Schedule, wait_after_failure
+from flux2_async._wire import task_error
+from flux2_async.errors import (
+    ApiError,
+    Flux2Error,
+    MaintenanceError,
+    ProtocolError,
+    RateLimitedError,
+    ServerError,
+    SessionClosedError,
+    TaskNotFoundError,
+    TaskTimeoutError,
+    TransportError,
+)
+from flux2_async.models import ImageResult, Polling, TaskRecord
+from flux2_async.tasks import ImageTask
+
+__all__ = ["Watcher"]
+
+logger = logging.getLogger("flux2_async")
+
+# A record can be invisible right after createTask; other clients of the API give it 90 s.
+NOT_VISIBLE_FOR: Final = 90.0
+# A key that is rotated, or credits that are refilled, within a minute cost no task.
+REFUSED_FOR: Final = 60.0
+# A hint is worth one look a second; the record can lag a little behind its callback.
+HINTS_APART: Final = 1.0
+LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
+
+TRANSIENT: Final = (TransportError, ProtocolError, RateLimitedError, MaintenanceError, ServerError)
+
+
+@attrs.define(eq=False)
+class _Watched:
+    task: ImageTask
+    since: float
+    due: float
+    failures: int = 0
+    refused_since: float | None = None
+    looking: bool = False
+    looked: float = -1e9
+    hinted: bool = False
+    looks_after_hint: int = len(LOOKS_AFTER_HINT)
+
+
+class Watcher:
+    """Watches tasks until they are settled.
+
+    Args:
+        look: Reads one record; None when it is not visible.
+        schedule: When to look.
+        polling: Bounds.
+        on_settled: Called at once whenever a task is settled.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[str], Awaitable[TaskRecord | None]],
+        schedule: Schedule,
+        polling: Polling,
+        on_settled: Callable[[], None],
+    ) -> None:
+        self._look = look
+        self._schedule = schedule
+        self._polling = polling
+        self._on_settled = on_settled
+        self._loop = asyncio.get_running_loop()
+        self._watched: dict[str, _Watched] = {}
+        self._heap: list[tuple[float, int, _Watched]] = []
+        self._order = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._looks: set[asyncio.Task[None]] = set()
+        self._random = random.Random()  # noqa: S311  it spreads looks in time, it guards nothing
+        self._closed = False
+        self.polls = 0
+        self.hints = 0
+        self.repeated_settles = 0
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def tasks(self) -> tuple[ImageTask, ...]:
+        """Give all outstanding tasks, oldest first."""
+        return tuple(watched.task for watched in self._watched.values())
+
+    def get(self, task_id: str) -> ImageTask | None:
+        """Give the handle of an outstanding task, or None."""
+        watched = self._watched.get(task_id)
+        return None if watched is None else watched.task
+
+    def watch(self, task: ImageTask) -> None:
+        """Look after a task from now on."""
+        now = self._loop.time()
+        watched = _Watched(task, since=now, due=now)
+        self._watched[task.id] = watched
+        self._plan(watched, self._schedule.wait(0.0, self._random.random()))
+
+    def hint(self, task_id: str) -> None:
+        """Look at a task now, because somebody says that it is finished; unknown ids are ignored."""
+        self.hints += 1
+        watched = self._watched.get(task_id)
+        if watched is None:
+            return
+        watched.looks_after_hint = 0
+        if watched.looking:
+            watched.hinted = True
+        elif (due := watched.looked + HINTS_APART) < watched.due:
+            self._plan(watched, due - self._loop.time())
+
+    async def aclose(self) -> tuple[str, ...]:
+        """Stop looking and settle what is left with `SessionClosedError`; give the ids of that."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        looks = tuple(self._looks)
+        for look in looks:
+            look.cancel()
+        left = tuple(self._watched.values())
+        for watched in left:
+            self._settle(
+                watched,
+                error=SessionClosedError(
+                    f"the session was closed before task {watched.task.id} was finished; attach it in a new session",
+                    task_id=watched.task.id,
+                ),
+            )
+        if looks:
+            await asyncio.wait(looks)
+        return tuple(watched.task.id for watched in left)
+
+    def _plan(self, watched: _Watched, wait: float) -> None:
+        now = self._loop.time()
+        due = now + max(wait, 0.0)
+        give_up_after = self._polling.give_up_after
+        if give_up_after is not None:
+            due = min(due, max(now, watched.since + give_up_after))
+        watched.due = due
+        heapq.heappush(self._heap, (due, next(self._order), watched))
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Start the looks that are due, as far as the bound allows, and set the timer for the next."""
+        now = self._loop.time()
+        while self._heap and len(self._looks) < self._polling.max_concurrency and not self._closed:
+            due, _, watched = self._heap[0]
+            if watched.due != due or watched.looking or self._watched.get(watched.task.id) is not watched:
+                heapq.heappop(self._heap)
+            elif due <= now:
+                heapq.heappop(self._heap)
+                self._start(watched, now)
+            else:
+                self._set_timer(due)
+                return
+
+    def _set_timer(self, due: float) -> None:
+        if self._timer is not None:
+            if not self._timer.cancelled() and self._timer.when() == due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    def _start(self, watched: _Watched, now: float) -> None:
+        watched.looking, watched.looked = True, now
+        self.polls += 1
+        look = self._loop.create_task(self._look_once(watched), name=f"flux2_async look {watched.task.id}")
+        self._looks.add(look)
+        look.add_done_callback(self._looked)
+
+    def _looked(self, look: asyncio.Task[None]) -> None:
+        self._looks.discard(look)
+        self._dispatch()
+
+    async def _look_once(self, watched: _Watched) -> None:
+        try:
+            record = await self._look(watched.task.id)
+        except Flux2Error as error:
+            watched.looking = False
+            self._failed(watched, error)
+        except Exception:  # a bug of ours in one look must not leave its task unwatched
+            logger.exception("looking at task %s failed unexpectedly", watched.task.id)
+            watched.looking = False
+            self._failed(watched, ProtocolError("an unexpected failure", task_id=watched.task.id))
+        else:
+            watched.looking = False
+            self._seen(watched, record)
+
+    def _seen(self, watched: _Watched, record: TaskRecord | None) -> None:
+        watched.failures, watched.refused_since = 0, None
+        task = watched.task
+        if record is not None:
+            task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
+        age = self._loop.time() - watched.since
+        if record is not None and record.state.final:
+            error = task_error(record)
+            result = None if error else ImageResult(task_id=task.id, urls=record.result_urls, record=record)
+            self._settle(watched, result, error)
+        elif record is None and age >= NOT_VISIBLE_FOR:
+            self._settle(
+                watched,
+                error=TaskNotFoundError(
+                    f"the service does not know task {task.id} after {age:.0f} s: a wrong id, another account's, or "
+                    "purged",
+                    task_id=task.id,
+                ),
+            )
+        else:
+            self._again(watched, self._wait_unfinished(watched, age))
+
+    def _wait_unfinished(self, watched: _Watched, age: float) -> float:
+        # Intervals count from look to look, so what a reply takes comes off.
+        took = self._loop.time() - watched.looked
+        if watched.hinted:
+            watched.hinted, watched.looks_after_hint = False, 0
+            return HINTS_APART - took
+        wait = self._schedule.wait(age, self._random.random()) - took
+        if watched.looks_after_hint < len(LOOKS_AFTER_HINT):
+            wait = min(wait, LOOKS_AFTER_HINT[watched.looks_after_hint])
+            watched.looks_after_hint += 1
+        return wait
+
+    def _failed(self, watched: _Watched, error: Flux2Error) -> None:
+        now = self._loop.time()
+        watched.failures += 1
+        logger.info("cannot look at task %s: %s", watched.task.id, type(error).__name__)
+        if isinstance(error, ApiError) and not isinstance(error, TRANSIENT):
+            if watched.refused_since is None:
+                watched.refused_since = now
+            if now - watched.refused_since >= REFUSED_FOR:
+                self._settle(watched, error=error)
+                return
+        retry_after = error.retry_after if isinstance(error, RateLimitedError) else None
+        usual = self._schedule.wait(now - watched.since, self._random.random())
+        wait = wait_after_failure(self._schedule, usual, watched.failures, retry_after)
+        if watched.refused_since is not None and (left := watched.refused_since + REFUSED_FOR - now) > 0:
+            wait = min(wait, left)
+        self._again(watched, wait)
+
+    def _again(self, watched: _Watched, wait: float) -> None:
+        give_up_after = self._polling.give_up_after
+        if give_up_after is not None and self._loop.time() - watched.since >= give_up_after:
+            error = TaskTimeoutError(
+                f"task {watched.task.id} is not finished after {give_up_after} s (give_up_after); it goes on at the "
+                "service, attach it to wait again",
+                task=watched.task,
+            )
+            self._settle(watched, error=error)
+        else:
+            self._plan(watched, wait)
+
+    def _settle(self, watched: _Watched, result: ImageResult | None = None, error: Exception | None = None) -> None:
+        task = watched.task
+        if not task._settle(result, error):  # noqa: SLF001  the handle is written by its watcher alone
+            self.repeated_settles += 1
+            return
+        if self._watched.get(task.id) is watched:
+            del self._watched[task.id]
+        logger.debug("task %s settled as %s", task.id, type(error).__name__ if error else "success")
+        self._on_settled()

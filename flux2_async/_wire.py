@@ -1,0 +1,297 @@
+"""Requests to bytes, replies to values or errors: the API's words end here.
+
+Pure: status, headers and body go in; a value or an error comes out. No reply, however broken, raises anything but a
+`Flux2Error`, and no error holds the body, a prompt or a callback address.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import attrs
+
+from flux2_async import _json
+from flux2_async._converter import configure_converter, http_address, make_converter
+from flux2_async._record import record_from_payload, task_error, task_id_of
+from flux2_async._refusal import header, refusal, retry_after, without_signature
+from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError
+from flux2_async.models import ImageToImage, Request, TaskRecord, TaskState, UploadedFile
+
+__all__ = [
+    "Envelope",
+    "Reply",
+    "configure_converter",
+    "decode_credits",
+    "decode_download_url",
+    "decode_envelope",
+    "decode_record",
+    "decode_upload",
+    "encode_request",
+    "find_task_id",
+    "header",
+    "make_converter",
+    "record_from_payload",
+    "refusal",
+    "retry_after",
+    "task_error",
+]
+
+SUCCESS: Final = 200
+NOT_FOUND: Final = 404
+NOT_VISIBLE: Final = 422
+FAILED: Final = (408, 451, 501)
+"""Codes by which recordInfo says that the task itself is over."""
+
+_CODE: Final = re.compile(r"[0-9]{1,9}")
+_TASK_ID: Final = re.compile(r'(?<!\\)"task_?[iI]d"\s*:\s*(?:"([^"\\]+)"|([0-9]+)(?=\s*[,}]))')
+_LOST_RECORD: Final = re.compile(r"record\s*info\b.*\bnull", re.IGNORECASE | re.DOTALL)
+
+
+@attrs.frozen
+class Reply:
+    """One HTTP answer.
+
+    Attributes:
+        status: The HTTP status.
+        headers: As they came; look them up with `header`, which ignores case.
+        body: The whole body.
+    """
+
+    status: int
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=lambda value: f"<{len(value)} bytes>")
+
+
+@attrs.frozen
+class Envelope:
+    """What every JSON answer has in common.
+
+    Attributes:
+        code: The service's verdict; 200 is success.
+        message: The service's own words, `msg` or `message`; empty when there are none.
+        data: The rest, not looked at yet; None when there is none.
+        success: False when an upload says `success: false`, else True.
+    """
+
+    code: int
+    message: str = attrs.field(repr=False)
+    data: Any = attrs.field(repr=False)
+    success: bool = True
+
+
+def encode_request(request: Request, input_urls: Sequence[str] = (), callback_url: str | None = None) -> bytes:
+    """The body of createTask.
+
+    Args:
+        request: What to make.
+        input_urls: The addresses of its pictures, in order, after uploading.
+        callback_url: Where the service reports the end, or None for no callback.
+
+    Returns:
+        JSON.
+
+    Raises:
+        InvalidRequestError: There are not as many addresses as the request has pictures.
+    """
+    pictures = len(request.images) if isinstance(request, ImageToImage) else 0
+    if len(input_urls) != pictures:
+        raise InvalidRequestError(f"images: {len(input_urls)} addresses for {pictures} pictures, each needs one")
+    fields: dict[str, Any] = {"input_urls": list(input_urls)} if pictures else {}
+    fields |= {"prompt": request.prompt, "aspect_ratio": request.aspect_ratio, "resolution": request.resolution}
+    body: dict[str, Any] = {"model": request.model, "input": fields | request.extra_input}
+    if callback_url is not None:
+        body["callBackUrl"] = callback_url
+    return _json.dumps(body)
+
+
+def find_task_id(reply: Reply) -> str | None:
+    """The id of a created task, before anything else about the answer is judged.
+
+    Args:
+        reply: Of createTask; any status, also cut short.
+
+    Returns:
+        The id from `data.taskId`, `data.task_id`, `taskId` or `task_id`, or the first complete one in the text of a
+        JSON object that is broken; None where there is none.
+    """
+    try:
+        body = _json.loads(reply.body)
+    except ValueError:
+        return _search_task_id(_json.as_text(reply.body).lstrip())
+    if not isinstance(body, dict):
+        return None
+    data = body.get("data")
+    return (task_id_of(data) if isinstance(data, dict) else None) or task_id_of(body)
+
+
+def decode_envelope(reply: Reply) -> Envelope:
+    """Read what every JSON answer has in common.
+
+    Raises:
+        ProtocolError: It is not a JSON object with a readable `code`.
+    """
+    return _envelope(reply, None)
+
+
+def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
+    """Read the answer of recordInfo.
+
+    Args:
+        reply: The answer.
+        task_id: The task that was asked for.
+
+    Returns:
+        The record, or None when the service does not show it (yet). The codes 408, 451 and 501 are a record of a
+        failure.
+
+    Raises:
+        ApiError: Any other refusal, by its class.
+        ProtocolError: It cannot be understood.
+    """
+    try:
+        envelope = _accepted(reply, task_id, FAILED)
+    except ApiError as error:
+        if _is_hidden(error):
+            return None
+        raise
+    if envelope.code in FAILED:
+        return _failure(envelope, task_id)
+    if not envelope.data:
+        return None
+    if not isinstance(envelope.data, dict):
+        raise _unexpected("an object", envelope.data, reply, task_id)
+    return record_from_payload(envelope.data, task_id)
+
+
+def decode_credits(reply: Reply) -> float:
+    """Read the balance.
+
+    Raises:
+        ApiError: The service refused.
+        ProtocolError: It is not a number.
+    """
+    data = _accepted(reply).data
+    try:
+        return _CONVERTER.structure(data, float)
+    except (ValueError, OverflowError):
+        pass
+    raise _unexpected("a number", data, reply)
+
+
+def decode_download_url(reply: Reply) -> str:
+    """Read the link to a generated file, percent-encoded.
+
+    Raises:
+        ApiError: The service refused.
+        ProtocolError: It is not an http(s) address.
+    """
+    data = _accepted(reply).data
+    address = http_address(data)
+    if address is None:
+        raise _unexpected("an http(s) address", data, reply)
+    return address
+
+
+def decode_upload(reply: Reply, *, size: int, mime_type: str) -> UploadedFile:
+    """Read the answer to an upload.
+
+    Args:
+        reply: The answer.
+        size: Bytes that were sent.
+        mime_type: Their type.
+
+    Returns:
+        The file, its address percent-encoded.
+
+    Raises:
+        ApiError: The service refused.
+        ProtocolError: The answer names no http(s) address.
+    """
+    data = _accepted(reply).data
+    if not isinstance(data, dict):
+        raise _unexpected("an object", data, reply)
+    url = http_address(data.get("downloadUrl")) or http_address(data.get("fileUrl"))
+    if url is None:
+        raise ProtocolError("data.downloadUrl: no http(s) address; upload it again", http_status=reply.status)
+    names = (data.get("fileName"), data.get("originalName"), unquote(urlsplit(url).path.rpartition("/")[2]))
+    file_name = next(name for name in names if isinstance(name, str))
+    return UploadedFile(url, file_name, size, mime_type, _expiry(data.get("expiresAt")))
+
+
+def _envelope(reply: Reply, task_id: str | None) -> Envelope:
+    try:
+        body = _json.loads_reply(reply.body)
+    except ValueError:
+        body = None
+    # Raised out here, so that no error carries the parser's, which holds the whole body.
+    if not isinstance(body, dict):
+        text = f"HTTP {reply.status} with {len(reply.body)} bytes that are not a JSON object; try again"
+        raise ProtocolError(text, http_status=reply.status, task_id=task_id)
+    code = _code(body.get("code"))
+    if code is None:
+        text = f"HTTP {reply.status} with JSON that has no readable `code`; check that base_url names the API"
+        raise ProtocolError(text, http_status=reply.status, task_id=task_id)
+    words = (value for value in (body.get("msg"), body.get("message")) if isinstance(value, str) and value)
+    return Envelope(code, without_signature(next(words, "")), body.get("data"), body.get("success") is not False)
+
+
+def _code(value: object) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, str) and _CODE.fullmatch(value.strip()) else None
+
+
+def _accepted(reply: Reply, task_id: str | None = None, accepted: tuple[int, ...] = ()) -> Envelope:
+    """The envelope of a success or of another accepted code, else the error it means."""
+    answered = HTTPStatus.OK <= reply.status < HTTPStatus.MULTIPLE_CHOICES
+    try:
+        envelope = _envelope(reply, task_id)
+    except ProtocolError:
+        if answered:
+            raise
+        envelope = Envelope(SUCCESS, "", None)
+    if envelope.code in accepted or (answered and envelope.success and envelope.code == SUCCESS):
+        return envelope
+    code, message = envelope.code, envelope.message
+    if code == SUCCESS and not answered:
+        code, message = reply.status, f"HTTP {reply.status} without a verdict of the API"
+    wait = retry_after(reply.headers)
+    raise refusal(code, message, reply.status, retry_after=wait, task_id=task_id)
+
+
+def _is_hidden(error: ApiError) -> bool:
+    lost = error.code == NOT_VISIBLE and _LOST_RECORD.search(error.message)
+    return error.code == NOT_FOUND or bool(lost)
+
+
+def _failure(envelope: Envelope, task_id: str) -> TaskRecord:
+    data = envelope.data if isinstance(envelope.data, dict) else {}
+    told = {"failCode": data.get("failCode") or envelope.code, "failMsg": data.get("failMsg") or envelope.message}
+    return record_from_payload({**data, "state": TaskState.FAIL.value, **told}, task_id)
+
+
+def _search_task_id(text: str) -> str | None:
+    # A page of a proxy is no answer of the API, whatever its text mentions.
+    found = _TASK_ID.search(text) if text.startswith("{") else None
+    return (found[1] or found[2]).strip() or None if found else None
+
+
+def _expiry(value: object) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _unexpected(expected: str, data: object, reply: Reply, task_id: str | None = None) -> ProtocolError:
+    text = f"data: {expected} expected, {type(data).__name__} given; try again"
+    return ProtocolError(text, http_status=reply.status, task_id=task_id)
+
+
+_CONVERTER: Final = make_converter()

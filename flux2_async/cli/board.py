@@ -1,0 +1,128 @@
+"""Progress of one or many tasks: redrawn in place on a terminal, a line per change elsewhere."""
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import attrs
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from flux2_async.cli.screen import Screen
+
+__all__ = ["Board", "Row"]
+
+STYLES: Final = {
+    "generating": "cyan",
+    "sending": "cyan",
+    "downloading": "cyan",
+    "done": "green",
+    "failed": "red",
+    "moderated": "red",
+    "refused by 429, waits": "yellow",
+}
+REFRESH: Final = 8.0
+
+
+@attrs.define(eq=False)
+class Row:
+    """One task.
+
+    Attributes:
+        title: What it is.
+        facts: How it was asked for; empty for nothing.
+        state: Where it is.
+        begun: When the clock started, or None.
+        ended: When it stopped, or None.
+    """
+
+    title: str
+    facts: str = ""
+    state: str = "waiting for its turn"
+    begun: float | None = None
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it has taken so far, or None before it began."""
+        return None if self.begun is None else (self.ended or time.monotonic()) - self.begun
+
+
+class Board:
+    """Shows rows while they change; use it as a context manager.
+
+    Args:
+        screen: Where.
+        rows: What; one row alone is a single line.
+        footer: Gives the line under the rows.
+    """
+
+    def __init__(self, screen: Screen, rows: Sequence[Row], footer: Callable[[], str] = str) -> None:
+        self._screen = screen
+        self._rows = rows
+        self._footer = footer
+        self._begun = time.monotonic()
+        self._spinner = Spinner("dots", style="cyan")
+        self._live: Live | None = None
+        if screen.live:
+            self._live = Live(
+                console=screen.err, get_renderable=self._drawn, refresh_per_second=REFRESH, transient=True
+            )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def change(self, row: Row, state: str, *, ended: bool = False) -> None:
+        """Tell a row's new state; the same one again is not told."""
+        now = time.monotonic()
+        row.begun = now if row.begun is None else row.begun
+        row.ended = now if ended else None
+        if state != row.state:
+            row.state = state
+            self.say(f"{row.title}: {state}")
+
+    def say(self, text: str) -> None:
+        """Tell something in a line of its own; only where nothing is redrawn."""
+        if self._live is None:
+            self._screen.note(f"{time.monotonic() - self._begun:5.1f} s  {text}")
+
+    def _drawn(self) -> RenderableType:
+        if len(self._rows) == 1:
+            row = self._rows[0]
+            self._spinner.update(text=Text(f"{_time(row)}  {row.title}: {row.state}"))
+            return self._spinner
+        return Group(self._table(), Text(), Text(self._footer(), style="dim"))
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 1), expand=False)
+        table.add_column("", width=1)
+        table.add_column("request", ratio=1, no_wrap=True, overflow="ellipsis", max_width=48)
+        table.add_column("as", no_wrap=True, style="dim")
+        table.add_column("state", no_wrap=True, width=21)
+        table.add_column("time", no_wrap=True, justify="right", width=6)
+        for row in self._rows:
+            table.add_row(self._sign(row), row.title, row.facts, Text(row.state, STYLES.get(row.state, "dim")), _time(row))
+        return table
+
+    def _sign(self, row: Row) -> RenderableType:
+        if row.begun is None:
+            return ""
+        if row.ended is None:
+            return self._spinner.render(time.monotonic())
+        return Text("✓", "green") if row.state == "done" else Text("✗", "red")
+
+
+def _time(row: Row) -> str:
+    return "" if row.seconds is None else f"{row.seconds:.1f} s"

@@ -1,0 +1,161 @@
+"""What the commands can be told, and what the words on the command line become."""
+
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Annotated, Final, TypeAlias
+
+import attrs
+from cyclopts import Parameter
+
+from flux2_async.cli.screen import UsageError
+from flux2_async.errors import ConfigurationError
+from flux2_async.models import ASPECT_RATIOS, RESOLUTIONS, TIERS, RateLimit
+
+__all__ = ["EXTENSIONS", "Json", "Output", "RateLimitText", "Service", "Shape", "Target", "Timeout", "parse_rate_limit"]
+
+RATE_LIMIT: Final = "20/10"
+# Apikley's advice is to stop looking after 10 to 15 minutes.
+TIMEOUT: Final = 900.0
+
+EXTENSIONS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What a file may be asked to be, by the end of its name, in the words of Pillow."""
+
+NO_KEY: Final = (
+    "no API key: set it with `export APIKLEY_API_KEY=...` (keys are made at https://app.apikley.ru/keys), "
+    "or add --emulate to try the command on the embedded emulator, without an account"
+)
+
+RateLimitText: TypeAlias = Annotated[
+    str,
+    Parameter(
+        name="--rate-limit",
+        help="At most N new tasks in any so many seconds, written N/SECONDS, or none: no limit of our own.",
+    ),
+]
+Json: TypeAlias = Annotated[
+    bool, Parameter(name="--json", negative="", help="One JSON document on stdout, everything else on stderr.")
+]
+Output: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name=["--output", "-o"],
+        help="The file to write, .png, .jpg or .webp (converted where needed), or an existing folder. "
+        "Without it: TASK_ID-1.EXT in this folder.",
+    ),
+]
+Timeout: TypeAlias = Annotated[
+    float, Parameter(help="Seconds to wait for the picture; the task itself goes on at the service.")
+]
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Shape:
+    """How the picture is to be."""
+
+    aspect_ratio: Annotated[
+        str | None,
+        Parameter(help=f"One of {', '.join(ASPECT_RATIOS)}. Without it: auto for edit, 1:1 for generate."),
+    ] = None
+    resolution: Annotated[str, Parameter(help=f"{' or '.join(RESOLUTIONS)}.")] = "1K"
+    tier: Annotated[str, Parameter(help=f"{' or '.join(TIERS)}.")] = "flex"
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Service:
+    """Which service, and how fast."""
+
+    emulate: Annotated[
+        bool, Parameter(negative="", help="Use the embedded emulator: no account, no charge, no real picture.")
+    ] = False
+    rate_limit: RateLimitText = RATE_LIMIT
+
+    def check(self) -> RateLimit | None:
+        """Give the limit, after a look whether there is a key where one is needed.
+
+        Raises:
+            UsageError: There is none, or the limit makes no sense.
+        """
+        limit = parse_rate_limit(self.rate_limit)
+        if not self.emulate and not os.environ.get("APIKLEY_API_KEY", "").strip():
+            raise UsageError(NO_KEY)
+        return limit
+
+
+def parse_rate_limit(text: str) -> RateLimit | None:
+    """Read N/SECONDS, or `none`.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if text.strip().lower() == "none":
+        return None
+    # The digits of other alphabets are digits to Python, and a number of a thousand digits is no rate.
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*s?\s*", text)
+    try:
+        if match:
+            return RateLimit(int(match[1]), float(match[2]))
+    except ConfigurationError:
+        pass
+    raise UsageError(
+        f"--rate-limit: {text!r} given, it must look like {RATE_LIMIT} (at most 20 new tasks in any 10 seconds), or none"
+    )
+
+
+def check_timeout(seconds: float) -> float:
+    """Give the seconds back.
+
+    Raises:
+        UsageError: They are no waiting time.
+    """
+    if math.isnan(seconds) or seconds < 0:
+        raise UsageError(f"--timeout: {seconds} given, it must be a number of seconds of 0 or more")
+    return seconds
+
+
+@attrs.frozen
+class Target:
+    """Where the pictures of one task go, known to be writable.
+
+    Attributes:
+        folder: An existing folder.
+        name: The file asked for, or None for `TASK_ID-N.EXT`.
+    """
+
+    folder: Path
+    name: str | None = None
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Target":
+        """Check what was given for `-o` before anything is sent.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
+        path = Path(text) if text else Path()
+        if text == "":
+            raise UsageError("--output: an empty name given, it must be a file such as out.png, or an existing folder")
+        target = cls(path) if path.is_dir() else cls(path.parent, path.name)
+        if target.name is not None and path.suffix.lower() not in EXTENSIONS:
+            raise UsageError(f"--output: {text!r} given, its end must be one of {', '.join(EXTENSIONS)}")
+        if not target.folder.is_dir():
+            raise UsageError(f"--output: there is no folder {str(target.folder)!r}; make it first, nothing was sent")
+        target.check_writable()
+        return target
+
+    def check_writable(self) -> None:
+        """Find out by writing; root has every permission, and a read-only disk none.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=self.folder):
+                return
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UsageError(f"--output: the folder {str(self.folder)!r} cannot be written ({reason}); nothing was sent")

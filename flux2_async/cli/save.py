@@ -1,0 +1,78 @@
+"""Pictures under the names that were asked for, with the content their names promise."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import anyio.to_thread
+from PIL import Image
+
+from flux2_async.cli.options import EXTENSIONS, Target
+from flux2_async.models import ImageResult
+from flux2_async.session import Flux2Session
+
+__all__ = ["save"]
+
+QUALITY = 95
+
+
+async def save(flux: Flux2Session, result: ImageResult, target: Target) -> list[Path]:
+    """Download the pictures of a task.
+
+    Args:
+        flux: The session.
+        result: The task's result.
+        target: Where to; a second picture of one task is named `out-2.png`.
+
+    Returns:
+        The files.
+
+    Raises:
+        Flux2Error: As `Flux2Session.download`.
+        OSError: A file cannot be written, or not be converted; in the latter case it is kept as it came.
+    """
+    if target.name is None:
+        return await flux.download(result, target.folder)
+    wanted = target.folder / target.name
+    # In the same folder, so that the last step is a mere renaming.
+    with tempfile.TemporaryDirectory(prefix=".flux2-", dir=target.folder) as scratch:
+        files = await flux.download(result, scratch)
+        names = [wanted, *(wanted.with_stem(f"{wanted.stem}-{n}") for n in range(2, len(files) + 1))]
+        return [
+            await anyio.to_thread.run_sync(_publish, file, name) for file, name in zip(files, names, strict=True)
+        ]
+
+
+def _publish(file: Path, name: Path) -> Path:
+    kind = EXTENSIONS[name.suffix.lower()]
+    try:
+        converted = _converted(file, kind)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        kept = name.with_name(file.name)
+        os.replace(file, kept)
+        raise OSError(f"the picture cannot be made a {kind} ({error}); it is kept as {kept}") from None
+    os.replace(converted, name)
+    return name
+
+
+def _converted(file: Path, kind: str) -> Path:
+    """Give a file of this kind; the same one, untouched, when it is."""
+    with Image.open(file) as picture:
+        if picture.format == kind:
+            return file
+        other = file.with_suffix(".converted")
+        picture.load()
+        profile = picture.info.get("icc_profile")
+        _for(kind, picture).save(other, kind, quality=QUALITY, icc_profile=profile)
+    return other
+
+
+def _for(kind: str, picture: Image.Image) -> Image.Image:
+    if kind != "JPEG":
+        return picture
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    # JPEG knows no transparency, and what was transparent would come out black.
+    opaque = Image.new("RGBA", picture.size, "white")
+    opaque.alpha_composite(picture.convert("RGBA"))
+    return opaque.convert("RGB")

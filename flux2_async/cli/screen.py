@@ -1,0 +1,84 @@
+"""Where words go: results to stdout, progress and errors to stderr, one JSON document for machines."""
+
+import json
+import logging
+import sys
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from flux2_async.errors import ApiError, Flux2Error
+
+__all__ = ["Screen", "UsageError", "error_document", "one_line"]
+
+
+class UsageError(Exception):
+    """The command was called in a way that it cannot follow; the text says what to do. Nothing was sent."""
+
+
+class Screen:
+    """The terminal, the pipe or the machine on the other side.
+
+    Args:
+        machine: Only JSON goes to stdout, and the progress is plain.
+
+    Attributes:
+        machine: As given.
+        live: Whether progress may be redrawn in place.
+    """
+
+    def __init__(self, *, machine: bool = False) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            # An old terminal shows "?" for what it has no letter for; that is no reason to lose a paid picture.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+        # What the library logs is told here in words of the command line.
+        logging.getLogger("flux2_async").addHandler(logging.NullHandler())
+        self.machine = machine
+        self.out = Console(highlight=False, markup=False, emoji=False)
+        self.err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        terminals = sys.stdout.isatty() and sys.stderr.isatty()
+        self.live = terminals and not machine and not self.err.is_dumb_terminal
+
+    def result(self, renderable: RenderableType) -> None:
+        """Show a result to people; nothing for machines."""
+        if not self.machine:
+            # Text that is piped is cut into lines by its reader, not by us.
+            self.out.print(renderable, soft_wrap=isinstance(renderable, str | Text))
+
+    def document(self, document: object) -> None:
+        """Give a result to machines; nothing to people."""
+        if self.machine:
+            print(json.dumps(document, ensure_ascii=False, indent=2))  # noqa: T201  rich would break long lines
+
+    def note(self, text: str, style: str = "") -> None:
+        """Say something about the progress."""
+        self.err.print(Text(text, style=style), soft_wrap=True)
+
+    def error(self, error: BaseException | str, hint: str = "") -> None:
+        """Say in one line what went wrong and what to do, and give it to machines as well."""
+        text = one_line(str(error))
+        if hint:
+            text = f"{text.rstrip('.;')}; {hint}"
+        self.err.print(Text.assemble(("flux2: ", "bold red"), text), soft_wrap=True)
+        if isinstance(error, BaseException):
+            self.document({"error": error_document(error)})
+
+
+def one_line(text: str) -> str:
+    """Give text without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def error_document(error: BaseException) -> dict[str, Any]:
+    """Give an error for machines: its kind, its text, and the facts it carries."""
+    document: dict[str, Any] = {"type": type(error).__name__, "message": one_line(str(error))}
+    if isinstance(error, Flux2Error):
+        document["task_id"] = error.task_id
+    if isinstance(error, ApiError):
+        document["code"] = error.code
+    for name in ("fail_code", "fail_message", "ref", "retry_after"):
+        if hasattr(error, name):
+            document[name] = getattr(error, name)
+    return document

@@ -1,0 +1,61 @@
+"""Sessions for the commands: with the real service, or with an emulated one of their own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import aiohttp
+
+from flux2_async.cli.options import Service
+from flux2_async.emulator import Emulator, Limit, Plan, Script
+from flux2_async.models import Polling, RateLimit
+from flux2_async.session import Flux2Session
+
+__all__ = ["EMULATED_POLLING", "emulated", "opened", "real"]
+
+# Upstream's figure, which real accounts are said to have.
+LIMIT: Final = Limit(20, 10.0, retry_after="seconds")
+# Looking costs nothing on loopback, and makes the progress lively.
+EMULATED_POLLING: Final = Polling(interval=0.3)
+
+
+@asynccontextmanager
+async def opened(service: Service, limit: RateLimit | None) -> AsyncIterator[Flux2Session]:
+    """Open a session as the options say.
+
+    Args:
+        service: The options.
+        limit: What `service.check` gave.
+
+    Yields:
+        The session; an emulated service ends with it.
+    """
+    if service.emulate:
+        script = Script(plans=Plan(duration=3.0), limit=LIMIT)
+        async with Emulator(script) as emulator, emulated(emulator, limit) as flux:
+            yield flux
+    else:
+        async with real(limit) as flux:
+            yield flux
+
+
+@asynccontextmanager
+async def real(limit: RateLimit | None = None) -> AsyncIterator[Flux2Session]:
+    """Open a session with the account that the environment names, through the proxies it names."""
+    # As users of other commands expect; the library by itself reads no proxy settings.
+    async with (
+        aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http,
+        Flux2Session(rate_limit=limit, http=http) as flux,
+    ):
+        yield flux
+
+
+def emulated(emulator: Emulator, limit: RateLimit | None) -> Flux2Session:
+    """Make a session with an emulator; nothing of the environment is read."""
+    return Flux2Session(
+        emulator.api_key,
+        base_url=emulator.base_url,
+        upload_url=emulator.upload_url,
+        rate_limit=limit,
+        polling=EMULATED_POLLING,
+    )

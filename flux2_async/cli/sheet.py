@@ -1,0 +1,196 @@
+"""The contact sheet: what came out of what, one card per task, drawn with Pillow. Knows nothing of tasks."""
+
+import functools
+from collections.abc import Sequence
+from itertools import starmap
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import attrs
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
+
+__all__ = ["Card", "draw_sheet"]
+
+Colour: TypeAlias = tuple[int, int, int]
+
+PAPER: Final[Colour] = (243, 241, 236)
+CARD: Final[Colour] = (255, 255, 255)
+EDGE: Final[Colour] = (226, 222, 213)
+STAGE: Final[Colour] = (235, 232, 225)
+INK: Final[Colour] = (38, 40, 46)
+QUIET: Final[Colour] = (122, 120, 114)
+BLUSH: Final[Colour] = (248, 234, 230)
+BRICK: Final[Colour] = (150, 58, 44)
+AMBER: Final[Colour] = (253, 236, 200)
+BROWN: Final[Colour] = (116, 76, 14)
+
+COLUMNS: Final = 4
+MARGIN: Final = 64
+GAP: Final = 28
+HEADER: Final = 176
+WIDTH: Final = 440
+PAD: Final = 22
+STAGE_HEIGHT: Final = 330
+STRIP: Final = 64
+RADIUS: Final = 14
+HEIGHT: Final = STAGE_HEIGHT + STRIP + 158
+
+PROMPT_LINES: Final = 2
+PROMPT_SIZE: Final = 20
+LEADING: Final = 28
+FACTS_SIZE: Final = 15
+# The font that comes with Pillow has one weight.
+BOLD: Final = 0.55
+
+
+@attrs.frozen(kw_only=True)
+class Card:
+    """One task.
+
+    Attributes:
+        prompt: Shortened to two lines.
+        inputs: The reference pictures, shown small.
+        picture: What came out; None shows `reason` in its place.
+        reason: Why there is no picture.
+        facts: Lower line, left: how it was asked for.
+        figures: Lower line, right: what it took.
+        note: A few words in the corner of the picture; empty for none.
+    """
+
+    prompt: str
+    inputs: Sequence[Path] = ()
+    picture: Path | None = None
+    reason: str = ""
+    facts: str = ""
+    figures: str = ""
+    note: str = ""
+
+
+def draw_sheet(cards: Sequence[Card], *, title: str, subtitle: str, remark: str) -> Image.Image:
+    """Draw the sheet; blocks.
+
+    Args:
+        cards: In reading order.
+        title: Large, at the top.
+        subtitle: Under it.
+        remark: At the top, right.
+
+    Raises:
+        OSError: A picture cannot be read.
+    """
+    rows = -(-len(cards) // COLUMNS)
+    width = 2 * MARGIN + COLUMNS * WIDTH + (COLUMNS - 1) * GAP
+    height = HEADER + rows * (HEIGHT + GAP) - GAP + MARGIN
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 94), title, INK, _font(46), anchor="ls", stroke_width=0.8)
+    draw.text((MARGIN, 132), subtitle, QUIET, _font(20), anchor="ls")
+    draw.text((width - MARGIN, 132), remark, QUIET, _font(20), anchor="rs")
+    for index, card in enumerate(cards):
+        row, column = divmod(index, COLUMNS)
+        place = (MARGIN + column * (WIDTH + GAP), HEADER + row * (HEIGHT + GAP))
+        drawn = _card(card)
+        sheet.paste(drawn, place, _rounded(drawn.size, RADIUS))
+        _outline(sheet, place, drawn.size)
+    return sheet
+
+
+def _card(card: Card) -> Image.Image:
+    image = Image.new("RGB", (WIDTH, HEIGHT), CARD)
+    draw = ImageDraw.Draw(image)
+    if card.picture is None:
+        _reason(draw, card.reason)
+    else:
+        image.paste(STAGE, (0, 0, WIDTH, STAGE_HEIGHT))
+        _centred(image, _thumbnail(card.picture, (WIDTH - 2 * PAD, STAGE_HEIGHT - 2 * PAD)))
+    if card.note:
+        _pill(image, card.note)
+    _inputs(image, card.inputs)
+    y = STAGE_HEIGHT + 20 + STRIP + 34
+    for line in _lines(card.prompt, PROMPT_SIZE, WIDTH - 2 * PAD, PROMPT_LINES):
+        draw.text((PAD, y), line, INK, _font(PROMPT_SIZE), anchor="ls", stroke_width=BOLD / 4)
+        y += LEADING
+    base = HEIGHT - PAD
+    draw.text((PAD, base), card.facts, QUIET, _font(FACTS_SIZE), anchor="ls")
+    draw.text((WIDTH - PAD, base), card.figures, INK, _font(FACTS_SIZE), anchor="rs", stroke_width=BOLD / 4)
+    return image
+
+
+def _inputs(image: Image.Image, inputs: Sequence[Path]) -> None:
+    x, y = PAD, STAGE_HEIGHT + 20
+    if not inputs:
+        ImageDraw.Draw(image).text((x, y + STRIP / 2), "from words alone", QUIET, _font(FACTS_SIZE), anchor="lm")
+        return
+    # All of one height, so that the row is a line; four landscapes just fit.
+    for thumbnail in starmap(_thumbnail, ((path, (WIDTH, STRIP)) for path in inputs)):
+        image.paste(thumbnail, (x, y), _rounded(thumbnail.size, 5))
+        x += thumbnail.width + 8
+
+
+def _reason(draw: ImageDraw.ImageDraw, reason: str) -> None:
+    draw.rectangle((0, 0, WIDTH, STAGE_HEIGHT), BLUSH)
+    lines = _lines(reason, 18, WIDTH - 4 * PAD, 5)
+    y = STAGE_HEIGHT / 2 - 13 * len(lines)
+    draw.text((WIDTH / 2, y - 14), "No picture", BRICK, _font(24), anchor="ms", stroke_width=BOLD)
+    for line in lines:
+        y += 26
+        draw.text((WIDTH / 2, y), line, BRICK, _font(18), anchor="ms")
+
+
+def _pill(image: Image.Image, note: str) -> None:
+    font = _font(FACTS_SIZE)
+    size = (round(font.getlength(note)) + 26, 30)
+    pill = Image.new("RGB", size, AMBER)
+    ImageDraw.Draw(pill).text((size[0] / 2, size[1] / 2), note, BROWN, font, anchor="mm")
+    image.paste(pill, (12, 12), _rounded(size, 15))
+
+
+def _centred(image: Image.Image, picture: Image.Image) -> None:
+    image.paste(picture, ((WIDTH - picture.width) // 2, (STAGE_HEIGHT - picture.height) // 2))
+
+
+def _outline(sheet: Image.Image, place: tuple[int, int], size: tuple[int, int]) -> None:
+    outer = _rounded(size, RADIUS)
+    inner = Image.new("L", size, 0)
+    inner.paste(_rounded((size[0] - 2, size[1] - 2), RADIUS - 1), (1, 1))
+    sheet.paste(EDGE, (*place, place[0] + size[0], place[1] + size[1]), ImageChops.subtract(outer, inner))
+
+
+@functools.lru_cache(maxsize=64)
+def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
+    # Four times as large and reduced: Pillow draws corners without anti-aliasing.
+    large = Image.new("L", (size[0] * 4, size[1] * 4), 0)
+    ImageDraw.Draw(large).rounded_rectangle((0, 0, size[0] * 4 - 1, size[1] * 4 - 1), radius * 4, fill=255)
+    return large.resize(size, Image.Resampling.BOX)
+
+
+@functools.lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise OSError("this Pillow was built without FreeType; install the one from PyPI")
+    return font
+
+
+@functools.lru_cache(maxsize=64)
+def _thumbnail(path: Path, box: tuple[int, int]) -> Image.Image:
+    with Image.open(path) as opened:
+        # A JPEG of 2K is decoded at a part of the work.
+        opened.draft("RGB", (box[0] * 2, box[1] * 2))
+        return ImageOps.contain(ImageOps.exif_transpose(opened).convert("RGB"), box, Image.Resampling.LANCZOS)
+
+
+def _lines(text: str, size: int, width: int, most: int) -> list[str]:
+    font, lines = _font(size), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    kept = lines[:most]
+    if len(lines) > most:
+        kept[-1] += " …"
+    while font.getlength(kept[-1]) > width:
+        kept[-1] = kept[-1].rstrip(" …")[:-1].rstrip() + " …"
+    return kept

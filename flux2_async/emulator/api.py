@@ -1,0 +1,240 @@
+"""The endpoints: from an HTTP request to a reply, through whatever the script puts in the way."""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import aiohttp
+import attrs
+from aiohttp import web
+
+from flux2_async.emulator.callbacks import Callbacks
+from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.engine import Engine, parsed
+from flux2_async.emulator.faults import Faults, deliver, distorted, undone
+from flux2_async.emulator.files import Files
+from flux2_async.emulator.ledger import CreateCall, Ledger
+from flux2_async.emulator.replies import Refusal, Reply, granted, html, refused
+from flux2_async.emulator.script import Endpoint, Fault, Script
+from flux2_async.emulator.store import RESULTS, UPLOADS, ref_of
+from flux2_async.emulator.uploads import MOST_BYTES, Uploads
+
+__all__ = ["Api"]
+
+REDIRECTED = "/redirected"
+# Base64 adds a third, a multipart frame a little.
+MOST_BODY_BYTES = MOST_BYTES * 4 // 3 + 65536
+
+CREATE = "/api/v1/jobs/createTask"
+RECORD = "/api/v1/jobs/recordInfo"
+CREDIT = "/api/v1/chat/credit"
+DOWNLOAD_URL = "/api/v1/common/download-url"
+STREAM = "/file-upload/api/file-stream-upload"
+BASE64 = "/file-upload/api/file-base64-upload"
+URL = "/file-upload/api/file-url-upload"
+
+
+@attrs.define
+class Call:
+    """One call on its way through: what came, and what the script does to it."""
+
+    endpoint: Endpoint
+    request: web.Request
+    body: bytes = b""
+    fault: Fault | None = None
+
+
+Handler: TypeAlias = Callable[[Call], Awaitable[Reply]]
+
+
+@attrs.define
+class Api:
+    """The seven endpoints and the files of one emulator."""
+
+    script: Script
+    ledger: Ledger
+    clock: Clock
+    engine: Engine
+    faults: Faults
+    callbacks: Callbacks
+    uploads: Uploads
+    files: Files
+    http: aiohttp.ClientSession
+    api_key: str
+    base_url: str
+    closing: asyncio.Event
+    _created: int = 0
+    _allowed: dict[str, str] = attrs.field(factory=dict)
+
+    def application(self) -> web.Application:
+        """The routes."""
+        app = web.Application(client_max_size=MOST_BODY_BYTES)
+        routes: tuple[tuple[str, str, Endpoint, Handler], ...] = (
+            ("POST", CREATE, "createTask", self._create_task),
+            ("GET", RECORD, "recordInfo", self._record_info),
+            ("GET", CREDIT, "credit", self._credit),
+            ("POST", DOWNLOAD_URL, "download-url", self._download_url),
+            ("POST", STREAM, "upload", self._upload),
+            ("POST", BASE64, "upload", self._upload),
+            ("POST", URL, "upload", self._upload),
+        )
+        for method, path, endpoint, handler in routes:
+            app.router.add_route(method, path, partial(self._serve, endpoint, handler))
+            self._allowed[path] = method
+        for path in (RESULTS + "{path:.+}", UPLOADS + "{path:.+}"):
+            app.router.add_get(path, partial(self._serve, "file", self._file))
+        app.router.add_route("*", "/{path:.*}", self._elsewhere)
+        return app
+
+    async def _serve(self, endpoint: Endpoint, handler: Handler, request: web.Request) -> web.StreamResponse:
+        self.ledger.arrive(endpoint)
+        try:
+            self._watch_key(endpoint, request)
+            await self._pause(self.script.arrival, endpoint)
+            call = Call(endpoint, request)
+            reply = await self._judged(call, handler)
+            await self._pause(self.script.latency, endpoint)
+            return await deliver(request, reply, call.fault, self.closing)
+        finally:
+            self.ledger.leave(endpoint)
+
+    async def _judged(self, call: Call, handler: Handler) -> Reply:
+        try:
+            if call.endpoint in {"createTask", "download-url"}:
+                call.body = await call.request.read()
+            # No await from here to the judgement, so that createTask calls are numbered as they are judged.
+            call.fault = self.faults.take(call.endpoint, self._number(call)) if self.faults else None
+            hindrance = self._hindrance(call)
+            if hindrance is not None:
+                return hindrance
+            reply = await handler(call)
+        except Refusal as refusal:
+            reply = refused(refusal, self.script.error_style, upload=call.endpoint == "upload")
+        except web.HTTPRequestEntityTooLarge:
+            reply = refused(Refusal(413), self.script.error_style, upload=call.endpoint == "upload")
+        return reply if call.fault is None else distorted(reply, call.fault, self._detour(call))
+
+    def _number(self, call: Call) -> int | None:
+        """What `Fault.task` is compared with."""
+        if call.endpoint == "createTask":
+            self._created += 1
+            return self._created - 1
+        if call.endpoint == "recordInfo":
+            task = self.engine.tasks.get(call.request.query.get("taskId", ""))
+            return task.index if task else None
+        ref = ref_of(call.request.path) if call.endpoint == "file" else None
+        task = self.engine.tasks.get(ref.task_id) if ref else None
+        return task.index if task else None
+
+    def _hindrance(self, call: Call) -> Reply | None:
+        """The answer to a call that is not carried out because of an outage or a fault, else None."""
+        reply = self._outage(call.endpoint)
+        if reply is None and call.fault is not None and not call.fault.done:
+            reply = undone(call.fault, self.script, self._detour(call))
+        if reply is not None and call.endpoint == "createTask":
+            told = reply.code is not None and reply.code != 200  # noqa: PLR2004  the API's word for success
+            self._note(call, "refused" if told else "cut", reply.code)
+        if reply is not None and call.endpoint == "recordInfo":
+            self.ledger.polled(call.request.query.get("taskId", ""), self.clock.now())
+        return reply
+
+    def _outage(self, endpoint: Endpoint) -> Reply | None:
+        span = self.script.outage
+        if span is None or endpoint not in self.script.outage_on:
+            return None
+        if not span[0] <= self.clock.since_start() < span[1]:
+            return None
+        if self.script.outage_kind == "502":
+            return html(502)
+        return refused(Refusal(455), self.script.error_style, upload=endpoint == "upload")
+
+    def _detour(self, call: Call) -> str:
+        return call.request.path_qs if call.endpoint == "file" else self.base_url + REDIRECTED
+
+    async def _create_task(self, call: Call) -> Reply:
+        try:
+            self._authorize(call.request, "application/json")
+            task = self.engine.accept(call.body)
+        except Refusal as refusal:
+            self._note(call, "refused", refusal.code)
+            raise
+        self._note(call, "accepted", 200, task.id, task.body)
+        if task.plan.callback == "early":
+            await self.callbacks.early(task)
+        else:
+            self.callbacks.schedule(task)
+        return granted({"taskId": task.id})
+
+    def _note(
+        self,
+        call: Call,
+        outcome: Literal["accepted", "refused", "cut"],
+        code: int | None,
+        task_id: str | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> None:
+        if body is None:
+            with suppress(Refusal):
+                body = parsed(call.body)
+        fault = call.fault.kind if call.fault else None
+        self.ledger.judged(CreateCall(self.clock.now(), body, outcome, code, task_id, fault))
+
+    async def _record_info(self, call: Call) -> Reply:
+        self._authorize(call.request)
+        task_id = call.request.query.get("taskId", "")
+        self.ledger.polled(task_id, self.clock.now())
+        return granted(self.engine.record(task_id), self.script.record_text)
+
+    async def _credit(self, call: Call) -> Reply:
+        self._authorize(call.request)
+        return granted(self.engine.balance)
+
+    async def _download_url(self, call: Call) -> Reply:
+        self._authorize(call.request, "application/json")
+        url = parsed(call.body).get("url")
+        if not isinstance(url, str):
+            raise Refusal(422, "url is required")
+        return granted(self.files.signed(self.engine.generated(url)))
+
+    async def _upload(self, call: Call) -> Reply:
+        try:
+            self._authorize(call.request)
+        except Refusal:
+            raise Refusal(401, "Authentication failed: Invalid API Key") from None
+        if call.request.path == STREAM:
+            return await self.uploads.stream(call.request)
+        if call.request.path == BASE64:
+            return await self.uploads.base64(call.request)
+        return await self.uploads.url(call.request, self.http)
+
+    async def _file(self, call: Call) -> Reply:
+        return await self.files.get(call.request)
+
+    async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
+        """What is none of ours gets a real status: it never reaches the service behind the edge."""
+        if request.path == REDIRECTED:
+            self._watch_key("redirected", request)
+        method = self._allowed.get(request.path)
+        reply = refused(Refusal(405 if method else 404), "http", upload=request.path.startswith("/file-upload/"))
+        if method:
+            reply = attrs.evolve(reply, headers={"Allow": method})
+        return await deliver(request, reply, None, self.closing)
+
+    def _watch_key(self, endpoint: str, request: web.Request) -> None:
+        if self.api_key in request.headers.get("Authorization", "") or self.api_key in request.path_qs:
+            self.ledger.authorization_seen.add(endpoint)
+
+    def _authorize(self, request: web.Request, content_type: str | None = None) -> None:
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        matches = hmac.compare_digest(key.strip().encode(errors="replace"), self.api_key.encode())
+        # Upstream answers a wrong Content-Type like a wrong key.
+        if scheme.lower() != "bearer" or not matches or (content_type and request.content_type != content_type):
+            raise Refusal(401)
+
+    async def _pause(self, seconds: float | Callable[[str], float], endpoint: str) -> None:
+        wait = seconds(endpoint) if callable(seconds) else seconds
+        if wait > 0:
+            await asyncio.sleep(wait)

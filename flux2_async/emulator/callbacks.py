@@ -1,0 +1,137 @@
+"""Telling the end of a task to its callBackUrl: once, early, twice, late or never, and again when nobody answered."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+import aiohttp
+
+from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.faults import Faults
+from flux2_async.emulator.ledger import CallbackCall, Ledger
+from flux2_async.emulator.replies import html, json_reply
+from flux2_async.emulator.script import Fault, Script
+from flux2_async.emulator.tasks import Task, callback_body
+
+__all__ = ["Callbacks", "signature"]
+
+
+def signature(key: str, task_id: str, timestamp: str) -> str:
+    """X-Webhook-Signature, as upstream documents it.
+
+    Args:
+        key: The account's webhook key.
+        task_id: The task.
+        timestamp: X-Webhook-Timestamp, as text.
+    """
+    digest = hmac.new(key.encode(), f"{task_id}.{timestamp}".encode(), hashlib.sha256).digest()
+    return base64.b64encode(digest).decode()
+
+
+class Callbacks:
+    """The callbacks of one emulator: one timer for a task that waits, an asyncio task only while one is delivered."""
+
+    def __init__(
+        self, script: Script, ledger: Ledger, clock: Clock, faults: Faults, http: aiohttp.ClientSession
+    ) -> None:
+        self._script = script
+        self._ledger = ledger
+        self._clock = clock
+        self._faults = faults
+        self._http = http
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._deliveries: set[asyncio.Task[None]] = set()
+
+    def schedule(self, task: Task) -> None:
+        """Set the timer of an accepted task, or set it anew because the task ends at another time."""
+        if task.callback_url is None or task.plan.callback in {"lost", "early"}:
+            return
+        pending = self._timers.pop(task.id, None)
+        if pending is not None:
+            pending.cancel()
+        due = task.finishes_at + task.plan.delay()
+        if due != float("inf"):
+            loop = asyncio.get_running_loop()
+            self._timers[task.id] = loop.call_at(due, self._due, task)
+
+    def resume(self, tasks: Iterable[Task]) -> None:
+        """Set the timers of all tasks that have not ended, after a restart."""
+        now = self._clock.now()
+        for task in tasks:
+            if not task.finished(now):
+                self.schedule(task)
+
+    async def early(self, task: Task) -> None:
+        """Tell the end now; return when the receiver has answered or its time is over."""
+        if task.callback_url is not None and not await self._attempt(task, 1):
+            self._spawn(self._repeat(task))
+
+    async def close(self) -> None:
+        """Stop telling."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for delivery in self._deliveries:
+            delivery.cancel()
+        await asyncio.gather(*self._deliveries, return_exceptions=True)
+
+    def _due(self, task: Task) -> None:
+        del self._timers[task.id]
+        self._spawn(self._deliver(task))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        delivery = asyncio.get_running_loop().create_task(work)
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._deliveries.discard)
+
+    async def _deliver(self, task: Task) -> None:
+        for _ in range(2 if task.plan.callback == "twice" else 1):
+            if not await self._attempt(task, 1):
+                await self._repeat(task)
+
+    async def _repeat(self, task: Task) -> None:
+        for attempt, wait in enumerate(self._script.callback_retries, start=2):
+            await asyncio.sleep(wait)
+            if await self._attempt(task, attempt):
+                return
+
+    async def _attempt(self, task: Task, attempt: int) -> bool:
+        fault = self._faults.take("callback", task.index)
+        sent_at = self._clock.now()
+        status = None
+        if fault is None or fault.kind != "cut_before":
+            status = await self._post(task, fault)
+        if fault is not None and fault.kind == "cut_after":
+            status = None
+        self._ledger.callbacks.append(CallbackCall(sent_at, task.id, task.callback_url or "", attempt, status))
+        return status is not None and 200 <= status < 300  # noqa: PLR2004  any success status counts as received
+
+    async def _post(self, task: Task, fault: Fault | None) -> int | None:
+        reply = json_reply(callback_body(task, self._clock, self._script.callback_shape))
+        content, content_type = reply.body, reply.content_type
+        if fault is not None and fault.kind == "html":
+            content, content_type = html(fault.status).body, "text/html"
+        elif fault is not None and fault.kind == "broken_json":
+            content = content.rstrip(b"}")
+        headers = {"Content-Type": content_type} | self._signed(task)
+        timeout = aiohttp.ClientTimeout(total=self._script.callback_timeout)
+        url = task.callback_url or ""
+        try:
+            async with self._http.post(
+                url, data=content, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                return response.status
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
+
+    def _signed(self, task: Task) -> dict[str, str]:
+        if self._script.hmac_key is None:
+            return {}
+        timestamp = str(int(self._clock.wall(self._clock.now())))
+        return {
+            "X-Webhook-Timestamp": timestamp,
+            "X-Webhook-Signature": signature(self._script.hmac_key, task.id, timestamp),
+        }

@@ -1,0 +1,142 @@
+"""Faults: which one meets a call, and how an answer goes wrong on the wire."""
+
+import asyncio
+from collections.abc import Iterable
+
+import attrs
+from aiohttp import web
+
+from flux2_async.emulator.replies import Refusal, Reply, html, refused
+from flux2_async.emulator.script import Endpoint, Fault, Script
+from flux2_async.emulator.tasks import under_escaped
+
+__all__ = ["Faults", "deliver", "undone"]
+
+
+@attrs.define
+class Armed:
+    """A fault and how often it has matched so far."""
+
+    fault: Fault
+    matched: int = 0
+
+    def matches(self, endpoint: Endpoint, index: int | None) -> bool:
+        return self.fault.on == endpoint and self.fault.task in {None, index}
+
+    def strikes(self) -> bool:
+        """Count one matching call, and tell whether it is one of those to strike."""
+        self.matched += 1
+        last = None if self.fault.times is None else self.fault.after + self.fault.times
+        return self.matched > self.fault.after and (last is None or self.matched <= last)
+
+
+class Faults:
+    """The faults of one emulator."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self._armed = [Armed(fault) for fault in faults]
+
+    def __bool__(self) -> bool:
+        return bool(self._armed)
+
+    def add(self, fault: Fault) -> None:
+        """One more; earlier ones come first."""
+        self._armed.append(Armed(fault))
+
+    def take(self, endpoint: Endpoint, index: int | None) -> Fault | None:
+        """The fault for a call, None for none. A call that meets one is not counted by later ones.
+
+        Args:
+            endpoint: Its name.
+            index: The number of the createTask call, elsewhere of the task; None where there is none.
+        """
+        for armed in self._armed:
+            if armed.matches(endpoint, index) and armed.strikes():
+                return armed.fault
+        return None
+
+
+def undone(fault: Fault, script: Script, here: str) -> Reply:
+    """What a call is answered that meets a fault and is not carried out.
+
+    Args:
+        fault: The fault.
+        script: For the error style.
+        here: The emulator's address.
+    """
+    if fault.kind == "refuse":
+        wait = None if fault.retry_after is None else str(fault.retry_after)
+        refusal = Refusal(fault.code, fault.message, retry_after=wait)
+        return refused(refusal, script.error_style, upload=fault.on == "upload")
+    if fault.kind == "redirect":
+        return redirect(fault, here)
+    if fault.kind == "html":
+        return html(fault.status)
+    return Reply(b'{"code":200,"msg":"success","data":')
+
+
+def redirect(fault: Fault, here: str) -> Reply:
+    """307 to the fault's location, or to `here`."""
+    return Reply(status=307, content_type="text/plain", headers={"Location": fault.location or here})
+
+
+def distorted(reply: Reply, fault: Fault, here: str) -> Reply:
+    """The answer of a call that was carried out, as the fault lets it appear."""
+    match fault.kind:
+        case "html":
+            return html(fault.status)
+        case "redirect":
+            return redirect(fault, here)
+        case "broken_json":
+            return attrs.evolve(reply, body=reply.body.rstrip(b"}"))
+        case "under_escaped":
+            return attrs.evolve(reply, body=under_escaped(reply.body))
+        case _:
+            return reply
+
+
+async def deliver(
+    request: web.BaseRequest,
+    reply: Reply,
+    fault: Fault | None,
+    closing: asyncio.Event,
+) -> web.StreamResponse:
+    """Send an answer, or fail to in the way of the fault.
+
+    Args:
+        request: The call.
+        reply: The answer.
+        fault: None: it goes through.
+        closing: Set when the emulator stops, which ends a `hang`.
+    """
+    if fault is not None and fault.kind == "hang":
+        await closing.wait()
+    if fault is not None and fault.kind in {"cut_before", "cut_after", "hang"}:
+        return _cut(request)
+    if fault is not None and fault.kind == "cut_body":
+        return await _cut_in_the_middle(request, reply)
+    return web.Response(
+        body=reply.body,
+        status=reply.status,
+        content_type=reply.content_type,
+        charset="utf-8" if reply.content_type == "application/json" else None,
+        headers=reply.headers,
+    )
+
+
+def _cut(request: web.BaseRequest) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    # aiohttp wants an answer; there is no connection left to send it on.
+    return web.Response()
+
+
+async def _cut_in_the_middle(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, headers={**reply.headers, "Content-Type": reply.content_type})
+    response.content_length = len(reply.body)
+    response.force_close()
+    await response.prepare(request)
+    await response.write(reply.body[: len(reply.body) // 2])
+    if request.transport is not None:
+        request.transport.close()
+    return response

@@ -1,0 +1,200 @@
+"""Serving files: results, drawn at their first GET, and uploads; with Range, ETag and Last-Modified."""
+
+import asyncio
+import hashlib
+import re
+import struct
+import zlib
+from collections import OrderedDict
+
+import anyio
+import anyio.to_thread
+import attrs
+from aiohttp import web
+
+from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.engine import Engine
+from flux2_async.emulator.render import Job, draw
+from flux2_async.emulator.replies import Reply
+from flux2_async.emulator.script import Script
+from flux2_async.emulator.store import UPLOADS, Links, ResultRef, Store, StoredFile, Unloadable, ref_of
+from flux2_async.emulator.tasks import Task
+
+__all__ = ["Files"]
+
+CACHE_BYTES = 128 * 1024 * 1024
+"""Drawn pictures that are kept; older ones are drawn anew, byte for byte the same."""
+
+DRAWING_THREADS = 4
+
+
+@attrs.frozen
+class Served:
+    """A file as it goes out."""
+
+    content: bytes
+    mime_type: str
+    etag: str
+    modified: float
+
+
+class Files:
+    """The file hosts of one emulator."""
+
+    def __init__(self, script: Script, engine: Engine, clock: Clock, links: Links, store: Store) -> None:
+        self._script = script
+        self._engine = engine
+        self._clock = clock
+        self._links = links
+        self._store = store
+        self._cache: OrderedDict[ResultRef, bytes] = OrderedDict()
+        self._drawing: dict[ResultRef, asyncio.Future[bytes]] = {}
+        self._threads = anyio.CapacityLimiter(DRAWING_THREADS)
+
+    async def get(self, request: web.Request) -> Reply:
+        """Any file: 200 or 206 with it, 403 for an address that has expired, 404, 416."""
+        ref = ref_of(request.path)
+        if ref is None:
+            return self._uploaded(request)
+        task = self._engine.finished(ref)
+        if task is None or self._clock.now() >= task.finishes_at + self._script.file_life:
+            return error(404, "Not Found")
+        if not self._link_is_good(request, task):
+            return error(403, "The link has expired")
+        try:
+            content = await self.picture(ref)
+        except ImportError as missing:
+            return error(500, str(missing))
+        mime_type = "image/jpeg" if content.startswith(b"\xff\xd8") else "image/png"
+        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        return self._reply(request, Served(content, mime_type, etag, task.finishes_at))
+
+    def signed(self, ref: ResultRef) -> str:
+        """A link to a picture for the script's `link_life`."""
+        url = self._engine.tasks[ref.task_id].result_urls[ref.number]
+        return self._links.signed(url, self._clock.milliseconds(self._clock.now() + self._script.link_life))
+
+    async def picture(self, ref: ResultRef) -> bytes:
+        """The bytes of a finished picture; many callers at a time share one drawing.
+
+        Args:
+            ref: Which; it exists.
+
+        Raises:
+            ImportError: Pillow is missing.
+        """
+        if not self._script.render:
+            return tiny_png(f"{ref.task_id}/{ref.number}")
+        if ref in self._cache:
+            self._cache.move_to_end(ref)
+            return self._cache[ref]
+        if ref not in self._drawing:
+            self._drawing[ref] = asyncio.ensure_future(self._draw(ref))
+        # Who goes away takes the drawing from nobody else.
+        return await asyncio.shield(self._drawing[ref])
+
+    async def _draw(self, ref: ResultRef) -> bytes:
+        try:
+            task = self._engine.tasks[ref.task_id]
+            given = task.body["input"]
+            job = Job(
+                prompt=given["prompt"],
+                ratio=given["aspect_ratio"],
+                resolution=given["resolution"],
+                label=f"{task.body['model']} · {given['aspect_ratio']} · {given['resolution']}",
+                references=tuple([await self._reference(reference) for reference in task.references]),
+                number=ref.number,
+                format=self._script.picture_format,
+            )
+            content = await anyio.to_thread.run_sync(draw, job, limiter=self._threads)
+            self._remember(ref, content)
+            return content
+        finally:
+            del self._drawing[ref]
+
+    async def _reference(self, reference: StoredFile | ResultRef | Unloadable) -> bytes | str:
+        match reference:
+            case StoredFile():
+                return reference.content
+            case ResultRef():
+                return await self.picture(reference)
+            case Unloadable():
+                return reference.url
+
+    def _remember(self, ref: ResultRef, content: bytes) -> None:
+        self._cache[ref] = content
+        while sum(map(len, self._cache.values())) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+
+    def _link_is_good(self, request: web.Request, task: Task) -> bool:
+        now = self._clock.now()
+        if "signature" in request.query:
+            expires = self._links.expiry(request.path_qs)
+            return expires is not None and self._clock.milliseconds(now) < expires
+        return now < task.finishes_at + self._script.result_life
+
+    def _uploaded(self, request: web.Request) -> Reply:
+        file = self._store.find(request.path.removeprefix(UPLOADS))
+        if file is None:
+            return error(404, "Not Found")
+        return self._reply(request, Served(file.content, file.mime_type, file.etag, file.stored_at))
+
+    def _reply(self, request: web.Request, file: Served) -> Reply:
+        headers = {
+            "Accept-Ranges": "bytes",
+            "ETag": file.etag,
+            "Last-Modified": self._clock.http_date(file.modified),
+        }
+        whole = Reply(file.content, 200, file.mime_type, headers)
+        wanted = wanted_range(request, headers)
+        if wanted is None:
+            return whole
+        size = len(file.content)
+        start, stop, _ = wanted.indices(size)
+        if start >= stop:
+            return attrs.evolve(error(416, ""), headers={"Content-Range": f"bytes */{size}"})
+        part = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+        return Reply(file.content[start:stop], 206, file.mime_type, part)
+
+
+def wanted_range(request: web.BaseRequest, validators: dict[str, str]) -> slice | None:
+    """The one range that is asked for; None for the whole file.
+
+    Args:
+        request: A GET. A Range that is malformed or names several ranges is passed over, and so is one whose
+            If-Range names another version.
+        validators: `ETag` and `Last-Modified` of the file.
+    """
+    condition = request.headers.get("If-Range")
+    if condition is not None and condition not in {validators["ETag"], validators["Last-Modified"]}:
+        return None
+    match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", request.headers.get("Range", ""))
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match.groups()
+    if not first:
+        return slice(-int(last), None) if int(last) else slice(0, 0)
+    if last and int(last) < int(first):
+        return None
+    return slice(int(first), int(last) + 1 if last else None)
+
+
+def error(status: int, text: str) -> Reply:
+    """A refusal of the file host, which speaks no JSON."""
+    return Reply(text.encode(), status, "text/plain")
+
+
+def tiny_png(text: str) -> bytes:
+    """A PNG of one grey pixel that carries a text, so that no two are the same; made without Pillow."""
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"tEXt", b"Comment\0" + text.encode()),
+        (b"IDAT", zlib.compress(b"\0\x80")),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,0 +1,119 @@
+"""Words on the emulator's pictures: the caption, the mark, and stand-ins for pictures that cannot be had."""
+
+import functools
+from urllib.parse import urlsplit
+
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["mark", "placeholder"]
+
+MARK = "EMULATED"
+MOST_LINES = 2
+PLACEHOLDER_SIZE = (768, 768)
+# The font that comes with Pillow has Latin letters only.
+FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Helvetica.ttc")
+
+
+def mark(picture: Image.Image, prompt: str, label: str) -> Image.Image:
+    """Write the caption over the lower edge and the mark over the upper right corner.
+
+    Args:
+        picture: The picture; it is changed.
+        prompt: Shortened to two lines.
+        label: One small line under the prompt.
+    """
+    _caption(picture, prompt, label)
+    _ribbon(picture)
+    return picture
+
+
+def placeholder(text: str) -> Image.Image:
+    """A neutral picture in place of one that cannot be had.
+
+    Args:
+        text: An address, of which the host and the file's name are shown, or a few words.
+    """
+    picture = Image.new("RGB", PLACEHOLDER_SIZE, (206, 210, 216))
+    draw = ImageDraw.Draw(picture)
+    width, height = PLACEHOLDER_SIZE
+    # Hills and a sun, the usual sign for "here would be a picture".
+    draw.ellipse((470, 190, 570, 290), fill=(236, 238, 241))
+    draw.polygon([(110, 560), (310, 270), (500, 560)], fill=(178, 184, 193))
+    draw.polygon([(360, 560), (510, 370), (660, 560)], fill=(190, 196, 204))
+    for number, line in enumerate(_address_lines(text)):
+        draw.text((width / 2, height * 0.79 + 44 * number), line, (96, 102, 112), _font(30), anchor="mm")
+    return picture
+
+
+def _address_lines(text: str) -> list[str]:
+    parts = urlsplit(text)
+    if not parts.hostname:
+        return [text]
+    name = parts.path.rpartition("/")[2]
+    return [line if len(line) <= 28 else line[:12] + "…" + line[-14:] for line in (parts.hostname, name) if line]  # noqa: PLR2004
+
+
+@functools.lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def _caption(picture: Image.Image, prompt: str, label: str) -> None:
+    width, height = picture.size
+    unit = max(12, round((width * height) ** 0.5 / 44))
+    margin = unit
+    text, small = _font(unit), _font(round(unit * 0.68))
+    lines = _wrapped(prompt, text, width - 2 * margin)
+    strip = round(unit * (1.3 * len(lines) + 2.2))
+    shade = Image.new("RGB", (width, strip), (14, 14, 18))
+    ramp = Image.linear_gradient("L").point([min(190, value * 3) for value in range(256)]).resize((width, strip))
+    picture.paste(shade, (0, height - strip), ramp)
+    draw = ImageDraw.Draw(picture)
+    y = height - strip + unit * 0.7
+    for line in lines:
+        draw.text((margin, y), line, (245, 245, 247), text)
+        y += unit * 1.3
+    draw.text((margin, y), label, (190, 192, 200), small)
+
+
+def _wrapped(prompt: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    # Nobody sees more than the first lines of five thousand characters.
+    words = "".join(c if c.isprintable() else " " for c in prompt[:600]).split()
+    lines = [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    kept = [_shortened(line, font, width) for line in lines[:MOST_LINES]]
+    if len(lines) > MOST_LINES or len(prompt) > 600:  # noqa: PLR2004  as above
+        kept[-1] = _shortened(kept[-1] + " …", font, width)
+    return kept
+
+
+def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line.rstrip() + "…"
+
+
+def _ribbon(picture: Image.Image) -> None:
+    unit = max(12, round(min(picture.size) / 34))
+    font = _font(unit)
+    length, thickness = unit * 14, round(unit * 1.9)
+    ribbon = Image.new("RGBA", (length, length), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(ribbon)
+    top = (length - thickness) / 2
+    draw.rectangle((0, top, length, top + thickness), fill=(250, 204, 21, 235))
+    draw.text((length / 2, length / 2), " ".join(MARK), (40, 32, 0, 255), font, anchor="mm")
+    turned = ribbon.rotate(-45, Image.Resampling.BICUBIC)
+    distance = round(unit * 3.4)
+    picture.paste(turned, (picture.width - length // 2 - distance, distance - length // 2), turned)

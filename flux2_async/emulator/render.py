@@ -1,0 +1,143 @@
+"""Drawing a result: a collage of the reference pictures, or an abstract landscape out of the prompt.
+
+Everything follows from the job alone, so the same job gives the same bytes. Pillow is imported when the first picture
+is drawn, and only here and in the two modules that paint.
+
+Sizes, all multiples of 16 and exactly in the ratio:
+
+| ratio | 1K | 2K |
+| --- | --- | --- |
+| 1:1 | 1024 x 1024 | 2048 x 2048 |
+| 4:3, 3:4 | 1152 x 864 | 2304 x 1728 |
+| 16:9, 9:16 | 1280 x 720 | 2560 x 1440 |
+| 3:2, 2:3 | 1248 x 832 | 2496 x 1664 |
+
+`auto` takes the ratio of the first reference picture (at most 3:1), at about 1 or 4 megapixels.
+"""
+
+import hashlib
+import io
+import math
+from collections.abc import Mapping
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["SIZES_1K", "Job", "draw", "size_of"]
+
+SIZES_1K: Mapping[str, tuple[int, int]] = {
+    "1:1": (1024, 1024),
+    "4:3": (1152, 864),
+    "3:4": (864, 1152),
+    "16:9": (1280, 720),
+    "9:16": (720, 1280),
+    "3:2": (1248, 832),
+    "2:3": (832, 1248),
+}
+"""Width and height at 1K; 2K has twice of both."""
+
+STEP = 16
+WIDEST = 3.0
+# A picture of more pixels than any camera's is a mistake or an attack.
+MOST_PIXELS = 100_000_000
+
+MISSING = 'drawing a picture needs Pillow: pip install "flux2-async[emulator]" (or use Script(render=False))'
+
+
+@attrs.frozen
+class Job:
+    """What to draw.
+
+    Attributes:
+        prompt: Written in the caption; the seed of colours and shapes.
+        ratio: An aspect ratio of the API, or `auto`.
+        resolution: `1K` or `2K`.
+        label: The small line of the caption.
+        references: Encoded pictures, or the address of one that cannot be had.
+        number: Which picture of its task, from 0; each differs a little.
+        format: `jpeg` or `png`.
+    """
+
+    prompt: str
+    ratio: str = "1:1"
+    resolution: str = "1K"
+    label: str = ""
+    references: tuple[bytes | str, ...] = ()
+    number: int = 0
+    format: Literal["jpeg", "png"] = "jpeg"
+
+
+def draw(job: Job) -> bytes:
+    """Draw a picture.
+
+    Args:
+        job: What.
+
+    Returns:
+        A JPEG or a PNG.
+
+    Raises:
+        ImportError: Pillow is not installed; the text says how to get it.
+    """
+    try:
+        from flux2_async.emulator import collage, landscape, lettering  # noqa: PLC0415  Pillow comes with an extra
+    except ModuleNotFoundError as missing:
+        raise ImportError(MISSING) from missing
+    seed = hashlib.sha256(f"{job.number}\n{job.prompt}".encode(errors="surrogatepass")).digest()
+    random = Random(seed)  # noqa: S311  colours are no secrets
+    references = [_opened(reference) for reference in job.references]
+    size = size_of(job.ratio, job.resolution, references[0].size if references else None)
+    picture = collage.compose(references, size, random) if references else landscape.compose(size, random)
+    return _encoded(lettering.mark(picture, job.prompt, job.label), job.format)
+
+
+def size_of(ratio: str, resolution: str, first: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Width and height of a result.
+
+    Args:
+        ratio: An aspect ratio of the API, or `auto`.
+        resolution: `1K` or `2K`.
+        first: Size of the first reference picture, for `auto`; None: square.
+    """
+    scale = 2 if resolution == "2K" else 1
+    if ratio != "auto":
+        width, height = SIZES_1K[ratio]
+        return width * scale, height * scale
+    shape = 1.0 if first is None else min(max(first[0] / first[1], 1 / WIDEST), WIDEST)
+    side = 1024 * scale
+    return _stepped(side * math.sqrt(shape)), _stepped(side / math.sqrt(shape))
+
+
+def _stepped(length: float) -> int:
+    return max(STEP, round(length / STEP) * STEP)
+
+
+def _opened(reference: bytes | str) -> "Image.Image":
+    from PIL import Image, ImageOps  # noqa: PLC0415  as above
+
+    from flux2_async.emulator import lettering  # noqa: PLC0415  as above
+
+    if isinstance(reference, str):
+        return lettering.placeholder(reference)
+    try:
+        picture = Image.open(io.BytesIO(reference))
+        if picture.width * picture.height > MOST_PIXELS:
+            return lettering.placeholder("a picture too large to open")
+        # A photograph of 40 megapixels is decoded at an eighth of the work when JPEG offers it.
+        picture.draft("RGB", (2560, 2560))
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return lettering.placeholder("a picture that cannot be opened")
+
+
+def _encoded(picture: "Image.Image", kind: str) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "png":
+        picture.save(buffer, "PNG", compress_level=1)
+    else:
+        picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

@@ -1,0 +1,229 @@
+"""The emulator as a server on loopback."""
+
+import asyncio
+import socket
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import attrs
+from aiohttp import web
+
+from flux2_async.emulator.api import Api
+from flux2_async.emulator.callbacks import Callbacks
+from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.engine import Engine
+from flux2_async.emulator.faults import Faults
+from flux2_async.emulator.files import Files
+from flux2_async.emulator.ledger import Ledger
+from flux2_async.emulator.script import Fault, Script
+from flux2_async.emulator.store import Links, Store
+from flux2_async.emulator.tasks import TaskView
+from flux2_async.emulator.uploads import Uploads
+
+__all__ = ["Emulator"]
+
+BACKLOG = 1024
+# Handlers that are still busy when the emulator stops; nothing of theirs is worth waiting for.
+SHUTDOWN_TIMEOUT = 0.1
+
+
+@attrs.frozen
+class Core:
+    """What outlives a stop and a new start: the tasks, the files and the addresses they stand under."""
+
+    clock: Clock
+    links: Links
+    store: Store
+    engine: Engine
+    files: Files
+
+
+@attrs.frozen
+class Running:
+    """What lives from start to stop."""
+
+    runner: web.AppRunner
+    http: aiohttp.ClientSession
+    callbacks: Callbacks
+    closing: asyncio.Event
+
+
+class Emulator:
+    """The service on loopback, with the shapes that were observed and the misfortunes that a script orders.
+
+    Use it as `async with Emulator(Script(...)) as emulator`, or with `start` and `stop`. Stopping and starting again
+    is an outage with refused connections: the address, the tasks, the files and the ledger stay.
+
+    Args:
+        script: What the service does; None: every task succeeds after 2 seconds. It may be changed while running.
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+        api_key: The only key that is accepted.
+
+    Attributes:
+        script: As given.
+        api_key: As given.
+        ledger: What was seen, taken and charged.
+    """
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        api_key: str = "emulator-key",
+    ) -> None:
+        self.script = Script() if script is None else script
+        self.api_key = api_key
+        self.ledger = Ledger()
+        self._host = host
+        self._port = port
+        self._faults = Faults(self.script.faults)
+        self._core: Core | None = None
+        self._running: Running | None = None
+
+    def __repr__(self) -> str:
+        where = self._core.links.base_url if self._core else "not started"
+        return f"<Emulator {where} tasks={len(self.ledger.accepted)} charged={self.ledger.charged}>"
+
+    @property
+    def base_url(self) -> str:
+        """The address of the API.
+
+        Raises:
+            RuntimeError: It was not started yet.
+        """
+        return self._started().links.base_url
+
+    @property
+    def upload_url(self) -> str:
+        """The address of the upload endpoints.
+
+        Raises:
+            RuntimeError: It was not started yet.
+        """
+        return f"{self.base_url}/file-upload"
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            RuntimeError: It runs already.
+            OSError: The port is taken.
+        """
+        if self._running is not None:
+            raise RuntimeError("this emulator runs already; stop it first, or use another one")
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.create_server((self._host, self._port), family=family)
+        # The next start is to be found where this one was.
+        self._port = listener.getsockname()[1]
+        core = self._core = self._core or self._make_core()
+        http = aiohttp.ClientSession()
+        closing = asyncio.Event()
+        callbacks = Callbacks(self.script, self.ledger, core.clock, self._faults, http)
+        app = self._api(core, callbacks, http, closing).application()
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        await runner.setup()
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        callbacks.resume(core.engine.tasks.values())
+        self._running = Running(runner, http, callbacks, closing)
+
+    async def stop(self) -> None:
+        """Cut all connections and stop listening; nothing happens when it does not run."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        running.closing.set()
+        await running.callbacks.close()
+        await running.runner.cleanup()
+        await running.http.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def inject(self, fault: Fault) -> None:
+        """Add a fault; those added earlier are used first.
+
+        Args:
+            fault: The fault. `after` counts from now on.
+        """
+        self._faults.add(fault)
+
+    def finish(self, task_id: str) -> None:
+        """End a task now, with the outcome of its plan; nothing changes for one that has ended.
+
+        Args:
+            task_id: An accepted task.
+
+        Raises:
+            KeyError: Not a task of this emulator.
+        """
+        core = self._started()
+        before = core.clock.now()
+        ended = core.engine.tasks[task_id].finished(before)
+        task = core.engine.finish(task_id)
+        if self._running is not None and not ended:
+            self._running.callbacks.schedule(task)
+
+    def task(self, task_id: str) -> TaskView:
+        """A task as it is now.
+
+        Args:
+            task_id: An accepted task.
+
+        Raises:
+            KeyError: Not a task of this emulator.
+        """
+        core = self._started()
+        task = core.engine.tasks[task_id]
+        return TaskView(
+            id=task.id,
+            index=task.index,
+            state=task.state(core.clock.now()),
+            body=task.body,
+            plan=task.plan,
+            accepted_at=task.accepted_at,
+            finishes_at=task.finishes_at,
+            result_urls=task.result_urls,
+        )
+
+    def _started(self) -> Core:
+        if self._core is None:
+            raise RuntimeError("start the emulator first: `async with Emulator() as emulator`")
+        return self._core
+
+    def _make_core(self) -> Core:
+        clock = Clock(asyncio.get_running_loop())
+        # Nobody can connect to "any address".
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104  not listened on here
+        links = Links(f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}")
+        store = Store(clock.now, lambda: self.script.upload_life)
+        engine = Engine(self.script, self.ledger, clock, links, store)
+        return Core(clock, links, store, engine, Files(self.script, engine, clock, links, store))
+
+    def _api(self, core: Core, callbacks: Callbacks, http: aiohttp.ClientSession, closing: asyncio.Event) -> Api:
+        return Api(
+            script=self.script,
+            ledger=self.ledger,
+            clock=core.clock,
+            engine=core.engine,
+            faults=self._faults,
+            callbacks=callbacks,
+            uploads=Uploads(self.script, self.ledger, core.clock, core.links, core.store),
+            files=core.files,
+            http=http,
+            api_key=self.api_key,
+            base_url=core.links.base_url,
+            closing=closing,
+        )

@@ -1,0 +1,160 @@
+"""The files of the service: what was uploaded, and the addresses of results.
+
+Everything is in memory; what has expired is forgotten when it is next asked for.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable
+from typing import TypeAlias
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import attrs
+
+__all__ = ["Links", "Reference", "ResultRef", "Store", "StoredFile", "Unloadable", "kind_of"]
+
+UPLOADS = "/file-upload/files/"
+RESULTS = "/results/"
+
+MIME_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif"}
+
+
+def kind_of(content: bytes) -> str | None:
+    """The picture format by the first bytes: `jpeg`, `png`, `webp`, `gif`, or None for anything else."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return "gif" if content[:6] in {b"GIF87a", b"GIF89a"} else None
+
+
+@attrs.frozen
+class StoredFile:
+    """An uploaded file.
+
+    Attributes:
+        path: Folder and name, as given.
+        content: The bytes.
+        mime_type: By content, else by name.
+        stored_at: The loop's time.
+    """
+
+    path: str
+    content: bytes = attrs.field(repr=False)
+    mime_type: str
+    stored_at: float
+
+    @property
+    def etag(self) -> str:
+        """A strong validator."""
+        return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
+
+
+@attrs.frozen
+class ResultRef:
+    """The n-th picture (from 0) of a task."""
+
+    task_id: str
+    number: int
+
+
+@attrs.frozen
+class Unloadable:
+    """A picture of somebody else's host, which the emulator does not go and get."""
+
+    url: str
+
+
+Reference: TypeAlias = StoredFile | ResultRef | Unloadable
+
+
+class Store:
+    """The uploaded files."""
+
+    def __init__(self, now: Callable[[], float], life: Callable[[], float]) -> None:
+        self._now = now
+        self._life = life
+        self._files: dict[str, StoredFile] = {}
+
+    def keep(self, path: str, content: bytes, mime_type: str) -> StoredFile:
+        """Keep a file; the same path once more overwrites.
+
+        Args:
+            path: Folder and name.
+            content: The bytes.
+            mime_type: Its type.
+        """
+        file = StoredFile(path, content, mime_type, self._now())
+        self._files[path] = file
+        return file
+
+    def find(self, path: str) -> StoredFile | None:
+        """The file at this path, None when there is none or it has expired."""
+        file = self._files.get(path)
+        if file is not None and self._now() >= file.stored_at + self._life():
+            del self._files[path]
+            return None
+        return file
+
+
+@attrs.frozen
+class Links:
+    """The emulator's own addresses.
+
+    Attributes:
+        base_url: Of the emulator.
+    """
+
+    base_url: str
+    _secret: bytes = attrs.field(factory=lambda: secrets.token_bytes(16), repr=False)
+
+    def upload(self, path: str, *, raw_spaces: bool) -> str:
+        """The address of an uploaded file."""
+        return f"{self.base_url}{UPLOADS}{quote(path, safe='/ ' if raw_spaces else '/')}"
+
+    def result(self, ref: ResultRef, extension: str) -> str:
+        """The plain address of a result."""
+        return f"{self.base_url}{RESULTS}{ref.task_id}/{ref.number}.{extension}"
+
+    def signed(self, url: str, expires: int) -> str:
+        """A result's address with a life of its own.
+
+        Args:
+            url: The plain address.
+            expires: Unix milliseconds.
+        """
+        return f"{url}?expires={expires}&signature={self._signature(urlsplit(url).path, expires)}"
+
+    def expiry(self, path_and_query: str) -> int | None:
+        """Until when a signed address is good, in Unix milliseconds; None when its signature is wrong."""
+        parts = urlsplit(path_and_query)
+        query = parse_qs(parts.query)
+        expires, given = query.get("expires", [""])[0], query.get("signature", [""])[0]
+        if not re.fullmatch(r"[0-9]{1,15}", expires):
+            return None
+        matches = hmac.compare_digest(self._signature(parts.path, int(expires)).encode(), given.encode())
+        return int(expires) if matches else None
+
+    def upload_path(self, url: str) -> str | None:
+        """The store's path for an address of ours, None for any other."""
+        prefix = self.base_url + UPLOADS
+        return unquote(urlsplit(url).path)[len(UPLOADS) :] if url.startswith(prefix) else None
+
+    def result_ref(self, url: str) -> ResultRef | None:
+        """Which picture an address of ours names, None for any other."""
+        if not url.startswith(self.base_url + RESULTS):
+            return None
+        return ref_of(urlsplit(url).path)
+
+    def _signature(self, path: str, expires: int) -> str:
+        return hmac.new(self._secret, f"{path}\n{expires}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def ref_of(path: str) -> ResultRef | None:
+    """Which picture the path of a result's address names."""
+    match = re.fullmatch(RESULTS + r"([0-9a-f]{32})/([0-9]{1,4})\.[a-z]+", path)
+    return ResultRef(match[1], int(match[2])) if match else None

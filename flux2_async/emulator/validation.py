@@ -1,0 +1,96 @@
+"""Whether the service takes a createTask body; the words are those that were observed where any were."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from flux2_async.emulator.replies import Refusal
+
+__all__ = ["PRICES", "check", "is_address"]
+
+PRICES: Mapping[str, Mapping[str, float]] = {
+    "flux-2/flex-image-to-image": {"1K": 14.0, "2K": 24.0},
+    "flux-2/pro-image-to-image": {"1K": 5.0, "2K": 7.0},
+    "flux-2/flex-text-to-image": {"1K": 14.0, "2K": 24.0},
+    "flux-2/pro-text-to-image": {"1K": 5.0, "2K": 7.0},
+}
+"""Upstream's credits per picture, by model and resolution."""
+
+RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
+PROMPT_SHORTEST, PROMPT_LONGEST = 3, 5000
+MOST_IMAGES = 8
+LONGEST_ADDRESS = 2048
+
+
+def is_address(text: object) -> bool:
+    """Whether it is an http(s) address that a fetcher could use as it stands: raw spaces make it none."""
+    if not isinstance(text, str) or len(text) > LONGEST_ADDRESS or any(c.isspace() for c in text):
+        return False
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def check(body: Mapping[str, Any]) -> None:
+    """Refuse what the service would not take.
+
+    Args:
+        body: The whole request; fields it does not know are passed over.
+
+    Raises:
+        Refusal: 422 for an unknown model or a value out of bounds, 500 for a missing field or a wrong type (sic).
+    """
+    model = body.get("model")
+    if model is None:
+        raise Refusal(500, "This field is required")
+    if not isinstance(model, str) or model not in PRICES:
+        raise Refusal(422, "The page does not exist or is not published")
+    if "callBackUrl" in body and not is_address(body["callBackUrl"]):
+        raise Refusal(422, "callBackUrl is not a valid URL")
+    given = body.get("input")
+    if given is None:
+        raise Refusal(500, "This field is required")
+    if not isinstance(given, Mapping):
+        raise Refusal(500, "input it must be an object")
+    _check_input(given, with_images=model.endswith("image-to-image"))
+
+
+def _check_input(given: Mapping[str, Any], *, with_images: bool) -> None:
+    required = (
+        ("input_urls", "prompt", "aspect_ratio", "resolution")
+        if with_images
+        else ("prompt", "aspect_ratio", "resolution")
+    )
+    for name in required:
+        if given.get(name) is None:
+            raise Refusal(500, "This field is required")
+    _check_prompt(given["prompt"])
+    _check_choice("aspect_ratio", given["aspect_ratio"], (*RATIOS, "auto") if with_images else RATIOS)
+    _check_choice("resolution", given["resolution"], ("1K", "2K"))
+    if with_images:
+        _check_images(given["input_urls"])
+    if "nsfw_checker" in given and not isinstance(given["nsfw_checker"], bool):
+        raise Refusal(500, "nsfw_checker it must be a boolean")
+
+
+def _check_prompt(prompt: object) -> None:
+    if not isinstance(prompt, str):
+        raise Refusal(500, "prompt it must be a string")
+    if not PROMPT_SHORTEST <= len(prompt) <= PROMPT_LONGEST:
+        raise Refusal(422, f"prompt length must be between {PROMPT_SHORTEST} and {PROMPT_LONGEST} characters")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise Refusal(422, f"{name} is not within the range of allowed options: {', '.join(allowed)}")
+
+
+def _check_images(addresses: object) -> None:
+    if not isinstance(addresses, list):
+        raise Refusal(500, "input_urls it must be an array")
+    if not 1 <= len(addresses) <= MOST_IMAGES:
+        raise Refusal(422, f"input_urls must hold between 1 and {MOST_IMAGES} images")
+    if not all(is_address(address) for address in addresses):
+        raise Refusal(422, "input_urls holds an invalid URL")

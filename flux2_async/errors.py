@@ -1,0 +1,334 @@
+"""Every error of the library.
+
+Flux2Error
+├── InvalidRequestError (ValueError)     a request, key or argument that cannot be sent as it is
+├── ConfigurationError                   a session that cannot be made or used as it is
+├── SessionClosedError                   used before opening or after closing, or closed meanwhile
+├── TransportError                       no answer came; `never_sent` tells whether the request left
+├── ProtocolError                        an answer came that cannot be understood
+├── ApiError                             an answer came, and it is a refusal (`code`)
+│   ├── RequestRejectedError             400, 413, 422, and 500 on createTask
+│   ├── AuthenticationError              401
+│   ├── InsufficientCreditsError         402
+│   ├── NotFoundError                    404
+│   ├── RateLimitedError                 429, 430, or a wait longer than `max_wait`
+│   ├── QuotaExceededError               433
+│   ├── MaintenanceError                 455
+│   ├── FeatureDisabledError             505
+│   └── ServerError                      other 5xx
+├── AmbiguousSubmitError                 createTask may or may not have been accepted
+├── CoordinationError                    the processes that share an account cannot agree
+└── TaskError                            an accepted task that gives no picture
+    ├── TaskFailedError                  the service says `fail`
+    │   └── ContentModeratedError        … because of the content policy
+    ├── EmptyResultError                 the service says `success` and names no file
+    ├── TaskNotFoundError                the service does not know the task
+    └── TaskTimeoutError (TimeoutError)  not finished in time; the task itself goes on
+
+Each carries its facts as attributes, can be pickled, and holds neither a secret nor an object of aiohttp.
+"""
+
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    # Only named in annotations: at run time this module stands at the bottom.
+    from flux2_async.models import Request, TaskRecord
+    from flux2_async.tasks import ImageTask
+
+__all__ = [
+    "AmbiguousSubmitError",
+    "ApiError",
+    "AuthenticationError",
+    "ConfigurationError",
+    "ContentModeratedError",
+    "CoordinationError",
+    "EmptyResultError",
+    "FeatureDisabledError",
+    "Flux2Error",
+    "InsufficientCreditsError",
+    "InvalidRequestError",
+    "MaintenanceError",
+    "NotFoundError",
+    "ProtocolError",
+    "QuotaExceededError",
+    "RateLimitedError",
+    "RequestRejectedError",
+    "ServerError",
+    "SessionClosedError",
+    "TaskError",
+    "TaskFailedError",
+    "TaskNotFoundError",
+    "TaskTimeoutError",
+    "TransportError",
+]
+
+MAX_SERVER_TEXT = 500
+"""Characters of the service's own words that an error keeps."""
+
+
+class Flux2Error(Exception):
+    """Base of everything this library raises on purpose.
+
+    Attributes:
+        task_id: The task it is about, or None where no task is known.
+    """
+
+    task_id: str | None
+
+    def __init__(self, message: str, *, task_id: str | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException would call __init__ with the message alone and lose what is keyword-only.
+        return _revive, (type(self), self.args, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return self.__dict__
+
+    @classmethod
+    def _bare(cls, args: tuple[Any, ...]) -> Self:
+        return cls.__new__(cls, *args)
+
+
+def _revive(cls: type[Flux2Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux2Error:
+    error = cls._bare(args)
+    # OSError, which TimeoutError is, takes no arguments from __new__ when __init__ is overridden.
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidRequestError(Flux2Error, ValueError):
+    """What the caller gave cannot be sent; the text names the field, what was given and what is allowed.
+
+    Nothing was sent and nothing was charged.
+    """
+
+
+class ConfigurationError(Flux2Error):
+    """The session cannot be made or used this way; the text says what to change."""
+
+
+class SessionClosedError(Flux2Error):
+    """The session is not open (any more).
+
+    Attributes:
+        task_id: The task that was outstanding when the session closed; `attach` it in a new session.
+    """
+
+
+class TransportError(Flux2Error):
+    """No complete answer came.
+
+    Attributes:
+        never_sent: True when the request certainly did not leave (no connection was made), so that
+            sending it again cannot pay twice.
+    """
+
+    never_sent: bool
+
+    def __init__(self, message: str, *, never_sent: bool = False, task_id: str | None = None) -> None:
+        super().__init__(message, task_id=task_id)
+        self.never_sent = never_sent
+
+
+class ProtocolError(Flux2Error):
+    """The answer is not what the API describes; the text names the place.
+
+    Attributes:
+        http_status: The HTTP status it came with, or None when it came in a callback.
+    """
+
+    http_status: int | None
+
+    def __init__(self, message: str, *, http_status: int | None = None, task_id: str | None = None) -> None:
+        super().__init__(message, task_id=task_id)
+        self.http_status = http_status
+
+
+class ApiError(Flux2Error):
+    """The service refused.
+
+    Attributes:
+        code: The `code` of the body, else the HTTP status.
+        message: The service's own words, at most 500 characters.
+        http_status: The HTTP status, or None when nothing was sent.
+    """
+
+    code: int
+    message: str
+    http_status: int | None
+
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        http_status: int | None = None,
+        *,
+        task_id: str | None = None,
+        advice: str = "",
+    ) -> None:
+        kept = message[:MAX_SERVER_TEXT]
+        super().__init__(f"{code}: {kept}{'. ' + advice if advice else ''}", task_id=task_id)
+        self.code = code
+        self.message = kept
+        self.http_status = http_status
+
+
+class RequestRejectedError(ApiError):
+    """The service does not take this request as it is (400, 413, 422, and 500 on createTask)."""
+
+
+class AuthenticationError(ApiError):
+    """The key is missing, wrong, or not allowed from this address (401)."""
+
+
+class InsufficientCreditsError(ApiError):
+    """The account has not enough credits (402)."""
+
+
+class NotFoundError(ApiError):
+    """No such task or endpoint (404)."""
+
+
+class RateLimitedError(ApiError):
+    """Too many new tasks (429), or `max_wait` is shorter than the wait for a slot and a permit.
+
+    Nothing was created and nothing was charged.
+
+    Attributes:
+        retry_after: Seconds until another try makes sense, or None where that is not known.
+        http_status: None when the session itself refused, without asking the service.
+    """
+
+    retry_after: float | None
+
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        http_status: int | None = None,
+        *,
+        retry_after: float | None = None,
+        task_id: str | None = None,
+        advice: str = "",
+    ) -> None:
+        super().__init__(code, message, http_status, task_id=task_id, advice=advice)
+        self.retry_after = retry_after
+
+
+class QuotaExceededError(ApiError):
+    """The usage cap of this key is reached (433)."""
+
+
+class MaintenanceError(ApiError):
+    """The service is under maintenance (455)."""
+
+
+class FeatureDisabledError(ApiError):
+    """The service has switched this feature off (505)."""
+
+
+class ServerError(ApiError):
+    """The service failed (5xx)."""
+
+
+class AmbiguousSubmitError(Flux2Error):
+    """createTask left, and nothing tells whether the service accepted it.
+
+    It is never sent again by itself: the task may exist and cost money. `recover(ref)` finds it where
+    callbacks are used; otherwise look at the account's log before submitting anew.
+
+    Attributes:
+        request: What was submitted.
+        ref: The name of this submission.
+        http_status: The HTTP status of the unclear answer, or None when none came.
+    """
+
+    request: "Request"
+    ref: str
+    http_status: int | None
+
+    def __init__(self, message: str, *, request: "Request", ref: str, http_status: int | None = None) -> None:
+        super().__init__(message)
+        self.request = request
+        self.ref = ref
+        self.http_status = http_status
+
+
+class CoordinationError(Flux2Error):
+    """The processes that share this account cannot be asked, so going on might pay twice."""
+
+
+class TaskError(Flux2Error):
+    """A task that was accepted and gave no picture.
+
+    Attributes:
+        task_id: The task.
+    """
+
+    task_id: str
+
+    def __init__(self, message: str, *, task_id: str) -> None:
+        super().__init__(message, task_id=task_id)
+
+
+class TaskFailedError(TaskError):
+    """The service says that the task failed.
+
+    Attributes:
+        fail_code: The API's `failCode`, text, or None when it named none.
+        fail_message: The API's `failMsg`, at most 500 characters; empty when it gave none.
+        record: The final record.
+    """
+
+    fail_code: str | None
+    fail_message: str
+    record: "TaskRecord"
+
+    def __init__(self, message: str, *, record: "TaskRecord") -> None:
+        super().__init__(message, task_id=record.task_id)
+        self.fail_code = record.fail_code
+        self.fail_message = (record.fail_message or "")[:MAX_SERVER_TEXT]
+        self.record = record
+
+
+class ContentModeratedError(TaskFailedError):
+    """The service refused the prompt or a picture for its content; sending the same again fails again."""
+
+
+class EmptyResultError(TaskError):
+    """The service says `success` and names no file.
+
+    Attributes:
+        record: The final record.
+    """
+
+    record: "TaskRecord"
+
+    def __init__(self, message: str, *, record: "TaskRecord") -> None:
+        super().__init__(message, task_id=record.task_id)
+        self.record = record
+
+
+class TaskNotFoundError(TaskError):
+    """The service does not know the task: wrong id, another account, or purged."""
+
+
+class TaskTimeoutError(TaskError, TimeoutError):
+    """Not finished in time. The task goes on at the service, and waiting again costs nothing.
+
+    Attributes:
+        task: The handle, to be awaited again; None once the error went through pickle.
+    """
+
+    task: "ImageTask | None"
+
+    def __init__(self, message: str, *, task: "ImageTask") -> None:
+        super().__init__(message, task_id=task.id)
+        self.task = task
+
+    def _state(self) -> dict[str, Any]:
+        # A handle belongs to the loop it waits on.
+        return {**super()._state(), "task": None}

@@ -1,0 +1,436 @@
+"""Requests, records, results and settings: frozen, checked when made, without I/O.
+
+Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code` for `failCode`).
+"""
+
+import enum
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import attrs
+
+from flux2_async.errors import ConfigurationError, InvalidRequestError
+
+__all__ = [
+    "ImageResult",
+    "ImageSource",
+    "ImageToImage",
+    "Polling",
+    "RateLimit",
+    "Request",
+    "SessionStatistics",
+    "TaskRecord",
+    "TaskState",
+    "TextToImage",
+    "Timeouts",
+    "UploadedFile",
+]
+
+# From the API's own pages; the lower bound of the prompt stands in their prose only.
+PROMPT_LENGTHS: Final = (3, 5000)
+MAX_IMAGES: Final = 8
+ASPECT_RATIOS: Final = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3", "auto")
+RESOLUTIONS: Final = ("1K", "2K")
+TIERS: Final = ("flex", "pro")
+
+
+@attrs.frozen
+class UploadedFile:
+    """A file the service keeps for us.
+
+    Attributes:
+        url: Its address, percent-encoded, as `images` takes it.
+        file_name: Its name at the service.
+        size: Bytes.
+        mime_type: `image/jpeg`, `image/png` or `image/webp`.
+        expires_at: When the service deletes it, or None when it did not say (documented: 3 days).
+    """
+
+    url: str
+    file_name: str
+    size: int
+    mime_type: str
+    expires_at: datetime | None = None
+
+
+ImageSource = str | os.PathLike[str] | bytes | UploadedFile
+"""A reference picture: an http(s) address, a path, the encoded picture itself, or an uploaded file."""
+
+
+def is_url(source: object) -> bool:
+    """Whether a picture is given by address rather than by path or content."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def _one_of(allowed: tuple[str, ...]) -> Any:
+    def check(_: object, attribute: "attrs.Attribute[str]", value: object) -> None:
+        if value not in allowed:
+            choices = ", ".join(repr(each) for each in allowed)
+            raise InvalidRequestError(f"{attribute.name}: {value!r} given, allowed are {choices}")
+
+    return check
+
+
+def _check_prompt(_: object, __: "attrs.Attribute[str]", value: object) -> None:
+    low, high = PROMPT_LENGTHS
+    if not isinstance(value, str):
+        raise InvalidRequestError(
+            f"prompt: {type(value).__name__} given, it must be text of {low} to {high} characters"
+        )
+    # Blanks at the ends are sent as they are, but do not make a prompt.
+    if len(value.strip()) < low or len(value) > high:
+        raise InvalidRequestError(f"prompt: {len(value)} characters given, allowed are {low} to {high}")
+
+
+def _check_extra_input(_: object, __: "attrs.Attribute[Any]", value: dict[str, Any]) -> None:
+    taken = sorted({"prompt", "input_urls", "aspect_ratio", "resolution"} & value.keys())
+    if taken:
+        raise InvalidRequestError(f"extra_input: {taken[0]!r} given, use the field of the request instead")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"extra_input: cannot be written as JSON ({error})") from None
+
+
+def _mapping_to_dict(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidRequestError(
+            f"extra_input: {type(value).__name__} given, it must be a mapping from field names to JSON values"
+        )
+    return dict(value)
+
+
+def _images_to_tuple(value: object) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes | os.PathLike | UploadedFile) or not hasattr(value, "__iter__"):
+        raise InvalidRequestError(
+            f"images: {type(value).__name__} given, it must be a list of 1 to {MAX_IMAGES} pictures; "
+            "put a single one into a list: images=[picture]"
+        )
+    return tuple(value)
+
+
+def _check_images(_: object, __: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
+    if not 1 <= len(value) <= MAX_IMAGES:
+        raise InvalidRequestError(f"images: {len(value)} given, allowed are 1 to {MAX_IMAGES}")
+    for number, image in enumerate(value):
+        _check_image(f"images[{number}]", image)
+
+
+def _check_image(name: str, image: object) -> None:
+    if not isinstance(image, str | bytes | os.PathLike | UploadedFile):
+        raise InvalidRequestError(
+            f"{name}: {type(image).__name__} given, allowed are an http(s) address, a path, bytes or an UploadedFile"
+        )
+    if isinstance(image, bytes) and not image:
+        raise InvalidRequestError(f"{name}: 0 bytes given, it must be the content of a JPEG, PNG or WebP file")
+    if not isinstance(image, str):
+        return
+    if is_url(image):
+        if not _host(image) or any(character.isspace() for character in image):
+            raise InvalidRequestError(f"{name}: not a complete address, it must look like https://host/picture.jpg")
+    elif not image.strip() or "\0" in image:
+        raise InvalidRequestError(f"{name}: {image!r} given, it must be an http(s) address or the path of a file")
+    elif image.lower().startswith("data:"):
+        raise InvalidRequestError(f"{name}: a data: address given; pass the decoded bytes instead")
+    elif "://" in image:
+        scheme = image.partition("://")[0]
+        raise InvalidRequestError(f"{name}: an address with {scheme}:// given, allowed are http:// and https://")
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _lengths(value: str) -> str:
+    return f"<{len(value)} characters>"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive(*, none: bool = False) -> Any:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if (none and value is None) or (_is_number(value) and value > 0):
+            return
+        allowed = "a number above 0, or None" if none else "a number above 0"
+        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
+
+    return check
+
+
+def _not_negative(*, none: bool = False) -> Any:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if (none and value is None) or (_is_number(value) and value >= 0):
+            return
+        allowed = "a number of 0 or more, or None" if none else "a number of 0 or more"
+        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
+
+    return check
+
+
+def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(
+            f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be a whole number of 1 or more"
+        )
+
+
+@attrs.frozen
+class _Request:
+    prompt: str = attrs.field(validator=_check_prompt, repr=_lengths)
+    aspect_ratio: str = attrs.field(default="1:1", validator=_one_of(ASPECT_RATIOS), kw_only=True)
+    resolution: str = attrs.field(default="1K", validator=_one_of(RESOLUTIONS), kw_only=True)
+    tier: str = attrs.field(default="flex", validator=_one_of(TIERS), kw_only=True)
+    extra_input: dict[str, Any] = attrs.field(
+        factory=dict,
+        converter=_mapping_to_dict,
+        validator=_check_extra_input,
+        kw_only=True,
+        hash=False,
+        repr=lambda value: f"<{len(value)} fields>",
+    )
+
+
+@attrs.frozen
+class TextToImage(_Request):
+    """A picture from words alone.
+
+    Attributes:
+        prompt: What to draw, 3 to 5000 characters.
+        aspect_ratio: Width to height: `1:1`, `4:3`, `3:4`, `16:9`, `9:16`, `3:2` or `2:3`.
+        resolution: `1K` or `2K`.
+        tier: `flex` or `pro`.
+        extra_input: Further fields of the API's `input`, sent untouched.
+
+    Raises:
+        InvalidRequestError: A field is out of bounds.
+    """
+
+    def __attrs_post_init__(self) -> None:
+        if self.aspect_ratio == "auto":
+            choices = ", ".join(repr(each) for each in ASPECT_RATIOS if each != "auto")
+            raise InvalidRequestError(
+                f"aspect_ratio: 'auto' takes the ratio of the first picture and there is none, allowed are {choices}"
+            )
+
+    @property
+    def model(self) -> str:
+        """The API's id of the model."""
+        return f"flux-2/{self.tier}-text-to-image"
+
+
+@attrs.frozen
+class ImageToImage(_Request):
+    """A picture from words and 1 to 8 reference pictures.
+
+    Attributes:
+        prompt: What to do with the pictures, 3 to 5000 characters; it may speak of "image 1", "image 2", ….
+        images: The reference pictures in order. Each is an http(s) address, a path, the content of a file
+            as bytes, or an `UploadedFile`; JPEG, PNG or WebP of at most 10 MB. What is local is uploaded
+            by `submit`.
+        aspect_ratio: Width to height: `1:1`, `4:3`, `3:4`, `16:9`, `9:16`, `3:2`, `2:3`, or `auto` for the
+            ratio of the first picture.
+        resolution: `1K` or `2K`.
+        tier: `flex` or `pro`.
+        extra_input: Further fields of the API's `input`, sent untouched.
+
+    Raises:
+        InvalidRequestError: A field is out of bounds.
+    """
+
+    images: tuple[ImageSource, ...] = attrs.field(
+        converter=_images_to_tuple,
+        validator=_check_images,
+        kw_only=True,
+        repr=lambda value: f"<{len(value)} pictures>",
+    )
+
+    @property
+    def model(self) -> str:
+        """The API's id of the model."""
+        return f"flux-2/{self.tier}-image-to-image"
+
+
+Request = ImageToImage | TextToImage
+
+
+class TaskState(enum.StrEnum):
+    """The API's words for where a task is."""
+
+    WAITING = "waiting"
+    QUEUING = "queuing"
+    GENERATING = "generating"
+    SUCCESS = "success"
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+    """A word this version does not know: the task still runs, the word is in `TaskRecord.state_text`."""
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will come."""
+        return self in (TaskState.SUCCESS, TaskState.FAIL)
+
+
+@attrs.frozen(kw_only=True)
+class TaskRecord:
+    """What the service knows of a task.
+
+    Attributes:
+        task_id: Its id.
+        state: Where it is.
+        state_text: The API's own word for that.
+        model: The API's id of the model, or None when the answer named none.
+        result_urls: Addresses of the pictures; empty until `SUCCESS`. They live about 24 hours.
+        fail_code: The API's `failCode` as text, or None.
+        fail_message: The API's `failMsg`, or None.
+        create_time: When the service took the task, aware, or None.
+        complete_time: When it finished, aware, or None.
+        update_time: When it last changed, aware, or None (live answers often lack it).
+        progress: 0 to 100, or None (flux-2 sends none).
+        credits_consumed: Credits charged, or None when the answer did not say; 0.0 for a failed task.
+        param: The request as the service echoes it, decoded, its `callBackUrl` redacted; None when it could
+            not be read.
+        extra: All other fields of the answer, untouched.
+    """
+
+    task_id: str
+    state: TaskState
+    state_text: str
+    model: str | None = None
+    result_urls: tuple[str, ...] = attrs.field(default=(), repr=lambda value: f"<{len(value)} addresses>")
+    fail_code: str | None = None
+    fail_message: str | None = attrs.field(default=None, repr=False)
+    create_time: datetime | None = None
+    complete_time: datetime | None = None
+    update_time: datetime | None = attrs.field(default=None, repr=False)
+    progress: float | None = None
+    credits_consumed: float | None = None
+    param: Mapping[str, Any] | None = attrs.field(default=None, repr=False, eq=False)
+    extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False, eq=False)
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from creation to completion by the service's clock, or None until both are known."""
+        if self.create_time is None or self.complete_time is None:
+            return None
+        return (self.complete_time - self.create_time).total_seconds()
+
+
+@attrs.frozen(kw_only=True)
+class ImageResult:
+    """A finished picture.
+
+    Attributes:
+        task_id: The task.
+        urls: Addresses of the pictures, at least one; download them soon, they live about 24 hours.
+        record: The final record.
+    """
+
+    task_id: str
+    urls: tuple[str, ...] = attrs.field(repr=lambda value: f"<{len(value)} addresses>")
+    record: TaskRecord
+
+
+@attrs.frozen
+class RateLimit:
+    """At most `limit` new tasks in any `period` seconds.
+
+    Attributes:
+        limit: Tasks, 1 or more. Documented upstream: 20.
+        period: Seconds. Documented upstream: 10.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    limit: int = attrs.field(validator=_whole)
+    period: float = attrs.field(validator=_positive())
+
+
+@attrs.frozen(kw_only=True)
+class Polling:
+    """When to look whether a task is finished.
+
+    Attributes:
+        wait_min: Shortest wait between two looks at one task, seconds.
+        wait_max: Longest wait, seconds.
+        interval: A fixed interval in seconds; the first look comes after one interval. 0 looks at once and then
+            as fast as replies come. None: as the API's documentation advises.
+        max_concurrency: Looks in flight at once, for all tasks of the session.
+        give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError`. None: never.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    wait_min: float = attrs.field(default=0.25, validator=_positive())
+    wait_max: float = attrs.field(default=30.0, validator=_positive())
+    interval: float | None = attrs.field(default=None, validator=_not_negative(none=True))
+    max_concurrency: int = attrs.field(default=32, validator=_whole)
+    give_up_after: float | None = attrs.field(default=None, validator=_positive(none=True))
+
+    def __attrs_post_init__(self) -> None:
+        if self.wait_min > self.wait_max:
+            raise ConfigurationError(
+                f"Polling.wait_min: {self.wait_min!r} given, it must not exceed wait_max={self.wait_max!r}"
+            )
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """Seconds that each kind of call may take.
+
+    Attributes:
+        connect: Making a connection, for every call.
+        submit: createTask; seen to take more than 30 s under load, so shorter than 60 makes unclear sends.
+        record: recordInfo and the account calls.
+        upload: One file.
+        download: One file.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    connect: float = attrs.field(default=10.0, validator=_positive())
+    submit: float = attrs.field(default=60.0, validator=_positive())
+    record: float = attrs.field(default=30.0, validator=_positive())
+    upload: float = attrs.field(default=120.0, validator=_positive())
+    download: float = attrs.field(default=300.0, validator=_positive())
+
+
+@attrs.frozen(kw_only=True)
+class SessionStatistics:
+    """A snapshot of a session.
+
+    Attributes:
+        running: Tasks that are not finished.
+        waiting: Submissions that wait for a slot or a permit.
+        submitted: Tasks the service accepted.
+        refused: createTask calls answered by 429 or 430.
+        ambiguous: createTask calls whose outcome is not known.
+        polls: recordInfo calls made by the session itself.
+        callbacks: Hints that a task is finished (`notify`, callbacks).
+        repeated_settles: Final records that came after the task was settled.
+        learned_limit: New tasks per period the session allows itself at present, or None without a limit.
+        paused_until: When submitting goes on after a 429, aware, or None when it is not paused.
+    """
+
+    running: int
+    waiting: int
+    submitted: int
+    refused: int
+    ambiguous: int
+    polls: int
+    callbacks: int
+    repeated_settles: int
+    learned_limit: int | None
+    paused_until: datetime | None

@@ -1,0 +1,352 @@
+"""The session manager: the one object a user makes."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, Self
+
+import aiohttp
+
+from flux2_async._arguments import check_max_running, check_settings, check_submit, check_task_id
+from flux2_async._completions import Completions
+from flux2_async._credentials import make_credentials
+from flux2_async._engine import Engine, Unsettled
+from flux2_async._submission import OnSend, Submission
+from flux2_async._wire import decode_credits
+from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
+from flux2_async.models import (
+    ImageResult,
+    Polling,
+    RateLimit,
+    Request,
+    SessionStatistics,
+    TaskRecord,
+    Timeouts,
+    UploadedFile,
+)
+from flux2_async.tasks import Completion, ImageTask
+
+__all__ = ["Flux2Session"]
+
+# Upstream calls "typically 100+" running tasks fine.
+MAX_RUNNING: Final = 100
+
+
+class Flux2Session:
+    """Creates tasks within the account's limit and waits for their pictures.
+
+    Use it as `async with Flux2Session() as flux:`, or call `open` and `aclose`, which may happen in different
+    asyncio tasks of one event loop.
+
+    Args:
+        api_key: The account's key. None: the environment variable APIKLEY_API_KEY.
+        base_url: The API's address. None: APIKLEY_BASE_URL, else https://api.apikley.ru.
+        upload_url: The address of the upload calls. None: APIKLEY_UPLOAD_URL unless `base_url` was given, else
+            `/file-upload` below the API's address.
+        rate_limit: At most so many new tasks per period (documented upstream: 20 in 10 s). None: no limit of our
+            own; a 429 still pauses every submission.
+        max_running: Tasks that may be unfinished at once (upstream: "typically 100+"). None: no bound.
+        polling: When to look whether a task is finished.
+        http: The caller's own aiohttp session, used for all calls but createTask and never closed; proxies, TLS
+            settings and `trust_env` are taken over from it for createTask. None: an own one, which like any
+            aiohttp session does not read proxy settings from the environment.
+        timeouts: Seconds for each kind of call.
+
+    Raises:
+        ConfigurationError: Something is missing or malformed; the text says what to change.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        upload_url: str | None = None,
+        rate_limit: RateLimit | None = RateLimit(20, 10.0),  # noqa: B008  frozen
+        max_running: int | None = MAX_RUNNING,
+        polling: Polling = Polling(),  # noqa: B008  frozen
+        http: aiohttp.ClientSession | None = None,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
+    ) -> None:
+        check_settings(rate_limit=rate_limit, polling=polling, http=http, timeouts=timeouts)
+        self._credentials = make_credentials(api_key, base_url, upload_url, os.environ)
+        self._rate_limit = rate_limit
+        self._max_running = check_max_running(max_running)
+        self._polling = polling
+        self._http = http
+        self._timeouts = timeouts
+        self._engine: Engine | None = None
+        self._closing: asyncio.Task[Unsettled] | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else "open" if self._engine else "not open"
+        return f"<Flux2Session {self._credentials.base_url} {state}>"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Make the session usable in the running event loop.
+
+        Raises:
+            SessionClosedError: It was opened before.
+            ConfigurationError: The borrowed aiohttp session cannot be used.
+        """
+        if self._engine is not None:
+            raise SessionClosedError("a Flux2Session is opened once; make a new one")
+        engine = Engine(
+            self._credentials,
+            rate_limit=self._rate_limit,
+            max_running=self._max_running,
+            polling=self._polling,
+            timeouts=self._timeouts,
+            http=self._http,
+        )
+        await engine.open()
+        self._engine = engine
+
+    async def aclose(self, grace: float = 5.0) -> Unsettled:
+        """Close the session; calling it again gives the same answer.
+
+        createTask calls under way are given `grace` seconds. What waits then ends with `SessionClosedError`;
+        nothing is cancelled at the service.
+
+        Args:
+            grace: Seconds.
+
+        Returns:
+            The tasks and submissions that were not settled, which are logged as well.
+        """
+        if self._engine is None:
+            return Unsettled()
+        if self._closing is None:
+            self._closing = self._engine.loop.create_task(self._engine.close(grace), name="flux2_async close")
+        try:
+            return await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            # Who cancels a closing wants it over, not undone.
+            self._closing.cancel()
+            await asyncio.wait([self._closing])
+            raise
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        key: str | None = None,
+        max_wait: float | None = None,
+        priority: int = 0,
+        ref: str | None = None,
+        on_send: OnSend | None = None,
+    ) -> ImageTask:
+        """Create a task; local pictures are uploaded first.
+
+        Cancelling the caller stops the submission where nothing is lost; a createTask call under way is
+        finished, and its task stays in `tasks()`.
+
+        Args:
+            request: What to make.
+            key: The caller's own name for this piece of work: the same key gives the same task, never a second
+                createTask, for 24 hours. None: every call is a piece of work of its own.
+            max_wait: Seconds to wait for a slot and a permit. None: as long as it takes.
+            priority: Higher goes first; equal ones in order. Who has waited 60 s goes before all.
+            ref: The name of this submission, to find it again. None: made up.
+            on_send: Awaited with the ref immediately before each createTask call; if it raises, nothing is sent
+                and its error comes out.
+
+        Returns:
+            The handle; the service has accepted the task.
+
+        Raises:
+            InvalidRequestError: The request, a picture or the key cannot be used; nothing was sent.
+            RateLimitedError: `max_wait` does not suffice; nothing was created.
+            ApiError: The service refused; nothing was created.
+            TransportError: No connection could be made in several tries; nothing was created.
+            AmbiguousSubmitError: The task may exist and cost money; it was not sent again.
+            SessionClosedError: The session is not open.
+            ConfigurationError: Called in another event loop.
+        """
+        engine = self._open_engine()
+        check_submit(request, key, max_wait, priority, ref)
+        return await engine.submit(request, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send)
+
+    async def generate(self, request: Request, *, timeout: float | None = None) -> ImageResult:
+        """Submit a request and wait for its picture.
+
+        Args:
+            request: What to make.
+            timeout: Seconds for the wait for a slot, a permit and the picture together. None: as long as it takes.
+
+        Returns:
+            The addresses of the pictures and the final record.
+
+        Raises:
+            Flux2Error: As `submit` and `ImageTask.result`.
+        """
+        begun = asyncio.get_running_loop().time()
+        task = await self.submit(request, max_wait=timeout)
+        passed = asyncio.get_running_loop().time() - begun
+        return await task.result(None if timeout is None else max(timeout - passed, 0.0))
+
+    async def as_completed(
+        self, requests: Iterable[Request] | AsyncIterable[Request], *, max_running: int | None = None
+    ) -> AsyncGenerator[Completion, None]:
+        """Submit many requests and give each when it is finished, in bounded memory.
+
+        One failed request never stops the rest. A refusal that would meet every request (401, 402, 433, 505) stops
+        the sending, and the rest come back unsent with that error. `break` stops the sending; what was sent stays
+        in `tasks()`.
+
+        Args:
+            requests: Any iterable, also asynchronous and endless; taken in as the consumer keeps up.
+            max_running: Requests taken in and not yet given out. None: the session's `max_running`, else 100.
+
+        Yields:
+            Completions in the order in which they finish.
+
+        Raises:
+            Exception: What `requests` itself raises, after the rest is given out.
+            SessionClosedError: The session is not open.
+        """
+        engine = self._open_engine()
+        limit = check_max_running(max_running) or self._max_running or MAX_RUNNING
+
+        async def submit(request: Request, started: Callable[[Submission], None]) -> ImageTask:
+            return await engine.submit(request, started=started)
+
+        completions = Completions(submit=submit, give_up=engine.submitter.give_up, limit=limit)
+        async with aclosing(completions.run(requests)) as finished:
+            async for completion in finished:
+                yield completion
+
+    def attach(self, task_id: str) -> ImageTask:
+        """Give a handle for a task that was submitted earlier or elsewhere, without asking the service.
+
+        Args:
+            task_id: Its id.
+
+        Returns:
+            The handle; the same one when the task is outstanding here already.
+
+        Raises:
+            InvalidRequestError: This cannot be a task id.
+            SessionClosedError: The session is not open.
+        """
+        return self._open_engine().attach(check_task_id(task_id))
+
+    def tasks(self) -> tuple[ImageTask, ...]:
+        """Give the handles of everything outstanding, also of what nobody waits for any more."""
+        return self._open_engine().watcher.tasks()
+
+    async def fetch_record(self, task_id: str) -> TaskRecord:
+        """Ask for a task's record once.
+
+        Raises:
+            TaskNotFoundError: The service does not know the task (a new one may be invisible for a moment).
+            ApiError: The service refused.
+            TransportError: No answer came.
+            ProtocolError: The answer cannot be understood.
+        """
+        record = await self._open_engine().look(check_task_id(task_id))
+        if record is None:
+            raise TaskNotFoundError(
+                f"the service does not know task {task_id}: a wrong id, another account's, purged, or only just made",
+                task_id=task_id,
+            )
+        return record
+
+    async def upload(
+        self, source: str | os.PathLike[str] | bytes | BinaryIO, *, file_name: str | None = None
+    ) -> UploadedFile:
+        """Upload a picture, to be used in `images` of several requests; `submit` does this by itself.
+
+        Args:
+            source: A path, the content, or an open binary file; JPEG, PNG or WebP of at most 10 MB.
+            file_name: A name to recognise it by; a hash of the content is added. None: the hash alone.
+
+        Returns:
+            The file at the service; the same content is uploaded once per session.
+
+        Raises:
+            InvalidRequestError: Not a picture the service takes.
+            ApiError: The service refused.
+            TransportError: No answer came in several tries.
+        """
+        return await self._open_engine().files.upload(source, file_name=file_name)
+
+    async def download(self, result: ImageResult, directory: str | os.PathLike[str]) -> list[Path]:
+        """Save the pictures of a result as `<task id>-<n>.<ext>`; files appear whole or not at all.
+
+        Args:
+            result: What `ImageTask.result` gave.
+            directory: A folder, made when it is missing.
+
+        Returns:
+            The files, in the order of `result.urls`.
+
+        Raises:
+            InvalidRequestError: The folder cannot be written; nothing was fetched.
+            ApiError: The address is gone and the service gives no new one.
+            TransportError: The download broke off in several tries.
+            OSError: The disk is full or broken.
+        """
+        return await self._open_engine().files.download(result, directory)
+
+    async def download_url(self, url: str) -> str:
+        """Ask for a direct link to a file that the service made; it lives 20 minutes.
+
+        Raises:
+            ApiError: The service refused, such as RequestRejectedError (422) for a file of somebody else's.
+        """
+        return await self._open_engine().files.download_url(url)
+
+    async def credits(self) -> float:
+        """Ask for the account's balance, in credits.
+
+        Raises:
+            ApiError: The service refused.
+            TransportError: No answer came.
+        """
+        return decode_credits(await self._open_engine().transport.call("GET", "/api/v1/chat/credit"))
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Wait until no submission and no task is outstanding.
+
+        Args:
+            timeout: Seconds. None: as long as it takes.
+
+        Raises:
+            TimeoutError: Something is still outstanding.
+        """
+        async with asyncio.timeout(timeout):
+            await self._open_engine().drain()
+
+    def notify(self, task_id: str) -> None:
+        """Look at a task now, because it is said to be finished; other ids are ignored."""
+        self._open_engine().watcher.hint(task_id)
+
+    def statistics(self) -> SessionStatistics:
+        """Give a snapshot of what the session has done and is doing; also after it was closed."""
+        if self._engine is None:
+            raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
+        return self._engine.statistics()
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
+        if asyncio.get_running_loop() is not self._engine.loop:
+            raise ConfigurationError(
+                "the session belongs to another event loop; open one session per event loop, in that loop"
+            )
+        if self._closing is not None:
+            raise SessionClosedError("the session is closed; make a new one")
+        return self._engine

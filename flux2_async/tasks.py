@@ -1,0 +1,155 @@
+"""The handle of a task: what a caller awaits. It holds an outcome, not a session."""
+
+import asyncio
+from collections.abc import AsyncIterator, Generator
+from typing import Any
+
+import attrs
+
+from flux2_async._outcome import Outcome, Waiters
+from flux2_async.errors import TaskTimeoutError
+from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
+
+__all__ = ["Completion", "ImageTask"]
+
+
+@attrs.define(eq=False, repr=False)
+class ImageTask:
+    """A task at the service; `await task` gives its result.
+
+    Made by `submit`, `attach` and `recover`. Any number of coroutines may wait for it; cancelling one cancels
+    its wait alone, never the task.
+
+    Attributes:
+        id: The service's id.
+        request: What was sent, pictures given as bytes replaced by the files they were uploaded to; None for an
+            attached task.
+        record: The last record seen, or None before the first look.
+    """
+
+    id: str
+    request: Request | None = None
+    record: TaskRecord | None = None
+    _outcome: Outcome[ImageResult] = attrs.field(init=False, factory=Outcome)
+    _changed: Waiters | None = attrs.field(init=False, default=None)
+
+    def __repr__(self) -> str:
+        settled = "settled" if self.done() else "outstanding"
+        return f"<ImageTask {self.id} {self.state} {settled}>"
+
+    def __await__(self) -> Generator[Any, None, ImageResult]:
+        return self.result().__await__()
+
+    @property
+    def state(self) -> TaskState:
+        """Where the task was when it was last looked at; `WAITING` before the first look."""
+        return TaskState.WAITING if self.record is None else self.record.state
+
+    def done(self) -> bool:
+        """Whether `result` gives or raises at once."""
+        return self._outcome.done
+
+    async def result(self, timeout: float | None = None) -> ImageResult:
+        """Wait for the picture.
+
+        Args:
+            timeout: Seconds to wait, 0 to ask only. None: as long as it takes. It bounds this wait alone.
+
+        Returns:
+            The addresses of the finished pictures and the final record.
+
+        Raises:
+            TaskTimeoutError: Not finished within `timeout`; wait again at no cost.
+            ContentModeratedError: Refused for its content.
+            TaskFailedError: Failed at the service.
+            EmptyResultError: Finished without a picture.
+            TaskNotFoundError: Unknown to the service 90 s after it was submitted or attached.
+            ApiError: Looking was refused for 60 s (401, 402, 433, 505, …); `attach` it again later.
+            SessionClosedError: The session was closed meanwhile; `attach` it in a new one.
+            ConfigurationError: Awaited in another event loop.
+        """
+        if not await self.wait(timeout):
+            raise TaskTimeoutError(
+                f"task {self.id} is not finished after {timeout} s; it goes on, wait again at no cost", task=self
+            )
+        return self._outcome.get()
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the task is settled, without raising its outcome.
+
+        Args:
+            timeout: Seconds to wait, 0 to ask only. None: as long as it takes.
+
+        Returns:
+            Whether it is settled.
+
+        Raises:
+            ConfigurationError: Awaited in another event loop.
+        """
+        if not self.done() and (timeout is None or timeout > 0):
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._outcome.wait()
+            except TimeoutError:
+                pass
+        return self.done()
+
+    async def updates(self) -> AsyncIterator[TaskRecord]:
+        """Follow the task.
+
+        Yields:
+            The record known now, if any, then each one in which the state or the progress is another; changes
+            that come while the caller is busy are given as one. Ends with the final record.
+
+        Raises:
+            Flux2Error: The task was settled without a final record, see `result`.
+        """
+        shown: TaskRecord | None = None
+        while True:
+            record = self.record
+            if record is not None and not _same_stage(record, shown):
+                shown = record
+                yield record
+            elif self.done():
+                break
+            else:
+                self._changed = self._changed or Waiters()
+                await self._changed.wait()
+        if (shown is None or not shown.state.final) and self._outcome.error is not None:
+            raise self._outcome.error.with_traceback(None)
+
+    def _saw(self, record: TaskRecord) -> None:
+        self.record = record
+        self._wake()
+
+    def _settle(self, result: ImageResult | None = None, error: Exception | None = None) -> bool:
+        settled = self._outcome.settle(result, error)
+        self._wake()
+        return settled
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.wake()
+
+
+def _same_stage(one: TaskRecord, other: TaskRecord | None) -> bool:
+    return other is not None and (one.state_text, one.progress) == (other.state_text, other.progress)
+
+
+@attrs.frozen(kw_only=True)
+class Completion:
+    """One request of `as_completed` that has come to its end.
+
+    Attributes:
+        index: Its place among the requests, from 0.
+        request: The request itself.
+        task: Its handle, or None when it was not accepted.
+        result: The picture, or None when there is an error.
+        error: What went wrong, or None when there is a result.
+    """
+
+    index: int
+    request: Request
+    task: ImageTask | None = None
+    result: ImageResult | None = None
+    error: Exception | None = None

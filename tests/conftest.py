@@ -1,0 +1,45 @@
+"""Every asynchronous test runs on virtual time; a module that needs the real clock asks for `real_time`."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
+
+import anyio.to_thread
+import pytest
+from hypothesis import HealthCheck, settings
+from virtual_time import VirtualClockLoop
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
+
+
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    if request.node.get_closest_marker("real_time"):
+        return "asyncio", {}
+    return "asyncio", {"loop_factory": VirtualClockLoop}
+
+
+@pytest.fixture(autouse=True)
+def clock_waits_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The virtual clock does not jump while a worker thread of anyio is busy."""
+    run_sync: Callable[..., Awaitable[Any]] = anyio.to_thread.run_sync
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, VirtualClockLoop):
+            return await run_sync(*args, **options)
+        with loop.waiting_for_thread():
+            return await run_sync(*args, **options)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI everything a test needs is installed, so a skip is a failure."""
+    report = yield
+    if os.environ.get("CI") and report.skipped:
+        report.outcome = "failed"
+    return report

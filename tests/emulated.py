@@ -1,0 +1,43 @@
+"""A session on the emulator, as most tests want it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from flux2_async.emulator import Emulator, Plan, Script
+from flux2_async.models import Polling, TextToImage
+from flux2_async.session import Flux2Session
+
+REQUEST = TextToImage("a red kettle on a slate worktop")
+
+
+def session_for(emulator: Emulator, **options: Any) -> Flux2Session:
+    """A session that is not open yet."""
+    options = {"polling": Polling(interval=1.0)} | options
+    return Flux2Session(emulator.api_key, base_url=emulator.base_url, upload_url=emulator.upload_url, **options)
+
+
+@asynccontextmanager
+async def emulated(script: Script | None = None, **options: Any) -> AsyncIterator[tuple[Flux2Session, Emulator]]:
+    """An open session and the emulator it talks to; nothing is drawn."""
+    script = script or Script(plans=Plan(duration=2.0))
+    script.render = False
+    async with Emulator(script) as emulator, session_for(emulator, **options) as flux:
+        yield flux, emulator
+
+
+async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
+    """Let (virtual) time pass until something is so."""
+    async with asyncio.timeout(limit):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def error_of(awaitable: Awaitable[object]) -> Exception:
+    """The error that something raises."""
+    try:
+        value = await awaitable
+    except Exception as error:  # noqa: BLE001  the tests look at what it is
+        return error
+    raise AssertionError(f"no error, but {value!r}")

@@ -1,0 +1,211 @@
+"""`as_completed`: many requests, bounded memory, completion order."""
+
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from emulated import REQUEST, emulated, until
+
+from flux2_async.emulator import Fault, Limit, Plan, Script
+from flux2_async.errors import (
+    AuthenticationError,
+    ContentModeratedError,
+    FeatureDisabledError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    QuotaExceededError,
+    SessionClosedError,
+)
+from flux2_async.models import ImageToImage, Polling, Request, TextToImage
+from flux2_async.tasks import Completion
+
+
+def requests(number: int) -> Iterator[TextToImage]:
+    for n in range(number):
+        yield TextToImage(f"number {n}")
+
+
+async def test_completion_order() -> None:
+    """Completions come as tasks finish, each with the index, the request, the handle and the result."""
+    durations = [9.0, 1.0, 5.0]
+    async with emulated(Script(plans=[Plan(duration=each) for each in durations])) as (flux, _):
+        done = [each async for each in flux.as_completed(requests(3))]
+
+    assert [each.index for each in done] == [1, 2, 0]
+    for each in done:
+        assert each.request.prompt == f"number {each.index}"
+        assert each.task is not None
+        assert each.result is not None
+        assert each.result.task_id == each.task.id
+        assert each.error is None
+
+
+async def test_asynchronous_iterables() -> None:
+    """Requests may come from an asynchronous source that takes its time."""
+
+    async def source() -> AsyncIterator[TextToImage]:
+        for request in requests(3):
+            await asyncio.sleep(10)
+            yield request
+
+    async with emulated() as (flux, _):
+        assert [each.index async for each in flux.as_completed(source())] == [0, 1, 2]
+
+
+async def test_one_failure_does_not_stop_the_rest() -> None:
+    """Failed, moderated, invalid and refused requests come back with their errors, the others with pictures."""
+    plans = [Plan(outcome="moderated"), Plan()]
+    script = Script(plans=plans, faults=[Fault("createTask", "refuse", code=422, after=1)])
+    many: list[Any] = [REQUEST, TextToImage("refused"), "no request", ImageToImage("abc", images=["missing"]), REQUEST]
+    async with emulated(script, max_running=1) as (flux, _):
+        done = sorted([each async for each in flux.as_completed(many)], key=lambda each: each.index)
+
+    kinds = [type(each.error).__name__ for each in done]
+    assert kinds == ["ContentModeratedError", "RequestRejectedError", *["InvalidRequestError"] * 2, "NoneType"]
+    assert isinstance(done[0].error, ContentModeratedError)
+    assert done[0].task is not None
+    assert isinstance(done[2].error, InvalidRequestError)
+    assert done[4].result is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (401, AuthenticationError),
+        (402, InsufficientCreditsError),
+        (433, QuotaExceededError),
+        (505, FeatureDisabledError),
+    ],
+)
+async def test_a_refusal_that_meets_all_stops_the_sending(code: int, kind: type[Exception]) -> None:
+    """After 401, 402, 433 or 505 nothing more is sent; the rest come back unsent with that error."""
+    script = Script(
+        plans=Plan(duration=30.0),
+        limit=Limit(5, 10.0),
+        faults=[Fault("createTask", "refuse", code=code, after=5, times=None)],
+        latency=0.2,
+    )
+    async with emulated(script, max_running=20) as (flux, emulator):
+        done = [each async for each in flux.as_completed(requests(200))]
+
+        assert sorted(each.index for each in done) == list(range(200))
+        finished = [each for each in done if each.result]
+        assert sorted(each.index for each in finished) == [0, 1, 2, 3, 4]
+        assert all(isinstance(each.error, kind) for each in done if not each.result)
+        # Those that were on the wire together with the first refusal, and no more.
+        assert len(emulator.ledger.requests) <= 25
+
+
+async def test_break_stops_the_sending() -> None:
+    """After `break` nothing more is sent, and what was sent stays outstanding."""
+    script = Script(plans=[Plan(duration=1.0), Plan(duration=60.0)])
+    async with emulated(script, max_running=5) as (flux, emulator):
+        async for done in flux.as_completed(requests(1000)):
+            assert done.index == 0
+            break
+        await asyncio.sleep(1)
+        sent = len(emulator.ledger.requests)
+        await asyncio.sleep(30)
+
+        assert sent == len(emulator.ledger.requests) <= 6
+        assert {task.id for task in flux.tasks()} == set(emulator.ledger.accepted[1:])
+        await flux.drain()
+
+
+async def test_a_slow_consumer_stops_the_intake() -> None:
+    """At most `max_running` requests are taken in and not yet given out."""
+    taken = 0
+
+    def source() -> Iterator[TextToImage]:
+        nonlocal taken
+        for request in requests(50):
+            taken += 1
+            yield request
+
+    given = 0
+    async with emulated(Script(plans=Plan(duration=0.5))) as (flux, _):
+        async for _ in flux.as_completed(source(), max_running=4):
+            given += 1
+            await asyncio.sleep(20)
+            # One more waits at the door.
+            assert taken <= given + 4
+
+    assert given == 50
+
+
+async def test_an_error_of_the_source_comes_out_last() -> None:
+    """When the iterable itself fails, what was sent is given first, then its error is raised."""
+
+    def source() -> Iterator[TextToImage]:
+        yield from requests(3)
+        raise RuntimeError("the list is broken")
+
+    done: list[Completion] = []
+    async with emulated() as (flux, _):
+        with pytest.raises(RuntimeError, match="the list is broken"):
+            async for each in flux.as_completed(source()):
+                done.append(each)
+
+    assert len([each for each in done if each.result]) == 3
+
+
+async def test_closing_ends_the_iteration() -> None:
+    """Closing the session gives every request on its way back with an error, and ends."""
+    async with emulated(Script(plans=Plan(duration=100.0)), max_running=3) as (flux, _):
+        iterating = asyncio.create_task(_collect(flux.as_completed(requests(10))))
+        await until(lambda: len(flux.tasks()) == 3)
+        await flux.aclose()
+        done = await iterating
+
+    assert len(done) == 10
+    assert all(isinstance(each.error, SessionClosedError) for each in done)
+
+
+async def test_cancelling_the_consumer_keeps_what_was_sent() -> None:
+    """A cancelled consumer stops the sending; tasks at the service stay outstanding."""
+    async with emulated(Script(plans=Plan(duration=20.0)), max_running=3) as (flux, emulator):
+        iterating = asyncio.create_task(_collect(flux.as_completed(requests(10))))
+        await until(lambda: len(flux.tasks()) == 3)
+        iterating.cancel()
+        await asyncio.wait([iterating])
+        await flux.drain()
+
+        assert len(emulator.ledger.accepted) == 3
+
+
+async def _collect(source: AsyncIterator[Completion]) -> list[Completion]:
+    return [each async for each in source]
+
+
+async def test_flat_memory() -> None:
+    """Ten times the requests take no more memory."""
+
+    async def peak(number: int) -> int:
+        gc.collect()
+        tracemalloc.start()
+        async with emulated(
+            Script(plans=Plan(duration=0.2)), rate_limit=None, max_running=20, polling=Polling(interval=0.3)
+        ) as (flux, emulator):
+            count = 0
+            async for _ in flux.as_completed(requests(number)):
+                count += 1
+                # The emulator remembers everything, which is not what is measured.
+                emulator.ledger.requests.clear()
+        assert count == number
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    await peak(50)
+    small, large = await peak(100), await peak(1000)
+    assert large < small * 3
+
+
+async def test_nothing_to_do() -> None:
+    """No requests give no completions."""
+    empty: list[Request] = []
+    async with emulated() as (flux, _):
+        assert [each async for each in flux.as_completed(empty)] == []

@@ -1,0 +1,81 @@
+"""The converter never makes one type from another."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import cattrs
+import pytest
+
+from flux2_async._wire import configure_converter, make_converter
+from flux2_async.models import TaskRecord, TaskState
+
+VALUES: list[Any] = ["12", "false", "", 12, 1.5, True, None, [], {}]
+
+
+@pytest.mark.parametrize(("kind", "accepted"), [(str, str), (bool, bool), (int, int), (float, (int, float))])
+def test_primitives_are_strict(kind: type, accepted: Any) -> None:
+    """Text stays text, true is no number, None is nothing but None."""
+    converter = make_converter()
+    for value in VALUES:
+        if isinstance(value, accepted) and (kind is bool or value is not True):
+            assert converter.structure(value, kind) == value
+            assert type(converter.structure(value, kind)) is kind
+        else:
+            with pytest.raises(ValueError, match=f"expected, {type(value).__name__} given"):
+                converter.structure(value, kind)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    """NaN and the infinities are no amounts."""
+    with pytest.raises(ValueError, match="a number expected"):
+        make_converter().structure(value, float)
+
+
+@pytest.mark.parametrize(
+    ("value", "moment"),
+    [
+        (1786413282001, datetime(2026, 8, 11, 1, 54, 42, 1000, tzinfo=UTC)),
+        (1786413282001.0, datetime(2026, 8, 11, 1, 54, 42, 1000, tzinfo=UTC)),
+        ("1786413282001", datetime(2026, 8, 11, 1, 54, 42, 1000, tzinfo=UTC)),
+        (0, None),
+        (-5, None),
+        (10**18, None),
+        ("2026-08-11", None),
+        (True, None),
+        ([], None),
+    ],
+)
+def test_moments(value: Any, moment: datetime | None) -> None:
+    """Unix milliseconds become aware times; what is out of range is refused."""
+    if moment is None:
+        with pytest.raises(ValueError, match="expected"):
+            make_converter().structure(value, datetime)
+    else:
+        assert make_converter().structure(value, datetime) == moment
+        assert make_converter().structure(value, datetime).utcoffset() is not None
+
+
+def test_states() -> None:
+    """The five words are known in any case, and all others are `UNKNOWN`."""
+    converter = make_converter()
+    words = ["waiting", "queuing", "generating", "success", "fail", "SUCCESS", " fail ", "pending", "unknown"]
+    assert [converter.structure(word, TaskState).value for word in words] == [
+        "waiting",
+        "queuing",
+        "generating",
+        "success",
+        "fail",
+        "success",
+        "fail",
+        "unknown",
+        "unknown",
+    ]
+
+
+def test_any_converter_can_be_taught() -> None:
+    """A caller's own converter reads the API's names after `configure_converter`."""
+    converter = cattrs.Converter()
+    configure_converter(converter)
+    record = converter.structure({"taskId": "t-1", "state": "fail", "failCode": 400}, TaskRecord)
+    assert record == TaskRecord(task_id="t-1", state=TaskState.FAIL, state_text="fail", fail_code="400")

@@ -1,0 +1,503 @@
+"""Results on their way to a folder: whole under their name, or not at all."""
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import aiohttp.web
+import anyio
+import pytest
+from file_host import Answer, FileHost, connected, names, picture, reply, serving
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flux2_async import _part
+from flux2_async._downloads import Downloads, prepare_folder
+from flux2_async._media import MAX_DOWNLOAD
+from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.errors import (
+    ApiError,
+    AuthenticationError,
+    Flux2Error,
+    InvalidRequestError,
+    NotFoundError,
+    ProtocolError,
+    RateLimitedError,
+    ServerError,
+    TaskError,
+)
+
+ETAG = '"one"'
+DATE = "Sun, 22 Nov 2026 20:00:00 GMT"
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator(Script(Plan(duration=0), render=False)) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def downloads(emulator: Emulator) -> AsyncIterator[Downloads]:
+    async with connected(emulator) as transport:
+        yield Downloads(transport)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def generated(emulator: Emulator) -> str:
+    """A finished task's picture."""
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {emulator.api_key}"}) as http:
+        given = {"prompt": "a can", "aspect_ratio": "1:1", "resolution": "1K"}
+        body = {"model": "flux-2/flex-text-to-image", "input": given}
+        async with http.post(f"{emulator.base_url}/api/v1/jobs/createTask", json=body) as response:
+            answer = await response.json()
+    return emulator.task(answer["data"]["taskId"]).result_urls[0]
+
+
+async def test_saves_a_picture_under_the_tasks_name(emulator: Emulator, downloads: Downloads, tmp_path: Path) -> None:
+    """The file holds every byte, and the host never saw the API key."""
+    url = await generated(emulator)
+
+    path = await downloads.save("t1", 1, url, tmp_path)
+
+    assert path == tmp_path / "t1-1.png"
+    async with aiohttp.ClientSession() as http, http.get(url) as response:
+        assert await response.read() == path.read_bytes()
+    assert names(tmp_path) == {"t1-1.png"}
+    assert "file" not in emulator.ledger.authorization_seen
+
+
+async def test_the_key_does_not_follow_a_redirect(emulator: Emulator, downloads: Downloads, tmp_path: Path) -> None:
+    """A host that sends us elsewhere sends us there without the key."""
+    emulator.inject(Fault("file", "redirect"))
+
+    with pytest.raises(Flux2Error):
+        await downloads.save("t1", 1, f"{emulator.base_url}/results/nothing.png", tmp_path)
+    assert emulator.ledger.authorization_seen <= {"download-url"}
+
+
+async def test_no_header_of_ours_tells_who_we_are(downloads: Downloads, tmp_path: Path) -> None:
+    """A foreign host sees a User-Agent and no Authorization; nothing may be packed on the way."""
+    async with serving(picture(1000)) as host:
+        await downloads.save("t1", 1, host.url, tmp_path)
+
+    (headers,) = host.seen
+    assert "Authorization" not in headers
+    assert headers["User-Agent"].startswith("flux2-async/")
+    assert headers["Accept-Encoding"] == "identity"
+
+
+async def test_replaces_an_older_file(downloads: Downloads, tmp_path: Path) -> None:
+    """A second run gives the same files; until the new one is whole the old one stays."""
+    target = tmp_path / "t1-1.png"
+    target.write_bytes(b"older, and longer than what comes" * 100)
+    async with serving(picture(1000)) as host:
+        host.answers.append(reply(404))
+        with pytest.raises(NotFoundError):
+            await downloads.save("t1", 1, host.url, tmp_path)
+        assert target.read_bytes().startswith(b"older")
+        await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert target.read_bytes() == picture(1000)
+    assert names(tmp_path) == {"t1-1.png"}
+
+
+@pytest.mark.parametrize("validators", [{"ETag": ETAG}, {"Last_Modified": DATE}, {"ETag": ETAG, "Last_Modified": DATE}])
+async def test_resumes_after_breaks(downloads: Downloads, tmp_path: Path, validators: dict[str, str]) -> None:
+    """What came stays, and only the rest is asked for, as long as it is the same file."""
+    async with serving(picture(1_000_000), **validators) as host:
+        host.answers.extend([host.cut_after(400_000), host.cut_after(300_000), host.cut_after(0)])
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == picture(1_000_000)
+    begins = [int(headers.get("Range", "bytes=0-")[6:-1]) for headers in host.seen]
+    assert begins == [0, 400_000, 700_000, 700_000]
+    assert {headers["If-Range"] for headers in host.seen[1:]} == {validators.get("ETag", DATE)}
+
+
+async def test_resumes_without_knowing_the_length(downloads: Downloads, tmp_path: Path) -> None:
+    """A chunked answer that breaks off is noticed and continued."""
+    async with serving(picture(500_000), ETag=ETAG) as host:
+        host.answers.append(host.cut_after(200_000, chunked=True))
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == picture(500_000)
+    assert "Range" in host.seen[1]
+
+
+async def test_starts_anew_where_resuming_is_not_safe(downloads: Downloads, tmp_path: Path) -> None:
+    """Without a strong validator two halves could be of two files."""
+    async with serving(picture(500_000), ETag=f"W/{ETAG}") as host:
+        host.answers.append(host.cut_after(200_000))
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == picture(500_000)
+    assert "Range" not in host.seen[1]
+
+
+async def test_starts_anew_when_the_file_is_another(downloads: Downloads, tmp_path: Path) -> None:
+    """A 200 to a request for the rest replaces what came, also by something shorter."""
+    async with serving(picture(500_000), ETag=ETAG) as host:
+        host.answers.append(host.cut_after(400_000))
+
+        async def changed(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+            host.content, host.validators = picture(200_000, seed=1), {"ETag": '"two"'}
+            return await host.serve(request)
+
+        host.answers.append(changed)
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == picture(200_000, seed=1)
+
+
+async def test_starts_anew_after_a_part_that_does_not_fit(downloads: Downloads, tmp_path: Path) -> None:
+    """A host that answers with another part than asked for spoils nothing."""
+    content = picture(500_000)
+    async with serving(content, ETag=ETAG) as host:
+        wrong = reply(206, content[:100], Content_Range="bytes 0-99/500000")
+        host.answers.extend([host.cut_after(400_000), wrong])
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == content
+    assert ["Range" in headers for headers in host.seen] == [False, True, False]
+
+
+async def test_a_range_behind_the_end_means_whole(downloads: Downloads, tmp_path: Path) -> None:
+    """A break right at the end of a file of unknown length is answered by 416, and nothing is missing."""
+    content = picture(50_000)
+    async with serving(content, ETag=ETAG) as host:
+        host.answers.append(host.cut_after(50_000, chunked=True))
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == content
+    assert len(host.seen) == 2
+
+
+async def test_a_range_that_is_refused_starts_anew(downloads: Downloads, tmp_path: Path) -> None:
+    """A 416 that does not tell the length we have says that the file is another one."""
+    async with serving(picture(500_000), ETag=ETAG) as host:
+        host.answers.extend([host.cut_after(400_000), reply(416, Content_Range="bytes */300")])
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == picture(500_000)
+    assert "Range" not in host.seen[2]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 408])
+async def test_a_host_in_trouble_is_asked_again(downloads: Downloads, tmp_path: Path, status: int) -> None:
+    """What may pass is waited for."""
+    async with serving(picture(1000)) as host:
+        host.answers.extend([reply(status), reply(status)])
+        begun = now()
+        await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert 2.0 <= now() - begun < 3.0
+
+
+async def test_waits_as_long_as_the_host_asks(downloads: Downloads, tmp_path: Path) -> None:
+    """Retry-After of a 429 is kept."""
+    async with serving(picture(1000)) as host:
+        host.answers.append(reply(429, Retry_After="20"))
+        begun = now()
+        await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert 20.0 <= now() - begun < 21.0
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(429, RateLimitedError), (503, ServerError), (418, ApiError), (204, ApiError)]
+)
+async def test_a_refusal_names_task_and_status(
+    downloads: Downloads, tmp_path: Path, status: int, error: type[ApiError]
+) -> None:
+    """The error tells which picture it is about, and never the address, which may hold a signature."""
+    async with serving(b"") as host:
+        host.answers.extend([reply(status)] * 5)
+        with pytest.raises(error, match=r"picture 2 of task t1 was refused by 127\.0\.0\.1") as caught:
+            await downloads.save("t1", 2, host.url, tmp_path)
+
+    assert (caught.value.task_id, caught.value.http_status) == ("t1", status)
+    assert host.url not in str(caught.value)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"<!DOCTYPE html><html>gone</html>", "a web page or a message"),
+        (b'{"code":500,"msg":"x"}', "a web page or a message"),
+        (b"", "an empty file"),
+    ],
+    ids=["html", "json", "empty"],
+)
+async def test_an_error_page_is_not_saved(downloads: Downloads, tmp_path: Path, content: bytes, text: str) -> None:
+    """A page that comes with status 200 is an error, after it came five times."""
+    async with serving(content, ETag=ETAG) as host:
+        with pytest.raises(ProtocolError, match=f"picture 1 of task t1: {text}") as caught:
+            await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert caught.value.task_id == "t1"
+    assert len(host.seen) == 5
+    assert names(tmp_path) == set()
+
+
+async def test_an_error_page_that_passes(downloads: Downloads, tmp_path: Path) -> None:
+    """A page that is gone at the next try leaves nothing of itself in the picture."""
+    async with serving(picture(1000), ETag=ETAG) as host:
+        host.answers.append(reply(200, b"<html>" + bytes(5000), ETag=ETAG))
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == picture(1000)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+async def test_more_than_200_mb_are_not_saved(
+    downloads: Downloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, told: bool
+) -> None:
+    """It is refused as soon as it is known, and not tried again."""
+    if told:
+        size = MAX_DOWNLOAD + 1
+    else:
+        monkeypatch.setattr(_part, "MAX_DOWNLOAD", 100_000)
+        size = 200_000
+
+    async with serving(b"") as host:
+
+        async def large(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+            response = aiohttp.web.StreamResponse(headers={"Content-Length": str(size)} if told else {})
+            await response.prepare(request)
+            await response.write(picture(150_000))
+            return response
+
+        host.answers.append(large)
+        with pytest.raises(TaskError, match="picture 1 of task t1: larger than") as caught:
+            await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert caught.value.task_id == "t1"
+    assert len(host.seen) == 1
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a.png", "/etc/passwd", "", "http://"])
+async def test_fetches_http_addresses_only(downloads: Downloads, tmp_path: Path, url: str) -> None:
+    """No address makes us read anything but a web host's file."""
+    with pytest.raises(ProtocolError, match=r"picture 1 of task t1: its address is not http\(s\)"):
+        await downloads.save("t1", 1, url, tmp_path)
+    assert names(tmp_path) == set()
+
+
+async def test_an_address_with_blanks_is_fetched(downloads: Downloads, tmp_path: Path) -> None:
+    """Blanks that the service left in an address are encoded."""
+    async with serving(picture(1000)) as host:
+        await downloads.save("t1", 1, f"{host.url} 1.png", tmp_path)
+
+    assert names(tmp_path) == {"t1-1.png"}
+
+
+async def test_an_expired_link_is_refreshed(emulator: Emulator, downloads: Downloads, tmp_path: Path) -> None:
+    """Where the service still has the file, its new link is used, once per picture."""
+    url = await generated(emulator)
+    await asyncio.sleep(25 * 3600)
+
+    path = await downloads.save("t1", 1, url, tmp_path)
+
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert (emulator.ledger.calls["file"], emulator.ledger.calls["download-url"]) == (2, 1)
+    assert "file" not in emulator.ledger.authorization_seen
+
+
+async def test_refreshing_survives_a_busy_service(emulator: Emulator, downloads: Downloads, tmp_path: Path) -> None:
+    """The new link is asked for again when the service is busy."""
+    url = await generated(emulator)
+    await asyncio.sleep(25 * 3600)
+    emulator.inject(Fault("download-url", "refuse", times=2))
+
+    await downloads.save("t1", 1, url, tmp_path)
+    assert emulator.ledger.calls["download-url"] == 3
+
+
+async def test_a_fresh_link_is_kept_after_a_break(emulator: Emulator, downloads: Downloads, tmp_path: Path) -> None:
+    """A break on the new link goes on with the new link."""
+    url = await generated(emulator)
+    await asyncio.sleep(25 * 3600)
+    emulator.inject(Fault("file", "cut_body", after=1))
+
+    await downloads.save("t1", 1, url, tmp_path)
+    assert (emulator.ledger.calls["file"], emulator.ledger.calls["download-url"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, ApiError), (403, ApiError), (404, NotFoundError), (410, NotFoundError)]
+)
+async def test_an_expired_link_that_stays_expired(
+    emulator: Emulator, downloads: Downloads, tmp_path: Path, status: int, error: type[ApiError]
+) -> None:
+    """The service refuses foreign addresses (422); then the host's own refusal comes out, with what to do."""
+    async with serving(picture(1000)) as host:
+        host.answers.append(reply(status))
+        with pytest.raises(error, match=rf"^{status}: picture 1 of task t1 was refused.*fetch_record") as caught:
+            await downloads.save("t1", 1, host.url, tmp_path)
+
+    # It is the link and not the API key that is refused.
+    assert not isinstance(caught.value, AuthenticationError)
+    assert (caught.value.task_id, caught.value.code, emulator.ledger.calls["download-url"]) == ("t1", status, 1)
+    assert names(tmp_path) == set()
+
+
+async def test_a_fresh_link_that_is_refused_as_well(emulator: Emulator, downloads: Downloads, tmp_path: Path) -> None:
+    """The service is asked for a new link once, not for ever."""
+    url = await generated(emulator)
+    await asyncio.sleep(25 * 3600)
+    emulator.inject(Fault("file", "html", status=403, times=None))
+
+    with pytest.raises(ApiError, match=r"^403"):
+        await downloads.save("t1", 1, url, tmp_path)
+    assert (emulator.ledger.calls["file"], emulator.ledger.calls["download-url"]) == (2, 1)
+
+
+@pytest.mark.parametrize("scope", [True, False], ids=["cancel scope", "task"])
+async def test_cancelled_in_the_middle(downloads: Downloads, tmp_path: Path, *, scope: bool) -> None:
+    """No temporary file is left, nothing has the final name, and the next try works."""
+    reached = asyncio.Event()
+    async with serving(picture(500_000), ETag=ETAG) as host:
+        host.answers.append(host.stall_after(200_000, reached))
+
+        async def download() -> None:
+            with anyio.move_on_after(5.0 if scope else None):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(downloads.save, "t1", 1, host.url, tmp_path)
+
+        task = asyncio.create_task(download())
+        await reached.wait()
+        await asyncio.sleep(1.0)
+        (partial,) = names(tmp_path)
+        assert partial.startswith(".t1-1.")
+        if not scope:
+            task.cancel()
+        await asyncio.wait([task])
+        assert scope != task.cancelled()
+        assert names(tmp_path) == set()
+        await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert names(tmp_path) == {"t1-1.png"}
+
+
+async def test_a_full_disk(downloads: Downloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's error comes out at once, and the temporary file is removed."""
+
+    def full(part: _part.Part, chunk: bytes) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as device:
+            device.write(chunk)
+
+    monkeypatch.setattr(_part.Part, "write", full)
+    async with serving(picture(1000)) as host:
+        with pytest.raises(OSError, match="No space left") as caught:
+            await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert caught.value.errno == errno.ENOSPC
+    assert len(host.seen) == 1
+    assert names(tmp_path) == set()
+
+
+async def test_a_target_that_cannot_be_replaced(downloads: Downloads, tmp_path: Path) -> None:
+    """A folder that has the picture's name stays, and the temporary file does not."""
+    (tmp_path / "t1-1.png").mkdir()
+    async with serving(picture(1000)) as host:
+        with pytest.raises(IsADirectoryError):
+            await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert names(tmp_path) == {"t1-1.png"}
+
+
+async def test_at_most_eight_at_once(downloads: Downloads, tmp_path: Path) -> None:
+    """A result of many pictures, and many results, share the line."""
+    async with serving(picture(1000)) as host:
+
+        async def slow(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+            await asyncio.sleep(1.0)
+            return await host.serve(request)
+
+        host.answers.extend([slow] * 20)
+        await asyncio.gather(*(downloads.save("t1", number, host.url, tmp_path) for number in range(1, 21)))
+
+    assert host.most_running == 8
+    assert len(names(tmp_path)) == 20
+
+
+async def test_asks_for_a_direct_link(emulator: Emulator, downloads: Downloads) -> None:
+    """The service's link works without the key; a foreign address is refused with 422."""
+    link = await downloads.fresh_url(await generated(emulator))
+
+    async with aiohttp.ClientSession() as http, http.get(link) as response:
+        assert response.status == 200
+    with pytest.raises(ApiError, match=r"^422") as caught:
+        await downloads.fresh_url("https://example.com/a.png")
+    assert caught.value.code == 422
+
+
+def changing(host: FileHost, count: int) -> Answer:
+    """Have another file from now on, and break off within it."""
+
+    async def answer(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+        host.content = picture(count + 20_000, seed=count)
+        host.validators = dict.fromkeys(host.validators, f'"{count}"')
+        return await host.cut_after(count)(request)
+
+    return answer
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["cut", "chunked", "status", "page", "change", "wrong", "416"]), st.integers(0, 80_000)
+        ),
+        max_size=4,
+    ),
+    st.sampled_from([{"ETag": ETAG}, {"Last_Modified": DATE}, {}]),
+)
+async def test_any_misfortune_gives_the_whole_file(
+    tmp_path: Path, misfortunes: list[tuple[str, int]], validators: dict[str, str]
+) -> None:
+    """Up to four misfortunes in any order, and the file is byte for byte one that the host had."""
+    async with Emulator() as emulator, connected(emulator) as transport, serving(picture(80_000), **validators) as host:
+        for kind, count in misfortunes:
+            match kind:
+                case "cut" | "chunked":
+                    host.answers.append(host.cut_after(count, chunked=kind == "chunked"))
+                case "status":
+                    host.answers.append(reply(503))
+                case "page":
+                    host.answers.append(reply(200, b"<p>" + bytes(count), ETag=ETAG))
+                case "wrong":
+                    host.answers.append(reply(206, bytes(count), Content_Range=f"bytes {count}-80000/80001"))
+                case "416":
+                    host.answers.append(reply(416, Content_Range=f"bytes */{count}"))
+                case _:
+                    host.answers.append(changing(host, count))
+        path = await Downloads(transport).save("t1", 1, host.url, tmp_path)
+
+        assert path.read_bytes() == host.content
+        assert names(tmp_path) == {path.name}
+
+
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    """All of its parents as well, and nothing is left in it."""
+    prepare_folder(tmp_path / "a" / "b")
+    prepare_folder(tmp_path / "a" / "b")
+
+    assert names(tmp_path / "a" / "b") == set()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/1/flux2", "x" * 300, "nul\0"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, folder: str) -> None:
+    """The text tells which and why, for root as well."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(InvalidRequestError, match=r"directory: .* cannot be written \([^)]+\), give a folder that can"):
+        prepare_folder(tmp_path / folder)

@@ -1,0 +1,58 @@
+"""Every Python block of the README runs, on the emulator and on virtual time."""
+
+import ast
+import inspect
+import shutil
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import pytest
+from sybil import Example, Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import flux2_async
+from flux2_async import Flux2Session, TextToImage
+from flux2_async.emulator import Emulator, Plan, Script
+
+README = Path(__file__).parent.parent / "README.md"
+PHOTOS = Path(flux2_async.__file__).parent / "cli" / "photos"
+
+
+def blocks() -> list[Any]:
+    document = Sybil(parsers=[PythonCodeBlockParser()]).parse(README)
+    return [pytest.param(example, id=f"line {example.line}") for example in document.examples()]
+
+
+def compiled(example: Example) -> CodeType:
+    source = "\n" * (example.line) + str(example.parsed)
+    code = compile(source, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    assert isinstance(code, CodeType)
+    return code
+
+
+@pytest.mark.parametrize("example", blocks())
+async def test_block(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block runs as it stands, with the names that the text around it speaks of."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PHOTOS / "coffee.png", "can.png")
+    script = Script(plans=Plan(duration=8.0), render=False)
+    async with Emulator(script) as emulator:
+        monkeypatch.setenv("APIKLEY_API_KEY", emulator.api_key)
+        monkeypatch.setenv("APIKLEY_BASE_URL", emulator.base_url)
+        async with Flux2Session() as flux:
+            request = TextToImage("a red kettle on a slate worktop")
+            names: dict[str, Any] = {
+                **{name: getattr(flux2_async, name) for name in ("Flux2Session", "ImageToImage", "TextToImage")},
+                "flux": flux,
+                "request": request,
+                "task_id": (await flux.submit(request)).id,
+            }
+            pending = eval(compiled(example), names)  # noqa: S307  running the README is the purpose
+            if inspect.isawaitable(pending):
+                await pending
+
+
+def test_there_are_blocks() -> None:
+    """The README shows Python, so the test above has something to run."""
+    assert len(blocks()) >= 10

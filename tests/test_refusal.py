@@ -1,0 +1,125 @@
+"""Every code of the API and its error class; Retry-After."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux2_async import errors
+from flux2_async._wire import header, refusal, retry_after
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+CODES = {
+    400: errors.RequestRejectedError,
+    401: errors.AuthenticationError,
+    402: errors.InsufficientCreditsError,
+    404: errors.NotFoundError,
+    405: errors.ApiError,
+    408: errors.ApiError,
+    413: errors.RequestRejectedError,
+    422: errors.RequestRejectedError,
+    429: errors.RateLimitedError,
+    430: errors.RateLimitedError,
+    433: errors.QuotaExceededError,
+    451: errors.ApiError,
+    455: errors.MaintenanceError,
+    500: errors.ServerError,
+    501: errors.ServerError,
+    505: errors.FeatureDisabledError,
+    # not in any list, seen from proxies or made up
+    302: errors.ApiError,
+    418: errors.ApiError,
+    502: errors.ServerError,
+    503: errors.ServerError,
+    599: errors.ServerError,
+    600: errors.ApiError,
+    10007: errors.ApiError,
+    -1: errors.ApiError,
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("creating", [False, True])
+def test_every_code_has_its_class(code: int, creating: bool) -> None:  # noqa: FBT001  a parameter of the test
+    """The class follows from the code; only 500 means something else on createTask."""
+    expected = errors.RequestRejectedError if creating and code == 500 else CODES[code]
+    error = refusal(code, "the words", 200, creating=creating, task_id="t-1")
+    assert type(error) is expected
+    assert (error.code, error.message, error.http_status, error.task_id) == (code, "the words", 200, "t-1")
+
+
+def test_refusals_say_what_to_do() -> None:
+    """The text of a refusal ends in advice, also when the service says nothing."""
+    assert str(refusal(401, "", 401)) == (
+        "401: no reason given. Check the key (APIKLEY_API_KEY) and its list of allowed addresses at "
+        "https://app.apikley.ru/keys"
+    )
+    for code in CODES.keys() & set(range(400, 600)) - {418}:
+        assert len(str(refusal(code, "m", 200))) > len(f"{code}: m. ")
+
+
+def test_the_wait_is_kept_by_rate_refusals_only() -> None:
+    """429 and 430 carry the seconds; nothing else has the attribute."""
+    for code in (429, 430):
+        error = refusal(code, "m", 429, retry_after=2.5)
+        assert isinstance(error, errors.RateLimitedError)
+        assert error.retry_after == 2.5
+    assert not hasattr(refusal(455, "m", 455, retry_after=2.5), "retry_after")
+
+
+def test_long_words_are_cut_and_signatures_taken_out() -> None:
+    """At most 500 characters of the service's words are kept, and no signed callback address."""
+    error = refusal(422, 'https://c.example/?ref=r&sig=0123456789abcdef" failed ' + "x" * 9000, 200)
+    assert len(error.message) == 500
+    assert error.message.startswith('https://c.example/?ref=r&sig=<redacted>" failed xxx')
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        (" 120 ", 120.0),
+        ("1.5", 1.5),
+        ("Sun, 22 Nov 2026 12:00:30 GMT", 30.0),
+        ("Sun, 22 Nov 2026 15:00:30 +0300", 30.0),
+        ("Sun, 22 Nov 2026 12:00:30 -0000", 30.0),
+        ("Sunday, 22-Nov-26 12:00:30 GMT", 30.0),
+        ("Sun, 22 Nov 2026 11:00:00 GMT", 0.0),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e9", None),
+        ("9" * 400, None),
+        ("Sun, 99 Nov 2026 12:00:30 GMT", None),
+        ("²", None),
+    ],
+)
+def test_retry_after(value: str, seconds: float | None) -> None:
+    """Seconds or an HTTP date, never below zero; nonsense is None."""
+    assert retry_after({"RETRY-after": value}, NOW) == seconds
+
+
+def test_retry_after_without_a_clock() -> None:
+    """Without a present the answer's own Date is taken; a date alone tells nothing."""
+    later = format_datetime(NOW + timedelta(seconds=7), usegmt=True)
+    assert retry_after({"Retry-After": later, "date": format_datetime(NOW, usegmt=True)}) == 7.0
+    assert retry_after({"Retry-After": later}) is None
+    assert retry_after({}) is None
+
+
+@given(st.text() | st.dates().map(str) | st.from_regex(r"Mon, \d\d Jan \d{1,6} \d\d:\d\d:\d\d [+-]\d{1,9}"))
+def test_any_retry_after(value: str) -> None:
+    """No header raises, and no wait is negative."""
+    wait = retry_after({"Retry-After": value}, NOW)
+    assert wait is None or wait >= 0.0
+
+
+def test_headers_ignore_case() -> None:
+    """A header is found however it is spelt, and is empty when it is not there."""
+    assert header({"X-A": "1", "ReTry-AFTER": "2"}, "retry-after") == "2"
+    assert header({"X-A": "1"}, "retry-after") == ""

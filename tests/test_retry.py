@@ -1,0 +1,108 @@
+"""Trying again what costs nothing to repeat."""
+
+import asyncio
+
+import pytest
+
+from flux2_async._retry import PAUSES, persist
+from flux2_async.errors import (
+    ApiError,
+    AuthenticationError,
+    FeatureDisabledError,
+    Flux2Error,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    MaintenanceError,
+    ProtocolError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+    TransportError,
+)
+
+
+class Attempts:
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.times: list[float] = []
+
+    async def __call__(self) -> str:
+        self.times.append(asyncio.get_running_loop().time())
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+    @property
+    def pauses(self) -> list[float]:
+        return [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransportError("cut"),
+        RateLimitedError(429, "slow"),
+        MaintenanceError(455, "later"),
+        ServerError(500, "oops"),
+        ProtocolError("html"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_transient_failures_are_tried_again(error: Flux2Error) -> None:
+    """What may be gone at the next try is tried again after a pause."""
+    attempts = Attempts(error, error)
+
+    assert await persist(attempts) == "done"
+    assert attempts.pauses == [0.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RequestRejectedError(400, "bad"),
+        AuthenticationError(401, "key"),
+        InsufficientCreditsError(402, "poor"),
+        FeatureDisabledError(505, "off"),
+        ApiError(405, "method"),
+        InvalidRequestError("changed"),
+        OSError(28, "full"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_final_failures_come_out_at_once(error: Exception) -> None:
+    """A refusal that would come again is not provoked again."""
+    attempts = Attempts(error)
+
+    with pytest.raises(type(error)) as caught:
+        await persist(attempts)
+    assert error is caught.value
+    assert len(attempts.times) == 1
+
+
+async def test_gives_up_with_the_last_error() -> None:
+    """After five tries with growing pauses the last error comes out."""
+    errors = [TransportError(str(number)) for number in range(9)]
+    attempts = Attempts(*errors)
+
+    with pytest.raises(TransportError, match=r"^4$"):
+        await persist(attempts)
+    assert attempts.pauses == list(PAUSES)
+    assert sorted(PAUSES) == list(PAUSES)
+
+
+async def test_a_longer_retry_after_is_kept() -> None:
+    """The service's own wish lengthens a pause and never shortens it."""
+    attempts = Attempts(RateLimitedError(429, "slow", retry_after=7.0), RateLimitedError(429, "slow", retry_after=0.1))
+
+    await persist(attempts)
+    assert attempts.pauses == [7.0, 1.5]
+
+
+async def test_a_very_long_retry_after_is_left_to_the_caller() -> None:
+    """Nobody is kept waiting for more than a minute; the error tells how long it would be."""
+    attempts = Attempts(RateLimitedError(429, "slow", retry_after=61.0))
+
+    with pytest.raises(RateLimitedError) as caught:
+        await persist(attempts)
+    assert caught.value.retry_after == 61.0
+    assert len(attempts.times) == 1

@@ -1,0 +1,539 @@
+"""The session: life cycle, settings, account calls and what it refuses to do."""
+
+import asyncio
+import logging
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from emulated import REQUEST, emulated, error_of, session_for, until
+
+from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    AuthenticationError,
+    ConfigurationError,
+    ContentModeratedError,
+    Flux2Error,
+    InvalidRequestError,
+    SessionClosedError,
+    TaskNotFoundError,
+    TaskTimeoutError,
+)
+from flux2_async.models import ImageToImage, Polling, RateLimit, TaskState, Timeouts
+from flux2_async.session import Flux2Session
+
+PHOTO = Path(__file__).parent.parent / "flux2_async" / "cli" / "photos" / "chelsea.png"
+
+
+async def test_the_main_job(tmp_path: Path) -> None:
+    """Upload, submit, wait, download: a real picture lies in the folder."""
+    script = Script(plans=Plan(duration=12.0))
+    async with Emulator(script) as emulator, session_for(emulator, polling=Polling()) as flux:
+        task = await flux.submit(ImageToImage("make it winter", images=[PHOTO, PHOTO], aspect_ratio="auto"))
+        result = await task.result(timeout=60)
+        paths = await flux.download(result, tmp_path / "out")
+
+    assert [path.name for path in paths] == [f"{task.id}-1.jpg"]
+    assert paths[0].read_bytes().startswith(b"\xff\xd8\xff")
+    assert len(emulator.ledger.uploads) == 1
+    assert result.record.credits_consumed == 14
+    assert result.record.duration == pytest.approx(12, abs=0.01)
+    assert "file" not in emulator.ledger.authorization_seen
+
+
+async def test_generate_is_both_in_one() -> None:
+    """`generate` submits and waits; its time-out leaves the task to be waited for again."""
+    async with emulated(Script(plans=Plan(duration=10.0))) as (flux, emulator):
+        assert (await flux.generate(REQUEST)).urls
+        caught = await error_of(flux.generate(REQUEST, timeout=5))
+
+        assert isinstance(caught, TaskTimeoutError)
+        assert caught.task is not None
+        assert (await caught.task).urls
+        assert len(emulator.ledger.accepted) == 2
+
+
+async def test_moderated() -> None:
+    """A picture refused for its content is an error of its own and costs nothing."""
+    async with emulated(Script(plans=Plan(outcome="moderated"))) as (flux, emulator):
+        caught = await error_of(flux.generate(REQUEST))
+
+        assert isinstance(caught, ContentModeratedError)
+        assert caught.record.state is TaskState.FAIL
+        assert caught.record.credits_consumed == 0
+        assert emulator.ledger.charged == 0
+
+
+async def test_record_not_visible_at_first() -> None:
+    """A record that appears late, in any of the three ways, costs nothing."""
+    plans = [Plan(duration=5, hidden_for=20, hidden_style=style) for style in ("422", "null", "404")]  # type: ignore[arg-type]  # a literal of three
+    async with emulated(Script(plans=plans)) as (flux, _):
+        for _ in plans:
+            assert (await flux.generate(REQUEST)).urls
+
+
+@pytest.mark.parametrize("kind", ["455", "502"])
+async def test_an_outage_of_ten_minutes_loses_nothing(kind: Any) -> None:
+    """Tasks that run when the service goes away for ten minutes give their pictures afterwards."""
+    script = Script(plans=Plan(duration=30.0), outage=(5.0, 605.0), outage_kind=kind)
+    async with emulated(script, polling=Polling()) as (flux, emulator):
+        tasks = [await flux.submit(REQUEST) for _ in range(5)]
+        results = await asyncio.gather(*tasks)
+
+        assert all(result.urls for result in results)
+        assert len(emulator.ledger.accepted) == 5
+
+
+async def test_a_restart_of_the_service_loses_nothing() -> None:
+    """Refused connections while polling are an outage like any other."""
+    async with emulated(Script(plans=Plan(duration=5.0))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        await emulator.stop()
+        assert not await task.wait(60)
+        await emulator.start()
+
+        assert (await task).urls
+
+
+@pytest.mark.parametrize("kind", ["under_escaped", "broken_json", "html", "cut_before", "cut_body", "redirect"])
+async def test_broken_answers_while_polling(kind: Any) -> None:
+    """A record that cannot be read is repaired or read again."""
+    faults = [Fault("recordInfo", kind, times=4)]
+    async with emulated(Script(plans=Plan(duration=2.0), faults=faults)) as (flux, _):
+        assert (await flux.generate(REQUEST)).urls
+
+
+async def test_attach() -> None:
+    """A task of an earlier session is waited for without another charge, and needs no request to begin."""
+    async with Emulator(Script(plans=Plan(duration=30.0), render=False)) as emulator:
+        async with session_for(emulator) as first:
+            task_id = (await first.submit(REQUEST)).id
+        async with session_for(emulator, max_running=1) as flux:
+            calls = sum(emulator.ledger.calls.values())
+            task = flux.attach(task_id)
+
+            assert flux.attach(task_id) is task
+            assert sum(emulator.ledger.calls.values()) == calls
+            assert (await task).urls
+            assert flux.attach(task_id) is not task
+            assert len(emulator.ledger.accepted) == 1
+
+
+async def test_attached_tasks_take_slots() -> None:
+    """Attaching never waits, but what is attached counts among the running."""
+    async with Emulator(Script(plans=Plan(duration=30.0), render=False)) as emulator:
+        async with session_for(emulator) as first:
+            ids = [(await first.submit(REQUEST)).id for _ in range(3)]
+        async with session_for(emulator, max_running=2) as flux:
+            attached = [flux.attach(task_id) for task_id in ids]
+            submitting = asyncio.create_task(flux.submit(REQUEST))
+            await asyncio.sleep(20)
+
+            assert flux.statistics().running == 3
+            assert not submitting.done()
+            await asyncio.gather(*attached)
+            await submitting
+
+
+async def test_unknown_task() -> None:
+    """A wrong id settles as unknown; asking once says so at once."""
+    async with emulated() as (flux, _):
+        assert isinstance(await error_of(flux.fetch_record("0" * 32)), TaskNotFoundError)
+        assert isinstance(await error_of(flux.attach("0" * 32).result()), TaskNotFoundError)
+
+
+async def test_account_calls() -> None:
+    """Balance, record and direct link are one call each."""
+    async with emulated(Script(credits=812.5)) as (flux, emulator):
+        assert await flux.credits() == 812.5
+        result = await flux.generate(REQUEST)
+        assert (await flux.fetch_record(result.task_id)).state is TaskState.SUCCESS
+        assert (await flux.download_url(result.urls[0])).startswith(emulator.base_url)
+        assert await flux.credits() == 812.5 - 14
+
+
+async def test_wrong_key() -> None:
+    """A key the service does not know is told as such by every call."""
+    async with Emulator(Script(render=False)) as emulator:
+        async with Flux2Session("wrong", base_url=emulator.base_url) as flux:
+            for call in (flux.credits(), flux.submit(REQUEST), flux.fetch_record("x"), flux.upload(PHOTO)):
+                assert isinstance(await error_of(call), AuthenticationError)
+
+
+async def test_statistics() -> None:
+    """The snapshot counts what happened, and stays readable after closing."""
+    script = Script(plans=Plan(duration=3.0), faults=[Fault("createTask", "refuse", retry_after=2)])
+    async with emulated(script) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        during = flux.statistics()
+        flux.notify(task.id)
+        await task
+    after = flux.statistics()
+
+    assert (during.running, during.submitted, during.refused, during.waiting) == (1, 1, 1, 0)
+    assert (after.running, after.callbacks) == (0, 1)
+    assert after.polls == emulator.ledger.polls
+    assert after.paused_until is None
+
+
+async def test_notify_saves_polls() -> None:
+    """A hint at the right moment is one look."""
+    async with emulated(Script(plans=Plan(duration=7.0)), polling=Polling(interval=600)) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        await asyncio.sleep(8)
+        flux.notify(task.id)
+        await task
+
+        assert emulator.ledger.polls == 1
+
+
+async def test_drain() -> None:
+    """`drain` waits for tasks and submissions, or says in time that something is left."""
+    async with emulated(Script(plans=Plan(duration=10.0)), max_running=1) as (flux, emulator):
+        submits = [asyncio.create_task(flux.submit(REQUEST)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(TimeoutError):
+            await flux.drain(timeout=5)
+        await flux.drain()
+
+        assert all(submit.done() for submit in submits)
+        assert len(emulator.ledger.accepted) == 3
+        assert flux.tasks() == ()
+        await flux.drain(timeout=0.1)
+
+
+async def test_opened_and_closed_in_different_tasks() -> None:
+    """A bot's set-up hook opens the session, another asyncio task closes it."""
+    async with Emulator(Script(plans=Plan(duration=2.0), render=False)) as emulator:
+        flux = session_for(emulator)
+        await asyncio.create_task(flux.open())
+        result = await asyncio.create_task(flux.generate(REQUEST))
+        unsettled = await asyncio.create_task(flux.aclose())
+
+        assert result.urls
+        assert (unsettled.task_ids, unsettled.refs) == ((), ())
+
+
+async def test_closing_again_gives_the_same() -> None:
+    """`aclose` can be called any number of times, also at once, and also without `open`."""
+    async with Emulator(Script(plans=Plan(duration=60.0), render=False)) as emulator:
+        flux = session_for(emulator)
+        assert (await session_for(emulator).aclose()).task_ids == ()
+        async with flux:
+            task = await flux.submit(REQUEST)
+            first, second = await asyncio.gather(flux.aclose(), flux.aclose())
+        third = await flux.aclose()
+
+    assert first == second == third
+    assert first.task_ids == (task.id,)
+
+
+async def test_closing_reports_and_logs_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    """The ids of unfinished tasks are returned and logged, and their handles say what to do."""
+    async with emulated(Script(plans=Plan(duration=60.0))) as (flux, _):
+        task = await flux.submit(REQUEST)
+        waiting = asyncio.create_task(task.result())
+        await asyncio.sleep(1)
+        unsettled = await flux.aclose()
+        caught = await error_of(waiting)
+
+        assert unsettled.task_ids == (task.id,)
+        assert task.id in caplog.text
+        assert isinstance(caught, SessionClosedError)
+        assert caught.task_id == task.id
+        assert "attach" in str(caught)
+
+
+async def test_a_cancelled_close_still_closes() -> None:
+    """Cancelling `aclose` in its grace ends the grace, not the closing."""
+    async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
+        flux = session_for(emulator)
+        await flux.open()
+        before = asyncio.all_tasks()
+        submitting = asyncio.create_task(flux.submit(REQUEST))
+        await asyncio.sleep(1)
+        closing = asyncio.create_task(flux.aclose(grace=1000))
+        await asyncio.sleep(1)
+        closing.cancel()
+        await asyncio.wait([closing])
+        assert isinstance(await error_of(submitting), AmbiguousSubmitError)
+
+        assert closing.cancelled()
+        assert {task for task in asyncio.all_tasks() - before if task.get_name().startswith("flux2_async")} == set()
+        assert isinstance(await error_of(flux.submit(REQUEST)), SessionClosedError)
+
+
+async def test_closing_leaves_nothing_behind() -> None:
+    """After closing there is no asyncio task, no timer and no socket of the session."""
+    async with Emulator(Script(plans=Plan(duration=60.0), render=False)) as emulator:
+        before = asyncio.all_tasks()
+        flux = session_for(emulator, max_running=2, polling=Polling(interval=0.5))
+        async with flux:
+            callers = [asyncio.create_task(flux.submit(REQUEST)) for _ in range(4)]
+            await asyncio.sleep(3)
+        await asyncio.wait(callers)
+        await asyncio.sleep(0)
+        polls = emulator.ledger.polls
+        await asyncio.sleep(100)
+
+        left = [task for task in asyncio.all_tasks() - before if "flux2" in task.get_name()]
+        assert left == []
+        assert emulator.ledger.polls == polls
+        assert [type(caller.exception()) for caller in callers[2:]] == [SessionClosedError] * 2
+
+
+async def test_the_users_own_error_comes_out_as_itself() -> None:
+    """An exception in the body of `async with` is neither wrapped nor replaced."""
+    with pytest.raises(KeyError, match="mine"):
+        async with emulated(Script(plans=Plan(duration=60.0))) as (flux, _):
+            await flux.submit(REQUEST)
+            raise KeyError("mine")
+
+
+async def test_used_before_and_after() -> None:
+    """Every method of a session that is not open says so."""
+    async with Emulator(Script(render=False)) as emulator:
+        flux = session_for(emulator)
+        with pytest.raises(SessionClosedError, match="not open"):
+            await flux.submit(REQUEST)
+        with pytest.raises(SessionClosedError, match="not open"):
+            flux.statistics()
+        async with flux:
+            pass
+        with pytest.raises(SessionClosedError, match="opened once"):
+            await flux.open()
+        for call in (flux.submit(REQUEST), flux.credits(), flux.drain(), flux.upload(b"")):
+            with pytest.raises(SessionClosedError, match="closed"):
+                await call
+        with pytest.raises(SessionClosedError, match="closed"):
+            flux.attach("x")
+        with pytest.raises(SessionClosedError, match="closed"):
+            [done async for done in flux.as_completed([REQUEST])]
+
+
+async def test_used_from_another_event_loop() -> None:
+    """A session that is used in another event loop says so instead of hanging."""
+    caught: list[Exception] = []
+    async with emulated() as (flux, _):
+
+        def elsewhere() -> None:
+            async def use() -> None:
+                caught.append(await error_of(flux.submit(REQUEST)))
+                caught.append(await error_of(flux.credits()))
+
+            asyncio.run(use())
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+
+    assert [type(error) for error in caught] == [ConfigurationError, ConfigurationError]
+    assert "another event loop" in str(caught[0])
+
+
+async def test_two_sessions_of_one_account_warn_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A second open session of one account logs one warning; other accounts and closed sessions do not count."""
+    async with Emulator(Script(render=False)) as emulator, Emulator(Script(render=False)) as other:
+        async with session_for(emulator), session_for(other):
+            pass
+        async with session_for(emulator):
+            assert "second session" not in caplog.text
+            async with session_for(emulator):
+                pass
+            async with session_for(emulator):
+                pass
+
+    assert caplog.text.count("second session") == 1
+
+
+async def test_many_sessions_in_one_process() -> None:
+    """Sessions share nothing: each talks to its own service with its own limit."""
+    async with Emulator(Script(render=False)) as one, Emulator(Script(render=False)) as two:
+        async with session_for(one) as first, session_for(two) as second:
+            await asyncio.gather(*(flux.generate(REQUEST) for flux in (first, second) for _ in range(5)))
+
+    assert len(one.ledger.accepted) == len(two.ledger.accepted) == 5
+
+
+async def test_borrowed_session_stays_open() -> None:
+    """The caller's own aiohttp session is used and not closed."""
+    async with aiohttp.ClientSession() as http:
+        async with emulated(http=http) as (flux, _):
+            await flux.generate(REQUEST)
+        assert not http.closed
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"auth": ("me", "pa55")}, "auth"),
+        ({"headers": {"Authorization": "Bearer x"}}, "Authorization"),
+        ({"headers": {"X-Api-Key": "x"}}, "X-Api-Key"),
+        ({"connector": "unix"}, "UnixConnector"),
+    ],
+)
+async def test_borrowed_session_that_would_tell_secrets(options: dict[str, Any], words: str) -> None:
+    """A session whose own credentials would reach hosts of pictures is refused."""
+    with warnings.catch_warnings():
+        # Deprecated, and still what many sessions are made with.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        if "connector" in options:
+            options = {"connector": aiohttp.UnixConnector("/nowhere")}
+        if "auth" in options:
+            options = {"auth": aiohttp.BasicAuth(*options["auth"])}
+        http = aiohttp.ClientSession(**options)
+    async with http:
+        caught = await error_of(Flux2Session("key", http=http).open())
+
+    assert isinstance(caught, ConfigurationError)
+    assert words in str(caught)
+    assert "pa55" not in str(caught)
+
+
+async def test_harmless_headers_of_a_borrowed_session() -> None:
+    """A User-Agent of its own does not disqualify a session."""
+    async with aiohttp.ClientSession(headers={"User-Agent": "my-bot/1.0"}) as http:
+        async with emulated(http=http) as (flux, _):
+            assert await flux.credits() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"api_key": None}, "APIKLEY_API_KEY"),
+        ({"api_key": "  \n"}, "APIKLEY_API_KEY"),
+        ({"api_key": "one\ntwo"}, "line break"),
+        ({"api_key": b"key"}, "APIKLEY_API_KEY"),
+        ({"base_url": "api.apikley.ru"}, "https://api.apikley.ru"),
+        ({"base_url": "ftp://api.apikley.ru"}, "base_url"),
+        ({"upload_url": "nowhere"}, "upload_url"),
+        ({"rate_limit": (20, 10)}, "RateLimit"),
+        ({"max_running": 0}, "max_running"),
+        ({"max_running": "many"}, "max_running"),
+        ({"polling": 2.0}, "Polling"),
+        ({"polling": None}, "Polling"),
+        ({"timeouts": 5}, "Timeouts"),
+        ({"http": "aiohttp"}, "ClientSession"),
+    ],
+)
+def test_unusable_settings(options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot work is refused when the session is made, with words that say what to change."""
+    monkeypatch.delenv("APIKLEY_API_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match=words):
+        Flux2Session(**{"api_key": "key"} | options)
+
+
+def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key and addresses come from the environment; a base URL that is given takes its own upload URL along."""
+    monkeypatch.setenv("APIKLEY_API_KEY", " env-key\n")
+    monkeypatch.setenv("APIKLEY_BASE_URL", "https://api.example/")
+    assert repr(Flux2Session()) == "<Flux2Session https://api.example not open>"
+    credentials = Flux2Session()._credentials
+    assert (credentials.api_key, credentials.upload_url) == ("env-key", "https://api.example/file-upload")
+
+    monkeypatch.setenv("APIKLEY_UPLOAD_URL", "https://up.example")
+    assert Flux2Session()._credentials.upload_url == "https://up.example"
+    given = Flux2Session(base_url="http://127.0.0.1:8080")._credentials
+    assert given.upload_url == "http://127.0.0.1:8080/file-upload"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"request": "a red kettle"}, "request: str given"),
+        ({"key": ""}, "key"),
+        ({"key": 7}, "key"),
+        ({"max_wait": -1}, "max_wait"),
+        ({"max_wait": "soon"}, "max_wait"),
+        ({"max_wait": float("nan")}, "max_wait"),
+        ({"priority": 1.5}, "priority"),
+        ({"ref": "with blank"}, "ref"),
+        ({"ref": ""}, "ref"),
+    ],
+)
+async def test_unusable_arguments_of_submit(arguments: dict[str, Any], words: str) -> None:
+    """A wrong argument is told before anything is sent."""
+    async with emulated() as (flux, emulator):
+        caught = await error_of(flux.submit(**{"request": REQUEST} | arguments))
+
+        assert isinstance(caught, InvalidRequestError)
+        assert words in str(caught)
+        assert emulator.ledger.requests == []
+
+
+@pytest.mark.parametrize("task_id", ["", "a b", None, 7, "x" * 257])
+async def test_unusable_task_ids(task_id: Any) -> None:
+    """What cannot be a task id is refused."""
+    async with emulated() as (flux, _):
+        with pytest.raises(InvalidRequestError, match="task_id"):
+            flux.attach(task_id)
+        assert isinstance(await error_of(flux.fetch_record(task_id)), InvalidRequestError)
+
+
+async def test_no_secret_anywhere(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """Neither log nor error nor repr shows the key or the prompt, on any path that goes wrong."""
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    secret, prompt = "s3cr3t-key-of-the-account", "a very private prompt"
+    request = ImageToImage(prompt, images=[PHOTO])
+    errors: list[Exception] = []
+    kinds: list[dict[str, Any]] = [
+        *({"kind": "refuse", "code": code, "message": f"no: {code}"} for code in (400, 401, 402, 404, 422, 433, 455)),
+        *({"kind": "refuse", "code": code} for code in (500, 501, 505, 999)),
+        *(
+            {"kind": kind}
+            for kind in ("html", "broken_json", "cut_before", "cut_after", "cut_body", "hang", "redirect")
+        ),
+    ]
+    for endpoint in ("createTask", "recordInfo", "credit", "download-url", "upload", "file"):
+        for options in kinds:
+            script = Script(plans=Plan(duration=1), faults=[Fault(endpoint, times=None, **options)], render=False)  # type: ignore[arg-type]  # names of endpoints
+            async with Emulator(script, api_key=secret) as emulator:
+                flux = Flux2Session(
+                    secret,
+                    base_url=emulator.base_url,
+                    polling=Polling(interval=5, give_up_after=200),
+                    timeouts=Timeouts(connect=1, submit=2, record=2, upload=2, download=2),
+                    rate_limit=RateLimit(1000, 1),
+                )
+                async with flux:
+                    errors += await _errors_of_everything(flux, request, tmp_path)
+    texts = [caplog.text, *(repr(error) + str(error) + str(vars(error)) for error in errors)]
+    texts += [repr(flux), repr(request)]
+    chained = [error.__cause__ or error.__context__ for error in errors]
+
+    assert len(errors) > 100
+    assert len({type(error) for error in errors}) > 12
+    assert all(isinstance(error, Flux2Error) for error in errors)
+    assert not [text for text in texts if secret in text or prompt in text]
+    assert not [error for error in chained if isinstance(error, aiohttp.ClientError)]
+
+
+async def _errors_of_everything(flux: Flux2Session, request: ImageToImage, folder: Path) -> list[Exception]:
+    async def saved() -> None:
+        await flux.download(await flux.generate(request), folder)
+
+    calls = (saved(), flux.upload(PHOTO), flux.download_url("https://files.example/a.png"), flux.credits())
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    return [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+
+
+async def test_polls_of_a_burst_are_spread() -> None:
+    """Tasks made in one burst are not all looked at in the same moment."""
+    async with emulated(Script(plans=Plan(duration=60.0)), polling=Polling()) as (flux, emulator):
+        tasks = await asyncio.gather(*(flux.submit(REQUEST) for _ in range(20)))
+        await until(lambda: all(emulator.ledger.polls_of(task.id) for task in tasks))
+        first = [emulator.ledger.poll_times[task.id][0] for task in tasks]
+
+        assert max(first) - min(first) > 0.1
+
+
+async def test_refused_download_url() -> None:
+    """A link to somebody else's file is refused by the service, in its own words."""
+    async with emulated() as (flux, _):
+        assert isinstance(await error_of(flux.download_url("https://elsewhere.example/a.png")), ApiError)

@@ -1,0 +1,458 @@
+"""What `submit` promises about money, the limit and cancellation, against the emulator's ledger."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from emulated import REQUEST, emulated, error_of, session_for, until
+
+from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    MaintenanceError,
+    RateLimitedError,
+    RequestRejectedError,
+    SessionClosedError,
+    TransportError,
+)
+from flux2_async.models import ImageToImage, RateLimit, TextToImage, UploadedFile
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
+)
+
+
+async def test_accepted_once() -> None:
+    """One submit is one createTask, one charge and a handle that knows its request."""
+    async with emulated() as (flux, emulator):
+        task = await flux.submit(REQUEST)
+
+        assert [task.id] == emulator.ledger.accepted
+        assert task.request == REQUEST
+        assert len(emulator.ledger.requests) == 1
+        assert flux.tasks() == (task,)
+
+
+@pytest.mark.parametrize("kind", ["cut_before", "cut_after", "cut_body", "hang", "html", "broken_json"])
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_an_unclear_answer_is_never_sent_again(kind: Any, accepted: bool) -> None:  # noqa: FBT001  a parameter
+    """Whatever is unclear ends in AmbiguousSubmitError after exactly one createTask; nobody pays twice."""
+    fault = Fault("createTask", kind, accepted=accepted)
+    async with emulated(Script(faults=[fault])) as (flux, emulator):
+        outcome = await asyncio.gather(flux.submit(REQUEST, ref="mine"), return_exceptions=True)
+        await asyncio.sleep(600)
+
+        assert len(emulator.ledger.requests) == 1
+        if isinstance(outcome[0], AmbiguousSubmitError):
+            assert (outcome[0].ref, outcome[0].request) == ("mine", REQUEST)
+            assert flux.statistics().ambiguous == 1
+            assert flux.statistics().running == 0
+        else:
+            # The id stood in front of the cut, so the task is known.
+            assert kind in {"cut_body", "broken_json"}
+            assert len(emulator.ledger.accepted) == 1
+        await flux.submit(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (402, InsufficientCreditsError),
+        (422, RequestRejectedError),
+        (500, RequestRejectedError),
+        (455, MaintenanceError),
+        (501, ApiError),
+    ],
+)
+@pytest.mark.parametrize("style", ["body", "http"])
+async def test_a_refusal_comes_out_at_once(code: int, error: type[ApiError], style: Any) -> None:
+    """A refusal that is not 429 is the caller's to know, after one createTask; the slot comes back."""
+    if style == "http" and code in (500, 501):
+        error = AmbiguousSubmitError  # type: ignore[assignment]  # under a real 5xx it is not certain
+    script = Script(faults=[Fault("createTask", "refuse", code=code)], error_style=style)
+    async with emulated(script, max_running=1) as (flux, emulator):
+        caught = await error_of(flux.submit(REQUEST))
+        await flux.submit(REQUEST)
+
+        assert isinstance(caught, error)
+        assert len(emulator.ledger.requests) == 2
+        assert len(emulator.ledger.accepted) == 1
+
+
+@pytest.mark.parametrize("retry_after", [3, None, "date"])
+@pytest.mark.parametrize("style", ["body", "http"])
+@pytest.mark.parametrize("code", [429, 430])
+async def test_a_429_pauses_everybody(retry_after: Any, style: Any, code: int) -> None:
+    """After a 429 nobody sends before Retry-After (or the period) is over, and the refused one goes first."""
+    # Dates have whole seconds, which makes the pause up to one shorter.
+    pause, slack = (10, 0.1) if retry_after is None else (3, 0.1)
+    header = retry_after
+    if retry_after == "date":
+        header, slack = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True), 1.5
+    fault = Fault("createTask", "refuse", code=code, retry_after=header)
+    async with emulated(Script(faults=[fault], error_style=style)) as (flux, emulator):
+        refused = asyncio.create_task(flux.submit(TextToImage("refused first")))
+        await until(lambda: flux.statistics().refused)
+        loop = asyncio.get_running_loop()
+        closed = loop.time()
+        paused_until = flux.statistics().paused_until
+        others = [asyncio.create_task(flux.submit(REQUEST)) for _ in range(5)]
+        await asyncio.gather(refused, *others)
+        calls = emulator.ledger.requests
+
+        assert paused_until is not None
+        assert paused_until.tzinfo is not None
+        assert calls[1].time - closed >= pause - slack
+        assert calls[1].body is not None
+        assert calls[1].body["input"]["prompt"] == "refused first"
+        assert len(calls) == 7
+        assert flux.statistics().refused == 1
+
+
+async def test_the_limit_is_kept() -> None:
+    """A burst of 100 submissions against the limit we know is never refused."""
+    script = Script(plans=Plan(duration=1.0), limit=Limit(20, 10.0), latency=0.3, credits=1e6)
+    async with emulated(script, max_running=None) as (flux, emulator):
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await asyncio.gather(*(flux.submit(REQUEST) for _ in range(100)))
+
+        assert emulator.ledger.refused == 0
+        assert emulator.ledger.max_in_window(10.0) == 20
+        assert loop.time() - begun < 40 * 1.05 + 1
+
+
+async def test_max_wait_fails_fast() -> None:
+    """A submission whose wait for a permit exceeds `max_wait` was never sent."""
+    script = Script(plans=Plan(duration=1.0))
+    async with emulated(script, rate_limit=RateLimit(1, 60.0)) as (flux, emulator):
+        await flux.submit(REQUEST)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        caught = await error_of(flux.submit(REQUEST, max_wait=2.0))
+
+        assert isinstance(caught, RateLimitedError)
+        assert caught.http_status is None
+        assert loop.time() - begun <= 2.1
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_max_wait_at_once_in_a_long_pause() -> None:
+    """While a pause longer than `max_wait` is known, the refusal comes without waiting."""
+    script = Script(faults=[Fault("createTask", "refuse", retry_after=60)])
+    async with emulated(script) as (flux, _):
+        first = asyncio.create_task(flux.submit(REQUEST))
+        await until(lambda: flux.statistics().refused)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        caught = await error_of(flux.submit(REQUEST, max_wait=5.0))
+        now = loop.time()
+        await first
+
+        assert isinstance(caught, RateLimitedError)
+        assert now == begun
+        assert caught.retry_after == pytest.approx(60, abs=1)
+
+
+async def test_max_wait_covers_the_slot() -> None:
+    """Waiting for a running task to end counts as well."""
+    async with emulated(Script(plans=Plan(duration=100.0)), max_running=1) as (flux, emulator):
+        await flux.submit(REQUEST)
+        caught = await error_of(flux.submit(REQUEST, max_wait=3.0))
+
+        assert isinstance(caught, RateLimitedError)
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_slot_comes_back_when_the_task_is_settled_unawaited() -> None:
+    """Nobody needs to await a task for its slot to come back."""
+    async with emulated(Script(plans=Plan(duration=5.0)), max_running=1) as (flux, emulator):
+        for _ in range(3):
+            await flux.submit(REQUEST)
+
+        assert len(emulator.ledger.accepted) == 3
+
+
+async def test_nobody_listens() -> None:
+    """A connection that cannot be made is tried a few times; then the error says that nothing was sent."""
+    async with emulated(rate_limit=RateLimit(1, 600.0), max_running=1) as (flux, emulator):
+        await emulator.stop()
+        begun = asyncio.get_running_loop().time()
+        for _ in range(2):
+            # The second one would wait for ten minutes if the first had kept its permit.
+            caught = await error_of(flux.submit(REQUEST))
+
+            assert isinstance(caught, TransportError)
+            assert caught.never_sent
+        assert 7 <= asyncio.get_running_loop().time() - begun < 8
+        await emulator.start()
+
+
+async def test_a_service_that_comes_back_gets_the_task_once() -> None:
+    """A submission survives a service that is away for a second or two, and its permit is not spent meanwhile."""
+    async with emulated(rate_limit=RateLimit(1, 600.0)) as (flux, emulator):
+        await emulator.stop()
+        submitting = asyncio.create_task(flux.submit(REQUEST))
+        await asyncio.sleep(1)
+        await emulator.start()
+        await submitting
+
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_on_send_runs_right_before_each_post() -> None:
+    """`on_send` gets the ref before every POST, after the permit; also before the repetition of a refused one."""
+    seen: list[tuple[str, int, float]] = []
+    async with emulated(Script(faults=[Fault("createTask", "refuse", retry_after=5)])) as (flux, emulator):
+
+        async def on_send(ref: str) -> None:
+            seen.append((ref, len(emulator.ledger.requests), asyncio.get_running_loop().time()))
+
+        await flux.submit(REQUEST, ref="mine", on_send=on_send)
+
+    assert [(ref, requests) for ref, requests, _ in seen] == [("mine", 0), ("mine", 1)]
+    assert seen[1][2] - seen[0][2] >= 5
+
+
+async def test_on_send_may_stop_it() -> None:
+    """When `on_send` raises, nothing is sent, its error comes out, and permit and slot are free again."""
+
+    async def on_send(_: str) -> None:
+        raise OSError("the journal's disk is full")
+
+    async with emulated(max_running=1, rate_limit=RateLimit(1, 600.0)) as (flux, emulator):
+        caught = await error_of(flux.submit(REQUEST, on_send=on_send))
+        await flux.submit(REQUEST, max_wait=0.0)
+
+        assert isinstance(caught, OSError)
+        assert len(emulator.ledger.requests) == 1
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.15, 0.45, 0.7])
+async def test_cancelled_caller_loses_nothing(moment: float) -> None:
+    """A caller cancelled at any moment leaves at once; a POST under way is finished and its task kept."""
+    script = Script(plans=Plan(duration=5.0), latency=0.5, arrival=0.1)
+    async with emulated(script, max_running=1, rate_limit=RateLimit(1, 1.0)) as (flux, emulator):
+        caller = asyncio.create_task(flux.submit(REQUEST))
+        await asyncio.sleep(moment)
+        caller.cancel()
+        begun = asyncio.get_running_loop().time()
+        await asyncio.wait([caller])
+
+        assert asyncio.get_running_loop().time() == begun
+        await flux.drain()
+        posted = len(emulator.ledger.requests)
+        assert posted == 1 or moment == 0
+        assert posted == len(emulator.ledger.accepted) == flux.statistics().submitted
+        # Neither the slot nor the permit is lost.
+        await flux.submit(REQUEST, max_wait=2.0)
+
+
+@pytest.mark.parametrize("where", ["slot", "permit", "pause"])
+async def test_cancelled_while_waiting_is_never_sent(where: str) -> None:
+    """A submission that waits is given up with its caller, and leaves its place to the others."""
+    options: dict[str, Any] = {
+        "slot": {"max_running": 1},
+        "permit": {"rate_limit": RateLimit(1, 30.0)},
+        "pause": {},
+    }[where]
+    faults = [Fault("createTask", "refuse", retry_after=30, after=1)] if where == "pause" else []
+    async with emulated(Script(plans=Plan(duration=20.0), faults=faults), **options) as (flux, emulator):
+        await flux.submit(REQUEST)
+        waiting = []
+        for number in range(3):
+            waiting.append(asyncio.create_task(flux.submit(TextToImage(f"number {number}"))))
+            await asyncio.sleep(1)
+        sent = len(emulator.ledger.requests)
+        waiting[0].cancel()
+        await asyncio.wait(waiting)
+        prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests[sent:] if call.body]
+
+        assert prompts == ["number 1", "number 2"]
+        assert flux.statistics().waiting == 0
+
+
+async def test_key_is_one_task() -> None:
+    """The same key gives the same task: while it is on its way, when it runs, and when it is finished."""
+    async with emulated(Script(latency=0.2)) as (flux, emulator):
+        first, second = await asyncio.gather(flux.submit(REQUEST, key="a"), flux.submit(REQUEST, key="a"))
+        third = await flux.submit(REQUEST, key="a")
+        await third
+        fourth = await flux.submit(REQUEST, key="a")
+        other = await flux.submit(REQUEST, key="b")
+
+        assert first is second is third is fourth
+        assert fourth.done()
+        assert other is not first
+        assert len(emulator.ledger.accepted) == 2
+
+
+async def test_key_of_a_failed_task_is_kept() -> None:
+    """A task that failed is given again, not paid for again."""
+    async with emulated(Script(plans=Plan(outcome="fail"))) as (flux, emulator):
+        first = await flux.submit(REQUEST, key="a")
+        await first.wait()
+
+        assert await flux.submit(REQUEST, key="a") is first
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_key_of_another_request_is_refused() -> None:
+    """The same key for something else is a mistake that is told."""
+    async with emulated() as (flux, emulator):
+        await flux.submit(ImageToImage("make it red", images=[PNG]), key="a")
+        await flux.submit(ImageToImage("make it red", images=[PNG]), key="a")
+        for other in (REQUEST, ImageToImage("make it red", images=[PNG, PNG])):
+            caught = await error_of(flux.submit(other, key="a"))
+            assert isinstance(caught, InvalidRequestError)
+            assert "'a'" in str(caught)
+
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_key_is_free_after_a_refusal() -> None:
+    """What was refused or never sent frees its key."""
+    async with emulated(Script(faults=[Fault("createTask", "refuse", code=402)])) as (flux, emulator):
+        assert isinstance(await error_of(flux.submit(REQUEST, key="a")), InsufficientCreditsError)
+        await flux.submit(REQUEST, key="a")
+
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_key_of_an_ambiguous_send_stays_bound() -> None:
+    """What may have been paid is never sent again under its key: repeats raise the same error."""
+    async with emulated(Script(faults=[Fault("createTask", "cut_after")])) as (flux, emulator):
+        first = await error_of(flux.submit(REQUEST, key="a"))
+        second = await error_of(flux.submit(REQUEST, key="a"))
+
+        assert isinstance(first, AmbiguousSubmitError)
+        assert second is first
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_cancelled_first_caller_leaves_the_joined_one() -> None:
+    """The caller that made the submission may leave; who joined it gets the task."""
+    async with emulated(Script(plans=Plan(duration=5.0)), max_running=1) as (flux, emulator):
+        await flux.submit(REQUEST)
+        first = asyncio.create_task(flux.submit(REQUEST, key="a"))
+        await asyncio.sleep(0.5)
+        second = asyncio.create_task(flux.submit(REQUEST, key="a"))
+        await asyncio.sleep(0.5)
+        first.cancel()
+        task = await second
+
+        assert first.cancelled()
+        assert len(emulator.ledger.accepted) == 2
+        assert await flux.submit(REQUEST, key="a") is task
+
+
+async def test_joined_caller_does_not_inherit_the_patience_of_the_first() -> None:
+    """When the first caller's `max_wait` runs out, the one that joined goes on by its own."""
+    async with emulated(Script(plans=Plan(duration=5.0)), max_running=1) as (flux, emulator):
+        await flux.submit(REQUEST)
+        first = asyncio.create_task(flux.submit(REQUEST, key="a", max_wait=1.0))
+        await asyncio.sleep(0.5)
+        second = asyncio.create_task(flux.submit(REQUEST, key="a"))
+        hasty = await error_of(flux.submit(REQUEST, key="a", max_wait=0.1))
+        await second
+
+        assert isinstance(hasty, RateLimitedError)
+        assert isinstance(await error_of(first), RateLimitedError)
+        assert len(emulator.ledger.accepted) == 2
+
+
+async def test_key_is_forgotten_after_a_day() -> None:
+    """A key stands for its task for 24 hours."""
+    async with emulated() as (flux, emulator):
+        first = await flux.submit(REQUEST, key="a")
+        await first
+        await asyncio.sleep(24 * 3600 - 60)
+        assert await flux.submit(REQUEST, key="a") is first
+        await asyncio.sleep(120)
+
+        assert await flux.submit(REQUEST, key="a") is not first
+        assert len(emulator.ledger.accepted) == 2
+
+
+async def test_priority_goes_first() -> None:
+    """A higher priority overtakes what waits, equal ones stay in order."""
+    script = Script(plans=Plan(duration=1.0))
+    async with emulated(script, rate_limit=RateLimit(1, 5.0)) as (flux, emulator):
+        await flux.submit(REQUEST)
+        submits = [
+            asyncio.create_task(flux.submit(TextToImage(name), priority=priority))
+            for name, priority in (("low 1", 0), ("low 2", 0), ("high", 5), ("low 3", 0))
+        ]
+        await asyncio.gather(*submits)
+        prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests[1:] if call.body]
+
+        assert prompts == ["high", "low 1", "low 2", "low 3"]
+
+
+async def test_local_pictures_are_uploaded_first() -> None:
+    """Bytes become an uploaded file in what is sent and in what the handle keeps."""
+    request = ImageToImage("make it red", images=[PNG, "https://files.example/a.png"], aspect_ratio="auto")
+    async with emulated() as (flux, emulator):
+        task = await flux.submit(request)
+        body = emulator.ledger.requests[0].body
+
+        assert isinstance(task.request, ImageToImage)
+        assert isinstance(task.request.images[0], UploadedFile)
+        assert body is not None
+        assert body["input"]["input_urls"] == [task.request.images[0].url, "https://files.example/a.png"]
+        assert task.request.images[1] == "https://files.example/a.png"
+
+
+async def test_bad_pictures_are_found_before_anything_is_sent() -> None:
+    """A missing file costs neither an upload of the others nor a createTask."""
+    async with emulated() as (flux, emulator):
+        caught = await error_of(flux.submit(ImageToImage("make it red", images=[PNG, "missing.png"])))
+
+        assert isinstance(caught, InvalidRequestError)
+        assert "images[1]" in str(caught)
+        assert emulator.ledger.uploads == []
+        assert emulator.ledger.requests == []
+
+
+async def test_close_lets_a_post_under_way_finish() -> None:
+    """Closing waits for the answer of a POST; the task is reported as not settled."""
+    async with Emulator(Script(latency=2.0, render=False)) as emulator:
+        flux = session_for(emulator)
+        await flux.open()
+        caller = asyncio.create_task(flux.submit(REQUEST))
+        waiting = asyncio.create_task(flux.submit(REQUEST, max_wait=None))
+        await asyncio.sleep(1)
+        unsettled = await flux.aclose()
+        task = await caller
+
+        assert set(unsettled.task_ids) == set(emulator.ledger.accepted)
+        assert unsettled.refs == ()
+        assert isinstance(await error_of(task.result()), SessionClosedError)
+        await waiting
+
+
+async def test_close_is_bounded_in_time() -> None:
+    """A POST that gets no answer within the grace ends as ambiguous, and its ref is reported."""
+    async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
+        flux = session_for(emulator, rate_limit=RateLimit(1, 600))
+        await flux.open()
+        caller = asyncio.create_task(flux.submit(REQUEST, ref="mine"))
+        await asyncio.sleep(0.5)
+        waiting = asyncio.create_task(flux.submit(REQUEST))
+        await asyncio.sleep(0.5)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        unsettled = await flux.aclose(grace=3.0)
+
+        assert loop.time() - begun == pytest.approx(3.0, abs=0.2)
+        assert unsettled.refs == ("mine",)
+        ambiguous = await error_of(caller)
+        assert isinstance(ambiguous, AmbiguousSubmitError)
+        assert ambiguous.ref == "mine"
+        assert isinstance(await error_of(waiting), SessionClosedError)
+        assert len(emulator.ledger.requests) == 1

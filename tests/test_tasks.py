@@ -1,0 +1,126 @@
+"""The handle: many who wait, each on their own terms."""
+
+import asyncio
+
+import pytest
+from emulated import REQUEST, emulated, error_of
+
+from flux2_async.emulator import Plan, Script
+from flux2_async.errors import TaskFailedError, TaskTimeoutError
+from flux2_async.models import Polling, TaskState
+
+
+async def test_awaiting_is_the_result() -> None:
+    """`await task` and `await task.result()` are the same, as often as wanted."""
+    async with emulated() as (flux, _):
+        task = await flux.submit(REQUEST)
+
+        assert await task is await task.result() is await task
+        assert task.done()
+
+
+async def test_a_timeout_bounds_one_wait_only() -> None:
+    """`result(timeout)` ends that wait; the error carries the handle, which goes on."""
+    async with emulated(Script(plans=Plan(duration=10.0))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        other = asyncio.create_task(task.result())
+        begun = asyncio.get_running_loop().time()
+        caught = await error_of(task.result(timeout=3))
+
+        assert isinstance(caught, TaskTimeoutError)
+        assert caught.task is task
+        assert caught.task_id == task.id
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(3)
+        assert await caught.task is await other
+        assert len(emulator.ledger.accepted) == 1
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+async def test_a_timeout_of_zero_asks_only(timeout: float) -> None:
+    """Without time to wait the answer is there or not, at once."""
+    async with emulated() as (flux, _):
+        task = await flux.submit(REQUEST)
+
+        assert not await task.wait(timeout)
+        assert isinstance(await error_of(task.result(timeout)), TaskTimeoutError)
+        await task
+        assert await task.wait(timeout)
+        assert (await task.result(timeout)).urls
+
+
+async def test_cancelling_a_waiter_cancels_its_wait_only() -> None:
+    """Neither the task nor another waiter notices that one was cancelled."""
+    async with emulated(Script(plans=Plan(duration=10.0))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        one, two = asyncio.create_task(task.result()), asyncio.create_task(task.result())
+        await asyncio.sleep(1)
+        one.cancel()
+
+        assert (await two).urls
+        assert one.cancelled()
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_wait_for_and_timeout_scopes() -> None:
+    """The usual scopes of asyncio work on a handle and leave it alone."""
+    async with emulated(Script(plans=Plan(duration=10.0))) as (flux, _):
+        task = await flux.submit(REQUEST)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(task.result(), 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await task
+
+        assert (await task).urls
+
+
+async def test_wait_never_raises_the_outcome() -> None:
+    """`wait` says that a failed task is done; only the result raises."""
+    async with emulated(Script(plans=Plan(outcome="fail"))) as (flux, _):
+        task = await flux.submit(REQUEST)
+
+        assert await task.wait()
+        assert isinstance(await error_of(task.result()), TaskFailedError)
+
+
+async def test_updates() -> None:
+    """`updates` gives the stages in the service's own words, and ends."""
+    script = Script(plans=Plan(duration=9.0, states=("waiting", "generating", "painting")))
+    async with emulated(script, polling=Polling(interval=1.0)) as (flux, _):
+        task = await flux.submit(REQUEST)
+        seen = [(record.state, record.state_text) async for record in task.updates()]
+
+    assert seen == [
+        (TaskState.WAITING, "waiting"),
+        (TaskState.GENERATING, "generating"),
+        (TaskState.UNKNOWN, "painting"),
+        (TaskState.SUCCESS, "success"),
+    ]
+
+
+async def test_two_followers() -> None:
+    """Several may follow one task; a slow one sees the changes it missed as one."""
+    script = Script(plans=Plan(duration=6.0))
+    async with emulated(script, polling=Polling(interval=1.0)) as (flux, _):
+        task = await flux.submit(REQUEST)
+
+        async def follow(pause: float) -> list[str]:
+            seen = []
+            async for record in task.updates():
+                seen.append(record.state_text)
+                await asyncio.sleep(pause)
+            return seen
+
+        quick, slow = await asyncio.gather(follow(0), follow(60))
+
+    assert quick == ["waiting", "queuing", "generating", "success"]
+    assert slow == ["waiting", "success"]
+
+
+async def test_repr_shows_where_it_is() -> None:
+    """A handle shows its id and its state, and nothing of its request."""
+    async with emulated() as (flux, _):
+        task = await flux.submit(REQUEST)
+        assert repr(task) == f"<ImageTask {task.id} waiting outstanding>"
+        await task
+        assert repr(task) == f"<ImageTask {task.id} success settled>"

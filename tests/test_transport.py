@@ -1,0 +1,429 @@
+"""One request, one answer, and what each means for the money, over real sockets."""
+
+import asyncio
+import inspect
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+from raw_server import HANG, RawServer, answer, raw_server
+
+from flux2_async._credentials import Credentials
+from flux2_async._transport import FAILURES, MAX_REPLY, NEVER_SENT, Transport, _failure
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    AuthenticationError,
+    ConfigurationError,
+    FeatureDisabledError,
+    Flux2Error,
+    InsufficientCreditsError,
+    MaintenanceError,
+    NotFoundError,
+    RateLimitedError,
+    RequestRejectedError,
+    TransportError,
+)
+from flux2_async.models import TextToImage, Timeouts
+
+KEY = "the-secret-key"
+REQUEST = TextToImage("a red kettle")
+BODY = b'{"model": "flux-2/flex-text-to-image"}'
+TASK_ID = "task_flux-2_1765175331507"
+ACCEPTED = answer(200, {"code": 200, "msg": "success", "data": {"taskId": TASK_ID}})
+
+
+@asynccontextmanager
+async def transport_to(
+    url: str, http: aiohttp.ClientSession | None = None, timeouts: Timeouts | None = None
+) -> AsyncIterator[Transport]:
+    transport = Transport(Credentials(KEY, url, f"{url}/file-upload"), timeouts or Timeouts(), http)
+    await transport.open()
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
+async def create(transport: Transport) -> str:
+    return await transport.create_task(BODY, request=REQUEST, ref="our-ref")
+
+
+async def outcome_of(answer_bytes: bytes) -> tuple[str | Flux2Error, RawServer]:
+    async with raw_server([answer_bytes]) as server, transport_to(server.url) as transport:
+        try:
+            return await create(transport), server
+        except Flux2Error as error:
+            return error, server
+
+
+def envelope(code: object, message: str = "words", data: object = None) -> dict[str, Any]:
+    return {"code": code, "msg": message, "data": data}
+
+
+async def test_accepted() -> None:
+    """An accepted task gives its id; the request carries key, type and body."""
+    outcome, server = await outcome_of(ACCEPTED)
+
+    assert outcome == TASK_ID
+    assert server.requests[0].startswith(b"POST /api/v1/jobs/createTask HTTP/1.1\r\n")
+    assert server.header("Authorization") == f"Bearer {KEY}"
+    assert server.header("Content-Type") == "application/json"
+    assert str(server.header("User-Agent")).startswith("flux2-async/")
+    assert server.requests[0].endswith(BODY)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        answer(500, envelope(500, data={"taskId": TASK_ID})),
+        answer(429, envelope(429, data={"taskId": TASK_ID})),
+        answer(200, envelope("200", data={"taskId": TASK_ID})),
+        answer(200, b'{"code":200,"data":{"taskId":"' + TASK_ID.encode() + b'"},"msg":"su', length=500),
+    ],
+    ids=["http 500", "http 429", "code as text", "cut behind the id"],
+)
+async def test_a_task_id_wins(reply: bytes) -> None:
+    """Wherever a task id is in the answer, the task was accepted."""
+    assert (await outcome_of(reply))[0] == TASK_ID
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "code"),
+    [
+        (answer(200, envelope(401)), AuthenticationError, 401),
+        (answer(200, envelope(402)), InsufficientCreditsError, 402),
+        (answer(402, envelope(402)), InsufficientCreditsError, 402),
+        (answer(200, envelope(500)), RequestRejectedError, 500),
+        (answer(422, envelope(500)), RequestRejectedError, 500),
+        (answer(500, envelope(402)), InsufficientCreditsError, 402),
+        (answer(503, envelope(455)), MaintenanceError, 455),
+        (answer(500, envelope(505)), FeatureDisabledError, 505),
+        (answer(500, envelope(429)), RateLimitedError, 429),
+        (answer(200, envelope("429")), RateLimitedError, 429),
+        (answer(429, b"<html>slow down</html>"), RateLimitedError, 429),
+        (answer(430, b""), RateLimitedError, 430),
+        (answer(401, b"no"), AuthenticationError, 401),
+        (answer(404, b"<html>nothing here</html>"), NotFoundError, 404),
+        (answer(302, b"", "Location: https://elsewhere.example/\r\n"), ApiError, 302),
+        (answer(408, envelope(422)), RequestRejectedError, 422),
+    ],
+)
+async def test_refused(reply: bytes, kind: type[ApiError], code: int) -> None:
+    """A refusal is certain where the answer's code, or a 3xx or 4xx without one, says so."""
+    outcome, server = await outcome_of(reply)
+
+    assert type(outcome) is kind
+    assert isinstance(outcome, ApiError)
+    assert outcome.code == code
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "http_status"),
+    [
+        (answer(200, envelope(200)), 200),
+        (answer(200, envelope(200, data={"taskId": ""})), 200),
+        (answer(200, b"<html>welcome</html>"), 200),
+        (answer(200, b""), 200),
+        (answer(204, b""), 204),
+        (answer(408, b"time-out"), 408),
+        (answer(499, b"closed"), 499),
+        (answer(500, b"<html>oops</html>"), 500),
+        (answer(502, b"<html>bad gateway</html>"), 502),
+        (answer(500, envelope(500)), 500),
+        (answer(503, envelope(501)), 503),
+        (answer(502, envelope("504")), 502),
+        (answer(599, b""), 599),
+        (answer(200, b'{"code":200,"data":{"taskId":"task_fl', length=500), None),
+        (answer(500, b'{"code":402,', length=500), None),
+        (b"", None),
+        (b"HTTP/1.1 200 O", None),
+        (b"what is this\r\n\r\n", None),
+        (HANG, None),
+        (answer(200, b"x" * (MAX_REPLY + 1)), None),
+    ],
+)
+async def test_ambiguous(reply: bytes, http_status: int | None) -> None:
+    """Everything else may have made a task: the error names request and ref, and nothing is sent again."""
+    outcome, server = await outcome_of(reply)
+
+    assert isinstance(outcome, AmbiguousSubmitError)
+    assert (outcome.request, outcome.ref, outcome.http_status) == (REQUEST, "our-ref", http_status)
+    assert len(server.requests) == 1
+
+
+async def test_nobody_listens() -> None:
+    """A refused connection is certainly not sent."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with transport_to(f"http://127.0.0.1:{unused.getsockname()[1]}") as transport:
+            with pytest.raises(TransportError) as caught:
+                await create(transport)
+
+    assert caught.value.never_sent
+
+
+async def test_no_connection_in_time() -> None:
+    """A connection that is not made in time is certainly not sent."""
+    with socket.socket() as busy, socket.socket() as first, socket.socket() as second:
+        busy.bind(("127.0.0.1", 0))
+        # A full queue of connections lets the next one hang.
+        busy.listen(0)
+        for filler in (first, second):
+            filler.setblocking(False)  # noqa: FBT003  the standard library's signature
+            filler.connect_ex(busy.getsockname())
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        async with transport_to(f"http://127.0.0.1:{busy.getsockname()[1]}") as transport:
+            with pytest.raises(TransportError) as caught:
+                await create(transport)
+
+    assert caught.value.never_sent
+    assert loop.time() - begun == pytest.approx(Timeouts().connect, abs=1)
+
+
+async def test_certificate_not_trusted() -> None:
+    """A server whose certificate is not trusted gets no request."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with raw_server([ACCEPTED], tls=context) as server, transport_to(server.url) as transport:
+        with pytest.raises(TransportError, match="certificate") as caught:
+            await create(transport)
+
+    assert caught.value.never_sent
+    assert server.requests == []
+
+
+async def test_borrowed_tls_settings_hold_for_create_task() -> None:
+    """A session that trusts a private authority is followed by createTask's own connections."""
+    authority = trustme.CA()
+    server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    authority.configure_trust(client_side)
+    async with (
+        raw_server([ACCEPTED], tls=server_side) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=client_side)) as http,
+        transport_to(server.url, http) as transport,
+    ):
+        assert await create(transport) == TASK_ID
+
+
+@pytest.mark.parametrize("refusal", [answer(407, b""), answer(502, b"")])
+async def test_proxy_refuses(refusal: bytes) -> None:
+    """A proxy that refuses CONNECT got no request of ours, so it is certainly not sent."""
+    async with (
+        raw_server([refusal]) as proxy,
+        aiohttp.ClientSession(proxy=proxy.url) as http,
+        transport_to("https://api.example", http) as transport,
+    ):
+        with pytest.raises(TransportError, match="proxy") as caught:
+            await create(transport)
+
+    assert caught.value.never_sent
+    assert proxy.requests[0].startswith(b"CONNECT api.example:443")
+    assert proxy.header("Authorization") is None
+
+
+async def test_borrowed_proxy_holds_for_create_task() -> None:
+    """The proxy of a borrowed session carries createTask as well."""
+    async with (
+        raw_server([ACCEPTED]) as proxy,
+        aiohttp.ClientSession(proxy=proxy.url) as http,
+        transport_to("http://api.example", http) as transport,
+    ):
+        assert await create(transport) == TASK_ID
+    assert proxy.requests[0].startswith(b"POST http://api.example/api/v1/jobs/createTask")
+
+
+async def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`trust_env` of a borrowed session holds for createTask; without one the environment is not read."""
+    async with raw_server([ACCEPTED]) as proxy, raw_server([ACCEPTED]) as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        async with transport_to(server.url) as transport:
+            await create(transport)
+        async with aiohttp.ClientSession(trust_env=True) as http, transport_to(server.url, http) as transport:
+            await create(transport)
+
+        assert (len(server.requests), len(proxy.requests)) == (1, 1)
+
+
+@pytest.mark.parametrize(("idle", "connections"), [(0.5, 1), (1.5, 2)])
+async def test_idle_connections_live_one_second(idle: float, connections: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """createTask reuses a connection only within a second."""
+    # aiohttp ages its idle connections by a clock of its own.
+    monkeypatch.setattr("aiohttp.connector.monotonic", asyncio.get_running_loop().time)
+    async with raw_server([ACCEPTED]) as server, transport_to(server.url) as transport:
+        await create(transport)
+        await asyncio.sleep(idle)
+        await create(transport)
+
+    assert server.connections == connections
+
+
+async def test_create_task_has_connections_of_its_own() -> None:
+    """A borrowed session carries the other calls and never createTask; it stays open."""
+    ok = answer(200, envelope(200, data=5))
+    async with raw_server([ok, ACCEPTED, ok]) as server, aiohttp.ClientSession() as http:
+        async with transport_to(server.url, http) as transport:
+            await transport.call("GET", "/api/v1/chat/credit")
+            await create(transport)
+            await transport.call("GET", "/api/v1/chat/credit")
+
+        assert server.connections == 2
+        assert not http.closed
+
+
+async def test_borrowed_session_closed_meanwhile() -> None:
+    """A borrowed session that its owner closed is a clear error."""
+    http = aiohttp.ClientSession()
+    async with transport_to("http://127.0.0.1:1", http) as transport:
+        await http.close()
+        with pytest.raises(TransportError, match="was closed"):
+            await transport.call("GET", "/api/v1/chat/credit")
+
+
+async def test_interfering_session_options_are_overruled() -> None:
+    """Middlewares and `raise_for_status` of a borrowed session reach none of our calls."""
+
+    async def resend(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        await handler(request)
+        return await handler(request)
+
+    async with (
+        raw_server([answer(402, envelope(402))]) as server,
+        aiohttp.ClientSession(middlewares=(resend,), raise_for_status=True) as http,
+        transport_to(server.url, http) as transport,
+    ):
+        reply = await transport.call("GET", "/api/v1/chat/credit")
+        with pytest.raises(InsufficientCreditsError):
+            await create(transport)
+
+    assert reply.status == 402
+    assert len(server.requests) == 2
+
+
+async def test_no_call_follows_a_redirect() -> None:
+    """The key follows no redirect."""
+    async with raw_server([ACCEPTED]) as elsewhere:
+        redirect = answer(307, b"", f"Location: {elsewhere.url}/\r\n")
+        async with raw_server([redirect]) as server, transport_to(server.url) as transport:
+            with pytest.raises(ApiError):
+                await create(transport)
+            assert (await transport.call("GET", "/api/v1/chat/credit")).status == 307
+
+        assert elsewhere.requests == []
+
+
+async def test_download_without_the_key() -> None:
+    """A file is fetched, over redirects, without the key and as it is stored."""
+    async with raw_server([answer(200, b"picture")]) as files:
+        redirect = answer(302, b"", f"Location: {files.url}/a.png\r\n")
+        async with raw_server([redirect]) as server, transport_to(server.url) as transport:
+            async with transport.download(f"{server.url}/x", {"Range": "bytes=0-"}) as reply:
+                content = b"".join([chunk async for chunk in reply.chunks()])
+
+    assert (reply.status, content) == (200, b"picture")
+    for each in (server, files):
+        assert each.header("Authorization") is None
+        assert each.header("Accept-Encoding") == "identity"
+        assert each.header("Range") == "bytes=0-"
+
+
+@pytest.mark.parametrize("reply", [b"", answer(200, b"pict", length=7)])
+async def test_download_that_breaks(reply: bytes) -> None:
+    """A file that does not arrive whole is a transport error."""
+    async with raw_server([reply]) as server, transport_to(server.url) as transport:
+        with pytest.raises(TransportError):
+            async with transport.download(f"{server.url}/x", {}) as file:
+                async for _ in file.chunks():
+                    pass
+
+
+async def test_calls_end_in_time() -> None:
+    """A service that never answers costs `record` seconds for a look and `submit` for createTask."""
+    loop = asyncio.get_running_loop()
+    async with raw_server([HANG]) as server, transport_to(server.url) as transport:
+        begun = loop.time()
+        with pytest.raises(TransportError):
+            await transport.call("GET", "/api/v1/chat/credit")
+        looked = loop.time()
+        with pytest.raises(AmbiguousSubmitError):
+            await create(transport)
+
+    assert looked - begun == pytest.approx(30, abs=1)
+    assert loop.time() - looked == pytest.approx(70, abs=1)
+
+
+def all_client_errors() -> list[type[BaseException]]:
+    classes = {value for _, value in inspect.getmembers(aiohttp.client_exceptions, inspect.isclass)}
+    classes |= {value for _, value in inspect.getmembers(aiohttp, inspect.isclass)}
+    return sorted((each for each in classes if issubclass(each, aiohttp.ClientError)), key=lambda each: each.__name__)
+
+
+@pytest.mark.parametrize("kind", [*all_client_errors(), TimeoutError, OSError, ConnectionResetError, ValueError])
+def test_every_error_is_mapped(kind: type[BaseException]) -> None:
+    """Each error of aiohttp has a row of its own or of its nearest base, and only three are certainly unsent."""
+    error = kind.__new__(kind)
+    assert isinstance(error, Exception)
+    failure = _failure(error, "host.example")
+    never_sent = {"ClientConnectorError", "ConnectionTimeoutError", "ClientHttpProxyError"}
+
+    assert failure.never_sent == bool(never_sent & {base.__name__ for base in kind.__mro__})
+    assert "host.example" in str(failure)
+    if kind is not aiohttp.ClientError:
+        assert any(issubclass(kind, row) for row in FAILURES if row is not aiohttp.ClientError) or kind in {
+            aiohttp.RedirectClientError,
+            getattr(aiohttp, "UploadAbortedError", None),
+        }
+
+
+def test_rows_are_reachable() -> None:
+    """No row of the table stands behind a base that would win first."""
+    rows = list(FAILURES)
+    for number, row in enumerate(rows):
+        assert not [base for base in rows[:number] if issubclass(row, base)]
+    assert set(NEVER_SENT) <= set(rows)
+
+
+async def test_nothing_of_aiohttp_and_no_secret_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    """No error has one of aiohttp as cause or context, and none shows the key or the prompt."""
+    caplog.set_level(logging.DEBUG)
+    for reply in (b"", HANG, answer(401, envelope(401)), answer(500, b"<html>"), answer(200, b"x", length=9)):
+        error, _ = await outcome_of(reply)
+        assert isinstance(error, Flux2Error)
+        assert error.__cause__ is None
+        assert not isinstance(error.__context__, aiohttp.ClientError | TimeoutError)
+        assert KEY not in repr(error) + str(vars(error)) + caplog.text
+        assert "kettle" not in repr(error) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("credentials", "words"),
+    [
+        (("", "https://a.example", "https://a.example/u"), "APIKLEY_API_KEY"),
+        ((None, "https://a.example", "https://a.example/u"), "APIKLEY_API_KEY"),
+        (("two words", "https://a.example", "https://a.example/u"), "api_key"),
+        (("two\nlines", "https://a.example", "https://a.example/u"), "line break"),
+        (("key", "a.example", "https://a.example/u"), "base_url"),
+        (("key", "ftp://a.example", "https://a.example/u"), "base_url"),
+        (("key", "https://", "https://a.example/u"), "base_url"),
+        (("key", "https://a.example:x", "https://a.example/u"), "base_url"),
+        (("key", "https://me:pass@a.example", "https://a.example/u"), "user name"),
+        (("key", "https://a.example?x=1", "https://a.example/u"), "base_url"),
+        (("key", 7, "https://a.example/u"), "base_url"),
+        (("key", "https://a.example", "nowhere"), "upload_url"),
+    ],
+)
+def test_unusable_credentials(credentials: tuple[Any, Any, Any], words: str) -> None:
+    """A key or an address that cannot work is refused when it is given, and never shown."""
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        Credentials(*credentials)
+    assert "two" not in str(caught.value)
+    assert "pass@" not in str(caught.value)

@@ -1,0 +1,389 @@
+"""The one scheduler of all outstanding tasks; a function stands for the service, on virtual time."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import attrs
+import pytest
+
+from flux2_async._schedule import make_schedule
+from flux2_async._watcher import Watcher
+from flux2_async.errors import (
+    ApiError,
+    AuthenticationError,
+    EmptyResultError,
+    FeatureDisabledError,
+    Flux2Error,
+    InsufficientCreditsError,
+    MaintenanceError,
+    ProtocolError,
+    QuotaExceededError,
+    RateLimitedError,
+    ServerError,
+    SessionClosedError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TaskTimeoutError,
+    TransportError,
+)
+from flux2_async.models import Polling, TaskRecord, TaskState
+from flux2_async.tasks import ImageTask
+
+
+def record(task_id: str, state: TaskState = TaskState.SUCCESS, **more: Any) -> TaskRecord:
+    urls = ("https://files.example/a.png",) if state is TaskState.SUCCESS else ()
+    return attrs.evolve(TaskRecord(task_id=task_id, state=state, state_text=str(state), result_urls=urls), **more)
+
+
+@attrs.define(eq=False)
+class Service:
+    """Finishes tasks at given times and can be made to fail in between."""
+
+    done_at: dict[str, float] = attrs.field(factory=dict)
+    failing: Callable[[float], Flux2Error | None] = lambda now: None
+    final: Callable[[str], TaskRecord | None] = record
+    latency: float = 0.1
+    looks: list[tuple[float, str]] = attrs.field(factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+    async def look(self, task_id: str) -> TaskRecord | None:
+        now = asyncio.get_running_loop().time()
+        self.looks.append((now, task_id))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.latency)
+        finally:
+            self.in_flight -= 1
+        if error := self.failing(now):
+            raise error
+        if now >= self.done_at.get(task_id, float("inf")):
+            return self.final(task_id)
+        return record(task_id, TaskState.GENERATING)
+
+    def finish(self, task_id: str, after: float) -> None:
+        self.done_at[task_id] = asyncio.get_running_loop().time() + after
+
+
+@attrs.define(eq=False)
+class World:
+    service: Service
+    watcher: Watcher
+    settled: list[float]
+    began: float
+
+    def watch(self, task_id: str, done_after: float | None = None) -> ImageTask:
+        if done_after is not None:
+            self.service.finish(task_id, done_after)
+        task = ImageTask(task_id)
+        self.watcher.watch(task)
+        return task
+
+    def age(self) -> float:
+        return asyncio.get_running_loop().time() - self.began
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def build(polling: Polling | None = None, **service_options: Any) -> World:
+        polling = polling or Polling(interval=1.0)
+        service = Service(**service_options)
+        settled: list[float] = []
+        loop = asyncio.get_running_loop()
+        watcher = Watcher(service.look, make_schedule(polling), polling, lambda: settled.append(loop.time()))
+        worlds.append(World(service, watcher, settled, loop.time()))
+        return worlds[-1]
+
+    yield build
+    for world in worlds:
+        await world.watcher.aclose()
+
+
+async def test_settles_a_success(make: Callable[..., World]) -> None:
+    """A finished task gives its addresses at the next look, and its slot is told about once."""
+    world = make()
+    task = world.watch("a", 2.5)
+    result = await task.result()
+
+    assert (result.task_id, result.urls) == ("a", ("https://files.example/a.png",))
+    assert result.record == task.record
+    assert task.state is TaskState.SUCCESS
+    assert world.age() == pytest.approx(3.1)
+    assert len(world.settled) == 1
+    assert len(world.watcher) == 0
+
+
+async def test_first_look_comes_after_one_interval(make: Callable[..., World]) -> None:
+    """A fixed interval looks first after one interval, an interval of 0 at once."""
+    slow, fast = make(), make(Polling(interval=0))
+    slow.watch("a")
+    fast.watch("b")
+    await asyncio.sleep(0.05)
+
+    assert slow.service.looks == []
+    assert len(fast.service.looks) == 1
+
+
+@pytest.mark.parametrize(
+    ("final", "error"),
+    [
+        ({"state": TaskState.FAIL, "state_text": "fail", "result_urls": (), "fail_code": "500"}, TaskFailedError),
+        ({"result_urls": ()}, EmptyResultError),
+    ],
+)
+async def test_settles_a_failure(
+    make: Callable[..., World], final: dict[str, Any], error: type[TaskFailedError | EmptyResultError]
+) -> None:
+    """A task that failed, or finished without a picture, settles with its error and keeps the record."""
+    world = make(final=lambda task_id: record(task_id, **final))
+    task = world.watch("a", 0)
+    with pytest.raises(error) as caught:
+        await task
+
+    assert caught.value.task_id == "a"
+    assert caught.value.record is task.record
+
+
+async def test_documented_plan(make: Callable[..., World]) -> None:
+    """Without an interval looks follow the documentation: a dense half minute, then fewer."""
+    world = make(Polling())
+    world.watch("a")
+    await asyncio.sleep(240)
+    ages = [at - world.began for at, _ in world.service.looks]
+
+    assert sum(age < 30 for age in ages) in (10, 11, 12)
+    assert sum(30 <= age < 120 for age in ages) in (10, 11, 12, 13)
+    assert sum(age >= 120 for age in ages) in (4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransportError("gone"),
+        ProtocolError("not JSON"),
+        RateLimitedError(429, "slow down", 200),
+        MaintenanceError(455, "later", 200),
+        ServerError(500, "oops", 200),
+        ServerError(502, "bad gateway", 502),
+    ],
+    ids=lambda error: f"{type(error).__name__}{getattr(error, 'code', '')}",
+)
+async def test_an_outage_of_ten_minutes_fails_no_task(make: Callable[..., World], error: Flux2Error) -> None:
+    """Failing to look slows down and goes on; the task gives its picture after the outage."""
+    world = make(Polling())
+    world.service.failing = lambda now: error if now - world.began < 600 else None
+    task = world.watch("a", 10)
+    result = await task.result()
+
+    assert result.urls
+    assert 600 <= world.age() <= 631
+    assert len(world.service.looks) < 40
+
+
+async def test_a_fixed_interval_slows_down_to_a_tenth(make: Callable[..., World]) -> None:
+    """In an outage a fixed interval grows to at most ten times, and is itself again afterwards."""
+    world = make(Polling(interval=1.0), latency=0.0)
+    world.service.failing = lambda now: TransportError("gone") if now - world.began < 100 else None
+    world.watch("a")
+    await asyncio.sleep(130)
+    times = [at - world.began for at, _ in world.service.looks]
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+
+    assert max(gaps) == pytest.approx(10)
+    assert gaps[-1] == pytest.approx(1)
+
+
+async def test_a_bug_in_looking_does_not_lose_the_task(
+    make: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even an exception that should not be possible only delays a task."""
+    world = make()
+    world.service.failing = lambda now: 1 / 0 if now - world.began < 5 else None  # type: ignore[assignment,return-value]  # the bug
+    task = world.watch("a", 0)
+
+    assert (await task).urls
+    assert "failed unexpectedly" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthenticationError(401, "no", 200),
+        InsufficientCreditsError(402, "no", 200),
+        QuotaExceededError(433, "no", 200),
+        FeatureDisabledError(505, "no", 200),
+        ApiError(418, "no", 200),
+    ],
+    ids=lambda error: str(error.code),
+)
+async def test_a_lasting_refusal_settles(make: Callable[..., World], error: ApiError) -> None:
+    """A refusal to look that lasts 60 s settles the handle with that error, not earlier."""
+    world = make(Polling())
+    world.service.failing = lambda now: error
+    task = world.watch("a", 10)
+    with pytest.raises(type(error)) as caught:
+        await task
+
+    assert caught.value is error
+    assert 60 <= world.age() < 66
+
+
+async def test_a_passing_refusal_costs_nothing(make: Callable[..., World]) -> None:
+    """A key that works again within a minute loses no task, however often that happens."""
+    world = make(Polling())
+    error = AuthenticationError(401, "no", 200)
+    world.service.failing = lambda now: error if (now - world.began) % 100 < 50 else None
+    task = world.watch("a", 450)
+
+    assert (await task).urls
+
+
+async def test_invisible_for_90_seconds(make: Callable[..., World]) -> None:
+    """A record that is not visible is pending for 90 s, and the task unknown after that."""
+    world = make(Polling(interval=1.0), final=lambda _: None)
+    task = world.watch("a", 0)
+
+    assert not await task.wait(89)
+    with pytest.raises(TaskNotFoundError) as caught:
+        await task
+    assert caught.value.task_id == "a"
+    assert 90 <= world.age() < 93
+
+
+async def test_visible_in_time(make: Callable[..., World]) -> None:
+    """A record that appears after 80 s is as good as any."""
+    world = make(Polling(interval=1.0))
+    world.service.final = lambda task_id: record(task_id) if world.age() > 80 else None
+    task = world.watch("a", 0)
+
+    assert (await task).urls
+
+
+async def test_gives_up_after(make: Callable[..., World]) -> None:
+    """With `give_up_after` an unfinished task settles as a timeout that carries the handle."""
+    world = make(Polling(give_up_after=20))
+    task = world.watch("a", 1000)
+    with pytest.raises(TaskTimeoutError) as caught:
+        await task
+
+    assert caught.value.task is task
+    assert isinstance(caught.value, TimeoutError)
+    assert 20 <= world.age() < 21
+    assert len(world.watcher) == 0
+
+
+async def test_bounded_looks_in_flight(make: Callable[..., World]) -> None:
+    """However many tasks there are, no more looks are in flight than allowed, and each task has its turn."""
+    world = make(Polling(interval=1.0, max_concurrency=5), latency=0.5)
+    tasks = [world.watch(str(number), 3) for number in range(50)]
+    await asyncio.gather(*tasks)
+
+    assert world.service.most_in_flight == 5
+    assert set(Counter(task_id for _, task_id in world.service.looks)) == {str(number) for number in range(50)}
+
+
+async def test_no_coroutine_per_task(make: Callable[..., World]) -> None:
+    """Outstanding tasks cost neither asyncio tasks nor timers of their own."""
+    world = make(Polling(interval=1000.0))
+    before = len(asyncio.all_tasks())
+    for number in range(1000):
+        world.watch(str(number))
+    await asyncio.sleep(1)
+
+    assert len(asyncio.all_tasks()) == before
+    assert world.watcher.tasks()[999].id == "999"
+
+
+async def test_hint_looks_at_once(make: Callable[..., World]) -> None:
+    """A hint brings the look forward; many hints at once are one look."""
+    world = make(Polling(interval=600.0))
+    task = world.watch("a", 4)
+    await asyncio.sleep(5)
+    for _ in range(10):
+        world.watcher.hint("a")
+    world.watcher.hint("unknown")
+    await task
+
+    assert world.age() == pytest.approx(5.1)
+    assert len(world.service.looks) == 1
+    assert world.watcher.hints == 11
+
+
+async def test_hints_are_a_second_apart(make: Callable[..., World]) -> None:
+    """A storm of hints makes at most one look a second, besides the repeats."""
+    world = make(Polling(interval=600.0), latency=0.0)
+    world.watch("a")
+    for _ in range(100):
+        world.watcher.hint("a")
+        await asyncio.sleep(0.1)
+
+    assert len(world.service.looks) <= 1 + 2 * 10
+
+
+async def test_look_is_repeated_after_a_hint(make: Callable[..., World]) -> None:
+    """A record that lags behind its callback is looked at again after 0.5, 1 and 2 s, then by the plan."""
+    world = make(Polling(interval=600.0), latency=0.0)
+    world.watch("a")
+    await asyncio.sleep(10)
+    world.watcher.hint("a")
+    await asyncio.sleep(30)
+    times = [at - world.began for at, _ in world.service.looks]
+
+    assert times == pytest.approx([10, 10.5, 11.5, 13.5])
+
+
+async def test_hint_during_a_look_is_not_lost(make: Callable[..., World]) -> None:
+    """A hint that comes while a look is in flight makes another one, a second after the first."""
+    world = make(Polling(interval=5.0), latency=0.4)
+    task = world.watch("a", 5.1)
+    await asyncio.sleep(5.2)
+    world.watcher.hint("a")
+    await task
+
+    assert world.age() == pytest.approx(6.4)
+
+
+async def test_close_settles_what_is_left(make: Callable[..., World]) -> None:
+    """Closing settles every outstanding task with an error that carries its id, and stops looking."""
+    world = make()
+    tasks = [world.watch(name, 100) for name in "abc"]
+    waiting = [asyncio.create_task(task.result()) for task in tasks]
+    await asyncio.sleep(1.05)
+    left = await world.watcher.aclose()
+    errors = await asyncio.gather(*waiting, return_exceptions=True)
+    looks = len(world.service.looks)
+    await asyncio.sleep(100)
+
+    assert left == ("a", "b", "c")
+    assert [(type(error), getattr(error, "task_id", None)) for error in errors] == [
+        (SessionClosedError, name) for name in "abc"
+    ]
+    assert len(world.service.looks) == looks
+    assert len(world.settled) == 3
+
+
+async def test_updates_follow_the_stages(make: Callable[..., World]) -> None:
+    """`updates` gives each stage once and ends with the final record."""
+    world = make()
+    task = world.watch("a", 5)
+    states = [each.state async for each in task.updates()]
+
+    assert states == [TaskState.GENERATING, TaskState.SUCCESS]
+    assert [each.state async for each in task.updates()] == [TaskState.SUCCESS]
+
+
+async def test_updates_end_with_the_error_of_a_task_without_record(make: Callable[..., World]) -> None:
+    """Where no final record comes, `updates` raises what `result` raises."""
+    world = make(Polling(give_up_after=5))
+    task = world.watch("a")
+    seen = []
+    with pytest.raises(TaskTimeoutError):
+        async for each in task.updates():
+            seen.append(each.state)
+
+    assert seen == [TaskState.GENERATING]

@@ -34,6 +34,7 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import (
+    Callbacks,
     ImageResult,
     ImageSource,
     ImageToImage,
@@ -54,6 +55,7 @@ __all__ = [
     "AmbiguousSubmitError",
     "ApiError",
     "AuthenticationError",
+    "Callbacks",
     "Completion",
     "ConfigurationError",
     "ContentModeratedError",

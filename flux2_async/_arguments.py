@@ -1,11 +1,12 @@
 """Checks of what a session and its methods are given, before anything is sent."""
 
 import re
+from typing import Any
 
 import aiohttp
 
 from flux2_async.errors import ConfigurationError, InvalidRequestError
-from flux2_async.models import ImageToImage, Polling, RateLimit, TextToImage, Timeouts
+from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 
 __all__ = ["check_max_running", "check_settings", "check_submit", "check_task_id"]
 
@@ -19,6 +20,7 @@ def check_settings(**settings: object) -> None:
     kinds: dict[str, tuple[type, str]] = {
         "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
         "polling": (Polling, "Polling(...)"),
+        "callbacks": (Callbacks, "Callbacks(...) or None"),
         "http": (aiohttp.ClientSession, "an aiohttp.ClientSession or None"),
         "timeouts": (Timeouts, "Timeouts(...)"),
     }
@@ -28,7 +30,7 @@ def check_settings(**settings: object) -> None:
             raise ConfigurationError(f"{name}: {type(value).__name__} given, it must be {allowed}")
 
 
-def check_max_running(value: int | None) -> int | None:
+def check_max_running(value: Any) -> int | None:
     """Give the bound back when it can be one.
 
     Raises:

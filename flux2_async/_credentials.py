@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import attrs
@@ -54,20 +54,27 @@ def _check_key(key: object) -> None:
 
 
 def _check_url(name: str, url: object) -> None:
-    try:
-        parts = urlsplit(url) if isinstance(url, str) else None
-        usable = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-        # Reading the port is what checks it.
-        usable = usable and parts is not None and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable or parts is None:
+    parts = _parts(url)
+    if parts is None:
         shown = "an address with a user name" if "@" in str(url) else repr(url)
         raise ConfigurationError(f"{name}: {shown} given, it must look like https://api.apikley.ru")
     if parts.username or parts.password:
         raise ConfigurationError(f"{name}: it holds a user name or password; the API takes the key only")
     if parts.query or parts.fragment or re.search(r"\s", str(url)):
         raise ConfigurationError(f"{name}: {url!r} given, it must be an address without white space, ? and #")
+
+
+def _parts(url: object) -> SplitResult | None:
+    """Take an http(s) address apart; None when it is none."""
+    if not isinstance(url, str):
+        return None
+    try:
+        parts = urlsplit(url)
+        # Reading the port is what checks it.
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    return parts if usable else None
 
 
 def make_credentials(
@@ -78,7 +85,7 @@ def make_credentials(
     Raises:
         ConfigurationError: Something is missing or malformed.
     """
-    key = environ.get("APIKLEY_API_KEY", "") if api_key is None else api_key
+    key: Any = environ.get("APIKLEY_API_KEY", "") if api_key is None else api_key
     base = base_url or environ.get("APIKLEY_BASE_URL") or BASE_URL
     # Pictures for a service that was named in the call must not go to the one the environment names.
     upload = upload_url or (None if base_url else environ.get("APIKLEY_UPLOAD_URL"))

@@ -7,10 +7,12 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import aiohttp
 import attrs
 
+from flux2_async._callbacks import CallbackDesk, CallbackSettings
 from flux2_async._credentials import Credentials
 from flux2_async._files import Files
 from flux2_async._keys import Keys, fingerprint
@@ -21,7 +23,7 @@ from flux2_async._submission import OnSend, Submission, Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
 from flux2_async._wire import decode_record
-from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError
+from flux2_async.errors import AmbiguousSubmitError, ConfigurationError, Flux2Error, RateLimitedError
 from flux2_async.models import (
     ImageToImage,
     Polling,
@@ -36,6 +38,8 @@ from flux2_async.tasks import ImageTask
 __all__ = ["Engine", "Unsettled"]
 
 logger = logging.getLogger("flux2_async")
+
+IDS_PER_LINE: Final = 50
 
 _open_accounts: Counter[str] = Counter()
 _warned_accounts: set[str] = set()
@@ -63,6 +67,7 @@ class Engine:
         max_running: Tasks alive, or None.
         polling: When to look.
         timeouts: Seconds for each kind of call.
+        callbacks: Where callbacks come in, or None.
         http: A borrowed aiohttp session, or None.
     """
 
@@ -74,6 +79,7 @@ class Engine:
         max_running: int | None,
         polling: Polling,
         timeouts: Timeouts,
+        callbacks: CallbackSettings | None,
         http: aiohttp.ClientSession | None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -81,15 +87,19 @@ class Engine:
         self.files = Files(self.transport)
         self.slots = Slots(max_running)
         self.limiter = Limiter(rate_limit)
-        self.watcher = Watcher(self.look, make_schedule(polling), polling, self._on_settled)
+        schedule = make_schedule(polling)
+        self.watcher = Watcher(self.look, schedule, polling, self._on_settled)
+        self.desk = None if callbacks is None else CallbackDesk(callbacks, self.watcher, schedule, self.attach)
         self.submitter = Submitter(
             transport=self.transport,
             files=self.files,
             slots=self.slots,
             limiter=self.limiter,
-            watcher=self.watcher,
+            address=self._address,
+            on_accepted=self._on_accepted,
             on_end=self._on_end,
         )
+        self.notified = 0
         self._keys = Keys()
         self._key_of: dict[Submission, str] = {}
         self._quieter = Waiters()
@@ -124,11 +134,14 @@ class Engine:
                 task_ids = await self.watcher.aclose()
             finally:
                 self.limiter.close()
+                self.slots.close()
+                if self.desk is not None:
+                    self.desk.close()
                 _open_accounts[self._account] -= 1
                 self._quieter.wake()
                 await self.transport.aclose()
-                if task_ids or refs:
-                    logger.warning("session closed, not settled: tasks %s, submissions %s", task_ids, refs)
+                _log_left("tasks not finished, to be attached in a new session", task_ids)
+                _log_left("submissions that may have been accepted", refs)
         return Unsettled(task_ids, refs)
 
     async def look(self, task_id: str) -> TaskRecord | None:
@@ -176,6 +189,20 @@ class Engine:
         self.watcher.watch(task)
         return task
 
+    def notify(self, task_id: str) -> None:
+        """Look at a task now."""
+        self.notified += 1
+        self.watcher.hint(task_id)
+
+    async def recover(self, ref: str) -> ImageTask:
+        """Wait until a callback tells which task a submission became; see `Flux2Session.recover`."""
+        if self.desk is None:
+            raise ConfigurationError(
+                "recover: only a callback can tell which task a submission became; open the session with "
+                "callbacks=Callbacks(...), or look at the account's log"
+            )
+        return await self.desk.recover(ref)
+
     async def drain(self) -> None:
         """Wait until no submission and no task is outstanding."""
         while self.watcher or self.submitter:
@@ -194,7 +221,7 @@ class Engine:
             refused=self.submitter.refused,
             ambiguous=self.submitter.ambiguous,
             polls=self.watcher.polls,
-            callbacks=self.watcher.hints,
+            callbacks=self.notified + (self.desk.received if self.desk is not None else 0),
             repeated_settles=self.watcher.repeated_settles,
             learned_limit=self.limiter.learned_limit,
             paused_until=paused_until,
@@ -211,17 +238,41 @@ class Engine:
                 429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
             ) from None
 
-    def _on_settled(self) -> None:
+    def _address(self, ref: str) -> str | None:
+        return self.desk.address(ref) if self.desk is not None else None
+
+    def _on_accepted(self, submission: Submission, task_id: str) -> tuple[ImageTask, bool]:
+        task = self.watcher.get(task_id)
+        new = task is None
+        if task is None:
+            task = ImageTask(task_id, submission.request)
+            self.watcher.watch(task, self.desk.schedule if self.desk is not None else None)
+        if self.desk is not None:
+            self.desk.accepted(submission.ref, task)
+        return task, new
+
+    def _on_settled(self, task: ImageTask, called: bool) -> None:  # noqa: FBT001  called by the watcher alone
+        if self.desk is not None:
+            self.desk.settled(task, called=called)
         self.slots.release()
         self._quieter.wake()
 
     def _on_end(self, submission: Submission) -> None:
         key = self._key_of.pop(submission, None)
-        # What was accepted, or may have been, keeps its key.
         error = submission.outcome.error
-        if key is not None and error is not None and not isinstance(error, AmbiguousSubmitError):
+        if isinstance(error, AmbiguousSubmitError):
+            # It may have been accepted, so it keeps its key.
+            if self.desk is not None:
+                self.desk.ambiguous(submission)
+        elif key is not None and error is not None:
             self._keys.free(key, submission)
         self._quieter.wake()
+
+
+def _log_left(what: str, names: tuple[str, ...]) -> None:
+    # Leaving `async with` gives no answer to look at, so the log has to name them all.
+    for begin in range(0, len(names), IDS_PER_LINE):
+        logger.warning("session closed; %s: %s", what, " ".join(names[begin : begin + IDS_PER_LINE]))
 
 
 def _is_private(error: Exception) -> bool:

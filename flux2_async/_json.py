@@ -23,7 +23,8 @@ MAX_DEPTH: Final = 64
 MAX_REPAIR: Final = 256 * 1024
 """Characters up to which a broken reply is repaired: the longest prompt, escaped twice, is a tenth of that."""
 
-MAX_ATTEMPTS: Final = 200
+MAX_ATTEMPTS: Final = 100
+"""Guesses at the end of an echo; the defects seen and the likely one take one each."""
 
 _SURROGATES: Final = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a whole pair

@@ -260,6 +260,7 @@ class Limiter(Turnstile[Permit]):
         ready_at = self._ready_at(now)
         if self._until > now:
             what = f"the service is given a pause of another {self._until - now:.3g} s after a 429"
+            ready_at = self._until if ready_at == math.inf else ready_at
         elif self._rate:
             what = f"the limit of {self.learned_limit or self._rate.limit} per {self._rate.period:g} s is used up"
         else:

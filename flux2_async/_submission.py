@@ -16,7 +16,6 @@ from flux2_async._files import Files
 from flux2_async._limiter import Limiter, Permit, Slots
 from flux2_async._outcome import Outcome
 from flux2_async._transport import Transport
-from flux2_async._watcher import Watcher
 from flux2_async._wire import encode_request
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -73,14 +72,15 @@ class Submission:
 
 
 class Submitter:
-    """Runs submissions and hands the accepted tasks to the watcher.
+    """Runs submissions and hands on the tasks that were accepted.
 
     Args:
         transport: Sends.
         files: Uploads.
         slots: Tasks that may be alive.
         limiter: Tasks that may be started.
-        watcher: Looks after what was accepted.
+        address: Gives the callback address of a submission, or None without callbacks.
+        on_accepted: Called with the id of an accepted task; gives its handle, and whether that took over the slot.
         on_end: Called when a submission has come to its end, whichever.
     """
 
@@ -91,14 +91,16 @@ class Submitter:
         files: Files,
         slots: Slots,
         limiter: Limiter,
-        watcher: Watcher,
+        address: Callable[[str], str | None],
+        on_accepted: Callable[[Submission, str], tuple[ImageTask, bool]],
         on_end: Callable[[Submission], None],
     ) -> None:
         self._transport = transport
         self._files = files
         self._slots = slots
         self._limiter = limiter
-        self._watcher = watcher
+        self._address = address
+        self._on_accepted = on_accepted
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._jobs: dict[Submission, asyncio.Task[None]] = {}
@@ -195,15 +197,11 @@ class Submitter:
         try:
             # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
             submission.request, input_urls = await self._upload(submission.request)
-            task_id = await self._send(submission, encode_request(submission.request, input_urls))
+            body = encode_request(submission.request, input_urls, self._address(submission.ref))
+            task_id = await self._send(submission, body)
             self.submitted += 1
             logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
-            known = self._watcher.get(task_id)
-            if known is not None:
-                return known
-            task = ImageTask(task_id, submission.request)
-            self._watcher.watch(task)
-            slot_kept = True
+            task, slot_kept = self._on_accepted(submission, task_id)
             return task
         finally:
             if not slot_kept:

@@ -97,6 +97,7 @@ class Transport:
         self._http: aiohttp.ClientSession | None = None
         self._submit_http: aiohttp.ClientSession | None = None
         self._user_agent = f"flux2-async/{version('flux2-async')}"
+        self._key = credentials.api_key.encode()
         self._headers = {
             "Authorization": f"Bearer {credentials.api_key}",
             "Accept": "application/json",
@@ -256,7 +257,9 @@ class Transport:
                         break
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             failure = _failure(error, urlsplit(url).hostname)
-        return (reply and attrs.evolve(reply, body=bytes(body))), failure
+        # A server that quotes our headers in its error text must not bring the key into errors and logs.
+        content = bytes(body).replace(self._key, b"<redacted>")
+        return (reply and attrs.evolve(reply, body=content)), failure
 
 
 UNCLEAR: Final = "the task may exist and cost money, so it was not sent again"

@@ -26,7 +26,8 @@ IMPATIENT_AFTER: Final = 60.0
 class Waiter(Generic[T]):
     """One task in the queue; `number` counts arrivals, times are loop times."""
 
-    future: asyncio.Future[T]
+    # None once the task has its result: a heap may keep a waiter for long, and must not keep what was granted.
+    future: asyncio.Future[T] | None
     number: int
     priority: int
     since: float
@@ -37,7 +38,7 @@ class Waiter(Generic[T]):
 
     @property
     def gone(self) -> bool:
-        return not self.queued or self.future.done()
+        return not self.queued or self.future is None or self.future.done()
 
 
 class _Heap(Generic[T]):
@@ -154,25 +155,21 @@ class Turnstile(ABC, Generic[T]):
             raise SessionClosedError("the session is closed; nothing was sent")
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
-        waiter = self._waiters.push(
-            self._loop.create_future(),
-            now=now,
-            priority=priority,
-            max_wait=max_wait,
-            since=now if since is None else since,
-            first=first,
-        )
+        future: asyncio.Future[T] = self._loop.create_future()
+        since = now if since is None else since
+        waiter = self._waiters.push(future, now=now, priority=priority, max_wait=max_wait, since=since, first=first)
         # There is no way around the queue, so a late caller passes nobody.
         self._advance(now)
         try:
-            return await waiter.future
+            return await future
         except BaseException:
-            self._leave(waiter)
+            self._leave(waiter, future)
             raise
+        finally:
+            waiter.future = None
 
-    def _leave(self, waiter: Waiter[T]) -> None:
+    def _leave(self, waiter: Waiter[T], future: asyncio.Future[T]) -> None:
         self._waiters.remove(waiter)
-        future = waiter.future
         # Let through but cancelled before it could run: the grant is handed on.
         if future.done() and not future.cancelled() and future.exception() is None:
             self._take_back(future.result())
@@ -185,14 +182,16 @@ class Turnstile(ABC, Generic[T]):
     def _advance(self, now: float) -> None:
         while (ready_at := self._ready_at(now)) <= now and (waiter := self._waiters.next(now)):
             self._waiters.remove(waiter)
-            waiter.future.set_result(self._grant(now))
+            if waiter.future:
+                waiter.future.set_result(self._grant(now))
         for waiter in self._waiters.late(now, self._blocked_until()):
             self._fail(waiter, self._too_late(waiter, now))
         self._arm(min(ready_at, self._waiters.next_deadline()) if self._waiters else math.inf)
 
     def _fail(self, waiter: Waiter[T], error: Exception) -> None:
         self._waiters.remove(waiter)
-        waiter.future.set_exception(error)
+        if waiter.future:
+            waiter.future.set_exception(error)
 
     def _arm(self, when: float) -> None:
         if self._timer:

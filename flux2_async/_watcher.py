@@ -54,6 +54,7 @@ TRANSIENT: Final = (TransportError, ProtocolError, RateLimitedError, Maintenance
 @attrs.define(eq=False)
 class _Watched:
     task: ImageTask
+    schedule: Schedule
     since: float
     due: float
     failures: int = 0
@@ -61,6 +62,7 @@ class _Watched:
     looking: bool = False
     looked: float = -1e9
     hinted: bool = False
+    called: bool = False
     looks_after_hint: int = len(LOOKS_AFTER_HINT)
 
 
@@ -71,7 +73,7 @@ class Watcher:
         look: Reads one record; None when it is not visible.
         schedule: When to look.
         polling: Bounds.
-        on_settled: Called at once whenever a task is settled.
+        on_settled: Called at once with every task that is settled, and whether somebody hinted at it before.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Watcher:
         look: Callable[[str], Awaitable[TaskRecord | None]],
         schedule: Schedule,
         polling: Polling,
-        on_settled: Callable[[], None],
+        on_settled: Callable[[ImageTask, bool], None],
     ) -> None:
         self._look = look
         self._schedule = schedule
@@ -109,12 +111,12 @@ class Watcher:
         watched = self._watched.get(task_id)
         return None if watched is None else watched.task
 
-    def watch(self, task: ImageTask) -> None:
-        """Look after a task from now on."""
+    def watch(self, task: ImageTask, schedule: Schedule | None = None) -> None:
+        """Look after a task from now on, by a schedule of its own if one is given."""
         now = self._loop.time()
-        watched = _Watched(task, since=now, due=now)
+        watched = _Watched(task, schedule or self._schedule, since=now, due=now)
         self._watched[task.id] = watched
-        self._plan(watched, self._schedule.wait(0.0, self._random.random()))
+        self._plan(watched, watched.schedule.wait(0.0, self._random.random()))
 
     def hint(self, task_id: str) -> None:
         """Look at a task now, because somebody says that it is finished; unknown ids are ignored."""
@@ -122,11 +124,22 @@ class Watcher:
         watched = self._watched.get(task_id)
         if watched is None:
             return
+        watched.called = True
+        # It is said to be finished: from here on there is no callback to rely on.
+        watched.schedule = self._schedule
         watched.looks_after_hint = 0
         if watched.looking:
             watched.hinted = True
         elif (due := watched.looked + HINTS_APART) < watched.due:
             self._plan(watched, due - self._loop.time())
+
+    def offer(self, task_id: str, record: TaskRecord) -> None:
+        """Settle a task from a final record that came by itself; unknown ids are ignored."""
+        self.hints += 1
+        watched = self._watched.get(task_id)
+        if watched is not None:
+            watched.called = True
+            self._seen(watched, record)
 
     async def aclose(self) -> tuple[str, ...]:
         """Stop looking and settle what is left with `SessionClosedError`; give the ids of that."""
@@ -210,8 +223,11 @@ class Watcher:
             self._seen(watched, record)
 
     def _seen(self, watched: _Watched, record: TaskRecord | None) -> None:
-        watched.failures, watched.refused_since = 0, None
         task = watched.task
+        if task.done():
+            self.repeated_settles += 1
+            return
+        watched.failures, watched.refused_since = 0, None
         if record is not None:
             task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
         age = self._loop.time() - watched.since
@@ -237,13 +253,15 @@ class Watcher:
         if watched.hinted:
             watched.hinted, watched.looks_after_hint = False, 0
             return HINTS_APART - took
-        wait = self._schedule.wait(age, self._random.random()) - took
+        wait = watched.schedule.wait(age, self._random.random()) - took
         if watched.looks_after_hint < len(LOOKS_AFTER_HINT):
             wait = min(wait, LOOKS_AFTER_HINT[watched.looks_after_hint])
             watched.looks_after_hint += 1
         return wait
 
     def _failed(self, watched: _Watched, error: Flux2Error) -> None:
+        if watched.task.done():
+            return
         now = self._loop.time()
         watched.failures += 1
         logger.info("cannot look at task %s: %s", watched.task.id, type(error).__name__)
@@ -254,8 +272,8 @@ class Watcher:
                 self._settle(watched, error=error)
                 return
         retry_after = error.retry_after if isinstance(error, RateLimitedError) else None
-        usual = self._schedule.wait(now - watched.since, self._random.random())
-        wait = wait_after_failure(self._schedule, usual, watched.failures, retry_after)
+        usual = watched.schedule.wait(now - watched.since, self._random.random())
+        wait = wait_after_failure(watched.schedule, usual, watched.failures, retry_after)
         if watched.refused_since is not None and (left := watched.refused_since + REFUSED_FOR - now) > 0:
             wait = min(wait, left)
         self._again(watched, wait)
@@ -280,4 +298,4 @@ class Watcher:
         if self._watched.get(task.id) is watched:
             del self._watched[task.id]
         logger.debug("task %s settled as %s", task.id, type(error).__name__ if error else "success")
-        self._on_settled()
+        self._on_settled(task, watched.called)

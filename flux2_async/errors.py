@@ -268,7 +268,7 @@ class TaskError(Flux2Error):
         task_id: The task.
     """
 
-    task_id: str
+    task_id: str  # pyright: ignore[reportIncompatibleVariableOverride]  # nobody assigns it, so narrowing is safe
 
     def __init__(self, message: str, *, task_id: str) -> None:
         super().__init__(message, task_id=task_id)

@@ -5,18 +5,19 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 
 import enum
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 
-from flux2_async.errors import ConfigurationError, InvalidRequestError
+from flux2_async._settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
+from flux2_async.errors import InvalidRequestError
 
 __all__ = [
+    "Callbacks",
     "ImageResult",
     "ImageSource",
     "ImageToImage",
@@ -105,8 +106,8 @@ def _mapping_to_dict(value: object) -> dict[str, Any]:
     return dict(value)
 
 
-def _images_to_tuple(value: object) -> tuple[Any, ...]:
-    if isinstance(value, str | bytes | os.PathLike | UploadedFile) or not hasattr(value, "__iter__"):
+def _images_to_tuple(value: Iterable[ImageSource]) -> tuple[ImageSource, ...]:
+    if isinstance(value, str | bytes | os.PathLike | UploadedFile) or not isinstance(value, Iterable):
         raise InvalidRequestError(
             f"images: {type(value).__name__} given, it must be a list of 1 to {MAX_IMAGES} pictures; "
             "put a single one into a list: images=[picture]"
@@ -151,37 +152,6 @@ def _host(url: str) -> str | None:
 
 def _lengths(value: str) -> str:
     return f"<{len(value)} characters>"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive(*, none: bool = False) -> Any:
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if (none and value is None) or (_is_number(value) and value > 0):
-            return
-        allowed = "a number above 0, or None" if none else "a number above 0"
-        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
-
-    return check
-
-
-def _not_negative(*, none: bool = False) -> Any:
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if (none and value is None) or (_is_number(value) and value >= 0):
-            return
-        allowed = "a number of 0 or more, or None" if none else "a number of 0 or more"
-        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
-
-    return check
-
-
-def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(
-            f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be a whole number of 1 or more"
-        )
 
 
 @attrs.frozen
@@ -338,99 +308,3 @@ class ImageResult:
     task_id: str
     urls: tuple[str, ...] = attrs.field(repr=lambda value: f"<{len(value)} addresses>")
     record: TaskRecord
-
-
-@attrs.frozen
-class RateLimit:
-    """At most `limit` new tasks in any `period` seconds.
-
-    Attributes:
-        limit: Tasks, 1 or more. Documented upstream: 20.
-        period: Seconds. Documented upstream: 10.
-
-    Raises:
-        ConfigurationError: A value is out of bounds.
-    """
-
-    limit: int = attrs.field(validator=_whole)
-    period: float = attrs.field(validator=_positive())
-
-
-@attrs.frozen(kw_only=True)
-class Polling:
-    """When to look whether a task is finished.
-
-    Attributes:
-        wait_min: Shortest wait between two looks at one task, seconds.
-        wait_max: Longest wait, seconds.
-        interval: A fixed interval in seconds; the first look comes after one interval. 0 looks at once and then
-            as fast as replies come. None: as the API's documentation advises.
-        max_concurrency: Looks in flight at once, for all tasks of the session.
-        give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError`. None: never.
-
-    Raises:
-        ConfigurationError: A value is out of bounds.
-    """
-
-    wait_min: float = attrs.field(default=0.25, validator=_positive())
-    wait_max: float = attrs.field(default=30.0, validator=_positive())
-    interval: float | None = attrs.field(default=None, validator=_not_negative(none=True))
-    max_concurrency: int = attrs.field(default=32, validator=_whole)
-    give_up_after: float | None = attrs.field(default=None, validator=_positive(none=True))
-
-    def __attrs_post_init__(self) -> None:
-        if self.wait_min > self.wait_max:
-            raise ConfigurationError(
-                f"Polling.wait_min: {self.wait_min!r} given, it must not exceed wait_max={self.wait_max!r}"
-            )
-
-
-@attrs.frozen(kw_only=True)
-class Timeouts:
-    """Seconds that each kind of call may take.
-
-    Attributes:
-        connect: Making a connection, for every call.
-        submit: createTask; seen to take more than 30 s under load, so shorter than 60 makes unclear sends.
-        record: recordInfo and the account calls.
-        upload: One file.
-        download: One file.
-
-    Raises:
-        ConfigurationError: A value is out of bounds.
-    """
-
-    connect: float = attrs.field(default=10.0, validator=_positive())
-    submit: float = attrs.field(default=60.0, validator=_positive())
-    record: float = attrs.field(default=30.0, validator=_positive())
-    upload: float = attrs.field(default=120.0, validator=_positive())
-    download: float = attrs.field(default=300.0, validator=_positive())
-
-
-@attrs.frozen(kw_only=True)
-class SessionStatistics:
-    """A snapshot of a session.
-
-    Attributes:
-        running: Tasks that are not finished.
-        waiting: Submissions that wait for a slot or a permit.
-        submitted: Tasks the service accepted.
-        refused: createTask calls answered by 429 or 430.
-        ambiguous: createTask calls whose outcome is not known.
-        polls: recordInfo calls made by the session itself.
-        callbacks: Hints that a task is finished (`notify`, callbacks).
-        repeated_settles: Final records that came after the task was settled.
-        learned_limit: New tasks per period the session allows itself at present, or None without a limit.
-        paused_until: When submitting goes on after a 429, aware, or None when it is not paused.
-    """
-
-    running: int
-    waiting: int
-    submitted: int
-    refused: int
-    ambiguous: int
-    polls: int
-    callbacks: int
-    repeated_settles: int
-    learned_limit: int | None
-    paused_until: datetime | None

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final, Self
 import aiohttp
 
 from flux2_async._arguments import check_max_running, check_settings, check_submit, check_task_id
+from flux2_async._callbacks import CallbackSettings
 from flux2_async._completions import Completions
 from flux2_async._credentials import make_credentials
 from flux2_async._engine import Engine, Unsettled
@@ -18,6 +19,7 @@ from flux2_async._submission import OnSend, Submission
 from flux2_async._wire import decode_credits
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
+    Callbacks,
     ImageResult,
     Polling,
     RateLimit,
@@ -28,6 +30,7 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.tasks import Completion, ImageTask
+from flux2_async.webhooks import Callback
 
 __all__ = ["Flux2Session"]
 
@@ -50,6 +53,8 @@ class Flux2Session:
             own; a 429 still pauses every submission.
         max_running: Tasks that may be unfinished at once (upstream: "typically 100+"). None: no bound.
         polling: When to look whether a task is finished.
+        callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; polls then become rare.
+            None: polling alone.
         http: The caller's own aiohttp session, used for all calls but createTask and never closed; proxies, TLS
             settings and `trust_env` are taken over from it for createTask. None: an own one, which like any
             aiohttp session does not read proxy settings from the environment.
@@ -68,14 +73,16 @@ class Flux2Session:
         rate_limit: RateLimit | None = RateLimit(20, 10.0),  # noqa: B008  frozen
         max_running: int | None = MAX_RUNNING,
         polling: Polling = Polling(),  # noqa: B008  frozen
+        callbacks: Callbacks | None = None,
         http: aiohttp.ClientSession | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
     ) -> None:
-        check_settings(rate_limit=rate_limit, polling=polling, http=http, timeouts=timeouts)
+        check_settings(rate_limit=rate_limit, polling=polling, callbacks=callbacks, http=http, timeouts=timeouts)
         self._credentials = make_credentials(api_key, base_url, upload_url, os.environ)
         self._rate_limit = rate_limit
         self._max_running = check_max_running(max_running)
         self._polling = polling
+        self._callbacks = None if callbacks is None else CallbackSettings.of(callbacks)
         self._http = http
         self._timeouts = timeouts
         self._engine: Engine | None = None
@@ -109,6 +116,7 @@ class Flux2Session:
             max_running=self._max_running,
             polling=self._polling,
             timeouts=self._timeouts,
+            callbacks=self._callbacks,
             http=self._http,
         )
         await engine.open()
@@ -247,6 +255,24 @@ class Flux2Session:
         """Give the handles of everything outstanding, also of what nobody waits for any more."""
         return self._open_engine().watcher.tasks()
 
+    async def recover(self, ref: str, *, timeout: float | None = None) -> ImageTask:
+        """Wait for the callback that tells which task an ambiguous submission became.
+
+        Args:
+            ref: `AmbiguousSubmitError.ref`, also of an earlier session with the same callback address and secret.
+            timeout: Seconds. None: as long as it takes, which is for ever when the service never accepted it.
+
+        Returns:
+            The handle. A key that stood for the submission stands for this task from now on.
+
+        Raises:
+            TimeoutError: No callback came in time: it is still not known whether the task exists.
+            ConfigurationError: The session was made without `callbacks`.
+            SessionClosedError: The session is not open, or was closed meanwhile.
+        """
+        async with asyncio.timeout(timeout):
+            return await self._open_engine().recover(ref)
+
     async def fetch_record(self, task_id: str) -> TaskRecord:
         """Ask for a task's record once.
 
@@ -332,13 +358,25 @@ class Flux2Session:
 
     def notify(self, task_id: str) -> None:
         """Look at a task now, because it is said to be finished; other ids are ignored."""
-        self._open_engine().watcher.hint(task_id)
+        self._open_engine().notify(task_id)
 
     def statistics(self) -> SessionStatistics:
         """Give a snapshot of what the session has done and is doing; also after it was closed."""
         if self._engine is None:
             raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
         return self._engine.statistics()
+
+    # What the receivers use, see `flux2_async.receivers`.
+
+    def _callback_settings(self) -> CallbackSettings | None:
+        return self._callbacks
+
+    def _accepting(self) -> bool:
+        return self._engine is not None and self._closing is None
+
+    def _deliver(self, ref: str, callback: Callback) -> None:
+        if self._engine is not None and self._engine.desk is not None and self._closing is None:
+            self._engine.desk.deliver(ref, callback)
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

@@ -30,7 +30,7 @@ async def emulated(script: Script | None = None, **options: Any) -> AsyncIterato
 async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
     """Let (virtual) time pass until something is so."""
     async with asyncio.timeout(limit):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  what is waited for has no event
             await asyncio.sleep(0.01)
 
 

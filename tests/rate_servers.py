@@ -1,12 +1,18 @@
-"""Simulated rate limiters: what a server may do with `limit` requests per `period`, on a clock given as an argument.
+"""Simulated rate limiters: what a server may do with `limit` requests per `period`, and a client on a wire with delays.
 
 `take(now)` counts a request, or refuses it by returning the seconds after which that server would take one.
 """
 
+import asyncio
 import math
+import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
+
+import attrs
+
+from flux2_async._limiter import Limiter, Permit
 
 
 class RateServer(Protocol):
@@ -102,3 +108,113 @@ class Shared:
             self.accepted += self.server.take(self.next) is None
             self.next = next(self.strangers, math.inf)
         return self.server.take(now)
+
+
+def steady(rng: random.Random, per_period: int, period: float, *, jitter: float = 0.0) -> Iterator[float]:
+    """A stranger who sends evenly, each moved by up to `jitter` of the spacing."""
+    begun = 1000.0 - period * (1 + rng.random())
+    spacing = period / per_period
+    return (begun + (i + jitter * rng.random()) * spacing for i in range(100_000))
+
+
+def bursts(rng: random.Random, per_period: int, period: float) -> Iterator[float]:
+    """A stranger who sends all at once, each time a little more than a period later."""
+    begun = 1000.0 - period * rng.random()
+    return (begun + (i // per_period) * 1.03 * period for i in range(100_000))
+
+
+def poisson(rng: random.Random, per_period: int, period: float) -> Iterator[float]:
+    """A stranger of no habits."""
+    at = 1000.0 - period
+    for _ in range(100_000):
+        at += rng.expovariate(per_period / period)
+        yield at
+
+
+def never(retry_after: float) -> float | None:
+    return None
+
+
+def exact(retry_after: float) -> float | None:
+    return retry_after
+
+
+def whole_seconds(retry_after: float) -> float | None:
+    return float(math.ceil(retry_after))
+
+
+@attrs.define
+class Wire:
+    """The way to a server and back: delays, losses, and what was seen on it.
+
+    Attributes:
+        rtt: Mean seconds up and down together, lognormal with `sigma` each way.
+        late: Share of the requests that arrive up to `lateness` seconds later.
+        lost: Share of the requests that the client gives up after one mean RTT, while they arrive up to `lateness`
+            seconds after that.
+        unsent: Share of the permits whose request never leaves.
+        header: Turns the server's Retry-After into what it says, None when it is silent.
+    """
+
+    server: RateServer
+    rng: random.Random
+    rtt: float
+    sigma: float = 0.3
+    late: float = 0.0
+    lost: float = 0.0
+    unsent: float = 0.0
+    lateness: float = 0.0
+    header: Callable[[float], float | None] = never
+    accepted: int = 0
+    refused: int = 0
+    last_at: float = 0.0
+
+    def _delay(self) -> float:
+        mu = math.log(self.rtt / 2) - self.sigma**2 / 2
+        return self.rng.lognormvariate(mu, self.sigma)
+
+    def _count(self) -> float | None:
+        retry_after = self.server.take(asyncio.get_running_loop().time())
+        self.accepted += retry_after is None
+        self.refused += retry_after is not None
+        return retry_after
+
+    async def submit(self, limiter: Limiter) -> None:
+        """One submission as the session does it: again after a refusal, never again once given up."""
+        first = False
+        while True:
+            permit = await limiter.acquire(first=first)
+            if self.rng.random() < self.unsent:
+                permit.never_sent()
+            elif self.rng.random() < self.lost:
+                return await self._give_up(permit)
+            elif await self._answer(permit):
+                return None
+            else:
+                first = True
+
+    async def _give_up(self, permit: Permit) -> None:
+        arrives_in = self.rtt + self.rng.random() * self.lateness
+        asyncio.get_running_loop().call_later(arrives_in, self._count)
+        await asyncio.sleep(self.rtt)
+        permit.ambiguous()
+
+    async def _answer(self, permit: Permit) -> bool:
+        late = self.rng.random() * self.lateness if self.rng.random() < self.late else 0.0
+        await asyncio.sleep(self._delay() + late)
+        retry_after = self._count()
+        await asyncio.sleep(self._delay())
+        self.last_at = asyncio.get_running_loop().time()
+        if retry_after is None:
+            permit.answered()
+            return True
+        permit.refused(self.header(retry_after))
+        return False
+
+    async def submit_many(self, limiter: Limiter, count: int) -> float:
+        """Submit them all at once; the seconds until the last answer."""
+        begun = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(self.submit(limiter))
+        return self.last_at - begun

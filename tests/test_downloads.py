@@ -2,6 +2,9 @@
 
 import asyncio
 import errno
+import os
+import resource
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -360,6 +363,20 @@ async def test_a_fresh_link_that_is_refused_as_well(emulator: Emulator, download
     assert (emulator.ledger.calls["file"], emulator.ledger.calls["download-url"]) == (2, 1)
 
 
+async def test_a_fresh_link_is_asked_for_once_in_all_tries(
+    emulator: Emulator, downloads: Downloads, tmp_path: Path
+) -> None:
+    """Also when the fresh link breaks off first and is refused then."""
+    url = await generated(emulator)
+    await asyncio.sleep(25 * 3600)
+    emulator.inject(Fault("file", "cut_body", after=1))
+    emulator.inject(Fault("file", "html", status=403, after=1, times=None))
+
+    with pytest.raises(ApiError, match=r"^403"):
+        await downloads.save("t1", 1, url, tmp_path)
+    assert (emulator.ledger.calls["file"], emulator.ledger.calls["download-url"]) == (3, 1)
+
+
 @pytest.mark.parametrize("scope", [True, False], ids=["cancel scope", "task"])
 async def test_cancelled_in_the_middle(downloads: Downloads, tmp_path: Path, *, scope: bool) -> None:
     """No temporary file is left, nothing has the final name, and the next try works."""
@@ -475,9 +492,11 @@ async def test_any_misfortune_gives_the_whole_file(
                 case "page":
                     host.answers.append(reply(200, b"<p>" + bytes(count), ETag=ETAG))
                 case "wrong":
-                    host.answers.append(reply(206, bytes(count), Content_Range=f"bytes {count}-80000/80001"))
+                    host.answers.append(
+                        reply(206, bytes(count), Content_Range=f"bytes {count + 200_000}-399999/400000")
+                    )
                 case "416":
-                    host.answers.append(reply(416, Content_Range=f"bytes */{count}"))
+                    host.answers.append(reply(416, Content_Range=f"bytes */{count + 200_000}"))
                 case _:
                     host.answers.append(changing(host, count))
         path = await Downloads(transport).save("t1", 1, host.url, tmp_path)
@@ -494,10 +513,32 @@ def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     assert names(tmp_path / "a" / "b") == set()
 
 
-@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/1/flux2", "x" * 300, "nul\0"])
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/self", "/proc/self/below", "x" * 300, "nul\0"])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, folder: str) -> None:
     """The text tells which and why, for root as well."""
     (tmp_path / "file").touch()
 
     with pytest.raises(InvalidRequestError, match=r"directory: .* cannot be written \([^)]+\), give a folder that can"):
         prepare_folder(tmp_path / folder)
+
+
+def test_a_machine_in_trouble_is_not_the_folders_fault(tmp_path: Path) -> None:
+    """When no more files can be opened, the system's error comes out as itself."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with tempfile.TemporaryFile() as highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno() + 1, limits[1]))
+        taken = []
+        try:
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                # Numbers that are free below the highest are used up first.
+                while True:
+                    taken.append(os.dup(0))
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                prepare_folder(tmp_path / "new")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for number in taken:
+                os.close(number)
+
+    assert not isinstance(caught.value, InvalidRequestError)
+    assert caught.value.errno == errno.EMFILE

@@ -465,28 +465,28 @@ async def test_another_key_and_host_can_be_chosen() -> None:
 
 
 async def test_thousands_of_tasks_at_once_are_no_burden() -> None:
-    """3000 tasks submitted, each known by its own id; no timer and no coroutine runs for them."""
+    """1500 tasks submitted, each known by its own id; no timer and no coroutine runs for them."""
     async with emulated(Script(credits=1e6, plans=Plan(duration=60.0))) as raw:
         ids: list[str] = []
-        for _ in range(30):
+        for _ in range(15):
             ids += await asyncio.gather(*(raw.submit() for _ in range(100)))
         # The server's connections remain, one task each.
         alive = len(asyncio.all_tasks())
 
-        assert len(set(ids)) == 3000
+        assert len(set(ids)) == 1500
         assert alive <= 102
-        assert raw.emulator.ledger.charged == 15000.0
+        assert raw.emulator.ledger.charged == 7500.0
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: Plan(duration=-1), "duration"),
-        (lambda: Plan(outcome="sucess"), "outcome"),  # type: ignore[arg-type]  the mistake is the point
+        (lambda: Plan(outcome="sucess"), "outcome"),  # type: ignore[arg-type]  # the mistake is the point
         (lambda: Plan(pictures=0), "pictures"),
         (lambda: Limit(0, 10.0), "limit"),
         (lambda: Limit(20, 0.0), "period"),
-        (lambda: Script(error_style="json"), "error_style"),  # type: ignore[arg-type]  the mistake is the point
+        (lambda: Script(error_style="json"), "error_style"),  # type: ignore[arg-type]  # the mistake is the point
     ],
 )
 def test_a_script_that_makes_no_sense_is_refused_when_made(make: Any, words: str) -> None:
@@ -502,4 +502,4 @@ def test_plans_are_frozen_and_scripts_are_not() -> None:
 
     assert script.limit == Limit(1, 1.0)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        Plan().duration = 1.0  # type: ignore[misc]  the mistake is the point
+        Plan().duration = 1.0  # type: ignore[misc]  # the mistake is the point

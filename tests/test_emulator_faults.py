@@ -42,7 +42,7 @@ async def test_refuse_uses_the_usual_words_by_default() -> None:
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-async def test_html_comes_from_the_proxy_in_front(accepted: bool) -> None:  # noqa: FBT001  a parameter of pytest
+async def test_html_comes_from_the_proxy_in_front(accepted: bool) -> None:
     """`html` is a page under an HTTP status; whether the task exists is the fault's choice."""
     async with emulated(Script(faults=[Fault("createTask", "html", status=504, accepted=accepted)])) as raw:
         answer = await raw.create()
@@ -128,7 +128,7 @@ async def test_a_reply_cut_in_its_middle_has_begun() -> None:
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-async def test_a_hanging_call_is_answered_by_nothing(accepted: bool) -> None:  # noqa: FBT001  a parameter of pytest
+async def test_a_hanging_call_is_answered_by_nothing(accepted: bool) -> None:
     """Nothing comes for an hour; stopping the emulator cuts the connection."""
     async with emulated(Script(faults=[Fault("createTask", "hang", accepted=accepted)])) as raw:
         asking = asyncio.ensure_future(raw.create())
@@ -161,6 +161,13 @@ async def test_a_redirect_may_lead_anywhere() -> None:
 
         assert (answer.status, answer.headers["Location"]) == (307, "https://x.example/y")
         assert ledger_line(raw) == ("cut", None, "redirect", False)
+
+
+async def test_an_accepted_task_may_be_answered_by_a_redirect() -> None:
+    """With `accepted`, the task exists although its answer leads away."""
+    async with emulated(Script(faults=[Fault("createTask", "redirect", accepted=True)])) as raw:
+        assert (await raw.create()).status == 307
+        assert ledger_line(raw) == ("accepted", 200, "redirect", True)
 
 
 async def test_a_redirected_file_is_found_at_the_second_try() -> None:
@@ -244,8 +251,8 @@ async def test_uploads_meet_faults_too(kind: Any) -> None:
         lambda: Fault("callback", "hang"),
         lambda: Fault("createTask", "under_escaped"),
         lambda: Fault("createTask", "refuse", times=0),
-        lambda: Fault("createtask", "refuse"),  # type: ignore[arg-type]  the mistake is the point
-        lambda: Fault("createTask", "explode"),  # type: ignore[arg-type]  the mistake is the point
+        lambda: Fault("createtask", "refuse"),  # type: ignore[arg-type]  # the mistake is the point
+        lambda: Fault("createTask", "explode"),  # type: ignore[arg-type]  # the mistake is the point
     ],
     ids=["callback hang", "under-escaped createTask", "never", "endpoint", "kind"],
 )

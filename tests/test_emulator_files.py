@@ -99,11 +99,13 @@ async def test_the_service_fetches_from_an_address() -> None:
             )
             own = await raw.upload_json("url", fileUrl=outside.data["downloadUrl"], uploadPath="q")
             missing = await raw.upload_json("url", fileUrl=f"http://127.0.0.1:{port}/none", uploadPath="p")
+            gone = await raw.upload_json("url", fileUrl=outside.data["downloadUrl"] + "x", uploadPath="p")
 
             assert outside.data["mimeType"] == "image/jpeg"
             assert (await raw.get(own.data["downloadUrl"])).body == JPEG
             assert own.data["fileName"].endswith(".jpg")
             assert missing.json == {"success": False, "code": 400, "msg": "Failed to download the file: HTTP 404"}
+            assert gone.json == missing.json
             assert [upload.way for upload in raw.emulator.ledger.uploads] == ["url", "url"]
     finally:
         await runner.cleanup()
@@ -180,6 +182,36 @@ async def test_without_a_name_one_is_made_up_and_a_name_again_overwrites() -> No
             hashlib.sha256(PNG).hexdigest(),
             hashlib.sha256(JPEG).hexdigest(),
         ]
+
+
+async def test_a_file_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """413, whether the file or already the request is over the limit."""
+    monkeypatch.setattr("flux2_async.emulator.uploads.MOST_BYTES", 100)
+    monkeypatch.setattr("flux2_async.emulator.api.MOST_BODY_BYTES", 1000)
+    async with emulated() as raw:
+        answers = [
+            await raw.upload(PNG),
+            await raw.upload_json("base64", base64Data="A" * 2000, uploadPath="p"),
+            await raw.create(prompt="p" * 2000),
+        ]
+
+        assert [answer.code for answer in answers] == [413, 413, 413]
+        assert raw.emulator.ledger.uploads == []
+
+
+async def test_a_multipart_in_a_multipart_is_malformed() -> None:
+    """The upload wants a flat form."""
+    inner = b"--i\r\n\r\nx\r\n--i--\r\n"
+    body = b"--b\r\nContent-Type: multipart/mixed; boundary=i\r\n\r\n" + inner + b"\r\n--b--\r\n"
+    async with emulated() as raw:
+        answer = await raw.call(
+            "POST",
+            "/file-upload/api/file-stream-upload",
+            data=body,
+            headers={"Content-Type": "multipart/form-data; boundary=b"},
+        )
+
+        assert answer.json == {"success": False, "code": 400, "msg": "Malformed multipart body"}
 
 
 async def test_uploads_expire() -> None:
@@ -369,10 +401,19 @@ async def test_a_rendered_result_has_the_ratio_the_size_and_the_colours_of_its_r
         result = (await raw.urls(await raw.submit(image_to_image(url, aspect_ratio="16:9"))))[0]
         answer = await raw.get(result)
         drawn = Image.open(io.BytesIO(answer.body))
-        red, green, blue = drawn.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[misc]  RGB
+        red, green, blue = drawn.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[misc]  # RGB
 
         assert (answer.headers["Content-Type"], drawn.format, drawn.size) == ("image/jpeg", "JPEG", (1280, 720))
         assert red > green > blue
+
+
+async def test_a_picture_of_another_host_is_not_fetched() -> None:
+    """A result with a reference on the internet is drawn without the internet."""
+    async with emulated(Script(plans=Plan(duration=0))) as raw:
+        task_id = await raw.submit(image_to_image("https://files.example/shelf.jpg"))
+        answer = await raw.get((await raw.urls(task_id))[0])
+
+        assert (answer.status, Image.open(io.BytesIO(answer.body)).size) == (200, (1024, 1024))
 
 
 async def test_a_result_can_be_the_reference_of_another_task() -> None:

@@ -8,15 +8,16 @@ service's own and not a fault of the emulator: a missing field or a wrong type i
 import asyncio
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import schemathesis
-import yaml
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from schemathesis import openapi
+from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.specs.openapi import checks
 
 from flux2_async.emulator import Emulator, Script
@@ -32,7 +33,7 @@ openapi.format("uri", st.sampled_from(ADDRESSES))
 
 
 def document() -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load(DOCUMENT.read_text())
+    tree: dict[str, Any] = deepcopy(dict(openapi.from_path(DOCUMENT).raw_schema))
     for schema in tree["components"]["schemas"].values():
         schema.setdefault("required", []).extend(schema.get("x-required-in-practice", ()))
         if not schema["required"]:
@@ -80,18 +81,21 @@ def upstream() -> Iterator[Emulator]:
 
 
 schema = openapi.from_dict(document())
+# The border cases of every field are asked for once; here only the form of a refusal is in question.
+brief = openapi.from_dict(document())
+brief.config.phases.coverage.enabled = False
 
 bounded = settings(
-    max_examples=12,
+    max_examples=5,
     derandomize=True,
     database=None,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
 )
 
 
-def call(case: schemathesis.Case, emulator: Emulator) -> schemathesis.Response:
+def call(case: schemathesis.Case[Any], emulator: Emulator) -> schemathesis.Response:
     base = emulator.upload_url if case.path.startswith("/api/file-") else emulator.base_url
     return case.call(base_url=base, headers=HEADERS, timeout=10)
 
@@ -104,10 +108,10 @@ def body_of(response: schemathesis.Response) -> dict[str, Any]:
 
 @schema.parametrize()
 @bounded
-def test_statuses_and_bodies_are_as_documented(case: schemathesis.Case, honest: Emulator) -> None:
+def test_statuses_and_bodies_are_as_documented(case: schemathesis.Case[Any], honest: Emulator) -> None:
     """With real statuses: every answer fits its schema, good requests are taken, bad ones are refused."""
     response = call(case, honest)
-    excluded = [schemathesis.checks.not_a_server_error]
+    excluded: list[CheckFunction] = [not_a_server_error]
     if case.path != CREATE:
         # A task that does not exist and an address that cannot be fetched are refused, however well formed.
         excluded.append(checks.positive_data_acceptance)
@@ -120,15 +124,17 @@ def test_statuses_and_bodies_are_as_documented(case: schemathesis.Case, honest: 
         assert body["msg"] == "This field is required" or " it must be " in body["msg"]
 
 
-@schema.parametrize()
+@brief.parametrize()
 @bounded
-def test_refusals_under_http_200_fit_the_envelope(case: schemathesis.Case, upstream: Emulator) -> None:
-    """In upstream's style the status is always 200, and the body fits the schema whatever it says."""
+def test_refusals_under_http_200_fit_the_envelope(case: schemathesis.Case[Any], upstream: Emulator) -> None:
+    """In upstream's style an endpoint's status is always 200, and the body fits the schema whatever it says."""
     response = call(case, upstream)
-    case.validate_response(
-        response,
-        checks=[checks.response_schema_conformance, checks.content_type_conformance, checks.status_code_conformance],
-    )
+    body = body_of(response)
 
-    assert response.status_code == 200
-    assert isinstance(body_of(response)["code"], int)
+    assert response.status_code == (200 if case.method.upper() == case.operation.method.upper() else 405)
+    assert isinstance(body["code"], int)
+    if case.path.startswith("/api/file-") and body["code"] != 200:
+        # The document has the envelope of a refused upload under the other statuses only.
+        assert (set(body), body["success"]) == ({"success", "code", "msg"}, False)
+    else:
+        case.validate_response(response, checks=[checks.response_schema_conformance, checks.content_type_conformance])

@@ -91,7 +91,7 @@ def test_every_error_is_public_and_has_an_example_here() -> None:
 def test_errors_survive_pickling(kind: type[errors.Flux2Error], protocol: int) -> None:
     """Type, text and every attribute come back, but for the handle of a time-out."""
     error = EXAMPLES[kind]
-    revived = pickle.loads(pickle.dumps(error, protocol))  # noqa: S301  our own bytes
+    revived = pickle.loads(pickle.dumps(error, protocol))
     assert type(revived) is kind
     assert (str(revived), revived.args) == (str(error), error.args)
     assert revived.__dict__ == error.__dict__ | ({"task": None} if kind is errors.TaskTimeoutError else {})

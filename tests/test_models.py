@@ -15,6 +15,7 @@ from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import (
     ASPECT_RATIOS,
     ImageResult,
+    ImageSource,
     ImageToImage,
     Polling,
     RateLimit,
@@ -120,12 +121,12 @@ def test_good_requests(prompt: str, aspect_ratio: str, resolution: str, tier: st
     request = TextToImage(prompt, aspect_ratio=aspect_ratio, resolution=resolution, tier=tier)
     assert request.prompt == prompt
     assert request.model == f"flux-2/{tier}-text-to-image"
-    assert pickle.loads(pickle.dumps(request)) == request  # noqa: S301  our own bytes
+    assert pickle.loads(pickle.dumps(request)) == request
 
 
 def test_requests_with_pictures() -> None:
     """Every kind of picture is taken, in order, from any iterable."""
-    images = ["a.png", "HTTPS://f.example/a.png", Path("b.webp"), b"\x89PNG", UPLOADED]
+    images: list[ImageSource] = ["a.png", "HTTPS://f.example/a.png", Path("b.webp"), b"\x89PNG", UPLOADED]
     request = ImageToImage("swap the can", images=iter(images), tier="pro")
     assert request.images == tuple(images)
     assert request.model == "flux-2/pro-image-to-image"

@@ -43,7 +43,7 @@ CODES = {
 
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("creating", [False, True])
-def test_every_code_has_its_class(code: int, creating: bool) -> None:  # noqa: FBT001  a parameter of the test
+def test_every_code_has_its_class(code: int, creating: bool) -> None:
     """The class follows from the code; only 500 means something else on createTask."""
     expected = errors.RequestRejectedError if creating and code == 500 else CODES[code]
     error = refusal(code, "the words", 200, creating=creating, task_id="t-1")

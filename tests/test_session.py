@@ -424,8 +424,9 @@ async def test_harmless_headers_of_a_borrowed_session() -> None:
 def test_unusable_settings(options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot work is refused when the session is made, with words that say what to change."""
     monkeypatch.delenv("APIKLEY_API_KEY", raising=False)
+    session: Any = Flux2Session
     with pytest.raises(ConfigurationError, match=words):
-        Flux2Session(**{"api_key": "key"} | options)
+        session(**{"api_key": "key"} | options)
 
 
 def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,7 +460,8 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_unusable_arguments_of_submit(arguments: dict[str, Any], words: str) -> None:
     """A wrong argument is told before anything is sent."""
     async with emulated() as (flux, emulator):
-        caught = await error_of(flux.submit(**{"request": REQUEST} | arguments))
+        options: dict[str, Any] = {"request": REQUEST} | arguments
+        caught = await error_of(flux.submit(**options))
 
         assert isinstance(caught, InvalidRequestError)
         assert words in str(caught)
@@ -504,7 +506,7 @@ async def test_no_secret_anywhere(caplog: pytest.LogCaptureFixture, tmp_path: Pa
                 async with flux:
                     errors += await _errors_of_everything(flux, request, tmp_path)
     texts = [caplog.text, *(repr(error) + str(error) + str(vars(error)) for error in errors)]
-    texts += [repr(flux), repr(request)]
+    texts += [repr(Flux2Session(secret)), repr(request)]
     chained = [error.__cause__ or error.__context__ for error in errors]
 
     assert len(errors) > 100

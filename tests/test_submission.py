@@ -40,7 +40,7 @@ async def test_accepted_once() -> None:
 
 @pytest.mark.parametrize("kind", ["cut_before", "cut_after", "cut_body", "hang", "html", "broken_json"])
 @pytest.mark.parametrize("accepted", [False, True])
-async def test_an_unclear_answer_is_never_sent_again(kind: Any, accepted: bool) -> None:  # noqa: FBT001  a parameter
+async def test_an_unclear_answer_is_never_sent_again(kind: Any, accepted: bool) -> None:
     """Whatever is unclear ends in AmbiguousSubmitError after exactly one createTask; nobody pays twice."""
     fault = Fault("createTask", kind, accepted=accepted)
     async with emulated(Script(faults=[fault])) as (flux, emulator):

@@ -177,7 +177,7 @@ async def test_no_connection_in_time() -> None:
         # A full queue of connections lets the next one hang.
         busy.listen(0)
         for filler in (first, second):
-            filler.setblocking(False)  # noqa: FBT003  the standard library's signature
+            filler.setblocking(False)
             filler.connect_ex(busy.getsockname())
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -256,7 +256,7 @@ async def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("idle", "connections"), [(0.5, 1), (1.5, 2)])
 async def test_idle_connections_live_one_second(idle: float, connections: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """createTask reuses a connection only within a second."""
+    """A connection of createTask is used again only within a second."""
     # aiohttp ages its idle connections by a clock of its own.
     monkeypatch.setattr("aiohttp.connector.monotonic", asyncio.get_running_loop().time)
     async with raw_server([ACCEPTED]) as server, transport_to(server.url) as transport:
@@ -390,6 +390,15 @@ def test_rows_are_reachable() -> None:
     for number, row in enumerate(rows):
         assert not [base for base in rows[:number] if issubclass(row, base)]
     assert set(NEVER_SENT) <= set(rows)
+
+
+async def test_a_server_that_quotes_the_key() -> None:
+    """A key that the server repeats in its text does not come out in an error."""
+    outcome, _ = await outcome_of(answer(401, envelope(401, f"wrong key {KEY}")))
+
+    assert isinstance(outcome, AuthenticationError)
+    assert KEY not in str(outcome) + outcome.message
+    assert "wrong key <redacted>" in outcome.message
 
 
 async def test_nothing_of_aiohttp_and_no_secret_leaves(caplog: pytest.LogCaptureFixture) -> None:

@@ -234,6 +234,15 @@ async def test_no_service_at_all(emulator: Emulator, uploads: Uploads) -> None:
         await uploads.bring(local(picture(100)), None)
 
 
+async def test_a_closed_session_leaves_no_file_open(emulator: Emulator, tmp_path: Path) -> None:
+    """The file is closed, which Python would warn of otherwise, also when nothing could be sent."""
+    (tmp_path / "a").write_bytes(picture(100))
+    async with connected(emulator) as transport:
+        uploads = Uploads(transport)
+    with pytest.raises(TransportError):
+        await uploads.bring(read_picture("images[0]", tmp_path / "a"), None)
+
+
 async def test_at_most_four_are_sent_at_once(emulator: Emulator, uploads: Uploads) -> None:
     """Many pictures share the line instead of crowding each other out; those who only pause hold no place."""
     emulator.script.latency = 1.0

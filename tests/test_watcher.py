@@ -1,6 +1,7 @@
 """The one scheduler of all outstanding tasks; a function stands for the service, on virtual time."""
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -95,7 +96,7 @@ async def make() -> AsyncIterator[Callable[..., World]]:
         service = Service(**service_options)
         settled: list[float] = []
         loop = asyncio.get_running_loop()
-        watcher = Watcher(service.look, make_schedule(polling), polling, lambda: settled.append(loop.time()))
+        watcher = Watcher(service.look, make_schedule(polling), polling, lambda *_: settled.append(loop.time()))
         worlds.append(World(service, watcher, settled, loop.time()))
         return worlds[-1]
 
@@ -192,7 +193,7 @@ async def test_a_fixed_interval_slows_down_to_a_tenth(make: Callable[..., World]
     world.watch("a")
     await asyncio.sleep(130)
     times = [at - world.began for at, _ in world.service.looks]
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
 
     assert max(gaps) == pytest.approx(10)
     assert gaps[-1] == pytest.approx(1)
@@ -384,6 +385,6 @@ async def test_updates_end_with_the_error_of_a_task_without_record(make: Callabl
     seen = []
     with pytest.raises(TaskTimeoutError):
         async for each in task.updates():
-            seen.append(each.state)
+            seen.append(each.state)  # noqa: PERF401  a comprehension would lose what came before the error
 
     assert seen == [TaskState.GENERATING]

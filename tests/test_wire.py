@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flux2_async import _json
@@ -567,6 +567,7 @@ def as_payload(given_record: TaskRecord) -> dict[str, Any]:
     }
 
 
+@settings(max_examples=50)
 @given(records)
 def test_records_round_trip(drawn: TaskRecord) -> None:
     """What the service encodes comes back field by field."""

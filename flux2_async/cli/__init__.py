@@ -7,6 +7,7 @@ __all__ = ["main"]
 # What the extra brings along.
 EXTRA = frozenset({"PIL", "cyclopts", "rich"})
 MISSING = 'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
+INTERRUPTED = 130
 
 
 def main() -> int:
@@ -22,4 +23,7 @@ def main() -> int:
             raise
         print(MISSING, file=sys.stderr)  # noqa: T201  rich may be what is missing
         return 2
+    except KeyboardInterrupt:
+        # Importing takes a second, in which nothing was sent.
+        return INTERRUPTED
     return run(sys.argv[1:])

@@ -26,6 +26,7 @@ STYLES: Final = {
     "refused by 429, waits": "yellow",
 }
 REFRESH: Final = 8.0
+ROOMY: Final = 96
 
 
 @attrs.define(eq=False)
@@ -106,14 +107,19 @@ class Board:
         return Group(self._table(), Text(), Text(self._footer(), style="dim"))
 
     def _table(self) -> Table:
-        table = Table(box=None, padding=(0, 1), expand=False)
+        # What is asked for matters less than where it is.
+        roomy = self._screen.err.width >= ROOMY
+        taken = 1 + 21 + 6 + (17 + 2 if roomy else 0) + 4 * 2
+        table = Table(box=None, padding=(0, 1))
         table.add_column("", width=1)
-        table.add_column("request", ratio=1, no_wrap=True, overflow="ellipsis", max_width=48)
-        table.add_column("as", no_wrap=True, style="dim")
+        table.add_column("request", no_wrap=True, max_width=max(10, self._screen.err.width - taken))
+        if roomy:
+            table.add_column("as", no_wrap=True, style="dim", width=17)
         table.add_column("state", no_wrap=True, width=21)
         table.add_column("time", no_wrap=True, justify="right", width=6)
         for row in self._rows:
-            table.add_row(self._sign(row), row.title, row.facts, Text(row.state, STYLES.get(row.state, "dim")), _time(row))
+            state = Text(row.state, STYLES.get(row.state, "dim"))
+            table.add_row(self._sign(row), row.title, *([row.facts] if roomy else []), state, _time(row))
         return table
 
     def _sign(self, row: Row) -> RenderableType:

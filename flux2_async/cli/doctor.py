@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import attrs
 
-from flux2_async._credentials import Credentials, make_credentials
+from flux2_async._credentials import make_credentials
+from flux2_async._transport import FAILURES
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error
 from flux2_async.models import Timeouts
 from flux2_async.session import Flux2Session
@@ -21,7 +22,6 @@ __all__ = ["Check", "checks"]
 TIMEOUT: Final = 10.0
 # A Retry-After that is a date is read by this machine's clock.
 MAX_SKEW: Final = 30.0
-PLACEHOLDER: Final = "none"
 
 
 @attrs.frozen
@@ -30,15 +30,18 @@ class Check:
 
     Attributes:
         name: What was looked at.
-        ok: Whether it is as it should be.
         detail: What was found.
-        advice: What to do; empty when it is ok.
+        advice: What to do; empty when there is nothing to do.
     """
 
     name: str
-    ok: bool
     detail: str
     advice: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is as it should be."""
+        return not self.advice
 
 
 async def checks(environ: Mapping[str, str] = os.environ) -> AsyncIterator[Check]:
@@ -53,9 +56,10 @@ async def checks(environ: Mapping[str, str] = os.environ) -> AsyncIterator[Check
     key = _key(environ)
     yield key
     try:
-        places = make_credentials(PLACEHOLDER, None, None, environ)
+        # Any word for the key, so that the addresses alone are judged.
+        places = make_credentials("none", None, None, environ)
     except ConfigurationError as error:
-        yield Check("addresses", False, str(error), "correct APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL, or unset them")
+        yield Check("addresses", str(error), "correct APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL, or unset them")
         return
     async with aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http:
         api, upload = await asyncio.gather(
@@ -72,16 +76,13 @@ async def checks(environ: Mapping[str, str] = os.environ) -> AsyncIterator[Check
 
 def _key(environ: Mapping[str, str]) -> Check:
     try:
-        make_credentials(None, PLACES.base_url, PLACES.upload_url, environ)
+        # Addresses that are certainly well-formed, so that the key alone is judged.
+        make_credentials(None, "https://localhost", "https://localhost", environ)
     except ConfigurationError as error:
         missing = not environ.get("APIKLEY_API_KEY", "").strip()
         found = "APIKLEY_API_KEY is not set" if missing else str(error)
-        return Check("key", False, found, "export APIKLEY_API_KEY=... (keys are made at https://app.apikley.ru/keys)")
-    return Check("key", True, "APIKLEY_API_KEY is set and well-formed")
-
-
-# Only so that the key can be judged apart from the addresses.
-PLACES: Final = Credentials(PLACEHOLDER, "https://localhost", "https://localhost")
+        return Check("key", found, "export APIKLEY_API_KEY=... (keys are made at https://app.apikley.ru/keys)")
+    return Check("key", "APIKLEY_API_KEY is set and well-formed")
 
 
 @attrs.frozen
@@ -91,20 +92,19 @@ class _Answer:
 
 
 async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> _Answer:
-    """Ask without the key: any answer but a proxy's or a broken server's proves that somebody is there."""
+    """Ask without the key: any answer, also a refusal, proves that the service is there."""
     host = urlsplit(url).netloc
     timeout = aiohttp.ClientTimeout(total=TIMEOUT)
     try:
         async with http.get(url, allow_redirects=False, timeout=timeout) as response:
             status, date = response.status, response.headers.get("Date", "")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        reason = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-        advice = "check the address, the network and the proxy settings"
-        return _Answer(Check(name, False, f"{host} cannot be reached ({reason})", advice))
+        reason = next(words for kind, words in FAILURES.items() if isinstance(error, kind))
+        return _Answer(Check(name, f"{host}: {reason}", "look at the address, the network and the proxy settings"))
     if status >= 500:  # noqa: PLR2004  HTTP's own class
-        check = Check(name, False, f"{host} answers HTTP {status}", "the service has a problem; try again later")
+        check = Check(name, f"{host} answers HTTP {status}", "the service has a problem; try again later")
     else:
-        check = Check(name, True, f"{host} answers")
+        check = Check(name, f"{host} answers")
     return _Answer(check, _skew(date))
 
 
@@ -118,13 +118,13 @@ def _skew(date: str) -> float | None:
 
 def _clock(answer: _Answer) -> Check:
     if answer.skew is None:
-        return Check("clock", False, "no answer told the time", "make the addresses reachable, then look again")
+        return Check("clock", "no answer told the time", "make the addresses reachable, then look again")
     if abs(answer.skew) > MAX_SKEW:
         direction = "ahead of" if answer.skew > 0 else "behind"
         detail = f"this clock is {abs(answer.skew):.0f} s {direction} the server's"
-        return Check("clock", False, detail, "set this machine's clock, best by NTP")
+        return Check("clock", detail, "set this machine's clock, best by NTP")
     # The Date header has whole seconds.
-    return Check("clock", True, f"within {max(1.0, abs(answer.skew)):.0f} s of the server's")
+    return Check("clock", f"within {max(1.0, abs(answer.skew)):.0f} s of the server's")
 
 
 async def _account(http: aiohttp.ClientSession) -> AsyncIterator[Check]:
@@ -134,10 +134,10 @@ async def _account(http: aiohttp.ClientSession) -> AsyncIterator[Check]:
             balance = await flux.credits()
         except AuthenticationError as error:
             advice = "copy the key again from https://app.apikley.ru/keys, and look at its list of allowed addresses"
-            yield Check("account", False, f"the key is not accepted ({error.code}: {error.message})", advice)
+            yield Check("account", f"the key is not accepted ({error.code}: {error.message})", advice)
             return
         except Flux2Error as error:
-            yield Check("account", False, f"the balance cannot be read: {error}", "try again later")
+            yield Check("account", f"the balance cannot be read: {error}", "try again later")
             return
-    yield Check("account", True, "the key is accepted")
-    yield Check("balance", balance > 0, f"{balance:g} credits", "" if balance > 0 else "top up the account")
+    yield Check("account", "the key is accepted")
+    yield Check("balance", f"{balance:.10g} credits", "" if balance > 0 else "top up the account")

@@ -14,7 +14,19 @@ from flux2_async.cli.screen import UsageError
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import ASPECT_RATIOS, RESOLUTIONS, TIERS, RateLimit
 
-__all__ = ["EXTENSIONS", "Json", "Output", "RateLimitText", "Service", "Shape", "Target", "Timeout", "parse_rate_limit"]
+__all__ = [
+    "EXTENSIONS",
+    "Json",
+    "Output",
+    "RateLimitText",
+    "Service",
+    "Shape",
+    "Target",
+    "Timeout",
+    "check_key",
+    "check_timeout",
+    "parse_rate_limit",
+]
 
 RATE_LIMIT: Final = "20/10"
 # Apikley's advice is to stop looking after 10 to 15 minutes.
@@ -25,8 +37,10 @@ EXTENSIONS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "W
 
 NO_KEY: Final = (
     "no API key: set it with `export APIKLEY_API_KEY=...` (keys are made at https://app.apikley.ru/keys), "
-    "or add --emulate to try the command on the embedded emulator, without an account"
+    "or without an "
 )
+EMULATE: Final = "account add --emulate, which uses the embedded emulator"
+EMULATOR: Final = "account start `flux2 emulator` in another terminal and set what it prints"
 
 RateLimitText: TypeAlias = Annotated[
     str,
@@ -81,9 +95,22 @@ class Service:
             UsageError: There is none, or the limit makes no sense.
         """
         limit = parse_rate_limit(self.rate_limit)
-        if not self.emulate and not os.environ.get("APIKLEY_API_KEY", "").strip():
-            raise UsageError(NO_KEY)
+        if not self.emulate:
+            check_key(EMULATE)
         return limit
+
+
+def check_key(instead: str = EMULATOR) -> None:
+    """Look whether the environment has a key; whether it is a good one is judged by the session.
+
+    Args:
+        instead: The way without an account.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not os.environ.get("APIKLEY_API_KEY", "").strip():
+        raise UsageError(NO_KEY + instead)
 
 
 def parse_rate_limit(text: str) -> RateLimit | None:
@@ -102,7 +129,7 @@ def parse_rate_limit(text: str) -> RateLimit | None:
     except ConfigurationError:
         pass
     raise UsageError(
-        f"--rate-limit: {text!r} given, it must look like {RATE_LIMIT} (at most 20 new tasks in any 10 seconds), or none"
+        f"--rate-limit: {text!r} given, it must look like {RATE_LIMIT} (20 new tasks in any 10 seconds), or none"
     )
 
 

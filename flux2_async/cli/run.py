@@ -5,7 +5,8 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Any, Final
 
 import attrs
 
@@ -21,16 +22,18 @@ from flux2_async.errors import (
     TaskFailedError,
     TaskNotFoundError,
 )
-from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord
+from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
 from flux2_async.session import Flux2Session
 from flux2_async.tasks import ImageTask
 
-__all__ = ["CommandFailed", "followed", "look", "make", "record_document", "resume"]
+__all__ = ["INTERRUPTED", "CommandError", "followed", "look", "make", "resume"]
 
-INTERRUPTED = 130
+INTERRUPTED: Final = 130
+ENDED: Final = "the emulated service ended with this command"
+LOOK_FIRST: Final = "look into the task log of your account before you run this again, or you may pay twice"
 
 
-class CommandFailed(Exception):
+class CommandError(Exception):
     """A command came to its end without what it was called for.
 
     Attributes:
@@ -48,45 +51,107 @@ class CommandFailed(Exception):
 
 @attrs.define
 class Job:
-    """What is known of the one task of a command, for the words at its end."""
+    """One task of a command on its way.
 
-    screen: Screen
+    Attributes:
+        flux: The session.
+        board: Where the progress is told.
+        row: Its line there.
+        target: Where the pictures go.
+        output: What was given for `-o`.
+        timeout: Seconds for waiting, or None.
+        lasting: Whether the task outlives the command.
+        task_id: The task, once it is known.
+    """
+
+    flux: Flux2Session
+    board: Board
+    row: Row
     target: Target
+    output: str | None
+    timeout: float | None
     lasting: bool = True
-    output: str | None = None
     task_id: str | None = None
 
-    def how_to_go_on(self) -> str:
-        """Give the command that goes on with the task."""
-        if self.task_id is None or not self.lasting:
-            return ""
-        output = f" -o {self.output}" if self.output else ""
-        return f"flux2 status {self.task_id} --wait{output}"
+    async def submit(self, request: Request) -> ImageTask:
+        """Get the request accepted."""
+
+        async def on_send(_: str) -> None:
+            self.board.change(self.row, "sent again after a 429" if self.row.state == "sending" else "sending")
+
+        self.board.change(self.row, "preparing")
+        task = await self.flux.submit(request, max_wait=self.timeout, on_send=on_send)
+        self.task_id = task.id
+        self.row.title = f"task {task.id}"
+        self.board.change(self.row, "accepted")
+        return task
+
+    async def finish(self, task: ImageTask) -> tuple[ImageResult, list[Path]]:
+        """Wait for the pictures and save them."""
+        self.task_id = task.id
+        result = await followed(task, self.board, self.row, self.timeout)
+        self.board.change(self.row, "downloading")
+        files = await save(self.flux, result, self.target)
+        self.board.change(self.row, "done", ended=True)
+        return result, files
+
+    def go_on(self, task_id: str) -> str:
+        """Give the words that tell how to go on with the task."""
+        if not self.lasting:
+            return ENDED
+        return f"go on with: flux2 status {quote(task_id)} --wait" + (
+            f" -o {quote(self.output)}" if self.output else ""
+        )
+
+    @asynccontextmanager
+    async def ends_told(self) -> AsyncIterator[None]:
+        """Turn what goes wrong into words that leave nothing paid behind unnamed.
+
+        Raises:
+            CommandError: Something went wrong.
+        """
+        try:
+            yield
+        except asyncio.CancelledError:
+            words = await self._interrupted()
+            raise CommandError(words, code=INTERRUPTED) from None
+        except AmbiguousSubmitError as error:
+            raise CommandError(error, f"submission {error.ref}: {LOOK_FIRST}") from None
+        except (TaskFailedError, EmptyResultError, TaskNotFoundError) as error:
+            raise CommandError(error) from None
+        except (Flux2Error, OSError) as error:
+            if self.task_id is None:
+                raise
+            raise CommandError(error, self.go_on(self.task_id)) from None
+
+    async def _interrupted(self) -> str:
+        # A request that is being sent is given some seconds, so that its task has a name.
+        left = await self.flux.aclose()
+        if not self.lasting:
+            return f"interrupted; {ENDED}"
+        task_id = self.task_id or next(iter(left.task_ids), None)
+        if task_id:
+            return f"interrupted; the task goes on at the service, {self.go_on(task_id)}"
+        if left.refs:
+            return f"interrupted; submission {left.refs[0]} may have been accepted: {LOOK_FIRST}"
+        return "interrupted; nothing was sent"
 
 
 async def make(
-    screen: Screen,
-    request: Request,
-    service: Service,
-    limit: RateLimit | None,
-    *,
-    output: str | None,
-    timeout: float,
+    screen: Screen, request: Request, service: Service, limit: RateLimit | None, *, output: str | None, timeout: float
 ) -> None:
     """Submit a request, wait for its picture and save it.
 
     Raises:
-        CommandFailed: There is no picture.
+        CommandError: There is no picture.
         UsageError: It cannot be written; nothing was sent.
     """
-    job = Job(screen, Target.parse(output), lasting=not service.emulate, output=output)
-    row = Row("request")
+    target, row = Target.parse(output), Row("request")
     async with opened(service, limit) as flux:
         with Board(screen, [row]) as board:
-            async with _ends_told(flux, job):
-                task = await _submitted(flux, request, board, row, timeout)
-                job.task_id = task.id
-                result, files = await _finished(flux, task, board, row, job, timeout)
+            job = Job(flux, board, row, target, output, _bound(timeout), lasting=not service.emulate)
+            async with job.ends_told():
+                result, files = await job.finish(await job.submit(request))
     _tell(screen, result, files)
 
 
@@ -94,17 +159,16 @@ async def resume(screen: Screen, task_id: str, *, output: str | None, timeout: f
     """Wait for a task that was made earlier, and save its picture.
 
     Raises:
-        CommandFailed: There is no picture.
+        CommandError: There is no picture.
         UsageError: It cannot be written.
     """
-    job = Job(screen, Target.parse(output), output=output)
-    row = Row(f"task {task_id}")
+    target, row = Target.parse(output), Row(f"task {task_id}")
     async with real() as flux:
         task = flux.attach(task_id)
-        job.task_id = task.id
         with Board(screen, [row]) as board:
-            async with _ends_told(flux, job):
-                result, files = await _finished(flux, task, board, row, job, timeout)
+            job = Job(flux, board, row, target, output, _bound(timeout))
+            async with job.ends_told():
+                result, files = await job.finish(task)
     _tell(screen, result, files)
 
 
@@ -116,7 +180,7 @@ async def look(screen: Screen, task_id: str) -> bool:
     """
     async with real() as flux:
         record = await flux.fetch_record(task_id)
-    screen.document(record_document(record))
+    screen.document(_document(record))
     facts = {
         "task": record.task_id,
         "state": record.state_text,
@@ -129,7 +193,7 @@ async def look(screen: Screen, task_id: str) -> bool:
     lines = [f"{name:<8} {value}" for name, value in facts.items() if value is not None]
     lines += [f"{'picture':<8} {url}" for url in record.result_urls]
     screen.result("\n".join(lines))
-    return record.state_text != "fail"
+    return record.state is not TaskState.FAIL
 
 
 async def followed(task: ImageTask, board: Board, row: Row, timeout: float | None) -> ImageResult:
@@ -150,7 +214,11 @@ async def followed(task: ImageTask, board: Board, row: Row, timeout: float | Non
         await asyncio.wait([following])
 
 
-def record_document(record: TaskRecord) -> dict[str, Any]:
+def _bound(timeout: float) -> float | None:
+    return None if math.isinf(timeout) else timeout
+
+
+def _document(record: TaskRecord) -> dict[str, Any]:
     """Give a record for machines; the request's own words are not in it."""
     return {
         "task_id": record.task_id,
@@ -167,71 +235,6 @@ def record_document(record: TaskRecord) -> dict[str, Any]:
     }
 
 
-async def _submitted(
-    flux: Flux2Session, request: Request, board: Board, row: Row, timeout: float
-) -> ImageTask:
-    async def on_send(_: str) -> None:
-        board.change(row, "refused by 429, sent again" if row.state == "sending" else "sending")
-
-    board.change(row, "preparing")
-    task = await flux.submit(request, max_wait=_bound(timeout), on_send=on_send)
-    row.title = f"task {task.id}"
-    board.change(row, "accepted")
-    return task
-
-
-async def _finished(
-    flux: Flux2Session, task: ImageTask, board: Board, row: Row, job: Job, timeout: float
-) -> tuple[ImageResult, list[Path]]:
-    result = await followed(task, board, row, _bound(timeout))
-    board.change(row, "downloading")
-    files = await save(flux, result, job.target)
-    board.change(row, "done", ended=True)
-    return result, files
-
-
-def _bound(timeout: float) -> float | None:
-    return None if math.isinf(timeout) else timeout
-
-
-@asynccontextmanager
-async def _ends_told(flux: Flux2Session, job: Job) -> AsyncIterator[None]:
-    """Turn what goes wrong into words that leave nothing paid behind unnamed."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        raise CommandFailed(await _interrupted(flux, job), code=INTERRUPTED) from None
-    except AmbiguousSubmitError as error:
-        hint = (
-            f"submission {error.ref}: look into the task log of your account before you run this again, "
-            "or you may pay twice"
-        )
-        raise CommandFailed(error, hint) from None
-    except (TaskFailedError, EmptyResultError, TaskNotFoundError) as error:
-        raise CommandFailed(error) from None
-    except (Flux2Error, OSError) as error:
-        if job.task_id is None:
-            raise
-        command = job.how_to_go_on()
-        raise CommandFailed(error, f"go on with: {command}" if command else "") from None
-
-
-async def _interrupted(flux: Flux2Session, job: Job) -> str:
-    """Say what an interrupted command leaves behind; a request under way is given some seconds to be answered."""
-    left = await flux.aclose()
-    if not job.lasting:
-        return "interrupted; the emulated service ended with this command"
-    job.task_id = job.task_id or next(iter(left.task_ids), None)
-    if job.task_id:
-        return f"interrupted; the task goes on at the service, go on with: {job.how_to_go_on()}"
-    if left.refs:
-        return (
-            f"interrupted while submission {left.refs[0]} was under way; it may have been accepted: look into the "
-            "task log of your account before you run this again, or you may pay twice"
-        )
-    return "interrupted; nothing was sent"
-
-
 def _tell(screen: Screen, result: ImageResult, files: list[Path]) -> None:
     record = result.record
     facts = [f"task {result.task_id}"]
@@ -241,4 +244,4 @@ def _tell(screen: Screen, result: ImageResult, files: list[Path]) -> None:
         facts.append(f"{record.credits_consumed:g} credits")
     screen.note(", ".join(facts), "dim")
     screen.result("\n".join(map(str, files)))
-    screen.document(record_document(record) | {"files": [str(file) for file in files]})
+    screen.document(_document(record) | {"files": [str(file) for file in files]})

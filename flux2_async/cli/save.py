@@ -1,6 +1,5 @@
 """Pictures under the names that were asked for, with the content their names promise."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -38,9 +37,7 @@ async def save(flux: Flux2Session, result: ImageResult, target: Target) -> list[
     with tempfile.TemporaryDirectory(prefix=".flux2-", dir=target.folder) as scratch:
         files = await flux.download(result, scratch)
         names = [wanted, *(wanted.with_stem(f"{wanted.stem}-{n}") for n in range(2, len(files) + 1))]
-        return [
-            await anyio.to_thread.run_sync(_publish, file, name) for file, name in zip(files, names, strict=True)
-        ]
+        return [await anyio.to_thread.run_sync(_publish, file, name) for file, name in zip(files, names, strict=True)]
 
 
 def _publish(file: Path, name: Path) -> Path:
@@ -49,10 +46,9 @@ def _publish(file: Path, name: Path) -> Path:
         converted = _converted(file, kind)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         kept = name.with_name(file.name)
-        os.replace(file, kept)
+        file.replace(kept)
         raise OSError(f"the picture cannot be made a {kind} ({error}); it is kept as {kept}") from None
-    os.replace(converted, name)
-    return name
+    return converted.replace(name)
 
 
 def _converted(file: Path, kind: str) -> Path:

@@ -1,9 +1,10 @@
 """Where words go: results to stdout, progress and errors to stderr, one JSON document for machines."""
 
+import io
 import json
 import logging
 import sys
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -11,6 +12,9 @@ from rich.text import Text
 from flux2_async.errors import ApiError, Flux2Error
 
 __all__ = ["Screen", "UsageError", "error_document", "one_line"]
+
+
+PIPE_WIDTH: Final = 120
 
 
 class UsageError(Exception):
@@ -31,12 +35,14 @@ class Screen:
     def __init__(self, *, machine: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
             # An old terminal shows "?" for what it has no letter for; that is no reason to lose a paid picture.
-            if hasattr(stream, "reconfigure"):
+            if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         # What the library logs is told here in words of the command line.
         logging.getLogger("flux2_async").addHandler(logging.NullHandler())
         self.machine = machine
-        self.out = Console(highlight=False, markup=False, emoji=False)
+        # A pipe has no width; cutting a table to 80 columns would lose words.
+        width = None if sys.stdout.isatty() else PIPE_WIDTH
+        self.out = Console(highlight=False, markup=False, emoji=False, width=width)
         self.err = Console(stderr=True, highlight=False, markup=False, emoji=False)
         terminals = sys.stdout.isatty() and sys.stderr.isatty()
         self.live = terminals and not machine and not self.err.is_dumb_terminal

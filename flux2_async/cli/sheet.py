@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import attrs
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
-__all__ = ["Card", "draw_sheet"]
+__all__ = ["Card", "draw_card", "draw_sheet"]
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -66,17 +66,14 @@ class Card:
     note: str = ""
 
 
-def draw_sheet(cards: Sequence[Card], *, title: str, subtitle: str, remark: str) -> Image.Image:
-    """Draw the sheet; blocks.
+def draw_sheet(cards: Sequence[Image.Image], *, title: str, subtitle: str, remark: str) -> Image.Image:
+    """Put drawn cards together; blocks.
 
     Args:
-        cards: In reading order.
+        cards: What `draw_card` gave, in reading order.
         title: Large, at the top.
         subtitle: Under it.
         remark: At the top, right.
-
-    Raises:
-        OSError: A picture cannot be read.
     """
     rows = -(-len(cards) // COLUMNS)
     width = 2 * MARGIN + COLUMNS * WIDTH + (COLUMNS - 1) * GAP
@@ -89,13 +86,17 @@ def draw_sheet(cards: Sequence[Card], *, title: str, subtitle: str, remark: str)
     for index, card in enumerate(cards):
         row, column = divmod(index, COLUMNS)
         place = (MARGIN + column * (WIDTH + GAP), HEADER + row * (HEIGHT + GAP))
-        drawn = _card(card)
-        sheet.paste(drawn, place, _rounded(drawn.size, RADIUS))
-        _outline(sheet, place, drawn.size)
+        sheet.paste(card, place, _rounded(card.size, RADIUS))
+        _outline(sheet, place, card.size)
     return sheet
 
 
-def _card(card: Card) -> Image.Image:
+def draw_card(card: Card) -> Image.Image:
+    """Draw one card; blocks.
+
+    Raises:
+        OSError: A picture cannot be read.
+    """
     image = Image.new("RGB", (WIDTH, HEIGHT), CARD)
     draw = ImageDraw.Draw(image)
     if card.picture is None:

@@ -44,12 +44,14 @@ def _sun(picture: Image.Image, light: Colour, horizon: float, random: Random) ->
     y = height * (horizon - random.uniform(0.08, 0.3))
     glow = _glow(picture.size, (x, y), radius)
     picture.paste(ImageChops.screen(picture, Image.composite(_flat(picture, light), _flat(picture, (0, 0, 0)), glow)))
-    disc = Image.new("L", (round(radius * 8),) * 2, 0)
-    ImageDraw.Draw(disc).ellipse((0, 0, disc.width - 1, disc.height - 1), fill=255)
     pale = mixed(light, (255, 255, 255), 0.75)
-    picture.paste(
-        pale, (round(x - radius), round(y - radius)), disc.resize((round(radius * 2),) * 2, Image.Resampling.BOX)
-    )
+    picture.paste(pale, (round(x - radius), round(y - radius)), _disc(round(radius * 2)))
+
+
+def _disc(width: int) -> Image.Image:
+    large = Image.new("L", (width * 4, width * 4), 0)
+    ImageDraw.Draw(large).ellipse((0, 0, width * 4 - 1, width * 4 - 1), fill=255)
+    return large.resize((width, width), Image.Resampling.BOX)
 
 
 def _flat(picture: Image.Image, colour: Colour) -> Image.Image:

@@ -3,7 +3,7 @@
 All durations are seconds of the event loop's clock.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import attrs
@@ -164,6 +164,10 @@ class Fault:
         return self.accepted or (self.kind == "broken_json" and self.on not in {"createTask", "upload"})
 
 
+def _listed(faults: Iterable[Fault]) -> list[Fault]:
+    return list(faults)
+
+
 @attrs.define
 class Script:
     """What the service does; it may be changed while the emulator runs.
@@ -200,7 +204,7 @@ class Script:
     limit: Limit | None = None
     error_style: Literal["body", "http"] = attrs.field(default="body", validator=in_(("body", "http")))
     credits: float = 1000.0
-    faults: list[Fault] = attrs.field(factory=list, converter=list)
+    faults: list[Fault] = attrs.field(factory=list, converter=_listed)
     latency: float | Callable[[str], float] = 0.0
     arrival: float | Callable[[str], float] = 0.0
     outage: tuple[float, float] | None = None

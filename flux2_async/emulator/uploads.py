@@ -13,6 +13,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 import aiohttp
 import attrs
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.engine import parsed
@@ -25,6 +26,8 @@ from flux2_async.emulator.validation import is_address
 __all__ = ["MOST_BYTES", "Uploads"]
 
 MOST_BYTES = 100 * 1024 * 1024
+# What aiohttp raises for a body that is no multipart, has bad headers, or an encoding that it does not know.
+MALFORMED = (ValueError, RuntimeError, AssertionError, aiohttp.ClientError, HttpProcessingError)
 FETCH_TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
@@ -60,8 +63,8 @@ class Uploads:
             raise Refusal(400, "Missing required parameter: file")
         try:
             fields = await _fields(request)
-        except (ValueError, aiohttp.ClientError) as error:
-            raise Refusal(400, "Malformed multipart body") from error
+        except MALFORMED:
+            raise Refusal(400, "Malformed multipart body") from None
         if not isinstance(fields.get("file"), bytes):
             raise Refusal(400, "Missing required parameter: file")
         return self._keep(
@@ -69,7 +72,7 @@ class Uploads:
                 "stream",
                 fields["file"],
                 fields.get("uploadPath"),
-                fields.get("fileName"),
+                fields.get("fileName", ""),
                 str(fields.get("original name", "")),
                 fields.get("type"),
             )
@@ -84,7 +87,7 @@ class Uploads:
         body = await _json(request, "base64Data")
         content, stated_type = decoded(body["base64Data"])
         return self._keep(
-            Upload("base64", content, body.get("uploadPath"), body.get("fileName"), stated_type=stated_type)
+            Upload("base64", content, body.get("uploadPath"), body.get("fileName", ""), stated_type=stated_type)
         )
 
     async def url(self, request: web.Request, http: aiohttp.ClientSession) -> Reply:
@@ -100,7 +103,7 @@ class Uploads:
         _folder(body.get("uploadPath"))
         content = await self._fetched(address, http)
         original = unquote(PurePosixPath(urlsplit(address).path).name)
-        return self._keep(Upload("url", content, body.get("uploadPath"), body.get("fileName"), original))
+        return self._keep(Upload("url", content, body.get("uploadPath"), body.get("fileName", ""), original))
 
     async def _fetched(self, address: str, http: aiohttp.ClientSession) -> bytes:
         path = self._links.upload_path(address)
@@ -211,7 +214,7 @@ def _plain(text: str) -> bool:
 
 def _name(upload: Upload) -> str:
     name = upload.name
-    if name is None or name == "":
+    if name == "":
         suffix = PurePosixPath(upload.original_name).suffix or _suffix(upload)
         return secrets.token_hex(8) + (suffix if _plain(suffix) else "")
     if not isinstance(name, str) or "/" in name or not _plain(name):

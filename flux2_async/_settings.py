@@ -1,0 +1,184 @@
+"""Settings and statistics of a session: frozen, checked when made."""
+
+import math
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+
+from flux2_async.errors import ConfigurationError
+
+__all__ = ["Callbacks", "Polling", "RateLimit", "SessionStatistics", "Timeouts"]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive(*, none: bool = False) -> Any:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if (none and value is None) or (_is_number(value) and value > 0):
+            return
+        allowed = "a number above 0, or None" if none else "a number above 0"
+        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
+
+    return check
+
+
+def _not_negative(*, none: bool = False) -> Any:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if (none and value is None) or (_is_number(value) and value >= 0):
+            return
+        allowed = "a number of 0 or more, or None" if none else "a number of 0 or more"
+        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
+
+    return check
+
+
+def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(
+            f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be a whole number of 1 or more"
+        )
+
+
+@attrs.frozen
+class RateLimit:
+    """At most `limit` new tasks in any `period` seconds.
+
+    Attributes:
+        limit: Tasks, 1 or more. Documented upstream: 20.
+        period: Seconds. Documented upstream: 10.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    limit: int = attrs.field(validator=_whole)
+    period: float = attrs.field(validator=_positive())
+
+
+@attrs.frozen(kw_only=True)
+class Polling:
+    """When to look whether a task is finished.
+
+    Attributes:
+        wait_min: Shortest wait between two looks at one task, seconds.
+        wait_max: Longest wait, seconds.
+        interval: A fixed interval in seconds; the first look comes after one interval. 0 looks at once and then
+            as fast as replies come. None: as the API's documentation advises.
+        max_concurrency: Looks in flight at once, for all tasks of the session.
+        give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError`. None: never.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    wait_min: float = attrs.field(default=0.25, validator=_positive())
+    wait_max: float = attrs.field(default=30.0, validator=_positive())
+    interval: float | None = attrs.field(default=None, validator=_not_negative(none=True))
+    max_concurrency: int = attrs.field(default=32, validator=_whole)
+    give_up_after: float | None = attrs.field(default=None, validator=_positive(none=True))
+
+    def __attrs_post_init__(self) -> None:
+        if self.wait_min > self.wait_max:
+            raise ConfigurationError(
+                f"Polling.wait_min: {self.wait_min!r} given, it must not exceed wait_max={self.wait_max!r}"
+            )
+
+
+def _is_address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _check_callback_url(_: object, __: "attrs.Attribute[str]", value: object) -> None:
+    if not isinstance(value, str) or not _is_address(value):
+        raise ConfigurationError(
+            f"Callbacks.url: {value!r} given, it must look like https://app.example/flux2/callback/"
+        )
+
+
+def _secret_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise ConfigurationError(
+            f"{type(instance).__name__}.{attribute.name}: it must be text that is not blank, or None"
+        )
+
+
+@attrs.frozen
+class Callbacks:
+    """Where the service tells that a task is finished.
+
+    Attributes:
+        url: The public address of the receiver (see `flux2_async.receivers`); with a mount it ends in a slash. Every
+            task gets it with the name of its submission and a signature.
+        secret: Signs the addresses; the same in all processes that receive for each other. None: random per session.
+        hmac_key: The key of the service's own signature (X-Webhook-Signature), when the account has one; then a
+            callback without it is refused. None: not checked.
+        confirm: Read the record before a task is settled, since the service does not sign what the body says. False:
+            settle from the body.
+
+    Raises:
+        ConfigurationError: A value cannot be used.
+    """
+
+    url: str = attrs.field(validator=_check_callback_url)
+    secret: str | None = attrs.field(default=None, validator=_secret_text, kw_only=True, repr=False)
+    hmac_key: str | None = attrs.field(default=None, validator=_secret_text, kw_only=True, repr=False)
+    confirm: bool = attrs.field(default=True, kw_only=True)
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """Seconds that each kind of call may take.
+
+    Attributes:
+        connect: Making a connection, for every call.
+        submit: createTask; seen to take more than 30 s under load, so shorter than 60 makes unclear sends.
+        record: recordInfo and the account calls.
+        upload: One file.
+        download: One file.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    connect: float = attrs.field(default=10.0, validator=_positive())
+    submit: float = attrs.field(default=60.0, validator=_positive())
+    record: float = attrs.field(default=30.0, validator=_positive())
+    upload: float = attrs.field(default=120.0, validator=_positive())
+    download: float = attrs.field(default=300.0, validator=_positive())
+
+
+@attrs.frozen(kw_only=True)
+class SessionStatistics:
+    """A snapshot of a session.
+
+    Attributes:
+        running: Tasks that are not finished.
+        waiting: Submissions that wait for a slot or a permit.
+        submitted: Tasks the service accepted.
+        refused: createTask calls answered by 429 or 430.
+        ambiguous: createTask calls whose outcome is not known.
+        polls: recordInfo calls made by the session itself.
+        callbacks: Hints that a task is finished (`notify`, callbacks).
+        repeated_settles: Final records that came after the task was settled.
+        learned_limit: New tasks per period that refusals have taught, or None while the configured limit holds.
+        paused_until: When submitting goes on after a 429, aware, or None when it is not paused.
+    """
+
+    running: int
+    waiting: int
+    submitted: int
+    refused: int
+    ambiguous: int
+    polls: int
+    callbacks: int
+    repeated_settles: int
+    learned_limit: int | None
+    paused_until: datetime | None

@@ -1,0 +1,240 @@
+"""The commands: what they take, and what becomes of how they end."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.text import Text
+
+from flux2_async.cli.demo import demo as run_demo
+from flux2_async.cli.doctor import checks
+from flux2_async.cli.options import (
+    RATE_LIMIT,
+    TIMEOUT,
+    Json,
+    Output,
+    RateLimitText,
+    Service,
+    Shape,
+    Timeout,
+    check_key,
+    check_timeout,
+    parse_rate_limit,
+)
+from flux2_async.cli.run import INTERRUPTED, CommandError, look, make, resume
+from flux2_async.cli.screen import Screen, UsageError
+from flux2_async.cli.serve import serve
+from flux2_async.cli.service import real
+from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
+from flux2_async.models import ImageToImage, TextToImage
+
+__all__ = ["run"]
+
+app = App(
+    name="flux2",
+    version=version("flux2-async"),
+    help=(
+        "Flux-2 pictures from the command line. Start with `flux2 demo`, which needs no account.\n\n"
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+    ),
+    help_format="plaintext",
+)
+Prompt = Annotated[str, Parameter(help="3 to 5000 characters.")]
+TaskId = Annotated[str, Parameter(help="The id that was printed when the task was accepted.")]
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="The folder for the pictures and the contact sheet.")] = Path("flux2-demo"),
+    rate_limit: RateLimitText = RATE_LIMIT,
+    json: Json = False,
+) -> int:
+    """Show the main job on the embedded emulator: no account, no charge.
+
+    Uploads photographs, submits 16 requests, waits for them and downloads the pictures. One is refused by
+    moderation and one by the rate limit, on purpose.
+    """
+    return _done(lambda screen: run_demo(screen, out, parse_rate_limit(rate_limit)), machine=json)
+
+
+@app.command
+def edit(
+    prompt: Prompt,
+    /,
+    *images: Annotated[str, Parameter(help="1 to 8 reference pictures: files or http(s) addresses.")],
+    output: Output = None,
+    shape: Shape = Shape(),  # noqa: B008  frozen
+    timeout: Timeout = TIMEOUT,
+    service: Service = Service(),  # noqa: B008  frozen
+    json: Json = False,
+) -> int:
+    """Make a picture out of words and pictures.
+
+    Example: flux2 edit "Put the cat on the sofa" cat.png sofa.jpg -o out.png
+    """
+
+    async def go(screen: Screen) -> None:
+        request = ImageToImage(
+            prompt,
+            images=images,
+            aspect_ratio=shape.aspect_ratio or "auto",
+            resolution=shape.resolution,
+            tier=shape.tier,
+        )
+        limit = service.check()
+        await make(screen, request, service, limit, output=output, timeout=check_timeout(timeout))
+
+    return _done(go, machine=json)
+
+
+@app.command
+def generate(
+    prompt: Prompt,
+    /,
+    *,
+    output: Output = None,
+    shape: Shape = Shape(),  # noqa: B008  frozen
+    timeout: Timeout = TIMEOUT,
+    service: Service = Service(),  # noqa: B008  frozen
+    json: Json = False,
+) -> int:
+    """Make a picture out of words.
+
+    Example: flux2 generate "A lighthouse at dawn" --aspect-ratio 16:9 -o out.png
+    """
+
+    async def go(screen: Screen) -> None:
+        request = TextToImage(
+            prompt, aspect_ratio=shape.aspect_ratio or "1:1", resolution=shape.resolution, tier=shape.tier
+        )
+        limit = service.check()
+        await make(screen, request, service, limit, output=output, timeout=check_timeout(timeout))
+
+    return _done(go, machine=json)
+
+
+@app.command
+def status(
+    task_id: TaskId,
+    /,
+    *,
+    wait: Annotated[bool, Parameter(negative="", help="Wait for the picture and save it.")] = False,
+    output: Output = None,
+    timeout: Timeout = TIMEOUT,
+    json: Json = False,
+) -> int:
+    """Tell where a task is; with --wait or -o go on with it as if it was made just now.
+
+    Exit code 1 when the task failed.
+    """
+
+    async def go(screen: Screen) -> int:
+        check_key()
+        if not wait and output is None:
+            return int(not await look(screen, task_id))
+        await resume(screen, task_id, output=output, timeout=check_timeout(timeout))
+        return 0
+
+    return _done(go, machine=json)
+
+
+@app.command(name="credits")
+def balance(*, json: Json = False) -> int:
+    """Tell the account's balance."""
+
+    async def go(screen: Screen) -> None:
+        check_key()
+        async with real() as flux:
+            amount = await flux.credits()
+        screen.result(f"{amount:.10g} credits")
+        screen.document({"credits": amount})
+
+    return _done(go, machine=json)
+
+
+@app.command
+def doctor(*, json: Json = False) -> int:
+    """Check the key, the balance, the addresses and the clock; costs nothing.
+
+    Exit code 1 when a check fails.
+    """
+
+    async def go(screen: Screen) -> int:
+        found = []
+        async for check in checks():
+            found.append(check)
+            word, style = ("ok    ", "green") if check.ok else ("failed", "bold red")
+            advice = f"; {check.advice}" if check.advice else ""
+            screen.result(Text.assemble((word, style), f" {check.name:<8} {check.detail}{advice}"))
+        ok = all(check.ok for check in found)
+        fields = ("name", "ok", "detail", "advice")
+        screen.document({"ok": ok, "checks": [{name: getattr(check, name) for name in fields} for check in found]})
+        return int(not ok)
+
+    return _done(go, machine=json)
+
+
+@app.command
+def emulator(
+    *,
+    port: Annotated[int, Parameter(help="0 takes a free one.")] = 8765,
+    host: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
+    duration: Annotated[float, Parameter(help="Seconds that a task takes.")] = 8.0,
+    json: Json = False,
+) -> int:
+    """Run the service on this machine, for trying programs without an account; Ctrl-C ends it.
+
+    It admits 20 new tasks in any 10 seconds and answers 429 to the rest, as the real one does.
+    """
+    return _done(lambda screen: serve(screen, host, port, duration), machine=json)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The words after `flux2`.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
+        code = command(*bound.args, **bound.kwargs)
+        sys.stdout.flush()
+    except CycloptsError as error:
+        words = " ".join(["flux2", *(error.command_chain or ())])
+        Screen().error(str(error), f"see {words} --help")
+        return 2
+    except BrokenPipeError:
+        # Who reads has seen enough. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: bool) -> int:
+    """Run a command to its end and give its exit code, whatever the end."""
+    screen = Screen(machine=machine)
+    try:
+        return asyncio.run(go(screen)) or 0
+    except (UsageError, InvalidRequestError, ConfigurationError) as error:
+        screen.error(error)
+        return 2
+    except CommandError as failed:
+        screen.error(failed.error, failed.hint)
+        return failed.code
+    except BrokenPipeError:
+        raise
+    except (Flux2Error, OSError) as error:
+        screen.error(error)
+        return 1
+    except KeyboardInterrupt:
+        screen.error("interrupted")
+        return INTERRUPTED

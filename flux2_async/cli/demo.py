@@ -1,0 +1,253 @@
+"""`flux2 demo`: the main job end to end on the embedded emulator, with pictures to look at."""
+
+import asyncio
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import attrs
+from PIL import Image
+from rich.table import Table
+from rich.text import Text
+
+from flux2_async.cli.board import Board, Row
+from flux2_async.cli.run import INTERRUPTED, CommandError, followed
+from flux2_async.cli.screen import Screen, UsageError, error_document
+from flux2_async.cli.script import PHOTOS, WISHES, Wish, demo_script
+from flux2_async.cli.service import LIMIT, emulated
+from flux2_async.cli.sheet import Card, draw_card, draw_sheet
+from flux2_async.emulator import Emulator
+from flux2_async.errors import ContentModeratedError, Flux2Error
+from flux2_async.models import ImageResult, RateLimit, TaskRecord, UploadedFile
+from flux2_async.session import Flux2Session
+
+__all__ = ["demo"]
+
+SHEET = "contact-sheet.png"
+REFUSED = "refused by 429, waits"
+
+
+@attrs.define(eq=False)
+class Show:
+    """One request of the demo on its way.
+
+    Attributes:
+        number: From 1.
+        wish: What is asked for.
+        row: Its line of the progress.
+        sends: How often createTask was called for it.
+        refused_at: When a 429 came, or None.
+        waited: Seconds from the 429 to the next try.
+        record: The final record, or None.
+        picture: The downloaded file, or None.
+        card: Its part of the contact sheet, once it has ended.
+        error: What went wrong, or None.
+    """
+
+    number: int
+    wish: Wish
+    row: Row
+    sends: int = 0
+    refused_at: float | None = None
+    waited: float = 0.0
+    record: TaskRecord | None = None
+    picture: Path | None = None
+    card: Image.Image | None = None
+    error: Flux2Error | OSError | None = None
+
+    @property
+    def note(self) -> str:
+        """What is worth telling besides the outcome."""
+        return f"429 first, waited {self.waited:.1f} s" if self.sends > 1 else ""
+
+    @property
+    def credits(self) -> float:
+        """What it cost."""
+        return (self.record and self.record.credits_consumed) or 0.0
+
+
+async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
+    """Run the demo.
+
+    Args:
+        screen: Where to tell of it.
+        out: The folder for the pictures, made when it is missing.
+        limit: For the session.
+
+    Raises:
+        UsageError: The folder cannot be written.
+        CommandError: Something went wrong that is not part of the show.
+    """
+    _prepare(out)
+    begun = time.monotonic()
+    shows = [Show(n, wish, Row(f"{n:>2} {wish.prompt}", wish.facts)) for n, wish in enumerate(WISHES, start=1)]
+    async with Emulator(demo_script(LIMIT)) as emulator, emulated(emulator, limit) as flux:
+        try:
+            await _perform(screen, emulator, flux, shows, out)
+        except asyncio.CancelledError:
+            raise CommandError("interrupted; the emulated service ended with its tasks", code=INTERRUPTED) from None
+    seconds = time.monotonic() - begun
+    sheet = out / SHEET
+    await anyio.to_thread.run_sync(_draw, shows, sheet, seconds)
+    _tell(screen, shows, sheet, seconds)
+    unplanned = [show for show in shows if show.error and not show.wish.moderated]
+    if unplanned:
+        raise CommandError(f"{len(unplanned)} of {len(shows)} requests failed that should not: {unplanned[0].error}")
+
+
+def _prepare(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return
+    except OSError as error:
+        raise UsageError(f"--out: {str(out)!r} cannot be written ({error.strerror}); give another folder") from None
+
+
+async def _perform(screen: Screen, emulator: Emulator, flux: Flux2Session, shows: Sequence[Show], out: Path) -> None:
+    def footer() -> str:
+        done = sum(show.row.ended is not None for show in shows)
+        return f" {done} of {len(shows)} finished, {flux.statistics().running} running; emulated, so it costs nothing"
+
+    with Board(screen, [show.row for show in shows], footer) as board:
+        board.say(f"emulator at {emulator.base_url}")
+        names = sorted(PHOTOS)
+        uploaded = dict(zip(names, await asyncio.gather(*(flux.upload(PHOTOS[name]) for name in names)), strict=True))
+        for name, file in uploaded.items():
+            board.say(f"uploaded {PHOTOS[name].name}, {file.size:,} bytes")
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(_watch_refusals(emulator, shows, board))
+            async with asyncio.TaskGroup() as plays:
+                for show in shows:
+                    plays.create_task(_play(flux, show, uploaded, board, out))
+            watching.cancel()
+
+
+async def _watch_refusals(emulator: Emulator, shows: Sequence[Show], board: Board) -> None:
+    """Tell of each 429 when it comes: the session itself just waits and tries again."""
+    by_prompt = {show.wish.prompt: show for show in shows}
+    seen = 0
+    while True:
+        for call in emulator.ledger.requests[seen:]:
+            seen += 1
+            if call.outcome == "refused" and call.body is not None:
+                show = by_prompt[call.body["input"]["prompt"]]
+                show.refused_at = time.monotonic()
+                board.change(show.row, REFUSED)
+        await asyncio.sleep(0.05)
+
+
+async def _play(flux: Flux2Session, show: Show, uploaded: Mapping[str, UploadedFile], board: Board, out: Path) -> None:
+    async def on_send(_: str) -> None:
+        show.sends += 1
+        if show.refused_at is not None:
+            show.waited = time.monotonic() - show.refused_at
+        board.change(show.row, "sending")
+
+    try:
+        task = await flux.submit(show.wish.request(uploaded), on_send=on_send)
+        board.change(show.row, "accepted")
+        result = await followed(task, board, show.row, None)
+        show.record = result.record
+        board.change(show.row, "downloading")
+        show.picture = await _downloaded(flux, result, out, show)
+        board.change(show.row, "done", ended=True)
+    except (Flux2Error, OSError) as error:
+        show.error = error
+        show.record = getattr(error, "record", None)
+        moderated = isinstance(error, ContentModeratedError)
+        board.change(show.row, "moderated" if moderated else "failed", ended=True)
+    # While others still run: nobody has to wait for the whole sheet at the end.
+    show.card = await anyio.to_thread.run_sync(draw_card, _card(show))
+
+
+async def _downloaded(flux: Flux2Session, result: ImageResult, out: Path, show: Show) -> Path:
+    """Save the picture under a name that the next run uses again."""
+    words = re.findall(r"[a-z0-9]+", show.wish.prompt.lower())
+    with tempfile.TemporaryDirectory(prefix=".flux2-", dir=out) as scratch:
+        [file] = await flux.download(result, scratch)
+        return file.replace(out / f"{show.number:02}-{'-'.join(words[:6])}{file.suffix}")
+
+
+def _card(show: Show) -> Card:
+    return Card(
+        prompt=show.wish.prompt,
+        inputs=[PHOTOS[name] for name in show.wish.photos],
+        picture=show.picture,
+        reason=_reason(show),
+        facts=show.wish.long_facts,
+        figures=f"{show.row.seconds or 0.0:.1f} s · {show.credits:g} credits",
+        note=show.note,
+    )
+
+
+def _draw(shows: Sequence[Show], path: Path, seconds: float) -> None:
+    sheet = draw_sheet(
+        [show.card for show in shows if show.card],
+        title="flux2 demo",
+        subtitle=_summary(shows, seconds),
+        remark="Drawn by the embedded emulator, not by a model",
+    )
+    unfinished = path.with_suffix(".part")
+    sheet.save(unfinished, "PNG", compress_level=1)
+    unfinished.replace(path)
+
+
+def _reason(show: Show) -> str:
+    if isinstance(show.error, ContentModeratedError):
+        return f"Moderation refused it, as the demo wanted, at no charge: {show.error.fail_message}"
+    return str(show.error or "")
+
+
+def _summary(shows: Sequence[Show], seconds: float) -> str:
+    pictures = sum(show.picture is not None for show in shows)
+    moderated = sum(isinstance(show.error, ContentModeratedError) for show in shows)
+    total = sum(show.credits for show in shows)
+    return f"{len(shows)} requests · {pictures} pictures · {moderated} moderated · {seconds:.1f} s · {total:g} credits"
+
+
+def _tell(screen: Screen, shows: Sequence[Show], sheet: Path, seconds: float) -> None:
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("", justify="right", min_width=2)
+    table.add_column("request", no_wrap=True, max_width=max(10, screen.out.width - (2 + 17 + 9 + 6 + 7 + 6 * 2)))
+    table.add_column("as", no_wrap=True, style="dim", min_width=17)
+    table.add_column("outcome", no_wrap=True, min_width=9)
+    table.add_column("time", justify="right", no_wrap=True, min_width=6)
+    table.add_column("credits", justify="right", no_wrap=True, min_width=7)
+    for show in shows:
+        outcome = Text("picture", "green") if show.picture else Text(show.row.state, "red")
+        took = f"{show.row.seconds or 0.0:.1f} s"
+        table.add_row(str(show.number), show.wish.prompt, show.wish.facts, outcome, took, f"{show.credits:g}")
+    screen.result(table)
+    screen.result(f"\n{_summary(shows, seconds)}")
+    for show in shows:
+        if isinstance(show.error, ContentModeratedError):
+            screen.result(
+                f"Request {show.number} was refused by moderation: that is part of the show, and not charged."
+            )
+        if show.sends > 1:
+            screen.result(
+                f"Request {show.number} was refused by 429 at first and waited {show.waited:.1f} s; it was paid once."
+            )
+    screen.result(f"Contact sheet: {sheet}")
+    screen.document({"tasks": [_document(show) for show in shows], "seconds": seconds, "contact_sheet": str(sheet)})
+
+
+def _document(show: Show) -> dict[str, Any]:
+    return {
+        "task_id": show.record and show.record.task_id,
+        "prompt": show.wish.prompt,
+        "model": f"flux-2/{show.wish.tier}-{'image' if show.wish.photos else 'text'}-to-image",
+        "aspect_ratio": show.wish.aspect_ratio,
+        "resolution": show.wish.resolution,
+        "images": [PHOTOS[name].name for name in show.wish.photos],
+        "sends": show.sends,
+        "seconds": show.row.seconds,
+        "credits_consumed": show.credits,
+        "file": show.picture and str(show.picture),
+        "error": show.error and error_document(show.error),
+    }

@@ -1,0 +1,204 @@
+"""What every receiver does with a request: check it, answer, and let the session look afterwards.
+
+The order of the checks is method, size, signature of the address, body, signature of the service. Whoever fails one
+learns nothing about the next, and wakes nothing. Logs hold ids and kinds of errors, never what a request brought.
+"""
+
+import asyncio
+import json
+import logging
+import time
+import traceback
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from typing import Final, NoReturn, Protocol
+
+import attrs
+
+from flux2_async._callbacks import CallbackSettings
+from flux2_async._wire import header
+from flux2_async.errors import ConfigurationError, ProtocolError
+from flux2_async.webhooks import Callback, parse_callback, verify_signature, verify_url
+
+__all__ = [
+    "MAX_BODY",
+    "READ_TIMEOUT",
+    "Answer",
+    "CallbackTarget",
+    "DisconnectedError",
+    "Incoming",
+    "handle",
+    "settings_of",
+]
+
+MAX_BODY: Final = 1024 * 1024
+"""Bytes; a callback with the longest prompt has a tenth of that."""
+
+READ_TIMEOUT: Final = 15.0
+"""Seconds for the whole body: no sender waits longer for the answer."""
+
+logger = logging.getLogger("flux2_async")
+
+
+class CallbackTarget(Protocol):
+    """What a receiver needs of a session; `Flux2Session` is one."""
+
+    def _callback_settings(self) -> CallbackSettings | None: ...
+
+    def _accepting(self) -> bool: ...
+
+    def _deliver(self, ref: str, callback: Callback) -> None: ...
+
+
+@attrs.frozen
+class Incoming:
+    """One request.
+
+    Attributes:
+        method: In capitals.
+        query: As it came, percent-encoded.
+        headers: The case of their names does not matter.
+        content_length: Bytes as declared, or None.
+        chunks: The body; raises `DisconnectedError` where it ends too early.
+    """
+
+    method: str
+    query: str = attrs.field(repr=False)
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    content_length: int | None
+    chunks: AsyncIterator[bytes] = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Answer:
+    """What to send back.
+
+    Attributes:
+        status: The HTTP status.
+        body: JSON; empty where the method allows none.
+        headers: Of the answer, without its length.
+    """
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class DisconnectedError(Exception):
+    """The rest of the body will not come."""
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def settings_of(flux: CallbackTarget) -> CallbackSettings:
+    """The settings of a session that expects callbacks.
+
+    Raises:
+        ConfigurationError: It was made without `callbacks`.
+    """
+    settings = flux._callback_settings()  # noqa: SLF001  a receiver is a part of the session
+    if settings is None:
+        raise ConfigurationError(
+            "the session expects no callbacks; make it with Flux2Session(callbacks=Callbacks(...))"
+        )
+    return settings
+
+
+async def handle(flux: CallbackTarget, incoming: Incoming) -> Answer:
+    """Check one request and decide on its answer; the session hears of it right after.
+
+    Args:
+        flux: The session.
+        incoming: The request; its body is not read further than needed.
+
+    Returns:
+        200 when the callback is taken; 405, 413, 401 or 400 by the first check that fails, 408 when the body does not
+        come in 15 seconds; 503 while the session is not open, so that the sender tries again; 500 for a defect of ours.
+    """
+    try:
+        ref, callback = await _checked(flux, incoming)
+        asyncio.get_running_loop().call_soon(_deliver, flux, ref, callback)
+        return _answer(HTTPStatus.OK, "success")
+    except _RefusedError as refused:
+        return _answer(refused.status, refused.status.phrase.lower(), empty=incoming.method == "HEAD")
+    except Exception as error:  # noqa: BLE001  whatever it is, the sender gets an answer
+        _log_defect("a callback could not be checked", error)
+        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "internal server error")
+
+
+async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callback]:
+    if incoming.method != "POST":
+        _refuse(HTTPStatus.METHOD_NOT_ALLOWED)
+    body = await _read(incoming)
+    settings = settings_of(flux)
+    ref = verify_url(incoming.query, settings.secret)
+    if ref is None:
+        _refuse(HTTPStatus.UNAUTHORIZED, "wrong or no signature in the address")
+    callback = _parse(ref, body)
+    if settings.hmac_key is not None and not _is_signed(callback.task_id, incoming.headers, settings.hmac_key):
+        _refuse(
+            HTTPStatus.UNAUTHORIZED,
+            f"submission {ref}: wrong, stale or no X-Webhook-Signature; check hmac_key and the clock of this machine",
+        )
+    if not flux._accepting():  # noqa: SLF001  a receiver is a part of the session
+        _refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"submission {ref}: the session is not open")
+    return ref, callback
+
+
+async def _read(incoming: Incoming) -> bytes:
+    if incoming.content_length is not None and incoming.content_length > MAX_BODY:
+        _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            async for chunk in incoming.chunks:
+                body += chunk
+                if len(body) > MAX_BODY:
+                    _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    except TimeoutError:
+        _refuse(HTTPStatus.REQUEST_TIMEOUT)
+    except DisconnectedError:
+        _refuse(HTTPStatus.BAD_REQUEST, "the body was cut short")
+    return bytes(body)
+
+
+def _parse(ref: str, body: bytes) -> Callback:
+    try:
+        return parse_callback(body)
+    except ProtocolError:
+        _refuse(HTTPStatus.BAD_REQUEST, f"submission {ref}: no JSON that names a task")
+
+
+def _is_signed(task_id: str, headers: Mapping[str, str], hmac_key: str) -> bool:
+    timestamp, signature = header(headers, "x-webhook-timestamp"), header(headers, "x-webhook-signature")
+    return verify_signature(task_id, timestamp, signature, hmac_key, time.time())
+
+
+def _refuse(status: HTTPStatus, reason: str | None = None) -> NoReturn:
+    logger.info("callback refused (%d): %s", status, reason or status.phrase.lower())
+    raise _RefusedError(status) from None
+
+
+def _answer(status: HTTPStatus, message: str, *, empty: bool = False) -> Answer:
+    headers = {"Content-Type": "application/json"}
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = "POST"
+    body = json.dumps({"code": int(status), "msg": message}, separators=(",", ":")).encode()
+    return Answer(int(status), b"" if empty else body, headers)
+
+
+def _deliver(flux: CallbackTarget, ref: str, callback: Callback) -> None:
+    try:
+        flux._deliver(ref, callback)  # noqa: SLF001  a receiver is a part of the session
+    except Exception as error:  # noqa: BLE001  the answer is sent, and the loop has nobody else to tell
+        _log_defect(f"the callback for task {callback.task_id} (submission {ref}) was lost", error)
+
+
+def _log_defect(what: str, error: Exception) -> None:
+    # The error's own text may quote the request, the places where it passed do not.
+    places = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s: %s\n%s", what, type(error).__name__, places)

@@ -1,0 +1,261 @@
+"""Callbacks: addresses that only the service can call, signatures, and what a body says. Pure.
+
+The service signs no body. So an address carries `ref`, our name of a submission, and `sig`, which nobody else can make;
+whoever holds one address can call for that submission only. What a body says stays a hint until a record confirms it.
+"""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import attrs
+
+from flux2_async import _json
+from flux2_async._converter import http_address
+from flux2_async._record import record_from_payload, task_id_of
+from flux2_async._wire import FAILED
+from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
+from flux2_async.models import TaskRecord, TaskState, is_url
+
+__all__ = ["Callback", "parse_callback", "public_urls", "sign", "signed_url", "verify_signature", "verify_url"]
+
+OWN_PARAMETERS: Final = ("ref", "sig")
+MAX_PARAMETERS: Final = 100
+
+FAILURES: Final = {str(code) for code in (400, 500, *FAILED)}
+"""Codes by which a callback without a state says that the task failed."""
+
+_TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
+_TASK_ID: Final = re.compile(r"\S{1,256}")
+
+# Stricter than any parser of addresses: no user, no escape, no backslash and no foreign letter, which one parser takes
+# for a part of the host and another one does not.
+_ADDRESS: Final = re.compile(
+    r"https?://(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::[0-9]{1,5})?(?=[/?#]|\Z)", re.IGNORECASE
+)
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
+_LOCAL_DOMAINS: Final = (
+    "localhost", "localdomain", "local", "internal", "intranet", "private", "lan", "home", "corp", "home.arpa",
+)  # fmt: skip
+# Outside lie the addresses that wrap an IPv4 one (mapped, NAT64), and 2002: is a third way to wrap one.
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+_6TO4: Final = ipaddress.IPv6Network("2002::/16")
+
+
+@attrs.frozen
+class Callback:
+    """What the body of a callback says.
+
+    Attributes:
+        task_id: The task it names, 1 to 256 printable characters.
+        record: What it says of the task, not confirmed by the service; None when it only says that there is news, or
+            says it in a way that cannot be read.
+    """
+
+    task_id: str
+    record: TaskRecord | None
+
+
+def signed_url(url: str, ref: str, secret: str | bytes) -> str:
+    """The address for the callback of one submission.
+
+    Args:
+        url: The public address of the receiver; its own query is kept as it is.
+        ref: The name of the submission, not empty.
+        secret: What only the receivers know, not empty.
+
+    Returns:
+        The address with `ref` and, last, `sig`, the hex HMAC-SHA256 of `ref` under `secret`.
+
+    Raises:
+        ConfigurationError: The address is not a complete http(s) address, has a fragment (which no sender sends) or a
+            parameter `ref` or `sig` of its own, or the secret is empty.
+        InvalidRequestError: `ref` is empty.
+    """
+    _check_address(url)
+    if not ref:
+        raise InvalidRequestError("ref: empty, it must name the submission")
+    joint = "?" if "?" not in url else "" if url.endswith(("?", "&")) else "&"
+    return f"{url}{joint}ref={quote(ref, safe='', errors='surrogatepass')}&sig={_url_signature(ref, secret)}"
+
+
+def verify_url(query: str, secret: str | bytes) -> str | None:
+    """Check the signature in the address of a callback, in constant time.
+
+    Args:
+        query: The query of the request as it came, still percent-encoded, or the whole http(s) address.
+        secret: What the address was signed with.
+
+    Returns:
+        `ref`, or None when `ref` or `sig` is missing, wrong or there twice.
+
+    Raises:
+        ConfigurationError: The secret is empty.
+    """
+    raw = query.partition("#")[0].partition("?")[2] if is_url(query) else query
+    try:
+        pairs = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        return None
+    own = [(name, value) for name, value in pairs if name in OWN_PARAMETERS]
+    found = dict(own)
+    if len(own) != len(OWN_PARAMETERS) or not all(found.get(name) for name in OWN_PARAMETERS):
+        return None
+    right = hmac.compare_digest(_bytes(_url_signature(found["ref"], secret)), _bytes(found["sig"]))
+    return found["ref"] if right else None
+
+
+def sign(task_id: str, timestamp: str | int, hmac_key: str | bytes) -> str:
+    """The `X-Webhook-Signature` of a callback, as the service makes it; for tests of a receiver.
+
+    Args:
+        task_id: The task in the body.
+        timestamp: `X-Webhook-Timestamp`, Unix seconds.
+        hmac_key: The account's webhook key.
+
+    Returns:
+        Base64 of the HMAC-SHA256 of both. The rest of the body is not signed.
+
+    Raises:
+        ConfigurationError: The key is empty.
+    """
+    return base64.b64encode(_hmac(hmac_key, f"{task_id}.{timestamp}", "hmac_key")).decode()
+
+
+def verify_signature(  # noqa: PLR0917  the facts of one signature, in the order of the signature itself
+    task_id: str, timestamp: str, signature: str, hmac_key: str | bytes, now: float, tolerance: float = 300
+) -> bool:
+    """Check the service's own signature of a callback, in constant time.
+
+    Args:
+        task_id: The task in the body.
+        timestamp: The header `X-Webhook-Timestamp` as it came.
+        signature: The header `X-Webhook-Signature` as it came.
+        hmac_key: The account's webhook key.
+        now: The present, Unix seconds.
+        tolerance: Seconds by which the timestamp may be older or newer than the present.
+
+    Returns:
+        Whether the signature is right and fresh; False for anything that is no timestamp or no signature.
+
+    Raises:
+        ConfigurationError: The key is empty.
+    """
+    right = hmac.compare_digest(_bytes(sign(task_id, timestamp, hmac_key)), _bytes(signature))
+    return right and _TIMESTAMP.fullmatch(timestamp) is not None and abs(now - int(timestamp)) <= tolerance
+
+
+def parse_callback(body: bytes) -> Callback:
+    """Read the body of a callback.
+
+    Args:
+        body: As it came.
+
+    Returns:
+        The task it names in `data.taskId`, `data.task_id`, `taskId` or `task_id`, and its record: by `data.state`, or
+        where there is none a failure for the codes 400, 408, 451, 500 and 501.
+
+    Raises:
+        ProtocolError: It is not a JSON object, or names no task.
+    """
+    try:
+        message = _json.loads_reply(body)
+    except ValueError:
+        message = None
+    # Raised out here, so that no error carries the parser's, which holds the whole body.
+    if not isinstance(message, dict):
+        raise ProtocolError(f"callback: {len(body)} bytes that are not a JSON object")
+    data = message.get("data")
+    fields = data if isinstance(data, dict) else {}
+    task_id = task_id_of(fields) or task_id_of(message)
+    if task_id is None or not _TASK_ID.fullmatch(task_id) or not task_id.isprintable():
+        raise ProtocolError("callback: no task id in data.taskId, data.task_id, taskId or task_id")
+    return Callback(task_id, _record(task_id, message, fields))
+
+
+def public_urls(record: TaskRecord) -> bool:
+    """Whether all addresses of a record lead to the public network, so that fetching them reaches nothing inside.
+
+    Names are not resolved: it is about what an address says.
+
+    Args:
+        record: From a callback that was not confirmed.
+
+    Returns:
+        False when an address is not http(s), carries a user, or names a host by a private, reserved or unusually
+        written number, by a single word, or below `localhost`, `local`, `internal` and the like. True when there are
+        no addresses.
+    """
+    return all(_is_public(url) for url in record.result_urls)
+
+
+def _check_address(url: str) -> None:
+    # What `http_address` would mend makes a wrong signature here, or an address that the service refuses.
+    if http_address(url) != url:
+        raise ConfigurationError("callback url: not complete, it must look like https://app.example/flux2/callback/")
+    parts = urlsplit(url)
+    if "#" in url:
+        raise ConfigurationError("callback url: it has a fragment ('#'), which is never sent; leave it out")
+    taken = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}.intersection(OWN_PARAMETERS)
+    if taken:
+        raise ConfigurationError(f"callback url: the parameter {min(taken)!r} is added here; name yours differently")
+
+
+def _url_signature(ref: str, secret: str | bytes) -> str:
+    return _hmac(secret, ref, "secret").hex()
+
+
+def _hmac(key: str | bytes, message: str, name: str) -> bytes:
+    if not key:
+        # Everybody can sign with an empty key.
+        raise ConfigurationError(f"{name}: empty, give a long random text")
+    return hmac.digest(_bytes(key), _bytes(message), hashlib.sha256)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    # Servers decode headers with surrogates for bytes that are no UTF-8.
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+
+
+def _record(task_id: str, message: Mapping[str, Any], fields: Mapping[str, Any]) -> TaskRecord | None:
+    told = fields
+    if fields.get("state") in (None, ""):
+        code = str(message.get("code")).strip()
+        if code not in FAILURES:
+            return None
+        reason = {"failCode": fields.get("failCode") or code, "failMsg": fields.get("failMsg") or message.get("msg")}
+        told = {**fields, "state": TaskState.FAIL.value, **reason}
+    try:
+        return record_from_payload(told, task_id)
+    except ProtocolError:
+        # The id is certain, so there is something to look at.
+        return None
+
+
+def _is_public(url: str) -> bool:
+    address = _ADDRESS.match(url)
+    if address is None:
+        return False
+    try:
+        return _is_public_v6(address[1]) if address[1] else _is_public_host(address[2].lower().removesuffix("."))
+    except ValueError:
+        return False
+
+
+def _is_public_v6(text: str) -> bool:
+    number = ipaddress.IPv6Address(text)
+    return number.is_global and number in _GLOBAL_UNICAST and number not in _6TO4
+
+
+def _is_public_host(host: str) -> bool:
+    labels = host.split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        # 127.1, 0x7f.0.0.1 and the like are numbers to the resolver; here they raise.
+        number = ipaddress.IPv4Address(host)
+        return number.is_global and not number.is_multicast
+    return len(labels) > 1 and all(labels) and not f".{host}".endswith(tuple(f".{name}" for name in _LOCAL_DOMAINS))

@@ -1,0 +1,475 @@
+"""Callbacks resolve tasks: from the emulator over a receiver to the handle, with everything that goes wrong between."""
+
+import asyncio
+import itertools
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from emulated import REQUEST, emulated, error_of, until
+from flux2_async.receivers import serve
+
+from flux2_async._callbacks import MAX_PARKED, PARKED_FOR, CallbackDesk, Insurance, Trust
+from flux2_async._schedule import DocumentedAdvice
+from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ConfigurationError,
+    ContentModeratedError,
+    SessionClosedError,
+    TaskTimeoutError,
+)
+from flux2_async.models import Callbacks, Polling, TextToImage
+from flux2_async.session import Flux2Session
+from flux2_async.webhooks import Callback, signed_url
+
+SECRET = "a secret of all our processes"
+RARE = Polling(interval=3600.0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def receiving(
+    script: Script, *, secret: str | None = SECRET, confirm: bool = True, polling: Polling = RARE, **options: Any
+) -> AsyncIterator[tuple[Flux2Session, Emulator]]:
+    """A session that the emulator can call back, and no poll to speak of."""
+    port = free_port()
+    callbacks = Callbacks(f"http://127.0.0.1:{port}/flux2/callback/", secret=secret, confirm=confirm)
+    async with emulated(script, callbacks=callbacks, polling=polling, **options) as (flux, emulator):
+        async with serve(flux, "127.0.0.1", port):
+            yield flux, emulator
+
+
+def callback_url(emulator: Emulator, call: int = 0) -> str:
+    body = emulator.ledger.requests[call].body
+    assert body is not None
+    return str(body["callBackUrl"])
+
+
+async def post(url: str, body: Any) -> int:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with aiohttp.ClientSession() as http, http.post(url, data=data, allow_redirects=False) as response:
+        return response.status
+
+
+def finished(task_id: str, url: str = "https://files.example/other.png", state: str = "success") -> dict[str, Any]:
+    result = json.dumps({"resultUrls": [url]})
+    return {"code": 200, "msg": "ok", "data": {"taskId": task_id, "state": state, "resultJson": result}}
+
+
+async def test_a_callback_resolves_at_once() -> None:
+    """The result is there when the callback is, with one look to confirm it and no other."""
+    async with receiving(Script(plans=Plan(duration=12.0))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        begun = asyncio.get_running_loop().time()
+        result = await task
+
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(12.0, abs=0.05)
+        assert emulator.ledger.polls_of(task.id) == 1
+        assert result.urls
+        assert [call.status for call in emulator.ledger.callbacks] == [200]
+        assert flux.statistics().callbacks == 1
+
+
+async def test_every_task_has_a_signed_address_of_its_own() -> None:
+    """The address carries the ref and, last, its signature; never the secret."""
+    async with receiving(Script()) as (flux, emulator):
+        await flux.submit(REQUEST, ref="mine")
+        await flux.submit(REQUEST)
+        first, second = callback_url(emulator), callback_url(emulator, 1)
+
+        assert first.startswith("http://127.0.0.1:")
+        assert "/flux2/callback/?ref=mine&sig=" in first
+        assert second.partition("?")[2] != first.partition("?")[2]
+        assert SECRET not in first
+
+
+async def test_without_confirmation_no_look_is_needed() -> None:
+    """With `confirm=False` the body settles; a public address is the condition."""
+    async with receiving(Script(plans=Plan(duration=60.0)), confirm=False) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        assert await post(callback_url(emulator), finished(task.id)) == 200
+        result = await task.result(timeout=1)
+
+        assert result.urls == ("https://files.example/other.png",)
+        assert emulator.ledger.polls == 0
+
+
+async def test_unconfirmed_addresses_have_to_be_public() -> None:
+    """A body that names a host of the inside is a hint and no more, also with `confirm=False`."""
+    async with receiving(Script(plans=Plan(duration=20.0)), confirm=False) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        await post(callback_url(emulator), finished(task.id, "http://169.254.169.254/meta"))
+
+        assert not await task.wait(10)
+        assert emulator.ledger.polls_of(task.id) > 0
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+@pytest.mark.parametrize("state", ["success", "fail"])
+async def test_a_body_for_another_task_is_only_a_hint(confirm: bool, state: str) -> None:
+    """A valid address with another task's id settles neither of the two."""
+    async with receiving(Script(plans=Plan(duration=30.0)), confirm=confirm) as (flux, emulator):
+        mine, other = await flux.submit(REQUEST), await flux.submit(REQUEST)
+        assert await post(callback_url(emulator), finished(other.id, state=state)) == 200
+
+        assert not await other.wait(5)
+        assert not mine.done()
+        assert (await other).urls != ("https://files.example/other.png",)
+
+
+@pytest.mark.parametrize("body", [{"url": "https://evil.example/x.png"}, {"state": "fail"}])
+async def test_a_tampered_body_is_not_believed(body: dict[str, Any]) -> None:
+    """With `confirm=True` nothing counts but the record."""
+    async with receiving(Script(plans=Plan(duration=5.0))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        assert await post(callback_url(emulator), finished(task.id, **body)) == 200
+        result = await task
+
+        assert result.urls[0].startswith(emulator.base_url)
+
+
+@pytest.mark.parametrize("plan", ["early", "twice", "late", "once"])
+async def test_whenever_the_callback_comes(plan: Any) -> None:
+    """Before the createTask reply, twice, or late: one settle, the right result."""
+    script = Script(plans=Plan(duration=3.0, callback=plan, callback_delay=20.0 if plan == "late" else None))
+    async with receiving(script) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+
+        assert (await task.result(timeout=60)).urls
+        await asyncio.sleep(60)
+        assert flux.statistics().repeated_settles == 0
+        assert emulator.ledger.polls_of(task.id) <= 2
+
+
+async def test_ten_at_once_are_one_look() -> None:
+    """Many callbacks of one task in one moment make one look."""
+    async with receiving(Script(plans=Plan(duration=3.0, callback="lost"))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        await asyncio.sleep(4)
+        answers = await asyncio.gather(*(post(callback_url(emulator), finished(task.id)) for _ in range(10)))
+        await task
+
+        assert answers == [200] * 10
+        assert emulator.ledger.polls_of(task.id) == 1
+
+
+async def test_a_lost_callback_is_found_by_the_insurance() -> None:
+    """Without an own interval the record is read at the age limits of the documentation, 30 s and 2 min."""
+    async with receiving(Script(plans=Plan(duration=12.0, callback="lost")), polling=Polling()) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        begun = asyncio.get_running_loop().time()
+        await task
+
+        assert 30 <= asyncio.get_running_loop().time() - begun <= 34
+        assert emulator.ledger.polls_of(task.id) == 1
+
+
+async def test_callbacks_that_never_come_are_not_waited_for() -> None:
+    """When polls prove to be first, looking goes on as without callbacks; and back when they come again."""
+    lost = True
+
+    def plan(index: int, body: Any) -> Plan:
+        return Plan(duration=12.0, callback="lost" if lost else "once")
+
+    async with receiving(Script(plans=plan, credits=1e6), polling=Polling()) as (flux, emulator):
+        for _ in range(6):
+            await flux.generate(REQUEST)
+        task = await flux.submit(REQUEST)
+        begun = asyncio.get_running_loop().time()
+        await task
+        assert asyncio.get_running_loop().time() - begun < 16
+        assert emulator.ledger.polls_of(task.id) >= 4
+
+        lost = False
+        for _ in range(6):
+            await flux.generate(REQUEST)
+        task = await flux.submit(REQUEST)
+        await task
+        assert emulator.ledger.polls_of(task.id) == 1
+
+
+async def test_a_callback_after_a_poll_settles_nothing_again() -> None:
+    """A poll that was first has the last word."""
+    script = Script(plans=Plan(duration=3.0, callback="late", callback_delay=10.0))
+    async with receiving(script, polling=Polling(interval=1.0)) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        result = await task
+        await asyncio.sleep(30)
+
+        assert [call.status for call in emulator.ledger.callbacks] == [200]
+        assert await task is result
+
+
+async def test_a_callback_after_the_waiter_gave_up() -> None:
+    """A waiter's time-out changes nothing for the callback and for the next waiter."""
+    async with receiving(Script(plans=Plan(duration=12.0))) as (flux, _):
+        task = await flux.submit(REQUEST)
+        assert isinstance(await error_of(task.result(timeout=2)), TaskTimeoutError)
+
+        assert (await task.result(timeout=11)).urls
+
+
+async def test_the_record_lags_behind_the_callback() -> None:
+    """A record that is not final yet when its callback comes is looked at again shortly after."""
+    async with receiving(Script(plans=Plan(duration=5.0, record_lag=1.2))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        await task.result(timeout=8)
+
+        assert 2 <= emulator.ledger.polls_of(task.id) <= 4
+
+
+@pytest.mark.parametrize("kind", ["cut_before", "html", "broken_json", "refuse"])
+async def test_confirming_fails_at_first(kind: Any) -> None:
+    """A look that fails after the callback is repeated by the usual schedule, not by the rare one."""
+    faults = [Fault("recordInfo", kind, times=3, code=500)]
+    async with receiving(Script(plans=Plan(duration=5.0), faults=faults), polling=Polling()) as (flux, _):
+        task = await flux.submit(REQUEST)
+
+        assert (await task.result(timeout=60)).urls
+
+
+async def test_a_failed_task_by_callback() -> None:
+    """Failures come by callback as well, as what they are."""
+    async with receiving(Script(plans=Plan(duration=4.0, outcome="moderated"))) as (flux, _):
+        assert isinstance(await error_of(flux.generate(REQUEST)), ContentModeratedError)
+
+
+async def test_a_lost_reply_is_not_a_lost_picture() -> None:
+    """Connection cut after accepting, callback comes: one charge, one picture, found by its ref."""
+    script = Script(plans=Plan(duration=12.0), faults=[Fault("createTask", "cut_after")])
+    async with receiving(script) as (flux, emulator):
+        caught = await error_of(flux.submit(REQUEST))
+        assert isinstance(caught, AmbiguousSubmitError)
+        task = await flux.recover(caught.ref, timeout=60)
+        result = await task
+
+        assert [task.id] == emulator.ledger.accepted
+        assert task.request == REQUEST
+        assert result.urls
+        assert emulator.ledger.charged == 14
+        assert len(emulator.ledger.requests) == 1
+        assert await flux.recover(caught.ref) is task
+
+
+async def test_an_ambiguous_task_is_attached_unasked() -> None:
+    """Once its callback came, the task is among the outstanding, also when nobody calls `recover`."""
+    script = Script(plans=Plan(duration=12.0, record_lag=5.0), faults=[Fault("createTask", "cut_after")])
+    async with receiving(script) as (flux, emulator):
+        caught = await error_of(flux.submit(REQUEST))
+        assert isinstance(caught, AmbiguousSubmitError)
+        await asyncio.sleep(13)
+
+        assert [task.id for task in flux.tasks()] == emulator.ledger.accepted
+        await flux.drain()
+        assert (await (await flux.recover(caught.ref))).urls
+
+
+async def test_recovering_frees_the_key() -> None:
+    """The key of an ambiguous submission raises its error until the task is known, then gives the task."""
+    script = Script(plans=Plan(duration=12.0), faults=[Fault("createTask", "cut_after")])
+    async with receiving(script) as (flux, emulator):
+        caught = await error_of(flux.submit(REQUEST, key="a"))
+        assert isinstance(caught, AmbiguousSubmitError)
+        assert await error_of(flux.submit(REQUEST, key="a")) is caught
+        task = await flux.recover(caught.ref, timeout=60)
+
+        assert await flux.submit(REQUEST, key="a") is task
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_an_early_callback_answers_a_lost_reply() -> None:
+    """A callback that came before the connection broke turns the ambiguous submission into a task."""
+    script = Script(plans=Plan(callback="early"), faults=[Fault("createTask", "cut_after")])
+    async with receiving(script) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+
+        assert [task.id] == emulator.ledger.accepted
+        assert (await task).urls
+
+
+async def test_nothing_to_recover() -> None:
+    """What was never accepted stays unknown; waiting for it ends in time, or with the session."""
+    async with receiving(Script(faults=[Fault("createTask", "cut_before")])) as (flux, _):
+        caught = await error_of(flux.submit(REQUEST))
+        assert isinstance(caught, AmbiguousSubmitError)
+        with pytest.raises(TimeoutError):
+            await flux.recover(caught.ref, timeout=30)
+        recovering = asyncio.create_task(flux.recover(caught.ref))
+        await asyncio.sleep(1)
+        await flux.aclose()
+
+        assert isinstance(await error_of(recovering), SessionClosedError)
+
+
+async def test_recovering_in_a_new_session() -> None:
+    """A ref of a session that is gone is recovered by the next one, when it has the same secret."""
+    port = free_port()
+    callbacks = Callbacks(f"http://127.0.0.1:{port}/", secret=SECRET)
+    script = Script(plans=Plan(duration=30.0), faults=[Fault("createTask", "cut_after")])
+    async with emulated(script, callbacks=callbacks, polling=RARE) as (first, emulator):
+        caught = await error_of(first.submit(REQUEST))
+        assert isinstance(caught, AmbiguousSubmitError)
+        await first.aclose()
+        async with Flux2Session(
+            emulator.api_key, base_url=emulator.base_url, callbacks=callbacks, polling=RARE
+        ) as flux:
+            async with serve(flux, "127.0.0.1", port):
+                recovering = asyncio.create_task(flux.recover(caught.ref, timeout=100))
+                await asyncio.sleep(40)
+                assert (await (await recovering)).urls
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_a_callback_that_came_before_recovering() -> None:
+    """A callback for an unknown ref is kept for an hour."""
+    async with receiving(Script(plans=Plan(duration=3.0))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        await task
+        assert (
+            await post(signed_url(callback_url(emulator).partition("?")[0], "of-yesterday", SECRET), finished(task.id))
+            == 200
+        )
+        await asyncio.sleep(PARKED_FOR - 100)
+        recovered = await flux.recover("of-yesterday", timeout=1)
+
+        assert recovered.id == task.id
+
+
+async def test_recover_needs_callbacks() -> None:
+    """Without callbacks nobody can tell, and the error says what to do."""
+    async with emulated() as (flux, _):
+        caught = await error_of(flux.recover("mine"))
+
+        assert isinstance(caught, ConfigurationError)
+        assert "Callbacks" in str(caught)
+
+
+async def test_forged_callbacks_wake_nobody() -> None:
+    """Without the signature of our secret there is no look, whatever the body says."""
+    async with receiving(Script(plans=Plan(duration=30.0))) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        url = callback_url(emulator)
+        forged = signed_url(url.partition("?")[0], "other", "another secret")
+        statuses = [await post(each, finished(task.id)) for each in (url[:-1] + "0", url.partition("?")[0], forged)]
+        statuses.append(await post(url, b"{"))
+
+        assert statuses == [401, 401, 401, 400]
+        assert emulator.ledger.polls == 0
+        assert flux.statistics().callbacks == 0
+
+
+async def test_a_random_secret_of_its_own() -> None:
+    """Without a secret each session makes one, so callbacks of another session are refused."""
+    async with receiving(Script(plans=Plan(duration=5.0)), secret=None) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+
+        assert (await task).urls
+        assert [call.status for call in emulator.ledger.callbacks] == [200]
+        assert await post(signed_url(callback_url(emulator).partition("?")[0], "x", SECRET), finished("x")) == 401
+
+
+async def test_the_receiver_restarts_meanwhile() -> None:
+    """A callback that meets a closed door is repeated by the service, or found by a look."""
+    port = free_port()
+    callbacks = Callbacks(f"http://127.0.0.1:{port}/", secret=SECRET)
+    async with emulated(Script(plans=Plan(duration=5.0)), callbacks=callbacks, polling=RARE) as (flux, emulator):
+        async with serve(flux, "127.0.0.1", port):
+            task = await flux.submit(REQUEST)
+        await asyncio.sleep(10)
+        async with serve(flux, "127.0.0.1", port):
+            assert (await task.result(timeout=120)).urls
+            await until(lambda: len(emulator.ledger.callbacks) == 2)
+        assert [call.status for call in emulator.ledger.callbacks] == [None, 200]
+
+
+async def test_callback_of_another_process() -> None:
+    """A callback for a task that somebody else awaits is parked, and wakes the task where it was attached."""
+    async with receiving(Script(plans=Plan(duration=60.0))) as (flux, emulator):
+        async with emulated() as (_, _):
+            pass
+        task = await flux.submit(REQUEST)
+        emulator.finish(task.id)
+        await until(task.done)
+        url = signed_url(callback_url(emulator).partition("?")[0], "of-another", SECRET)
+
+        assert await post(url, finished("0" * 32)) == 200
+        assert flux.tasks() == ()
+
+
+async def test_a_thousand_at_once() -> None:
+    """A thousand tasks are settled by callbacks alone, each once and with one look."""
+    script = Script(plans=Plan(duration=20.0), credits=1e6)
+    async with receiving(script, rate_limit=None, max_running=None) as (flux, emulator):
+        tasks = await asyncio.gather(*(flux.submit(TextToImage(f"number {n}")) for n in range(1000)))
+        results = await asyncio.gather(*tasks)
+
+        assert len({result.task_id for result in results}) == 1000
+        assert emulator.ledger.polls == 1000
+        assert flux.statistics().repeated_settles == 0
+
+
+async def test_parked_callbacks_are_bounded() -> None:
+    """However many callbacks for unknown refs come, only so many are kept, the newest."""
+    async with receiving(Script()) as (flux, _):
+        for number in range(MAX_PARKED + 10):
+            flux._deliver(f"ref-{number}", Callback(f"task-{number}", None))
+        desk = flux._engine.desk if flux._engine else None
+
+        assert isinstance(desk, CallbackDesk)
+        assert len(desk._parked) == MAX_PARKED
+        assert (await flux.recover(f"ref-{MAX_PARKED + 9}", timeout=1)).id == f"task-{MAX_PARKED + 9}"
+
+
+def test_trust_is_learned() -> None:
+    """A few polls that were first end the trust, a few callbacks bring it back."""
+    trust = Trust()
+    assert trust
+    for _ in range(4):
+        trust.learn(arrived=False)
+    assert not trust
+    for _ in range(4):
+        trust.learn(arrived=True)
+    assert trust
+
+
+def test_insurance_looks_at_the_age_limits() -> None:
+    """Trusted callbacks leave a look at 30 s and at 2 min, then the usual schedule."""
+    schedule = Insurance(DocumentedAdvice(Polling()), Trust())
+    ages = list(itertools.accumulate(range(3), lambda age, _: age + schedule.wait(age, 0.0), initial=0.0))
+
+    assert ages[1:3] == [30.0, 120.0]
+    assert ages[3] - ages[2] == pytest.approx(22.5, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"url": "app.example/callback"}, "Callbacks.url"),
+        ({"url": "ftp://app.example/"}, "Callbacks.url"),
+        ({"url": None}, "Callbacks.url"),
+        ({"url": "https://app.example/", "secret": " "}, "secret"),
+        ({"url": "https://app.example/", "hmac_key": ""}, "hmac_key"),
+    ],
+)
+def test_unusable_settings(options: dict[str, Any], words: str) -> None:
+    """An address that cannot be called, or a blank secret, is told when the settings are made."""
+    with pytest.raises(ConfigurationError, match=words):
+        Callbacks(**options)
+
+
+def test_secrets_are_not_shown() -> None:
+    """No repr shows a secret."""
+    callbacks = Callbacks("https://app.example/", secret="s3cret", hmac_key="h-mac")
+
+    assert "s3cret" not in repr(callbacks)
+    assert "h-mac" not in repr(callbacks)

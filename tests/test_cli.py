@@ -1,0 +1,549 @@
+"""The commands, called in this process against an emulator in a thread of its own."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from PIL import Image
+
+from flux2_async import _schedule
+from flux2_async.cli import options
+from flux2_async.cli.app import run
+from flux2_async.emulator import Emulator, Fault, Plan, Script
+
+PHOTO = str(Path(options.__file__).parent / "photos" / "chelsea.png")
+Serve = Callable[..., Emulator]
+
+
+def picture(path: str) -> tuple[str | None, tuple[int, int]]:
+    """The kind and the size of a picture."""
+    with Image.open(path) as opened:
+        return opened.format, opened.size
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, and an environment without settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("APIKLEY_API_KEY", "APIKLEY_BASE_URL", "APIKLEY_UPLOAD_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_schedule, "ADVICE", ((float("inf"), 0.05),))
+    return tmp_path
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Starts an emulator and sets the environment to it, as a user with an account has it."""
+    with ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal())
+
+        def start(*faults: Fault, plan: Plan | None = None, balance: float = 1000.0, render: bool = True) -> Emulator:
+            script = Script(plans=plan or Plan(duration=0.0), credits=balance, render=render)
+            script.faults.extend(faults)
+            emulator = stack.enter_context(portal.wrap_async_context_manager(Emulator(script)))
+            monkeypatch.setenv("APIKLEY_API_KEY", emulator.api_key)
+            monkeypatch.setenv("APIKLEY_BASE_URL", emulator.base_url)
+            return emulator
+
+        yield start
+
+
+def test_generate_saves_one_picture_and_prints_its_path(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """`generate` gives exactly the path on stdout, and the states on stderr."""
+    emulator = serve()
+    assert run(["generate", "A lighthouse at dawn", "--aspect-ratio", "16:9"]) == 0
+    out, err = capsys.readouterr()
+    [task_id] = emulator.ledger.accepted
+    assert out == f"{task_id}-1.jpg\n"
+    assert picture(out.strip()) == ("JPEG", (1280, 720))
+    assert f"task {task_id}: accepted" in err
+    assert err.splitlines()[-1].startswith(f"task {task_id}, ")
+
+
+def test_edit_sends_the_pictures_and_the_shape(serve: Serve) -> None:
+    """Local files are uploaded, and every option reaches the service."""
+    emulator = serve(render=False)
+    words = ["edit", "Make it blue", PHOTO, PHOTO, "--resolution", "2K", "--tier", "pro", "-o", "out.png"]
+    assert run(words) == 0
+    [call] = emulator.ledger.requests
+    assert call.body is not None
+    assert call.body["model"] == "flux-2/pro-image-to-image"
+    assert call.body["input"]["prompt"] == "Make it blue"
+    assert call.body["input"]["aspect_ratio"] == "auto"
+    assert call.body["input"]["resolution"] == "2K"
+    assert len(call.body["input"]["input_urls"]) == 2
+    assert len(emulator.ledger.uploads) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("out.png", "PNG"), ("out.jpg", "JPEG"), ("OUT.JPEG", "JPEG"), ("out.webp", "WEBP")]
+)
+def test_output_has_the_name_and_the_content_that_were_asked_for(
+    serve: Serve, here: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    """The file's content is what the end of its name says, and nothing else is left in the folder."""
+    serve()
+    assert run(["generate", "A lighthouse", "-o", name]) == 0
+    assert capsys.readouterr().out == f"{name}\n"
+    assert picture(name) == (kind, (1024, 1024))
+    assert [path.name for path in here.iterdir()] == [name]
+
+
+def test_output_may_be_an_existing_folder(serve: Serve, here: Path) -> None:
+    """A folder takes the picture under its usual name."""
+    emulator = serve()
+    (here / "pictures").mkdir()
+    assert run(["generate", "A lighthouse", "-o", "pictures"]) == 0
+    assert [path.name for path in (here / "pictures").iterdir()] == [f"{emulator.ledger.accepted[0]}-1.jpg"]
+
+
+def test_json_is_one_document_with_files_and_facts(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `--json` stdout is one document and nothing else."""
+    emulator = serve()
+    assert run(["generate", "A lighthouse", "--json", "-o", "a.png"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["task_id"] == emulator.ledger.accepted[0]
+    assert document["state"] == "success"
+    assert document["files"] == ["a.png"]
+    assert document["credits_consumed"] == 14.0
+    assert document["urls"]
+
+
+def test_emulate_needs_no_account_and_ignores_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--emulate` works with a key, addresses and proxies that would not."""
+    monkeypatch.setenv("APIKLEY_API_KEY", "not a key")
+    monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("APIKLEY_UPLOAD_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert run(["edit", "Make it blue", PHOTO, "--emulate", "-o", "out.jpg"]) == 0
+    assert capsys.readouterr().out == "out.jpg\n"
+
+
+def test_a_real_command_goes_through_the_proxy_of_the_environment(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Proxy variables count for real runs, as for other commands."""
+    serve()
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert run(["credits"]) == 1
+    assert "the proxy could not be reached" in capsys.readouterr().err
+
+
+NO_KEY = (
+    "flux2: no API key: set it with `export APIKLEY_API_KEY=...` (keys are made at https://app.apikley.ru/keys), "
+    "or without an account "
+)
+
+
+@pytest.mark.parametrize("words", [["generate", "A lighthouse"], ["edit", "Make it blue", PHOTO]])
+def test_without_key_the_message_tells_both_ways(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    """Without a key and without `--emulate` nothing is done, and both ways on are named."""
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"{NO_KEY}add --emulate, which uses the embedded emulator\n"
+
+
+@pytest.mark.parametrize("words", [["credits"], ["status", "abc"], ["status", "abc", "--wait"]])
+def test_account_commands_without_key_name_the_emulator(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    """Where `--emulate` makes no sense, the other emulator is named."""
+    assert run(words) == 2
+    assert capsys.readouterr().err == f"{NO_KEY}start `flux2 emulator` in another terminal and set what it prints\n"
+
+
+BAD = {
+    "short prompt": (["generate", "A"], "prompt: 1 characters given, allowed are 3 to 5000"),
+    "long prompt": (["generate", "x" * 5001], "prompt: 5001 characters given, allowed are 3 to 5000"),
+    "no images": (["edit", "Make it blue"], "images: 0 given, allowed are 1 to 8"),
+    "nine images": (["edit", "Make it blue", *[PHOTO] * 9], "images: 9 given, allowed are 1 to 8"),
+    "missing file": (
+        ["edit", "Make it blue", "missing.jpg"],
+        "images[0]: neither an existing file nor an address with http:// or https:// ('missing.jpg')",
+    ),
+    "folder": (
+        ["edit", "Make it blue", PHOTO, "."],
+        "images[1]: a folder given, it must be a JPEG, PNG or WebP file ('.')",
+    ),
+    "gif": (["edit", "Make it blue", "a.gif"], "images[0]: GIF given, allowed are JPEG, PNG and WebP ('a.gif')"),
+    "large": (
+        ["edit", "Make it blue", "large.jpg"],
+        "images[0]: 11000000 bytes given, allowed are 1 to 10000000 (10 MB) ('large.jpg')",
+    ),
+    "scheme": (
+        ["edit", "Make it blue", "ftp://host/a.jpg"],
+        "images[0]: an address with ftp:// given, allowed are http:// and https://",
+    ),
+    "ratio": (
+        ["generate", "A lighthouse", "--aspect-ratio", "5:4"],
+        "aspect_ratio: '5:4' given, allowed are '1:1', '4:3', '3:4', '16:9', '9:16', '3:2', '2:3', 'auto'",
+    ),
+    "auto without pictures": (
+        ["generate", "A lighthouse", "--aspect-ratio", "auto"],
+        (
+            "aspect_ratio: 'auto' takes the ratio of the first picture and there is none, "
+            "allowed are '1:1', '4:3', '3:4', '16:9', '9:16', '3:2', '2:3'"
+        ),
+    ),
+    "resolution": (
+        ["generate", "A lighthouse", "--resolution", "4K"],
+        "resolution: '4K' given, allowed are '1K', '2K'",
+    ),
+    "tier": (["generate", "A lighthouse", "--tier", "max"], "tier: 'max' given, allowed are 'flex', 'pro'"),
+    "rate limit": (
+        ["generate", "A lighthouse", "--rate-limit", "fast"],
+        "--rate-limit: 'fast' given, it must look like 20/10 (20 new tasks in any 10 seconds), or none",
+    ),
+    "rate limit of nothing": (
+        ["demo", "--rate-limit", "0/10"],
+        "--rate-limit: '0/10' given, it must look like 20/10 (20 new tasks in any 10 seconds), or none",
+    ),
+    "timeout": (
+        ["generate", "A lighthouse", "--timeout=-1"],
+        "--timeout: -1.0 given, it must be a number of seconds of 0 or more",
+    ),
+    "extension": (
+        ["generate", "A lighthouse", "-o", "out.gif"],
+        "--output: 'out.gif' given, its end must be one of .png, .jpg, .jpeg, .webp",
+    ),
+    "no extension": (
+        ["generate", "A lighthouse", "-o", "out"],
+        "--output: 'out' given, its end must be one of .png, .jpg, .jpeg, .webp",
+    ),
+    "missing folder": (
+        ["generate", "A lighthouse", "-o", "nowhere/out.png"],
+        "--output: there is no folder 'nowhere'; make it first, nothing was sent",
+    ),
+    "empty output": (
+        ["generate", "A lighthouse", "-o", ""],
+        "--output: an empty name given, it must be a file such as out.png, or an existing folder",
+    ),
+    "task id": (
+        ["status", "two words"],
+        "task_id: 'two words' given, it must be the text that createTask gave, without blanks",
+    ),
+    "port": (["emulator", "--port", "70000"], "--port: 70000 given, it must be 0 to 65535"),
+    "duration": (
+        ["emulator", "--duration", "nan"],
+        "--duration: nan given, it must be a number of seconds of 0 or more",
+    ),
+    "demo folder": (["demo", "--out", "a.gif"], "--out: 'a.gif' cannot be written (File exists); give another folder"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_sends_nothing(
+    serve: Serve, here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    """Wrong usage gives exit code 2 and one line that tells what was given and what is allowed."""
+    (here / "a.gif").write_bytes(b"GIF89a" + bytes(100))
+    with (here / "large.jpg").open("wb") as large:
+        large.write(b"\xff\xd8\xff")
+        large.truncate(11_000_000)
+    emulator = serve()
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == f"flux2: {message}"
+    assert emulator.ledger.calls.total() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "where"),
+    [
+        (["paint"], '"paint"', "flux2"),
+        (["edit"], "PROMPT", "flux2 edit"),
+        (["generate", "A lighthouse", "--fast"], "--fast", "flux2 generate"),
+        (["generate", "A lighthouse", "--timeout", "soon"], "soon", "flux2 generate"),
+        (["generate", "A lighthouse", "-o"], "-o", "flux2 generate"),
+    ],
+)
+def test_words_that_are_no_command_line_lead_to_the_help(
+    capsys: pytest.CaptureFixture[str], words: list[str], told: str, where: str
+) -> None:
+    """What the parser refuses is one line as well, and names the help that tells more."""
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("flux2: ")
+    assert told in err
+    assert err.endswith(f"; see {where} --help\n")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_sending(
+    serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only folder is found out by writing, before anything is paid."""
+    emulator = serve()
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("flux2_async.cli.options.tempfile.TemporaryFile", refuse)
+    assert run(["generate", "A lighthouse", "-o", "out.png"]) == 2
+    assert capsys.readouterr().err == (
+        "flux2: --output: the folder '.' cannot be written (Permission denied); nothing was sent\n"
+    )
+    assert emulator.ledger.calls.total() == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "APIKLEY_API_KEY",
+            "secret\nkey",
+            "api_key: it holds a space, a line break or a character that no key has; copy it again, as one word",
+        ),
+        (
+            "APIKLEY_BASE_URL",
+            "ftp://somewhere",
+            "base_url: 'ftp://somewhere' given, it must look like https://api.apikley.ru",
+        ),
+    ],
+)
+def test_bad_settings_are_wrong_usage(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    variable: str,
+    value: str,
+    message: str,
+) -> None:
+    """A malformed key or address is exit code 2; the key is not repeated."""
+    serve()
+    monkeypatch.setenv(variable, value)
+    assert run(["generate", "A lighthouse"]) == 2
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1] == f"flux2: {message}"
+    assert "secret" not in err
+
+
+def test_a_wrong_key_is_a_failure_and_not_shown(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key that the service does not know: exit code 1, for people one line, for machines the code."""
+    serve()
+    monkeypatch.setenv("APIKLEY_API_KEY", "my-secret-key")
+    assert run(["generate", "A lighthouse", "--json"]) == 1
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert (error["type"], error["code"], error["task_id"]) == ("AuthenticationError", 401, None)
+    assert err.splitlines()[-1].startswith("flux2: 401: ")
+    assert "my-secret-key" not in out + err
+
+
+def test_an_ambiguous_submission_says_what_to_do(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """A lost reply is sent once, and the user is told to look before paying again."""
+    emulator = serve(Fault("createTask", "cut_after"))
+    assert run(["generate", "A lighthouse", "--json"]) == 1
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert error["type"] == "AmbiguousSubmitError"
+    assert err.splitlines()[-1].endswith(
+        f"submission {error['ref']}: look into the task log of your account before you run this again, "
+        "or you may pay twice"
+    )
+    assert len(emulator.ledger.requests) == 1
+
+
+def test_a_moderated_task_fails_with_the_services_words(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """A task that fails is exit code 1 with its reason, and no file."""
+    serve(plan=Plan(duration=0.0, outcome="moderated"))
+    assert run(["generate", "A lighthouse", "-o", "out.png"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "CONTENT_POLICY_BLOCKED" in err.splitlines()[-1]
+    assert not Path("out.png").exists()
+
+
+def test_a_429_is_told_and_waited_out(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """A refused request is sent again by itself, and the progress says so."""
+    emulator = serve(Fault("createTask", "refuse", retry_after=1))
+    assert run(["generate", "A lighthouse"]) == 0
+    assert "request: sent again after a 429" in capsys.readouterr().err
+    assert len(emulator.ledger.accepted) == 1
+
+
+def test_a_timeout_names_the_command_that_goes_on_and_that_command_works(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After `--timeout` the task is not lost: the printed command gets its picture."""
+    emulator = serve(plan=Plan(duration=float("inf")))
+    assert run(["generate", "A lighthouse", "-o", "my picture.png", "--timeout", "0.1"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    [task_id] = emulator.ledger.accepted
+    assert last.endswith(f"go on with: flux2 status {task_id} --wait -o 'my picture.png'")
+    emulator.finish(task_id)
+    assert run(["status", task_id, "--wait", "-o", "my picture.png"]) == 0
+    assert picture("my picture.png") == ("PNG", (1024, 1024))
+    assert len(emulator.ledger.accepted) == 1
+
+
+def test_a_download_that_fails_names_the_task(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture that was paid for and cannot be fetched now can be fetched later by the printed command."""
+    emulator = serve(Fault("file", "html", status=410, times=None), Fault("download-url", "refuse", code=404))
+    assert run(["generate", "A lighthouse"]) == 1
+    [task_id] = emulator.ledger.accepted
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"go on with: flux2 status {task_id} --wait")
+
+
+def test_status_tells_a_record_and_fails_for_a_failed_task(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """`status` shows the record; a failed task is exit code 1."""
+    emulator = serve(plan=Plan(duration=0.0, outcome="fail"))
+    run(["generate", "A lighthouse"])
+    [task_id] = emulator.ledger.accepted
+    capsys.readouterr()
+    assert run(["status", task_id]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"task     {task_id}"
+    assert lines[1] == "state    fail"
+    assert lines[-1] == "failure  500 Internal Error, Please try again later."
+    assert run(["status", task_id, "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["state"], document["fail_code"]) == ("fail", "500")
+    assert "param" not in document
+
+
+def test_status_of_an_unknown_task_is_one_line(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """An id that the service does not know is exit code 1."""
+    serve()
+    assert run(["status", "abc"]) == 1
+    assert capsys.readouterr().err.startswith("flux2: the service does not know task abc")
+
+
+def test_credits_tells_the_balance(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """`credits` gives the balance whole, for people and for machines."""
+    serve(balance=1_234_567.5)
+    assert run(["credits"]) == 0
+    assert capsys.readouterr().out == "1234567.5 credits\n"
+    assert run(["credits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"credits": 1234567.5}
+
+
+def test_rate_limit_may_be_switched_off() -> None:
+    """`none` and numbers with fractions of seconds are understood."""
+    assert options.parse_rate_limit("none") is None
+    limit = options.parse_rate_limit(" 5/2.5 ")
+    assert limit is not None
+    assert (limit.limit, limit.period) == (5, 2.5)
+
+
+def test_doctor_finds_everything_well_and_costs_nothing(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """A working account: six lines, all ok, no task and no upload."""
+    emulator = serve(balance=50.0)
+    assert run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["ok", name] for name in ("key", "API", "uploads", "clock", "account", "balance")
+    ]
+    assert lines[-1] == "ok     balance  50 credits"
+    assert emulator.ledger.requests == []
+    assert emulator.ledger.uploads == []
+    assert emulator.ledger.authorization_seen == {"credit"}
+
+
+def test_doctor_names_each_problem_and_its_remedy(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No key, an upload address where nobody listens: exit code 1 and an advice for each."""
+    serve()
+    monkeypatch.delenv("APIKLEY_API_KEY")
+    monkeypatch.setenv("APIKLEY_UPLOAD_URL", "http://127.0.0.1:9")
+    assert run(["doctor", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is False
+    assert [(check["name"], check["ok"]) for check in document["checks"]] == [
+        ("key", False),
+        ("API", True),
+        ("uploads", False),
+        ("clock", True),
+    ]
+    assert all(bool(check["advice"]) != check["ok"] for check in document["checks"])
+
+
+@pytest.mark.parametrize(
+    ("change", "failing", "word"),
+    [
+        ({"APIKLEY_API_KEY": "my-secret-key"}, "account", "not accepted"),
+        ({"APIKLEY_API_KEY": "my secret key"}, "key", "it holds a space"),
+        ({"APIKLEY_BASE_URL": "api.apikley.ru"}, "addresses", "base_url: 'api.apikley.ru' given"),
+    ],
+)
+def test_doctor_judges_key_and_addresses_apart(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    change: dict[str, str],
+    failing: str,
+    word: str,
+) -> None:
+    """Exactly the wrong setting fails, and the key is not shown."""
+    serve()
+    for name, value in change.items():
+        monkeypatch.setenv(name, value)
+    assert run(["doctor"]) == 1
+    out = capsys.readouterr().out
+    [line] = [line for line in out.splitlines() if line.startswith("failed")]
+    assert line.split()[1] == failing
+    assert word in line
+    assert "secret" not in out
+
+
+def test_doctor_sees_an_empty_account_a_broken_service_and_a_wrong_clock(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing left, HTTP 502, and a clock that is minutes off are each a failed check."""
+    serve(balance=0.0)
+    assert run(["doctor"]) == 1
+    assert "failed balance  0 credits; top up the account" in capsys.readouterr().out
+    serve(Fault("credit", "html", times=None))
+    assert run(["doctor"]) == 1
+    assert re.search(r"failed API +\S+ answers HTTP 502; ", capsys.readouterr().out)
+    serve()
+    monkeypatch.setattr("flux2_async.cli.doctor.parsedate_to_datetime", _five_minutes_ago)
+    assert run(["doctor"]) == 1
+    assert re.search(
+        r"failed clock +this clock is 300 s ahead of the server's; set this machine's clock", capsys.readouterr().out
+    )
+
+
+def _five_minutes_ago(_: str) -> object:
+    return datetime.now(UTC) - timedelta(minutes=5)
+
+
+def test_a_port_that_is_taken_is_one_line(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """`emulator` on a port in use is exit code 1 without a traceback."""
+    emulator = serve()
+    assert run(["emulator", "--port", emulator.base_url.rpartition(":")[2]]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("flux2: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["demo", "edit", "generate", "status", "credits", "doctor", "emulator"])
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """`--help` explains every parameter of a command and exits with 0."""
+    assert run([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Usage: flux2 {command}" in out
+    assert "--json" in out
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints the version alone."""
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"{version('flux2-async')}\n"

@@ -1,0 +1,67 @@
+"""The progress of many tasks, drawn and in lines."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from flux2_async.cli.board import Board, Row
+from flux2_async.cli.screen import Screen
+
+
+def rows() -> list[Row]:
+    """Four tasks with long titles, at various places."""
+    return [Row(f"{n} {'a long request ' * 6}", "edit flex auto 1K") for n in range(4)]
+
+
+def drawn(board: Board, width: int) -> list[str]:
+    """What a terminal of this width shows."""
+    terminal = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
+    with terminal.capture() as capture:
+        terminal.print(board._drawn())
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize(("width", "facts"), [(60, False), (80, False), (120, True)])
+def test_every_row_is_one_line_with_state_and_time(width: int, facts: bool) -> None:
+    """However narrow the terminal is, the title gives way, and state and time stay readable."""
+    screen, tasks = Screen(), rows()
+    screen.err = Console(file=io.StringIO(), width=width)
+    board = Board(screen, tasks, lambda: "the footer")
+    board.change(tasks[0], "refused by 429, waits")
+    board.change(tasks[1], "done", ended=True)
+    board.change(tasks[2], "moderated", ended=True)
+    lines = drawn(board, width)
+    assert len(lines) == 1 + 4 + 2
+    assert max(map(len, lines)) <= width
+    assert "refused by 429, waits" in lines[1]
+    assert lines[1].rstrip().endswith("0.0 s")
+    assert lines[2].split()[0] == "✓"
+    assert lines[3].split()[0] == "✗"
+    assert lines[4].rstrip().endswith("waiting for its turn")
+    assert lines[-1].strip() == "the footer"
+    assert ("edit flex auto 1K" in lines[1]) is facts
+
+
+def test_elsewhere_each_change_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe gets a line for each change, none for what stays the same, and nothing on stdout."""
+    tasks = [Row("first"), Row("second")]
+    with Board(Screen(), tasks) as board:
+        board.change(tasks[0], "queuing")
+        board.change(tasks[0], "queuing")
+        board.change(tasks[1], "done", ended=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.partition(" s  ")[2] for line in err.splitlines()] == ["first: queuing", "second: done"]
+
+
+def test_the_clock_of_a_row_stops_at_its_end() -> None:
+    """Seconds run from the first change to the end, and stand still then."""
+    row = Row("task")
+    assert row.seconds is None
+    board = Board(Screen(), [row])
+    board.change(row, "sending")
+    board.change(row, "done", ended=True)
+    stopped = row.seconds
+    assert stopped is not None
+    assert row.seconds == stopped

@@ -1,0 +1,772 @@
+"""The limiter against simulated servers in virtual time, and its manners towards those who wait."""
+
+import asyncio
+import gc
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rate_servers import (
+    FixedWindow,
+    RateServer,
+    Shared,
+    SlidingCounter,
+    SlidingLog,
+    TokenBucket,
+    Wire,
+    bursts,
+    exact,
+    never,
+    poisson,
+    steady,
+    whole_seconds,
+)
+from virtual_time import VirtualClockLoop
+
+from flux2_async._limiter import Limiter, Permit, Slots
+from flux2_async._window import Window
+from flux2_async.errors import RateLimitedError, SessionClosedError
+from flux2_async.models import RateLimit
+
+T = TypeVar("T")
+PERIOD = 10.0
+KNOWN: dict[str, Callable[[int, float], RateServer]] = {
+    "log": lambda limit, phase: SlidingLog(limit, PERIOD),
+    "fixed": lambda limit, phase: FixedWindow(limit, PERIOD, phase=phase),
+    "bucket": lambda limit, phase: TokenBucket(limit, PERIOD),
+}
+COUNTER: dict[str, Callable[[int, float], RateServer]] = {
+    "counter": lambda limit, phase: SlidingCounter(limit, PERIOD, phase=phase)
+}
+phases = st.floats(0, PERIOD)
+seeds = st.integers(0, 2**32)
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        return runner.run(scenario)
+
+
+def dice(seed: int) -> random.Random:
+    return random.Random(seed)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def settled() -> None:
+    """Let everybody run who can."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+# --- What the promise is about: refusals and throughput ---
+
+
+@settings(max_examples=60)
+@given(
+    policy=st.sampled_from(sorted(KNOWN)),
+    limit=st.integers(1, 25),
+    phase=phases,
+    seed=seeds,
+    rtt=st.sampled_from([0.001, 0.1, 0.3, 2.0, 30.0]),
+    sigma=st.sampled_from([0.1, 1.0, 2.5]),
+    trouble=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_known_limit_is_never_refused(
+    *, policy: str, limit: int, phase: float, seed: int, rtt: float, sigma: float, trouble: float
+) -> None:
+    """No delay, loss, give-up or request that never left makes a server of the known size refuse one."""
+    wire = Wire(
+        KNOWN[policy](limit, phase), dice(seed), rtt, sigma,
+        late=trouble, lost=trouble, unsent=trouble, lateness=PERIOD,
+    )  # fmt: skip
+    run(wire.submit_many(Limiter(RateLimit(limit, PERIOD)), 8 * limit))
+
+    assert wire.refused == 0
+
+
+@pytest.mark.parametrize("rtt", [0.01, 0.1, 0.5, 1.0])
+def test_known_limit_is_used_up(rtt: float) -> None:
+    """400 requests take 1 + RTT / period of the optimum, and 1.5 % more at most."""
+    wire = Wire(SlidingLog(20, PERIOD), dice(1), rtt, sigma=0.05)
+    took = run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), 400))
+
+    assert wire.refused == 0
+    assert took / (19 * PERIOD) <= 1 + rtt / PERIOD + 0.015
+
+
+@settings(max_examples=15)
+@given(
+    phase=phases, seed=seeds, rtt=st.sampled_from([0.01, 0.3, 2.0]), sigma=st.sampled_from([0.3, 1.0]),
+    header=st.sampled_from([never, exact, whole_seconds]),
+)  # fmt: skip
+def test_two_window_counter_refuses_little(
+    phase: float, seed: int, rtt: float, sigma: float, header: Callable[[float], float | None]
+) -> None:
+    """A counter that refuses legal bursts refuses at most 20 of 400, wherever its windows begin."""
+    wire = Wire(SlidingCounter(20, PERIOD, phase=phase), dice(seed), rtt, sigma, header=header)
+    took = run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), 400))
+
+    assert wire.refused <= 20
+    assert took < 19 * PERIOD * (2 + rtt / PERIOD)
+
+
+@settings(max_examples=10)
+@given(seed=seeds, rtt=st.sampled_from([0.01, 0.3, 2.0]), header=st.sampled_from([never, exact, whole_seconds]))
+def test_small_bucket_refuses_little(seed: int, rtt: float, header: Callable[[float], float | None]) -> None:
+    """A bucket of half the size, refilled as fast, refuses at most 20 of 400."""
+    wire = Wire(TokenBucket(20, PERIOD, capacity=10), dice(seed), rtt, header=header)
+    took = run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), 400))
+
+    assert wire.refused <= 20
+    assert took < 19 * PERIOD * (2 + rtt / PERIOD)
+
+
+@pytest.mark.parametrize("count", [400, 1000])
+@pytest.mark.parametrize("header", [never, exact])
+@pytest.mark.parametrize("real", [10, 5])
+@pytest.mark.parametrize("policy", sorted(KNOWN))
+def test_lower_limit_is_learned(policy: str, real: int, header: Callable[[float], float | None], count: int) -> None:
+    """Half or a quarter of the limit: all get through, under 10 % refusals, within 15 % of what the server allows."""
+    wire = Wire(KNOWN[policy](real, 3.3), dice(count + real), 0.3, 1.0, header=header)
+    took = run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), count))
+
+    assert wire.accepted == count
+    assert wire.refused < 0.1 * count
+    assert (count / real - 1) * PERIOD / took >= 0.85
+
+
+@settings(max_examples=10)
+@given(phase=phases, seed=seeds, real=st.sampled_from([10, 5]), header=st.sampled_from([never, exact]))
+def test_lower_two_window_counter(phase: float, seed: int, real: int, header: Callable[[float], float | None]) -> None:
+    """A lower limit that also refuses bursts: all get through, under 10 % refusals."""
+    wire = Wire(SlidingCounter(real, PERIOD, phase=phase), dice(seed), 0.3, header=header)
+    took = run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), 400))
+
+    assert wire.accepted == 400
+    assert wire.refused < 40
+    assert (400 / real - 1) * PERIOD / took >= 0.5
+
+
+@pytest.mark.parametrize(("share", "count"), [(5, 400), (10, 400), (10, 1000)])
+@pytest.mark.parametrize("header", [never, exact])
+@pytest.mark.parametrize("habit", [steady, bursts])
+@pytest.mark.parametrize("policy", sorted(KNOWN))
+def test_stranger_on_the_key(
+    *,
+    policy: str,
+    habit: Callable[[random.Random, int, float], Iterator[float]],
+    share: int,
+    header: Callable[[float], float | None],
+    count: int,
+) -> None:
+    """What a stranger leaves is used: all get through, under 10 % refusals, on average within 15 % of it."""
+    used = []
+    rounds = 1000 // count
+    for seed in range(rounds):
+        rng = dice(seed)
+        server = Shared(KNOWN[policy](20, seed / rounds * PERIOD), habit(rng, share, PERIOD))
+        wire = Wire(server, rng, 0.3, 0.5, header=header)
+        took = run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), count))
+        left = 20 - server.accepted * PERIOD / (took + PERIOD)
+        used.append((count / left - 1) * PERIOD / took)
+
+        assert wire.accepted == count
+        assert wire.refused < 0.1 * count
+    assert fmean(used) >= 0.85
+
+
+@settings(max_examples=10)
+@given(seed=seeds, share=st.sampled_from([5, 10]), policy=st.sampled_from(sorted(KNOWN | COUNTER)), phase=phases)
+def test_stranger_without_habits(seed: int, share: int, policy: str, phase: float) -> None:
+    """A stranger who sends at random costs throughput where no Retry-After comes, but never 10 % refusals."""
+    rng = dice(seed)
+    server = Shared((KNOWN | COUNTER)[policy](20, phase), poisson(rng, share, PERIOD))
+    wire = Wire(server, rng, 0.3, 0.5)
+    took = run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), 400))
+
+    assert wire.accepted == 400
+    assert wire.refused < 40
+    assert (400 / (20 - share) - 1) * PERIOD / took >= 0.3
+
+
+def test_limit_that_comes_back_is_found() -> None:
+    """When the stranger leaves, the limit grows back and is forgotten in the end, bursts included."""
+
+    async def scenario() -> None:
+        limiter = Limiter(RateLimit(20, PERIOD))
+        visitor = (1000 + i * 0.5 for i in range(200))
+        wire = Wire(Shared(SlidingLog(20, PERIOD), visitor), dice(2), 0.1)
+        await wire.submit_many(limiter, 100)
+        assert limiter.learned_limit is not None
+        await wire.submit_many(limiter, 500)
+        assert limiter.learned_limit == 19
+        await wire.submit_many(limiter, 1300)
+
+        assert limiter.learned_limit is None
+        before = wire.refused
+        assert await wire.submit_many(limiter, 20) < PERIOD * 1.2
+        assert before == wire.refused
+
+    run(scenario())
+
+
+def test_failed_tries_get_rarer() -> None:
+    """In 100 periods a refused level is tried a handful of times, not every few periods."""
+    wire = Wire(SlidingLog(10, PERIOD), dice(1), 0.1)
+    run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), 1000))
+
+    assert wire.refused <= 10 + 6
+
+
+async def test_burst_of_refusals_is_one_piece_of_news() -> None:
+    """Twelve accepted and eight refused teach 12, in whatever order and however late the answers come."""
+    limiter = Limiter(RateLimit(20, PERIOD))
+    permits = [await limiter.acquire() for _ in range(20)]
+    assert limiter.learned_limit is None
+    for permit in permits[:3]:
+        permit.answered()
+    for permit in permits[12:19]:
+        permit.refused(None)
+    assert limiter.learned_limit == 3
+    for permit in permits[3:12]:
+        permit.answered()
+    assert limiter.learned_limit == 12
+    await asyncio.sleep(2 * PERIOD)
+    permits[19].refused(None)
+
+    assert limiter.learned_limit == 12
+    assert limiter.paused_until == now() + PERIOD
+
+
+async def test_nothing_accepted_still_leaves_one() -> None:
+    """A strange key where all is refused goes on with one per period."""
+    limiter = Limiter(RateLimit(3, PERIOD))
+    for permit in [await limiter.acquire() for _ in range(3)]:
+        permit.refused(None)
+
+    assert limiter.learned_limit == 1
+    begun = now()
+    (await limiter.acquire()).answered()
+    assert begun + PERIOD == now()
+    (await limiter.acquire()).answered()
+    assert begun + 2 * PERIOD + 0.01 == pytest.approx(now())
+
+
+async def test_sends_are_paced_after_a_full_window_was_taken() -> None:
+    """Where a burst was legal by count and refused, sends go out evenly from then on."""
+    limiter = Limiter(RateLimit(4, PERIOD))
+    for permit in [await limiter.acquire() for _ in range(4)]:
+        permit.answered()
+    burst = [await limiter.acquire() for _ in range(4)]
+    burst[3].refused(None)
+    for permit in burst[:3]:
+        permit.answered()
+    assert limiter.learned_limit == 3
+    times = []
+    for _ in range(3):
+        (await limiter.acquire()).answered()
+        times.append(now())
+
+    assert pytest.approx([later - earlier for earlier, later in pairwise(times)]) == [PERIOD / 3] * 2
+
+
+async def test_unsent_request_leaves_its_place_in_the_pace() -> None:
+    """Where sends are spaced, one that never left does not push the next one back."""
+    limiter = Limiter(RateLimit(2, PERIOD))
+    for permit in [await limiter.acquire() for _ in range(2)]:
+        permit.answered()
+    (await limiter.acquire()).refused(None)
+    assert limiter.learned_limit == 1
+    unsent = await limiter.acquire()
+    begun = now()
+    for _ in range(5):
+        unsent.never_sent()
+        unsent = await limiter.acquire()
+
+    assert now() == begun
+    unsent.answered()
+
+
+# --- The gate ---
+
+
+@pytest.mark.parametrize("rate", [RateLimit(5, PERIOD), None], ids=["limit", "no limit"])
+async def test_refusal_stops_everybody(rate: RateLimit | None) -> None:
+    """After a 429 nobody sends before Retry-After is over, and the refused one goes first."""
+    limiter = Limiter(rate)
+    permit = await limiter.acquire()
+    begun, order = now(), []
+
+    async def wait(name: str, *, priority: int = 0, first: bool = False) -> None:
+        (await limiter.acquire(priority=priority, first=first)).answered()
+        order.append((name, now() - begun))
+
+    permit.refused(7.0)
+    assert begun + 7 == limiter.paused_until
+    async with asyncio.TaskGroup() as group:
+        group.create_task(wait("urgent", priority=9))
+        group.create_task(wait("refused", first=True))
+    assert [name for name, _ in order] == ["refused", "urgent"]
+    assert order[0][1] == 7.0
+    assert limiter.paused_until is None
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause"),
+    [
+        (None, 10),
+        (0.0, 10),
+        (-3.0, 10),
+        (float("nan"), 10),
+        (0.5, 0.5),
+        (3599.0, 3599),
+        (1e9, 3600),
+        (float("inf"), 3600),
+    ],
+)
+async def test_how_long_a_refusal_pauses(retry_after: float | None, pause: float) -> None:
+    """A Retry-After that says nothing counts as the period, an absurd one as an hour."""
+    limiter = Limiter(RateLimit(5, PERIOD))
+    (await limiter.acquire()).refused(retry_after)
+
+    assert now() + pause == limiter.paused_until
+
+
+async def test_pause_is_never_lifted_early() -> None:
+    """Neither a shorter pause nor an answer that comes meanwhile opens the gate."""
+    limiter = Limiter(RateLimit(5, PERIOD))
+    slow, quick, other = [await limiter.acquire() for _ in range(3)]
+    begun = now()
+    quick.refused(30.0)
+    await asyncio.sleep(1)
+    other.refused(2.0)
+    limiter.pause(1.0)
+    slow.answered()
+    assert begun + 30 == limiter.paused_until
+    (await limiter.acquire()).answered()
+
+    assert begun + 30 == now()
+
+
+async def test_pause_from_outside() -> None:
+    """A sibling's 429 closes the gate without teaching a limit."""
+    limiter = Limiter(RateLimit(5, PERIOD))
+    limiter.pause(4.0)
+    begun = now()
+    (await limiter.acquire()).answered()
+
+    assert begun + 4 == now()
+    assert limiter.learned_limit is None
+
+
+# --- When permits come back ---
+
+
+@pytest.mark.parametrize(
+    ("settle", "after"),
+    [(Permit.never_sent, 0.0), (Permit.answered, 10.01), (Permit.ambiguous, 20.02)],
+)
+async def test_permit_comes_back(settle: Callable[[Permit], None], after: float) -> None:
+    """At once, after a period or after two, by the request's fate."""
+    limiter = Limiter(RateLimit(1, PERIOD))
+    permit = await limiter.acquire()
+    waiter = asyncio.create_task(limiter.acquire())
+    await asyncio.sleep(100)
+    assert not waiter.done()
+    settle(permit)
+    begun = now()
+    (await waiter).answered()
+
+    assert after == pytest.approx(now() - begun)
+
+
+async def test_first_settling_counts() -> None:
+    """A permit is settled once; what is said later changes nothing."""
+    limiter = Limiter(RateLimit(2, PERIOD))
+    with await limiter.acquire() as permit:
+        permit.never_sent()
+        permit.never_sent()
+        permit.refused(100.0)
+    assert permit.settled
+    assert limiter.paused_until is None
+    held = [await limiter.acquire(max_wait=0) for _ in range(2)]
+    with pytest.raises(RateLimitedError):
+        await limiter.acquire(max_wait=0)
+    for permit in held:
+        permit.answered()
+
+
+async def test_permit_left_open_is_held_for_two_periods() -> None:
+    """Leaving the context without a word counts as ambiguous."""
+    limiter = Limiter(RateLimit(1, PERIOD))
+    with await limiter.acquire():
+        begun = now()
+    (await limiter.acquire()).answered()
+
+    assert pytest.approx(now() - begun) == 2 * PERIOD * 1.001
+
+
+async def test_dropped_permit_warns_and_comes_back() -> None:
+    """A permit that nobody settles is noticed, and its place is not lost."""
+    limiter = Limiter(RateLimit(1, PERIOD))
+    with pytest.warns(ResourceWarning, match="dropped without being settled"):
+        await limiter.acquire()
+    begun = now()
+    (await limiter.acquire()).answered()
+
+    assert pytest.approx(now() - begun) == 2 * PERIOD * 1.001
+
+
+# --- Order ---
+
+
+async def arrivals(*waiters: tuple[str, dict[str, Any]]) -> list[str]:
+    """The order in which these get the one slot there is."""
+    slots, order = Slots(1), []
+    await slots.acquire()
+
+    async def wait(name: str, options: dict[str, Any]) -> None:
+        await slots.acquire(**options)
+        order.append(name)
+        await asyncio.sleep(0.001)
+        slots.release()
+
+    async with asyncio.TaskGroup() as group:
+        for name, options in waiters:
+            group.create_task(wait(name, options))
+        await settled()
+        assert len(waiters) == slots.waiting
+        slots.release()
+    return order
+
+
+async def test_priority_then_arrival() -> None:
+    """Higher priority first, first come first served within one."""
+    order = await arrivals(
+        ("a", {}), ("b", {"priority": 1}), ("c", {}), ("d", {"priority": 1}), ("e", {"priority": -1})
+    )
+
+    assert order == ["b", "d", "a", "c", "e"]
+
+
+async def test_long_waiting_is_top_priority() -> None:
+    """Who has waited for a minute, here or before, goes before any priority; one second less does not."""
+    begun = now()
+    order = await arrivals(
+        ("new", {"priority": 99}),
+        ("old", {"since": begun - 60}),
+        ("almost", {"since": begun - 59}),
+        ("older", {"since": 0}),
+    )
+
+    assert order == ["older", "old", "new", "almost"]
+
+
+async def test_late_caller_passes_nobody() -> None:
+    """A caller who comes between the release and the running of the next one waits behind it."""
+    slots, order = Slots(1), []
+    await slots.acquire()
+
+    async def wait(name: str) -> None:
+        await slots.acquire()
+        order.append(name)
+        slots.release()
+
+    early = asyncio.create_task(wait("early"))
+    await settled()
+    slots.release()
+    await asyncio.gather(wait("late"), early)
+
+    assert order == ["early", "late"]
+
+
+# --- max_wait ---
+
+
+async def test_max_wait_runs_out() -> None:
+    """The error comes exactly then and says when to come again; the queue is left."""
+    limiter = Limiter(RateLimit(1, PERIOD))
+    (await limiter.acquire()).answered()
+    begun = now()
+    with pytest.raises(RateLimitedError, match=r"1 per 10 s is used up, and max_wait=4 s is shorter") as caught:
+        await limiter.acquire(max_wait=4)
+
+    assert begun + 4 == now()
+    assert pytest.approx(caught.value.retry_after) == 6.01
+    assert (caught.value.code, caught.value.http_status) == (429, None)
+    assert limiter.waiting == 0
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["known before", "begins meanwhile"])
+async def test_max_wait_shorter_than_the_pause(*, early: bool) -> None:
+    """A pause that is longer than max_wait is told at once, and those with more time go on waiting."""
+    limiter = Limiter(RateLimit(2, PERIOD))
+    one, two = await limiter.acquire(), await limiter.acquire()
+    begun = now()
+    if early:
+        one.refused(30.0)
+    hasty = asyncio.create_task(limiter.acquire(max_wait=29))
+    patient = asyncio.create_task(limiter.acquire(max_wait=31))
+    await settled()
+    if not early:
+        one.refused(30.0)
+    with pytest.raises(RateLimitedError, match="pause of another 30 s") as caught:
+        await hasty
+    assert begun == now()
+    assert caught.value.retry_after == 30
+    two.never_sent()
+    (await patient).answered()
+    assert begun + 30 == now()
+
+
+async def test_max_wait_zero() -> None:
+    """Only if free at once: taken when it is, an error without waiting when it is not."""
+    slots, limiter = Slots(1), Limiter(None)
+    begun = now()
+    await slots.acquire(max_wait=0)
+    (await limiter.acquire(max_wait=0)).refused(5)
+    with pytest.raises(RateLimitedError, match="1 tasks are running and max_running is 1") as caught:
+        await slots.acquire(max_wait=0)
+    assert caught.value.retry_after is None
+    with pytest.raises(RateLimitedError):
+        await limiter.acquire(max_wait=0)
+
+    assert begun == now()
+
+
+# --- Slots, closing, cancelling ---
+
+
+async def test_slots_over_borrowed() -> None:
+    """Attached tasks take slots above the cap; new ones wait until the count is below it again."""
+    slots = Slots(2)
+    for _ in range(4):
+        slots.borrow()
+    waiter = asyncio.create_task(slots.acquire())
+    for expected in (3, 2):
+        slots.release()
+        await settled()
+        assert (expected, False) == (slots.borrowed, waiter.done())
+    slots.release()
+    await waiter
+
+    assert slots.borrowed == 2
+
+
+async def test_slots_without_cap() -> None:
+    """None lets everybody in; giving back more than was taken is an error."""
+    slots = Slots(None)
+    for _ in range(1000):
+        await slots.acquire(max_wait=0)
+    for _ in range(1000):
+        slots.release()
+    with pytest.raises(ValueError, match="nobody had borrowed"):
+        slots.release()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Limiter(RateLimit(1, PERIOD)), lambda: Slots(0 + 1)], ids=["limiter", "slots"]
+)
+async def test_close(make: Callable[[], Limiter | Slots]) -> None:
+    """Who waits and who comes later is told, no timer stays, and what is out can still be settled."""
+    turnstile = make()
+    grant = await turnstile.acquire()
+    waiter = asyncio.create_task(turnstile.acquire(max_wait=5))
+    await settled()
+    turnstile.close()
+    turnstile.close()
+    with pytest.raises(SessionClosedError):
+        await waiter
+    with pytest.raises(SessionClosedError):
+        await turnstile.acquire()
+    if isinstance(grant, Permit):
+        grant.answered()
+
+    assert turnstile._timer is None
+    assert turnstile.waiting == 0
+
+
+@pytest.mark.parametrize("order", ["releasefirst", "cancelfirst"])
+async def test_cancelled_waiter_hands_the_slot_on(order: str) -> None:
+    """Cancelled before or after being let through: the next one gets the slot."""
+    slots = Slots(1)
+    await slots.acquire()
+    first, second = asyncio.create_task(slots.acquire()), asyncio.create_task(slots.acquire())
+    await settled()
+    if order == "releasefirst":
+        slots.release()
+        first.cancel()
+    else:
+        first.cancel()
+        slots.release()
+    await second
+
+    assert first.cancelled()
+    assert (slots.borrowed, slots.waiting) == (1, 0)
+
+
+async def test_cancelled_while_running_out_of_time() -> None:
+    """Cancelled in the same instant in which max_wait ran out: nothing is left over, nothing is logged."""
+    slots, complaints = Slots(1), []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    await slots.acquire()
+    waiter = asyncio.create_task(slots.acquire(max_wait=3))
+    await settled()
+    asyncio.get_running_loop().call_later(3, waiter.cancel)
+    await asyncio.wait([waiter])
+    assert waiter.cancelled()
+    del waiter
+    gc.collect()
+
+    assert complaints == []
+    assert slots.waiting == 0
+
+
+visits = st.fixed_dictionaries(
+    {
+        # A coarse grid, so that releases, deadlines and cancellations meet in one instant.
+        "arrives": st.integers(0, 12),
+        "cancelled_after": st.none() | st.integers(0, 12),
+        "max_wait": st.none() | st.integers(0, 12),
+        "holds": st.integers(0, 3),
+        "priority": st.integers(0, 2),
+        "fate": st.sampled_from(["never_sent", "answered", "ambiguous", "refused"]),
+    }
+)
+
+
+async def cancel_at_will(visit: dict[str, Any], stay: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await asyncio.sleep(visit["arrives"])
+    task = asyncio.create_task(stay())
+    if visit["cancelled_after"] is not None:
+        asyncio.get_running_loop().call_later(visit["cancelled_after"], task.cancel)
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()):
+        assert isinstance(error, RateLimitedError)
+
+
+@settings(max_examples=70)
+@given(script=st.lists(visits, min_size=5, max_size=40), limit=st.integers(1, 4), refusals=st.booleans())
+def test_no_permit_is_lost_or_doubled(*, script: list[dict[str, Any]], limit: int, refusals: bool) -> None:
+    """Whatever is cancelled, given up or refused: never more than `limit` out, and in the end all are there."""
+    period = 3.0
+    out, most = 0, 0
+
+    async def scenario() -> Limiter:
+        limiter = Limiter(RateLimit(limit, period))
+
+        async def stay(visit: dict[str, Any]) -> None:
+            nonlocal out, most
+            with await limiter.acquire(priority=visit["priority"], max_wait=visit["max_wait"]) as permit:
+                out += 1
+                most = max(most, out)
+                try:
+                    await asyncio.sleep(visit["holds"])
+                    if visit["fate"] == "refused":
+                        permit.refused(visit["holds"] if refusals else None)
+                    else:
+                        getattr(permit, visit["fate"])()
+                finally:
+                    out -= 1
+
+        async with asyncio.TaskGroup() as group:
+            for visit in script:
+                if refusals or visit["fate"] != "refused":
+                    group.create_task(cancel_at_will(visit, partial(stay, visit)))
+        await asyncio.sleep(20)
+        assert (limiter.waiting, out) == (0, 0)
+        assert refusals or limiter.learned_limit is None
+        for _ in range(limiter.learned_limit or limit):
+            (await limiter.acquire(max_wait=None if limiter.learned_limit else 0)).answered()
+        with pytest.raises(RateLimitedError):
+            await limiter.acquire(max_wait=0)
+        await asyncio.sleep(20)
+        return limiter
+
+    limiter = run(scenario())
+    window = limiter._window
+    assert isinstance(window, Window)
+    window.ready_at(1e9)
+
+    assert most <= limit
+    assert window._out == 0
+    assert limiter._timer is None
+
+
+@settings(max_examples=50)
+@given(st.lists(visits, min_size=5, max_size=40), st.integers(1, 4))
+def test_no_slot_is_lost_or_doubled(script: list[dict[str, Any]], max_running: int) -> None:
+    """Whatever is cancelled or runs out of time: never more than the cap inside, and in the end none."""
+    inside, most = 0, 0
+
+    async def scenario() -> Slots:
+        slots = Slots(max_running)
+
+        async def stay(visit: dict[str, Any]) -> None:
+            nonlocal inside, most
+            await slots.acquire(priority=visit["priority"], max_wait=visit["max_wait"])
+            try:
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(visit["holds"])
+            finally:
+                inside -= 1
+                slots.release()
+
+        async with asyncio.TaskGroup() as group:
+            for visit in script:
+                group.create_task(cancel_at_will(visit, partial(stay, visit)))
+        return slots
+
+    slots = run(scenario())
+
+    assert most <= max_running
+    assert (slots.borrowed, slots.waiting) == (0, 0)
+    assert slots._timer is None
+
+
+# --- Cost ---
+
+
+async def test_crowd_is_cheap() -> None:
+    """30 000 waiters with deadlines, half of them cancelled, pass in seconds: no grant looks at all of them."""
+    slots = Slots(1)
+    await slots.acquire()
+    tasks = [asyncio.create_task(slots.acquire(max_wait=1e6, priority=i % 3)) for i in range(30_000)]
+    begun = time.process_time()
+    await settled()
+    for task in tasks[::2]:
+        task.cancel()
+    await settled()
+    assert slots.waiting == 15_000
+    for i in range(15_000):
+        slots.release()
+        if i % 50 == 0:
+            await asyncio.sleep(0)
+    await settled()
+
+    assert slots.waiting == 0
+    assert all(task.done() for task in tasks)
+    assert time.process_time() - begun < 5
+
+
+async def test_those_who_left_are_forgotten() -> None:
+    """Callers who give up again and again do not fill the queue, though nobody ever passes."""
+    slots = Slots(1)
+    await slots.acquire()
+    for _ in range(2000):
+        with pytest.raises(RateLimitedError):
+            await slots.acquire(max_wait=1)
+    heaps = (slots._waiters._by_priority, slots._waiters._by_age, slots._waiters._by_deadline)
+
+    assert max(len(heap._entries) for heap in heaps) < 100

@@ -1,11 +1,11 @@
-"""Run all benchmarks, or those that are named: `python -m benchmarks [limit] [memory] [--period SECONDS]`."""
+"""Run all benchmarks, or those that are named: `python -m benchmarks [NAME ...] [--period SECONDS]`."""
 
 import argparse
 import asyncio
 
-from benchmarks import limit, memory
+from benchmarks import callbacks, limit, memory
 
-PARTS = ("limit", "memory")
+PARTS = ("limit", "memory", "callbacks")
 
 
 def main() -> None:
@@ -19,6 +19,8 @@ def main() -> None:
         asyncio.run(limit.measure(arguments.period))
     if "memory" in parts:
         asyncio.run(memory.measure())
+    if "callbacks" in parts:
+        asyncio.run(callbacks.measure())
 
 
 if __name__ == "__main__":

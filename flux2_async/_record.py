@@ -85,7 +85,7 @@ def task_error(record: TaskRecord) -> TaskError | None:
     if record.state is not TaskState.FAIL:
         return None
     words = (record.fail_message or "no reason given")[:MAX_SERVER_TEXT]
-    text = f"Task {record.task_id} failed: {record.fail_code or 'no code'}: {words}"
+    text = f"Task {record.task_id} failed: {record.fail_code or 'no code'}: {words.rstrip('.')}"
     if _MODERATION.search(f"{record.fail_code} {record.fail_message}"):
         return ContentModeratedError(f"{text}. Change the prompt or the pictures", record=record)
     return TaskFailedError(f"{text}. Submitting it again is a new charge", record=record)

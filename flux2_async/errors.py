@@ -170,7 +170,7 @@ class ApiError(Flux2Error):
         advice: str = "",
     ) -> None:
         kept = message[:MAX_SERVER_TEXT]
-        super().__init__(f"{code}: {kept}{'. ' + advice if advice else ''}", task_id=task_id)
+        super().__init__(f"{code}: {kept.rstrip('.')}. {advice}" if advice else f"{code}: {kept}", task_id=task_id)
         self.code = code
         self.message = kept
         self.http_status = http_status

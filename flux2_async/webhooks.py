@@ -66,7 +66,7 @@ def signed_url(url: str, ref: str, secret: str | bytes) -> str:
 
     Args:
         url: The public address of the receiver; its own query is kept as it is.
-        ref: The name of the submission, not empty.
+        ref: The name of the submission, printable and not empty; it will stand in logs.
         secret: What only the receivers know, not empty.
 
     Returns:
@@ -75,13 +75,13 @@ def signed_url(url: str, ref: str, secret: str | bytes) -> str:
     Raises:
         ConfigurationError: The address is not a complete http(s) address, has a fragment (which no sender sends) or a
             parameter `ref` or `sig` of its own, or the secret is empty.
-        InvalidRequestError: `ref` is empty.
+        InvalidRequestError: `ref` is empty or not printable.
     """
     _check_address(url)
-    if not ref:
-        raise InvalidRequestError("ref: empty, it must name the submission")
+    if not ref or not ref.isprintable():
+        raise InvalidRequestError(f"ref: {ref!r} given, it must be text of one or more printable characters")
     joint = "?" if "?" not in url else "" if url.endswith(("?", "&")) else "&"
-    return f"{url}{joint}ref={quote(ref, safe='', errors='surrogatepass')}&sig={_url_signature(ref, secret)}"
+    return f"{url}{joint}ref={quote(ref, safe='')}&sig={_url_signature(ref, secret)}"
 
 
 def verify_url(query: str, secret: str | bytes) -> str | None:

@@ -106,7 +106,8 @@ def fastapi_app(target: Target) -> Any:
 
 
 def litestar_app(target: Target) -> Any:
-    return litestar.Litestar([litestar.asgi("/flux2/callback", is_mount=True)(asgi_app(target))])
+    # Left out, copy_scope is a deprecation warning.
+    return litestar.Litestar([litestar.asgi("/flux2/callback", is_mount=True, copy_scope=True)(asgi_app(target))])
 
 
 RECEIVERS: dict[str, Callable[[Target], AbstractAsyncContextManager[int]]] = {

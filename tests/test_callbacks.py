@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 import pytest
 from emulated import REQUEST, emulated, error_of, until
-from flux2_async.receivers import serve
 
 from flux2_async._callbacks import MAX_PARKED, PARKED_FOR, CallbackDesk, Insurance, Trust
 from flux2_async._schedule import DocumentedAdvice
@@ -24,6 +23,7 @@ from flux2_async.errors import (
     TaskTimeoutError,
 )
 from flux2_async.models import Callbacks, Polling, TextToImage
+from flux2_async.receivers import serve
 from flux2_async.session import Flux2Session
 from flux2_async.webhooks import Callback, signed_url
 

@@ -510,6 +510,9 @@ def test_doctor_sees_an_empty_account_a_broken_service_and_a_wrong_clock(
     serve(balance=0.0)
     assert run(["doctor"]) == 1
     assert "failed balance  0 credits; top up the account" in capsys.readouterr().out
+    serve(Fault("credit", "refuse", code=455, after=1))
+    assert run(["doctor"]) == 1
+    assert "failed account  the balance cannot be read: 455: " in capsys.readouterr().out
     serve(Fault("credit", "html", times=None))
     assert run(["doctor"]) == 1
     assert re.search(r"failed API +\S+ answers HTTP 502; ", capsys.readouterr().out)

@@ -1,37 +1,31 @@
-"""Every Python block of the README runs, on the emulator and on virtual time."""
+"""Every Python block of the README runs, on the emulator and on virtual time; recipes run in `test_recipes`."""
 
-import ast
 import inspect
+import re
 import shutil
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import pytest
-from sybil import Example, Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
+from readme import blocks, compiled, name_of, recipes
+from sybil import Example
 
 import flux2_async
 from flux2_async import Flux2Session, TextToImage
 from flux2_async.emulator import Emulator, Plan, Script
 
-README = Path(__file__).parent.parent / "README.md"
 PHOTOS = Path(flux2_async.__file__).parent / "cli" / "photos"
+TESTS = Path(__file__).parent
+
+# What the tests of recipes say to get one.
+TESTED = re.compile(r'\brecipe\("([a-z]+)"\)')
 
 
-def blocks() -> list[Any]:
-    document = Sybil(parsers=[PythonCodeBlockParser()]).parse(README)
-    return [pytest.param(example, id=f"line {example.line}") for example in document.examples()]
+def plain_blocks() -> list[Any]:
+    return [pytest.param(block, id=f"line {block.line}") for block in blocks() if name_of(block) is None]
 
 
-def compiled(example: Example) -> CodeType:
-    source = "\n" * (example.line) + str(example.parsed)
-    code = compile(source, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    assert isinstance(code, CodeType)
-    return code
-
-
-@pytest.mark.parametrize("example", blocks())
+@pytest.mark.parametrize("example", plain_blocks())
 async def test_block(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block runs as it stands, with the names that the text around it speaks of."""
     monkeypatch.chdir(tmp_path)
@@ -55,4 +49,14 @@ async def test_block(example: Example, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_there_are_blocks() -> None:
     """The README shows Python, so the test above has something to run."""
-    assert len(blocks()) >= 10
+    assert len(plain_blocks()) >= 10
+
+
+def test_recipes_are_run() -> None:
+    """A block that is left out above because it is a recipe has a test of its own, and is short."""
+    tested = {name for path in TESTS.glob("test_*.py") for name in TESTED.findall(path.read_text())}
+    named = [name_of(block) for block in blocks() if name_of(block) is not None]
+
+    assert len(named) >= 5
+    assert sorted(named, key=str) == sorted(tested)
+    assert [name for name, block in recipes().items() if len(str(block.parsed).splitlines()) >= 40] == []

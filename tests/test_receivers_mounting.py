@@ -248,11 +248,13 @@ async def test_the_server_leaves_nothing_behind() -> None:
 
 async def test_an_error_of_the_user_comes_out_as_itself() -> None:
     """The block's own exception is not wrapped, and the server is gone."""
+    ports: list[int] = []
     with pytest.raises(KeyError, match="mine"):
         async with serve(Target(), "127.0.0.1", 0) as server:
+            ports.append(server.port)
             raise KeyError("mine")
     with pytest.raises(ConnectionRefusedError):
-        await post(server.port)
+        await post(ports[0])
 
 
 async def test_connections_are_kept_for_the_next_callback() -> None:

@@ -71,7 +71,7 @@ async def test_moderated() -> None:
 
 async def test_record_not_visible_at_first() -> None:
     """A record that appears late, in any of the three ways, costs nothing."""
-    plans = [Plan(duration=5, hidden_for=20, hidden_style=style) for style in ("422", "null", "404")]  # type: ignore[arg-type]  # a literal of three
+    plans = [Plan(duration=5, hidden_for=20, hidden_style=style) for style in ("422", "null", "404")]
     async with emulated(Script(plans=plans)) as (flux, _):
         for _ in plans:
             assert (await flux.generate(REQUEST)).urls
@@ -494,7 +494,7 @@ async def test_no_secret_anywhere(caplog: pytest.LogCaptureFixture, tmp_path: Pa
     ]
     for endpoint in ("createTask", "recordInfo", "credit", "download-url", "upload", "file"):
         for options in kinds:
-            script = Script(plans=Plan(duration=1), faults=[Fault(endpoint, times=None, **options)], render=False)  # type: ignore[arg-type]  # names of endpoints
+            script = Script(plans=Plan(duration=1), faults=[Fault(endpoint, times=None, **options)], render=False)
             async with Emulator(script, api_key=secret) as emulator:
                 flux = Flux2Session(
                     secret,

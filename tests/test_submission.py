@@ -256,11 +256,12 @@ async def test_cancelled_caller_loses_nothing(moment: float) -> None:
 @pytest.mark.parametrize("where", ["slot", "permit", "pause"])
 async def test_cancelled_while_waiting_is_never_sent(where: str) -> None:
     """A submission that waits is given up with its caller, and leaves its place to the others."""
-    options: dict[str, Any] = {
+    bounds: dict[str, dict[str, Any]] = {
         "slot": {"max_running": 1},
         "permit": {"rate_limit": RateLimit(1, 30.0)},
         "pause": {},
-    }[where]
+    }
+    options = bounds[where]
     faults = [Fault("createTask", "refuse", retry_after=30, after=1)] if where == "pause" else []
     async with emulated(Script(plans=Plan(duration=20.0), faults=faults), **options) as (flux, emulator):
         await flux.submit(REQUEST)

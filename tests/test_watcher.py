@@ -146,8 +146,9 @@ async def test_settles_a_failure(
     with pytest.raises(error) as caught:
         await task
 
-    assert caught.value.task_id == "a"
-    assert caught.value.record is task.record
+    caught_error: Any = caught.value
+    assert caught_error.task_id == "a"
+    assert caught_error.record is task.record
 
 
 async def test_documented_plan(make: Callable[..., World]) -> None:

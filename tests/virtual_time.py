@@ -50,7 +50,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         finally:
             self.busy_threads -= 1
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]  # what is passed on need not be typed again
+        self, executor: Any, func: Any, *args: Any
+    ) -> Any:
         future = super().run_in_executor(executor, func, *args)
         self.busy_threads += 1
 

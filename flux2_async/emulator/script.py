@@ -37,6 +37,10 @@ LATE = 30.0
 """Seconds that a `late` callback waits when its plan names no delay."""
 
 
+def _words(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
 @attrs.frozen
 class Plan:
     """What one task will do.
@@ -60,7 +64,7 @@ class Plan:
 
     duration: float = attrs.field(default=2.0, validator=ge(0))
     outcome: Outcome = attrs.field(default="success", validator=in_(get_args(Outcome)))
-    states: tuple[str, ...] = attrs.field(default=("waiting", "queuing", "generating"), converter=tuple)
+    states: tuple[str, ...] = attrs.field(default=("waiting", "queuing", "generating"), converter=_words)
     credits: float | None = attrs.field(default=None, validator=optional(ge(0)))
     fail_code: str | None = None
     fail_message: str | None = None

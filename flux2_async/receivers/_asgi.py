@@ -48,9 +48,8 @@ def asgi_app(flux: CallbackTarget) -> ASGIApp:
 
 
 async def _respond(flux: CallbackTarget, scope: Message, receive: Receive, send: Send) -> None:
-    # Of a header that is there twice the first counts, as elsewhere.
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
-    declared = next((value for name, value in headers.items() if name.lower() == "content-length"), "")
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    declared = headers.get("content-length", "")
     length = int(declared) if declared.isascii() and declared.isdigit() else None
     query = scope.get("query_string", b"").decode("latin-1")
     async with aclosing(_chunks(receive)) as chunks:

@@ -1,0 +1,39 @@
+"""The Python blocks of the README; a comment `<!-- recipe: name -->` above one makes it a recipe."""
+
+import ast
+import re
+from pathlib import Path
+from types import CodeType
+
+from sybil import Example, Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+README = Path(__file__).parent.parent / "README.md"
+
+RECIPE = re.compile(r"<!-- recipe: ([a-z]+) -->\s*\Z")
+
+
+def blocks() -> list[Example]:
+    return list(Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples())
+
+
+def name_of(example: Example) -> str | None:
+    """The recipe's name, or None for a block that is no recipe."""
+    found = RECIPE.search(example.document.text[: example.region.start])
+    return found and found[1]
+
+
+def compiled(example: Example) -> CodeType:
+    """The block as code whose tracebacks name the lines of the README."""
+    source = "\n" * example.line + str(example.parsed)
+    code = compile(source, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    assert isinstance(code, CodeType)
+    return code
+
+
+def recipes() -> dict[str, Example]:
+    return {name: example for example in blocks() if (name := name_of(example)) is not None}
+
+
+def recipe(name: str) -> Example:
+    return recipes()[name]

@@ -1,0 +1,201 @@
+"""The command as a process of its own: pipes, a real terminal, a real Ctrl-C, and the demo from end to end."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from PIL import Image
+
+from flux2_async.cli import script
+from flux2_async.cli.app import run
+from flux2_async.emulator import Emulator, Plan, Script
+
+# Nothing of the machine's own settings; what a test needs is added.
+BARE = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith("APIKLEY_")
+    and not name.lower().endswith("_proxy")
+    and name not in {"NO_COLOR", "FORCE_COLOR"}
+}
+ESCAPE = re.compile(r"\x1b\[([0-9;?]*)([a-zA-Z])")
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """A service whose tasks end only when they are told to."""
+    endless = Script(plans=Plan(duration=float("inf")))
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Emulator(endless)) as emulator:
+        yield emulator
+
+
+def account(emulator: Emulator) -> dict[str, str]:
+    """The environment of somebody whose account is at the emulator."""
+    return BARE | {"APIKLEY_API_KEY": emulator.api_key, "APIKLEY_BASE_URL": emulator.base_url}
+
+
+def begin(words: Sequence[str], folder: Path, environ: dict[str, str], **streams: Any) -> "subprocess.Popen[str]":
+    """Start the command; its output can be read unless `streams` lead elsewhere."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    command = [sys.executable, *words] if words[0] == "-c" else [sys.executable, "-m", "flux2_async.cli", *words]
+    return subprocess.Popen(command, cwd=folder, env=environ, text=True, **streams)  # noqa: S603  our own command
+
+
+def finish(words: Sequence[str], folder: Path, environ: dict[str, str]) -> tuple[int, str, str]:
+    """Run the command to its end; gives the exit code, stdout and stderr."""
+    with begin(words, folder, environ) as process:
+        out, err = process.communicate(timeout=50)
+        return process.returncode, out, err
+
+
+def in_terminal(words: Sequence[str], folder: Path, environ: dict[str, str]) -> tuple[int, str]:
+    """Run the command in a terminal of 80 columns; gives the exit code and all that was written to it."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environ = BARE | {"TERM": "xterm-256color"} | environ
+    with begin(words, folder, environ, stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        written = bytearray()
+        # Linux ends a terminal whose other side is gone with an error.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(master, 65536):
+                written += chunk
+        code = process.wait(timeout=20)
+    os.close(master)
+    return code, written.decode()
+
+
+@pytest.mark.parametrize("missing", ["cyclopts", "rich", "PIL"])
+def test_without_the_extra_one_line_tells_how_to_install_it(tmp_path: Path, missing: str) -> None:
+    """With any package of the extra missing the command prints one line to stderr and exits with 2."""
+    blocker = (
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {missing!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "from flux2_async.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    line = 'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]"\n'
+    assert finish(["-c", blocker], tmp_path, BARE) == (2, "", line)
+
+
+def test_the_demo_runs_in_a_hostile_environment_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo ignores account and proxy settings, gives everything it promises, and a second run overwrites it."""
+    hostile = BARE | {
+        "APIKLEY_API_KEY": "no key",
+        "APIKLEY_BASE_URL": "http://127.0.0.1:9",
+        "APIKLEY_UPLOAD_URL": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "all_proxy": "http://127.0.0.1:9",
+    }
+    code, out, err = finish(["demo", "--json", "--rate-limit", "20/4"], tmp_path, hostile)
+    assert code == 0, err
+    tasks = json.loads(out)["tasks"]
+    shown = tmp_path / "flux2-demo"
+    files = sorted(path.name for path in shown.iterdir())
+    assert len(tasks) >= 12
+    assert files == sorted([*(Path(task["file"]).name for task in tasks if task["file"]), "contact-sheet.png"])
+    assert {task["model"] for task in tasks} == {
+        f"flux-2/{tier}-{way}-to-image" for tier in ("flex", "pro") for way in ("image", "text")
+    }
+    assert {task["resolution"] for task in tasks} == {"1K", "2K"}
+    assert {"auto", "1:1", "16:9", "9:16"} <= {task["aspect_ratio"] for task in tasks}
+    assert {len(task["images"]) for task in tasks} == {0, 1, 2, 3, 4}
+    assert [task["error"]["type"] for task in tasks if task["error"]] == ["ContentModeratedError"]
+    assert sorted(task["sends"] for task in tasks) == [1] * (len(tasks) - 1) + [2]
+    with Image.open(shown / "contact-sheet.png") as sheet:
+        assert sheet.width > 1900
+    assert "\x1b" not in err
+    assert "refused by 429, waits" in err
+    again(tmp_path, monkeypatch)
+    assert sorted(path.name for path in shown.iterdir()) == files
+
+
+def again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo once more, in this process, with tasks that are quick."""
+    before = (folder / "flux2-demo" / "contact-sheet.png").stat().st_mtime_ns
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(script, "PACE", 0.1)
+    assert run(["demo", "--rate-limit", "none"]) == 0
+    assert (folder / "flux2-demo" / "contact-sheet.png").stat().st_mtime_ns > before
+
+
+def test_progress_is_live_on_a_terminal(tmp_path: Path) -> None:
+    """A terminal sees one line redrawn, cleared at the end, and then the path; no line is wider than it."""
+    code, written = in_terminal(["generate", "A lighthouse", "--emulate", "-o", "out.png"], tmp_path, {})
+    assert code == 0
+    assert "generating" in written
+    assert ("2", "K") in ESCAPE.findall(written)
+    lines = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", written)) if line.strip()]
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == "out.png"
+
+
+def test_no_color_is_respected(tmp_path: Path) -> None:
+    """With NO_COLOR no colour is written, on a terminal as well."""
+    words = ["generate", "A", "--emulate"]
+    code, coloured = in_terminal(words, tmp_path, {})
+    assert code == 2
+    assert any("31" in codes.split(";") for codes, kind in ESCAPE.findall(coloured) if kind == "m")
+    code, plain = in_terminal(words, tmp_path, {"NO_COLOR": "1"})
+    assert code == 2
+    assert not any("31" in codes.split(";") for codes, kind in ESCAPE.findall(plain) if kind == "m")
+
+
+def test_ctrl_c_leaves_the_command_that_goes_on(emulator: Emulator, tmp_path: Path) -> None:
+    """After Ctrl-C the exit code is 130, the last line names the task and how to go on, and nothing is paid twice."""
+    words = ["generate", "A lighthouse", "-o", "out.png"]
+    with begin(words, tmp_path, account(emulator)) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "accepted" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=20) == 130
+    [task_id] = emulator.ledger.accepted
+    assert rest == (
+        f"flux2: interrupted; the task goes on at the service, go on with: flux2 status {task_id} --wait -o out.png\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_the_emulator_in_peace(tmp_path: Path) -> None:
+    """`emulator` prints lines that a shell can run, serves, and takes Ctrl-C as its usual end."""
+    with begin(["emulator", "--port", "0"], tmp_path, BARE) as process:
+        assert process.stdout is not None
+        settings = dict(process.stdout.readline().removeprefix("export ").rstrip("\n").split("=", 1) for _ in range(3))
+        there = finish(["credits"], tmp_path, BARE | settings)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 0
+    assert set(settings) == {"APIKLEY_API_KEY", "APIKLEY_BASE_URL", "APIKLEY_UPLOAD_URL"}
+    assert there == (0, "1000000 credits\n", "")
+    assert err.endswith("stopped; 0 tasks were accepted\n")
+
+
+def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
+    """Writing to a closed pipe ends quietly."""
+    with begin(["--help"], tmp_path, BARE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=20) == 1

@@ -1,0 +1,271 @@
+"""The recipes of the README, taken from there, with their real frameworks over real sockets and in real time."""
+
+import asyncio
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import uvicorn
+from aiogram import Bot
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.client.telegram import TelegramAPIServer
+from aiohttp import web
+from bot_api import TOKEN, BotApi, bot_api
+from emulated import until
+from readme import compiled, recipe
+from sybil import Example
+
+import flux2_async
+from flux2_async.emulator import Limit, Plan, Script
+from flux2_async.testing import RunningEmulator
+
+pytestmark = pytest.mark.real_time
+
+PHOTO = (Path(flux2_async.__file__).parent / "cli" / "photos" / "coffee.png").read_bytes()
+FOR_EVER = Script(plans=Plan(duration=math.inf), render=False)
+MODERATED = Script(plans=Plan(outcome="moderated", duration=0.1), render=False)
+
+
+@pytest.fixture
+def flux2_script(flux2_script: Script) -> Script:
+    """Nothing is drawn."""
+    flux2_script.render = False
+    return flux2_script
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Where the program of a recipe listens, known to it as its public address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("PUBLIC_URL", address(listening))
+        yield listening
+
+
+def address(listening: socket.socket) -> str:
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def run(example: Example) -> dict[str, Any]:
+    """Run a recipe as a module that is imported, and give its names."""
+    names: dict[str, Any] = {"__name__": "app"}
+    exec(compiled(example), names)  # noqa: S102  running the README is the purpose
+    return names
+
+
+# --- aiohttp
+
+
+@pytest.fixture
+async def aiohttp_recipe(flux2_emulator: RunningEmulator, listener: socket.socket) -> AsyncIterator[str]:
+    runner = web.AppRunner(run(recipe("aiohttp"))["make_app"](), access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, listener).start()
+    yield address(listener)
+    await runner.cleanup()
+
+
+def form(**fields: str | bytes) -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    for name, value in fields.items():
+        data.add_field(name, value, filename="photo.png" if isinstance(value, bytes) else None)
+    return data
+
+
+async def test_aiohttp_edits_a_photograph(aiohttp_recipe: str, flux2_emulator: RunningEmulator) -> None:
+    """The photograph is uploaded, and the callback alone brings the result."""
+    async with aiohttp.ClientSession(aiohttp_recipe) as http:
+        response = await http.post("/edits", data=form(prompt="make it winter", photo=PHOTO))
+        answer = await response.json()
+
+    ledger = flux2_emulator.ledger
+    assert response.status == 200
+    assert [answer["id"]] == ledger.accepted
+    assert answer["urls"] == list(flux2_emulator.task(answer["id"]).result_urls)
+    assert [upload.size for upload in ledger.uploads] == [len(PHOTO)]
+    assert [call.status for call in ledger.callbacks] == [200]
+    assert ledger.polls == 1
+
+
+@pytest.mark.flux2_script(MODERATED)
+async def test_aiohttp_explains_failures(aiohttp_recipe: str, flux2_emulator: RunningEmulator) -> None:
+    """What cannot be sent is the client's mistake, what the service refuses is not."""
+    async with aiohttp.ClientSession(aiohttp_recipe) as http:
+        statuses = [
+            (await http.post("/edits", data=form(prompt="make it winter"))).status,
+            (await http.post("/edits", data=form(prompt="make it winter", photo=b"no picture"))).status,
+            (await http.post("/edits", data=form(prompt="make it winter", photo=PHOTO))).status,
+        ]
+
+    assert statuses == [422, 422, 502]
+    assert len(flux2_emulator.ledger.requests) == 1
+
+
+# --- FastAPI
+
+
+@asynccontextmanager
+async def on_uvicorn(app: Any, listening: socket.socket) -> AsyncIterator[None]:
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        await until(lambda: server.started)
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@pytest.fixture
+async def fastapi_recipe(flux2_emulator: RunningEmulator, listener: socket.socket) -> AsyncIterator[dict[str, Any]]:
+    """The names of the recipe while it is served."""
+    names = run(recipe("fastapi"))
+    async with on_uvicorn(names["app"], listener):
+        yield names
+
+
+async def test_fastapi_waits_for_the_picture(
+    fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
+) -> None:
+    """A request awaits its picture, which the callback alone brings."""
+    async with aiohttp.ClientSession(address(listener)) as http:
+        response = await http.post("/pictures", params={"prompt": "a red kettle"})
+        answer = await response.json()
+
+    ledger = flux2_emulator.ledger
+    assert response.status == 200
+    assert answer == {"id": ledger.accepted[0], "urls": list(flux2_emulator.task(ledger.accepted[0]).result_urls)}
+    assert [call.status for call in ledger.callbacks] == [200]
+    assert ledger.polls == 1
+
+
+@pytest.mark.flux2_script(FOR_EVER)
+async def test_fastapi_gives_the_id_when_it_takes_longer(
+    fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
+) -> None:
+    """After its patience a request gets 202 and the id; another one gets the picture under that id."""
+    async with aiohttp.ClientSession(address(listener)) as http:
+        fastapi_recipe["PATIENCE"] = 0.1
+        first = await http.post("/pictures", params={"prompt": "a red kettle"})
+        fastapi_recipe["PATIENCE"] = 20.0
+        second = asyncio.create_task(http.get(first.headers["Location"]))
+        flux2_emulator.finish(await first.text())
+        answer = await (await second).json()
+
+    assert first.status == 202
+    assert [answer["id"]] == flux2_emulator.ledger.accepted == [await first.text()]
+    assert answer["urls"] == list(flux2_emulator.task(answer["id"]).result_urls)
+
+
+@pytest.mark.flux2_script(Script(limit=Limit(1, 30.0, retry_after="seconds"), render=False))
+async def test_fastapi_tells_that_it_is_busy(
+    fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
+) -> None:
+    """Beyond the limit a request is told when to come again; the next one does not even reach the service."""
+    fastapi_recipe["PATIENCE"] = 0.1
+    async with aiohttp.ClientSession(address(listener)) as http:
+        answers = [await http.post("/pictures", params={"prompt": "a red kettle"}) for _ in range(3)]
+
+    assert [answer.status for answer in answers] == [202, 429, 429]
+    assert [25 <= int(answer.headers["Retry-After"]) <= 32 for answer in answers[1:]] == [True, True]
+    assert [call.outcome for call in flux2_emulator.ledger.requests] == ["accepted", "refused"]
+
+
+@pytest.mark.flux2_script(MODERATED)
+async def test_fastapi_explains_failures(
+    fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
+) -> None:
+    """What cannot be sent is the client's mistake, what the service refuses is not."""
+    async with aiohttp.ClientSession(address(listener)) as http:
+        answers = [await http.post("/pictures", params={"prompt": prompt}) for prompt in (" ", "a red kettle")]
+        answers.append(await http.get("/pictures/a%20b"))
+
+    assert [answer.status for answer in answers] == [422, 502, 422]
+
+
+# --- aiogram
+
+
+@pytest.fixture
+async def telegram(
+    flux2_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[BotApi]:
+    """People who can talk to the bot of the recipe."""
+    monkeypatch.chdir(tmp_path)
+    dispatcher = run(recipe("aiogram"))["dispatcher"]
+    async with bot_api() as api:
+        bot = Bot(TOKEN, session=AiohttpSession(api=TelegramAPIServer.from_base(api.url)))
+        polling = asyncio.create_task(dispatcher.start_polling(bot, handle_signals=False))
+        yield api
+        await dispatcher.stop_polling()
+        await polling
+
+
+@pytest.mark.flux2_script(Script(plans=Plan(duration=1.0)))
+async def test_aiogram_two_people_and_a_double_tap(telegram: BotApi, flux2_emulator: RunningEmulator) -> None:
+    """Each gets the own picture back, at the same time; a message that comes twice is paid once."""
+    winter, summer = await asyncio.gather(
+        telegram.photo(1, PHOTO, "make it winter", deliveries=2), telegram.photo(2, PHOTO, "make it summer")
+    )
+    sent = await telegram.answers(3)
+
+    ledger = flux2_emulator.ledger
+    tasks = [flux2_emulator.task(task_id) for task_id in ledger.accepted]
+    pictures = {task.body["input"]["prompt"]: await fetched(task.result_urls[0]) for task in tasks}
+    assert sorted((each.chat, each.reply_to) for each in sent) == [(1, winter), (1, winter), (2, summer)]
+    assert {each.photo for each in sent if each.chat == 1} == {pictures["make it winter"]}
+    assert {each.photo for each in sent if each.chat == 2} == {pictures["make it summer"]}
+    assert len(ledger.accepted) == 2
+    assert len(set(pictures.values())) == 2
+    assert ledger.accepted_at[1] - ledger.accepted_at[0] < 1.0
+
+
+@pytest.mark.flux2_script(MODERATED)
+async def test_aiogram_says_what_was_refused(telegram: BotApi, flux2_emulator: RunningEmulator) -> None:
+    """A refusal is answered in words."""
+    question = await telegram.photo(1, PHOTO, "make it winter")
+    [answer] = await telegram.answers(1)
+
+    assert (answer.chat, answer.reply_to, answer.photo) == (1, question, None)
+    assert "content filter" in str(answer.text)
+
+
+async def fetched(url: str) -> bytes:
+    async with aiohttp.ClientSession() as http, http.get(url) as response:
+        return await response.read()
+
+
+# --- a script
+
+
+def test_script_runs_without_a_web_server(
+    flux2_emulator: RunningEmulator, listener: socket.socket, tmp_path: Path
+) -> None:
+    """The program saves three pictures, each brought by its callback."""
+    program = tmp_path / "houses.py"
+    program.write_text(str(recipe("script").parsed))
+    port = listener.getsockname()[1]
+    listener.close()
+    done = subprocess.run(  # noqa: S603  the README's own program
+        [sys.executable, "-W", "error", program],
+        cwd=tmp_path,
+        env=os.environ | {"PORT": str(port)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(line.split()[0] for line in done.stdout.splitlines()) == ["done:"] * 3
+    assert len(list((tmp_path / "houses").iterdir())) == 3
+    assert [call.status for call in flux2_emulator.ledger.callbacks] == [200] * 3
+    assert flux2_emulator.ledger.polls == 3

@@ -111,10 +111,8 @@ async def report(name: str, flux: Flux2Session, pipe: Connection) -> None:
     twice = TASKS - len({task_id for task_id, _ in finished}) + flux.statistics().repeated_settles
     median, p99 = statistics.median(delays), statistics.quantiles(delays, n=100)[98]
     calls = ", ".join(f"{count} callbacks answered {status}" for status, count in seen.answers.items())
-    print(
-        f"  {name}: median {median:.0f} ms, p99 {p99:.0f} ms; {len(finished)} settled, {twice} of them twice; ", end=""
-    )
-    print(f"{seen.polls} polls; {calls or 'no callbacks'}")
+    print(f"  {name}: median {median:.0f} ms, p99 {p99:.0f} ms; {len(finished)} settled, {twice} of them twice")
+    print(f"    {seen.polls} polls; {calls or 'no callbacks'}")
 
 
 async def one(flux: Flux2Session, number: int) -> tuple[str, float]:

@@ -1,6 +1,7 @@
 """The session manager: the one object a user makes."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
@@ -33,6 +34,8 @@ from flux2_async.tasks import Completion, ImageTask
 from flux2_async.webhooks import Callback
 
 __all__ = ["Flux2Session"]
+
+logger = logging.getLogger("flux2_async")
 
 # Upstream calls "typically 100+" running tasks fine.
 MAX_RUNNING: Final = 100
@@ -372,7 +375,12 @@ class Flux2Session:
         return self._callbacks
 
     def _accepting(self) -> bool:
-        return self._engine is not None and self._closing is None
+        if self._engine is None or self._closing is not None:
+            return False
+        if asyncio.get_running_loop() is not self._engine.loop:
+            logger.error("a callback came in another event loop than the session's; open the session in the server's loop")
+            return False
+        return True
 
     def _deliver(self, ref: str, callback: Callback) -> None:
         if self._engine is not None and self._engine.desk is not None and self._closing is None:

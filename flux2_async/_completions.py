@@ -42,7 +42,7 @@ class Completions:
         self._submit = submit
         self._give_up = give_up
         self._room = asyncio.Semaphore(limit)
-        self._done: asyncio.Queue[Completion | Exception | None] = asyncio.Queue()
+        self._done: asyncio.Queue[Completion | BaseException | None] = asyncio.Queue()
         self._jobs: set[asyncio.Task[None]] = set()
         self._on_the_way: set[Submission] = set()
         self._stopped: Flux2Error | None = None
@@ -52,7 +52,7 @@ class Completions:
         feeder = asyncio.create_task(self._feed(requests))
         try:
             while (completion := await self._done.get()) is not None:
-                if isinstance(completion, Exception):
+                if isinstance(completion, BaseException):
                     raise completion
                 yield completion
                 self._room.release()
@@ -63,7 +63,7 @@ class Completions:
             await asyncio.wait(ours)
 
     async def _feed(self, requests: Iterable[Request] | AsyncIterable[Request]) -> None:
-        failure: Exception | None = None
+        failure: BaseException | None = None
         index = 0
         try:
             async with aclosing(_iterate(requests)) as taken:
@@ -73,7 +73,7 @@ class Completions:
                     self._jobs.add(job)
                     job.add_done_callback(self._jobs.discard)
                     index += 1
-        except Exception as error:  # noqa: BLE001  the caller's iterable may raise anything; it comes out where it is read
+        except BaseException as error:  # noqa: BLE001  the caller's iterable may raise anything, also CancelledError; it comes out where it is read
             failure = error
         while self._jobs:
             await asyncio.wait(self._jobs)

@@ -82,7 +82,8 @@ def _fingerprint(request: Request) -> str:
         request.prompt,
         request.aspect_ratio,
         request.resolution,
-        request.extra_input,
+        # Keys that are no text become text in JSON, and only then can all of them be sorted.
+        json.loads(json.dumps(request.extra_input)),
         [_name(image) for image in images],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -120,8 +120,10 @@ class Submitter:
         """
         if self._closed:
             raise SessionClosedError("the session was closed; nothing was sent")
-        job = self._loop.create_task(self._run(submission), name=f"flux2_async submit {submission.ref}")
+        # Not through the loop's task factory: an eager one would run it before its key is bound to it.
+        job = asyncio.Task(self._run(submission), loop=self._loop, name=f"flux2_async submit {submission.ref}")
         self._jobs[submission] = job
+        job.add_done_callback(lambda _: self._forget(submission))
 
     async def wait(self, submission: Submission) -> ImageTask:
         """Wait for a submission as one of its callers.
@@ -153,17 +155,16 @@ class Submitter:
         for submission in tuple(self._jobs):
             self.give_up(submission, SessionClosedError("the session was closed; nothing was sent"))
         jobs = dict(self._jobs)
-        left = jobs
-        try:
-            if jobs and grace > 0:
-                await asyncio.wait(jobs.values(), timeout=grace)
-        finally:
-            left = {submission: job for submission, job in jobs.items() if not job.done()}
-            for job in left.values():
-                job.cancel()
-            if left:
-                await asyncio.wait(left.values())
-        return tuple(submission.ref for submission in left if submission.posted)
+        if jobs:
+            await asyncio.wait(jobs.values(), timeout=grace)
+            self.abandon()
+            await asyncio.wait(jobs.values())
+        return tuple(submission.ref for submission in jobs if submission.posted)
+
+    def abandon(self) -> None:
+        """End what is being sent as well, at once; the service may have accepted it."""
+        for job in self._jobs.values():
+            job.cancel()
 
     async def _run(self, submission: Submission) -> None:
         error: Exception | None = None
@@ -171,13 +172,12 @@ class Submitter:
         try:
             task = await self._submit(submission)
         except asyncio.CancelledError:
-            # Only `give_up` and `aclose` cancel; the former has written the outcome.
+            # Only `give_up` and `abandon` cancel; the former has written the outcome.
             error = _closed(submission)
             raise
         except Exception as caught:  # noqa: BLE001  whatever `on_send` or a file raises belongs to the callers
             error = caught
         finally:
-            self._jobs.pop(submission, None)
             if isinstance(error, AmbiguousSubmitError):
                 self.ambiguous += 1
                 logger.warning("submission %s: it is not known whether the service accepted it", submission.ref)
@@ -185,6 +185,11 @@ class Submitter:
 
     def _end(self, submission: Submission, task: ImageTask | None = None, error: Exception | None = None) -> None:
         submission.outcome.settle(task, error)
+        self._on_end(submission)
+
+    def _forget(self, submission: Submission) -> None:
+        # Here and not in `_run`, because a job that is cancelled before its first step never gets there.
+        del self._jobs[submission]
         self._on_end(submission)
 
     async def _submit(self, submission: Submission) -> ImageTask:
@@ -233,8 +238,8 @@ class Submitter:
             answer = await self._post(submission, body, permit)
             if isinstance(answer, str):
                 return answer
-            # Nobody is left to wait: the refusal stands.
-            if not submission.callers:
+            # Nobody is left to wait, or to send: the refusal stands.
+            if not submission.callers or self._closed:
                 raise answer
             if isinstance(answer, RateLimitedError):
                 refused = True

@@ -24,6 +24,7 @@ from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
     ProtocolError,
+    SessionClosedError,
     TransportError,
 )
 from flux2_async.models import Request, Timeouts
@@ -96,6 +97,7 @@ class Transport:
         self._borrowed = http
         self._http: aiohttp.ClientSession | None = None
         self._submit_http: aiohttp.ClientSession | None = None
+        self._closed = False
         self._user_agent = f"flux2-async/{version('flux2-async')}"
         self._key = credentials.api_key.encode()
         self._headers = {
@@ -112,6 +114,7 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close what `open` made; a borrowed session stays open."""
+        self._closed = True
         if self._submit_http is not None:
             await self._submit_http.close()
         if self._http is not None and self._http is not self._borrowed:
@@ -216,10 +219,19 @@ class Transport:
         timeout = aiohttp.ClientTimeout(total=self._timeouts.download, sock_connect=self._timeouts.connect)
         # Content-Length is compared with what arrives, so nothing may be unpacked on the way.
         sent = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
-        failure = response = None
+        failure = self._unusable(self._http)
+        if failure:
+            raise failure
+        response = None
         try:
             response = await self._http.get(
-                url, headers=sent, timeout=timeout, max_redirects=5, middlewares=(), raise_for_status=False
+                url,
+                headers=sent,
+                timeout=timeout,
+                max_redirects=5,
+                middlewares=(),
+                raise_for_status=False,
+                auto_decompress=True,
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             failure = _failure(error, urlsplit(url).hostname)
@@ -234,8 +246,16 @@ class Transport:
         assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         reply, failure = await self._exchange(self._http, method, url, **options)
         if failure is not None or reply is None:
-            raise failure or TransportError("no answer came")
+            # What broke off because of the closing is told as such.
+            raise self._unusable(self._http) or failure or TransportError("no answer came")
         return reply
+
+    def _unusable(self, http: aiohttp.ClientSession) -> SessionClosedError | TransportError | None:
+        if self._closed:
+            return SessionClosedError("the session was closed meanwhile; make a new one")
+        if http.closed:
+            return TransportError("http: the borrowed aiohttp.ClientSession was closed", never_sent=True)
+        return None
 
     async def _exchange(
         self, http: aiohttp.ClientSession, method: str, url: str, **options: Any
@@ -247,7 +267,13 @@ class Transport:
         body = bytearray()
         try:
             async with http.request(
-                method, url, allow_redirects=False, middlewares=(), raise_for_status=False, **options
+                method,
+                url,
+                allow_redirects=False,
+                middlewares=(),
+                raise_for_status=False,
+                auto_decompress=True,
+                **options,
             ) as response:
                 reply = Reply(response.status, response.headers, b"")
                 while chunk := await response.content.read(CHUNK):

@@ -57,6 +57,7 @@ class _Watched:
     schedule: Schedule
     since: float
     due: float
+    visible: float
     failures: int = 0
     refused_since: float | None = None
     looking: bool = False
@@ -114,7 +115,7 @@ class Watcher:
     def watch(self, task: ImageTask, schedule: Schedule | None = None) -> None:
         """Look after a task from now on, by a schedule of its own if one is given."""
         now = self._loop.time()
-        watched = _Watched(task, schedule or self._schedule, since=now, due=now)
+        watched = _Watched(task, schedule or self._schedule, since=now, due=now, visible=now)
         self._watched[task.id] = watched
         self._plan(watched, watched.schedule.wait(0.0, self._random.random()))
 
@@ -230,16 +231,18 @@ class Watcher:
         watched.failures, watched.refused_since = 0, None
         if record is not None:
             task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
+            watched.visible = self._loop.time()
         age = self._loop.time() - watched.since
+        hidden = self._loop.time() - watched.visible
         if record is not None and record.state.final:
             error = task_error(record)
             result = None if error else ImageResult(task_id=task.id, urls=record.result_urls, record=record)
             self._settle(watched, result, error)
-        elif record is None and age >= NOT_VISIBLE_FOR:
+        elif record is None and hidden >= NOT_VISIBLE_FOR:
             self._settle(
                 watched,
                 error=TaskNotFoundError(
-                    f"the service does not know task {task.id} after {age:.0f} s: a wrong id, another account's, or "
+                    f"the service does not know task {task.id} after {hidden:.0f} s: a wrong id, another account's, or "
                     "purged",
                     task_id=task.id,
                 ),
@@ -253,11 +256,7 @@ class Watcher:
         if watched.hinted:
             watched.hinted, watched.looks_after_hint = False, 0
             return HINTS_APART - took
-        wait = watched.schedule.wait(age, self._random.random()) - took
-        if watched.looks_after_hint < len(LOOKS_AFTER_HINT):
-            wait = min(wait, LOOKS_AFTER_HINT[watched.looks_after_hint])
-            watched.looks_after_hint += 1
-        return wait
+        return _soon_after_hint(watched, watched.schedule.wait(age, self._random.random()) - took)
 
     def _failed(self, watched: _Watched, error: Flux2Error) -> None:
         if watched.task.done():
@@ -274,6 +273,8 @@ class Watcher:
         retry_after = error.retry_after if isinstance(error, RateLimitedError) else None
         usual = watched.schedule.wait(now - watched.since, self._random.random())
         wait = wait_after_failure(watched.schedule, usual, watched.failures, retry_after)
+        if retry_after is None:
+            wait = _soon_after_hint(watched, wait)
         if watched.refused_since is not None and (left := watched.refused_since + REFUSED_FOR - now) > 0:
             wait = min(wait, left)
         self._again(watched, wait)
@@ -299,3 +300,11 @@ class Watcher:
             del self._watched[task.id]
         logger.debug("task %s settled as %s", task.id, type(error).__name__ if error else "success")
         self._on_settled(task, watched.called)
+
+
+def _soon_after_hint(watched: _Watched, wait: float) -> float:
+    """Shorten a wait where a hint said that there is something to see and it was not seen yet."""
+    if watched.looks_after_hint >= len(LOOKS_AFTER_HINT):
+        return wait
+    watched.looks_after_hint += 1
+    return min(wait, LOOKS_AFTER_HINT[watched.looks_after_hint - 1])

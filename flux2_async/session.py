@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 import aiohttp
+import anyio
 
 from flux2_async._arguments import check_max_running, check_settings, check_submit, check_task_id
 from flux2_async._callbacks import CallbackSettings
@@ -136,18 +137,25 @@ class Flux2Session:
 
         Returns:
             The tasks and submissions that were not settled, which are logged as well.
+
+        Raises:
+            ConfigurationError: Called in another event loop.
         """
         if self._engine is None:
             return Unsettled()
+        self._check_loop(self._engine)
         if self._closing is None:
             self._closing = self._engine.loop.create_task(self._engine.close(grace), name="flux2_async close")
         try:
-            return await asyncio.shield(self._closing)
+            # A cancelled scope of anyio cancels every wait within it, which would leave POSTs under way no grace.
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._closing])
         except asyncio.CancelledError:
             # Who cancels a closing wants it over, not undone.
-            self._closing.cancel()
+            self._engine.submitter.abandon()
             await asyncio.wait([self._closing])
             raise
+        return self._closing.result()
 
     async def submit(
         self,
@@ -378,7 +386,9 @@ class Flux2Session:
         if self._engine is None or self._closing is not None:
             return False
         if asyncio.get_running_loop() is not self._engine.loop:
-            logger.error("a callback came in another event loop than the session's; open the session in the server's loop")
+            logger.error(
+                "a callback came in another event loop than the session's; open the session in the server's loop"
+            )
             return False
         return True
 
@@ -389,10 +399,13 @@ class Flux2Session:
     def _open_engine(self) -> Engine:
         if self._engine is None:
             raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
-        if asyncio.get_running_loop() is not self._engine.loop:
-            raise ConfigurationError(
-                "the session belongs to another event loop; open one session per event loop, in that loop"
-            )
+        self._check_loop(self._engine)
         if self._closing is not None:
             raise SessionClosedError("the session is closed; make a new one")
         return self._engine
+
+    def _check_loop(self, engine: Engine) -> None:
+        if asyncio.get_running_loop() is not engine.loop:
+            raise ConfigurationError(
+                "the session belongs to another event loop; open one session per event loop, in that loop"
+            )

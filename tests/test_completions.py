@@ -209,3 +209,19 @@ async def test_nothing_to_do() -> None:
     empty: list[Request] = []
     async with emulated() as (flux, _):
         assert [each async for each in flux.as_completed(empty)] == []
+
+
+async def test_a_cancellation_in_the_source_comes_out() -> None:
+    """A source that ends in CancelledError, as of a task it awaits, does not leave its reader waiting for ever."""
+
+    async def source() -> AsyncIterator[TextToImage]:
+        yield REQUEST
+        gone = asyncio.get_running_loop().create_future()
+        gone.cancel()
+        await gone
+
+    async with emulated() as (flux, _):
+        reading = asyncio.create_task(_collect(flux.as_completed(source())))
+        await asyncio.wait([reading], timeout=60)
+
+        assert reading.cancelled()

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import threading
 import warnings
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anyio
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
 
@@ -539,3 +541,67 @@ async def test_refused_download_url() -> None:
     """A link to somebody else's file is refused by the service, in its own words."""
     async with emulated() as (flux, _):
         assert isinstance(await error_of(flux.download_url("https://elsewhere.example/a.png")), ApiError)
+
+
+async def test_closing_again_after_a_cancelled_close() -> None:
+    """Who closes after a close that was cancelled gets its answer, ambiguous submissions included."""
+    async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
+        async with session_for(emulator) as flux:
+            submitting = asyncio.create_task(flux.submit(REQUEST, ref="mine"))
+            await asyncio.sleep(1)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(flux.aclose(grace=1000), 1)
+            unsettled = await flux.aclose()
+            caught = await error_of(submitting)
+
+    assert isinstance(caught, AmbiguousSubmitError)
+    assert unsettled.refs == ("mine",)
+
+
+async def test_a_cancelled_scope_leaves_the_grace() -> None:
+    """A scope of anyio, which cancels every wait within it, does not cut off a POST under way."""
+    async with Emulator(Script(latency=2.0, render=False)) as emulator:
+        flux = session_for(emulator)
+        with anyio.move_on_after(1):
+            async with flux:
+                await flux.submit(REQUEST)
+        unsettled = await flux.aclose()
+
+        assert len(emulator.ledger.accepted) == 1
+        assert list(unsettled.task_ids) == emulator.ledger.accepted
+        assert unsettled.refs == ()
+
+
+def test_closed_from_another_event_loop() -> None:
+    """`aclose` in another event loop says so, and the session can still be closed in its own."""
+    flux = Flux2Session("key", base_url="http://127.0.0.1:1")
+    with asyncio.Runner() as runner:
+        runner.run(flux.open())
+        with asyncio.Runner() as other:
+            caught = other.run(error_of(flux.aclose()))
+        unsettled = runner.run(flux.aclose())
+
+    assert isinstance(caught, ConfigurationError)
+    assert "another event loop" in str(caught)
+    assert unsettled.task_ids == ()
+
+
+@pytest.mark.parametrize("endpoint", ["file", "upload", "credit"])
+async def test_calls_under_way_while_closing(endpoint: Any, tmp_path: Path) -> None:
+    """A download, an upload or a look that a closing interrupts ends as such, at most a pause later."""
+    async with Emulator(Script(plans=Plan(duration=1.0), render=False)) as emulator:
+        async with session_for(emulator) as flux:
+            result = await flux.generate(REQUEST)
+            emulator.inject(Fault(endpoint, "hang"))
+            calls: dict[str, Callable[[], Awaitable[object]]] = {
+                "file": lambda: flux.download(result, tmp_path),
+                "upload": lambda: flux.upload(PHOTO),
+                "credit": flux.credits,
+            }
+            ending = asyncio.create_task(error_of(calls[endpoint]()))
+            await asyncio.sleep(1)
+        begun = asyncio.get_running_loop().time()
+        caught = await ending
+
+        assert isinstance(caught, SessionClosedError)
+        assert asyncio.get_running_loop().time() - begun < 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
 
+from flux2_async._submission import Submission
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -457,3 +458,54 @@ async def test_close_is_bounded_in_time() -> None:
         assert ambiguous.ref == "mine"
         assert isinstance(await error_of(waiting), SessionClosedError)
         assert len(emulator.ledger.requests) == 1
+
+
+async def test_closing_sends_nothing_again() -> None:
+    """A POST that is refused while the session closes is not repeated, however long the grace is."""
+    fault = Fault("createTask", "refuse", retry_after=1)
+    async with Emulator(Script(latency=1.0, faults=[fault], render=False)) as emulator:
+        async with session_for(emulator) as flux:
+            caller = asyncio.create_task(flux.submit(REQUEST))
+            await asyncio.sleep(0.5)
+            unsettled = await flux.aclose(grace=60.0)
+            caught = await error_of(caller)
+
+        assert isinstance(caught, RateLimitedError)
+        assert len(emulator.ledger.requests) == 1
+        assert (unsettled.task_ids, unsettled.refs) == ((), ())
+
+
+async def test_given_up_before_it_began() -> None:
+    """A submission that ends in the moment it was made leaves nothing that `drain` would wait for."""
+    async with emulated() as (flux, emulator):
+        submitter = flux._open_engine().submitter
+        submission = Submission("mine", REQUEST)
+        submitter.start(submission)
+        assert submitter.give_up(submission, SessionClosedError("gone"))
+        await flux.drain(timeout=1)
+
+        assert isinstance(submission.outcome.error, SessionClosedError)
+        assert emulator.ledger.requests == []
+
+
+@pytest.mark.parametrize("factory", [None, getattr(asyncio, "eager_task_factory", None)])
+async def test_a_task_factory_that_starts_at_once(factory: Any) -> None:
+    """Where tasks run as soon as they are made, a submission that fails at once frees its key and is forgotten."""
+    asyncio.get_running_loop().set_task_factory(factory)
+    async with emulated(Script(plans=Plan(duration=5.0)), max_running=1) as (flux, emulator):
+        first = await flux.submit(REQUEST)
+        assert isinstance(await error_of(flux.submit(REQUEST, key="a", max_wait=0)), RateLimitedError)
+        await first
+        await flux.drain(timeout=1)
+        await flux.submit(REQUEST, key="a")
+
+        assert len(emulator.ledger.accepted) == 2
+
+
+async def test_key_with_any_extra_input() -> None:
+    """Fields whose keys cannot be sorted do not stand in the way of a key."""
+    request = TextToImage("a red kettle", extra_input={"sizes": {1: "small", "b": "big"}})
+    async with emulated() as (flux, emulator):
+        assert await flux.submit(request, key="a") is await flux.submit(request, key="a")
+
+        assert len(emulator.ledger.accepted) == 1

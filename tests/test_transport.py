@@ -1,6 +1,7 @@
 """One request, one answer, and what each means for the money, over real sockets."""
 
 import asyncio
+import gzip
 import inspect
 import logging
 import socket
@@ -436,3 +437,81 @@ def test_unusable_credentials(credentials: tuple[Any, Any, Any], words: str) -> 
         Credentials(*credentials)
     assert "two" not in str(caught.value)
     assert "pass@" not in str(caught.value)
+
+
+async def test_a_borrowed_session_that_does_not_unpack() -> None:
+    """Answers are unpacked, whatever the borrowed session does for its owner."""
+    packed = answer(200, gzip.compress(b"content"), "Content-Encoding: gzip\r\n")
+    async with (
+        raw_server([packed]) as server,
+        aiohttp.ClientSession(auto_decompress=False) as http,
+        transport_to(server.url, http) as transport,
+    ):
+        reply = await transport.call("GET", "/api/v1/chat/credit")
+        async with transport.download(f"{server.url}/x", {}) as file:
+            content = b"".join([chunk async for chunk in file.chunks()])
+
+    assert reply.body == content == b"content"
+
+
+async def test_download_after_the_borrowed_session_was_closed() -> None:
+    """A borrowed session that its owner closed is a clear error for downloads as well."""
+    http = aiohttp.ClientSession()
+    async with transport_to("http://127.0.0.1:1", http) as transport:
+        await http.close()
+        with pytest.raises(TransportError, match="was closed"):
+            async with transport.download("http://127.0.0.1:1/x", {}):
+                pass
+
+
+async def test_interfering_session_options_do_not_reach_downloads() -> None:
+    """Middlewares and `raise_for_status` of a borrowed session leave downloads alone."""
+    seen = []
+
+    async def watch(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        seen.append(request)
+        return await handler(request)
+
+    async with (
+        raw_server([answer(404, b"gone")]) as server,
+        aiohttp.ClientSession(middlewares=(watch,), raise_for_status=True) as http,
+        transport_to(server.url, http) as transport,
+        transport.download(f"{server.url}/x", {}) as file,
+    ):
+        assert file.status == 404
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "reply", [answer(200, envelope(429), "Retry-After: 7\r\n"), answer(429, b"", "Retry-After: 7\r\n")]
+)
+async def test_retry_after_of_a_refusal(reply: bytes) -> None:
+    """A 429 hands on how long the service asks to wait, with and without JSON."""
+    outcome, _ = await outcome_of(reply)
+
+    assert isinstance(outcome, RateLimitedError)
+    assert outcome.retry_after == 7
+
+
+async def test_downloads_show_nothing_of_aiohttp() -> None:
+    """What breaks a download, at its head or in its middle, is chained to no error of aiohttp."""
+    for reply in (b"", answer(200, b"pict", length=7)):
+        async with raw_server([reply]) as server, transport_to(server.url) as transport:
+            with pytest.raises(TransportError) as caught:
+                async with transport.download(f"{server.url}/x", {}) as file:
+                    async for _ in file.chunks():
+                        pass
+
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None
+
+
+async def test_create_task_carries_no_cookies() -> None:
+    """What a server or a proxy sets as a cookie is not sent back with the next createTask."""
+    set_cookie = answer(200, {"code": 200, "data": {"taskId": TASK_ID}}, "Set-Cookie: a=b\r\n")
+    async with raw_server([set_cookie]) as server:
+        async with transport_to(server.url.replace("127.0.0.1", "localhost")) as transport:
+            await create(transport)
+            await create(transport)
+
+        assert server.header("Cookie") is None

@@ -389,3 +389,67 @@ async def test_updates_end_with_the_error_of_a_task_without_record(make: Callabl
             seen.append(each.state)  # noqa: PERF401  a comprehension would lose what came before the error
 
     assert seen == [TaskState.GENERATING]
+
+
+async def test_a_task_that_was_seen_is_not_unknown_at_once(make: Callable[..., World]) -> None:
+    """A record that is missing once, long after it was seen, is looked for again; it takes 90 s to be unknown."""
+    world = make(Polling(interval=5.0))
+    task = world.watch("a")
+    await asyncio.sleep(200)
+    world.service.finish("a", 0)
+    world.service.final = lambda task_id: record(task_id) if world.age() > 260 else None
+
+    assert (await task).urls
+
+
+async def test_a_failed_look_does_not_use_up_a_hint(make: Callable[..., World]) -> None:
+    """When the look after a hint fails, the next ones come as soon as after a hint, not after a slowed-down plan."""
+    world = make(Polling(interval=600.0), latency=0.0)
+    world.service.failing = lambda now: ServerError(502, "bad gateway", 502) if now - world.began < 11 else None
+    task = world.watch("a", 5)
+    await asyncio.sleep(10)
+    world.watcher.hint("a")
+    await task
+
+    assert [at - world.began for at, _ in world.service.looks] == pytest.approx([10, 10.5, 11.5])
+
+
+async def test_retry_after_outranks_a_hint(make: Callable[..., World]) -> None:
+    """Asked to wait, even a hinted task waits."""
+    world = make(Polling(interval=600.0), latency=0.0)
+    error = RateLimitedError(429, "slow down", 200, retry_after=30.0)
+    world.service.failing = lambda now: error if now - world.began < 11 else None
+    world.watch("a", 5)
+    await asyncio.sleep(10)
+    world.watcher.hint("a")
+    await asyncio.sleep(29)
+
+    assert len(world.service.looks) == 1
+
+
+async def test_each_outage_begins_anew(make: Callable[..., World]) -> None:
+    """After a look that succeeded, the next failure slows down as little as the very first."""
+    world = make(Polling(interval=1.0), latency=0.0)
+    outages = ((0, 50), (79.5, 80.5))
+    world.service.failing = lambda now: (
+        TransportError("gone") if any(begin < now - world.began < end for begin, end in outages) else None
+    )
+    world.watch("a")
+    await asyncio.sleep(120)
+    times = [at - world.began for at, _ in world.service.looks]
+
+    assert max(later - earlier for earlier, later in itertools.pairwise(times) if later > 60) <= 2
+
+
+async def test_close_does_not_wait_for_a_look(make: Callable[..., World]) -> None:
+    """A look in flight, however long it takes, is over when closing is, which takes no time."""
+    world = make(latency=1000.0)
+    before = asyncio.all_tasks()
+    world.watch("a")
+    await asyncio.sleep(5)
+    assert len(asyncio.all_tasks() - before) == 1
+    closed_at = world.age()
+    await world.watcher.aclose()
+
+    assert asyncio.all_tasks() - before == set()
+    assert world.age() == closed_at

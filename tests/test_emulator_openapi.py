@@ -95,7 +95,7 @@ bounded = settings(
 )
 
 
-def call(case: schemathesis.Case[Any], emulator: Emulator) -> schemathesis.Response:
+def call(case: "schemathesis.Case[Any]", emulator: Emulator) -> schemathesis.Response:
     base = emulator.upload_url if case.path.startswith("/api/file-") else emulator.base_url
     return case.call(base_url=base, headers=HEADERS, timeout=10)
 
@@ -108,7 +108,7 @@ def body_of(response: schemathesis.Response) -> dict[str, Any]:
 
 @schema.parametrize()
 @bounded
-def test_statuses_and_bodies_are_as_documented(case: schemathesis.Case[Any], honest: Emulator) -> None:
+def test_statuses_and_bodies_are_as_documented(case: "schemathesis.Case[Any]", honest: Emulator) -> None:
     """With real statuses: every answer fits its schema, good requests are taken, bad ones are refused."""
     response = call(case, honest)
     excluded: list[CheckFunction] = [not_a_server_error]
@@ -126,7 +126,7 @@ def test_statuses_and_bodies_are_as_documented(case: schemathesis.Case[Any], hon
 
 @brief.parametrize()
 @bounded
-def test_refusals_under_http_200_fit_the_envelope(case: schemathesis.Case[Any], upstream: Emulator) -> None:
+def test_refusals_under_http_200_fit_the_envelope(case: "schemathesis.Case[Any]", upstream: Emulator) -> None:
     """In upstream's style an endpoint's status is always 200, and the body fits the schema whatever it says."""
     response = call(case, upstream)
     body = body_of(response)

@@ -1,17 +1,19 @@
 """The recipes of the README, taken from there, with their real frameworks over real sockets and in real time."""
 
 import asyncio
+import json
 import math
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import attrs
 import pytest
 import uvicorn
 from aiogram import Bot
@@ -60,6 +62,22 @@ def run(example: Example) -> dict[str, Any]:
     return names
 
 
+@attrs.frozen
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+async def ask(method: str, url: str, **options: Any) -> Answer:
+    """Ask a backend, as its own users do."""
+    async with aiohttp.ClientSession() as http, http.request(method, url, **options) as response:
+        return Answer(response.status, response.headers, await response.text())
+
+
 # --- aiohttp
 
 
@@ -68,7 +86,7 @@ async def aiohttp_recipe(flux2_emulator: RunningEmulator, listener: socket.socke
     runner = web.AppRunner(run(recipe("aiohttp"))["make_app"](), access_log=None)
     await runner.setup()
     await web.SockSite(runner, listener).start()
-    yield address(listener)
+    yield f"{address(listener)}/edits"
     await runner.cleanup()
 
 
@@ -81,14 +99,12 @@ def form(**fields: str | bytes) -> aiohttp.FormData:
 
 async def test_aiohttp_edits_a_photograph(aiohttp_recipe: str, flux2_emulator: RunningEmulator) -> None:
     """The photograph is uploaded, and the callback alone brings the result."""
-    async with aiohttp.ClientSession(aiohttp_recipe) as http:
-        response = await http.post("/edits", data=form(prompt="make it winter", photo=PHOTO))
-        answer = await response.json()
+    answer = await ask("POST", aiohttp_recipe, data=form(prompt="make it winter", photo=PHOTO))
 
     ledger = flux2_emulator.ledger
-    assert response.status == 200
-    assert [answer["id"]] == ledger.accepted
-    assert answer["urls"] == list(flux2_emulator.task(answer["id"]).result_urls)
+    [task_id] = ledger.accepted
+    assert answer.status == 200
+    assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
     assert [upload.size for upload in ledger.uploads] == [len(PHOTO)]
     assert [call.status for call in ledger.callbacks] == [200]
     assert ledger.polls == 1
@@ -97,14 +113,14 @@ async def test_aiohttp_edits_a_photograph(aiohttp_recipe: str, flux2_emulator: R
 @pytest.mark.flux2_script(MODERATED)
 async def test_aiohttp_explains_failures(aiohttp_recipe: str, flux2_emulator: RunningEmulator) -> None:
     """What cannot be sent is the client's mistake, what the service refuses is not."""
-    async with aiohttp.ClientSession(aiohttp_recipe) as http:
-        statuses = [
-            (await http.post("/edits", data=form(prompt="make it winter"))).status,
-            (await http.post("/edits", data=form(prompt="make it winter", photo=b"no picture"))).status,
-            (await http.post("/edits", data=form(prompt="make it winter", photo=PHOTO))).status,
-        ]
+    forms = [
+        form(prompt="make it winter"),
+        form(prompt="make it winter", photo=b"no picture"),
+        form(prompt="make it winter", photo=PHOTO),
+    ]
+    answers = [await ask("POST", aiohttp_recipe, data=each) for each in forms]
 
-    assert statuses == [422, 422, 502]
+    assert [answer.status for answer in answers] == [422, 422, 502]
     assert len(flux2_emulator.ledger.requests) == 1
 
 
@@ -132,17 +148,20 @@ async def fastapi_recipe(flux2_emulator: RunningEmulator, listener: socket.socke
         yield names
 
 
+async def create(listening: socket.socket, prompt: str = "a red kettle") -> Answer:
+    return await ask("POST", f"{address(listening)}/pictures", params={"prompt": prompt})
+
+
 async def test_fastapi_waits_for_the_picture(
     fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
 ) -> None:
     """A request awaits its picture, which the callback alone brings."""
-    async with aiohttp.ClientSession(address(listener)) as http:
-        response = await http.post("/pictures", params={"prompt": "a red kettle"})
-        answer = await response.json()
+    answer = await create(listener)
 
     ledger = flux2_emulator.ledger
-    assert response.status == 200
-    assert answer == {"id": ledger.accepted[0], "urls": list(flux2_emulator.task(ledger.accepted[0]).result_urls)}
+    [task_id] = ledger.accepted
+    assert answer.status == 200
+    assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
     assert [call.status for call in ledger.callbacks] == [200]
     assert ledger.polls == 1
 
@@ -152,17 +171,16 @@ async def test_fastapi_gives_the_id_when_it_takes_longer(
     fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
 ) -> None:
     """After its patience a request gets 202 and the id; another one gets the picture under that id."""
-    async with aiohttp.ClientSession(address(listener)) as http:
-        fastapi_recipe["PATIENCE"] = 0.1
-        first = await http.post("/pictures", params={"prompt": "a red kettle"})
-        fastapi_recipe["PATIENCE"] = 20.0
-        second = asyncio.create_task(http.get(first.headers["Location"]))
-        flux2_emulator.finish(await first.text())
-        answer = await (await second).json()
+    fastapi_recipe["PATIENCE"] = 0.1
+    first = await create(listener)
+    fastapi_recipe["PATIENCE"] = 20.0
+    second = asyncio.create_task(ask("GET", address(listener) + first.headers["Location"]))
+    flux2_emulator.finish(first.text)
+    answer = await second
 
-    assert first.status == 202
-    assert [answer["id"]] == flux2_emulator.ledger.accepted == [await first.text()]
-    assert answer["urls"] == list(flux2_emulator.task(answer["id"]).result_urls)
+    [task_id] = flux2_emulator.ledger.accepted
+    assert (first.status, first.text) == (202, task_id)
+    assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
 
 
 @pytest.mark.flux2_script(Script(limit=Limit(1, 30.0, retry_after="seconds"), render=False))
@@ -171,8 +189,7 @@ async def test_fastapi_tells_that_it_is_busy(
 ) -> None:
     """Beyond the limit a request is told when to come again; the next one does not even reach the service."""
     fastapi_recipe["PATIENCE"] = 0.1
-    async with aiohttp.ClientSession(address(listener)) as http:
-        answers = [await http.post("/pictures", params={"prompt": "a red kettle"}) for _ in range(3)]
+    answers = [await create(listener) for _ in range(3)]
 
     assert [answer.status for answer in answers] == [202, 429, 429]
     assert [25 <= int(answer.headers["Retry-After"]) <= 32 for answer in answers[1:]] == [True, True]
@@ -184,9 +201,8 @@ async def test_fastapi_explains_failures(
     fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
 ) -> None:
     """What cannot be sent is the client's mistake, what the service refuses is not."""
-    async with aiohttp.ClientSession(address(listener)) as http:
-        answers = [await http.post("/pictures", params={"prompt": prompt}) for prompt in (" ", "a red kettle")]
-        answers.append(await http.get("/pictures/a%20b"))
+    answers = [await create(listener, " "), await create(listener)]
+    answers.append(await ask("GET", f"{address(listener)}/pictures/a%20b"))
 
     assert [answer.status for answer in answers] == [422, 502, 422]
 

@@ -239,7 +239,7 @@ async def test_a_closed_session_leaves_no_file_open(emulator: Emulator, tmp_path
     (tmp_path / "a").write_bytes(picture(100))
     async with connected(emulator) as transport:
         uploads = Uploads(transport)
-    with pytest.raises(TransportError):
+    with pytest.raises(SessionClosedError):
         await uploads.bring(read_picture("images[0]", tmp_path / "a"), None)
 
 

@@ -119,6 +119,8 @@ class Turnstile(ABC, Generic[T]):
         self._waiters = Waiters[T]()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # Kept here because the handles of uvloop do not always know it.
+        self._timer_at = math.inf
         self._closed = False
 
     @property
@@ -195,12 +197,12 @@ class Turnstile(ABC, Generic[T]):
 
     def _arm(self, when: float) -> None:
         if self._timer:
-            if self._timer.when() == when:
+            if self._timer_at == when:
                 return
             self._timer.cancel()
             self._timer = None
         if self._loop and when < math.inf:
-            self._timer = self._loop.call_at(when, self._on_timer, when)
+            self._timer, self._timer_at = self._loop.call_at(when, self._on_timer, when), when
 
     def _on_timer(self, when: float) -> None:
         self._timer = None

@@ -93,6 +93,8 @@ class Watcher:
         self._heap: list[tuple[float, int, _Watched]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        # Kept here because the handles of uvloop do not always know it.
+        self._timer_at = 0.0
         self._looks: set[asyncio.Task[None]] = set()
         self._random = random.Random()  # noqa: S311  it spreads looks in time, it guards nothing
         self._closed = False
@@ -189,10 +191,10 @@ class Watcher:
 
     def _set_timer(self, due: float) -> None:
         if self._timer is not None:
-            if not self._timer.cancelled() and self._timer.when() == due:
+            if self._timer_at == due:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._on_timer)
+        self._timer, self._timer_at = self._loop.call_at(due, self._on_timer), due
 
     def _on_timer(self) -> None:
         self._timer = None

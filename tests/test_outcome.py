@@ -106,3 +106,13 @@ async def test_another_event_loop_is_refused() -> None:
     thread.join()
 
     assert "another event loop" in str(caught[0])
+
+
+async def test_who_left_is_forgotten() -> None:
+    """A wait that was cancelled leaves nothing in the cell, however long that stays open."""
+    waiters = Waiters()
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(waiters.wait(), 1)
+
+    assert waiters._futures == set()

@@ -12,6 +12,7 @@ import aiohttp
 import anyio
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
+from virtual_time import VirtualClockLoop
 
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
@@ -605,3 +606,26 @@ async def test_calls_under_way_while_closing(endpoint: Any, tmp_path: Path) -> N
 
         assert isinstance(caught, SessionClosedError)
         assert asyncio.get_running_loop().time() - begun < 1
+
+
+class OpaqueHandle:
+    """A timer that can be cancelled and tells nothing."""
+
+    def __init__(self, handle: asyncio.TimerHandle) -> None:
+        self.cancel = handle.cancel
+
+
+class OpaqueLoop(VirtualClockLoop):
+    def call_at(self, *args: Any, **options: Any) -> Any:
+        return OpaqueHandle(super().call_at(*args, **options))
+
+
+def test_timers_that_do_not_tell_their_time() -> None:
+    """Sessions work on loops whose timers do not know when they are due, as some of uvloop's do not."""
+
+    async def use() -> None:
+        async with emulated(rate_limit=RateLimit(2, 1.0)) as (flux, _):
+            await asyncio.gather(*(flux.generate(REQUEST) for _ in range(6)))
+
+    with asyncio.Runner(loop_factory=OpaqueLoop) as runner:
+        runner.run(use())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
+from raw_server import answer, raw_server
 
 from flux2_async._submission import Submission
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
@@ -21,7 +22,8 @@ from flux2_async.errors import (
     SessionClosedError,
     TransportError,
 )
-from flux2_async.models import ImageToImage, RateLimit, TextToImage, UploadedFile
+from flux2_async.models import ImageToImage, Polling, RateLimit, TextToImage, UploadedFile
+from flux2_async.session import Flux2Session
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
@@ -509,3 +511,98 @@ async def test_key_with_any_extra_input() -> None:
         assert await flux.submit(request, key="a") is await flux.submit(request, key="a")
 
         assert len(emulator.ledger.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "periods"),
+    [
+        (Fault("createTask", "cut_after"), 2),
+        (Fault("createTask", "html"), 2),
+        (Fault("createTask", "refuse", code=402), 1),
+        (Fault("createTask", "refuse", code=500), 1),
+    ],
+    ids=["lost", "unclear", "402", "500"],
+)
+async def test_how_long_a_permit_is_held(fault: Fault, periods: int) -> None:
+    """A permit comes back one period after a refusal, and two after an answer that leaves it open."""
+    async with emulated(Script(faults=[fault]), rate_limit=RateLimit(1, 10.0)) as (flux, emulator):
+        assert await error_of(flux.submit(REQUEST))
+        await flux.submit(REQUEST)
+        first, second = (call.time for call in emulator.ledger.requests)
+
+        assert second - first == pytest.approx(10 * periods, abs=0.5)
+
+
+async def test_the_refused_one_goes_first() -> None:
+    """Who was refused by 429 goes before those who waited already when it was sent."""
+    faults = [Fault("createTask", "refuse", retry_after=3)]
+    async with emulated(Script(faults=faults, latency=1.0), rate_limit=RateLimit(1, 1.0)) as (flux, emulator):
+        submits = [asyncio.create_task(flux.submit(TextToImage(f"number {number}"))) for number in range(3)]
+        await asyncio.gather(*submits)
+        prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests if call.body]
+
+        assert prompts == ["number 0", "number 0", "number 1", "number 2"]
+
+
+async def test_max_wait_covers_slot_and_permit_together() -> None:
+    """What was spent on waiting for a slot is not there for the permit."""
+    script = Script(plans=Plan(duration=5.0))
+    async with emulated(script, max_running=1, rate_limit=RateLimit(1, 30.0)) as (flux, emulator):
+        begun = asyncio.get_running_loop().time()
+        await flux.submit(REQUEST)
+        caught = await error_of(flux.submit(REQUEST, max_wait=10.0))
+
+        assert isinstance(caught, RateLimitedError)
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(10, abs=0.5)
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_an_id_that_is_outstanding_already() -> None:
+    """When the service names a task that is watched here, its handle is given and no second slot is taken."""
+    accepted = answer(200, {"code": 200, "msg": "success", "data": {"taskId": "one"}})
+    async with raw_server([accepted]) as server:
+        async with Flux2Session("key", base_url=server.url, max_running=2, polling=Polling(interval=600)) as flux:
+            attached = flux.attach("one")
+            assert await flux.submit(REQUEST) is attached
+            assert await flux.submit(REQUEST, max_wait=0) is attached
+
+            assert flux.tasks() == (attached,)
+
+
+async def test_closing_waits_for_nothing_but_posts() -> None:
+    """Submissions that wait for a slot or a permit do not hold up a closing."""
+    async with Emulator(Script(plans=Plan(duration=60.0), render=False)) as emulator:
+        async with session_for(emulator, max_running=2, rate_limit=RateLimit(1, 60.0)) as flux:
+            callers = [asyncio.create_task(flux.submit(REQUEST)) for _ in range(4)]
+            await asyncio.sleep(1)
+            begun = asyncio.get_running_loop().time()
+            await flux.aclose(grace=30.0)
+
+            assert asyncio.get_running_loop().time() == begun
+            assert [type(await error_of(caller)) for caller in callers[1:]] == [SessionClosedError] * 3
+
+
+async def test_refused_after_its_caller_left() -> None:
+    """A POST under way that is refused is not repeated when nobody waits for it any more."""
+    fault = Fault("createTask", "refuse", retry_after=1)
+    async with emulated(Script(faults=[fault], latency=1.0), max_running=1) as (flux, emulator):
+        caller = asyncio.create_task(flux.submit(REQUEST))
+        await asyncio.sleep(0.5)
+        caller.cancel()
+        await flux.drain()
+        await asyncio.sleep(10)
+
+        assert len(emulator.ledger.requests) == 1
+        await flux.submit(REQUEST, max_wait=0)
+
+
+async def test_priority_counts_for_slots() -> None:
+    """A higher priority overtakes those who wait for a slot as well."""
+    async with emulated(max_running=1) as (flux, emulator):
+        await flux.submit(REQUEST)
+        names = {"low 1": 0, "low 2": 0, "high": 5}
+        submits = [flux.submit(TextToImage(name), priority=priority) for name, priority in names.items()]
+        await asyncio.gather(*submits)
+        prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests[1:] if call.body]
+
+        assert prompts == ["high", "low 1", "low 2"]

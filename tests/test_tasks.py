@@ -126,3 +126,17 @@ async def test_repr_shows_where_it_is() -> None:
         assert repr(task) == f"<ImageTask {task.id} waiting outstanding>"
         await task
         assert repr(task) == f"<ImageTask {task.id} success settled>"
+
+
+async def test_followers_do_not_grow_the_error() -> None:
+    """Following a task that ended without a record, many times, does not collect frames in its error."""
+    polling = Polling(interval=1.0, give_up_after=0.5)
+    async with emulated(Script(plans=Plan(duration=60.0, hidden_for=60.0)), polling=polling) as (flux, _):
+        task = await flux.submit(REQUEST)
+        depths = []
+        for _ in range(3):
+            with pytest.raises(TaskTimeoutError) as caught:
+                [record async for record in task.updates()]
+            depths.append(len(caught.traceback))
+
+    assert len(set(depths)) == 1

@@ -426,6 +426,7 @@ async def test_nothing_of_aiohttp_and_no_secret_leaves(caplog: pytest.LogCapture
         (("key", "https://", "https://a.example/u"), "base_url"),
         (("key", "https://a.example:x", "https://a.example/u"), "base_url"),
         (("key", "https://me:pass@a.example", "https://a.example/u"), "user name"),
+        (("key", "me:pass@a.example", "https://a.example/u"), "user name"),
         (("key", "https://a.example?x=1", "https://a.example/u"), "base_url"),
         (("key", 7, "https://a.example/u"), "base_url"),
         (("key", "https://a.example", "nowhere"), "upload_url"),
@@ -515,3 +516,8 @@ async def test_create_task_carries_no_cookies() -> None:
             await create(transport)
 
         assert server.header("Cookie") is None
+
+
+def test_credentials_show_no_key() -> None:
+    """The key is in no repr."""
+    assert KEY not in repr(Credentials(KEY, "https://a.example", "https://a.example/u"))

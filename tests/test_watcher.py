@@ -453,3 +453,39 @@ async def test_close_does_not_wait_for_a_look(make: Callable[..., World]) -> Non
 
     assert asyncio.all_tasks() - before == set()
     assert world.age() == closed_at
+
+
+async def test_gives_up_in_time_between_two_looks(make: Callable[..., World]) -> None:
+    """`give_up_after` counts also where the next look would come much later."""
+    world = make(Polling(interval=600.0, give_up_after=20))
+    task = world.watch("a")
+    with pytest.raises(TaskTimeoutError):
+        await task
+
+    assert world.age() == pytest.approx(20.1)
+
+
+async def test_a_hint_replaces_the_planned_look(make: Callable[..., World]) -> None:
+    """After a hint looks count from it; the one that was planned before does not come on top."""
+    world = make(Polling(interval=30.0), latency=0.0)
+    # Its look stands before the one that is replaced.
+    world.watch("other")
+    await asyncio.sleep(5)
+    world.watch("a")
+    await asyncio.sleep(5)
+    world.watcher.hint("a")
+    await asyncio.sleep(33)
+    times = [at - world.began for at, task_id in world.service.looks if task_id == "a"]
+
+    assert times == pytest.approx([10, 10.5, 11.5, 13.5])
+
+
+async def test_a_hint_never_delays_a_look(make: Callable[..., World]) -> None:
+    """Where the next look comes within the second anyway, a hint leaves it where it is."""
+    world = make(Polling(interval=0.5), latency=0.0)
+    world.watch("a")
+    await asyncio.sleep(0.6)
+    world.watcher.hint("a")
+    await asyncio.sleep(0.5)
+
+    assert [at - world.began for at, _ in world.service.looks] == pytest.approx([0.5, 1.0])

@@ -61,3 +61,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
         future.add_done_callback(done)
         return future
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        # From 3.12 on the end of the threads is waited for with a time-out, which the clock must not jump over.
+        with self.waiting_for_thread():
+            await super().shutdown_default_executor()

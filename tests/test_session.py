@@ -616,7 +616,7 @@ class OpaqueHandle:
 
 
 class OpaqueLoop(VirtualClockLoop):
-    def call_at(self, *args: Any, **options: Any) -> Any:
+    def call_at(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]  # passed on as it comes
         return OpaqueHandle(super().call_at(*args, **options))
 
 

@@ -6,50 +6,54 @@ async with Flux2Session() as flux:
     await flux.download(result, "out/")
 """
 
-from flux2_async._engine import Unsettled
-from flux2_async.errors import (
-    AmbiguousSubmitError,
-    ApiError,
-    AuthenticationError,
-    ConfigurationError,
-    ContentModeratedError,
-    CoordinationError,
-    EmptyResultError,
-    FeatureDisabledError,
-    Flux2Error,
-    InsufficientCreditsError,
-    InvalidRequestError,
-    MaintenanceError,
-    NotFoundError,
-    ProtocolError,
-    QuotaExceededError,
-    RateLimitedError,
-    RequestRejectedError,
-    ServerError,
-    SessionClosedError,
-    TaskError,
-    TaskFailedError,
-    TaskNotFoundError,
-    TaskTimeoutError,
-    TransportError,
-)
-from flux2_async.models import (
-    Callbacks,
-    ImageResult,
-    ImageSource,
-    ImageToImage,
-    Polling,
-    RateLimit,
-    Request,
-    SessionStatistics,
-    TaskRecord,
-    TaskState,
-    TextToImage,
-    Timeouts,
-    UploadedFile,
-)
-from flux2_async.session import Flux2Session
-from flux2_async.tasks import Completion, ImageTask
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flux2_async._engine import Unsettled
+    from flux2_async.errors import (
+        AmbiguousSubmitError,
+        ApiError,
+        AuthenticationError,
+        ConfigurationError,
+        ContentModeratedError,
+        CoordinationError,
+        EmptyResultError,
+        FeatureDisabledError,
+        Flux2Error,
+        InsufficientCreditsError,
+        InvalidRequestError,
+        MaintenanceError,
+        NotFoundError,
+        ProtocolError,
+        QuotaExceededError,
+        RateLimitedError,
+        RequestRejectedError,
+        ServerError,
+        SessionClosedError,
+        TaskError,
+        TaskFailedError,
+        TaskNotFoundError,
+        TaskTimeoutError,
+        TransportError,
+    )
+    from flux2_async.models import (
+        Callbacks,
+        ImageResult,
+        ImageSource,
+        ImageToImage,
+        Polling,
+        RateLimit,
+        Request,
+        SessionStatistics,
+        TaskRecord,
+        TaskState,
+        TextToImage,
+        Timeouts,
+        UploadedFile,
+    )
+    from flux2_async.session import Flux2Session
+    from flux2_async.tasks import Completion, ImageTask
 
 __all__ = [
     "AmbiguousSubmitError",
@@ -94,3 +98,20 @@ __all__ = [
     "Unsettled",
     "UploadedFile",
 ]
+
+# Lightest first: a name is looked for in their lists.
+_HOMES = ("errors", "models", "tasks", "_engine", "session")
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used, since pytest loads this package in every run for its plugin."""
+    for home in _HOMES if name in __all__ else ():
+        module = import_module(f"flux2_async.{home}")
+        if name in module.__all__:
+            value = globals()[name] = getattr(module, name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -52,8 +52,12 @@ class BotApi:
         return message_id
 
     async def answers(self, count: int) -> list[Sent]:
-        """Wait until the bot has sent so many."""
-        async with self._changed:
+        """Wait until the bot has sent so many.
+
+        Raises:
+            TimeoutError: It has not within 20 seconds.
+        """
+        async with asyncio.timeout(20), self._changed:
             await self._changed.wait_for(lambda: len(self.sent) >= count)
             return list(self.sent)
 

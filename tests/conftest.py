@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
@@ -9,6 +10,9 @@ import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, settings
 from virtual_time import VirtualClockLoop
+
+# Who is started in the background by a shell ignores SIGINT, and no Ctrl-C could be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")

@@ -360,7 +360,10 @@ async def test_forged_callbacks_wake_nobody() -> None:
         task = await flux.submit(REQUEST)
         url = callback_url(emulator)
         forged = signed_url(url.partition("?")[0], "other", "another secret")
-        statuses = [await post(each, finished(task.id)) for each in (url[:-1] + "0", url.partition("?")[0], forged)]
+        statuses = [
+            await post(each, finished(task.id))
+            for each in (url[:-1] + ("1" if url.endswith("0") else "0"), url.partition("?")[0], forged)
+        ]
         statuses.append(await post(url, b"{"))
 
         assert statuses == [401, 401, 401, 400]

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from readme import recipe
 
+import flux2_async
 from flux2_async import Flux2Session, ImageResult, Polling, TextToImage
 from flux2_async.emulator import Fault, Limit, Plan, Script
 from flux2_async.errors import ContentModeratedError, TransportError
@@ -214,10 +215,21 @@ def test_without_pillow(user: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_loading_costs_nothing() -> None:
-    """What pytest loads in every run imports neither Pillow nor the emulator, nor a web framework."""
+    """What pytest loads in every run imports neither the library nor aiohttp, Pillow or the emulator."""
     code = "import sys, flux2_async.testing; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  our own
     loaded = set(done.stdout.split())
 
     assert "flux2_async.testing" in loaded
-    assert not {"PIL", "flux2_async.emulator", "flux2_async.receivers", "flux2_async.cli"} & loaded
+    assert {name for name in loaded if name.startswith("flux2_async")} == {"flux2_async", "flux2_async.testing"}
+    assert not {"PIL", "aiohttp", "attrs", "cattrs"} & loaded
+
+
+def test_every_public_name_is_there() -> None:
+    """Names are imported when they are first used, and all of them can be."""
+    code = "import flux2_async as f; assert {*f.__all__} <= {*dir(f)}; print(*(n for n in f.__all__ if hasattr(f, n)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  our own
+
+    assert done.stdout.split() == flux2_async.__all__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        flux2_async.nothing  # noqa: B018

@@ -168,7 +168,8 @@ class Engine:
             try:
                 return await self._join(other, max_wait)
             except Exception as error:
-                if not _is_private(error):
+                # Not its error: our own `max_wait` ran out.
+                if error is not other.outcome.error or not _is_private(error):
                     raise
         submission = Submission(ref or uuid.uuid4().hex, request, priority, max_wait, on_send)
         self.submitter.start(submission)
@@ -247,6 +248,9 @@ class Engine:
         if task is None:
             task = ImageTask(task_id, submission.request)
             self.watcher.watch(task, self.desk.schedule if self.desk is not None else None)
+        elif task.request is None:
+            # Attached before its createTask reply came.
+            task.request = submission.request
         if self.desk is not None:
             self.desk.accepted(submission.ref, task)
         return task, new

@@ -29,16 +29,24 @@ class Waiters:
             if not future.done():
                 future.set_result(None)
 
+    def check_loop(self) -> None:
+        """Refuse another event loop than the one this was made in.
+
+        Raises:
+            ConfigurationError: This is another one.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(
+                "awaited in another event loop than the session's; open one session per event loop"
+            )
+
     async def wait(self) -> None:
         """Wait for the next `wake`.
 
         Raises:
             ConfigurationError: Called in another event loop than the one it was made in.
         """
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigurationError(
-                "awaited in another event loop than the session's; open one session per event loop"
-            )
+        self.check_loop()
         if self._futures is None:
             self._futures = set()
         waiting = self._futures
@@ -86,6 +94,15 @@ class Outcome(Generic[T]):
             raise self._error.with_traceback(None)
         # T may itself allow None, so an assertion would be wrong.
         return cast("T", self._value)
+
+    def check_loop(self) -> None:
+        """Refuse another event loop, unless it is settled.
+
+        Raises:
+            ConfigurationError: This is another one.
+        """
+        if self._waiters is not None:
+            self._waiters.check_loop()
 
     async def wait(self) -> None:
         """Wait until it is settled, without raising the error."""

@@ -328,7 +328,10 @@ FAILURES: Final[Mapping[type[Exception], str]] = {
 
 def _refusal_of_create(reply: Reply) -> ApiError | None:
     """Judge an answer to createTask that names no task: the refusal, or None when it is unclear."""
-    wait = retry_after(reply.headers, datetime.now(UTC))
+    wait = retry_after(reply.headers)
+    if wait is None:
+        # A date without the service's own one beside it can only be held against our clock.
+        wait = retry_after(reply.headers, datetime.now(UTC))
     server_failed = reply.status >= 500  # noqa: PLR2004  HTTP's own classes
     try:
         envelope = decode_envelope(reply)

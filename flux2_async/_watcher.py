@@ -217,6 +217,12 @@ class Watcher:
         except Flux2Error as error:
             watched.looking = False
             self._failed(watched, error)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise
+            # Not ours: aiohttp cancels what shares a name look-up with a request that was cancelled.
+            watched.looking = False
+            self._failed(watched, TransportError("the look was cancelled", task_id=watched.task.id))
         except Exception:  # a bug of ours in one look must not leave its task unwatched
             logger.exception("looking at task %s failed unexpectedly", watched.task.id)
             watched.looking = False

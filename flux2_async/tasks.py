@@ -103,6 +103,7 @@ class ImageTask:
 
         Raises:
             Flux2Error: The task was settled without a final record, see `result`.
+            ConfigurationError: Followed in another event loop.
         """
         shown: TaskRecord | None = None
         while True:
@@ -113,6 +114,7 @@ class ImageTask:
             elif self.done():
                 break
             else:
+                self._outcome.check_loop()
                 self._changed = self._changed or Waiters()
                 await self._changed.wait()
         if (shown is None or not shown.state.final) and self._outcome.error is not None:

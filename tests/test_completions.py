@@ -19,7 +19,7 @@ from flux2_async.errors import (
     QuotaExceededError,
     SessionClosedError,
 )
-from flux2_async.models import ImageToImage, Polling, Request, TextToImage
+from flux2_async.models import ImageToImage, Polling, RateLimit, Request, TextToImage
 from flux2_async.tasks import Completion
 
 
@@ -225,3 +225,24 @@ async def test_a_cancellation_in_the_source_comes_out() -> None:
         await asyncio.wait([reading], timeout=60)
 
         assert reading.cancelled()
+
+
+async def test_what_waits_is_not_sent_after_a_refusal_that_meets_all() -> None:
+    """Requests that wait for a permit when such a refusal comes are given up."""
+    script = Script(faults=[Fault("createTask", "refuse", code=402, times=None)])
+    async with emulated(script, rate_limit=RateLimit(1, 5.0)) as (flux, emulator):
+        done = [each async for each in flux.as_completed(requests(10))]
+
+        assert all(isinstance(each.error, InsufficientCreditsError) for each in done)
+        assert len(done) == 10
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_what_waits_is_not_sent_after_break() -> None:
+    """Requests that wait for a permit at the `break` are given up."""
+    async with emulated(Script(plans=Plan(duration=0.5)), rate_limit=RateLimit(1, 5.0)) as (flux, emulator):
+        async for _ in flux.as_completed(requests(10)):
+            break
+        await asyncio.sleep(60)
+
+        assert len(emulator.ledger.requests) == 1

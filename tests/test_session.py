@@ -23,6 +23,7 @@ from flux2_async.errors import (
     ContentModeratedError,
     Flux2Error,
     InvalidRequestError,
+    RateLimitedError,
     SessionClosedError,
     TaskNotFoundError,
     TaskTimeoutError,
@@ -125,6 +126,18 @@ async def test_attach() -> None:
             assert (await task).urls
             assert flux.attach(task_id) is not task
             assert len(emulator.ledger.accepted) == 1
+
+
+async def test_attached_before_its_reply() -> None:
+    """A task that was attached by a callback or a log before its createTask reply came knows its request afterwards."""
+    async with emulated(Script(latency=1.0)) as (flux, emulator):
+        submitting = asyncio.create_task(flux.submit(REQUEST))
+        await until(lambda: emulator.ledger.accepted)
+        attached = flux.attach(emulator.ledger.accepted[0])
+
+        assert await submitting is attached
+        assert attached.request == REQUEST
+        assert (await attached).urls
 
 
 async def test_attached_tasks_take_slots() -> None:
@@ -323,11 +336,14 @@ async def test_used_from_another_event_loop() -> None:
     """A session that is used in another event loop says so instead of hanging."""
     caught: list[Exception] = []
     async with emulated() as (flux, _):
+        task = await flux.submit(REQUEST)
 
         def elsewhere() -> None:
             async def use() -> None:
                 caught.append(await error_of(flux.submit(REQUEST)))
                 caught.append(await error_of(flux.credits()))
+                caught.append(await error_of(anext(task.updates())))
+                caught.append(await error_of(task.result()))
 
             asyncio.run(use())
 
@@ -335,7 +351,7 @@ async def test_used_from_another_event_loop() -> None:
         thread.start()
         thread.join()
 
-    assert [type(error) for error in caught] == [ConfigurationError, ConfigurationError]
+    assert [type(error) for error in caught] == [ConfigurationError] * 4
     assert "another event loop" in str(caught[0])
 
 
@@ -629,3 +645,17 @@ def test_timers_that_do_not_tell_their_time() -> None:
 
     with asyncio.Runner(loop_factory=OpaqueLoop) as runner:
         runner.run(use())
+
+
+async def test_the_timeout_of_generate_covers_all_of_it() -> None:
+    """Waiting for a permit and for the picture share one time-out."""
+    script = Script(plans=Plan(duration=60.0), latency=3.0)
+    async with emulated(script, rate_limit=RateLimit(1, 30.0)) as (flux, emulator):
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        assert isinstance(await error_of(flux.generate(REQUEST, timeout=10)), TaskTimeoutError)
+        assert loop.time() - begun == pytest.approx(10)
+        assert isinstance(await error_of(flux.generate(REQUEST, timeout=5)), RateLimitedError)
+        assert loop.time() - begun == pytest.approx(15)
+
+        assert len(emulator.ledger.requests) == 1

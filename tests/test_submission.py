@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import attrs
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
 from raw_server import answer, raw_server
@@ -606,3 +607,94 @@ async def test_priority_counts_for_slots() -> None:
         prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests[1:] if call.body]
 
         assert prompts == ["high", "low 1", "low 2"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "another prompt"},
+        {"aspect_ratio": "16:9"},
+        {"resolution": "2K"},
+        {"tier": "pro"},
+        {"extra_input": {"nsfw_checker": True}},
+        {"images": [PNG + b"-"]},
+        {"images": ["https://files.example/a.png"]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_key_stands_for_every_field(change: dict[str, Any]) -> None:
+    """A key is bound to all that a request says."""
+    request = ImageToImage("make it red", images=[PNG])
+    async with emulated() as (flux, emulator):
+        await flux.submit(request, key="a")
+        assert isinstance(await error_of(flux.submit(attrs.evolve(request, **change), key="a")), InvalidRequestError)
+
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_joined_caller_does_not_inherit_the_failure_of_on_send() -> None:
+    """When the first caller's `on_send` fails, the one that joined submits for itself, once."""
+
+    async def on_send(_: str) -> None:
+        await asyncio.sleep(1)
+        raise OSError("the journal's disk is full")
+
+    async with emulated() as (flux, emulator):
+        first = asyncio.create_task(flux.submit(REQUEST, key="a", on_send=on_send))
+        await asyncio.sleep(0.5)
+        joined = await asyncio.gather(*(flux.submit(REQUEST, key="a") for _ in range(3)))
+
+        assert isinstance(await error_of(first), OSError)
+        assert len(set(map(id, joined))) == 1
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_joined_caller_waits_no_longer_than_it_said() -> None:
+    """`max_wait` of a caller that joined ends its own wait, unless the POST is under way already."""
+    async with emulated(Script(latency=2.0), rate_limit=RateLimit(1, 30.0)) as (flux, emulator):
+        loop = asyncio.get_running_loop()
+        sending = asyncio.create_task(flux.submit(REQUEST, key="a"))
+        await asyncio.sleep(0.5)
+        assert await flux.submit(REQUEST, key="a", max_wait=0.5) is await sending
+
+        waiting = asyncio.create_task(flux.submit(REQUEST, key="b"))
+        await asyncio.sleep(0.5)
+        begun = loop.time()
+        assert isinstance(await error_of(flux.submit(REQUEST, key="b", max_wait=0.5)), RateLimitedError)
+        assert loop.time() - begun == pytest.approx(0.5)
+        await waiting
+        assert len(emulator.ledger.accepted) == 2
+
+
+async def test_nobody_listens_and_no_time_to_wait() -> None:
+    """`max_wait` bounds the tries at a connection as well."""
+    async with emulated() as (flux, emulator):
+        await emulator.stop()
+        begun = asyncio.get_running_loop().time()
+        assert isinstance(await error_of(flux.submit(REQUEST, max_wait=0.1)), TransportError)
+
+        assert asyncio.get_running_loop().time() - begun < 0.1
+        await emulator.start()
+
+
+async def test_closed_while_pictures_are_looked_at() -> None:
+    """A session that is closed before a submission has begun sends nothing any more."""
+    async with Emulator(Script(render=False)) as emulator:
+        async with session_for(emulator) as flux:
+            caller = asyncio.create_task(flux.submit(ImageToImage("make it red", images=[PNG])))
+            await asyncio.sleep(0)
+        assert isinstance(await error_of(caller), SessionClosedError)
+
+        assert emulator.ledger.requests == []
+        assert emulator.ledger.uploads == []
+
+
+async def test_close_logs_what_is_unclear(caplog: pytest.LogCaptureFixture) -> None:
+    """Leaving `async with` names the submissions that may have been accepted."""
+    async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
+        async with session_for(emulator) as flux:
+            caller = asyncio.create_task(flux.submit(REQUEST, ref="the-ref"))
+            await asyncio.sleep(1)
+        assert isinstance(await error_of(caller), AmbiguousSubmitError)
+
+    assert "may have been accepted: the-ref" in caplog.text

@@ -212,6 +212,21 @@ async def test_a_bug_in_looking_does_not_lose_the_task(
     assert "failed unexpectedly" in caplog.text
 
 
+async def test_a_look_that_somebody_else_cancels(make: Callable[..., World]) -> None:
+    """A cancellation that is not the session's own is a failure to look like any other."""
+    world = make(Polling(interval=1.0))
+
+    def cancelled(now: float) -> Flux2Error | None:
+        if now - world.began < 5:
+            raise asyncio.CancelledError
+        return None
+
+    world.service.failing = cancelled
+    task = world.watch("a", 0)
+
+    assert (await task.result(timeout=30)).urls
+
+
 @pytest.mark.parametrize(
     "error",
     [

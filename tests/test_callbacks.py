@@ -39,11 +39,18 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def receiving(
-    script: Script, *, secret: str | None = SECRET, confirm: bool = True, polling: Polling = RARE, **options: Any
+    script: Script,
+    *,
+    secret: str | None = SECRET,
+    hmac_key: str | None = None,
+    confirm: bool = True,
+    polling: Polling = RARE,
+    **options: Any,
 ) -> AsyncIterator[tuple[Flux2Session, Emulator]]:
     """A session that the emulator can call back, and no poll to speak of."""
     port = free_port()
-    callbacks = Callbacks(f"http://127.0.0.1:{port}/flux2/callback/", secret=secret, confirm=confirm)
+    url = f"http://127.0.0.1:{port}/flux2/callback/"
+    callbacks = Callbacks(url, secret=secret, hmac_key=hmac_key, confirm=confirm)
     async with emulated(script, callbacks=callbacks, polling=polling, **options) as (flux, emulator):
         async with serve(flux, "127.0.0.1", port):
             yield flux, emulator
@@ -369,6 +376,20 @@ async def test_forged_callbacks_wake_nobody() -> None:
         assert statuses == [401, 401, 401, 400]
         assert emulator.ledger.polls == 0
         assert flux.statistics().callbacks == 0
+
+
+@pytest.mark.parametrize(("signing", "status"), [("a key", 200), ("another key", 401), (None, 401)])
+async def test_the_services_own_signature(signing: str | None, status: int) -> None:
+    """With `hmac_key` a callback counts only when the service signed it; the picture comes in any case."""
+    script = Script(plans=Plan(duration=5.0), hmac_key=signing)
+    async with receiving(script, hmac_key="a key", polling=Polling()) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        begun = asyncio.get_running_loop().time()
+        await task
+        took = asyncio.get_running_loop().time() - begun
+
+        assert [call.status for call in emulator.ledger.callbacks] == [status]
+        assert (took < 6) == (status == 200)
 
 
 async def test_a_random_secret_of_its_own() -> None:

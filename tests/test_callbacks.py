@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import anyio.to_thread
 import pytest
 from emulated import REQUEST, emulated, error_of, until
 
@@ -454,6 +455,22 @@ async def test_parked_callbacks_are_bounded() -> None:
         assert (await flux.recover(f"ref-{MAX_PARKED + 9}", timeout=1)).id == f"task-{MAX_PARKED + 9}"
 
 
+async def test_a_receiver_in_another_event_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that runs in another loop than the session asks the sender to try again, and says why in the log."""
+    answers: list[bool] = []
+    async with receiving(Script()) as (flux, _):
+
+        async def elsewhere() -> None:
+            answers.append(flux._accepting())
+
+        await anyio.to_thread.run_sync(asyncio.run, elsewhere())
+        assert flux._accepting()
+
+    assert answers == [False]
+    assert not flux._accepting()
+    assert "another event loop" in caplog.text
+
+
 def test_trust_is_learned() -> None:
     """A few polls that were first end the trust, a few callbacks bring it back."""
     trust = Trust()
@@ -481,6 +498,7 @@ def test_insurance_looks_at_the_age_limits() -> None:
         ({"url": "app.example/callback"}, "Callbacks.url"),
         ({"url": "ftp://app.example/"}, "Callbacks.url"),
         ({"url": None}, "Callbacks.url"),
+        ({"url": "https://[app.example/"}, "Callbacks.url"),
         ({"url": "https://app.example/", "secret": " "}, "secret"),
         ({"url": "https://app.example/", "hmac_key": ""}, "hmac_key"),
     ],

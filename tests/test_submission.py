@@ -320,6 +320,18 @@ async def test_key_of_another_request_is_refused() -> None:
         assert len(emulator.ledger.accepted) == 1
 
 
+async def test_key_with_large_pictures() -> None:
+    """Pictures of megabytes are compared by their content, outside of the event loop."""
+    picture = PNG + bytes(2_000_000)
+    async with emulated() as (flux, emulator):
+        first = await flux.submit(ImageToImage("make it red", images=[picture]), key="a")
+
+        assert await flux.submit(ImageToImage("make it red", images=[bytes(picture)]), key="a") is first
+        other = ImageToImage("make it red", images=[picture + b"."])
+        assert isinstance(await error_of(flux.submit(other, key="a")), InvalidRequestError)
+        assert len(emulator.ledger.accepted) == 1
+
+
 async def test_key_is_free_after_a_refusal() -> None:
     """What was refused or never sent frees its key."""
     async with emulated(Script(faults=[Fault("createTask", "refuse", code=402)])) as (flux, emulator):

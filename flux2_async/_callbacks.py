@@ -15,11 +15,11 @@ from typing import Final, TypeVar
 import attrs
 
 from flux2_async._outcome import Outcome, Waiters
-from flux2_async._schedule import Schedule
+from flux2_async._schedule import FixedInterval, Schedule
 from flux2_async._submission import Submission
 from flux2_async._watcher import Watcher
-from flux2_async.errors import SessionClosedError
-from flux2_async.models import Callbacks
+from flux2_async.errors import SessionClosedError, TaskNotFoundError
+from flux2_async.models import Callbacks, TaskRecord, TaskState
 from flux2_async.tasks import ImageTask
 from flux2_async.webhooks import Callback, public_urls, signed_url
 
@@ -124,9 +124,12 @@ class CallbackDesk:
         self._attach = attach
         self._loop = asyncio.get_running_loop()
         self._trust = Trust()
-        self.schedule = Insurance(usual, self._trust)
+        # Who fixes an interval has decided how much insurance there is.
+        self.schedule: Schedule = usual if isinstance(usual, FixedInterval) else Insurance(usual, self._trust)
         self._tasks: dict[str, ImageTask] = {}
         self._refs: dict[str, str] = {}
+        # Outstanding tasks of which a callback alone says whose they are, and what stood there before, if anything.
+        self._told: dict[str, tuple[Submission, Outcome[ImageTask]] | None] = {}
         self._settled: OrderedDict[str, ImageTask] = OrderedDict()
         self._ambiguous: OrderedDict[str, Submission] = OrderedDict()
         self._parked: OrderedDict[str, tuple[float, Callback]] = OrderedDict()
@@ -140,9 +143,9 @@ class CallbackDesk:
 
     def accepted(self, ref: str, task: ImageTask) -> None:
         """Remember which task a submission became, and use a callback that came before."""
-        self._tasks[ref] = task
-        self._refs[task.id] = ref
-        self._news.wake()
+        self._know(ref, task)
+        # The reply has the last word.
+        self._told.pop(ref, None)
         until, callback = self._parked.pop(ref, (0.0, None))
         if callback is not None and until > self._loop.time():
             self._bring(task, callback)
@@ -160,10 +163,19 @@ class CallbackDesk:
         ref = self._refs.pop(task.id, None)
         if ref is None:
             return
-        self._tasks.pop(ref, None)
+        # The user's own ref may name two submissions.
+        if self._tasks.get(ref) is task:
+            del self._tasks[ref]
+        told = ref in self._told
+        before = self._told.pop(ref, None)
+        if told and isinstance(task._outcome.error, TaskNotFoundError):  # noqa: SLF001  without raising it
+            self._unlearn(ref, task, before)
+            return
         self._settled[ref] = task
         _shorten(self._settled, MAX_SETTLED)
-        self._trust.learn(arrived=called)
+        # Who gives up, or is not let look, was no faster than the callback.
+        if called or (task.record is not None and task.record.state.final):
+            self._trust.learn(arrived=called)
 
     def deliver(self, ref: str, callback: Callback) -> None:
         """Use an authenticated callback."""
@@ -174,11 +186,12 @@ class CallbackDesk:
             self._bring(task, callback)
         elif ref in self._ambiguous:
             self._found(self._ambiguous[ref], callback)
-        elif ref in self._settled:
-            # A poll was faster, or this one is repeated: callbacks do arrive.
-            self._trust.learn(arrived=True)
         else:
-            self._park(ref, callback)
+            if ref in self._settled:
+                # A poll was faster, or this one is repeated: callbacks do arrive.
+                self._trust.learn(arrived=True)
+            else:
+                self._park(ref, callback)
             self._watcher.hint(callback.task_id)
 
     async def recover(self, ref: str) -> ImageTask:
@@ -193,11 +206,13 @@ class CallbackDesk:
             task = self._tasks.get(ref) or self._settled.get(ref)
             if task is not None:
                 return task
-            until, callback = self._parked.pop(ref, (0.0, None))
-            if callback is not None and until > self._loop.time():
+            # It stays parked, for a submission that is still being sent.
+            until, callback = self._parked.get(ref, (0.0, None))
+            if callback is not None and until > self._loop.time() and callback.task_id not in self._refs:
                 task = self._attach(callback.task_id)
-                self.accepted(ref, task)
-                self._bring(task, callback)
+                self._told[ref] = None
+                self._know(ref, task)
+                self._watcher.hint(task.id)
                 return task
             await self._news.wait()
 
@@ -209,32 +224,68 @@ class CallbackDesk:
     def _bring(self, task: ImageTask, callback: Callback) -> None:
         record = callback.record
         own = callback.task_id == task.id
-        if own and not self._settings.confirm and record is not None and record.state.final and public_urls(record):
+        if own and not self._settings.confirm and record is not None and _can_settle(record):
             self._watcher.offer(task.id, record)
             return
         self._watcher.hint(task.id)
         if not own:
             logger.warning("a callback for task %s came at the address of task %s", callback.task_id, task.id)
             self._watcher.hint(callback.task_id)
+            if (ref := self._refs.get(task.id)) in self._told and ref is not None:
+                # One of the two is wrong; if it is the first, this one is needed.
+                self._park(ref, callback)
+
+    def _know(self, ref: str, task: ImageTask) -> None:
+        self._tasks[ref] = task
+        self._refs[task.id] = ref
+        self._news.wake()
 
     def _found(self, submission: Submission, callback: Callback) -> None:
         """Give a submission whose reply was lost its task, at once: nobody may ever ask for it."""
+        if self._is_of_another(callback.task_id, submission.ref):
+            logger.warning("a callback for task %s came at the address of %s", callback.task_id, submission.ref)
+            self._watcher.hint(callback.task_id)
+            return
         del self._ambiguous[submission.ref]
         logger.info("submission %s was accepted as task %s", submission.ref, callback.task_id)
         task = self._attach(callback.task_id)
         if task.request is None:
             task.request = submission.request
+        self._told[submission.ref] = submission, submission.outcome
         # Its key, if it has one, stands for the task from now on.
-        submission.outcome = Outcome()
+        submission.outcome, submission.posted = Outcome(), False
         submission.outcome.settle(task)
-        self.accepted(submission.ref, task)
-        self._bring(task, callback)
+        self._know(submission.ref, task)
+        # Never from the body: nothing but the body says that the task is this one's.
+        self._watcher.hint(task.id)
+
+    def _is_of_another(self, task_id: str, ref: str) -> bool:
+        return self._refs.get(task_id, ref) != ref or any(
+            task.id == task_id and other != ref for other, task in self._settled.items()
+        )
+
+    def _unlearn(self, ref: str, task: ImageTask, before: tuple[Submission, Outcome[ImageTask]] | None) -> None:
+        """Take back what a callback told, because the service does not know its task."""
+        logger.warning("the callback of submission %s named task %s, which does not exist", ref, task.id)
+        _, callback = self._parked.get(ref, (0.0, None))
+        if callback is not None and callback.task_id == task.id:
+            del self._parked[ref]
+        if before is not None:
+            submission, outcome = before
+            submission.outcome = outcome
+            self.ambiguous(submission)
 
     def _park(self, ref: str, callback: Callback) -> None:
         self._parked[ref] = (self._loop.time() + PARKED_FOR, callback)
         self._parked.move_to_end(ref)
         _shorten(self._parked, MAX_PARKED)
         self._news.wake()
+
+
+def _can_settle(record: TaskRecord) -> bool:
+    # A success without a picture may be a short form of the body; the record knows.
+    whole = record.state is TaskState.FAIL or (record.state is TaskState.SUCCESS and bool(record.result_urls))
+    return whole and public_urls(record)
 
 
 def _shorten(book: OrderedDict[str, T], most: int) -> None:

@@ -13,19 +13,31 @@ import anyio.to_thread
 import pytest
 from emulated import REQUEST, emulated, error_of, until
 
-from flux2_async._callbacks import MAX_PARKED, PARKED_FOR, CallbackDesk, Insurance, Trust
+from flux2_async._callbacks import (
+    MAX_AMBIGUOUS,
+    MAX_PARKED,
+    MAX_SETTLED,
+    PARKED_FOR,
+    CallbackDesk,
+    Insurance,
+    Trust,
+)
 from flux2_async._schedule import DocumentedAdvice
+from flux2_async._submission import Submission
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ConfigurationError,
     ContentModeratedError,
     SessionClosedError,
+    TaskFailedError,
+    TaskNotFoundError,
     TaskTimeoutError,
 )
 from flux2_async.models import Callbacks, Polling, TextToImage
 from flux2_async.receivers import serve
 from flux2_async.session import Flux2Session
+from flux2_async.tasks import ImageTask
 from flux2_async.webhooks import Callback, signed_url
 
 SECRET = "a secret of all our processes"
@@ -469,6 +481,197 @@ async def test_a_receiver_in_another_event_loop(caplog: pytest.LogCaptureFixture
     assert answers == [False]
     assert not flux._accepting()
     assert "another event loop" in caplog.text
+
+
+def desk_of(flux: Flux2Session) -> CallbackDesk:
+    desk = flux._engine.desk if flux._engine else None
+    assert isinstance(desk, CallbackDesk)
+    return desk
+
+
+async def test_one_ref_for_two_submissions() -> None:
+    """A ref that the user gives twice costs neither task its callback."""
+    script = Script(plans=lambda index, _: Plan(duration=20.0 if index else 5.0))
+    async with receiving(script) as (flux, _):
+        one, other = await flux.submit(REQUEST, ref="mine"), await flux.submit(REQUEST, ref="mine")
+        await one
+        await other.result(timeout=16)
+
+        assert (desk_of(flux)._tasks, desk_of(flux)._refs) == ({}, {})
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+@pytest.mark.parametrize("outstanding", [True, False])
+async def test_an_unclear_submission_takes_no_task_of_another(confirm: bool, outstanding: bool) -> None:
+    """A body that names another submission's task, at the address of a lost reply, settles and binds nothing."""
+    script = Script(plans=Plan(duration=20.0), faults=[Fault("createTask", "cut_after")])
+    async with receiving(script, confirm=confirm) as (flux, emulator):
+        caught = await error_of(flux.submit(REQUEST, key="a"))
+        assert isinstance(caught, AmbiguousSubmitError)
+        other = await flux.submit(REQUEST, key="b")
+        if not outstanding:
+            emulator.finish(other.id)
+            await other
+        assert await post(callback_url(emulator), finished(other.id)) == 200
+        await asyncio.sleep(1)
+
+        assert other.done() is not outstanding
+        assert await error_of(flux.submit(REQUEST, key="a")) is caught
+        assert (await flux.recover(caught.ref, timeout=60)).id == emulator.ledger.accepted[0]
+        assert (await other).urls != ("https://files.example/other.png",)
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+@pytest.mark.parametrize("duration", [30.0, 120.0])
+async def test_a_forged_answer_to_a_lost_reply(confirm: bool, duration: float) -> None:
+    """A task that does not exist holds a lost reply's place only until that is known; the true one follows."""
+    script = Script(plans=Plan(duration=duration), faults=[Fault("createTask", "cut_after")])
+    async with receiving(script, confirm=confirm, polling=Polling()) as (flux, emulator):
+        caught = await error_of(flux.submit(REQUEST, key="a"))
+        assert isinstance(caught, AmbiguousSubmitError)
+        assert await post(callback_url(emulator), finished("forged")) == 200
+        forged = await flux.recover(caught.ref, timeout=1)
+        assert isinstance(await error_of(forged), TaskNotFoundError)
+        task = await flux.recover(caught.ref, timeout=60)
+
+        assert [task.id] == emulator.ledger.accepted
+        assert await flux.submit(REQUEST, key="a") is task
+        assert (await task).urls[0].startswith(emulator.base_url)
+        assert (desk_of(flux)._told, len(desk_of(flux)._ambiguous)) == ({}, 0)
+
+
+async def test_an_own_interval_holds() -> None:
+    """Who fixes an interval is not given another one because callbacks are expected."""
+    script = Script(plans=Plan(duration=3.0, callback="lost"))
+    async with receiving(script, polling=Polling(interval=1.0)) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        await task.result(timeout=5)
+
+        assert emulator.ledger.polls_of(task.id) == 3
+
+
+@pytest.mark.parametrize("faults", [[], [Fault("createTask", "cut_after")]])
+async def test_recovering_what_is_still_being_sent(faults: list[Fault]) -> None:
+    """Several callers may ask for a submission under way: its callback serves them all, and the submission."""
+    async with receiving(Script(plans=Plan(callback="early"), faults=faults)) as (flux, emulator):
+        recovering = [asyncio.create_task(flux.recover("mine", timeout=60)) for _ in range(3)]
+        task = await flux.submit(REQUEST, key="a", ref="mine")
+
+        assert (await task.result(timeout=5)).urls
+        assert [(await each).id for each in recovering] == emulator.ledger.accepted * 3
+        assert await flux.submit(REQUEST, key="a") is task
+        assert flux._engine is not None
+        assert flux._engine.slots.borrowed == 0
+
+
+async def test_a_success_without_a_picture_is_looked_at() -> None:
+    """Also with `confirm=False` a body that names no picture is no result: the record may have one."""
+    async with receiving(Script(plans=Plan(duration=5.0)), confirm=False) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        body = {"code": 200, "data": {"taskId": task.id, "state": "success"}}
+        assert await post(callback_url(emulator), body) == 200
+
+        assert (await task).urls
+
+
+async def test_an_unconfirmed_failure_settles() -> None:
+    """With `confirm=False` a failure in the body is believed; it names no picture."""
+    async with receiving(Script(plans=Plan(duration=60.0)), confirm=False) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        body = {"code": 501, "msg": "no", "data": {"taskId": task.id, "state": "fail", "failCode": "500"}}
+        assert await post(callback_url(emulator), body) == 200
+
+        assert isinstance(await error_of(task.result(timeout=1)), TaskFailedError)
+        assert emulator.ledger.polls == 0
+
+
+async def test_giving_up_teaches_nothing() -> None:
+    """Tasks that are given up before they end say nothing about callbacks."""
+    script = Script(plans=Plan(duration=30.0, callback="lost"), credits=1e6)
+    async with receiving(script, polling=Polling(give_up_after=20.0)) as (flux, _):
+        for _ in range(6):
+            assert isinstance(await error_of(flux.generate(REQUEST)), TaskTimeoutError)
+
+        assert desk_of(flux)._trust
+
+
+async def test_late_callbacks_are_callbacks() -> None:
+    """A callback after its poll counts as one that arrives."""
+    async with receiving(Script(plans=Plan(duration=2.0, callback="lost"), credits=1e6)) as (flux, emulator):
+        tasks = [await flux.submit(REQUEST, ref=f"r{number}") for number in range(6)]
+        await asyncio.sleep(3)
+        for task in tasks:
+            desk_of(flux)._watcher._plan(desk_of(flux)._watcher._watched[task.id], 0.0)
+            await task
+        assert not desk_of(flux)._trust
+        for call in range(6):
+            assert await post(callback_url(emulator, call), finished(tasks[call].id)) == 200
+        await asyncio.sleep(1)
+
+        assert desk_of(flux)._trust
+
+
+async def test_closing_names_a_submission_once() -> None:
+    """A submission that is cut off by closing, whose callback came before, is left as a task and not as a ref."""
+    async with receiving(Script(faults=[Fault("createTask", "hang")])) as (flux, _):
+        submitting = asyncio.create_task(flux.submit(REQUEST, ref="mine"))
+        await asyncio.sleep(1)
+        desk_of(flux).deliver("mine", Callback("early", None))
+        unsettled = await flux.aclose(grace=1.0)
+
+        assert (unsettled.task_ids, unsettled.refs) == (("early",), ())
+        assert (await submitting).id == "early"
+
+
+async def test_a_callback_wakes_a_task_attached_here() -> None:
+    """A callback for a submission of another process wakes its task where it was attached."""
+    async with receiving(Script(plans=Plan(duration=5.0))) as (flux, emulator):
+        async with Flux2Session(emulator.api_key, base_url=emulator.base_url) as other:
+            task = flux.attach((await other.submit(REQUEST)).id)
+        await asyncio.sleep(6)
+        settings = flux._callback_settings()
+        assert settings is not None
+        assert await post(signed_url(settings.url, "of-another", SECRET), finished(task.id)) == 200
+
+        assert (await task.result(timeout=1)).urls
+
+
+async def test_recovering_looks_at_once() -> None:
+    """A task recovered from an earlier callback is looked at now: no other callback will come."""
+    async with receiving(Script(plans=Plan(duration=5.0))) as (flux, emulator):
+        async with Flux2Session(emulator.api_key, base_url=emulator.base_url) as other:
+            submitted = await other.submit(REQUEST)
+        await asyncio.sleep(6)
+        desk_of(flux).deliver("of-another", Callback(submitted.id, None))
+        task = await flux.recover("of-another", timeout=1)
+
+        assert (await task.result(timeout=1)).urls
+
+
+async def test_a_body_for_another_task_wakes_both() -> None:
+    """A valid address with another task's id is a reason to look at the two."""
+    async with receiving(Script(plans=Plan(duration=5.0, callback="lost"))) as (flux, emulator):
+        mine, other = await flux.submit(REQUEST), await flux.submit(REQUEST)
+        await asyncio.sleep(6)
+        assert await post(callback_url(emulator), finished(other.id)) == 200
+
+        assert (await other.result(timeout=1)).urls
+        assert (await mine.result(timeout=1)).urls
+
+
+async def test_what_is_remembered_is_bounded() -> None:
+    """Lost replies and settled tasks are remembered only so far, the newest; nothing is kept of the rest."""
+    async with receiving(Script()) as (flux, _):
+        desk = desk_of(flux)
+        for number in range(MAX_AMBIGUOUS + 10):
+            desk.ambiguous(Submission(f"lost-{number}", REQUEST))
+        for number in range(MAX_SETTLED + 10):
+            task = ImageTask(f"task-{number}")
+            desk.accepted(f"ref-{number}", task)
+            desk.settled(task, called=True)
+
+        assert (len(desk._ambiguous), len(desk._settled)) == (MAX_AMBIGUOUS, MAX_SETTLED)
+        assert (desk._tasks, desk._refs) == ({}, {})
 
 
 def test_trust_is_learned() -> None:

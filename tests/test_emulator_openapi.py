@@ -25,6 +25,7 @@ from flux2_async.emulator import Emulator, Script
 DOCUMENT = Path(__file__).parent / "openapi.yaml"
 HEADERS = {"Authorization": "Bearer emulator-key"}
 CREATE = "/api/v1/jobs/createTask"
+STREAM = "/api/file-stream-upload"
 
 # Nothing listens there: a fetch ends at once, without the internet.
 ADDRESSES = ("http://127.0.0.1:9/a.png", "http://127.0.0.1:9/b%20c.webp?x=1", "http://localhost:9/")
@@ -115,6 +116,9 @@ def test_statuses_and_bodies_are_as_documented(case: "schemathesis.Case[Any]", h
     if case.path != CREATE:
         # A task that does not exist and an address that cannot be fetched are refused, however well formed.
         excluded.append(checks.positive_data_acceptance)
+    if case.path == STREAM:
+        # A field of a form is text: what was meant as `false` arrives as the word, which is a good folder name.
+        excluded.append(checks.negative_data_rejection)
     case.validate_response(response, excluded_checks=excluded, headers=HEADERS)
 
     body = body_of(response)

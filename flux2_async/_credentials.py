@@ -42,7 +42,11 @@ class Credentials:
 
 
 def _check_key(key: object) -> None:
-    if not isinstance(key, str) or not key:
+    if not isinstance(key, str):
+        raise ConfigurationError(
+            f"api_key: {type(key).__name__} given, it must be text; or set the environment variable APIKLEY_API_KEY"
+        )
+    if not key:
         raise ConfigurationError(
             "no API key: pass Flux2Session(api_key=...) or set the environment variable APIKLEY_API_KEY; "
             "keys are made at https://app.apikley.ru/keys"
@@ -57,7 +61,7 @@ def _check_url(name: str, url: object) -> None:
     parts = _parts(url)
     if parts is None:
         shown = "an address with a user name" if "@" in str(url) else repr(url)
-        raise ConfigurationError(f"{name}: {shown} given, it must look like https://api.apikley.ru")
+        raise ConfigurationError(f"{name}: {shown} given, it must look like https://api.apikley.ru (http or https)")
     if parts.username or parts.password:
         raise ConfigurationError(f"{name}: it holds a user name or password; the API takes the key only")
     if parts.query or parts.fragment or re.search(r"\s", str(url)):

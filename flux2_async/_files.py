@@ -121,6 +121,8 @@ class Files:
             TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.
         """
+        if not isinstance(directory, str | os.PathLike):
+            raise InvalidRequestError(f"directory: {type(directory).__name__} given, it must be the path of a folder")
         folder = Path(directory)
         await anyio.to_thread.run_sync(prepare_folder, folder)
         save = self._downloads.save

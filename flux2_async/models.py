@@ -85,7 +85,9 @@ def _check_prompt(_: object, __: "attrs.Attribute[str]", value: object) -> None:
         )
     # Blanks at the ends are sent as they are, but do not make a prompt.
     if len(value.strip()) < low or len(value) > high:
-        raise InvalidRequestError(f"prompt: {len(value)} characters given, allowed are {low} to {high}")
+        blank = low <= len(value) <= high
+        given = f"{len(value.strip())} characters besides blanks" if blank else f"{len(value)} characters"
+        raise InvalidRequestError(f"prompt: {given} given, allowed are {low} to {high}")
 
 
 def _check_extra_input(_: object, __: "attrs.Attribute[Any]", value: dict[str, Any]) -> None:

@@ -309,7 +309,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_sending(
         (
             "APIKLEY_BASE_URL",
             "ftp://somewhere",
-            "base_url: 'ftp://somewhere' given, it must look like https://api.apikley.ru",
+            "base_url: 'ftp://somewhere' given, it must look like https://api.apikley.ru (http or https)",
         ),
     ],
 )
@@ -375,6 +375,18 @@ def test_a_429_is_told_and_waited_out(serve: Serve, capsys: pytest.CaptureFixtur
     assert run(["generate", "A lighthouse"]) == 0
     assert "request: sent again after a 429" in capsys.readouterr().err
     assert len(emulator.ledger.accepted) == 1
+
+
+def test_a_connection_that_was_not_made_is_not_called_a_429(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nobody listens the progress says that no connection was made."""
+    monkeypatch.setenv("APIKLEY_API_KEY", "key")
+    monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:1")
+    assert run(["generate", "A lighthouse", "--timeout", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "request: sent again, no connection was made" in err
+    assert "429" not in err
 
 
 def test_a_timeout_names_the_command_that_goes_on_and_that_command_works(
@@ -550,3 +562,13 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     """`--version` prints the version alone."""
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"{version('flux2-async')}\n"
+
+
+@pytest.mark.parametrize("command", ["generate", "edit"])
+def test_an_empty_ratio_is_not_the_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable of the shell that is not set does not make a picture that nobody asked for."""
+    pictures = [PHOTO] if command == "edit" else []
+    code = run([command, "a red kettle", *pictures, "--emulate", "--aspect-ratio", ""])
+
+    assert code == 2
+    assert "aspect_ratio: '' given" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def edit(
         request = ImageToImage(
             prompt,
             images=images,
-            aspect_ratio=shape.aspect_ratio or "auto",
+            aspect_ratio="auto" if shape.aspect_ratio is None else shape.aspect_ratio,
             resolution=shape.resolution,
             tier=shape.tier,
         )
@@ -111,7 +111,10 @@ def generate(
 
     async def go(screen: Screen) -> None:
         request = TextToImage(
-            prompt, aspect_ratio=shape.aspect_ratio or "1:1", resolution=shape.resolution, tier=shape.tier
+            prompt,
+            aspect_ratio="1:1" if shape.aspect_ratio is None else shape.aspect_ratio,
+            resolution=shape.resolution,
+            tier=shape.tier,
         )
         limit = service.check()
         await make(screen, request, service, limit, output=output, timeout=check_timeout(timeout))
@@ -228,7 +231,7 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
         screen.error(error)
         return 2
     except CommandError as failed:
-        screen.error(failed.error, failed.hint)
+        screen.error(failed.error, failed.hint, task_id=failed.task_id)
         return failed.code
     except BrokenPipeError:
         raise

@@ -40,10 +40,12 @@ class CommandError(Exception):
         error: What went wrong, an exception or words.
         hint: What to do about it; empty for nothing beyond what the error says.
         code: The exit code.
+        task_id: The task that goes on, for machines, or None.
     """
 
-    def __init__(self, error: BaseException | str, hint: str = "", code: int = 1) -> None:
+    def __init__(self, error: BaseException | str, hint: str = "", code: int = 1, task_id: str | None = None) -> None:
         super().__init__(str(error))
+        self.task_id = task_id
         self.error = error
         self.hint = hint
         self.code = code
@@ -75,9 +77,13 @@ class Job:
 
     async def submit(self, request: Request) -> ImageTask:
         """Get the request accepted."""
+        refused: int | None = None
 
         async def on_send(_: str) -> None:
-            self.board.change(self.row, "sent again after a 429" if self.row.state == "sending" else "sending")
+            nonlocal refused
+            before, refused = refused, self.flux.statistics().refused
+            again = "sent again after a 429" if refused != before else "sent again, no connection was made"
+            self.board.change(self.row, "sending" if before is None else again)
 
         self.board.change(self.row, "preparing")
         task = await self.flux.submit(request, max_wait=self.timeout, on_send=on_send)
@@ -114,7 +120,7 @@ class Job:
             yield
         except asyncio.CancelledError:
             words = await self._interrupted()
-            raise CommandError(words, code=INTERRUPTED) from None
+            raise CommandError(words, code=INTERRUPTED, task_id=self.task_id) from None
         except AmbiguousSubmitError as error:
             raise CommandError(error, f"submission {error.ref}: {LOOK_FIRST}") from None
         except (TaskFailedError, EmptyResultError, TaskNotFoundError) as error:
@@ -129,9 +135,9 @@ class Job:
         left = await self.flux.aclose()
         if not self.lasting:
             return f"interrupted; {ENDED}"
-        task_id = self.task_id or next(iter(left.task_ids), None)
-        if task_id:
-            return f"interrupted; the task goes on at the service, {self.go_on(task_id)}"
+        self.task_id = self.task_id or next(iter(left.task_ids), None)
+        if self.task_id:
+            return f"interrupted; the task goes on at the service, {self.go_on(self.task_id)}"
         if left.refs:
             return f"interrupted; submission {left.refs[0]} may have been accepted: {LOOK_FIRST}"
         return "interrupted; nothing was sent"

@@ -62,7 +62,7 @@ class Screen:
         """Say something about the progress."""
         self.err.print(Text(text, style=style), soft_wrap=True)
 
-    def error(self, error: BaseException | str, hint: str = "") -> None:
+    def error(self, error: BaseException | str, hint: str = "", task_id: str | None = None) -> None:
         """Say in one line what went wrong and what to do, and give it to machines as well."""
         text = one_line(str(error))
         if hint:
@@ -70,6 +70,8 @@ class Screen:
         self.err.print(Text.assemble(("flux2: ", "bold red"), text), soft_wrap=True)
         if isinstance(error, BaseException):
             self.document({"error": error_document(error)})
+        else:
+            self.document({"error": {"type": "Interrupted", "message": text, "task_id": task_id}})
 
 
 def one_line(text: str) -> str:

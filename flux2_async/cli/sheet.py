@@ -169,7 +169,9 @@ def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise OSError("this Pillow was built without FreeType; install the one from PyPI")
+        raise OSError(
+            "this Pillow was built without FreeType; install the usual one with pip install --force-reinstall pillow"
+        )
     return font
 
 

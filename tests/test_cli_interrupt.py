@@ -1,5 +1,6 @@
 """Ctrl-C at every moment of a command, in this process; and a demo that does not go as planned."""
 
+import json
 import os
 import re
 import signal
@@ -64,6 +65,19 @@ def ctrl_c_when(reached: Callable[[], bool]) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
+
+
+def test_machines_are_told_of_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --json an interruption is a document too, and names the task that is paid for."""
+    with account(monkeypatch) as emulator:
+        with ctrl_c_when(lambda: emulator.ledger.polls > 0):
+            assert run(["generate", "A lighthouse", "--json"]) == 130
+        [task_id] = emulator.ledger.accepted
+    error = json.loads(capsys.readouterr().out)["error"]
+
+    assert (error["type"], error["task_id"]) == ("Interrupted", task_id)
 
 
 def test_an_accepted_task_is_named_with_the_way_on(

@@ -48,14 +48,14 @@ def account(monkeypatch: pytest.MonkeyPatch, *faults: Fault) -> Iterator[Emulato
 
 
 @contextmanager
-def ctrl_c_when(reached: Callable[[], bool]) -> Iterator[None]:
-    """Send this process a real SIGINT as soon as something is the case."""
+def ctrl_c_when(reached: Callable[[], bool], number: signal.Signals = signal.SIGINT) -> Iterator[None]:
+    """Send this process a real signal as soon as something is the case."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.01):
             if reached():
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
                 return
 
     watcher = threading.Thread(target=watch)
@@ -78,6 +78,36 @@ def test_machines_are_told_of_an_interruption(
     error = json.loads(capsys.readouterr().out)["error"]
 
     assert (error["type"], error["task_id"]) == ("Interrupted", task_id)
+
+
+def test_who_stops_the_process_learns_the_task_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM, as service managers and containers send it, is taken as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with account(monkeypatch) as emulator:
+            with ctrl_c_when(lambda: emulator.ledger.polls > 0, signal.SIGTERM):
+                assert run(["generate", "A lighthouse"]) == 130
+            [task_id] = emulator.ledger.accepted
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert f"flux2 status {task_id} --wait" in capsys.readouterr().err
+
+
+def test_a_signal_always_wakes_the_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A Ctrl-C in the instant in which the loop goes to sleep is noticed: signals write to a descriptor it watches."""
+    watched: list[int] = []
+
+    def tell(*_: object) -> None:
+        descriptor = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(descriptor)
+        watched.append(descriptor)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(serve, "_tell", tell)
+    assert run(["emulator", "--port", "0"]) == 0
+    assert watched != [-1]
 
 
 def test_an_accepted_task_is_named_with_the_way_on(

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -226,7 +228,7 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
     """Run a command to its end and give its exit code, whatever the end."""
     screen = Screen(machine=machine)
     try:
-        return asyncio.run(go(screen)) or 0
+        return asyncio.run(_interruptible(go(screen))) or 0
     except (UsageError, InvalidRequestError, ConfigurationError) as error:
         screen.error(error)
         return 2
@@ -241,3 +243,12 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
     except KeyboardInterrupt:
         screen.error("interrupted")
         return INTERRUPTED
+
+
+async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
+    """Take SIGTERM as Ctrl-C, so that whoever stops the process learns the task ids as well."""
+    # A handler in the loop also lets every signal wake it; without one, a Ctrl-C in the instant in which the loop goes
+    # to sleep is noticed only when something else wakes it. Windows has no handlers, and wakes by itself.
+    with suppress(NotImplementedError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    return await command

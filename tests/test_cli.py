@@ -105,6 +105,15 @@ def test_output_may_be_an_existing_folder(serve: Serve, here: Path) -> None:
     assert [path.name for path in (here / "pictures").iterdir()] == [f"{emulator.ledger.accepted[0]}-1.jpg"]
 
 
+def test_wrong_words_are_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    """With `--json` a command line that cannot be understood gives its error as a document too."""
+    assert run(["generate", "A lighthouse", "--colour", "red", "--json"]) == 2
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert (error["type"], "--colour" in error["message"]) == ("UsageError", True)
+    assert err.endswith("see flux2 generate --help\n")
+
+
 def test_json_is_one_document_with_files_and_facts(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     """With `--json` stdout is one document and nothing else."""
     emulator = serve()

@@ -33,7 +33,7 @@ from flux2_async.cli.screen import Screen, UsageError
 from flux2_async.cli.serve import serve
 from flux2_async.cli.service import real
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
-from flux2_async.models import ImageToImage, TextToImage
+from flux2_async.models import ImageToImage, Request, TextToImage
 
 __all__ = ["run"]
 
@@ -81,18 +81,11 @@ def edit(
     Example: flux2 edit "Put the cat on the sofa" cat.png sofa.jpg -o out.png
     """
 
-    async def go(screen: Screen) -> None:
-        request = ImageToImage(
-            prompt,
-            images=images,
-            aspect_ratio="auto" if shape.aspect_ratio is None else shape.aspect_ratio,
-            resolution=shape.resolution,
-            tier=shape.tier,
-        )
-        limit = service.check()
-        await make(screen, request, service, limit, output=output, timeout=check_timeout(timeout))
+    def request() -> ImageToImage:
+        ratio = "auto" if shape.aspect_ratio is None else shape.aspect_ratio
+        return ImageToImage(prompt, images=images, aspect_ratio=ratio, resolution=shape.resolution, tier=shape.tier)
 
-    return _done(go, machine=json)
+    return _make(request, service, output, timeout, machine=json)
 
 
 @app.command
@@ -111,17 +104,11 @@ def generate(
     Example: flux2 generate "A lighthouse at dawn" --aspect-ratio 16:9 -o out.png
     """
 
-    async def go(screen: Screen) -> None:
-        request = TextToImage(
-            prompt,
-            aspect_ratio="1:1" if shape.aspect_ratio is None else shape.aspect_ratio,
-            resolution=shape.resolution,
-            tier=shape.tier,
-        )
-        limit = service.check()
-        await make(screen, request, service, limit, output=output, timeout=check_timeout(timeout))
+    def request() -> TextToImage:
+        ratio = "1:1" if shape.aspect_ratio is None else shape.aspect_ratio
+        return TextToImage(prompt, aspect_ratio=ratio, resolution=shape.resolution, tier=shape.tier)
 
-    return _done(go, machine=json)
+    return _make(request, service, output, timeout, machine=json)
 
 
 @app.command
@@ -215,13 +202,27 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except CycloptsError as error:
         words = " ".join(["flux2", *(error.command_chain or ())])
-        Screen().error(str(error), f"see {words} --help")
+        # The words were not understood, so nobody has taken this one off them.
+        Screen(machine="--json" in arguments).error(UsageError(error), f"see {words} --help")
         return 2
     except BrokenPipeError:
         # Who reads has seen enough. Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _make(
+    request: Callable[[], Request], service: Service, output: str | None, timeout: float, *, machine: bool
+) -> int:
+    """Make one picture; what cannot be asked for is said before the account is looked at."""
+
+    async def go(screen: Screen) -> None:
+        wanted = request()
+        limit = service.check()
+        await make(screen, wanted, service, limit, output=output, timeout=check_timeout(timeout))
+
+    return _done(go, machine=machine)
 
 
 def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: bool) -> int:

@@ -99,7 +99,8 @@ async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> _Answe
         async with http.get(url, allow_redirects=False, timeout=timeout) as response:
             status, date = response.status, response.headers.get("Date", "")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        reason = next(words for kind, words in FAILURES.items() if isinstance(error, kind))
+        # What is said there of what to do is said here with more.
+        reason = next(words for kind, words in FAILURES.items() if isinstance(error, kind)).partition(";")[0]
         return _Answer(Check(name, f"{host}: {reason}", "look at the address, the network and the proxy settings"))
     if status >= 500:  # noqa: PLR2004  HTTP's own class
         check = Check(name, f"{host} answers HTTP {status}", "the service has a problem; try again later")

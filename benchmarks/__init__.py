@@ -1,1 +1,1 @@
-"""What the library costs and how well it keeps a limit, measured on the embedded emulator."""
+"""What the library costs and how well it keeps a limit, side by side with what users would pick instead."""

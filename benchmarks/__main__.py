@@ -1,26 +1,75 @@
-"""Run all benchmarks, or those that are named: `python -m benchmarks [NAME ...] [--period SECONDS]`."""
+"""Compare the library with what users would pick instead: everything, or the named parts, as tables or as JSON."""
 
 import argparse
-import asyncio
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
-from benchmarks import callbacks, limit, memory
+import attrs
 
-PARTS = ("limit", "memory", "callbacks")
+from benchmarks import contenders, cpu
+from benchmarks.table import Table
+
+PACKAGES: Final = (
+    "flux2-async", "aiohttp", "attrs", "cattrs", "orjson", "aiolimiter", "fal-client", "replicate", "runwayml", "openai",
+    "pydantic", "msgspec",
+)  # fmt: skip
+
+
+@attrs.frozen
+class Wish:
+    """What the caller wants.
+
+    Attributes:
+        names: The contenders.
+        repeats: Processes of which the median counts.
+    """
+
+    names: list[str]
+    repeats: int
+
+
+PARTS: Final[dict[str, Callable[[Wish], Iterator[Table]]]] = {
+    "cpu": lambda wish: iter([cpu.measure(wish.names, wish.repeats)]),
+}
 
 
 def main() -> None:
     """Measure and print."""
+    given = _arguments()
+    wish = Wish(given.contender or contenders.available(), given.repeats)
+    tables: list[Table] = []
+    for part in given.parts or PARTS:
+        for table in PARTS[part](wish):
+            tables.append(table)
+            print(table.markdown(), file=sys.stderr if given.json else sys.stdout, flush=True)
+    if given.json:
+        print(json.dumps({**_circumstances(), "tables": [attrs.asdict(table) for table in tables]}, indent=1))
+    else:
+        print(", ".join(f"{name} {value}" for name, value in _circumstances().items()))
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which ones; all without")
-    parser.add_argument("--period", type=float, default=10.0, help="seconds of the rate limit (default 10)")
-    arguments = parser.parse_args()
-    parts = arguments.parts or PARTS
-    if "limit" in parts:
-        asyncio.run(limit.measure(arguments.period))
-    if "memory" in parts:
-        asyncio.run(memory.measure())
-    if "callbacks" in parts:
-        asyncio.run(callbacks.measure())
+    parser.add_argument("--contender", action="append", choices=contenders.CONTENDERS, help="all without")
+    parser.add_argument("--repeats", type=int, default=5, help="processes of which the median counts (default 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON; the tables go to stderr")
+    return parser.parse_args()
+
+
+def _circumstances() -> dict[str, str]:
+    found = {"date": datetime.now(UTC).date().isoformat(), "Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 if __name__ == "__main__":

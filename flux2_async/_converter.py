@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -34,6 +35,7 @@ FIELDS: Final = {
 """Fields of `TaskRecord` and what the API calls them."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
 _STATES: Final = {state.value: state for state in TaskState}
 _KINDS: Final[Mapping[type, str]] = {str: "text", int: "a whole number", bool: "true or false"}
 
@@ -58,18 +60,17 @@ def configure_converter(converter: cattrs.Converter) -> None:
     - `TaskState` is `UNKNOWN` for a word not known.
     - `TaskRecord` is read from the API's own field names.
     """
-    converter.register_structure_hook(str, lambda value, _: _typed(value, str))
-    converter.register_structure_hook(bool, lambda value, _: _typed(value, bool))
-    converter.register_structure_hook(int, lambda value, _: _typed(value, int))
-    converter.register_structure_hook(float, lambda value, _: _number(value))
-    converter.register_structure_hook(datetime, lambda value, _: _moment(value))
-    converter.register_structure_hook(TaskState, lambda value, _: read_state(value))
+    for kind in (str, bool, int):
+        converter.register_structure_hook(kind, _typed)
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(datetime, _moment)
+    converter.register_structure_hook(TaskState, read_state)
     readers: dict[str, Callable[[Any, Any], Any]] = {
-        "result_urls": lambda value, _: _result_urls(value),
-        "fail_code": lambda value, _: _fail_code(value),
+        "result_urls": _result_urls,
+        "fail_code": _fail_code,
         "fail_message": lambda value, _: without_signature(_typed(value, str)),
-        "progress": lambda value, _: _progress(value),
-        "param": lambda value, _: _param(value),
+        "progress": _progress,
+        "param": _param,
     }
     overrides: dict[str, Any] = {
         name: override(rename=wire, struct_hook=readers.get(name)) for name, wire in FIELDS.items()
@@ -96,6 +97,7 @@ class _UnreadableError(ValueError):
         super().__init__(f"{below}: {expected} expected, {type(value).__name__} given")
 
 
+@lru_cache(maxsize=256)
 def _is_callback(key: str) -> bool:
     return key.replace("_", "").replace("-", "").lower() == "callbackurl"
 
@@ -123,20 +125,20 @@ def _typed(value: object, kind: type[_T]) -> _T:
     raise _UnreadableError(_KINDS[kind], value)
 
 
-def _number(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+def _number(value: object, _kind: object = None) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise _UnreadableError("a number", value)
 
 
-def read_state(value: object) -> TaskState:
+def read_state(value: object, _kind: object = None) -> TaskState:
     return _STATES.get(_typed(value, str).strip().lower(), TaskState.UNKNOWN)
 
 
-def _moment(value: object) -> datetime:
+def _moment(value: object, _kind: object = None) -> datetime:
     milliseconds = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else _number(value)
     try:
-        moment = _EPOCH + timedelta(milliseconds=milliseconds)
+        moment = _EPOCH + milliseconds * _MILLISECOND
     except OverflowError:
         moment = _EPOCH
     if moment <= _EPOCH:
@@ -144,13 +146,13 @@ def _moment(value: object) -> datetime:
     return moment
 
 
-def _fail_code(value: object) -> str:
+def _fail_code(value: object, _kind: object = None) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return _typed(value, str).strip()
 
 
-def _progress(value: object) -> float:
+def _progress(value: object, _kind: object = None) -> float:
     text = _PERCENT.fullmatch(value) if isinstance(value, str) else None
     number = float(text[1]) if text else _number(value)
     if not 0 <= number <= 100:  # noqa: PLR2004  per cent
@@ -158,7 +160,7 @@ def _progress(value: object) -> float:
     return number
 
 
-def _result_urls(value: object) -> tuple[str, ...]:
+def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, dict):
@@ -172,7 +174,7 @@ def _result_urls(value: object) -> tuple[str, ...]:
     return tuple(address for address in map(http_address, listed) if address)
 
 
-def _param(value: object) -> dict[str, Any] | None:
+def _param(value: object, _kind: object = None) -> dict[str, Any] | None:
     request = decoded(value)
     if not isinstance(request, dict):
         return None

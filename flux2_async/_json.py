@@ -50,7 +50,8 @@ def loads(raw: bytes | str) -> Any:
         ValueError: Not JSON, or nested deeper than 64 levels.
     """
     try:
-        return _checked_depth(_parse(raw))
+        value = _parse(raw)
+        return value if _is_shallow(raw) else _checked_depth(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -108,12 +109,22 @@ def as_text(raw: bytes | str) -> str:
 
 def _parse(raw: bytes | str) -> Any:
     if orjson is not None:
-        with contextlib.suppress(orjson.JSONDecodeError):
+        try:
             return orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            pass  # the lenient parser has the last word
     text = as_text(raw)
     if "\\ud" in text.lower():
         text = _SURROGATES.sub(lambda match: "\\ufffd" if match[1] else match[0], text)
     return _LENIENT.decode(text)
+
+
+def _is_shallow(raw: bytes | str) -> bool:
+    # Who opens few brackets cannot nest deeply, and most replies open few: walking through the values takes longer
+    # than parsing them.
+    if isinstance(raw, str):
+        return raw.count("{") + raw.count("[") <= MAX_DEPTH
+    return raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH
 
 
 def _checked_depth(value: Any) -> Any:

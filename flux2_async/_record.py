@@ -5,7 +5,7 @@ that it is looked at again. Everything else that cannot be read becomes None and
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -24,6 +24,7 @@ from flux2_async.models import TaskRecord, TaskState
 
 _OLDER_NAMES: Final = {"creditsConsumed": "consumeCredits", "param": "paramJson"}
 _KNOWN: Final = {*FIELDS.values(), *_OLDER_NAMES.values()}
+_TAKEN: Final = _KNOWN - {"taskId", *_OLDER_NAMES.values()}
 _ESSENTIAL: Final = {"taskId", "state", "resultJson"}
 
 # Words of the service and of the vendors behind it. Not the code: 400 and 422 stand for bad input as well.
@@ -93,11 +94,10 @@ def task_error(record: TaskRecord) -> TaskError | None:
 
 def _payload(data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that hold something, under their present names."""
-    held = {key: value for key, value in data.items() if not _empty(value)}
-    payload = {key: held[key] for key in FIELDS.values() if key in held and key != "taskId"}
+    payload = {key: value for key, value in data.items() if key in _TAKEN and not _empty(value)}
     for key, older in _OLDER_NAMES.items():
-        if older in held:
-            payload.setdefault(key, held[older])
+        if not _empty(data.get(older)):
+            payload.setdefault(key, data[older])
     if _is_success(payload.get("state")):
         payload["resultJson"] = decoded(payload.get("resultJson"))
     else:
@@ -108,14 +108,14 @@ def _payload(data: Mapping[str, Any]) -> dict[str, Any]:
 def _structured(payload: dict[str, Any], task_id: str | None) -> tuple[TaskRecord, set[str]]:
     """The record, and the names of the fields that could not be read."""
     try:
-        return _CONVERTER.structure(payload, TaskRecord), set()
+        return _structure(payload, TaskRecord), set()
     except cattrs.ClassValidationError as error:
         reasons = {FIELDS[note.name]: _reason(each) for each, note in error.group_exceptions()[0]}
     essential = [f"data.{key}{reasons[key]}" for key in sorted(reasons.keys() & _ESSENTIAL)]
     if essential:
         raise ProtocolError(f"{', '.join(essential)}; look again", task_id=task_id)
     readable = {key: value for key, value in payload.items() if key not in reasons}
-    return _CONVERTER.structure(readable, TaskRecord), set(reasons)
+    return _structure(readable, TaskRecord), set(reasons)
 
 
 def _reason(error: Exception) -> str:
@@ -146,4 +146,4 @@ def _is_success(state: object) -> bool:
     return isinstance(state, str) and read_state(state) is TaskState.SUCCESS
 
 
-_CONVERTER: Final = make_converter()
+_structure: Final[Callable[[Any, Any], TaskRecord]] = make_converter().get_structure_hook(TaskRecord)

@@ -263,7 +263,7 @@ class Transport:
         """Give the answer, the failure, or both where the answer broke off."""
         if http.closed:
             return None, TransportError("http: the borrowed aiohttp.ClientSession was closed", never_sent=True)
-        reply = failure = None
+        response = failure = None
         body = bytearray()
         try:
             async with http.request(
@@ -275,7 +275,6 @@ class Transport:
                 auto_decompress=True,
                 **options,
             ) as response:
-                reply = Reply(response.status, response.headers, b"")
                 while chunk := await response.content.read(CHUNK):
                     body += chunk
                     if len(body) > MAX_REPLY:
@@ -285,7 +284,7 @@ class Transport:
             failure = _failure(error, urlsplit(url).hostname)
         # A server that quotes our headers in its error text must not bring the key into errors and logs.
         content = bytes(body).replace(self._key, b"<redacted>")
-        return (reply and attrs.evolve(reply, body=content)), failure
+        return Reply(response.status, response.headers, content) if response is not None else None, failure
 
 
 UNCLEAR: Final = "the task may exist and cost money, so it was not sent again"

@@ -1,0 +1,72 @@
+"""Who is compared, each behind the same three methods and with its public settings only."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final, Protocol
+
+import attrs
+
+__all__ = ["CONTENDERS", "FLOOR", "OURS", "Contender", "Setting", "available", "entered"]
+
+
+@attrs.frozen
+class Setting:
+    """Where the service is, and what a contender is told about it.
+
+    Attributes:
+        url: The service's address.
+        secure_url: The same with TLS.
+        certificate: The authority behind it.
+        limit: Creations per period that the contender believes in, 0 for none.
+        period: Seconds.
+        interval: Seconds between two looks, for those who let one choose.
+    """
+
+    url: str
+    secure_url: str = ""
+    certificate: str = ""
+    limit: int = 0
+    period: float = 10.0
+    interval: float = 0.1
+
+
+class Contender(Protocol):
+    """A client of the service."""
+
+    async def create(self, number: int) -> Any:
+        """Have a task made; give what the client gives for it."""
+        ...
+
+    async def finish(self, handle: Any) -> str:
+        """Wait until it is finished, as the client does it, and give the picture's address."""
+        ...
+
+
+OURS: Final = "flux2_async"
+FLOOR: Final = "aiohttp by hand"
+
+# The module here, and the package it needs.
+CONTENDERS: Final = {
+    FLOOR: ("floor", "aiohttp"),
+    OURS: ("ours", "flux2_async"),
+    "aiolimiter script": ("script", "aiolimiter"),
+    "fal-client": ("fal", "fal_client"),
+    "replicate": ("replicates", "replicate"),
+    "runwayml": ("runway", "runwayml"),
+    "openai": ("openais", "openai"),
+    "openai on aiohttp": ("openais_on_aiohttp", "openai"),
+}
+
+
+def available() -> list[str]:
+    """The contenders that are installed."""
+    return [name for name, (_, package) in CONTENDERS.items() if find_spec(package)]
+
+
+def entered(name: str, setting: Setting) -> AbstractAsyncContextManager[Contender]:
+    """Give a contender, ready inside `async with`."""
+    module = import_module(f"benchmarks.contenders.{CONTENDERS[name][0]}")
+    make: Callable[[Setting], AbstractAsyncContextManager[Contender]] = module.entered
+    return make(setting)

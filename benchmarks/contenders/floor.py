@@ -1,0 +1,49 @@
+"""The floor: what is left when everything but the two calls is taken away. It knows no limit and no failure."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import attrs
+
+from benchmarks.contenders import Setting
+from benchmarks.dialects import PROMPT
+
+
+@attrs.frozen
+class ByHand:
+    """The loop that everybody writes first."""
+
+    http: aiohttp.ClientSession
+    setting: Setting
+
+    async def create(self, number: int) -> str:
+        """See `Contender`."""
+        body = {
+            "model": "flux-2/flex-text-to-image",
+            "input": {"prompt": f"{PROMPT} {number}", "aspect_ratio": "1:1", "resolution": "1K"},
+        }
+        async with self.http.post(f"{self.setting.url}/api/v1/jobs/createTask", json=body) as response:
+            reply = await response.json()
+        task_id: str = reply["data"]["taskId"]
+        return task_id
+
+    async def finish(self, handle: str) -> str:
+        """See `Contender`."""
+        url = f"{self.setting.url}/api/v1/jobs/recordInfo"
+        while True:
+            await asyncio.sleep(self.setting.interval)
+            async with self.http.get(url, params={"taskId": handle}) as response:
+                record = (await response.json())["data"]
+            if record["state"] == "success":
+                address: str = json.loads(record["resultJson"])["resultUrls"][0]
+                return address
+
+
+@asynccontextmanager
+async def entered(setting: Setting) -> AsyncIterator[ByHand]:
+    """See `contenders.entered`."""
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer key"}) as http:
+        yield ByHand(http, setting)

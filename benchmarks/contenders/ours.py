@@ -1,0 +1,36 @@
+"""This library."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+
+from benchmarks.contenders import Setting
+from benchmarks.dialects import PROMPT
+from flux2_async import Flux2Session, ImageTask, Polling, RateLimit, TextToImage
+
+
+@attrs.frozen
+class Ours:
+    """A session without a cap on running tasks, since the others have none."""
+
+    flux: Flux2Session
+
+    async def create(self, number: int) -> ImageTask:
+        """See `Contender`."""
+        return await self.flux.submit(TextToImage(f"{PROMPT} {number}"))
+
+    async def finish(self, handle: ImageTask) -> str:
+        """See `Contender`."""
+        return (await handle.result()).urls[0]
+
+
+@asynccontextmanager
+async def entered(setting: Setting) -> AsyncIterator[Ours]:
+    """See `contenders.entered`."""
+    rate_limit = RateLimit(setting.limit, setting.period) if setting.limit else None
+    polling = Polling(interval=setting.interval)
+    async with Flux2Session(
+        "key", base_url=setting.url, rate_limit=rate_limit, max_running=None, polling=polling
+    ) as flux:
+        yield Ours(flux)

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import attrs
 
+from flux2_async._insurance import Insurance, Trust
 from flux2_async._outcome import Outcome, Waiters
 from flux2_async._schedule import FixedInterval, Schedule
 from flux2_async._submission import Submission
@@ -23,7 +24,7 @@ from flux2_async.models import Callbacks, TaskRecord, TaskState
 from flux2_async.tasks import ImageTask
 from flux2_async.webhooks import Callback, public_urls, signed_url
 
-__all__ = ["CallbackDesk", "CallbackSettings", "Insurance", "Trust"]
+__all__ = ["CallbackDesk", "CallbackSettings"]
 
 T = TypeVar("T")
 
@@ -34,9 +35,6 @@ MAX_PARKED: Final = 4096
 PARKED_FOR: Final = 3600.0
 MAX_AMBIGUOUS: Final = 4096
 MAX_SETTLED: Final = 4096
-
-# Where the documentation lets the polling slow down; a task whose callback is lost is found there.
-LOOKS_OF_INSURANCE: Final = (30.0, 120.0)
 
 
 @attrs.frozen
@@ -65,50 +63,12 @@ class CallbackSettings:
         return settings
 
 
-class Trust:
-    """Whether callbacks prove to arrive: the share of the last tasks, about five, that a callback finished first."""
-
-    NEWS: Final = 0.2
-
-    def __init__(self) -> None:
-        self._share = 1.0
-
-    def __bool__(self) -> bool:
-        return self._share >= 0.5  # noqa: PLR2004  more often than not
-
-    def learn(self, *, arrived: bool) -> None:
-        """Count a task."""
-        self._share += self.NEWS * (arrived - self._share)
-
-
-@attrs.frozen
-class Insurance:
-    """While callbacks can be trusted, a look at each age limit of the documentation; else the usual schedule."""
-
-    usual: Schedule
-    trust: Trust
-
-    def wait(self, age: float, spread: float) -> float:
-        """See `Schedule`."""
-        if self.trust:
-            for limit in LOOKS_OF_INSURANCE:
-                # The spread keeps tasks of one burst apart, as it does in the usual schedule.
-                if age < limit:
-                    return limit * (1 + 0.1 * spread) - age
-        return self.usual.wait(age, spread)
-
-    def wait_max(self, wait: float) -> float:
-        """See `Schedule`."""
-        return self.usual.wait_max(wait)
-
-
 class CallbackDesk:
     """Receives callbacks and brings them to their tasks.
 
     Args:
         settings: As the receivers know them.
         watcher: Looks at tasks, and settles them.
-        usual: The schedule of tasks without a callback.
         attach: Makes a handle for a task whose createTask reply was lost.
     """
 
@@ -116,7 +76,6 @@ class CallbackDesk:
         self,
         settings: CallbackSettings,
         watcher: Watcher,
-        usual: Schedule,
         attach: Callable[[str], ImageTask],
     ) -> None:
         self._settings = settings
@@ -124,8 +83,7 @@ class CallbackDesk:
         self._attach = attach
         self._loop = asyncio.get_running_loop()
         self._trust = Trust()
-        # Who fixes an interval has decided how much insurance there is.
-        self.schedule: Schedule = usual if isinstance(usual, FixedInterval) else Insurance(usual, self._trust)
+        self._insured: dict[Schedule, Schedule] = {}
         self._tasks: dict[str, ImageTask] = {}
         self._refs: dict[str, str] = {}
         # Outstanding tasks of which a callback alone says whose they are, and what stood there before, if anything.
@@ -136,6 +94,15 @@ class CallbackDesk:
         self._news = Waiters()
         self._closed = False
         self.received = 0
+
+    def insured(self, usual: Schedule) -> Schedule:
+        """Give the schedule of a task with a callback, where `usual` is that of one without."""
+        # Who fixes an interval has decided how much insurance there is.
+        if isinstance(usual, FixedInterval):
+            return usual
+        if usual not in self._insured:
+            self._insured[usual] = Insurance(usual, self._trust)
+        return self._insured[usual]
 
     def address(self, ref: str) -> str:
         """Give the signed address of a submission's callback."""

@@ -18,7 +18,7 @@ from flux2_async._files import Files
 from flux2_async._keys import Keys, fingerprint
 from flux2_async._limiter import Limiter, Slots
 from flux2_async._outcome import Waiters
-from flux2_async._schedule import make_schedule
+from flux2_async._schedule import Schedules
 from flux2_async._submission import OnSend, Submission, Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
@@ -87,9 +87,9 @@ class Engine:
         self.files = Files(self.transport)
         self.slots = Slots(max_running)
         self.limiter = Limiter(rate_limit)
-        schedule = make_schedule(polling)
-        self.watcher = Watcher(self.look, schedule, polling, self._on_settled)
-        self.desk = None if callbacks is None else CallbackDesk(callbacks, self.watcher, schedule, self.attach)
+        self.schedules = Schedules(polling)
+        self.watcher = Watcher(self.look, self.schedules, polling, self._on_settled)
+        self.desk = None if callbacks is None else CallbackDesk(callbacks, self.watcher, self.attach)
         self.submitter = Submitter(
             transport=self.transport,
             files=self.files,
@@ -247,7 +247,8 @@ class Engine:
         new = task is None
         if task is None:
             task = ImageTask(task_id, submission.request)
-            self.watcher.watch(task, self.desk.schedule if self.desk is not None else None)
+            schedule = self.schedules.of(submission.request.model, submission.request.resolution)
+            self.watcher.watch(task, self.desk.insured(schedule) if self.desk is not None else schedule)
         elif task.request is None:
             # Attached before its createTask reply came.
             task.request = submission.request

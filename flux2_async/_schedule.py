@@ -1,12 +1,23 @@
-"""When to look again. Pure: ages and a random number come in, seconds go out."""
+"""When to look again. Pure: ages, the time and a random number come in, seconds go out."""
 
-from typing import Final, Protocol
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 import attrs
 
-from flux2_async.models import Polling
+from flux2_async._hazard import BINS, EDGES, KEEP, Hazard
+from flux2_async.models import Polling, TaskRecord
 
-__all__ = ["DocumentedAdvice", "FixedInterval", "Schedule", "make_schedule", "wait_after_failure"]
+__all__ = [
+    "DocumentedAdvice",
+    "FixedInterval",
+    "LearnedSchedule",
+    "Schedule",
+    "Schedules",
+    "Strain",
+    "wait_after_failure",
+]
 
 # Apikley's advice: every 2-3 s for 30 s, 5-10 s after, 15-30 s after two minutes; the middle of each.
 ADVICE: Final = ((30.0, 2.5), (120.0, 7.5), (float("inf"), 22.5))
@@ -17,16 +28,27 @@ SLOWED_MIN: Final = 0.1
 # A Retry-After beyond this would keep a finished picture from its user.
 RETRY_AFTER_MAX: Final = 300.0
 
+# The service's own records name the kinds of attached tasks, so their number is bounded.
+MAX_KINDS: Final = 32
+# What an earlier run knew weighs less than what this one sees.
+REMEMBERED: Final = 50.0
+
 
 class Schedule(Protocol):
     """Knows how long to wait for the next look at a task."""
 
-    def wait(self, age: float, spread: float) -> float:
+    @property
+    def without_callback(self) -> "Schedule":
+        """The schedule of a task whose callback will not come any more."""
+        ...
+
+    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
         """Give the seconds until the next look.
 
         Args:
-            age: Seconds since the task was submitted or attached.
+            age: Seconds since the task was created; since it was attached, where that is not known.
             spread: A random number, 0 to 1, that keeps tasks of one burst apart.
+            strain: How many times its usual price a look costs, 1 or more.
         """
         ...
 
@@ -34,22 +56,41 @@ class Schedule(Protocol):
         """Give the longest wait, in seconds, after failures to look, where `wait` is the usual one."""
         ...
 
+    def ran(self, begin: float, end: float) -> None:
+        """Learn that a task ran from one age to another, seconds."""
+        ...
+
+    def ended(self, begin: float, end: float) -> None:
+        """Learn that a task ran at one age and had ended, well or badly, at another, seconds."""
+        ...
+
 
 @attrs.frozen
 class DocumentedAdvice:
-    """The intervals that the API's documentation advises, within the bounds of the settings."""
+    """The intervals that the API's documentation advises, for tasks whose age is not known."""
 
     polling: Polling
 
-    def wait(self, age: float, spread: float) -> float:
+    @property
+    def without_callback(self) -> Schedule:
         """See `Schedule`."""
-        gap = next(gap for until, gap in ADVICE if age < until)
-        spaced = gap * (1 + SPREAD * (spread - 0.5))
-        return min(max(spaced, self.polling.wait_min), self.polling.wait_max)
+        return self
+
+    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
+        """See `Schedule`."""
+        gap = _advised_gap(age) * math.sqrt(strain)
+        # A task that comes from elsewhere may have ended long ago, and many may come at once.
+        return _within(self.polling, gap * spread if age == 0 else _spread(gap, spread))
 
     def wait_max(self, wait: float) -> float:
         """See `Schedule`."""
         return max(wait, self.polling.wait_max)
+
+    def ran(self, begin: float, end: float) -> None:
+        """Learn nothing."""
+
+    def ended(self, begin: float, end: float) -> None:
+        """Learn nothing."""
 
 
 @attrs.frozen
@@ -58,7 +99,12 @@ class FixedInterval:
 
     interval: float
 
-    def wait(self, age: float, spread: float) -> float:  # noqa: ARG002  the interval is what was asked for
+    @property
+    def without_callback(self) -> Schedule:
+        """See `Schedule`."""
+        return self
+
+    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:  # noqa: ARG002  it is what was asked for
         """See `Schedule`."""
         return self.interval
 
@@ -66,10 +112,137 @@ class FixedInterval:
         """See `Schedule`."""
         return MAX_SLOWDOWN_OF_FIXED * max(wait, SLOWED_MIN)
 
+    def ran(self, begin: float, end: float) -> None:
+        """Learn nothing."""
 
-def make_schedule(polling: Polling) -> Schedule:
-    """Give the schedule that the settings ask for."""
-    return DocumentedAdvice(polling) if polling.interval is None else FixedInterval(polling.interval)
+    def ended(self, begin: float, end: float) -> None:
+        """Learn nothing."""
+
+
+@attrs.frozen(eq=False)
+class LearnedSchedule:
+    """Looks when tasks of one kind use to end; before any was seen, and at ages never seen, as the API advises.
+
+    A task that fails teaches like one that succeeds. Moderation is quicker than drawing, but who waits wants to know
+    of either end, and as long as a task runs nobody knows which one it will be.
+    """
+
+    polling: Polling
+    hazard: Hazard
+
+    @property
+    def without_callback(self) -> Schedule:
+        """See `Schedule`."""
+        return self
+
+    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
+        """See `Schedule`."""
+        if age >= EDGES[-1]:
+            due = _advised_gap(age) * math.sqrt(strain)
+        else:
+            due = self.hazard.wait(age, self.polling.price * strain)
+        return _within(self.polling, _spread(due, spread))
+
+    def wait_max(self, wait: float) -> float:
+        """See `Schedule`."""
+        return max(wait, self.polling.wait_max)
+
+    def ran(self, begin: float, end: float) -> None:
+        """See `Schedule`."""
+        self.hazard.ran(begin, end)
+
+    def ended(self, begin: float, end: float) -> None:
+        """See `Schedule`."""
+        self.hazard.ended(begin, end)
+
+
+class Schedules:
+    """The schedules of one session: one for each model and resolution, since these take different times.
+
+    Args:
+        polling: The settings.
+
+    Attributes:
+        unknown: For tasks of which neither the kind nor the age is known.
+    """
+
+    def __init__(self, polling: Polling) -> None:
+        self._polling = polling
+        self._prior = _prior(polling.price)
+        self._learned: dict[str, LearnedSchedule] = {}
+        self._fixed = None if polling.interval is None else FixedInterval(polling.interval)
+        self.unknown: Schedule = self._fixed or DocumentedAdvice(polling)
+
+    def of(self, model: str, resolution: str) -> Schedule:
+        """Give the schedule of one kind of tasks."""
+        if self._fixed is not None:
+            return self._fixed
+        kind = f"{model} {resolution}"
+        schedule = self._learned.get(kind)
+        if schedule is None:
+            if len(self._learned) >= MAX_KINDS:
+                return self.unknown
+            schedule = self._learned[kind] = LearnedSchedule(self._polling, Hazard(self._prior))
+        return schedule
+
+    def of_record(self, record: TaskRecord) -> Schedule:
+        """Give the schedule of a task's kind, as far as its record names it; else `unknown`."""
+        request = (record.param or {}).get("input")
+        resolution = request.get("resolution") if isinstance(request, Mapping) else None
+        if record.model is None or not isinstance(resolution, str):
+            return self.unknown
+        return self.of(record.model, resolution)
+
+    def knowledge(self) -> dict[str, Any]:
+        """Give what was learned, to be kept for another session."""
+        kinds = {}
+        for kind, schedule in self._learned.items():
+            ends, at_risk = schedule.hazard.knowledge(REMEMBERED)
+            if any(ends):
+                kinds[kind] = {"ends": [round(n, 3) for n in ends], "at_risk": [round(n, 3) for n in at_risk]}
+        return {"bins": BINS, "kinds": kinds}
+
+    def remember(self, knowledge: Any) -> None:
+        """Go on from what an earlier session has learned; call it before any task is watched.
+
+        Raises:
+            ValueError: It cannot be used; nothing is taken over.
+        """
+        if self._fixed is not None:
+            return
+        kinds = knowledge.get("kinds") if isinstance(knowledge, dict) else None
+        if not isinstance(kinds, dict) or len(kinds) > MAX_KINDS:
+            raise ValueError("not what this version writes")
+        self._learned |= {
+            kind: LearnedSchedule(self._polling, Hazard(self._prior, _counts(each, "ends"), _counts(each, "at_risk")))
+            for kind, each in kinds.items()
+        }
+
+
+class Strain:
+    """How expensive looks are just now: each 429 on one doubles the price, and quiet minutes bring it back."""
+
+    MOST: Final = 6.0
+    # Looks that were planned at the old price meet the same refusal, which says nothing new.
+    APART: Final = 10.0
+    HALVED_IN: Final = 60.0
+
+    def __init__(self) -> None:
+        self._doublings = 0.0
+        self._at = -math.inf
+
+    def refused(self, now: float) -> None:
+        """Count a 429, at a time in seconds."""
+        if now - self._at >= self.APART:
+            self._doublings = min(self._left(now) + 1.0, self.MOST)
+            self._at = now
+
+    def at(self, now: float) -> float:
+        """Give how many times the usual price a look costs, 1 to 64."""
+        return 2.0 ** self._left(now) if self._doublings else 1.0
+
+    def _left(self, now: float) -> float:
+        return max(self._doublings - (now - self._at) / self.HALVED_IN, 0.0)
 
 
 def wait_after_failure(schedule: Schedule, wait: float, failures: int, retry_after: float | None) -> float:
@@ -88,3 +261,32 @@ def wait_after_failure(schedule: Schedule, wait: float, failures: int, retry_aft
     # The exponent is bounded because an outage of hours would overflow a float.
     slowed = min(max(wait, SLOWED_MIN) * 2.0 ** min(failures, 16), schedule.wait_max(wait))
     return max(slowed, min(retry_after or 0.0, RETRY_AFTER_MAX))
+
+
+def _advised_gap(age: float) -> float:
+    return next(gap for until, gap in ADVICE if age < until)
+
+
+def _spread(wait: float, spread: float) -> float:
+    return wait * (1 + SPREAD * (spread - 0.5))
+
+
+def _within(polling: Polling, wait: float) -> float:
+    return min(max(wait, polling.wait_min), polling.wait_max)
+
+
+def _prior(price: float) -> list[float]:
+    """The hazards under which looks at this price keep the advised intervals."""
+    gaps = [_advised_gap(edge) for edge in EDGES[:-1]]
+    # Lag cannot grow faster than time: a price above the interval makes the waits longer than advised.
+    return [2.0 * min(price, gap / 2) / gap**2 for gap in gaps]
+
+
+def _counts(kind: Any, name: str) -> list[float]:
+    counts = kind.get(name) if isinstance(kind, dict) else None
+    if not isinstance(counts, list) or len(counts) != BINS:
+        raise ValueError(f"{name}: not {BINS} numbers")
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count <= KEEP * EDGES[-1]:
+            raise ValueError(f"{name}: {count!r}")
+    return counts

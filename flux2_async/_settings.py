@@ -43,6 +43,13 @@ def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -
         )
 
 
+def _yes_or_no(instance: object, attribute: "attrs.Attribute[bool]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(
+            f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be True or False"
+        )
+
+
 @attrs.frozen
 class RateLimit:
     """At most `limit` new tasks in any `period` seconds.
@@ -63,23 +70,31 @@ class RateLimit:
 class Polling:
     """When to look whether a task is finished.
 
+    A session learns from its tasks how long tasks take, for each model and resolution, and looks when they use to
+    end. Until it has seen some, and at ages at which it has seen none, it looks as the API's documentation advises.
+
     Attributes:
+        price: Seconds of lag between "finished" and "known" that one look is worth. Less looks more often: 0.03 where
+            a person waits, 1 for a batch.
         wait_min: Shortest wait between two looks at one task, seconds.
         wait_max: Longest wait, seconds.
         interval: A fixed interval in seconds; the first look comes after one interval. 0 looks at once and then
-            as fast as replies come. None: as the API's documentation advises.
+            as fast as replies come. None: learned.
         max_concurrency: Looks in flight at once, for all tasks of the session.
         give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError`. None: never.
+        remember: Keep what was learned in the user's cache folder for the next session with the same service.
 
     Raises:
         ConfigurationError: A value is out of bounds.
     """
 
+    price: float = attrs.field(default=0.3, validator=_positive())
     wait_min: float = attrs.field(default=0.25, validator=_positive())
     wait_max: float = attrs.field(default=30.0, validator=_positive())
     interval: float | None = attrs.field(default=None, validator=_not_negative(none=True))
     max_concurrency: int = attrs.field(default=32, validator=_whole)
     give_up_after: float | None = attrs.field(default=None, validator=_positive(none=True))
+    remember: bool = attrs.field(default=False, validator=_yes_or_no)
 
     def __attrs_post_init__(self) -> None:
         if self.wait_min > self.wait_max:

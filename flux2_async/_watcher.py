@@ -13,13 +13,11 @@ import asyncio
 import heapq
 import itertools
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import attrs
-
-from flux2_async._schedule import Schedule, wait_after_failure
+from flux2_async._schedule import Schedule, Schedules, wait_after_failure
+from flux2_async._timing import LOOKS_AFTER_HINT, Timing, Watched
 from flux2_async._wire import task_error
 from flux2_async.errors import (
     ApiError,
@@ -46,25 +44,8 @@ NOT_VISIBLE_FOR: Final = 90.0
 REFUSED_FOR: Final = 60.0
 # A hint is worth one look a second; the record can lag a little behind its callback.
 HINTS_APART: Final = 1.0
-LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 
 TRANSIENT: Final = (TransportError, ProtocolError, RateLimitedError, MaintenanceError, ServerError)
-
-
-@attrs.define(eq=False)
-class _Watched:
-    task: ImageTask
-    schedule: Schedule
-    since: float
-    due: float
-    visible: float
-    failures: int = 0
-    refused_since: float | None = None
-    looking: bool = False
-    looked: float = -1e9
-    hinted: bool = False
-    called: bool = False
-    looks_after_hint: int = len(LOOKS_AFTER_HINT)
 
 
 class Watcher:
@@ -72,7 +53,7 @@ class Watcher:
 
     Args:
         look: Reads one record; None when it is not visible.
-        schedule: When to look.
+        schedules: When to look.
         polling: Bounds.
         on_settled: Called at once with every task that is settled, and whether somebody hinted at it before.
     """
@@ -80,23 +61,22 @@ class Watcher:
     def __init__(
         self,
         look: Callable[[str], Awaitable[TaskRecord | None]],
-        schedule: Schedule,
+        schedules: Schedules,
         polling: Polling,
         on_settled: Callable[[ImageTask, bool], None],
     ) -> None:
         self._look = look
-        self._schedule = schedule
+        self._timing = Timing(schedules)
         self._polling = polling
         self._on_settled = on_settled
         self._loop = asyncio.get_running_loop()
-        self._watched: dict[str, _Watched] = {}
-        self._heap: list[tuple[float, int, _Watched]] = []
+        self._watched: dict[str, Watched] = {}
+        self._heap: list[tuple[float, int, Watched]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         # Kept here because the handles of uvloop do not always know it.
         self._timer_at = 0.0
         self._looks: set[asyncio.Task[None]] = set()
-        self._random = random.Random()  # noqa: S311  it spreads looks in time, it guards nothing
         self._closed = False
         self.polls = 0
         self.hints = 0
@@ -115,11 +95,15 @@ class Watcher:
         return None if watched is None else watched.task
 
     def watch(self, task: ImageTask, schedule: Schedule | None = None) -> None:
-        """Look after a task from now on, by a schedule of its own if one is given."""
+        """Look after a task from now on.
+
+        Args:
+            task: Its handle.
+            schedule: The one of its kind, for a task that was created just now. None: nobody knows when it was.
+        """
         now = self._loop.time()
-        watched = _Watched(task, schedule or self._schedule, since=now, due=now, visible=now)
-        self._watched[task.id] = watched
-        self._plan(watched, watched.schedule.wait(0.0, self._random.random()))
+        watched = self._watched[task.id] = self._timing.begin(task, schedule, now)
+        self._plan(watched, self._timing.wait(watched, now))
 
     def hint(self, task_id: str) -> None:
         """Look at a task now, because somebody says that it is finished; unknown ids are ignored."""
@@ -129,7 +113,7 @@ class Watcher:
             return
         watched.called = True
         # It is said to be finished: from here on there is no callback to rely on.
-        watched.schedule = self._schedule
+        watched.schedule = watched.schedule.without_callback
         watched.looks_after_hint = 0
         if watched.looking:
             watched.hinted = True
@@ -165,7 +149,7 @@ class Watcher:
             await asyncio.wait(looks)
         return tuple(watched.task.id for watched in left)
 
-    def _plan(self, watched: _Watched, wait: float) -> None:
+    def _plan(self, watched: Watched, wait: float) -> None:
         now = self._loop.time()
         due = now + max(wait, 0.0)
         give_up_after = self._polling.give_up_after
@@ -200,7 +184,7 @@ class Watcher:
         self._timer = None
         self._dispatch()
 
-    def _start(self, watched: _Watched, now: float) -> None:
+    def _start(self, watched: Watched, now: float) -> None:
         watched.looking, watched.looked = True, now
         self.polls += 1
         look = self._loop.create_task(self._look_once(watched), name=f"flux2_async look {watched.task.id}")
@@ -211,7 +195,7 @@ class Watcher:
         self._looks.discard(look)
         self._dispatch()
 
-    async def _look_once(self, watched: _Watched) -> None:
+    async def _look_once(self, watched: Watched) -> None:
         try:
             record = await self._look(watched.task.id)
         except Flux2Error as error:
@@ -231,7 +215,7 @@ class Watcher:
             watched.looking = False
             self._seen(watched, record)
 
-    def _seen(self, watched: _Watched, record: TaskRecord | None) -> None:
+    def _seen(self, watched: Watched, record: TaskRecord | None) -> None:
         task = watched.task
         if task.done():
             self.repeated_settles += 1
@@ -239,8 +223,7 @@ class Watcher:
         watched.failures, watched.refused_since = 0, None
         if record is not None:
             task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
-            watched.visible = self._loop.time()
-        age = self._loop.time() - watched.since
+            self._timing.learn(watched, record, self._loop.time())
         hidden = self._loop.time() - watched.visible
         if record is not None and record.state.final:
             error = task_error(record)
@@ -256,17 +239,17 @@ class Watcher:
                 ),
             )
         else:
-            self._again(watched, self._wait_unfinished(watched, age))
+            self._again(watched, self._wait_unfinished(watched))
 
-    def _wait_unfinished(self, watched: _Watched, age: float) -> float:
+    def _wait_unfinished(self, watched: Watched) -> float:
         # Intervals count from look to look, so what a reply takes comes off.
         took = self._loop.time() - watched.looked
         if watched.hinted:
             watched.hinted, watched.looks_after_hint = False, 0
             return HINTS_APART - took
-        return _soon_after_hint(watched, watched.schedule.wait(age, self._random.random()) - took)
+        return _soon_after_hint(watched, self._timing.wait(watched, watched.looked) - took)
 
-    def _failed(self, watched: _Watched, error: Flux2Error) -> None:
+    def _failed(self, watched: Watched, error: Flux2Error) -> None:
         if watched.task.done():
             return
         now = self._loop.time()
@@ -278,16 +261,18 @@ class Watcher:
             if now - watched.refused_since >= REFUSED_FOR:
                 self._settle(watched, error=error)
                 return
-        retry_after = error.retry_after if isinstance(error, RateLimitedError) else None
-        usual = watched.schedule.wait(now - watched.since, self._random.random())
-        wait = wait_after_failure(watched.schedule, usual, watched.failures, retry_after)
+        retry_after = None
+        if isinstance(error, RateLimitedError):
+            retry_after = error.retry_after
+            self._timing.refused(now)
+        wait = wait_after_failure(watched.schedule, self._timing.wait(watched, now), watched.failures, retry_after)
         if retry_after is None:
             wait = _soon_after_hint(watched, wait)
         if watched.refused_since is not None and (left := watched.refused_since + REFUSED_FOR - now) > 0:
             wait = min(wait, left)
         self._again(watched, wait)
 
-    def _again(self, watched: _Watched, wait: float) -> None:
+    def _again(self, watched: Watched, wait: float) -> None:
         give_up_after = self._polling.give_up_after
         if give_up_after is not None and self._loop.time() - watched.since >= give_up_after:
             error = TaskTimeoutError(
@@ -299,7 +284,7 @@ class Watcher:
         else:
             self._plan(watched, wait)
 
-    def _settle(self, watched: _Watched, result: ImageResult | None = None, error: Exception | None = None) -> None:
+    def _settle(self, watched: Watched, result: ImageResult | None = None, error: Exception | None = None) -> None:
         task = watched.task
         if not task._settle(result, error):  # noqa: SLF001  the handle is written by its watcher alone
             self.repeated_settles += 1
@@ -310,7 +295,7 @@ class Watcher:
         self._on_settled(task, watched.called)
 
 
-def _soon_after_hint(watched: _Watched, wait: float) -> float:
+def _soon_after_hint(watched: Watched, wait: float) -> float:
     """Shorten a wait where a hint said that there is something to see and it was not seen yet."""
     if watched.looks_after_hint >= len(LOOKS_AFTER_HINT):
         return wait

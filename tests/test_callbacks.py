@@ -1,7 +1,6 @@
 """Callbacks resolve tasks: from the emulator over a receiver to the handle, with everything that goes wrong between."""
 
 import asyncio
-import itertools
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -19,10 +18,7 @@ from flux2_async._callbacks import (
     MAX_SETTLED,
     PARKED_FOR,
     CallbackDesk,
-    Insurance,
-    Trust,
 )
-from flux2_async._schedule import DocumentedAdvice
 from flux2_async._submission import Submission
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
@@ -208,7 +204,8 @@ async def test_callbacks_that_never_come_are_not_waited_for() -> None:
         begun = asyncio.get_running_loop().time()
         await task
         assert asyncio.get_running_loop().time() - begun < 16
-        assert emulator.ledger.polls_of(task.id) >= 4
+        # It was looked for when the others had ended.
+        assert 1 <= emulator.ledger.polls_of(task.id) <= 3
 
         lost = False
         for _ in range(6):
@@ -672,27 +669,6 @@ async def test_what_is_remembered_is_bounded() -> None:
 
         assert (len(desk._ambiguous), len(desk._settled)) == (MAX_AMBIGUOUS, MAX_SETTLED)
         assert (desk._tasks, desk._refs) == ({}, {})
-
-
-def test_trust_is_learned() -> None:
-    """A few polls that were first end the trust, a few callbacks bring it back."""
-    trust = Trust()
-    assert trust
-    for _ in range(4):
-        trust.learn(arrived=False)
-    assert not trust
-    for _ in range(4):
-        trust.learn(arrived=True)
-    assert trust
-
-
-def test_insurance_looks_at_the_age_limits() -> None:
-    """Trusted callbacks leave a look at 30 s and at 2 min, then the usual schedule."""
-    schedule = Insurance(DocumentedAdvice(Polling()), Trust())
-    ages = list(itertools.accumulate(range(3), lambda age, _: age + schedule.wait(age, 0.0), initial=0.0))
-
-    assert ages[1:3] == [30.0, 120.0]
-    assert ages[3] - ages[2] == pytest.approx(22.5, abs=2)
 
 
 @pytest.mark.parametrize(

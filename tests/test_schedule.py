@@ -4,15 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._schedule import DocumentedAdvice, FixedInterval, make_schedule, wait_after_failure
+from flux2_async._schedule import DocumentedAdvice, FixedInterval, Schedules, wait_after_failure
 from flux2_async.models import Polling
+
+KIND = ("flux-2/flex-text-to-image", "1K")
 
 ages = st.floats(0, 1e7)
 spreads = st.floats(0, 1)
 
 
 @pytest.mark.parametrize(
-    ("age", "low", "high"), [(0, 2, 3), (29.9, 2, 3), (30, 5, 10), (119.9, 5, 10), (120, 15, 30), (86400, 15, 30)]
+    ("age", "low", "high"), [(0.1, 2, 3), (29.9, 2, 3), (30, 5, 10), (119.9, 5, 10), (120, 15, 30), (86400, 15, 30)]
 )
 @given(spread=spreads)
 def test_follows_the_documented_advice(age: float, low: float, high: float, spread: float) -> None:
@@ -22,9 +24,9 @@ def test_follows_the_documented_advice(age: float, low: float, high: float, spre
 
 def test_spreads_a_burst() -> None:
     """Tasks of one burst are not looked at in one burst."""
-    advice = DocumentedAdvice(Polling())
+    learned = Schedules(Polling()).of(*KIND)
 
-    assert advice.wait(0, 1.0) - advice.wait(0, 0.0) > 0.2
+    assert learned.wait(0, 1.0) - learned.wait(0, 0.0) > 0.2
 
 
 @given(ages, spreads, st.floats(0.01, 100), st.floats(0, 100))
@@ -32,13 +34,13 @@ def test_stays_within_the_bounds(age: float, spread: float, low: float, extra: f
     """No wait is shorter than `wait_min` or longer than `wait_max`."""
     polling = Polling(wait_min=low, wait_max=low + extra)
 
-    assert low <= make_schedule(polling).wait(age, spread) <= low + extra
+    assert low <= Schedules(polling).of(*KIND).wait(age, spread) <= low + extra
 
 
 @given(ages, spreads, st.floats(0, 1e4))
 def test_a_fixed_interval_is_fixed(age: float, spread: float, interval: float) -> None:
     """With an interval the wait is that interval, at any age."""
-    assert make_schedule(Polling(interval=interval)).wait(age, spread) == interval
+    assert Schedules(Polling(interval=interval)).of(*KIND).wait(age, spread) == interval
 
 
 def test_failures_double_the_wait() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from flux2_async._schedule import make_schedule
+from flux2_async._schedule import Schedules
 from flux2_async._watcher import Watcher
 from flux2_async.errors import (
     ApiError,
@@ -31,6 +31,9 @@ from flux2_async.errors import (
 )
 from flux2_async.models import Polling, TaskRecord, TaskState
 from flux2_async.tasks import ImageTask
+
+
+MODEL = "flux-2/flex-text-to-image"
 
 
 def record(task_id: str, state: TaskState = TaskState.SUCCESS, **more: Any) -> TaskRecord:
@@ -72,11 +75,19 @@ class Service:
 @attrs.define(eq=False)
 class World:
     service: Service
+    schedules: Schedules
     watcher: Watcher
     settled: list[float]
     began: float
 
     def watch(self, task_id: str, done_after: float | None = None) -> ImageTask:
+        if done_after is not None:
+            self.service.finish(task_id, done_after)
+        task = ImageTask(task_id)
+        self.watcher.watch(task, self.schedules.of(MODEL, "1K"))
+        return task
+
+    def attach(self, task_id: str, done_after: float | None = None) -> ImageTask:
         if done_after is not None:
             self.service.finish(task_id, done_after)
         task = ImageTask(task_id)
@@ -96,8 +107,9 @@ async def make() -> AsyncIterator[Callable[..., World]]:
         service = Service(**service_options)
         settled: list[float] = []
         loop = asyncio.get_running_loop()
-        watcher = Watcher(service.look, make_schedule(polling), polling, lambda *_: settled.append(loop.time()))
-        worlds.append(World(service, watcher, settled, loop.time()))
+        schedules = Schedules(polling)
+        watcher = Watcher(service.look, schedules, polling, lambda *_: settled.append(loop.time()))
+        worlds.append(World(service, schedules, watcher, settled, loop.time()))
         return worlds[-1]
 
     yield build

@@ -1,0 +1,62 @@
+"""When to look at a task whose callback may get lost. Pure."""
+
+from typing import Final
+
+import attrs
+
+from flux2_async._schedule import Schedule
+
+__all__ = ["Insurance", "Trust"]
+
+# Where the documentation lets the polling slow down; a task whose callback is lost is found there.
+LOOKS_OF_INSURANCE: Final = (30.0, 120.0)
+
+
+class Trust:
+    """Whether callbacks prove to arrive: the share of the last tasks, about five, that a callback finished first."""
+
+    NEWS: Final = 0.2
+
+    def __init__(self) -> None:
+        self._share = 1.0
+
+    def __bool__(self) -> bool:
+        return self._share >= 0.5  # noqa: PLR2004  more often than not
+
+    def learn(self, *, arrived: bool) -> None:
+        """Count a task."""
+        self._share += self.NEWS * (arrived - self._share)
+
+
+@attrs.frozen
+class Insurance:
+    """While callbacks can be trusted, a look at each age limit of the documentation; else the usual schedule."""
+
+    usual: Schedule
+    trust: Trust
+
+    @property
+    def without_callback(self) -> Schedule:
+        """See `Schedule`."""
+        return self.usual
+
+    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
+        """See `Schedule`."""
+        if self.trust:
+            for limit in LOOKS_OF_INSURANCE:
+                # The spread keeps tasks of one burst apart, as it does in the usual schedule.
+                if age < limit:
+                    return limit * (1 + 0.1 * spread) - age
+        return self.usual.wait(age, spread, strain)
+
+    def wait_max(self, wait: float) -> float:
+        """See `Schedule`."""
+        return self.usual.wait_max(wait)
+
+    def ran(self, begin: float, end: float) -> None:
+        """See `Schedule`."""
+        self.usual.ran(begin, end)
+
+    def ended(self, begin: float, end: float) -> None:
+        """See `Schedule`."""
+        self.usual.ended(begin, end)

@@ -1,0 +1,120 @@
+"""How old tasks are, when they are looked at next, and what the schedules learn from what a look sees.
+
+A task's age counts on the loop's clock, from the reply to its createTask. Of an attached task only the service knows
+when it was created: its age is unknown until a task that was created here tells how the two clocks lie to each other.
+The wall clock is not asked, since it may be wrong.
+"""
+
+import random
+from typing import Final
+
+import attrs
+
+from flux2_async._schedule import Schedule, Schedules, Strain
+from flux2_async.models import TaskRecord
+from flux2_async.tasks import ImageTask
+
+__all__ = ["LOOKS_AFTER_HINT", "Timing", "Watched"]
+
+LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
+
+
+# Nothing refers weakly to it, and there may be many.
+@attrs.define(eq=False, weakref_slot=False)
+class Watched:
+    """What a watcher knows of an outstanding task; all times are the loop's.
+
+    Attributes:
+        task: Its handle.
+        schedule: When to look at it.
+        since: When it was handed over.
+        created: When the service took it; None while that is not known.
+        visible: When the last look left that saw it.
+        due: When to look next.
+        failures: Failures to look in a row.
+        refused_since: Since when looks are refused, or None.
+        looking: Whether a look is in flight.
+        looked: When the last look left.
+        hinted: Whether a hint came during the look in flight.
+        called: Whether a hint came at all.
+        looks_after_hint: Looks since the last hint.
+    """
+
+    task: ImageTask
+    schedule: Schedule
+    since: float
+    created: float | None
+    visible: float
+    due: float
+    failures: int = 0
+    refused_since: float | None = None
+    looking: bool = False
+    looked: float = -1e9
+    hinted: bool = False
+    called: bool = False
+    looks_after_hint: int = len(LOOKS_AFTER_HINT)
+
+
+class Timing:
+    """Brings tasks and schedules together.
+
+    Args:
+        schedules: The schedules of the session.
+    """
+
+    def __init__(self, schedules: Schedules) -> None:
+        self._schedules = schedules
+        self._strain = Strain()
+        self._random = random.Random()  # noqa: S311  it spreads looks in time, it guards nothing
+        # Loop time at the epoch of the service's clock, or None before a task that was created here was seen.
+        self._epoch: float | None = None
+
+    def begin(self, task: ImageTask, schedule: Schedule | None, now: float) -> Watched:
+        """Give the state of a task that was created just now, or, without a schedule, nobody knows when."""
+        created = None if schedule is None else now
+        return Watched(task, schedule or self._schedules.unknown, now, created, visible=now, due=now)
+
+    def wait(self, watched: Watched, at: float) -> float:
+        """Give the usual seconds from a time to the next look."""
+        age = at - (watched.since if watched.created is None else watched.created)
+        return watched.schedule.wait(age, self._random.random(), self._strain.at(at))
+
+    def refused(self, now: float) -> None:
+        """Make looks rarer for a while, after a 429 on one."""
+        self._strain.refused(now)
+
+    def learn(self, watched: Watched, record: TaskRecord, now: float) -> None:
+        """Learn from what a look, or a callback, has seen."""
+        if record.state.final:
+            self._learn_end(watched, record, now)
+            return
+        before = watched.visible
+        # What the record says may have changed since; it was true when the look left.
+        watched.visible = max(watched.looked, before)
+        created = watched.created
+        if created is None:
+            created = watched.created = self._date(watched, record)
+            before = before if created is None else created
+        elif record.create_time is not None:
+            self._epoch = created - record.create_time.timestamp()
+        if created is not None:
+            watched.schedule.ran(before - created, watched.visible - created)
+
+    def _learn_end(self, watched: Watched, record: TaskRecord, now: float) -> None:
+        duration = record.duration
+        if watched.created is None:
+            if duration is not None:
+                self._schedules.of_record(record).ended(0.0, max(duration, 0.0))
+            return
+        before, seen = watched.visible - watched.created, now - watched.created
+        # Its stamps are exact, but by another clock; by ours it ended between two looks.
+        ended = (before + seen) / 2 if duration is None else min(max(duration, before), seen)
+        watched.schedule.ended(before, ended)
+
+    def _date(self, watched: Watched, record: TaskRecord) -> float | None:
+        """Find out when an attached task was created, and of which kind it is, if that can be known."""
+        schedule = self._schedules.of_record(record)
+        if self._epoch is None or record.create_time is None or schedule is self._schedules.unknown:
+            return None
+        watched.schedule = schedule
+        return min(self._epoch + record.create_time.timestamp(), watched.since)

@@ -21,6 +21,8 @@ __all__ = [
 
 # Apikley's advice: every 2-3 s for 30 s, 5-10 s after, 15-30 s after two minutes; the middle of each.
 ADVICE: Final = ((30.0, 2.5), (120.0, 7.5), (float("inf"), 22.5))
+# What a look is worth where the advice is just right.
+ADVISED_PRICE: Final = 0.3
 SPREAD: Final = 0.1
 MAX_SLOWDOWN_OF_FIXED: Final = 10.0
 # Without a floor, looking "as fast as replies come" would become a busy loop when no reply comes.
@@ -78,7 +80,7 @@ class DocumentedAdvice:
 
     def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
         """See `Schedule`."""
-        gap = _advised_gap(age) * math.sqrt(strain)
+        gap = _advised_gap(age, self.polling.price * strain)
         # A task that comes from elsewhere may have ended long ago, and many may come at once.
         return _within(self.polling, gap * spread if age == 0 else _spread(gap, spread))
 
@@ -137,10 +139,8 @@ class LearnedSchedule:
 
     def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
         """See `Schedule`."""
-        if age >= EDGES[-1]:
-            due = _advised_gap(age) * math.sqrt(strain)
-        else:
-            due = self.hazard.wait(age, self.polling.price * strain)
+        price = self.polling.price * strain
+        due = self.hazard.wait(age, price) if age < EDGES[-1] else _advised_gap(age, price)
         return _within(self.polling, _spread(due, spread))
 
     def wait_max(self, wait: float) -> float:
@@ -168,7 +168,6 @@ class Schedules:
 
     def __init__(self, polling: Polling) -> None:
         self._polling = polling
-        self._prior = _prior(polling.price)
         self._learned: dict[str, LearnedSchedule] = {}
         self._fixed = None if polling.interval is None else FixedInterval(polling.interval)
         self.unknown: Schedule = self._fixed or DocumentedAdvice(polling)
@@ -182,7 +181,7 @@ class Schedules:
         if schedule is None:
             if len(self._learned) >= MAX_KINDS:
                 return self.unknown
-            schedule = self._learned[kind] = LearnedSchedule(self._polling, Hazard(self._prior))
+            schedule = self._learned[kind] = LearnedSchedule(self._polling, Hazard(_PRIOR))
         return schedule
 
     def of_record(self, record: TaskRecord) -> Schedule:
@@ -214,7 +213,7 @@ class Schedules:
         if not isinstance(kinds, dict) or len(kinds) > MAX_KINDS:
             raise ValueError("not what this version writes")
         self._learned |= {
-            kind: LearnedSchedule(self._polling, Hazard(self._prior, _counts(each, "ends"), _counts(each, "at_risk")))
+            kind: LearnedSchedule(self._polling, Hazard(_PRIOR, _counts(each, "ends"), _counts(each, "at_risk")))
             for kind, each in kinds.items()
         }
 
@@ -263,8 +262,8 @@ def wait_after_failure(schedule: Schedule, wait: float, failures: int, retry_aft
     return max(slowed, min(retry_after or 0.0, RETRY_AFTER_MAX))
 
 
-def _advised_gap(age: float) -> float:
-    return next(gap for until, gap in ADVICE if age < until)
+def _advised_gap(age: float, price: float = ADVISED_PRICE) -> float:
+    return next(gap for until, gap in ADVICE if age < until) * math.sqrt(price / ADVISED_PRICE)
 
 
 def _spread(wait: float, spread: float) -> float:
@@ -275,11 +274,8 @@ def _within(polling: Polling, wait: float) -> float:
     return min(max(wait, polling.wait_min), polling.wait_max)
 
 
-def _prior(price: float) -> list[float]:
-    """The hazards under which looks at this price keep the advised intervals."""
-    gaps = [_advised_gap(edge) for edge in EDGES[:-1]]
-    # Lag cannot grow faster than time: a price above the interval makes the waits longer than advised.
-    return [2.0 * min(price, gap / 2) / gap**2 for gap in gaps]
+# Under these the advised intervals are what is best.
+_PRIOR: Final = tuple(2.0 * ADVISED_PRICE / _advised_gap(edge) ** 2 for edge in EDGES[:-1])
 
 
 def _counts(kind: Any, name: str) -> list[float]:

@@ -1,0 +1,207 @@
+"""Polls and lag: the learned schedule against the documented advice, fixed intervals, back-off and the optimum.
+
+A simulation through the real `Schedule` objects, with fixed seeds: nothing is sent and nothing sleeps. Ratios of polls
+are taken at equal lag. What was learned is frozen after 20 tasks and averaged over many such histories.
+"""
+
+import math
+import random
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice, repeat
+from statistics import NormalDist, fmean
+
+import attrs
+
+from flux2_async import Polling
+from flux2_async._schedule import DocumentedAdvice, Schedule, Schedules
+
+SAMPLES = 4000
+GRID = 1000
+JUDGED_BY = 100
+KIND = ("flux-2/flex-text-to-image", "1K")
+
+Quantile = Callable[[float], float]
+NORMAL = NormalDist()
+
+
+def lognormal(median: float, sigma: float) -> Quantile:
+    """Durations whose logarithm is normal."""
+    return lambda share: median * math.exp(sigma * NORMAL.inv_cdf(share))
+
+
+def two_modes(share: float) -> float:
+    """70 % around 6 s, 30 % around 40 s, each within about 20 %."""
+    first = 0.7
+    return lognormal(6.0, 0.2)(share / first) if share < first else lognormal(40.0, 0.2)((share - first) / (1 - first))
+
+
+DURATIONS: dict[str, Quantile] = {
+    "lognormal (median 12 s, sigma 0.5)": lognormal(12.0, 0.5),
+    "narrow (median 12 s, sigma 0.2)": lognormal(12.0, 0.2),
+    "two-mode (70 % 6 s, 30 % 40 s)": two_modes,
+    "memoryless (mean 12 s)": lambda share: -12.0 * math.log1p(-share),
+}
+
+
+PRICES = (0.03, 0.08, 0.15, 0.3, 0.6, 1.2, 3.0)
+LEARNED_FROM = (20, 200)
+HISTORIES = 40
+
+
+@attrs.frozen
+class Row:
+    """What one schedule does with one distribution of durations.
+
+    Attributes:
+        durations: The distribution.
+        schedule: The schedule.
+        polls: Looks per task, mean.
+        lag: Seconds from finished to known, mean.
+        learned: Looks per task of the learned schedule, after 20 tasks, at that lag.
+        optimum: Looks per task of the best schedule there is for this distribution, at that lag.
+    """
+
+    durations: str
+    schedule: str
+    polls: float
+    lag: float
+    learned: float
+    optimum: float
+
+
+@attrs.frozen
+class Front:
+    """What one way to poll does at each price: pairs of polls and lag, by growing lag."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def polls_at(self, lag: float) -> float:
+        """Interpolate the polls at a lag; both are nearly powers of the price."""
+        lags = [math.log(each) for _, each in self.points]
+        place = min(max(bisect_left(lags, math.log(lag)), 1), len(lags) - 1)
+        (more, _), (fewer, _) = self.points[place - 1 : place + 1]
+        share = (math.log(lag) - lags[place - 1]) / (lags[place] - lags[place - 1])
+        return more * (fewer / more) ** share
+
+
+def rows() -> Iterator[Row]:
+    """Simulate; one row for each distribution and schedule."""
+    for name, quantile in DURATIONS.items():
+        durations = [quantile((number + 0.5) / SAMPLES) for number in range(SAMPLES)]
+        optimum = Front(tuple(best(durations, price) for price in PRICES))
+        fronts = {
+            tasks: Front(tuple(learned(quantile, price, tasks) for price in PRICES)) for tasks in LEARNED_FROM
+        }
+        default = PRICES.index(Polling().price)
+        measured = {f"learned from {tasks} tasks": front.points[default] for tasks, front in fronts.items()}
+        measured |= {"documented advice": by_ages(durations, advised_ages())}
+        fixed = [by_ages(durations, repeated(tenths / 10)) for tenths in range(5, 51)]
+        measured |= {"best fixed interval": min(fixed, key=lambda each: each[0] / fronts[20].polls_at(each[1]))}
+        measured |= {f"every {interval:g} s": by_ages(durations, repeated(interval)) for interval in (0.5, 2.0)}
+        measured |= {"back-off 1 s x 2, at most 30 s": by_ages(durations, backed_off(1.0, 2.0, 30.0))}
+        measured |= {"back-off 1 s x 1.5, at most 10 s": by_ages(durations, backed_off(1.0, 1.5, 10.0))}
+        measured |= {"optimum, distribution known": optimum.points[default]}
+        for schedule, (polls, lag) in measured.items():
+            yield Row(name, schedule, polls, lag, fronts[20].polls_at(lag), optimum.polls_at(lag))
+
+
+def measure() -> None:
+    """Print a table for each distribution."""
+    durations = ""
+    for row in rows():
+        if row.durations != durations:
+            durations = row.durations
+            print(f"{durations}; x = times as many polls at equal lag")
+            print(f"  {'':34}{'polls':>7}{'lag s':>7}{'polls x lag':>13}{'x learned':>11}{'x optimum':>11}")
+        ratios = f"{row.polls / row.learned:11.2f}{row.polls / row.optimum:11.2f}"
+        print(f"  {row.schedule:34}{row.polls:7.2f}{row.lag:7.2f}{row.polls * row.lag:13.2f}{ratios}")
+
+
+def learned(quantile: Quantile, price: float, tasks: int) -> tuple[float, float]:
+    """Polls and lag of what was learned from so many tasks, the mean of many histories."""
+    results = []
+    for seed in range(HISTORIES if tasks == LEARNED_FROM[0] else HISTORIES // 4):
+        chance = random.Random(seed)  # noqa: S311  a simulation wants a seed
+        schedule = Schedules(Polling(price=price)).of(*KIND)
+        for _ in range(tasks):
+            poll(schedule, quantile(chance.random()), chance, learning=True)
+        shares = ((number + 0.5) / JUDGED_BY for number in range(JUDGED_BY))
+        results += [poll(schedule, quantile(share), chance, learning=False) for share in shares]
+    return fmean(polls for polls, _ in results), fmean(lag for _, lag in results)
+
+
+def poll(schedule: Schedule, duration: float, chance: random.Random, *, learning: bool) -> tuple[int, float]:
+    """Look at one task until it is finished; give the looks and the lag."""
+    age, polls = 0.0, 0
+    while True:
+        before = age
+        age += schedule.wait(age, chance.random())
+        polls += 1
+        if age >= duration:
+            break
+        if learning:
+            schedule.ran(before, age)
+    if learning:
+        schedule.ended(before, duration)
+    return polls, age - duration
+
+
+def by_ages(durations: Sequence[float], ages: Iterator[float]) -> tuple[float, float]:
+    """Polls and lag of looks at given ages; `durations` are sorted."""
+    polls, lag, looks = 0, 0.0, 0
+    age = 0.0
+    for duration in durations:
+        while age < duration:
+            age = next(ages)
+            looks += 1
+        polls += looks
+        lag += age - duration
+    return polls / len(durations), lag / len(durations)
+
+
+def repeated(interval: float) -> Iterator[float]:
+    """The ages of looks at a fixed interval."""
+    return accumulate(repeat(interval))
+
+
+def backed_off(first: float, factor: float, most: float) -> Iterator[float]:
+    """The ages of looks with exponential back-off."""
+    return accumulate(min(first * factor**number, most) for number in range(1000))
+
+
+def advised_ages() -> Iterator[float]:
+    """The ages of looks at the middle of what the API's documentation advises."""
+    advice = DocumentedAdvice(Polling())
+    # At age 0 it would look at a random moment: that is for tasks that come from elsewhere.
+    ages = accumulate(repeat(0.0), lambda age, _: age + advice.wait(age or 0.001, 0.5))
+    return islice(ages, 1, None)
+
+
+def best(durations: Sequence[float], price: float) -> tuple[float, float]:
+    """Polls and lag of the schedule with the least price x polls + lag, by dynamic programming over a grid of ages.
+
+    `costs[i]` is what tasks that run at age `grid[i]` cost from there on, `ahead[i]` the next look.
+    """
+    total = len(durations)
+    grid = [durations[-1] * number / GRID for number in range(GRID + 1)]
+    ended = [bisect_right(durations, age) for age in grid]
+    sums = [0.0, *accumulate(durations)]
+    costs, ahead = [0.0] * (GRID + 1), [GRID] * (GRID + 1)
+    for begin in range(GRID - 1, -1, -1):
+        least = math.inf
+        for look in range(begin + 1, GRID + 1):
+            lag = grid[look] * (ended[look] - ended[begin]) - (sums[ended[look]] - sums[ended[begin]])
+            # It only grows from here.
+            if lag > least:
+                break
+            if lag + costs[look] < least:
+                least, ahead[begin] = lag + costs[look], look
+        costs[begin] = least + price * (total - ended[begin])
+    polls, lag, begin = 0, 0.0, 0
+    while begin < GRID:
+        look = ahead[begin]
+        polls += total - ended[begin]
+        lag += grid[look] * (ended[look] - ended[begin]) - (sums[ended[look]] - sums[ended[begin]])
+        begin = look
+    return polls / total, lag / total

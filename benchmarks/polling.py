@@ -82,7 +82,7 @@ class Front:
         place = min(max(bisect_left(lags, math.log(lag)), 1), len(lags) - 1)
         (more, _), (fewer, _) = self.points[place - 1 : place + 1]
         share = (math.log(lag) - lags[place - 1]) / (lags[place] - lags[place - 1])
-        return more * (fewer / more) ** share
+        return more * math.exp(share * math.log(fewer / more))
 
 
 def rows() -> Iterator[Row]:
@@ -90,9 +90,7 @@ def rows() -> Iterator[Row]:
     for name, quantile in DURATIONS.items():
         durations = [quantile((number + 0.5) / SAMPLES) for number in range(SAMPLES)]
         optimum = Front(tuple(best(durations, price) for price in PRICES))
-        fronts = {
-            tasks: Front(tuple(learned(quantile, price, tasks) for price in PRICES)) for tasks in LEARNED_FROM
-        }
+        fronts = {tasks: Front(tuple(learned(quantile, price, tasks) for price in PRICES)) for tasks in LEARNED_FROM}
         default = PRICES.index(Polling().price)
         measured = {f"learned from {tasks} tasks": front.points[default] for tasks, front in fronts.items()}
         measured |= {"documented advice": by_ages(durations, advised_ages())}

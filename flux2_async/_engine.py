@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import aiohttp
+import anyio
+import anyio.to_thread
 import attrs
 
 from flux2_async._callbacks import CallbackDesk, CallbackSettings
@@ -18,6 +20,7 @@ from flux2_async._files import Files
 from flux2_async._keys import Keys, fingerprint
 from flux2_async._limiter import Limiter, Slots
 from flux2_async._outcome import Waiters
+from flux2_async._remembered import Remembered
 from flux2_async._schedule import Schedules
 from flux2_async._submission import OnSend, Submission, Submitter
 from flux2_async._transport import Transport
@@ -40,6 +43,7 @@ __all__ = ["Engine", "Unsettled"]
 logger = logging.getLogger("flux2_async")
 
 IDS_PER_LINE: Final = 50
+KEEPING_MAX: Final = 1.0
 
 _open_accounts: Counter[str] = Counter()
 _warned_accounts: set[str] = set()
@@ -88,6 +92,7 @@ class Engine:
         self.slots = Slots(max_running)
         self.limiter = Limiter(rate_limit)
         self.schedules = Schedules(polling)
+        self._remembered = Remembered(credentials.base_url) if polling.remember else None
         self.watcher = Watcher(self.look, self.schedules, polling, self._on_settled)
         self.desk = None if callbacks is None else CallbackDesk(callbacks, self.watcher, self.attach)
         self.submitter = Submitter(
@@ -106,7 +111,9 @@ class Engine:
         self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key}".encode()).hexdigest()
 
     async def open(self) -> None:
-        """Make the connections' pools."""
+        """Read what an earlier session has learned, and make the connections' pools."""
+        if self._remembered is not None:
+            await anyio.to_thread.run_sync(self._remembered.restore, self.schedules)
         await self.transport.open()
         _open_accounts[self._account] += 1
         if _open_accounts[self._account] > 1 and self._account not in _warned_accounts:
@@ -140,9 +147,17 @@ class Engine:
                 _open_accounts[self._account] -= 1
                 self._quieter.wake()
                 await self.transport.aclose()
+                await self._keep_what_was_learned()
                 _log_left("tasks not finished, to be attached in a new session", task_ids)
                 _log_left("submissions that may have been accepted", refs)
         return Unsettled(task_ids, refs)
+
+    async def _keep_what_was_learned(self) -> None:
+        knowledge = self.schedules.knowledge()
+        if self._remembered is not None and knowledge["kinds"]:
+            # Closing is bounded in time, whatever disk the folder is on.
+            with anyio.move_on_after(KEEPING_MAX, shield=True):
+                await anyio.to_thread.run_sync(self._remembered.keep, knowledge, abandon_on_cancel=True)
 
     async def look(self, task_id: str) -> TaskRecord | None:
         """Ask for a task's record; None when it is not visible."""

@@ -29,8 +29,8 @@ KEEP: Final = 200.0
 NEWS: Final = 0.1
 LOOKS: Final = 1000.0
 # Found by simulating narrow, wide, two-mode and memoryless durations; the figures depend little on them.
-NEIGHBOURS: Final = 3
-WEIGHT_OF_NEIGHBOURS: Final = 5.0
+NEIGHBOURS: Final = 2
+WEIGHT_OF_NEIGHBOURS: Final = 4.0
 WEIGHT_OF_PRIOR: Final = 0.5
 # No estimate from 200 tasks is surer than that; it also keeps the product over all bins within a float.
 SURVIVAL_MIN: Final = 0.01

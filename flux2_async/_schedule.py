@@ -34,6 +34,8 @@ RETRY_AFTER_MAX: Final = 300.0
 MAX_KINDS: Final = 32
 # What an earlier run knew weighs less than what this one sees.
 REMEMBERED: Final = 50.0
+# Of the bins and of what is counted in them.
+VERSION: Final = 1
 
 
 class Schedule(Protocol):
@@ -193,13 +195,13 @@ class Schedules:
         return self.of(record.model, resolution)
 
     def knowledge(self) -> dict[str, Any]:
-        """Give what was learned, to be kept for another session."""
+        """Give what was learned, to be kept for another session; no kinds if no task has ended."""
         kinds = {}
         for kind, schedule in self._learned.items():
             ends, at_risk = schedule.hazard.knowledge(REMEMBERED)
             if any(ends):
                 kinds[kind] = {"ends": [round(n, 3) for n in ends], "at_risk": [round(n, 3) for n in at_risk]}
-        return {"bins": BINS, "kinds": kinds}
+        return {"version": VERSION, "kinds": kinds}
 
     def remember(self, knowledge: Any) -> None:
         """Go on from what an earlier session has learned; call it before any task is watched.
@@ -210,7 +212,7 @@ class Schedules:
         if self._fixed is not None:
             return
         kinds = knowledge.get("kinds") if isinstance(knowledge, dict) else None
-        if not isinstance(kinds, dict) or len(kinds) > MAX_KINDS:
+        if not isinstance(kinds, dict) or knowledge.get("version") != VERSION or len(kinds) > MAX_KINDS:
             raise ValueError("not what this version writes")
         self._learned |= {
             kind: LearnedSchedule(self._polling, Hazard(_PRIOR, _counts(each, "ends"), _counts(each, "at_risk")))

@@ -32,7 +32,6 @@ from flux2_async.errors import (
 from flux2_async.models import Polling, TaskRecord, TaskState
 from flux2_async.tasks import ImageTask
 
-
 MODEL = "flux-2/flex-text-to-image"
 
 

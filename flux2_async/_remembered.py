@@ -1,0 +1,76 @@
+"""What schedules have learned, kept in the user's cache folder between runs.
+
+It is worth a few polls and no more: whatever is wrong with the file or its folder is a warning, never an error. Runs in
+worker threads.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from flux2_async._schedule import Schedules
+
+__all__ = ["Remembered"]
+
+logger = logging.getLogger("flux2_async")
+
+MAX_BYTES: Final = 1_000_000
+
+
+class Remembered:
+    """The file for one service; several processes may use it, and the last one that closes wins.
+
+    Args:
+        base_url: The service, since an emulator is faster than what it stands for.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self._name = f"polling-{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.json"
+
+    def restore(self, schedules: Schedules) -> None:
+        """Let new schedules go on from what the file says, if there is one."""
+        try:
+            with (_cache_folder() / self._name).open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise ValueError("too large")  # noqa: TRY301  one warning for all that can be wrong
+            schedules.remember(json.loads(content))
+        except FileNotFoundError:
+            pass
+        # No home folder is a RuntimeError, and so is a file that is nested too deeply.
+        except (OSError, ValueError, RuntimeError) as error:
+            logger.warning("what was learned about durations cannot be read, it is learned anew: %s", error)
+
+    def keep(self, knowledge: dict[str, Any]) -> None:
+        """Write the file, whole or not at all."""
+        try:
+            folder = _cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=self._name, dir=folder)
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(knowledge, file)
+                Path(temporary).replace(folder / self._name)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except (OSError, RuntimeError) as error:
+            logger.warning("what was learned about durations cannot be kept: %s", error)
+
+
+def _cache_folder() -> Path:
+    """Where this user's programs keep what they can do without."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # The XDG specification has relative ones ignored.
+        base = named if named.is_absolute() else Path.home() / ".cache"
+    return base / "flux2_async"

@@ -18,7 +18,7 @@ from flux2_async._schedule import DocumentedAdvice, Schedule, Schedules
 
 SAMPLES = 4000
 GRID = 1000
-JUDGED_BY = 100
+JUDGED_BY = 50
 KIND = ("flux-2/flex-text-to-image", "1K")
 
 Quantile = Callable[[float], float]
@@ -45,8 +45,8 @@ DURATIONS: dict[str, Quantile] = {
 
 
 PRICES = (0.03, 0.08, 0.15, 0.3, 0.6, 1.2, 3.0)
-LEARNED_FROM = (20, 200)
-HISTORIES = 40
+TASKS = 20
+HISTORIES = 80
 
 
 @attrs.frozen
@@ -90,18 +90,19 @@ def rows() -> Iterator[Row]:
     for name, quantile in DURATIONS.items():
         durations = [quantile((number + 0.5) / SAMPLES) for number in range(SAMPLES)]
         optimum = Front(tuple(best(durations, price) for price in PRICES))
-        fronts = {tasks: Front(tuple(learned(quantile, price, tasks) for price in PRICES)) for tasks in LEARNED_FROM}
+        front = Front(tuple(learned(quantile, price, TASKS) for price in PRICES))
         default = PRICES.index(Polling().price)
-        measured = {f"learned from {tasks} tasks": front.points[default] for tasks, front in fronts.items()}
+        measured = {f"learned from {TASKS} tasks": front.points[default]}
+        measured |= {f"learned from {10 * TASKS} tasks": learned(quantile, PRICES[default], 10 * TASKS)}
         measured |= {"documented advice": by_ages(durations, advised_ages())}
         fixed = [by_ages(durations, repeated(tenths / 10)) for tenths in range(5, 51)]
-        measured |= {"best fixed interval": min(fixed, key=lambda each: each[0] / fronts[20].polls_at(each[1]))}
+        measured |= {"best fixed interval": min(fixed, key=lambda each: each[0] / front.polls_at(each[1]))}
         measured |= {f"every {interval:g} s": by_ages(durations, repeated(interval)) for interval in (0.5, 2.0)}
         measured |= {"back-off 1 s x 2, at most 30 s": by_ages(durations, backed_off(1.0, 2.0, 30.0))}
         measured |= {"back-off 1 s x 1.5, at most 10 s": by_ages(durations, backed_off(1.0, 1.5, 10.0))}
         measured |= {"optimum, distribution known": optimum.points[default]}
         for schedule, (polls, lag) in measured.items():
-            yield Row(name, schedule, polls, lag, fronts[20].polls_at(lag), optimum.polls_at(lag))
+            yield Row(name, schedule, polls, lag, front.polls_at(lag), optimum.polls_at(lag))
 
 
 def measure() -> None:
@@ -119,7 +120,7 @@ def measure() -> None:
 def learned(quantile: Quantile, price: float, tasks: int) -> tuple[float, float]:
     """Polls and lag of what was learned from so many tasks, the mean of many histories."""
     results = []
-    for seed in range(HISTORIES if tasks == LEARNED_FROM[0] else HISTORIES // 4):
+    for seed in range(HISTORIES):
         chance = random.Random(seed)  # noqa: S311  a simulation wants a seed
         schedule = Schedules(Polling(price=price)).of(*KIND)
         for _ in range(tasks):

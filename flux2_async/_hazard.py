@@ -23,16 +23,16 @@ EDGES: Final = (0.0, *(30.0 * 4.0 ** (k / 10) for k in range(-34, 21)))
 WIDTHS: Final = tuple(end - begin for begin, end in pairwise(EDGES))
 BINS: Final = len(WIDTHS)
 
-# A bin remembers about so many tasks; older ones fade.
-KEEP: Final = 200.0
+# A bin remembers about so many tasks, older ones fade: four times as many gain 1 %, and follow a change as much later.
+KEEP: Final = 50.0
 # The plan is made anew with so much news, as a share of the looks that are known, at most so many.
 NEWS: Final = 0.1
-LOOKS: Final = 1000.0
+LOOKS: Final = 200.0
 # Found by simulating narrow, wide, two-mode and memoryless durations; the figures depend little on them.
-NEIGHBOURS: Final = 2
+NEIGHBOURS: Final = 3
 WEIGHT_OF_NEIGHBOURS: Final = 4.0
 WEIGHT_OF_PRIOR: Final = 0.5
-# No estimate from 200 tasks is surer than that; it also keeps the product over all bins within a float.
+# No estimate from so few tasks is surer than that; it also keeps the product over all bins within a float.
 SURVIVAL_MIN: Final = 0.01
 
 
@@ -82,7 +82,7 @@ class Hazard:
             price: Seconds of lag that a look is worth.
 
         Returns:
-            Seconds, above 0; infinity where no look is due before the last bin ends.
+            Seconds, not less than `price`; infinity where no look is due before the last bin ends.
         """
         begin = _bin(age)
         if begin >= BINS:
@@ -103,7 +103,8 @@ class Hazard:
         ended = 1.0 - at_start / survival
         density = (self._survival[low] - self._survival[low + 1]) / WIDTHS[low] / survival
         root = ended + math.sqrt(max(ended * ended + 2.0 * density * missing, 0.0))
-        return start - age + 2.0 * missing / root if root > 0.0 else math.inf
+        look = start + 2.0 * missing / root if root > 0.0 else math.inf
+        return look - age if look < EDGES[-1] else math.inf
 
     def knowledge(self, most: float = KEEP) -> tuple[list[float], list[float]]:
         """Give `ends` and `at_risk`, each bin faded to at most so many tasks."""

@@ -33,7 +33,7 @@ RETRY_AFTER_MAX: Final = 300.0
 # The service's own records name the kinds of attached tasks, so their number is bounded.
 MAX_KINDS: Final = 32
 # What an earlier run knew weighs less than what this one sees.
-REMEMBERED: Final = 50.0
+REMEMBERED: Final = 20.0
 # Of the bins and of what is counted in them.
 VERSION: Final = 1
 
@@ -142,8 +142,8 @@ class LearnedSchedule:
     def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
         """See `Schedule`."""
         price = self.polling.price * strain
-        due = self.hazard.wait(age, price) if age < EDGES[-1] else _advised_gap(age, price)
-        return _within(self.polling, _spread(due, spread))
+        due = self.hazard.wait(age, price)
+        return _within(self.polling, _spread(due if due < math.inf else _advised_gap(age, price), spread))
 
     def wait_max(self, wait: float) -> float:
         """See `Schedule`."""

@@ -15,8 +15,8 @@ from benchmarks import contenders, cpu
 from benchmarks.table import Table
 
 PACKAGES: Final = (
-    "flux2-async", "aiohttp", "attrs", "cattrs", "orjson", "aiolimiter", "fal-client", "replicate", "runwayml", "openai",
-    "pydantic", "msgspec",
+    "flux2-async", "aiohttp", "attrs", "cattrs", "orjson", "aiolimiter", "fal-client", "replicate", "runwayml",
+    "openai", "pydantic", "msgspec",
 )  # fmt: skip
 
 

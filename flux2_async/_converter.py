@@ -41,6 +41,8 @@ _KINDS: Final[Mapping[type, str]] = {str: "text", int: "a whole number", bool: "
 
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%?")
+# What nearly every address looks like; the others are taken apart.
+_PLAIN_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.-]*[A-Za-z0-9](?::[0-9]{1,5})?(?:/[!-~]*)?")
 _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 _T = TypeVar("_T")
 
@@ -81,7 +83,11 @@ def configure_converter(converter: cattrs.Converter) -> None:
 
 def http_address(value: object) -> str | None:
     """An http(s) address with blanks percent-encoded, or None for anything else."""
-    if not isinstance(value, str) or not is_url(value.strip()):
+    if not isinstance(value, str):
+        return None
+    if _PLAIN_ADDRESS.fullmatch(value):
+        return value
+    if not is_url(value.strip()):
         return None
     address = _BLANKS.sub(lambda match: quote(match[0]), value.strip())
     try:

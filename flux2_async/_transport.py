@@ -94,6 +94,8 @@ class Transport:
             check_borrowed(http)
         self._credentials = credentials
         self._timeouts = timeouts
+        self._submit_timeout = aiohttp.ClientTimeout(total=timeouts.connect + timeouts.submit, connect=timeouts.connect)
+        self._record_timeout = aiohttp.ClientTimeout(total=timeouts.record, sock_connect=timeouts.connect)
         self._borrowed = http
         self._http: aiohttp.ClientSession | None = None
         self._submit_http: aiohttp.ClientSession | None = None
@@ -136,14 +138,12 @@ class Transport:
             ApiError: The service refused, nothing was accepted; RateLimitedError for 429 and 430.
             AmbiguousSubmitError: Everything else: the task may exist.
         """
-        timeouts = self._timeouts
-        timeout = aiohttp.ClientTimeout(total=timeouts.connect + timeouts.submit, connect=timeouts.connect)
         assert self._submit_http is not None, "not open"  # noqa: S101  the session opens before it sends
         reply, failure = await self._exchange(
             self._submit_http,
             "POST",
             f"{self._credentials.base_url}/api/v1/jobs/createTask",
-            timeout=timeout,
+            timeout=self._submit_timeout,
             headers=self._json_headers,
             data=body,
         )
@@ -181,7 +181,7 @@ class Transport:
         return await self._reply(
             method,
             f"{self._credentials.base_url}{path}",
-            timeout=aiohttp.ClientTimeout(total=self._timeouts.record, sock_connect=self._timeouts.connect),
+            timeout=self._record_timeout,
             headers=self._headers if body is None else self._json_headers,
             data=body,
             params=params,
@@ -275,8 +275,8 @@ class Transport:
                 auto_decompress=True,
                 **options,
             ) as response:
-                while chunk := await response.content.read(CHUNK):
-                    body += chunk
+                while not response.content.at_eof():
+                    body += await response.content.readany()
                     if len(body) > MAX_REPLY:
                         failure = TransportError(f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes")
                         break

@@ -157,10 +157,12 @@ class Turnstile(ABC, Generic[T]):
             raise SessionClosedError("the session is closed; nothing was sent")
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
+        if not self._waiters and self._ready_at(now) <= now:
+            return self._grant(now)
         future: asyncio.Future[T] = self._loop.create_future()
         since = now if since is None else since
         waiter = self._waiters.push(future, now=now, priority=priority, max_wait=max_wait, since=since, first=first)
-        # There is no way around the queue, so a late caller passes nobody.
+        # There is no way around a queue, so a late caller passes nobody.
         self._advance(now)
         try:
             return await future

@@ -91,6 +91,8 @@ def _check_prompt(_: object, __: "attrs.Attribute[str]", value: object) -> None:
 
 
 def _check_extra_input(_: object, __: "attrs.Attribute[Any]", value: dict[str, Any]) -> None:
+    if not value:
+        return
     taken = sorted({"prompt", "input_urls", "aspect_ratio", "resolution"} & value.keys())
     if taken:
         raise InvalidRequestError(f"extra_input: {taken[0]!r} given, use the field of the request instead")

@@ -86,7 +86,9 @@ class ImageTask:
         Raises:
             ConfigurationError: Awaited in another event loop.
         """
-        if not self.done() and (timeout is None or timeout > 0):
+        if timeout is None:
+            await self._outcome.wait()
+        elif timeout > 0 and not self.done():
             try:
                 async with asyncio.timeout(timeout):
                     await self._outcome.wait()

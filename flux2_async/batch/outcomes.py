@@ -1,0 +1,141 @@
+"""What a batch knows of one request: a row of its journal, a line of `results.jsonl`.
+
+`results.jsonl` has one JSON object a line, in the order of the input:
+
+| key | |
+| --- | --- |
+| `id` | the line's own `id`, else one made of its content |
+| `state` | `queued` `submitting` `submitted` `done` `failed` `unknown`, see `State` |
+| `task_id` | the service's id; null until it accepted the request |
+| `files` | the pictures, relative to the folder of `results.jsonl`, with forward slashes |
+| `download` | `off` `pending` `saved` `expired` `failed`, see `Download`; null until the task is done |
+| `credits` | what the service says the task cost; null when it did not say |
+| `submitted_at` `finished_at` `saved_at` | ISO 8601 with offset, by this machine's clock; null until then |
+| `create_time` `complete_time` | likewise, by the service's clock |
+| `error` | null, or `type` (the name of the error class), `message`, `code` (the API's code or `failCode`, or null) |
+| `urls` | the addresses of the pictures; they live about 24 hours |
+| `prompt` `images` `aspect_ratio` `resolution` `tier` `model` | as sent; `images` are absolute paths or addresses |
+| `ref` | the name of the last submission, as callbacks tell it; null until it was tried |
+| `line` | the line of the input, from 1 |
+| `extra` | the unknown columns of the input, untouched |
+"""
+
+import enum
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+__all__ = ["Download", "Failure", "Outcome", "State", "document"]
+
+
+class State(enum.StrEnum):
+    """Where a request is, as its journal knows it."""
+
+    QUEUED = "queued"
+    """Not at the service: not sent yet, or refused in a way that costs nothing and meets every request."""
+    SUBMITTING = "submitting"
+    """createTask may be under way. Found so after a crash it becomes `UNKNOWN`."""
+    SUBMITTED = "submitted"
+    """The service accepted it; the task is waited for, now or in the next run."""
+    DONE = "done"
+    """The picture is made and paid; `Download` tells whether it is here."""
+    FAILED = "failed"
+    """Refused by the service, or failed there; not sent again unless asked for."""
+    UNKNOWN = "unknown"
+    """Sent, and nothing tells whether the service accepted it; not sent again unless asked for."""
+
+
+class Download(enum.StrEnum):
+    """What became of the pictures of a request that is done."""
+
+    OFF = "off"
+    """Not asked for."""
+    PENDING = "pending"
+    """Not here yet; the next run downloads them again."""
+    SAVED = "saved"
+    """In the folder."""
+    EXPIRED = "expired"
+    """The address is no longer valid and the service gives no new one."""
+    FAILED = "failed"
+    """What the address gives is no picture that can be saved; look at `urls`."""
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """Why there is no picture, or no file.
+
+    Attributes:
+        type: The name of the error's class, such as `ContentModeratedError`.
+        message: Its text, which says what to do.
+        code: The API's code, or the `failCode` of a failed task as text; None when there is none.
+    """
+
+    type: str
+    message: str
+    code: int | str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """One request of a batch as its journal knows it.
+
+    Attributes:
+        id: The caller's name for it, or one made of its content.
+        state: Where it is.
+        prompt: As sent.
+        images: Its reference pictures: absolute paths or addresses; empty without.
+        aspect_ratio: As sent.
+        resolution: As sent.
+        tier: As sent.
+        model: The API's id of the model.
+        line: The line of the input it stood in last, from 1.
+        task_id: The service's id, or None until it accepted the request.
+        ref: The name of the last submission, or None when it was never tried.
+        files: Its pictures, relative to the folder of the batch, with forward slashes.
+        urls: Their addresses at the service.
+        download: Whether the pictures are here, or None until the task is done.
+        credits: What the service says the task cost, or None when it did not say.
+        submitted_at: When the service accepted it by this machine's clock, aware, or None.
+        finished_at: When its end was seen, likewise.
+        saved_at: When its pictures were here, likewise.
+        create_time: When the service took the task by the service's clock, aware, or None.
+        complete_time: When it finished, likewise.
+        error: Why there is no picture or no file, or None.
+        extra: The unknown columns of the input.
+    """
+
+    id: str
+    state: State
+    prompt: str = attrs.field(repr=lambda value: f"<{len(value)} characters>")
+    images: tuple[str, ...] = attrs.field(default=(), repr=lambda value: f"<{len(value)} pictures>")
+    aspect_ratio: str = "1:1"
+    resolution: str = "1K"
+    tier: str = "flex"
+    model: str = ""
+    line: int = 0
+    task_id: str | None = None
+    ref: str | None = None
+    files: tuple[str, ...] = ()
+    urls: tuple[str, ...] = attrs.field(default=(), repr=lambda value: f"<{len(value)} addresses>")
+    download: Download | None = None
+    credits: float | None = None
+    submitted_at: datetime | None = attrs.field(default=None, repr=False)
+    finished_at: datetime | None = attrs.field(default=None, repr=False)
+    saved_at: datetime | None = attrs.field(default=None, repr=False)
+    create_time: datetime | None = attrs.field(default=None, repr=False)
+    complete_time: datetime | None = attrs.field(default=None, repr=False)
+    error: Failure | None = None
+    extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+
+
+def document(outcome: Outcome) -> dict[str, Any]:
+    """Give a request as a line of `results.jsonl` holds it."""
+    return attrs.asdict(outcome, value_serializer=lambda _, __, value: _plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return list(value) if isinstance(value, tuple) else value

@@ -46,18 +46,20 @@ class CallbackSettings:
         secret: Signs addresses.
         hmac_key: Checks the service's own signature, or None.
         confirm: Whether a record is read before a task is settled.
+        lasting: Whether the secret was given, so that the addresses are good beyond this session.
     """
 
     url: str
     secret: bytes = attrs.field(repr=False)
     hmac_key: str | None = attrs.field(repr=False)
     confirm: bool
+    lasting: bool = True
 
     @classmethod
     def of(cls, callbacks: Callbacks) -> "CallbackSettings":
         """Fill up what the user left open."""
         secret = callbacks.secret.encode() if callbacks.secret is not None else secrets.token_bytes(32)
-        settings = cls(callbacks.url, secret, callbacks.hmac_key, callbacks.confirm)
+        settings = cls(callbacks.url, secret, callbacks.hmac_key, callbacks.confirm, callbacks.secret is not None)
         # An address that cannot be signed is told when the session is made.
         signed_url(settings.url, "check", settings.secret)
         return settings

@@ -22,7 +22,7 @@ from flux2_async._limiter import Limiter, Slots
 from flux2_async._outcome import Waiters
 from flux2_async._remembered import Remembered
 from flux2_async._schedule import Schedules
-from flux2_async._submission import OnSend, Submission, Submitter
+from flux2_async._submission import OnSend, Record, Submission, Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
 from flux2_async._wire import decode_record
@@ -173,6 +173,7 @@ class Engine:
         priority: int = 0,
         ref: str | None = None,
         on_send: OnSend | None = None,
+        record: Record | None = None,
         started: Callable[[Submission], None] | None = None,
     ) -> ImageTask:
         """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`."""
@@ -186,7 +187,7 @@ class Engine:
                 # Not its error: our own `max_wait` ran out.
                 if error is not other.outcome.error or not _is_private(error):
                     raise
-        submission = Submission(ref or uuid.uuid4().hex, request, priority, max_wait, on_send)
+        submission = Submission(ref or uuid.uuid4().hex, request, priority, max_wait, on_send, record)
         self.submitter.start(submission)
         if key is not None:
             self._keys.bind(key, content, submission, self.loop.time())

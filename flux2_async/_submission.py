@@ -8,7 +8,7 @@ may be charging already; anywhere else it is given up, unless another caller joi
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 
@@ -28,7 +28,7 @@ from flux2_async.errors import (
 from flux2_async.models import ImageToImage, Request, UploadedFile
 from flux2_async.tasks import ImageTask
 
-__all__ = ["OnSend", "Submission", "Submitter"]
+__all__ = ["OnSend", "Record", "Submission", "Submitter"]
 
 logger = logging.getLogger("flux2_async")
 
@@ -36,6 +36,26 @@ OnSend = Callable[[str], Awaitable[object]]
 
 # A connection that was never made costs nothing; a network that is away for longer is the caller's to know.
 PAUSES_UNCONNECTED: Final = (0.5, 1.0, 2.0)
+
+
+class Record(Protocol):
+    """Who keeps a record of a submission is told of every POST, in the asyncio task that sends.
+
+    A cancelled caller changes nothing about it. What `send` raises keeps the POST from being sent and is the outcome;
+    `refused` and `accepted` do not raise.
+    """
+
+    async def send(self, ref: str, /) -> None:
+        """A POST is about to leave."""
+        ...
+
+    async def refused(self, ref: str, /) -> None:
+        """The last POST was certainly not accepted; told before any pause."""
+        ...
+
+    async def accepted(self, ref: str, task_id: str, /) -> None:
+        """The last POST became this task; told before anything else is done with the id."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -48,6 +68,7 @@ class Submission:
         priority: Higher goes first.
         max_wait: Seconds it may wait for a slot and a permit, or None.
         on_send: Awaited before each POST.
+        record: Told of each POST.
         outcome: The handle, or what went wrong.
         callers: How many wait for it.
         sending: Between `on_send` and the answer.
@@ -59,6 +80,7 @@ class Submission:
     priority: int = 0
     max_wait: float | None = None
     on_send: OnSend | None = None
+    record: Record | None = None
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: int = attrs.field(init=False, default=0)
     sending: bool = attrs.field(init=False, default=False)
@@ -259,13 +281,16 @@ class Submitter:
         """Send once and settle the permit; give the task id, or the refusal that allows another try."""
         submission.sending = True
         try:
-            if submission.on_send is not None:
-                try:
-                    await submission.on_send(submission.ref)
-                except BaseException:
-                    permit.never_sent()
-                    raise
-            return await self._post_now(submission, body, permit)
+            await _announce(submission, permit)
+            try:
+                answer = await self._post_now(submission, body, permit)
+            finally:
+                if submission.record is not None and not submission.posted:
+                    await submission.record.refused(submission.ref)
+            if submission.record is not None and isinstance(answer, str):
+                await submission.record.accepted(submission.ref, answer)
+            submission.posted = False
+            return answer
         finally:
             submission.sending = False
 
@@ -292,8 +317,18 @@ class Submitter:
             permit.ambiguous()
             raise
         permit.answered()
-        submission.posted = False
         return task_id
+
+
+async def _announce(submission: Submission, permit: Permit) -> None:
+    try:
+        if submission.on_send is not None:
+            await submission.on_send(submission.ref)
+        if submission.record is not None:
+            await submission.record.send(submission.ref)
+    except BaseException:
+        permit.never_sent()
+        raise
 
 
 def _closed(submission: Submission) -> Flux2Error:

@@ -17,7 +17,7 @@ from flux2_async._callbacks import CallbackSettings
 from flux2_async._completions import Completions
 from flux2_async._credentials import make_credentials
 from flux2_async._engine import Engine, Unsettled
-from flux2_async._submission import OnSend, Submission
+from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._wire import decode_credits
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
@@ -395,6 +395,17 @@ class Flux2Session:
     def _deliver(self, ref: str, callback: Callback) -> None:
         if self._engine is not None and self._engine.desk is not None and self._closing is None:
             self._engine.desk.deliver(ref, callback)
+
+    # What batches use, see `flux2_async.batch`.
+
+    async def _submit_recorded(self, request: Request, ref: str, record: Record) -> ImageTask:
+        return await self._open_engine().submit(request, ref=ref, record=record)
+
+    def _hold(self, periods: float, since: float) -> None:
+        """Send nothing until so many periods of the limit have passed, `since` seconds of which are over."""
+        if self._rate_limit is not None:
+            left = periods * self._rate_limit.period - since
+            self._open_engine().limiter.pause(left)
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

@@ -1,0 +1,136 @@
+"""What the keeper of a record is told of a submission, and when."""
+
+import asyncio
+
+import attrs
+from emulated import REQUEST, emulated, error_of, until
+
+from flux2_async.emulator import Fault, Plan, Script
+from flux2_async.errors import AmbiguousSubmitError, InsufficientCreditsError, SessionClosedError, TransportError
+from flux2_async.models import RateLimit
+
+
+@attrs.define
+class Keeper:
+    """Notes what it is told, and the loop's time."""
+
+    told: list[tuple[str, ...]] = attrs.field(factory=list)
+    times: list[float] = attrs.field(factory=list)
+    seconds: float = 0.0
+
+    async def send(self, ref: str) -> None:
+        self._note("send", ref)
+
+    async def refused(self, ref: str) -> None:
+        self._note("refused", ref)
+
+    async def accepted(self, ref: str, task_id: str) -> None:
+        self._note("accepted", ref, task_id)
+        await asyncio.sleep(self.seconds)
+
+    def _note(self, *words: str) -> None:
+        self.told.append(words)
+        self.times.append(asyncio.get_running_loop().time())
+
+
+async def test_a_refusal_is_told_before_the_pause() -> None:
+    """A 429 is told at once, the next try before it leaves, and the id of the accepted one."""
+    keeper = Keeper()
+    async with emulated(Script(faults=[Fault("createTask", "refuse", retry_after=5)])) as (flux, _):
+        task = await flux._submit_recorded(REQUEST, "mine", keeper)
+
+    assert keeper.told == [("send", "mine"), ("refused", "mine"), ("send", "mine"), ("accepted", "mine", task.id)]
+    assert keeper.times[1] - keeper.times[0] < 1
+    assert keeper.times[2] - keeper.times[1] >= 5
+
+
+async def test_each_try_without_a_connection_is_a_refusal() -> None:
+    """What was certainly never sent is told like a refusal."""
+    keeper = Keeper()
+    async with emulated() as (flux, emulator):
+        await emulator.stop()
+        assert isinstance(await error_of(flux._submit_recorded(REQUEST, "mine", keeper)), TransportError)
+        await emulator.start()
+
+    assert keeper.told == [("send", "mine"), ("refused", "mine")] * 4
+
+
+async def test_a_final_refusal_is_told() -> None:
+    """A refusal that nobody tries again is told as well."""
+    keeper = Keeper()
+    async with emulated(Script(faults=[Fault("createTask", "refuse", code=402)])) as (flux, _):
+        assert isinstance(await error_of(flux._submit_recorded(REQUEST, "mine", keeper)), InsufficientCreditsError)
+
+    assert keeper.told == [("send", "mine"), ("refused", "mine")]
+
+
+async def test_an_unclear_answer_is_neither() -> None:
+    """Of a lost reply nothing is told: neither refused nor accepted is known."""
+    keeper = Keeper()
+    async with emulated(Script(faults=[Fault("createTask", "cut_after")])) as (flux, _):
+        assert isinstance(await error_of(flux._submit_recorded(REQUEST, "mine", keeper)), AmbiguousSubmitError)
+
+    assert keeper.told == [("send", "mine")]
+
+
+async def test_the_id_is_told_before_it_is_used() -> None:
+    """While the id is being recorded the task is not looked at, and its caller not told."""
+    keeper = Keeper(seconds=30.0)
+    async with emulated() as (flux, emulator):
+        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        await asyncio.sleep(29)
+        assert not caller.done()
+        assert (emulator.ledger.polls, flux.tasks()) == (0, ())
+        assert (await caller).id == keeper.told[-1][-1]
+
+
+async def test_a_cancelled_caller_changes_nothing() -> None:
+    """The id of a POST whose caller was cancelled is told all the same, and its task goes on."""
+    keeper = Keeper(seconds=1.0)
+    async with emulated(Script(latency=1.0)) as (flux, emulator):
+        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        await until(lambda: emulator.ledger.accepted)
+        caller.cancel()
+        await flux.drain()
+
+        assert keeper.told[-1] == ("accepted", "mine", emulator.ledger.accepted[0])
+
+
+async def test_closing_while_the_id_is_recorded_calls_it_unclear() -> None:
+    """A session that is closed before the record is written names the ref, since the task exists."""
+    keeper = Keeper(seconds=100.0)
+    async with emulated() as (flux, emulator):
+        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        await until(lambda: keeper.told[1:])
+        left = await flux.aclose(grace=5.0)
+
+        assert left.refs == ("mine",)
+        assert isinstance(await error_of(caller), AmbiguousSubmitError)
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_what_send_raises_keeps_it_from_being_sent() -> None:
+    """A record that cannot be written sends nothing, and permit and slot are free again."""
+
+    class Full(Keeper):
+        async def send(self, ref: str) -> None:
+            raise OSError("disk full")
+
+    async with emulated(max_running=1, rate_limit=RateLimit(1, 600.0)) as (flux, emulator):
+        assert isinstance(await error_of(flux._submit_recorded(REQUEST, "mine", Full())), OSError)
+        await flux.submit(REQUEST, max_wait=0.0)
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_a_submission_given_up_is_not_told() -> None:
+    """Who leaves while waiting for a permit was never sent, and nothing is told."""
+    keeper = Keeper()
+    async with emulated(Script(plans=Plan(duration=1.0)), rate_limit=RateLimit(1, 60.0)) as (flux, _):
+        await flux.submit(REQUEST)
+        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        await asyncio.sleep(5)
+        caller.cancel()
+        [outcome] = await asyncio.gather(caller, return_exceptions=True)
+
+        assert isinstance(outcome, asyncio.CancelledError | SessionClosedError)
+        assert keeper.told == []

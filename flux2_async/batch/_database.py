@@ -1,0 +1,159 @@
+"""SQLite beside an event loop: one thread, and one commit for all that was asked for while the last one ran."""
+
+import asyncio
+import errno
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from flux2_async.batch._schema import JournalError, connect
+
+__all__ = ["Database"]
+
+T = TypeVar("T")
+
+Change = Callable[[sqlite3.Connection], Any]
+
+
+@attrs.frozen(eq=False)
+class _Write:
+    change: Change
+    durable: bool
+    done: "asyncio.Future[Any]"
+
+
+class Database:
+    """The journal's file, open.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flux2 journal")
+        self._connection: sqlite3.Connection | None = None
+        self._waiting: list[_Write] = []
+        self._committing: asyncio.Future[list[Any]] | None = None
+        self._closed = False
+
+    async def open(self) -> None:
+        """Open the file.
+
+        Raises:
+            JournalError: It cannot be used.
+        """
+        try:
+            self._connection = await self._run(partial(connect, self._path))
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
+
+    async def aclose(self) -> None:
+        """Write what is waiting, and unlock the file."""
+        self._closed = True
+        while self._committing is not None:
+            await asyncio.wait([self._committing])
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await self._run(connection.close)
+        self._thread.shutdown(wait=False)
+
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Ask something, or change much in a transaction of its own.
+
+        Args:
+            query: Called with the connection in the thread, between two commits.
+
+        Returns:
+            What it gives.
+
+        Raises:
+            OSError: The disk is full or broken.
+            JournalError: The file is torn or closed.
+        """
+        return await self._run(partial(self._guarded, query, self._open()))
+
+    def write(self, change: Change, *, durable: bool = False) -> "asyncio.Future[Any]":
+        """Change something; it is on its way when this returns, and a cancelled waiter does not stop it.
+
+        Args:
+            change: Called with the connection in the thread, in a transaction with other changes.
+            durable: Whether the change has to survive a power failure once it is awaited.
+
+        Returns:
+            A future of what `change` gives; it raises like `read`, and then nothing is changed.
+        """
+        self._open()
+        done: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.append(_Write(change, durable, done))
+        if self._committing is None:
+            self._commit_waiting()
+        return done
+
+    def _open(self) -> sqlite3.Connection:
+        if self._closed or self._connection is None:
+            raise JournalError(f"journal: {str(self._path)!r} is not open; use `async with Journal(path) as journal`")
+        return self._connection
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        # A cancelled waiter leaves at once and the thread goes on, so that calls keep their order.
+        return await asyncio.shield(self._loop.run_in_executor(self._thread, call))
+
+    def _commit_waiting(self) -> None:
+        assert self._connection is not None, "not open"  # noqa: S101  `write` has looked
+        writes, self._waiting = self._waiting, []
+        commit = partial(self._guarded, partial(_commit, writes), self._connection)
+        self._committing = self._loop.run_in_executor(self._thread, commit)
+        self._committing.add_done_callback(partial(self._committed, writes))
+
+    def _committed(self, writes: Sequence[_Write], commit: "asyncio.Future[list[Any]]") -> None:
+        self._committing = None
+        error = commit.exception()
+        for number, write in enumerate(writes):
+            if write.done.done():
+                continue
+            if error is not None:
+                write.done.set_exception(error)
+            else:
+                write.done.set_result(commit.result()[number])
+        if self._waiting:
+            self._commit_waiting()
+
+    def _guarded(self, query: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+        try:
+            return query(connection)
+        except sqlite3.Error as error:
+            reason = error
+        raise _explained(reason, self._path)
+
+
+def _commit(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
+    # In WAL mode FULL waits for the disk at each commit, NORMAL at checkpoints; neither loses anything to a kill.
+    level = "FULL" if any(write.durable for write in writes) else "NORMAL"
+    connection.execute(f"PRAGMA synchronous={level}")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        given = [write.change(connection) for write in writes]
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return given
+
+
+def _explained(error: sqlite3.Error, path: Path) -> Exception:
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL":
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        return OSError(errno.EIO, f"the journal cannot be written ({name}: {error})", str(path))
+    return JournalError(f"journal: {str(path)!r} cannot be used any more ({name or type(error).__name__}: {error})")

@@ -1,0 +1,165 @@
+"""How the input enters the journal: recognised, checked, and all of it before anything is sent. Runs in its thread."""
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import attrs
+
+from flux2_async.batch.jobs import BadLine, Job, check_files, digest_of, job_of, located
+from flux2_async.batch.outcomes import State
+from flux2_async.errors import InvalidRequestError
+
+__all__ = ["Entry"]
+
+# Of a million lines of nonsense nobody reads more.
+MAX_BAD: Final = 100
+DIGITS: Final = 20
+
+INSERT: Final = """
+INSERT INTO requests (id, digest, run, place, line, state, prompt, images, aspect_ratio, resolution, tier, model,
+    extra_input, extra)
+VALUES (:id, :digest, :run, :place, :line, 'queued', :prompt, :images, :aspect_ratio, :resolution, :tier, :model,
+    :extra_input, :extra)
+"""
+UPDATE: Final = """
+UPDATE requests SET digest = :digest, run = :run, place = :place, line = :line, prompt = :prompt, images = :images,
+    aspect_ratio = :aspect_ratio, resolution = :resolution, tier = :tier, model = :model, extra_input = :extra_input,
+    extra = :extra
+WHERE id = :id
+"""
+
+
+@attrs.define
+class Entry:
+    """One run's input on its way into the journal, within one transaction.
+
+    Attributes:
+        connection: Of the journal.
+        sendable: States whose requests this run may send, so that their files must be there.
+        shuffled: Whether they are sent in an order that has nothing to do with theirs, the same in every run.
+        limit: How many are taken, or None for all.
+        run: The number of the run.
+        taken: Requests taken.
+        bad: What cannot be used, the first hundred of it.
+        bad_count: All of it.
+    """
+
+    connection: sqlite3.Connection
+    sendable: Collection[State]
+    shuffled: bool = False
+    limit: int | None = None
+    run: int = 0
+    taken: int = 0
+    bad: list[BadLine] = attrs.field(factory=list)
+    bad_count: int = 0
+    _position: int = 0
+
+    def begin(self) -> None:
+        """Open the transaction, and give the run its number."""
+        self.connection.execute("PRAGMA synchronous=NORMAL")
+        self.connection.execute("BEGIN IMMEDIATE")
+        begun = self.connection.execute("INSERT INTO runs (begun_at) VALUES (?)", (time.time(),))
+        self.run = begun.lastrowid or 0
+        # In the file beside the journal rather than in memory: a million requests are many.
+        self.connection.execute("CREATE TEMP TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, count) WITHOUT ROWID")
+        self.connection.execute("DELETE FROM seen")
+
+    @property
+    def full(self) -> bool:
+        """Whether no further request is wanted."""
+        return not self.shuffled and self.limit is not None and self.taken >= self.limit
+
+    def add(self, items: Sequence[object]) -> None:
+        """Take some more of the input."""
+        for item in items:
+            if self.full:
+                return
+            self._position += 1
+            if isinstance(item, BadLine):
+                self._reject(item)
+                continue
+            line = (item.line if isinstance(item, Job) else 0) or self._position
+            try:
+                self._take(job_of(item), line)
+                self.taken += 1
+            except InvalidRequestError as error:
+                self._reject(BadLine(line, str(error)))
+
+    def end(self) -> None:
+        """Close the transaction with what was taken."""
+        if self.shuffled and self.limit is not None:
+            beyond = self.connection.execute(
+                "SELECT place FROM requests WHERE run = ? ORDER BY place LIMIT 1 OFFSET ?", (self.run, self.limit)
+            ).fetchone()
+            if beyond:
+                self.connection.execute(
+                    "UPDATE requests SET run = 0 WHERE run = ? AND place >= ?", (self.run, beyond["place"])
+                )
+                self.taken = self.limit
+        self.connection.execute("COMMIT")
+
+    def undo(self) -> None:
+        """Close the transaction as if there had been no input."""
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+
+    def _reject(self, line: BadLine) -> None:
+        self.bad_count += 1
+        if len(self.bad) < MAX_BAD:
+            self.bad.append(line)
+
+    def _take(self, job: Job, line: int) -> None:
+        digest = digest_of(job.request)
+        name = job.id or self._name(digest)
+        images = located(job)
+        known = self.connection.execute(
+            "SELECT digest, run, line, state FROM requests WHERE id = ?", (name,)
+        ).fetchone()
+        if known is not None:
+            self._compare(known, digest, name)
+        if known is None or known["state"] in self.sendable:
+            check_files(images)
+        row = self._row(job, name, digest, images, line)
+        self.connection.execute(INSERT if known is None else UPDATE, row)
+
+    def _name(self, digest: bytes) -> str:
+        """Name a request by its content and the number of its occurrence."""
+        count = self.connection.execute(
+            "INSERT INTO seen VALUES (?, 1) ON CONFLICT DO UPDATE SET count = count + 1 RETURNING count", (digest,)
+        ).fetchone()["count"]
+        return digest.hex()[:DIGITS] + (f"-{count}" if count > 1 else "")
+
+    def _compare(self, known: sqlite3.Row, digest: bytes, name: str) -> None:
+        if known["run"] == self.run:
+            raise InvalidRequestError(f"id: {name!r} stands in line {known['line']} as well; give each line its own")
+        if known["digest"] != digest and known["state"] not in self.sendable:
+            raise InvalidRequestError(
+                f"id: {name!r} stands for another request, which is {known['state']}; give the changed one another id"
+            )
+
+    def _row(self, job: Job, name: str, digest: bytes, images: list[str], line: int) -> dict[str, Any]:
+        request = job.request
+        return {
+            "id": name,
+            "digest": digest,
+            "run": self.run,
+            "place": _shuffled(name) if self.shuffled else self._position,
+            "line": line,
+            "prompt": request.prompt,
+            "images": json.dumps(images),
+            "aspect_ratio": request.aspect_ratio,
+            "resolution": request.resolution,
+            "tier": request.tier,
+            "model": request.model,
+            "extra_input": json.dumps(request.extra_input),
+            "extra": json.dumps(dict(job.extra)),
+        }
+
+
+def _shuffled(name: str) -> int:
+    # Not by chance: with a limit, the same command again is to mean the same requests.
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)

@@ -1,0 +1,133 @@
+"""Rows of the journal as requests, and as outcomes."""
+
+import json
+import sqlite3
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+
+from flux2_async.batch.outcomes import Download, Failure, Outcome, State
+from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
+from flux2_async.models import ImageResult, ImageToImage, Request, TaskRecord, TaskState, TextToImage
+
+__all__ = ["Row", "failure_of", "outcome_of", "row_of", "stored"]
+
+
+@attrs.frozen
+class Row:
+    """A request of the journal that is to be worked on.
+
+    Attributes:
+        number: What the journal knows it by.
+        place: Where it stands among those of its state.
+        id: What the caller knows it by.
+        state: Where it was when it was taken.
+        request: What to send.
+        ref: The name of its last submission, or None.
+        task_id: Its task, or None.
+        sent_at: When its last POST left, in seconds since 1970, or None.
+        urls: Where its pictures are, once it is done.
+    """
+
+    number: int
+    place: int
+    id: str
+    state: State
+    request: Request
+    ref: str | None
+    task_id: str | None
+    sent_at: float | None
+    urls: tuple[str, ...]
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What its price depends on: model and resolution."""
+        return self.request.model, self.request.resolution
+
+    @property
+    def result(self) -> ImageResult:
+        """Its result, once it is done; of the record only what the journal keeps."""
+        task_id = self.task_id or ""
+        record = TaskRecord(
+            task_id=task_id, state=TaskState.SUCCESS, state_text=TaskState.SUCCESS, result_urls=self.urls
+        )
+        return ImageResult(task_id=task_id, urls=self.urls, record=record)
+
+
+def row_of(row: sqlite3.Row) -> Row:
+    """Read a row to work on."""
+    return Row(
+        number=row["number"],
+        place=row["place"],
+        id=row["id"],
+        state=State(row["state"]),
+        request=_request(row),
+        ref=row["ref"],
+        task_id=row["task_id"],
+        sent_at=row["sent_at"],
+        urls=tuple(json.loads(row["urls"])),
+    )
+
+
+def outcome_of(row: sqlite3.Row) -> Outcome:
+    """Read a row to show."""
+    return Outcome(
+        id=row["id"],
+        state=State(row["state"]),
+        prompt=row["prompt"],
+        images=tuple(json.loads(row["images"])),
+        aspect_ratio=row["aspect_ratio"],
+        resolution=row["resolution"],
+        tier=row["tier"],
+        model=row["model"],
+        line=row["line"],
+        task_id=row["task_id"],
+        ref=row["ref"],
+        files=tuple(json.loads(row["files"])),
+        urls=tuple(json.loads(row["urls"])),
+        download=None if row["download"] is None else Download(row["download"]),
+        credits=row["credits"],
+        submitted_at=_time(row["submitted_at"]),
+        finished_at=_time(row["finished_at"]),
+        saved_at=_time(row["saved_at"]),
+        create_time=_time(row["create_time"]),
+        complete_time=_time(row["complete_time"]),
+        error=None if row["error"] is None else Failure(**json.loads(row["error"])),
+        extra=json.loads(row["extra"]),
+    )
+
+
+def failure_of(error: Exception) -> Failure:
+    """Say in the journal what an error says."""
+    code: int | str | None = None
+    if isinstance(error, TaskFailedError):
+        code = error.fail_code
+    elif isinstance(error, ApiError):
+        code = error.code
+    text = str(error)
+    if isinstance(error, TaskNotFoundError):
+        text = f"{text}. It may have been paid: look into the account's log, or run with the key that submitted it"
+    return Failure(type=type(error).__name__, message=text, code=code)
+
+
+def stored(value: Any) -> Any:
+    """Give a value as a column holds it."""
+    if isinstance(value, Failure):
+        return json.dumps(attrs.asdict(value))
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def _request(row: sqlite3.Row) -> Request:
+    shape: dict[str, Any] = {
+        "aspect_ratio": row["aspect_ratio"],
+        "resolution": row["resolution"],
+        "tier": row["tier"],
+        "extra_input": json.loads(row["extra_input"]),
+    }
+    images = json.loads(row["images"])
+    return ImageToImage(row["prompt"], images=images, **shape) if images else TextToImage(row["prompt"], **shape)
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,157 @@
+"""The journal's file: made, recognised, checked and locked before anything is done with it. Blocks."""
+
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from flux2_async.errors import ConfigurationError
+
+__all__ = ["JournalError", "connect"]
+
+MAGIC: Final = b"SQLite format 3\0"
+# "FLX2"; what `file` and SQLite itself tell this file by.
+APPLICATION: Final = 0x464C5832
+VERSION: Final = 1
+
+# `place` is the order of sending within the run; a row whose `run` is not the last one is not in the input any more.
+# `lost` counts sends that may have been paid and were given up by sending again, `earlier_credits` what failed tasks
+# cost that were sent again.
+TABLES: Final = """
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    digest BLOB NOT NULL,
+    run INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    line INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    prompt TEXT NOT NULL,
+    images TEXT NOT NULL,
+    aspect_ratio TEXT NOT NULL,
+    resolution TEXT NOT NULL,
+    tier TEXT NOT NULL,
+    model TEXT NOT NULL,
+    extra_input TEXT NOT NULL,
+    extra TEXT NOT NULL,
+    ref TEXT,
+    task_id TEXT,
+    sent_at REAL,
+    submitted_at REAL,
+    finished_at REAL,
+    saved_at REAL,
+    create_time REAL,
+    complete_time REAL,
+    urls TEXT NOT NULL DEFAULT '[]',
+    files TEXT NOT NULL DEFAULT '[]',
+    download TEXT,
+    credits REAL,
+    earlier_credits REAL NOT NULL DEFAULT 0,
+    lost INTEGER NOT NULL DEFAULT 0,
+    error TEXT
+);
+CREATE INDEX requests_by_state ON requests (state, place);
+CREATE INDEX requests_by_line ON requests (line);
+CREATE TABLE runs (number INTEGER PRIMARY KEY, begun_at REAL NOT NULL);
+"""
+
+OTHER_NAME: Final = "give another name for the journal, or move the file away"
+
+
+class JournalError(ConfigurationError):
+    """The journal cannot be used; the text says why and what to do. The file was left as it is."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the journal for this process alone, making it when there is none.
+
+    Args:
+        path: The file; its folder is made when it is missing.
+
+    Returns:
+        The connection, which only one thread at a time may use; closing it unlocks the file.
+
+    Raises:
+        JournalError: It is another process's, no journal, torn, of a newer version, or cannot be opened.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_head(path)
+    except OSError as error:
+        raise JournalError(f"journal: {str(path)!r} cannot be opened ({error.strerror})") from None
+    try:
+        # The lock is SQLite's own on the file itself: it goes with the process, however that ends.
+        connection = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise _explained(error, path) from None
+    return connection
+
+
+def _check_head(path: Path) -> None:
+    """Find a foreign file without SQLite, which may write to what it opens."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        head = file.read(len(MAGIC))
+        if head and head != MAGIC:
+            raise JournalError(f"journal: {str(path)!r} is no journal; {OTHER_NAME}")
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    connection.execute("BEGIN EXCLUSIVE")
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] and not _application(connection):
+        _make(connection)
+    connection.execute("COMMIT")
+    _check_kind(connection, path)
+    # Where the file system knows no WAL the usual rollback journal is as safe, and slower.
+    connection.execute("PRAGMA journal_mode=WAL")
+    for (finding,) in connection.execute("PRAGMA quick_check(1)"):
+        if finding != "ok":
+            raise _torn(path, finding)
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    # Not executescript, which would commit half of it.
+    for statement in TABLES.split(";"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id={APPLICATION}")
+    connection.execute(f"PRAGMA user_version={VERSION}")
+
+
+def _application(connection: sqlite3.Connection) -> int:
+    value: int = connection.execute("PRAGMA application_id").fetchone()[0]
+    return value
+
+
+def _check_kind(connection: sqlite3.Connection, path: Path) -> None:
+    if _application(connection) != APPLICATION:
+        raise JournalError(f"journal: {str(path)!r} is the database of another program; {OTHER_NAME}")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > VERSION:
+        raise JournalError(
+            f"journal: {str(path)!r} was written by a newer version of flux2_async (its format is {version}, this one "
+            f"knows {VERSION}); use that version"
+        )
+
+
+def _explained(error: sqlite3.Error, path: Path) -> JournalError:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return JournalError(
+            f"journal: {str(path)!r} is being used by another process; wait until it is finished, or end it"
+        )
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return _torn(path, str(error))
+    return JournalError(f"journal: {str(path)!r} cannot be used ({error})")
+
+
+def _torn(path: Path, finding: str) -> JournalError:
+    return JournalError(
+        f"journal: {str(path)!r} is torn ({finding}); restore a copy of it, or give another name to begin anew, which "
+        "pays again for what this one has paid"
+    )

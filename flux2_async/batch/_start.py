@@ -1,0 +1,105 @@
+"""What a run finds in its journal, and what it makes of what the last run left. Runs in the journal's thread."""
+
+import sqlite3
+from typing import Final
+
+import attrs
+
+from flux2_async.batch._rows import stored
+from flux2_async.batch.outcomes import Failure, State
+
+__all__ = ["WANTED", "Start", "Tally", "Work", "begin"]
+
+ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
+# What the input asks for now, and whatever else was ever sent.
+WANTED: Final = f"({ASKED_FOR} OR state <> 'queued')"
+
+FORGET: Final = """
+ref = NULL, task_id = NULL, submitted_at = NULL, finished_at = NULL, saved_at = NULL, create_time = NULL,
+complete_time = NULL, urls = '[]', files = '[]', download = NULL, credits = NULL, error = NULL
+"""
+RETRY_FAILED: Final = (
+    "UPDATE requests SET state = 'queued', earlier_credits = earlier_credits + coalesce(credits, 0), "  # noqa: S608  constants
+    f"{FORGET} WHERE state = 'failed' AND {ASKED_FOR}"
+)
+RETRY_UNKNOWN: Final = (
+    f"UPDATE requests SET state = 'queued', lost = lost + 1, {FORGET} WHERE state = 'unknown' AND {ASKED_FOR}"  # noqa: S608  constants
+)
+CRASHED: Final = Failure(
+    type="AmbiguousSubmitError",
+    message="the process ended while createTask was under way; the task may exist and cost money: look into the "
+    "account's log, or send it again with retry_unknown, which may pay twice",
+)
+
+
+class Work:
+    """Which rows there are to work on, as conditions of SQL."""
+
+    SUBMITTED: Final = "state = 'submitted'"
+    NOT_DOWNLOADED: Final = "state = 'done' AND download IN ('pending', 'off')"
+    LOST: Final = "state = 'unknown' AND task_id IS NULL AND ref IS NOT NULL"
+    QUEUED: Final = f"state = 'queued' AND {ASKED_FOR}"
+
+
+@attrs.frozen
+class Tally:
+    """All requests of one kind and state together.
+
+    Attributes:
+        model: The API's id of the model.
+        resolution: As sent.
+        state: Where they are.
+        wanted: How many of them the input asks for or were ever sent.
+        count: How many.
+        unpriced: How many of them have no figure of what they cost.
+        credits: What the others cost.
+        price: The most that one of them cost, or None.
+        lost: Sends that may have been paid and were given up.
+    """
+
+    model: str
+    resolution: str
+    state: State
+    wanted: int
+    count: int
+    unpriced: int
+    credits: float
+    price: float | None
+    lost: int
+
+
+@attrs.frozen
+class Start:
+    """What a run finds when it begins.
+
+    Attributes:
+        tallies: What there is.
+        answered_at: When the last POST left or was answered, in seconds since 1970; None: there was none.
+        unclear_at: When the last POST left that had no answer; None: there was none.
+    """
+
+    tallies: tuple[Tally, ...]
+    answered_at: float | None
+    unclear_at: float | None
+
+
+def begin(connection: sqlite3.Connection, *, retry_failed: bool, retry_unknown: bool) -> Start:
+    """Settle what the last run left, and make requests sendable again where asked for; see `Journal.begin`."""
+    answered_at, unclear_at = connection.execute(
+        "SELECT max(max(coalesce(sent_at, 0), coalesce(submitted_at, 0))), "
+        "max(iif(state IN ('submitting', 'unknown'), sent_at, NULL)) FROM requests"
+    ).fetchone()
+    crashed = stored(CRASHED)
+    connection.execute("UPDATE requests SET state = 'unknown', error = ? WHERE state = 'submitting'", (crashed,))
+    if retry_failed:
+        connection.execute(RETRY_FAILED)
+    if retry_unknown:
+        connection.execute(RETRY_UNKNOWN)
+    # Tasks that the service did not know may have been asked for with the wrong key; looking again costs nothing.
+    connection.execute("UPDATE requests SET state = 'submitted' WHERE state = 'unknown' AND task_id IS NOT NULL")
+    tallies = connection.execute(
+        f"SELECT model, resolution, state, sum({WANTED}), count(*), sum(credits IS NULL), "  # noqa: S608  a constant
+        "total(credits) + total(earlier_credits), max(credits), sum(lost) FROM requests GROUP BY 1, 2, 3"
+    )
+    found = tuple(Tally(model, resolution, State(state), *rest) for model, resolution, state, *rest in tallies)
+    return Start(found, answered_at or None, unclear_at)

@@ -1,0 +1,146 @@
+"""What a batch is asked to do: requests with a name, and how one is recognised in the next run."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from flux2_async._pictures import check_picture
+from flux2_async.errors import InvalidRequestError
+from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile, is_url
+
+__all__ = ["BadLine", "Job", "check_files", "digest_of", "job_of", "located"]
+
+MAX_ID: Final = 256
+
+
+def _check_id(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID or not value.isprintable() or not value.strip():
+        raise InvalidRequestError(
+            f"id: {value!r:.99} given, it must be text of 1 to {MAX_ID} characters without line breaks"
+        )
+
+
+def _check_extra(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"extra: cannot be written as JSON ({error})") from None
+
+
+@attrs.frozen
+class Job:
+    """One request of a batch.
+
+    Attributes:
+        request: What to make. A batch outlives its process, so that pictures are given by path or address.
+        id: The caller's own name, by which the next run knows it again. None: by its content, and equal ones by
+            their number.
+        line: The line of the input it comes from, from 1; 0 for its place among the requests.
+        folder: Where relative paths begin; None: the working directory.
+        extra: Whatever else is to be kept with it, as JSON.
+
+    Raises:
+        InvalidRequestError: A value cannot be used.
+    """
+
+    request: Request
+    id: str | None = attrs.field(default=None, validator=_check_id, kw_only=True)
+    line: int = attrs.field(default=0, kw_only=True)
+    folder: Path | None = attrs.field(default=None, kw_only=True)
+    extra: Mapping[str, Any] = attrs.field(factory=dict, validator=_check_extra, kw_only=True, repr=False)
+
+
+@attrs.frozen
+class BadLine:
+    """A line of the input that cannot be used.
+
+    Attributes:
+        line: Its number, from 1.
+        reason: Why, and what is allowed.
+    """
+
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}"
+
+
+def job_of(item: object) -> Job:
+    """Take what the caller gave as a job.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    if isinstance(item, Job):
+        return item
+    if isinstance(item, ImageToImage | TextToImage):
+        return Job(item)
+    raise InvalidRequestError(
+        f"requests: {type(item).__name__} given, allowed are ImageToImage, TextToImage, and a Job around one"
+    )
+
+
+def located(job: Job) -> list[str]:
+    """Give the pictures of a job as absolute paths and addresses.
+
+    Raises:
+        InvalidRequestError: One is given by its content.
+    """
+    images = job.request.images if isinstance(job.request, ImageToImage) else ()
+    return [_located(f"images[{index}]", image, job.folder) for index, image in enumerate(images)]
+
+
+def check_files(images: list[str]) -> None:
+    """Look whether the local pictures of a job can be uploaded; blocks.
+
+    Raises:
+        InvalidRequestError: One cannot.
+    """
+    for index, image in enumerate(images):
+        if not is_url(image):
+            check_picture(f"images[{index}]", Path(image))
+
+
+def digest_of(request: Request) -> bytes:
+    """Give what stands for the content of a request; paths as they were given, so that folders may move.
+
+    Raises:
+        InvalidRequestError: It holds text that is no Unicode.
+    """
+    images = request.images if isinstance(request, ImageToImage) else ()
+    content = [
+        request.model,
+        request.prompt,
+        [_name(image) for image in images],
+        request.aspect_ratio,
+        request.resolution,
+        request.extra_input,
+    ]
+    try:
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"half a surrogate pair given, all text must be valid Unicode ({error})") from None
+    return hashlib.sha256(text).digest()
+
+
+def _name(image: ImageSource) -> str:
+    if isinstance(image, UploadedFile):
+        return image.url
+    return Path(image).as_posix() if isinstance(image, os.PathLike) else str(image)
+
+
+def _located(field: str, image: ImageSource, folder: Path | None) -> str:
+    if isinstance(image, bytes):
+        raise InvalidRequestError(
+            f"{field}: bytes given; a batch outlives its process, so save them to a file and give its path"
+        )
+    name = _name(image)
+    return name if is_url(name) else os.path.abspath((folder or Path()) / name)  # noqa: PTH100  resolve() would ask the disk for every link

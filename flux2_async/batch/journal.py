@@ -1,0 +1,265 @@
+"""The journal: what became of every request, on disk before it matters.
+
+Two commits wait for the disk, because money hangs on them: that a POST is about to leave, and which task it became.
+All others may be lost to a power failure at no cost: the task is looked at again, the picture downloaded again.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import attrs
+
+from flux2_async.batch._database import Database
+from flux2_async.batch._entry import Entry
+from flux2_async.batch._rows import Row, outcome_of, row_of, stored
+from flux2_async.batch._schema import JournalError
+from flux2_async.batch._start import WANTED, Start, begin
+from flux2_async.batch.jobs import BadLine
+from flux2_async.batch.outcomes import Download, Failure, Outcome, State
+from flux2_async.errors import InvalidRequestError
+from flux2_async.models import TaskRecord
+
+__all__ = ["Entered", "Journal", "JournalError", "select_wanted"]
+
+T = TypeVar("T")
+
+CHUNK: Final = 500
+
+
+@attrs.frozen
+class Entered:
+    """What became of the input.
+
+    Attributes:
+        taken: Requests in the journal now.
+        bad: Lines left out, at most a hundred of them.
+        bad_count: All of them.
+    """
+
+    taken: int
+    bad: tuple[BadLine, ...] = ()
+    bad_count: int = 0
+
+
+class Journal:
+    """A journal in a file, for one process at a time; use it as `async with Journal("run.db") as journal`.
+
+    Args:
+        path: The file, made when it is missing. SQLite keeps another one beside it while it is open.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._database: Database | None = None
+
+    def __repr__(self) -> str:
+        return f"<Journal {str(self.path)!r} {'open' if self._database else 'not open'}>"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Open the file and keep other processes out.
+
+        Raises:
+            JournalError: It is another process's, no journal, torn, of a newer version, or cannot be opened.
+        """
+        if self._database is not None:
+            raise JournalError(f"journal: {str(self.path)!r} is open already")
+        database = Database(self.path)
+        await database.open()
+        self._database = database
+
+    async def aclose(self) -> None:
+        """Close the file; calling it again does nothing."""
+        database, self._database = self._database, None
+        if database is not None:
+            await database.aclose()
+
+    async def outcomes(self) -> AsyncIterator[Outcome]:
+        """Read everything.
+
+        Yields:
+            The requests that the last run was asked for, and all that were ever sent, in the order of the input.
+
+        Raises:
+            JournalError: It is not open.
+            OSError: The disk is broken.
+        """
+        after = (-1, -1)
+        while rows := await self.read(partial(_page, after)):
+            for row in rows:
+                yield outcome_of(row)
+            after = (rows[-1]["line"], rows[-1]["number"])
+
+    # What follows is for the runner.
+
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Ask something in the journal's thread; see `Database.read`."""
+        return await self._open().read(query)
+
+    async def enter(
+        self,
+        requests: Iterable[object] | AsyncIterable[object],
+        *,
+        sendable: Collection[State],
+        skip_invalid: bool = False,
+        shuffled: bool = False,
+        limit: int | None = None,
+    ) -> Entered:
+        """Take the input, all of it or nothing; see `Entry`.
+
+        Raises:
+            InvalidRequestError: Some of it cannot be used, and `skip_invalid` is not set; nothing was changed.
+        """
+        entry = await self.read(lambda connection: Entry(connection, sendable, shuffled, limit))
+
+        async def step(call: Callable[..., None], *arguments: object) -> None:
+            await self.read(lambda _: call(*arguments))
+
+        try:
+            await step(entry.begin)
+            async for chunk in _chunks(requests):
+                await step(entry.add, chunk)
+                if entry.full:
+                    break
+            if entry.bad_count and not skip_invalid:
+                raise InvalidRequestError(_complaint(entry))
+            await step(entry.end)
+        finally:
+            await step(entry.undo)
+        return Entered(entry.taken, tuple(entry.bad), entry.bad_count)
+
+    async def begin(self, *, retry_failed: bool, retry_unknown: bool) -> Start:
+        """Settle what the last run left, and make requests sendable again where asked for."""
+        change = partial(begin, retry_failed=retry_failed, retry_unknown=retry_unknown)
+        start: Start = await self._open().write(change, durable=True)
+        return start
+
+    async def take(self, work: str, after: Row | None, most: int) -> list[Row]:
+        """Give rows to work on, in the order of sending, behind the one given last."""
+        position = (after.place, after.number) if after else (-(2**63), -1)
+
+        def query(connection: sqlite3.Connection) -> list[Row]:
+            found = connection.execute(
+                f"SELECT * FROM requests WHERE {work} AND (place, number) > (?, ?) ORDER BY place, number LIMIT ?",  # noqa: S608  one of the constants of `Work`
+                (*position, most),
+            )
+            return [row_of(row) for row in found]
+
+        return await self.read(query)
+
+    async def sending(self, row: Row, ref: str) -> None:
+        """A POST is about to leave; on disk when this returns."""
+        await self._update(row, durable=True, state=State.SUBMITTING, ref=ref, sent_at=time.time())
+
+    async def refused(self, row: Row) -> None:
+        """The POST was certainly not accepted."""
+        await self._update(row, state=State.QUEUED)
+
+    async def accepted(self, row: Row, task_id: str) -> None:
+        """The POST, or the lost one, became this task; on disk when this returns."""
+        await self._update(
+            row, durable=True, state=State.SUBMITTED, task_id=task_id, submitted_at=time.time(), error=None
+        )
+
+    async def lost(self, row: Row, failure: Failure) -> Outcome:
+        """It is not known whether there is a task."""
+        return await self._update(row, state=State.UNKNOWN, error=failure)
+
+    async def failed(self, row: Row, failure: Failure, record: TaskRecord | None = None) -> Outcome:
+        """The service refused it, or its task failed."""
+        return await self._update(row, state=State.FAILED, error=failure, finished_at=time.time(), **_facts(record))
+
+    async def finished(self, row: Row, record: TaskRecord, download: Download) -> Outcome:
+        """The picture is made."""
+        values = _facts(record) | {"urls": list(record.result_urls), "download": download, "error": None}
+        return await self._update(row, state=State.DONE, finished_at=time.time(), **values)
+
+    async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
+        """The pictures are in the folder."""
+        return await self._update(row, files=list(files), download=Download.SAVED, saved_at=time.time(), error=None)
+
+    async def not_saved(self, row: Row, download: Download, failure: Failure) -> Outcome:
+        """The pictures are not in the folder."""
+        return await self._update(row, download=download, error=failure)
+
+    async def waiting(self, row: Row, failure: Failure) -> Outcome:
+        """The task is not finished, and is no longer waited for in this run."""
+        return await self._update(row, error=failure)
+
+    async def _update(self, row: Row, *, durable: bool = False, **values: Any) -> Outcome:
+        columns = ", ".join(f"{name} = ?" for name in values)
+        statement = f"UPDATE requests SET {columns} WHERE number = ? RETURNING *"  # noqa: S608  names from this module
+        given = [*map(stored, values.values()), row.number]
+
+        def change(connection: sqlite3.Connection) -> Outcome:
+            [changed] = connection.execute(statement, given).fetchall()
+            return outcome_of(changed)
+
+        outcome: Outcome = await self._open().write(change, durable=durable)
+        return outcome
+
+    def _open(self) -> Database:
+        if self._database is None:
+            raise JournalError(f"journal: {str(self.path)!r} is not open; use `async with Journal(path) as journal`")
+        return self._database
+
+
+def select_wanted(
+    connection: sqlite3.Connection, after: tuple[int, int] = (-1, -1), most: int = -1
+) -> Iterator[sqlite3.Row]:
+    """Read what `Journal.outcomes` gives, `most` rows behind a line and number; all without."""
+    return connection.execute(
+        f"SELECT * FROM requests WHERE {WANTED} AND (line, number) > (?, ?) ORDER BY line, number LIMIT ?",  # noqa: S608  a constant
+        (*after, most),
+    )
+
+
+def _page(after: tuple[int, int], connection: sqlite3.Connection) -> list[sqlite3.Row]:
+    return list(select_wanted(connection, after, CHUNK))
+
+
+def _facts(record: TaskRecord | None) -> dict[str, Any]:
+    if record is None:
+        return {}
+    return {
+        "credits": record.credits_consumed,
+        "create_time": record.create_time and record.create_time.timestamp(),
+        "complete_time": record.complete_time and record.complete_time.timestamp(),
+    }
+
+
+def _complaint(entry: Entry) -> str:
+    shown = "".join(f"\n  {line}" for line in entry.bad[:20])
+    more = f"\n  and {entry.bad_count - 20} more" if entry.bad_count > 20 else ""  # noqa: PLR2004  as many as are shown
+    return f"{entry.bad_count} lines cannot be used, so nothing was sent; correct them, or skip them:{shown}{more}"
+
+
+async def _chunks(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[list[object]]:
+    if isinstance(items, AsyncIterable):
+        chunk: list[object] = []
+        async for item in items:
+            chunk.append(item)
+            if len(chunk) == CHUNK:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+        return
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk

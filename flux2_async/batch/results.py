@@ -1,0 +1,50 @@
+"""`results.jsonl`: the journal as a file for other programs, one request a line; see `outcomes` for its keys."""
+
+import json
+import os
+import sqlite3
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from flux2_async.batch._rows import outcome_of
+from flux2_async.batch.journal import Journal, select_wanted
+from flux2_async.batch.outcomes import document
+
+__all__ = ["RESULTS", "write_results"]
+
+RESULTS: Final = "results.jsonl"
+
+
+async def write_results(journal: Journal, directory: str | os.PathLike[str]) -> Path:
+    """Write the requests of a journal to `results.jsonl`, whole or not at all; one from before stays until then.
+
+    Args:
+        journal: Open.
+        directory: An existing folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    target = Path(directory) / RESULTS
+    await journal.read(partial(_write, target))
+    return target
+
+
+def _write(target: Path, connection: sqlite3.Connection) -> None:
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for row in select_wanted(connection):
+                file.write(json.dumps(document(outcome_of(row)), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

@@ -401,6 +401,9 @@ class Flux2Session:
     async def _submit_recorded(self, request: Request, ref: str, record: Record) -> ImageTask:
         return await self._open_engine().submit(request, ref=ref, record=record)
 
+    def _room(self) -> int:
+        return self._max_running or MAX_RUNNING
+
     def _hold(self, periods: float, since: float) -> None:
         """Send nothing until so many periods of the limit have passed, `since` seconds of which are over."""
         if self._rate_limit is not None:

@@ -7,6 +7,28 @@
 Run again with the same journal it goes on where it stopped: nothing is paid twice, and no paid picture is lost.
 """
 
-from flux2_async.batch.outcomes import Download, Failure, Outcome, State
+from flux2_async.batch.jobs import BadLine, Job
+from flux2_async.batch.journal import Journal, JournalError
+from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
+from flux2_async.batch.progress import Progress
+from flux2_async.batch.reading import match_jobs, read_jobs
+from flux2_async.batch.results import write_results
+from flux2_async.batch.runner import Batch, run_batch
 
-__all__ = ["Download", "Failure", "Outcome", "State"]
+__all__ = [
+    "BadLine",
+    "Batch",
+    "Download",
+    "Failure",
+    "Job",
+    "Journal",
+    "JournalError",
+    "Outcome",
+    "Progress",
+    "State",
+    "document",
+    "match_jobs",
+    "read_jobs",
+    "run_batch",
+    "write_results",
+]

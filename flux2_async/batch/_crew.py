@@ -1,0 +1,365 @@
+"""Who works on a batch: takes requests from the journal, keeps a bounded number in hand, gives outcomes out."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from flux2_async._outcome import Waiters
+from flux2_async.batch._outage import Outage
+from flux2_async.batch._rows import Row, failure_of
+from flux2_async.batch._spend import Spend
+from flux2_async.batch._start import Start, Work
+from flux2_async.batch._work import Hand, Stopped
+from flux2_async.batch.journal import Journal
+from flux2_async.batch.outcomes import Download, Outcome, State
+from flux2_async.batch.progress import Count, Progress
+from flux2_async.errors import Flux2Error
+from flux2_async.session import Flux2Session
+
+__all__ = ["Crew", "Limits"]
+
+PAGE: Final = 200
+# Seconds for createTask calls under way when everything is to end at once.
+GRACE: Final = 5.0
+# A service that is away for longer than this is not waited for any more.
+PATIENCE: Final = 3600.0
+# So many refusals without a single acceptance in between are not about the requests.
+REFUSALS_IN_A_ROW: Final = 20
+# Callbacks are waited for in coroutines.
+MAX_SEARCHED: Final = 2000
+
+
+@attrs.frozen
+class Limits:
+    """How much a run may do.
+
+    Attributes:
+        in_hand: Requests worked on at once.
+        max_tasks: Requests taken from the queue, or None.
+        max_credits: Credits the whole batch may cost, or None.
+        recover_timeout: Seconds for which the callback of a lost submission is waited for.
+    """
+
+    in_hand: int
+    max_tasks: int | None
+    max_credits: float | None
+    recover_timeout: float
+
+
+class Crew:
+    """Works through a journal.
+
+    Args:
+        flux: The session.
+        journal: Open, and begun.
+        directory: The folder of the batch, absolute.
+        start: What the journal said when it was begun.
+        limits: How much.
+        download: Whether pictures are saved.
+
+    Attributes:
+        flux: As given.
+        journal: As given.
+        directory: As given.
+        images: Its folder for pictures.
+        download: As given.
+        outage: The gate before every submission.
+        spend: What was spent.
+        count: Requests by state.
+        failure: What stopped the run, or None.
+        stopped: Why no more is sent although there is more, or None.
+    """
+
+    def __init__(
+        self, flux: Flux2Session, journal: Journal, directory: Path, start: Start, limits: Limits, *, download: bool
+    ) -> None:
+        self.flux = flux
+        self.journal = journal
+        self.directory = directory
+        self.images = directory / "images"
+        self.download = download
+        self.outage = Outage()
+        self.spend = Spend.of(start.tallies, limits.max_credits)
+        self.count = Count.of(start.tallies)
+        self.failure: Exception | None = None
+        self.stopped: str | None = None
+        self._limits = limits
+        self._stopping = False
+        self._room = asyncio.Semaphore(limits.in_hand)
+        self._outcomes: asyncio.Queue[tuple[Outcome, bool] | None] = asyncio.Queue()
+        self._hands: dict[asyncio.Task[None], Hand] = {}
+        self._searching: dict[asyncio.Task[None], Hand] = {}
+        self._search_until = asyncio.get_running_loop().time() + limits.recover_timeout
+        self._posting: set[Hand] = set()
+        self._taken = 0
+        self._refusals = 0
+        self._news = Waiters()
+        self._intake: asyncio.Task[None] | None = None
+
+    async def run(self) -> AsyncGenerator[Outcome, None]:
+        """Give outcomes as requests are finished; leaving early stops everything but what is at the service."""
+        foreman = asyncio.create_task(self._lead())
+        try:
+            while (item := await self._outcomes.get()) is not None:
+                outcome, holds_room = item
+                yield outcome
+                if holds_room:
+                    self._room.release()
+        finally:
+            await self._end(foreman)
+
+    def stop(self, *, now: bool = False) -> None:
+        """Send nothing more; with `now` wait for nothing either."""
+        self._stopping = True
+        if self._intake is not None:
+            self._intake.cancel()
+        for job, hand in self._hands.items():
+            if now or hand.waiting:
+                job.cancel()
+        self._news.wake()
+
+    def fail(self, error: Exception) -> None:
+        """Stop because of something that every other request would meet as well."""
+        if self.failure is None:
+            self.failure = error
+        self.count.last_failure = failure_of(error)
+        self.stop()
+
+    # What the hands tell.
+
+    def check_sending(self) -> None:
+        """Look whether anything may be sent.
+
+        Raises:
+            Stopped: Nothing is.
+        """
+        if self._stopping:
+            raise Stopped
+
+    async def written(self, hand: Hand, writing: Awaitable[None]) -> None:
+        """Wait for a change of the journal that comes too late to be refused."""
+        try:
+            await writing
+        except (Flux2Error, OSError) as error:
+            if hand.row.task_id is not None:
+                error.add_note(f"task {hand.row.task_id} (request {hand.row.id!r}) is not in the journal")
+            self.fail(error)
+
+    def sent(self, hand: Hand) -> None:
+        """A POST leaves."""
+        self._posting.add(hand)
+        self.count.move(State.QUEUED, State.SUBMITTING)
+
+    def back(self, hand: Hand) -> None:
+        """It created nothing."""
+        self._answered(hand)
+        self.count.move(State.SUBMITTING, State.QUEUED)
+
+    def accepted(self, hand: Hand) -> None:
+        """It became a task."""
+        self._answered(hand)
+        self.outage.over()
+        self._refusals = 0
+        self.count.submitted += 1
+        self.count.move(State.SUBMITTING, State.SUBMITTED)
+
+    def lost(self, hand: Hand) -> None:
+        """It is not known whether there is a task."""
+        was_task = hand.row.task_id is not None
+        self._answered(hand)
+        self.outage.over()
+        self.spend.lose(hand.row.kind)
+        self.count.move(State.SUBMITTED if was_task else State.SUBMITTING, State.UNKNOWN)
+
+    def found(self, hand: Hand) -> None:
+        """A callback told which task a lost submission became."""
+        job = asyncio.current_task()
+        if job is not None and job in self._searching:
+            self._hands[job] = self._searching.pop(job)
+        self.spend.find(hand.row.kind)
+        self.count.move(State.UNKNOWN, State.SUBMITTED)
+
+    def failed(self, hand: Hand) -> None:
+        """The request was refused and is not tried again."""
+        self.outage.over()
+        self.spend.cancel(hand.row.kind)
+        self.count.move(State.QUEUED, State.FAILED)
+        self._news.wake()
+
+    def ended(self, hand: Hand, outcome: Outcome, *, failed: bool = False) -> None:
+        """The task has ended."""
+        self.spend.pay(hand.row.kind, outcome.credits, failed=failed)
+        self.count.move(State.SUBMITTED, outcome.state)
+        self._news.wake()
+
+    def downloaded(self, outcome: Outcome) -> None:
+        """The pictures of a request are saved, or cannot be."""
+        if outcome.download is Download.SAVED:
+            self.count.downloaded += 1
+        else:
+            self.count.not_downloaded += 1
+
+    def away(self, error: Flux2Error) -> None:
+        """The service cannot be reached, or is under maintenance."""
+        self.outage.met(error)
+        if self.outage.seconds > PATIENCE:
+            self.fail(error)
+
+    def rejected(self, error: Flux2Error) -> None:
+        """The service does not like a request."""
+        self._refusals += 1
+        if self._refusals >= REFUSALS_IN_A_ROW:
+            error.add_note(f"{self._refusals} requests in a row were refused")
+            self.fail(error)
+
+    def search(self, hand: Hand) -> bool:
+        """Wait for the callback of a lost submission, where there are callbacks; give False where there are none."""
+        if self.flux._callback_settings() is None or len(self._searching) >= MAX_SEARCHED:  # noqa: SLF001  made for this
+            return False
+        self._search_until = asyncio.get_running_loop().time() + self._limits.recover_timeout
+        self._set_going(hand, hand.recover, self._searching)
+        return True
+
+    def _answered(self, hand: Hand) -> None:
+        self._posting.discard(hand)
+        self._news.wake()
+
+    def progress(self) -> Progress:
+        """Give a snapshot."""
+        states = self.count.states
+        return Progress(
+            total=states.total(),
+            queued=states[State.QUEUED],
+            sending=states[State.SUBMITTING],
+            running=states[State.SUBMITTED],
+            done=states[State.DONE],
+            failed=states[State.FAILED],
+            unknown=states[State.UNKNOWN],
+            submitted=self.count.submitted,
+            downloaded=self.count.downloaded,
+            not_downloaded=self.count.not_downloaded,
+            spent=self.spend.spent,
+            reserved=self.spend.reserved,
+            away=None if self.outage.reason is None else str(self.outage.reason),
+            stopped=self.stopped,
+            last_failure=self.count.last_failure,
+        )
+
+    async def _lead(self) -> None:
+        self._intake = asyncio.create_task(self._take_in())
+        if self._stopping:
+            self._intake.cancel()
+        await asyncio.wait([self._intake])
+        if not self._intake.cancelled() and (error := self._intake.exception()):
+            self.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        while self._hands:
+            await asyncio.wait(self._hands)
+        await self._end_search()
+        self._outcomes.put_nowait(None)
+
+    async def _take_in(self) -> None:
+        async for row in self._rows(Work.LOST, MAX_SEARCHED):
+            self.search(Hand(self, row))
+        async for row in self._rows(Work.SUBMITTED):
+            await self._employ(row)
+        if self.download:
+            async for row in self._rows(Work.NOT_DOWNLOADED):
+                await self._employ(row)
+        async for row in self._rows(Work.QUEUED):
+            if self._limits.max_tasks is not None and self._taken >= self._limits.max_tasks:
+                self.stopped = f"max_tasks={self._limits.max_tasks} are started"
+                return
+            await self._room.acquire()
+            if not await self._affordable(row):
+                self._room.release()
+                return
+            self._taken += 1
+            self.spend.start(row.kind)
+            self._begin(row)
+
+    async def _employ(self, row: Row) -> None:
+        await self._room.acquire()
+        self._begin(row)
+
+    def _begin(self, row: Row) -> None:
+        hand = Hand(self, row)
+        self._set_going(hand, hand.work, self._hands)
+
+    def _set_going(
+        self, hand: Hand, work: Callable[[], Awaitable[Outcome | None]], among: "dict[asyncio.Task[None], Hand]"
+    ) -> None:
+        job = asyncio.create_task(self._job(hand, work, holds_room=among is self._hands))
+        among[job] = hand
+        job.add_done_callback(self._left)
+
+    def _left(self, job: "asyncio.Task[None]") -> None:
+        self._hands.pop(job, None)
+        self._searching.pop(job, None)
+        self._news.wake()
+
+    async def _affordable(self, row: Row) -> bool:
+        while not self.spend.allows(row.kind):
+            if not self._hands:
+                price, cap = self.spend.price(row.kind), self._limits.max_credits
+                self.stopped = (
+                    f"max_credits={cap:g}: {self.spend.spent:g} are spent, {self.spend.reserved:g} may be for what is "
+                    f"running or unknown, and one more picture counts with {price:g}"
+                )
+                return False
+            await self._news.wait()
+        return True
+
+    async def _rows(self, work: str, most: int | None = None) -> AsyncIterator[Row]:
+        last: Row | None = None
+        given = 0
+        while rows := await self.journal.take(work, last, PAGE):
+            for row in rows:
+                if given == most:
+                    return
+                yield row
+                given += 1
+            last = rows[-1]
+
+    async def _job(self, hand: Hand, work: Callable[[], Awaitable[Outcome | None]], *, holds_room: bool) -> None:
+        outcome: Outcome | None = None
+        try:
+            outcome = await work()
+        except Exception as error:  # noqa: BLE001  a refusal that meets every request, a full disk, a mistake of ours: all end the run
+            self.fail(error)
+        finally:
+            if hand.waiting:
+                self.spend.cancel(hand.row.kind)
+            # A lost submission is told when its callback is not waited for any more.
+            outcome = outcome or (None if holds_room else hand.unclear)
+            if outcome is not None:
+                self.count.last_failure = outcome.error or self.count.last_failure
+                self._outcomes.put_nowait((outcome, holds_room))
+            elif holds_room:
+                self._room.release()
+
+    async def _end_search(self) -> None:
+        """Give the last callbacks their time."""
+        loop = asyncio.get_running_loop()
+        while self._searching and not self._stopping and loop.time() < self._search_until:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._search_until):
+                    await self._news.wait()
+        for job in self._searching:
+            job.cancel()
+        while ending := {*self._searching, *self._hands}:
+            await asyncio.wait(ending)
+
+    async def _end(self, foreman: "asyncio.Task[None]") -> None:
+        """Stop whatever is left; POSTs under way have some seconds, so that the journal learns what became of them."""
+        self.stop(now=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                while self._posting:
+                    await self._news.wait()
+        for job in (*self._hands, *self._searching):
+            job.cancel()
+        await asyncio.wait([foreman])

@@ -1,0 +1,202 @@
+"""One request of a batch from the journal to the folder."""
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from flux2_async.batch._rows import Row, failure_of
+from flux2_async.batch.outcomes import Download, Outcome, State
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    EmptyResultError,
+    Flux2Error,
+    InvalidRequestError,
+    MaintenanceError,
+    NotFoundError,
+    ProtocolError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+    TaskError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TransportError,
+)
+from flux2_async.tasks import ImageTask
+
+if TYPE_CHECKING:
+    from flux2_async.batch._crew import Crew
+
+__all__ = ["Hand", "Stopped"]
+
+# The service, or an upload to it, is away for everybody; nothing was created.
+AWAY: Final = (MaintenanceError, RateLimitedError, TransportError, ProtocolError)
+# What file hosts answer for a link whose time is over, and the service for a file that is deleted.
+GONE: Final = (401, 403, 404, 410)
+
+
+class Stopped(Exception):  # noqa: N818  no error: the batch is to send nothing more
+    """Nothing is sent any more."""
+
+
+@attrs.define(eq=False)
+class Hand:
+    """One request in hand; the keeper of its record.
+
+    Attributes:
+        crew: Those it works with.
+        row: The request.
+        waiting: Whether it may be let go without losing anything.
+        refusals: How often the service refused it.
+        unclear: What to tell of it when its submission was lost in this run and is not found.
+    """
+
+    crew: "Crew"
+    row: Row
+    waiting: bool = False
+    refusals: int = 0
+    unclear: Outcome | None = None
+
+    async def work(self) -> Outcome | None:
+        """Bring the request as far as it goes; None when it stays in the queue."""
+        if self.row.state is State.DONE:
+            return await self._save(self.row)
+        if self.row.state is State.SUBMITTED:
+            return await self._finish(self.crew.flux.attach(self.row.task_id or ""))
+        task = await self._submit()
+        return await self._finish(task) if isinstance(task, ImageTask) else task
+
+    async def recover(self) -> Outcome:
+        """Wait for the callback of a submission whose reply was lost."""
+        task = await self.crew.flux.recover(self.row.ref or "")
+        await self.crew.journal.accepted(self.row, task.id)
+        self.crew.found(self)
+        return await self._finish(task)
+
+    # What the submission tells, see `Record`.
+
+    async def send(self, ref: str) -> None:
+        """Write down that a POST is about to leave."""
+        self.waiting = False
+        try:
+            self.crew.check_sending()
+            await self.crew.journal.sending(self.row, ref)
+            try:
+                self.crew.check_sending()
+            except Stopped:
+                await self.crew.journal.refused(self.row)
+                raise
+        except BaseException:
+            self.waiting = True
+            raise
+        self.crew.sent(self)
+
+    async def refused(self, _: str) -> None:
+        """Write down that nothing was created."""
+        self.refusals += 1
+        await self.crew.written(self, self.crew.journal.refused(self.row))
+        self.crew.back(self)
+        self.waiting = True
+
+    async def accepted(self, _: str, task_id: str) -> None:
+        """Write down which task it became."""
+        self.row = attrs.evolve(self.row, task_id=task_id)
+        await self.crew.written(self, self.crew.journal.accepted(self.row, task_id))
+        self.crew.accepted(self)
+
+    async def _submit(self) -> ImageTask | Outcome | None:
+        ref = uuid.uuid4().hex
+        self.row = attrs.evolve(self.row, ref=ref)
+        while True:
+            self.waiting = True
+            await self.crew.outage.passed()
+            refusals = self.refusals
+            try:
+                return await self.crew.flux._submit_recorded(self.row.request, ref, self)  # noqa: SLF001  made for this
+            except AmbiguousSubmitError as error:
+                return await self._lose(error)
+            except AWAY as error:
+                self.crew.away(error)
+            except InvalidRequestError as error:
+                return await self._fail(error)
+            except (RequestRejectedError, ServerError) as error:
+                # An upload that meets a broken server says nothing about the request; createTask does.
+                if isinstance(error, ServerError) and self.refusals == refusals:
+                    self.crew.away(error)
+                    continue
+                outcome = await self._fail(error)
+                self.crew.rejected(error)
+                return outcome
+            except Stopped:
+                return None
+
+    async def _lose(self, error: AmbiguousSubmitError) -> Outcome | None:
+        self.unclear = await self.crew.journal.lost(self.row, failure_of(error))
+        self.crew.lost(self)
+        return None if self.crew.search(self) else self.unclear
+
+    async def _fail(self, error: Flux2Error) -> Outcome:
+        self.waiting = False
+        outcome = await self.crew.journal.failed(self.row, failure_of(error))
+        self.crew.failed(self)
+        return outcome
+
+    async def _finish(self, task: ImageTask) -> Outcome:
+        try:
+            result = await task.result()
+        except (TaskFailedError, EmptyResultError) as error:
+            outcome = await self.crew.journal.failed(self.row, failure_of(error), error.record)
+            self.crew.ended(self, outcome, failed=isinstance(error, TaskFailedError))
+            return outcome
+        except TaskNotFoundError as error:
+            outcome = await self.crew.journal.lost(self.row, failure_of(error))
+            self.crew.lost(self)
+            return outcome
+        except Flux2Error as error:
+            # Looking at it failed, not the task: the next run goes on.
+            if isinstance(error, ApiError):
+                self.crew.fail(error)
+            return await self.crew.journal.waiting(self.row, failure_of(error))
+        download = Download.PENDING if self.crew.download else Download.OFF
+        outcome = await self.crew.journal.finished(self.row, result.record, download)
+        self.crew.ended(self, outcome)
+        if not self.crew.download:
+            return outcome
+        return await self._save(attrs.evolve(self.row, task_id=result.task_id, urls=result.urls))
+
+    async def _save(self, row: Row) -> Outcome:
+        try:
+            paths = await self.crew.flux.download(row.result, self.crew.images)
+        except (Flux2Error, OSError) as error:
+            download = await self._judge(row, error)
+            outcome = await self.crew.journal.not_saved(row, download, failure_of(error))
+        else:
+            outcome = await self.crew.journal.saved(row, [_relative(path, self.crew.directory) for path in paths])
+        self.crew.downloaded(outcome)
+        return outcome
+
+    async def _judge(self, row: Row, error: Flux2Error | OSError) -> Download:
+        if isinstance(error, OSError | InvalidRequestError):
+            # The disk is full, or the folder cannot be written: every other picture would meet the same.
+            self.crew.fail(error)
+        if isinstance(error, ApiError) and error.code in GONE:
+            return await self._expired(row)
+        # Too large; asking again gives the same.
+        return Download.FAILED if isinstance(error, TaskError) else Download.PENDING
+
+    async def _expired(self, row: Row) -> Download:
+        """Whether the service, asked by name, gives no new link either."""
+        try:
+            await self.crew.flux.download_url(row.urls[0])
+        except (NotFoundError, RequestRejectedError):
+            return Download.EXPIRED
+        except Flux2Error:
+            return Download.PENDING
+        return Download.PENDING
+
+
+def _relative(path: Path, directory: Path) -> str:
+    return path.relative_to(directory).as_posix()

@@ -1,0 +1,82 @@
+"""How far a batch is."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import attrs
+
+from flux2_async.batch._start import Tally
+from flux2_async.batch.outcomes import Failure, State
+
+__all__ = ["Count", "Progress"]
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """A snapshot of a batch: of all requests that its input asks for or that were ever sent, in this run or before.
+
+    Attributes:
+        total: All of them.
+        queued: Not at the service.
+        sending: createTask under way.
+        running: Accepted and not finished.
+        done: Made and paid.
+        failed: Refused or failed.
+        unknown: Perhaps accepted.
+        submitted: Tasks accepted in this run.
+        downloaded: Requests whose pictures were saved in this run.
+        not_downloaded: Requests whose pictures could not be saved in this run.
+        spent: Credits that records say were charged, in all runs.
+        reserved: Credits that what is running or unknown may cost besides; estimated, see `max_credits`.
+        away: Why nothing is sent at present, or None.
+        stopped: Why nothing more is sent in this run although there is more to send, or None.
+        last_failure: The failure seen last, or None.
+    """
+
+    total: int
+    queued: int
+    sending: int
+    running: int
+    done: int
+    failed: int
+    unknown: int
+    submitted: int
+    downloaded: int
+    not_downloaded: int
+    spent: float
+    reserved: float
+    away: str | None
+    stopped: str | None
+    last_failure: Failure | None
+
+
+@attrs.define
+class Count:
+    """Requests by their state.
+
+    Attributes:
+        states: How many there are in each.
+        submitted: See `Progress`.
+        downloaded: See `Progress`.
+        not_downloaded: See `Progress`.
+        last_failure: See `Progress`.
+    """
+
+    states: Counter[State] = attrs.field(factory=Counter)
+    submitted: int = 0
+    downloaded: int = 0
+    not_downloaded: int = 0
+    last_failure: Failure | None = None
+
+    @classmethod
+    def of(cls, tallies: Iterable[Tally]) -> "Count":
+        """Begin with what the journal says."""
+        count = cls()
+        for tally in tallies:
+            count.states[tally.state] += tally.wanted
+        return count
+
+    def move(self, old: State, new: State) -> None:
+        """One request is somewhere else now."""
+        self.states[old] -= 1
+        self.states[new] += 1

@@ -1,0 +1,35 @@
+"""What the tests of batches share."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flux2_async.batch import Batch, Outcome, run_batch
+from flux2_async.models import TextToImage
+from flux2_async.session import Flux2Session
+
+
+def requests(number: int, word: str = "number") -> Iterator[TextToImage]:
+    for n in range(number):
+        yield TextToImage(f"{word} {n}")
+
+
+def batch_in(folder: Path, flux: Flux2Session, items: Any, **options: Any) -> Batch:
+    """A batch whose journal and results are in the folder."""
+    return run_batch(flux, items, journal=folder / "run.db", directory=folder / "results", **options)
+
+
+async def run(folder: Path, flux: Flux2Session, items: Any, **options: Any) -> list[Outcome]:
+    """Run it to its end."""
+    return [outcome async for outcome in batch_in(folder, flux, items, **options)]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `results.jsonl`."""
+    return [json.loads(line) for line in (folder / "results" / "results.jsonl").read_text().splitlines()]
+
+
+def prompts(calls: Any) -> list[str]:
+    """The prompts of createTask calls."""
+    return [call.body["input"]["prompt"] for call in calls]

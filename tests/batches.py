@@ -22,7 +22,11 @@ def batch_in(folder: Path, flux: Flux2Session, items: Any, **options: Any) -> Ba
 
 async def run(folder: Path, flux: Flux2Session, items: Any, **options: Any) -> list[Outcome]:
     """Run it to its end."""
-    return [outcome async for outcome in batch_in(folder, flux, items, **options)]
+    return await collect(batch_in(folder, flux, items, **options))
+
+
+async def collect(batch: Batch) -> list[Outcome]:
+    return [outcome async for outcome in batch]
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,25 @@
 """Batches on the emulator: what is paid, what is saved, what the next run finds."""
 
+import asyncio
+import time
 from pathlib import Path
 
-from batches import batch_in, lines, prompts, requests, run
-from emulated import emulated
+import pytest
+from batches import batch_in, collect, lines, prompts, requests, run
+from emulated import REQUEST, emulated, session_for, until
 
-from flux2_async.batch import Download, State
+from flux2_async.batch import Download, Journal, State, run_batch
+from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
+from flux2_async.errors import (
+    ApiError,
+    ConfigurationError,
+    InvalidRequestError,
+    RequestRejectedError,
+    TransportError,
+)
+from flux2_async.models import Callbacks, ImageToImage, RateLimit
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
 
 async def test_all_done(tmp_path: Path) -> None:
@@ -44,3 +58,222 @@ async def test_more_lines_and_another_order(tmp_path: Path) -> None:
 
         assert sorted(prompts(emulator.ledger.requests)) == [f"number {n}" for n in range(5)]
         assert [line["prompt"] for line in lines(tmp_path)] == [f"number {n}" for n in (4, 3, 2, 1, 0)]
+
+
+async def states(journal: Journal) -> list[str]:
+    return [outcome.state.value async for outcome in journal.outcomes()]
+
+
+async def test_a_refusal_is_written_back_before_the_pause(tmp_path: Path) -> None:
+    """While a 429 is waited out the refused request is queued, and then it is sent again and paid once."""
+    script = Script(faults=[Fault("createTask", "refuse", retry_after=30)])
+    async with emulated(script) as (flux, emulator), Journal(tmp_path / "run.db") as journal:
+        running = asyncio.create_task(collect(run_batch(flux, requests(1), journal=journal, directory=tmp_path)))
+        await until(lambda: flux.statistics().refused)
+        await asyncio.sleep(1)
+        assert await states(journal) == ["queued"]
+        await running
+        assert await states(journal) == ["done"]
+        assert [call.outcome for call in emulator.ledger.requests] == ["refused", "accepted"]
+
+
+async def test_what_is_on_disk_when_the_post_leaves(tmp_path: Path) -> None:
+    """While createTask is under way its request is submitting, with the ref; then submitted, with the id."""
+    async with emulated(Script(latency=5.0)) as (flux, emulator), Journal(tmp_path / "run.db") as journal:
+        running = asyncio.create_task(collect(run_batch(flux, requests(1), journal=journal, directory=tmp_path)))
+        await until(lambda: emulator.ledger.accepted)
+        [outcome] = [each async for each in journal.outcomes()]
+        assert (outcome.state, outcome.task_id) == ("submitting", None)
+        assert outcome.ref is not None
+        await until(lambda: flux.tasks())
+        [outcome] = [each async for each in journal.outcomes()]
+        assert (outcome.state, [outcome.task_id]) == ("submitted", emulator.ledger.accepted)
+        await running
+
+
+async def test_a_lost_reply_is_unknown_and_never_sent_again_unless_asked(tmp_path: Path) -> None:
+    """Who is unclear is listed as unknown in every run; retry_unknown alone sends it again."""
+    script = Script(faults=[Fault("createTask", "cut_after", after=1)])
+    async with emulated(script) as (flux, emulator):
+        outcomes = await run(tmp_path, flux, requests(3))
+        assert sorted(outcome.state for outcome in outcomes) == ["done", "done", "unknown"]
+        assert await run(tmp_path, flux, requests(3)) == []
+        assert len(emulator.ledger.accepted) == 3
+        [unknown] = [line for line in lines(tmp_path) if line["state"] == "unknown"]
+        assert unknown["error"]["type"] == "AmbiguousSubmitError"
+
+        [outcome] = await run(tmp_path, flux, requests(3), retry_unknown=True)
+        assert (outcome.state, outcome.id) == ("done", unknown["id"])
+        assert len(emulator.ledger.accepted) == 4
+
+
+@pytest.mark.parametrize("code", [401, 402, 433, 505, 404])
+async def test_a_refusal_that_meets_all_stops_the_sending(tmp_path: Path, code: int) -> None:
+    """After such a refusal nothing more is sent, what runs is finished, the rest stay queued, and the next run goes on."""
+    fault = Fault("createTask", "refuse", code=code, after=5, times=None)
+    async with emulated(Script(faults=[fault], plans=Plan(duration=30.0)), rate_limit=RateLimit(5, 10.0)) as (
+        flux,
+        emulator,
+    ):
+        batch = batch_in(tmp_path, flux, requests(50))
+        outcomes = []
+        with pytest.raises(ApiError) as caught:
+            async for outcome in batch:
+                outcomes.append(outcome)  # noqa: PERF401  a comprehension would lose what came before the error
+        assert caught.value.code == code
+        assert [outcome.state for outcome in outcomes] == ["done"] * 5
+        assert len(emulator.ledger.requests) <= 10
+        assert [line["state"] for line in lines(tmp_path)].count("queued") == 45
+    async with emulated() as (flux, emulator):
+        assert len(await run(tmp_path, flux, requests(50))) == 45
+
+
+async def test_one_bad_request_does_not_stop_the_rest(tmp_path: Path) -> None:
+    """A request that the service does not take, and a task that fails, are failed and left alone until asked for."""
+    plans = [Plan(outcome="fail"), Plan()]
+    script = Script(plans=plans, faults=[Fault("createTask", "refuse", code=422, after=2)])
+    async with emulated(script) as (flux, emulator):
+        await run(tmp_path, flux, requests(5))
+        failed = [line for line in lines(tmp_path) if line["state"] == "failed"]
+        assert sorted(line["error"]["type"] for line in failed) == ["RequestRejectedError", "TaskFailedError"]
+        assert sorted(str(line["error"]["code"]) for line in failed) == ["422", "500"]
+        assert await run(tmp_path, flux, requests(5)) == []
+        again = await run(tmp_path, flux, requests(5), retry_failed=True)
+        assert sorted(outcome.id for outcome in again) == sorted(line["id"] for line in failed)
+        assert {line["state"] for line in lines(tmp_path)} == {"done"}
+        assert len(emulator.ledger.requests) == 7
+
+
+async def test_refusals_of_everything_stop_it(tmp_path: Path) -> None:
+    """When the service takes none of many requests, the fault is not theirs and the rest are not burnt."""
+    script = Script(faults=[Fault("createTask", "refuse", code=422, times=None)])
+    async with emulated(script) as (flux, emulator):
+        with pytest.raises(RequestRejectedError) as caught:
+            await run(tmp_path, flux, requests(200), max_running=1)
+        assert len(emulator.ledger.requests) == 20
+        assert "20 requests in a row" in caught.value.__notes__[0]
+
+
+async def test_an_outage_is_waited_out(tmp_path: Path) -> None:
+    """While nobody listens nothing is lost and nothing failed; afterwards the batch goes on by itself."""
+    async with emulated(Script(plans=Plan(duration=20.0)), rate_limit=RateLimit(5, 10.0)) as (flux, emulator):
+        batch = batch_in(tmp_path, flux, requests(30))
+        running = asyncio.create_task(collect(batch))
+        await until(lambda: len(emulator.ledger.accepted) == 10)
+        await emulator.stop()
+        await asyncio.sleep(600)
+        assert batch.progress is not None
+        assert batch.progress.away is not None
+        await emulator.start()
+        assert len(await running) == 30
+        assert len(emulator.ledger.accepted) == 30
+        assert batch.progress.away is None
+
+
+async def test_maintenance_is_waited_out_with_few_tries(tmp_path: Path) -> None:
+    """A maintenance of ten minutes costs a try a minute, not a refusal for each request."""
+    async with emulated(Script(outage=(0.0, 600.0)), rate_limit=RateLimit(100, 10.0)) as (flux, emulator):
+        await run(tmp_path, flux, requests(60))
+        assert len(emulator.ledger.accepted) == 60
+        refused = [call for call in emulator.ledger.requests if call.outcome == "refused"]
+        assert len(refused) <= 60 + 20
+
+
+async def test_a_service_that_stays_away_ends_the_run(tmp_path: Path) -> None:
+    """After an hour the run ends with the reason, and everything is still queued."""
+    async with emulated() as (flux, emulator):
+        await emulator.stop()
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(TransportError):
+            await run(tmp_path, flux, requests(3))
+        assert 3600 < asyncio.get_running_loop().time() - begun < 4000
+        assert {line["state"] for line in lines(tmp_path)} == {"queued"}
+        await emulator.start()
+
+
+async def test_local_pictures_are_uploaded(tmp_path: Path) -> None:
+    """Paths are uploaded when their request is sent."""
+    (tmp_path / "a.png").write_bytes(PNG)
+    async with emulated() as (flux, emulator):
+        [outcome] = await run(tmp_path, flux, [ImageToImage("make it red", images=[tmp_path / "a.png"])])
+        assert outcome.images == (str(tmp_path / "a.png"),)
+        assert len(emulator.ledger.uploads) == 1
+
+
+async def test_bytes_are_refused(tmp_path: Path) -> None:
+    """Pictures that a later process cannot find again are refused, before anything is sent."""
+    async with emulated() as (flux, emulator):
+        with pytest.raises(InvalidRequestError, match=r"line 2: images\[0\]: bytes given"):
+            await run(tmp_path, flux, [REQUEST, ImageToImage("make it red", images=[PNG])])
+        assert emulator.ledger.requests == []
+
+
+async def test_a_picture_that_cannot_be_fetched_now_is_fetched_by_the_next_run(tmp_path: Path) -> None:
+    """A done request without its file is downloaded again, without a new task."""
+    script = Script(faults=[Fault("file", "html", status=503, times=5)])
+    async with emulated(script) as (flux, emulator):
+        [outcome] = await run(tmp_path, flux, requests(1))
+        assert (outcome.state, outcome.download, outcome.files) == ("done", "pending", ())
+        [outcome] = await run(tmp_path, flux, requests(1))
+        assert (outcome.download, outcome.error) == ("saved", None)
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_an_expired_picture_is_told_as_such(tmp_path: Path) -> None:
+    """A link that is gone for good is called expired, and not asked for again."""
+    async with emulated(Script(result_life=3600.0, file_life=7200.0)) as (flux, emulator):
+        [outcome] = await run(tmp_path, flux, requests(1), download=False)
+        assert (outcome.download, outcome.files) == ("off", ())
+        await asyncio.sleep(8000)
+        [outcome] = await run(tmp_path, flux, requests(1))
+        assert (outcome.state, outcome.download) == ("done", "expired")
+        fetched = emulator.ledger.calls["file"]
+        assert await run(tmp_path, flux, requests(1)) == []
+        assert emulator.ledger.calls["file"] == fetched
+
+
+async def test_an_expired_link_is_renewed(tmp_path: Path) -> None:
+    """While the service keeps the file, its expired link is replaced."""
+    async with emulated(Script(result_life=3600.0)) as (flux, _):
+        await run(tmp_path, flux, requests(1), download=False)
+        await asyncio.sleep(8000)
+        [outcome] = await run(tmp_path, flux, requests(1))
+        assert outcome.download == "saved"
+
+
+async def test_the_task_of_another_account_is_unknown(tmp_path: Path) -> None:
+    """A task that the service does not know is not taken for failed, and looked for again by the next run."""
+    async with emulated(Script(plans=Plan(duration=1000.0))) as (flux, _):
+        batch = batch_in(tmp_path, flux, requests(1))
+        running = asyncio.create_task(collect(batch))
+        await until(lambda: flux.tasks())
+        await batch.aclose()
+        await running
+    async with emulated() as (flux, emulator):
+        for _ in range(2):
+            [outcome] = await run(tmp_path, flux, requests(1))
+            assert (outcome.state, outcome.error and outcome.error.type) == ("unknown", "TaskNotFoundError")
+        assert emulator.ledger.requests == []
+
+
+async def test_a_restart_waits_out_the_period(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of the run before count: the next one sends when a period has passed since its last answer."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 + loop.time())
+    script = Script(limit=Limit(20, 10.0))
+    script.render = False
+    async with Emulator(script) as emulator:
+        async with session_for(emulator) as flux:
+            await run(tmp_path, flux, requests(20))
+        async with session_for(emulator) as flux:
+            await run(tmp_path, flux, requests(30))
+        assert emulator.ledger.refused == 0
+        assert len(emulator.ledger.accepted) == 30
+
+
+async def test_callbacks_need_a_lasting_secret(tmp_path: Path) -> None:
+    """A random secret would leave the next process unable to check the callbacks of this one."""
+    async with emulated(callbacks=Callbacks("http://127.0.0.1:9/")) as (flux, emulator):
+        with pytest.raises(ConfigurationError, match="secret"):
+            await run(tmp_path, flux, requests(1))
+        assert emulator.ledger.requests == []

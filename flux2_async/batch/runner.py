@@ -1,5 +1,6 @@
 """`run_batch`: requests through a session and a journal into a folder."""
 
+import asyncio
 import logging
 import os
 import time
@@ -93,6 +94,7 @@ class Batch:
         self._options = options
         self._crew: Crew | None = None
         self._stopped = False
+        self._ended = asyncio.Event()
         self._running: weakref.ref[AsyncGenerator[Outcome, None]] | None = None
 
     def __aiter__(self) -> AsyncGenerator[Outcome, None]:
@@ -121,11 +123,23 @@ class Batch:
 
     async def aclose(self) -> None:
         """Stop now, and wait until the journal is consistent and `results.jsonl` written."""
+        self.stop(now=True)
         running = self._running() if self._running is not None else None
-        if running is not None:
+        if running is not None and running.ag_running:
+            # Somebody else is waiting for the next outcome, and sees the end.
+            await self._ended.wait()
+        elif running is not None:
             await running.aclose()
 
     async def _run(self) -> AsyncGenerator[Outcome, None]:
+        try:
+            async with aclosing(self._go_through()) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+        finally:
+            self._ended.set()
+
+    async def _go_through(self) -> AsyncGenerator[Outcome, None]:
         async with _opened(self._journal) as journal:
             crew = self._crew = await self._prepare(journal)
             if self._stopped:
@@ -196,8 +210,8 @@ def run_batch(
     """Make many pictures, in a way that a crash at any moment loses none and pays for none twice.
 
     All requests are entered into the journal first, then sent from there. Called again with the same journal it goes
-    on: tasks at the service are waited for, missing files downloaded, the rest sent. A request whose createTask may have
-    been accepted unseen is `unknown` and not sent again.
+    on: tasks at the service are waited for, missing files downloaded, the rest sent. A request whose createTask may
+    have been accepted unseen is `unknown` and not sent again.
 
     Args:
         flux: An open session; everything goes through it. Its callbacks, if it has any, need a `secret`.

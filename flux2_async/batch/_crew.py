@@ -8,15 +8,12 @@ from typing import Final
 
 import attrs
 
-from flux2_async._outcome import Waiters
-from flux2_async.batch._outage import Outage
+from flux2_async.batch._books import Books
 from flux2_async.batch._rows import Row, failure_of
-from flux2_async.batch._spend import Spend
 from flux2_async.batch._start import Start, Work
 from flux2_async.batch._work import Hand, Stopped
 from flux2_async.batch.journal import Journal
-from flux2_async.batch.outcomes import Download, Outcome, State
-from flux2_async.batch.progress import Count, Progress
+from flux2_async.batch.outcomes import Outcome
 from flux2_async.errors import Flux2Error
 from flux2_async.session import Flux2Session
 
@@ -67,9 +64,7 @@ class Crew:
         directory: As given.
         images: Its folder for pictures.
         download: As given.
-        outage: The gate before every submission.
-        spend: What was spent.
-        count: Requests by state.
+        books: What is where, and what it costs.
         failure: What stopped the run, or None.
         stopped: Why no more is sent although there is more, or None.
     """
@@ -82,9 +77,7 @@ class Crew:
         self.directory = directory
         self.images = directory / "images"
         self.download = download
-        self.outage = Outage()
-        self.spend = Spend.of(start.tallies, limits.max_credits)
-        self.count = Count.of(start.tallies)
+        self.books = Books(start, limits.max_credits)
         self.failure: Exception | None = None
         self.stopped: str | None = None
         self._limits = limits
@@ -94,10 +87,7 @@ class Crew:
         self._hands: dict[asyncio.Task[None], Hand] = {}
         self._searching: dict[asyncio.Task[None], Hand] = {}
         self._search_until = asyncio.get_running_loop().time() + limits.recover_timeout
-        self._posting: set[Hand] = set()
         self._taken = 0
-        self._refusals = 0
-        self._news = Waiters()
         self._intake: asyncio.Task[None] | None = None
 
     async def run(self) -> AsyncGenerator[Outcome, None]:
@@ -120,13 +110,13 @@ class Crew:
         for job, hand in self._hands.items():
             if now or hand.waiting:
                 job.cancel()
-        self._news.wake()
+        self.books.news.wake()
 
     def fail(self, error: Exception) -> None:
         """Stop because of something that every other request would meet as well."""
         if self.failure is None:
             self.failure = error
-        self.count.last_failure = failure_of(error)
+        self.books.count.last_failure = failure_of(error)
         self.stop()
 
     # What the hands tell.
@@ -149,72 +139,23 @@ class Crew:
                 error.add_note(f"task {hand.row.task_id} (request {hand.row.id!r}) is not in the journal")
             self.fail(error)
 
-    def sent(self, hand: Hand) -> None:
-        """A POST leaves."""
-        self._posting.add(hand)
-        self.count.move(State.QUEUED, State.SUBMITTING)
-
-    def back(self, hand: Hand) -> None:
-        """It created nothing."""
-        self._answered(hand)
-        self.count.move(State.SUBMITTING, State.QUEUED)
-
-    def accepted(self, hand: Hand) -> None:
-        """It became a task."""
-        self._answered(hand)
-        self.outage.over()
-        self._refusals = 0
-        self.count.submitted += 1
-        self.count.move(State.SUBMITTING, State.SUBMITTED)
-
-    def lost(self, hand: Hand) -> None:
-        """It is not known whether there is a task."""
-        was_task = hand.row.task_id is not None
-        self._answered(hand)
-        self.outage.over()
-        self.spend.lose(hand.row.kind)
-        self.count.move(State.SUBMITTED if was_task else State.SUBMITTING, State.UNKNOWN)
-
-    def found(self, hand: Hand) -> None:
-        """A callback told which task a lost submission became."""
-        job = asyncio.current_task()
-        if job is not None and job in self._searching:
-            self._hands[job] = self._searching.pop(job)
-        self.spend.find(hand.row.kind)
-        self.count.move(State.UNKNOWN, State.SUBMITTED)
-
-    def failed(self, hand: Hand) -> None:
-        """The request was refused and is not tried again."""
-        self.outage.over()
-        self.spend.cancel(hand.row.kind)
-        self.count.move(State.QUEUED, State.FAILED)
-        self._news.wake()
-
-    def ended(self, hand: Hand, outcome: Outcome, *, failed: bool = False) -> None:
-        """The task has ended."""
-        self.spend.pay(hand.row.kind, outcome.credits, failed=failed)
-        self.count.move(State.SUBMITTED, outcome.state)
-        self._news.wake()
-
-    def downloaded(self, outcome: Outcome) -> None:
-        """The pictures of a request are saved, or cannot be."""
-        if outcome.download is Download.SAVED:
-            self.count.downloaded += 1
-        else:
-            self.count.not_downloaded += 1
-
     def away(self, error: Flux2Error) -> None:
         """The service cannot be reached, or is under maintenance."""
-        self.outage.met(error)
-        if self.outage.seconds > PATIENCE:
+        self.books.outage.met(error)
+        if self.books.outage.seconds > PATIENCE:
             self.fail(error)
 
     def rejected(self, error: Flux2Error) -> None:
         """The service does not like a request."""
-        self._refusals += 1
-        if self._refusals >= REFUSALS_IN_A_ROW:
-            error.add_note(f"{self._refusals} requests in a row were refused")
+        self.books.refusals += 1
+        if self.books.refusals >= REFUSALS_IN_A_ROW:
+            error.add_note(f"{self.books.refusals} requests in a row were refused")
             self.fail(error)
+
+    def found(self, job: "asyncio.Task[None] | None") -> None:
+        """A callback told which task a lost submission became: what looks for it is a hand like any other now."""
+        if job is not None and job in self._searching:
+            self._hands[job] = self._searching.pop(job)
 
     def search(self, hand: Hand) -> bool:
         """Wait for the callback of a lost submission, where there are callbacks; give False where there are none."""
@@ -223,31 +164,6 @@ class Crew:
         self._search_until = asyncio.get_running_loop().time() + self._limits.recover_timeout
         self._set_going(hand, hand.recover, self._searching)
         return True
-
-    def _answered(self, hand: Hand) -> None:
-        self._posting.discard(hand)
-        self._news.wake()
-
-    def progress(self) -> Progress:
-        """Give a snapshot."""
-        states = self.count.states
-        return Progress(
-            total=states.total(),
-            queued=states[State.QUEUED],
-            sending=states[State.SUBMITTING],
-            running=states[State.SUBMITTED],
-            done=states[State.DONE],
-            failed=states[State.FAILED],
-            unknown=states[State.UNKNOWN],
-            submitted=self.count.submitted,
-            downloaded=self.count.downloaded,
-            not_downloaded=self.count.not_downloaded,
-            spent=self.spend.spent,
-            reserved=self.spend.reserved,
-            away=None if self.outage.reason is None else str(self.outage.reason),
-            stopped=self.stopped,
-            last_failure=self.count.last_failure,
-        )
 
     async def _lead(self) -> None:
         self._intake = asyncio.create_task(self._take_in())
@@ -278,7 +194,7 @@ class Crew:
                 self._room.release()
                 return
             self._taken += 1
-            self.spend.start(row.kind)
+            self.books.spend.start(row.kind)
             self._begin(row)
 
     async def _employ(self, row: Row) -> None:
@@ -299,18 +215,18 @@ class Crew:
     def _left(self, job: "asyncio.Task[None]") -> None:
         self._hands.pop(job, None)
         self._searching.pop(job, None)
-        self._news.wake()
+        self.books.news.wake()
 
     async def _affordable(self, row: Row) -> bool:
-        while not self.spend.allows(row.kind):
+        while not self.books.spend.allows(row.kind):
             if not self._hands:
-                price, cap = self.spend.price(row.kind), self._limits.max_credits
+                spend, cap = self.books.spend, self._limits.max_credits
                 self.stopped = (
-                    f"max_credits={cap:g}: {self.spend.spent:g} are spent, {self.spend.reserved:g} may be for what is "
-                    f"running or unknown, and one more picture counts with {price:g}"
+                    f"max_credits={cap:g}: {spend.spent:g} are spent, {spend.reserved:g} may be for what is running or "
+                    f"unknown, and one more picture counts with {spend.price(row.kind):g}"
                 )
                 return False
-            await self._news.wait()
+            await self.books.news.wait()
         return True
 
     async def _rows(self, work: str, most: int | None = None) -> AsyncIterator[Row]:
@@ -332,11 +248,11 @@ class Crew:
             self.fail(error)
         finally:
             if hand.waiting:
-                self.spend.cancel(hand.row.kind)
+                self.books.spend.cancel(hand.row.kind)
             # A lost submission is told when its callback is not waited for any more.
             outcome = outcome or (None if holds_room else hand.unclear)
             if outcome is not None:
-                self.count.last_failure = outcome.error or self.count.last_failure
+                self.books.count.last_failure = outcome.error or self.books.count.last_failure
                 self._outcomes.put_nowait((outcome, holds_room))
             elif holds_room:
                 self._room.release()
@@ -347,7 +263,7 @@ class Crew:
         while self._searching and not self._stopping and loop.time() < self._search_until:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._search_until):
-                    await self._news.wait()
+                    await self.books.news.wait()
         for job in self._searching:
             job.cancel()
         while ending := {*self._searching, *self._hands}:
@@ -358,8 +274,8 @@ class Crew:
         self.stop(now=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
-                while self._posting:
-                    await self._news.wait()
+                while self.books.posting:
+                    await self.books.news.wait()
         for job in (*self._hands, *self._searching):
             job.cancel()
         await asyncio.wait([foreman])

@@ -1,5 +1,6 @@
 """One request of a batch from the journal to the folder."""
 
+import asyncio
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -73,7 +74,8 @@ class Hand:
         """Wait for the callback of a submission whose reply was lost."""
         task = await self.crew.flux.recover(self.row.ref or "")
         await self.crew.journal.accepted(self.row, task.id)
-        self.crew.found(self)
+        self.crew.found(asyncio.current_task())
+        self.crew.books.found(self)
         return await self._finish(task)
 
     # What the submission tells, see `Record`.
@@ -92,27 +94,27 @@ class Hand:
         except BaseException:
             self.waiting = True
             raise
-        self.crew.sent(self)
+        self.crew.books.sent(self)
 
     async def refused(self, _: str) -> None:
         """Write down that nothing was created."""
         self.refusals += 1
         await self.crew.written(self, self.crew.journal.refused(self.row))
-        self.crew.back(self)
+        self.crew.books.back(self)
         self.waiting = True
 
     async def accepted(self, _: str, task_id: str) -> None:
         """Write down which task it became."""
         self.row = attrs.evolve(self.row, task_id=task_id)
         await self.crew.written(self, self.crew.journal.accepted(self.row, task_id))
-        self.crew.accepted(self)
+        self.crew.books.accepted(self)
 
     async def _submit(self) -> ImageTask | Outcome | None:
         ref = uuid.uuid4().hex
         self.row = attrs.evolve(self.row, ref=ref)
         while True:
             self.waiting = True
-            await self.crew.outage.passed()
+            await self.crew.books.outage.passed()
             refusals = self.refusals
             try:
                 return await self.crew.flux._submit_recorded(self.row.request, ref, self)  # noqa: SLF001  made for this
@@ -135,13 +137,13 @@ class Hand:
 
     async def _lose(self, error: AmbiguousSubmitError) -> Outcome | None:
         self.unclear = await self.crew.journal.lost(self.row, failure_of(error))
-        self.crew.lost(self)
+        self.crew.books.lost(self)
         return None if self.crew.search(self) else self.unclear
 
     async def _fail(self, error: Flux2Error) -> Outcome:
         self.waiting = False
         outcome = await self.crew.journal.failed(self.row, failure_of(error))
-        self.crew.failed(self)
+        self.crew.books.failed(self)
         return outcome
 
     async def _finish(self, task: ImageTask) -> Outcome:
@@ -149,11 +151,11 @@ class Hand:
             result = await task.result()
         except (TaskFailedError, EmptyResultError) as error:
             outcome = await self.crew.journal.failed(self.row, failure_of(error), error.record)
-            self.crew.ended(self, outcome, failed=isinstance(error, TaskFailedError))
+            self.crew.books.ended(self, outcome, failed=isinstance(error, TaskFailedError))
             return outcome
         except TaskNotFoundError as error:
             outcome = await self.crew.journal.lost(self.row, failure_of(error))
-            self.crew.lost(self)
+            self.crew.books.lost(self)
             return outcome
         except Flux2Error as error:
             # Looking at it failed, not the task: the next run goes on.
@@ -162,7 +164,7 @@ class Hand:
             return await self.crew.journal.waiting(self.row, failure_of(error))
         download = Download.PENDING if self.crew.download else Download.OFF
         outcome = await self.crew.journal.finished(self.row, result.record, download)
-        self.crew.ended(self, outcome)
+        self.crew.books.ended(self, outcome)
         if not self.crew.download:
             return outcome
         return await self._save(attrs.evolve(self.row, task_id=result.task_id, urls=result.urls))
@@ -175,7 +177,7 @@ class Hand:
             outcome = await self.crew.journal.not_saved(row, download, failure_of(error))
         else:
             outcome = await self.crew.journal.saved(row, [_relative(path, self.crew.directory) for path in paths])
-        self.crew.downloaded(outcome)
+        self.crew.books.downloaded(outcome)
         return outcome
 
     async def _judge(self, row: Row, error: Flux2Error | OSError) -> Download:

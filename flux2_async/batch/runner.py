@@ -8,7 +8,8 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from types import AsyncGeneratorType
+from typing import Final, cast
 
 import anyio.to_thread
 import attrs
@@ -95,7 +96,7 @@ class Batch:
         self._crew: Crew | None = None
         self._stopped = False
         self._ended = asyncio.Event()
-        self._running: weakref.ref[AsyncGenerator[Outcome, None]] | None = None
+        self._running: weakref.ref[AsyncGeneratorType[Outcome, None]] | None = None
 
     def __aiter__(self) -> AsyncGenerator[Outcome, None]:
         """Give outcomes as requests come to their end; see `run_batch`."""
@@ -103,13 +104,13 @@ class Batch:
             raise ConfigurationError("a batch is iterated once; call run_batch again to go on")
         running = self._run()
         # Only the loop that iterates keeps it alive, so that leaving the loop ends the batch.
-        self._running = weakref.ref(running)
+        self._running = weakref.ref(cast("AsyncGeneratorType[Outcome, None]", running))
         return running
 
     @property
     def progress(self) -> Progress | None:
         """How far it is; None until the input is taken."""
-        return self._crew.progress() if self._crew is not None else None
+        return self._crew.books.progress(self._crew.stopped) if self._crew is not None else None
 
     def stop(self, *, now: bool = False) -> None:
         """Send nothing more; the iteration ends when what is at the service has come to its end.

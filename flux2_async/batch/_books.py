@@ -1,0 +1,120 @@
+"""The books of a run: how many requests are where, what they cost, whether the service is there."""
+
+from typing import Protocol
+
+from flux2_async._outcome import Waiters
+from flux2_async.batch._outage import Outage
+from flux2_async.batch._rows import Row
+from flux2_async.batch._spend import Spend
+from flux2_async.batch._start import Start
+from flux2_async.batch.outcomes import Download, Outcome, State
+from flux2_async.batch.progress import Count, Progress
+
+__all__ = ["Books"]
+
+
+class Sent(Protocol):
+    """One request in hand."""
+
+    row: Row
+
+
+class Books:
+    """Kept by the hands.
+
+    Args:
+        start: What the journal said when the run began.
+        max_credits: Credits the whole batch may cost, or None.
+
+    Attributes:
+        spend: What was spent.
+        count: Requests by state.
+        outage: The gate before every submission.
+        posting: Requests whose createTask is under way.
+        refusals: Requests refused since the last one that was accepted.
+        news: Woken when something has changed.
+    """
+
+    def __init__(self, start: Start, max_credits: float | None) -> None:
+        self.spend = Spend.of(start.tallies, max_credits)
+        self.count = Count.of(start.tallies)
+        self.outage = Outage()
+        self.posting: set[Sent] = set()
+        self.refusals = 0
+        self.news = Waiters()
+
+    def sent(self, hand: Sent) -> None:
+        """A POST leaves."""
+        self.posting.add(hand)
+        self.count.move(State.QUEUED, State.SUBMITTING)
+
+    def back(self, hand: Sent) -> None:
+        """It created nothing."""
+        self._answered(hand)
+        self.count.move(State.SUBMITTING, State.QUEUED)
+
+    def accepted(self, hand: Sent) -> None:
+        """It became a task."""
+        self._answered(hand)
+        self.outage.over()
+        self.refusals = 0
+        self.count.submitted += 1
+        self.count.move(State.SUBMITTING, State.SUBMITTED)
+
+    def lost(self, hand: Sent) -> None:
+        """It is not known whether there is a task."""
+        was_task = hand.row.task_id is not None
+        self._answered(hand)
+        self.outage.over()
+        self.spend.lose(hand.row.kind)
+        self.count.move(State.SUBMITTED if was_task else State.SUBMITTING, State.UNKNOWN)
+
+    def found(self, hand: Sent) -> None:
+        """A callback told which task a lost submission became."""
+        self.spend.find(hand.row.kind)
+        self.count.move(State.UNKNOWN, State.SUBMITTED)
+
+    def failed(self, hand: Sent) -> None:
+        """The request was refused and is not tried again."""
+        self.outage.over()
+        self.spend.cancel(hand.row.kind)
+        self.count.move(State.QUEUED, State.FAILED)
+        self.news.wake()
+
+    def ended(self, hand: Sent, outcome: Outcome, *, failed: bool = False) -> None:
+        """The task has ended."""
+        self.spend.pay(hand.row.kind, outcome.credits, failed=failed)
+        self.count.move(State.SUBMITTED, outcome.state)
+        self.news.wake()
+
+    def downloaded(self, outcome: Outcome) -> None:
+        """The pictures of a request are saved, or cannot be."""
+        if outcome.download is Download.SAVED:
+            self.count.downloaded += 1
+        else:
+            self.count.not_downloaded += 1
+
+    def progress(self, stopped: str | None) -> Progress:
+        """Give a snapshot."""
+        states = self.count.states
+        return Progress(
+            total=states.total(),
+            queued=states[State.QUEUED],
+            sending=states[State.SUBMITTING],
+            running=states[State.SUBMITTED],
+            done=states[State.DONE],
+            failed=states[State.FAILED],
+            unknown=states[State.UNKNOWN],
+            submitted=self.count.submitted,
+            downloaded=self.count.downloaded,
+            not_downloaded=self.count.not_downloaded,
+            spent=self.spend.spent,
+            reserved=self.spend.reserved,
+            away=None if self.outage.reason is None else str(self.outage.reason),
+            stopped=stopped,
+            last_failure=self.count.last_failure,
+        )
+
+    def _answered(self, hand: Sent) -> None:
+        self.posting.discard(hand)
+        self.news.wake()

@@ -7,7 +7,7 @@
 Run again with the same journal it goes on where it stopped: nothing is paid twice, and no paid picture is lost.
 """
 
-from flux2_async.batch.jobs import BadLine, Job
+from flux2_async.batch.jobs import BadLine, InvalidInputError, Job
 from flux2_async.batch.journal import Journal, JournalError
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 from flux2_async.batch.progress import Progress
@@ -20,6 +20,7 @@ __all__ = [
     "Batch",
     "Download",
     "Failure",
+    "InvalidInputError",
     "Job",
     "Journal",
     "JournalError",

@@ -8,7 +8,7 @@ import attrs
 from flux2_async.batch._rows import stored
 from flux2_async.batch.outcomes import Failure, State
 
-__all__ = ["WANTED", "Start", "Tally", "Work", "begin"]
+__all__ = ["WANTED", "Start", "Tally", "Work", "begin", "forget_unfinished"]
 
 ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
 # What the input asks for now, and whatever else was ever sent.
@@ -103,3 +103,8 @@ def begin(connection: sqlite3.Connection, *, retry_failed: bool, retry_unknown: 
     )
     found = tuple(Tally(model, resolution, State(state), *rest) for model, resolution, state, *rest in tallies)
     return Start(found, answered_at or None, unclear_at)
+
+
+def forget_unfinished(connection: sqlite3.Connection) -> None:
+    """Put back everything that has no file; see `Journal.forget_unfinished`."""
+    connection.execute(f"UPDATE requests SET state = 'queued', {FORGET} WHERE files = '[]' AND state <> 'failed'")  # noqa: S608  constants

@@ -13,9 +13,10 @@ from flux2_async._pictures import check_picture
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile, is_url
 
-__all__ = ["BadLine", "Job", "check_files", "digest_of", "job_of", "located"]
+__all__ = ["BadLine", "InvalidInputError", "Job", "check_files", "digest_of", "job_of", "located"]
 
 MAX_ID: Final = 256
+MAX_SHOWN: Final = 5
 
 
 def _check_id(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
@@ -71,6 +72,25 @@ class BadLine:
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.reason}"
+
+
+class InvalidInputError(InvalidRequestError):
+    """Some of the input cannot be used, and nothing was sent.
+
+    Attributes:
+        lines: What is wrong, the first hundred of it.
+        count: All of it.
+    """
+
+    lines: tuple[BadLine, ...]
+    count: int
+
+    def __init__(self, lines: tuple[BadLine, ...], count: int) -> None:
+        shown = "; ".join(map(str, lines[:MAX_SHOWN]))
+        more = f"; and {count - MAX_SHOWN} more" if count > MAX_SHOWN else ""
+        super().__init__(f"{count} of the requests cannot be used, so nothing was sent: {shown}{more}")
+        self.lines = lines
+        self.count = count
 
 
 def job_of(item: object) -> Job:

@@ -20,10 +20,9 @@ from flux2_async.batch._database import Database
 from flux2_async.batch._entry import Entry
 from flux2_async.batch._rows import Row, outcome_of, row_of, stored
 from flux2_async.batch._schema import JournalError
-from flux2_async.batch._start import WANTED, Start, begin
-from flux2_async.batch.jobs import BadLine
+from flux2_async.batch._start import WANTED, Start, begin, forget_unfinished
+from flux2_async.batch.jobs import BadLine, InvalidInputError
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
-from flux2_async.errors import InvalidRequestError
 from flux2_async.models import TaskRecord
 
 __all__ = ["Entered", "Journal", "JournalError", "select_wanted"]
@@ -89,8 +88,11 @@ class Journal:
         if database is not None:
             await database.aclose()
 
-    async def outcomes(self) -> AsyncIterator[Outcome]:
-        """Read everything.
+    async def outcomes(self, *, state: State | None = None) -> AsyncIterator[Outcome]:
+        """Read what there is.
+
+        Args:
+            state: Only requests in this state. None: all.
 
         Yields:
             The requests that the last run was asked for, and all that were ever sent, in the order of the input.
@@ -102,7 +104,8 @@ class Journal:
         after = (-1, -1)
         while rows := await self.read(partial(_page, after)):
             for row in rows:
-                yield outcome_of(row)
+                if state is None or row["state"] == state:
+                    yield outcome_of(row)
             after = (rows[-1]["line"], rows[-1]["number"])
 
     # What follows is for the runner.
@@ -123,7 +126,7 @@ class Journal:
         """Take the input, all of it or nothing; see `Entry`.
 
         Raises:
-            InvalidRequestError: Some of it cannot be used, and `skip_invalid` is not set; nothing was changed.
+            InvalidInputError: Some of it cannot be used, and `skip_invalid` is not set; nothing was changed.
         """
         entry = await self.read(lambda connection: Entry(connection, sendable, shuffled, limit))
 
@@ -137,7 +140,7 @@ class Journal:
                 if entry.full:
                     break
             if entry.bad_count and not skip_invalid:
-                raise InvalidRequestError(_complaint(entry))
+                raise InvalidInputError(tuple(entry.bad), entry.bad_count)
             await step(entry.end)
         finally:
             await step(entry.undo)
@@ -148,6 +151,10 @@ class Journal:
         change = partial(begin, retry_failed=retry_failed, retry_unknown=retry_unknown)
         start: Start = await self._open().write(change, durable=True)
         return start
+
+    async def forget_unfinished(self) -> None:
+        """Send again what has no picture yet: the service, an emulated one, and all its tasks are gone."""
+        await self._open().write(forget_unfinished, durable=True)
 
     async def take(self, work: str, after: Row | None, most: int) -> list[Row]:
         """Give rows to work on, in the order of sending, behind the one given last."""
@@ -241,12 +248,6 @@ def _facts(record: TaskRecord | None) -> dict[str, Any]:
         "create_time": record.create_time and record.create_time.timestamp(),
         "complete_time": record.complete_time and record.complete_time.timestamp(),
     }
-
-
-def _complaint(entry: Entry) -> str:
-    shown = "".join(f"\n  {line}" for line in entry.bad[:20])
-    more = f"\n  and {entry.bad_count - 20} more" if entry.bad_count > 20 else ""  # noqa: PLR2004  as many as are shown
-    return f"{entry.bad_count} lines cannot be used, so nothing was sent; correct them, or skip them:{shown}{more}"
 
 
 async def _chunks(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[list[object]]:

@@ -84,7 +84,7 @@ def _job(fields: object, line: int, folder: Path) -> Job:
         raise InvalidRequestError(f"a JSON object must stand here, not {_kind(fields)}")
     given = {name: value for name, value in fields.items() if name in FIELDS and value is not None}
     extra = {name: value for name, value in fields.items() if name not in FIELDS}
-    name = given.pop("id", None)
+    name: Any = given.pop("id", None)
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
     return Job(_request(given), id=name, line=line, folder=folder, extra=extra)

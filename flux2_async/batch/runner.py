@@ -240,7 +240,8 @@ def run_batch(
     Raises:
         ConfigurationError: An argument makes no sense. While iterating also: JournalError, the journal cannot be used,
             and `callbacks` without a secret.
-        InvalidRequestError: While iterating: some of the requests cannot be used, or the folder; nothing was sent.
+        InvalidInputError: While iterating: some of the requests cannot be used; nothing was sent.
+        InvalidRequestError: While iterating: the folder cannot be written.
         ApiError: While iterating, after everything at the service has come to its end: a refusal that would meet every
             request, such as 401, 402, 433 and 505.
         TransportError: Likewise: the service could not be reached for an hour.

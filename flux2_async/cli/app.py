@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,8 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from rich.text import Text
 
+from flux2_async.cli.batch import batch as run_batch
+from flux2_async.cli.batch_options import BatchOptions, jobs
 from flux2_async.cli.demo import demo as run_demo
 from flux2_async.cli.doctor import checks
 from flux2_async.cli.options import (
@@ -47,6 +51,8 @@ app = App(
     help_format="plaintext",
 )
 Prompt = Annotated[str, Parameter(help="3 to 5000 characters.")]
+ONCE = ("--retry-failed", "--retry-unknown")
+_words: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
 TaskId = Annotated[str, Parameter(help="The id that was printed when the task was accepted.")]
 
 
@@ -109,6 +115,28 @@ def generate(
         return TextToImage(prompt, aspect_ratio=ratio, resolution=shape.resolution, tier=shape.tier)
 
     return _make(request, service, output, timeout, machine=json)
+
+
+@app.command
+def batch(
+    *sources: Annotated[
+        str, Parameter(help="A list of requests (.jsonl or .csv); or with --prompt pictures, such as 'photos/*.jpg'.")
+    ],
+    options: BatchOptions = BatchOptions(),  # noqa: B008  frozen
+    shape: Shape = Shape(),  # noqa: B008  frozen
+    service: Service = Service(),  # noqa: B008  frozen
+    json: Json = False,
+) -> int:
+    """Make many pictures; the same command again goes on where it stopped, after whatever stopped it.
+
+    A list has a request a line: prompt, images, aspect_ratio, resolution, tier, model, id; other columns are kept.
+    Ctrl-C once stops sending and waits for what runs, twice stops at once. Exit code 1 when a picture is missing.
+
+    Example: flux2 batch jobs.jsonl --out results/
+    """
+    return _done(
+        lambda screen: run_batch(screen, jobs(sources, options, shape), options, service, _again()), machine=json
+    )
 
 
 @app.command
@@ -196,6 +224,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    _words.set(tuple(arguments))
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
         code = command(*bound.args, **bound.kwargs)
@@ -210,6 +239,11 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _again() -> str:
+    """Give the command under way, without what is meant to be done once."""
+    return shlex.join(["flux2", *(word for word in _words.get() if word not in ONCE)])
 
 
 def _make(

@@ -62,12 +62,17 @@ class Screen:
         """Say something about the progress."""
         self.err.print(Text(text, style=style), soft_wrap=True)
 
-    def error(self, error: BaseException | str, hint: str = "", task_id: str | None = None) -> None:
-        """Say in one line what went wrong and what to do, and give it to machines as well."""
+    def complain(self, error: BaseException | str, hint: str = "") -> str:
+        """Say in one line what went wrong and what to do; give the line."""
         text = one_line(str(error))
         if hint:
             text = f"{text.rstrip('.;')}; {hint}"
         self.err.print(Text.assemble(("flux2: ", "bold red"), text), soft_wrap=True)
+        return text
+
+    def error(self, error: BaseException | str, hint: str = "", task_id: str | None = None) -> None:
+        """Say in one line what went wrong and what to do, and give it to machines as well."""
+        text = self.complain(error, hint)
         if isinstance(error, BaseException):
             self.document({"error": error_document(error)})
         else:

@@ -5,13 +5,11 @@ import math
 from urllib.request import getproxies, proxy_bypass
 
 from flux2_async.cli.screen import Screen, UsageError
-from flux2_async.cli.service import LIMIT
+from flux2_async.cli.service import CREDITS, LIMIT
 from flux2_async.emulator import Emulator, Plan, Script
 
 __all__ = ["serve"]
 
-# Nobody should run out of play money.
-CREDITS = 1_000_000.0
 MAX_PORT = 65535
 
 

@@ -8,49 +8,54 @@ import aiohttp
 
 from flux2_async.cli.options import Service
 from flux2_async.emulator import Emulator, Limit, Plan, Script
-from flux2_async.models import Polling, RateLimit
+from flux2_async.models import Callbacks, Polling, RateLimit
 from flux2_async.session import Flux2Session
 
-__all__ = ["EMULATED_POLLING", "emulated", "opened", "real"]
+__all__ = ["CREDITS", "EMULATED_POLLING", "LIMIT", "emulated", "opened", "real"]
 
 # Upstream's figure, which real accounts are said to have.
 LIMIT: Final = Limit(20, 10.0, retry_after="seconds")
+# Nobody should run out of play money.
+CREDITS: Final = 1_000_000.0
 # Looking costs nothing on loopback, and makes the progress lively.
 EMULATED_POLLING: Final = Polling(interval=0.3)
 
 
 @asynccontextmanager
-async def opened(service: Service, limit: RateLimit | None) -> AsyncIterator[Flux2Session]:
+async def opened(
+    service: Service, limit: RateLimit | None, callbacks: Callbacks | None = None
+) -> AsyncIterator[Flux2Session]:
     """Open a session as the options say.
 
     Args:
         service: The options.
         limit: What `service.check` gave.
+        callbacks: Where callbacks come in, or None.
 
     Yields:
         The session; an emulated service ends with it.
     """
     if service.emulate:
-        script = Script(plans=Plan(duration=3.0), limit=LIMIT)
-        async with Emulator(script) as emulator, emulated(emulator, limit) as flux:
+        script = Script(plans=Plan(duration=3.0), limit=LIMIT, credits=CREDITS)
+        async with Emulator(script) as emulator, emulated(emulator, limit, callbacks) as flux:
             yield flux
     else:
-        async with real(limit) as flux:
+        async with real(limit, callbacks) as flux:
             yield flux
 
 
 @asynccontextmanager
-async def real(limit: RateLimit | None = None) -> AsyncIterator[Flux2Session]:
+async def real(limit: RateLimit | None = None, callbacks: Callbacks | None = None) -> AsyncIterator[Flux2Session]:
     """Open a session with the account that the environment names, through the proxies it names."""
     # As users of other commands expect; the library by itself reads no proxy settings.
     async with (
         aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http,
-        Flux2Session(rate_limit=limit, http=http) as flux,
+        Flux2Session(rate_limit=limit, callbacks=callbacks, http=http) as flux,
     ):
         yield flux
 
 
-def emulated(emulator: Emulator, limit: RateLimit | None) -> Flux2Session:
+def emulated(emulator: Emulator, limit: RateLimit | None, callbacks: Callbacks | None = None) -> Flux2Session:
     """Make a session with an emulator; nothing of the environment is read."""
     return Flux2Session(
         emulator.api_key,
@@ -58,4 +63,5 @@ def emulated(emulator: Emulator, limit: RateLimit | None) -> Flux2Session:
         upload_url=emulator.upload_url,
         rate_limit=limit,
         polling=EMULATED_POLLING,
+        callbacks=callbacks,
     )

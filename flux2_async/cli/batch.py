@@ -1,0 +1,195 @@
+"""`flux2 batch`: a list of requests, run until all of it is done, however often it is interrupted."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Final
+
+import attrs
+
+from flux2_async.batch import BadLine, Batch, InvalidInputError, Job, Journal, run_batch
+from flux2_async.cli.batch_board import BatchBoard
+from flux2_async.cli.batch_end import End, tell_end
+from flux2_async.cli.batch_options import BatchOptions
+from flux2_async.cli.options import Service
+from flux2_async.cli.run import INTERRUPTED
+from flux2_async.cli.screen import Screen, UsageError
+from flux2_async.cli.service import opened
+from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
+from flux2_async.receivers import serve
+from flux2_async.session import Flux2Session
+
+__all__ = ["batch"]
+
+# A task takes 8 to 95 seconds; what takes longer is found again by the next run.
+PATIENCE: Final = 120
+SHOWN: Final = 20
+"""Bad lines that are shown."""
+
+
+async def batch(
+    screen: Screen, wanted: Iterator[Job | BadLine], options: BatchOptions, service: Service, again: str
+) -> int:
+    """Run a batch.
+
+    Args:
+        screen: Where to tell of it.
+        wanted: What to make, see `jobs`.
+        options: What it may cost, where it goes.
+        service: Which service.
+        again: The command that goes on with it.
+
+    Returns:
+        0 all done, 1 some are not, 130 interrupted.
+
+    Raises:
+        UsageError: Something cannot be followed; nothing was sent.
+        Flux2Error: Likewise.
+    """
+    limit = service.check()
+    callbacks = options.callbacks()
+    if options.retry_unknown:
+        screen.note("--retry-unknown: what was accepted unseen is paid a second time", "yellow")
+    async with AsyncExitStack() as stack:
+        flux = await stack.enter_async_context(opened(service, limit, callbacks and callbacks[0]))
+        if callbacks:
+            await stack.enter_async_context(serve(flux, *callbacks[1:]))
+        journal = await stack.enter_async_context(_journal(options, emulated=service.emulate))
+        end = await _run(screen, flux, journal, wanted, options)
+        end.again = again
+        end.balance_after = await _balance(flux)
+        await tell_end(screen, journal, end, with_report=options.report)
+    return INTERRUPTED if end.interrupted else int(not end.complete)
+
+
+@asynccontextmanager
+async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Journal]:
+    # What the emulated service made is worth nothing to the real one, and its tasks end with it.
+    name = "emulated.db" if emulated else "run.db"
+    async with Journal(options.journal or options.out / name) as journal:
+        if emulated:
+            await journal.forget_unfinished()
+        yield journal
+
+
+async def _run(
+    screen: Screen, flux: Flux2Session, journal: Journal, wanted: Iterator[Job | BadLine], options: BatchOptions
+) -> End:
+    before = await _balance(flux, needed=True)
+    running = run_batch(
+        flux,
+        wanted,
+        journal=journal,
+        directory=options.out,
+        max_running=options.max_running,
+        limit=options.limit,
+        shuffle=options.shuffle,
+        max_tasks=options.max_tasks,
+        max_credits=options.max_credits,
+        retry_failed=options.retry_failed,
+        retry_unknown=options.retry_unknown,
+        download=options.download,
+        skip_invalid=options.skip_invalid,
+    )
+    failure: Exception | None = None
+    with BatchBoard(screen, running, flux) as board, _interrupts(running, board) as interrupts:
+        try:
+            async for outcome in running:
+                board.tell(outcome)
+        except InvalidInputError as error:
+            for line in error.lines[:SHOWN]:
+                screen.note(str(line), "red")
+            more = f", {SHOWN} of which are shown" if error.count > SHOWN else ""
+            raise UsageError(
+                f"{error.count} requests cannot be used{more}; nothing was sent. Correct them, or skip them with "
+                "--skip-invalid"
+            ) from None
+        except (Flux2Error, OSError) as error:
+            if running.progress is None:
+                raise
+            failure = error
+    for line in running.invalid[:SHOWN]:
+        screen.note(f"skipped: {line}", "yellow")
+    assert running.progress is not None, "iterated to its end"  # noqa: S101  every other way out has raised
+    return End(
+        progress=running.progress,
+        folder=options.out,
+        failure=failure,
+        interrupted=interrupts.count > 0,
+        skipped=running.invalid_count,
+        downloading=options.download,
+        balance_before=before,
+    )
+
+
+async def _balance(flux: Flux2Session, *, needed: bool = False) -> float | None:
+    """Ask for the balance; a service that will not tell is no reason to make no pictures, a wrong key is."""
+    try:
+        return await flux.credits()
+    except (AuthenticationError, TransportError):
+        if needed:
+            raise
+    except Flux2Error:
+        pass
+    return None
+
+
+@attrs.define
+class _Interrupts:
+    """Ctrl-C: once ends the sending, twice all of it."""
+
+    batch: Batch
+    board: BatchBoard
+    count: int = 0
+    countdown: "asyncio.Task[None] | None" = None
+
+    def strike(self) -> None:
+        """Take one."""
+        self.count += 1
+        if self.count == 1:
+            self.batch.stop()
+            self.countdown = asyncio.get_running_loop().create_task(self._count_down())
+        else:
+            self.board.say("stopping now; what runs at the service is found by the next run")
+            self.batch.stop(now=True)
+
+    async def _count_down(self) -> None:
+        for left in range(PATIENCE, 0, -1):
+            progress = self.batch.progress
+            running = 0 if progress is None else progress.running + progress.sending
+            self.board.stopping = (
+                f"nothing more is sent; {running} tasks are waited for, at most {left} s more; "
+                "Ctrl-C again stops at once"
+            )
+            if left % 10 == 0:
+                self.board.tell_stop()
+            await asyncio.sleep(1)
+        self.batch.stop(now=True)
+
+
+@contextmanager
+def _interrupts(batch: Batch, board: BatchBoard) -> Iterator[_Interrupts]:
+    interrupts = _Interrupts(batch, board)
+    loop = asyncio.get_running_loop()
+    ticking = loop.create_task(_tick(board))
+    try:
+        loop.add_signal_handler(signal.SIGINT, interrupts.strike)
+        handled = True
+    except NotImplementedError:
+        # Windows: Ctrl-C cancels the command, which stops the batch at once.
+        handled = False
+    try:
+        yield interrupts
+    finally:
+        ticking.cancel()
+        if handled:
+            loop.remove_signal_handler(signal.SIGINT)
+        if interrupts.countdown is not None:
+            interrupts.countdown.cancel()
+
+
+async def _tick(board: BatchBoard) -> None:
+    while True:
+        await asyncio.sleep(1)
+        board.tick()

@@ -1,0 +1,157 @@
+"""Progress of a batch: a board redrawn in place on a terminal, a line now and then elsewhere."""
+
+import time
+from collections import deque
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from flux2_async.batch import Batch, Outcome, Progress, State
+from flux2_async.cli.screen import Screen, one_line
+from flux2_async.session import Flux2Session
+
+__all__ = ["BatchBoard"]
+
+REFRESH: Final = 4.0
+# Seconds between two lines where nothing is redrawn.
+EVERY: Final = 10.0
+# The speed is that of the last minutes: a batch has slow and fast hours.
+WINDOW: Final = 120.0
+ERRORS: Final = 3
+ERROR_LINES: Final = 20
+WIDE: Final = 100
+
+
+class BatchBoard:
+    """Shows how far a batch is; use it as a context manager.
+
+    Args:
+        screen: Where.
+        batch: What.
+        flux: Its session.
+
+    Attributes:
+        stopping: What is said about a stop under way; empty for none.
+    """
+
+    def __init__(self, screen: Screen, batch: Batch, flux: Flux2Session) -> None:
+        self.stopping = ""
+        self._screen = screen
+        self._batch = batch
+        self._flux = flux
+        self._begun = time.monotonic()
+        self._told_at = self._begun
+        self._told = ""
+        self._ended: deque[float] = deque()
+        self._errors: deque[str] = deque(maxlen=ERRORS)
+        self._error_count = 0
+        self._live: Live | None = None
+        if screen.live:
+            self._live = Live(
+                console=screen.err, get_renderable=self._drawn, refresh_per_second=REFRESH, transient=True
+            )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def tell(self, outcome: Outcome) -> None:
+        """A request has come to its end."""
+        self._ended.append(time.monotonic())
+        if outcome.error is not None:
+            state = "not downloaded" if outcome.state is State.DONE else outcome.state
+            self._complain(f"line {outcome.line} ({outcome.id}) {state}: {one_line(outcome.error.message)}")
+        self.tick()
+
+    def tick(self) -> None:
+        """Time has passed."""
+        if self._live is None and time.monotonic() - self._told_at >= EVERY:
+            self._told_at = time.monotonic()
+            text = self._numbers()
+            if text != self._told:
+                self._told = text
+                self.say(text)
+
+    def say(self, text: str) -> None:
+        """Tell something in a line of its own."""
+        if self._live is None:
+            self._screen.note(f"{time.monotonic() - self._begun:6.1f} s  {text}")
+        else:
+            self._live.console.print(Text(text), soft_wrap=True)
+
+    def tell_stop(self) -> None:
+        """Tell of a stop under way where nothing is redrawn."""
+        if self._live is None:
+            self.say(self.stopping)
+
+    def _complain(self, text: str) -> None:
+        self._error_count += 1
+        self._errors.append(text)
+        if self._live is None and self._error_count <= ERROR_LINES:
+            rest = "; further ones are in results.jsonl" if self._error_count == ERROR_LINES else ""
+            self.say(text + rest)
+
+    def _numbers(self) -> str:
+        progress = self._batch.progress
+        if progress is None:
+            return "reading the requests"
+        waiting = self._flux.statistics().waiting
+        parts = [f"{progress.done} of {progress.total} done", f"{progress.running + progress.sending} running"]
+        parts += [f"{waiting} waiting for the limit"] if waiting else []
+        parts += [f"{progress.failed} failed", f"{progress.unknown} unknown", f"{progress.spent:g} credits"]
+        return ", ".join(parts + self._pace(progress))
+
+    def _pace(self, progress: Progress) -> list[str]:
+        now = time.monotonic()
+        while self._ended and self._ended[0] < now - WINDOW:
+            self._ended.popleft()
+        passed = min(now - self._begun, WINDOW)
+        if not self._ended or passed <= 0:
+            return []
+        speed = len(self._ended) / passed
+        left = (progress.queued + progress.sending + progress.running) / speed
+        return [f"{speed * 60:.0f} a minute"] + ([f"about {_span(left)} left"] if left else [])
+
+    def _drawn(self) -> RenderableType:
+        progress = self._batch.progress
+        if progress is None:
+            return Text("reading the requests")
+        width = min(self._screen.err.width, WIDE)
+        lines: list[RenderableType] = [
+            ProgressBar(total=max(progress.total, 1), completed=progress.done, width=width),
+            Text(self._numbers()),
+        ]
+        lines += [Text(text, "yellow", no_wrap=True, overflow="ellipsis") for text in self._hindrances(progress)]
+        lines += [Text(text, "red", no_wrap=True, overflow="ellipsis") for text in self._errors]
+        return Group(*lines)
+
+    def _hindrances(self, progress: Progress) -> list[str]:
+        found = []
+        paused_until = self._flux.statistics().paused_until
+        if paused_until is not None:
+            left = (paused_until - datetime.now(UTC)).total_seconds()
+            found.append(f"the limit is waited for, {max(left, 0):.0f} s more")
+        if progress.away is not None:
+            found.append(f"the service is away, trying again: {one_line(progress.away)}")
+        if self.stopping:
+            found.append(self.stopping)
+        return found
+
+
+def _span(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"  # noqa: PLR2004  "99 min" is still read at a glance

@@ -1,0 +1,141 @@
+"""What is told when a batch has ended, whichever way."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from flux2_async.batch import Journal, Outcome, Progress, State
+from flux2_async.batch.results import RESULTS
+from flux2_async.cli.screen import Screen, error_document
+
+__all__ = ["End", "tell_end"]
+
+LISTED: Final = 10
+
+
+@attrs.define(kw_only=True)
+class End:
+    """How a batch ended.
+
+    Attributes:
+        progress: How far it came.
+        folder: Where everything is.
+        failure: What stopped it, or None.
+        interrupted: Whether somebody did.
+        skipped: Lines that could not be used.
+        downloading: Whether pictures were to be saved.
+        balance_before: Credits of the account before, or None when it did not tell.
+        balance_after: And after.
+        again: The command that goes on with it.
+    """
+
+    progress: Progress
+    folder: Path
+    failure: Exception | None
+    interrupted: bool
+    skipped: int
+    downloading: bool
+    balance_before: float | None
+    balance_after: float | None = None
+    again: str = ""
+
+    @property
+    def left(self) -> int:
+        """Requests that the next run goes on with by itself."""
+        progress = self.progress
+        waiting = progress.queued + progress.sending + progress.running
+        return waiting + (progress.not_downloaded if self.downloading else 0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every request has its picture."""
+        progress = self.progress
+        return not (self.left or progress.failed or progress.unknown or self.skipped or self.failure)
+
+
+async def tell_end(screen: Screen, journal: Journal, end: End, *, with_report: bool) -> None:
+    """Tell people and machines how a batch ended, and what to type next."""
+    unknown = [outcome async for outcome in journal.outcomes(state=State.UNKNOWN)] if end.progress.unknown else []
+    screen.result(_summary(end))
+    for outcome in unknown[:LISTED]:
+        screen.note(f"unknown: {_named(outcome)}, submission {outcome.ref}", "yellow")
+    for words in _advice(end):
+        screen.note(words)
+    if end.failure is not None:
+        notes = " ".join(getattr(end.failure, "__notes__", []))
+        screen.complain(end.failure, " ".join(filter(None, (notes, f"go on with: {end.again}"))))
+    elif end.interrupted:
+        screen.complain("interrupted", f"go on with: {end.again}" if end.left else "")
+    screen.document(_document(end, unknown))
+
+
+def _summary(end: End) -> str:
+    progress = end.progress
+    parts = [f"{progress.total} requests", f"{progress.done} done"]
+    counts = {
+        "not downloaded": progress.not_downloaded,
+        "failed": progress.failed,
+        "unknown": progress.unknown,
+        "at the service": progress.running + progress.sending,
+        "not sent": progress.queued,
+        "skipped": end.skipped,
+    }
+    parts += [f"{count} {what}" for what, count in counts.items() if count]
+    lines = [" · ".join(parts), _money(end), f"Results: {end.folder / RESULTS}"]
+    return "\n".join(lines)
+
+
+def _money(end: End) -> str:
+    words = f"{end.progress.spent:.10g} credits"
+    if end.progress.reserved:
+        words += f", and up to {end.progress.reserved:.10g} for what is running, unknown or without a figure"
+    if end.balance_before is not None and end.balance_after is not None:
+        words += f" · balance {end.balance_before:.10g} before, {end.balance_after:.10g} now"
+    return words
+
+
+def _advice(end: End) -> list[str]:
+    progress = end.progress
+    found = []
+    if progress.stopped:
+        found.append(f"Stopped by {progress.stopped}.")
+    if progress.unknown:
+        found.append(
+            "Unknown requests may have been paid: look into the task log of your account. --retry-unknown sends them "
+            "again, which may pay twice."
+        )
+    if progress.failed:
+        found.append("--retry-failed sends again what failed.")
+    if end.left and not end.interrupted and end.failure is None:
+        found.append(f"Go on with: {end.again}")
+    return found
+
+
+def _named(outcome: Outcome) -> str:
+    return f"line {outcome.line} ({outcome.id})"
+
+
+def _document(end: End, unknown: list[Outcome]) -> dict[str, Any]:
+    progress = end.progress
+    return {
+        "total": progress.total,
+        "done": progress.done,
+        "failed": progress.failed,
+        "unknown": progress.unknown,
+        "running": progress.running + progress.sending,
+        "queued": progress.queued,
+        "not_downloaded": progress.not_downloaded,
+        "skipped": end.skipped,
+        "credits": progress.spent,
+        "credits_reserved": progress.reserved,
+        "balance_before": end.balance_before,
+        "balance_after": end.balance_after,
+        "stopped": progress.stopped,
+        "interrupted": end.interrupted,
+        "complete": end.complete,
+        "results": str(end.folder / RESULTS),
+        "unknown_ids": [outcome.id for outcome in unknown],
+        "again": None if end.complete else end.again,
+        "error": end.failure and error_document(end.failure),
+    }

@@ -1,0 +1,96 @@
+"""What `flux2 batch` can be told."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import attrs
+from cyclopts import Parameter
+
+from flux2_async.batch import BadLine, Job, match_jobs, read_jobs
+from flux2_async.cli.options import Shape
+from flux2_async.cli.screen import UsageError
+from flux2_async.models import Callbacks
+
+__all__ = ["BatchOptions", "jobs"]
+
+SECRET: Final = "APIKLEY_CALLBACK_SECRET"  # noqa: S105  the name of a variable
+LIST: Final = (".jsonl", ".ndjson", ".csv", ".tsv")
+MAX_PORT: Final = 65535
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class BatchOptions:
+    """What to send, what it may cost, where it goes."""
+
+    out: Annotated[Path, Parameter(help="The folder for the pictures, results.jsonl, report.html and the journal.")] = (
+        Path("results")
+    )
+    prompt: Annotated[str | None, Parameter(help="What to do with each picture, where pictures are given.")] = None
+    journal: Annotated[Path | None, Parameter(help="The journal's file; run.db in the folder without it.")] = None
+    limit: Annotated[int | None, Parameter(help="Only the first so many requests.")] = None
+    shuffle: Annotated[
+        bool, Parameter(negative="", help="Send in a random order, the same in every run; with --limit a sample.")
+    ] = False
+    max_tasks: Annotated[int | None, Parameter(help="Start at most so many tasks now; the next run goes on.")] = None
+    max_credits: Annotated[
+        float | None, Parameter(help="The whole batch may cost so much; what is running or unknown counts as well.")
+    ] = None
+    max_running: Annotated[int | None, Parameter(help="Requests worked on at once.")] = None
+    retry_failed: Annotated[bool, Parameter(negative="", help="Send again what failed in an earlier run.")] = False
+    retry_unknown: Annotated[
+        bool, Parameter(negative="", help="Send again what may have been accepted unseen. This may pay twice.")
+    ] = False
+    skip_invalid: Annotated[bool, Parameter(negative="", help="Go on without lines that cannot be used.")] = False
+    download: Annotated[bool, Parameter(help="Save the pictures.")] = True
+    report: Annotated[bool, Parameter(help="Write report.html.")] = True
+    callback_url: Annotated[
+        str | None,
+        Parameter(help=f"The public address that leads to --callback-listen; the secret is taken from {SECRET}."),
+    ] = None
+    callback_listen: Annotated[str | None, Parameter(help="HOST:PORT to listen at for callbacks.")] = None
+
+    def callbacks(self) -> tuple[Callbacks, str, int] | None:
+        """Give where callbacks come in, and the host and port to listen at.
+
+        Raises:
+            UsageError: Something is missing or malformed.
+        """
+        if self.callback_url is None and self.callback_listen is None:
+            return None
+        if self.callback_url is None or self.callback_listen is None:
+            raise UsageError("--callback-url: it needs --callback-listen HOST:PORT, and the other way round")
+        secret = os.environ.get(SECRET, "")
+        if not secret.strip():
+            raise UsageError(
+                f"--callback-url: no secret; set one that all runs of this batch share: export {SECRET}=..."
+            )
+        host, _, port = self.callback_listen.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or int(port) > MAX_PORT:
+            raise UsageError(f"--callback-listen: {self.callback_listen!r} given, it must look like 0.0.0.0:8080")
+        return Callbacks(self.callback_url, secret=secret), host.strip("[]"), int(port)
+
+
+def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> Iterator[Job | BadLine]:
+    """Read what is to be made.
+
+    Raises:
+        UsageError: It is neither one list nor pictures with a prompt; nothing was sent.
+    """
+    if options.prompt is not None:
+        if not sources:
+            raise UsageError("--prompt: it says what to do with pictures; name them, such as 'photos/*.jpg'")
+        fields = {"aspect_ratio": shape.aspect_ratio or "auto", "resolution": shape.resolution, "tier": shape.tier}
+        return match_jobs(sources, options.prompt, fields)
+    if len(sources) != 1 or not sources[0].lower().endswith(LIST):
+        raise UsageError(
+            f"one list of requests must be named (its name ends in one of {', '.join(LIST)}), or pictures and --prompt"
+        )
+    if shape != Shape():
+        raise UsageError("--aspect-ratio, --resolution and --tier go with --prompt; in a list they are columns")
+    path = Path(sources[0])
+    if not path.is_file():
+        raise UsageError(f"there is no file {sources[0]!r}")
+    return read_jobs(path)

@@ -5,7 +5,6 @@ Why the window is never refused, and what it learns when it is nevertheless, sta
 """
 
 import asyncio
-import enum
 import math
 import warnings
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from flux2_async._waiting import Turnstile, Waiter
-from flux2_async._window import Starts, Ticket, Unlimited, Window
+from flux2_async._window import Fate, Starts, Ticket, Unlimited, Window
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
@@ -89,16 +88,6 @@ class Slots(Turnstile[None]):
         )
 
 
-class _Fate(enum.Enum):
-    """What became of a request that had a permit."""
-
-    NEVER_SENT = enum.auto()
-    ANSWERED = enum.auto()
-    AMBIGUOUS = enum.auto()
-    REFUSED = enum.auto()
-    DROPPED = enum.auto()
-
-
 class Permit:
     """Leave to send one request. The first way of settling it counts, later ones do nothing.
 
@@ -108,7 +97,7 @@ class Permit:
 
     __slots__ = ("_settle", "_settled")
 
-    def __init__(self, settle: Callable[[_Fate, float | None], None]) -> None:
+    def __init__(self, settle: Callable[[Fate, float | None], None]) -> None:
         self._settle = settle
         self._settled = False
 
@@ -119,15 +108,15 @@ class Permit:
 
     def never_sent(self) -> None:
         """The request certainly did not leave: back at once."""
-        self._once(_Fate.NEVER_SENT)
+        self._once(Fate.NEVER_SENT)
 
     def answered(self) -> None:
         """An answer came, success or not, other than 429: back `period` (and 0.1 %) from now."""
-        self._once(_Fate.ANSWERED)
+        self._once(Fate.ANSWERED)
 
     def ambiguous(self) -> None:
         """Given up or broken off, so it may be counted later: back two periods from now."""
-        self._once(_Fate.AMBIGUOUS)
+        self._once(Fate.AMBIGUOUS)
 
     def refused(self, retry_after: float | None) -> None:
         """Answered with 429: close the gate for everybody, learn, and give the permit back.
@@ -136,9 +125,9 @@ class Permit:
             retry_after: Seconds the service named. None, 0, negative or not a number: it named none, so the period
                 (10 s where there is no limit). At most an hour is believed.
         """
-        self._once(_Fate.REFUSED, retry_after)
+        self._once(Fate.REFUSED, retry_after)
 
-    def _once(self, fate: _Fate, retry_after: float | None = None) -> None:
+    def _once(self, fate: Fate, retry_after: float | None = None) -> None:
         if not self._settled:
             self._settled = True
             self._settle(fate, retry_after)
@@ -153,7 +142,7 @@ class Permit:
 
     def __del__(self) -> None:
         if not self._settled:
-            self._once(_Fate.DROPPED)
+            self._once(Fate.DROPPED)
             warnings.warn("a permit was dropped without being settled; held for two periods", ResourceWarning, 2)
 
 
@@ -231,19 +220,19 @@ class Limiter(Turnstile[Permit]):
     def _take_back(self, grant: Permit, /) -> None:
         grant.never_sent()
 
-    def _settle(self, ticket: Ticket, fate: _Fate, retry_after: float | None) -> None:
-        if fate is _Fate.DROPPED:
+    def _settle(self, ticket: Ticket, fate: Fate, retry_after: float | None) -> None:
+        if fate is Fate.DROPPED:
             self._settle_soon(ticket)
             return
         now = asyncio.get_running_loop().time()
         match fate:
-            case _Fate.NEVER_SENT:
+            case Fate.NEVER_SENT:
                 self._window.never_sent(ticket)
-            case _Fate.ANSWERED:
+            case Fate.ANSWERED:
                 self._window.answered(ticket, now)
-            case _Fate.AMBIGUOUS:
+            case Fate.AMBIGUOUS:
                 self._window.ambiguous(now)
-            case _Fate.REFUSED:
+            case Fate.REFUSED:
                 self._window.refused(ticket, now)
                 self._close_gate(now + self._pause_for(retry_after))
         self._wake()
@@ -251,7 +240,7 @@ class Limiter(Turnstile[Permit]):
     def _settle_soon(self, ticket: Ticket) -> None:
         # The garbage collector may run in any thread.
         if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._settle, ticket, _Fate.AMBIGUOUS, None)
+            self._loop.call_soon_threadsafe(self._settle, ticket, Fate.AMBIGUOUS, None)
 
     def _pause_for(self, retry_after: float | None) -> float:
         return min(retry_after, MAX_PAUSE) if retry_after is not None and retry_after > 0 else self._pause

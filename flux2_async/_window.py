@@ -23,6 +23,7 @@ When a 429 comes nevertheless (a lower limit, strangers on the key, a server tha
   are never legal this costs at most n refusals in 60 n submissions.
 """
 
+import enum
 import heapq
 import math
 from typing import Final, Protocol
@@ -35,6 +36,16 @@ HAIR: Final = 1.001
 PATIENCE: Final = 4
 MAX_PATIENCE: Final = 32
 FORGET: Final = 60
+
+
+class Fate(enum.Enum):
+    """What became of a request that had a permit."""
+
+    NEVER_SENT = "never_sent"
+    ANSWERED = "answered"
+    AMBIGUOUS = "ambiguous"
+    REFUSED = "refused"
+    DROPPED = "dropped"
 
 
 @attrs.frozen(eq=False)
@@ -89,24 +100,26 @@ class Unlimited:
         """The gate alone answers a 429."""
 
 
+@attrs.define(eq=False)
 class Window:
     """At most `rate.limit` counts in any `rate.period` on the server's side, less where a 429 taught so."""
 
-    def __init__(self, rate: RateLimit) -> None:
-        self._rate = rate
-        self._limit = rate.limit
-        self._out = 0
-        # When the permits of settled requests come back, and whether the server certainly took the request.
-        self._returns: list[tuple[float, bool]] = []
-        self._news_at = -math.inf
-        self._accepted = 0
-        self._took_full_window = False
-        self._paced = False
-        # The pace is a bucket (GCRA) of this many sends, and when it is full again.
-        self._burst = rate.limit
-        self._measures_burst = False
-        self._full_at = -math.inf
-        self._growth = Growth(rate)
+    _rate: RateLimit
+    _limit: int = attrs.field(init=False, default=attrs.Factory(lambda self: self._rate.limit, takes_self=True))
+    _out: int = attrs.field(init=False, default=0)
+    # When the permits of settled requests come back, and whether the server certainly took the request.
+    _returns: list[tuple[float, bool]] = attrs.field(init=False, factory=list)
+    _news_at: float = attrs.field(init=False, default=-math.inf)
+    _accepted: int = attrs.field(init=False, default=0)
+    _took_full_window: bool = attrs.field(init=False, default=False)
+    _paced: bool = attrs.field(init=False, default=False)
+    # The pace is a bucket (GCRA) of this many sends, and when it is full again.
+    _burst: int = attrs.field(init=False, default=attrs.Factory(lambda self: self._rate.limit, takes_self=True))
+    _measures_burst: bool = attrs.field(init=False, default=False)
+    _full_at: float = attrs.field(init=False, default=-math.inf)
+    _growth: "Growth" = attrs.field(
+        init=False, default=attrs.Factory(lambda self: Growth(self._rate.period, self._rate.limit), takes_self=True)
+    )
 
     @property
     def learned_limit(self) -> int | None:
@@ -120,13 +133,23 @@ class Window:
     def _spacing(self) -> float:
         return self._rate.period / self._limit if self._paced else 0.0
 
-    def ready_at(self, now: float) -> float:
-        """When to ask again: `now` if a permit is free, infinity if first something in flight must be settled."""
+    def ready_at(self, now: float, ahead: int = 0) -> float:
+        """When to ask again: `now` if a permit is free, infinity if first something in flight must be settled.
+
+        Args:
+            now: The time.
+            ahead: Permits that others are to have before.
+        """
         self._collect(now)
-        paced = max(now, self._full_at - (min(self._burst, self._limit) - 1) * self._spacing)
-        if self._out < self._limit:
+        at_once = min(self._burst, self._limit) - 1
+        paced = max(now, max(self._full_at, now) + (ahead - at_once) * self._spacing)
+        missing = self._out + ahead + 1 - self._limit
+        if missing <= 0:
             return paced
-        return max(paced, self._returns[0][0]) if self._returns else math.inf
+        if missing > len(self._returns):
+            return math.inf
+        first = self._returns[0] if missing == 1 else heapq.nsmallest(missing, self._returns)[-1]
+        return max(paced, first[0])
 
     def take(self, now: float) -> Ticket:
         self._out += 1
@@ -154,6 +177,16 @@ class Window:
 
     def ambiguous(self, now: float) -> None:
         heapq.heappush(self._returns, (now + 2 * self._rate.period * HAIR, False))
+
+    def hold(self, until: float) -> None:
+        """Count a permit that was taken without this window and comes back at `until`."""
+        self._out += 1
+        heapq.heappush(self._returns, (until, True))
+
+    def reset(self, rate: RateLimit) -> None:
+        """Believe in another limit from now on; what is out stays out."""
+        self._rate = rate
+        self._forget()
 
     def refused(self, ticket: Ticket, now: float) -> None:
         # The server did not count it; the gate, not this permit, is what waits.
@@ -185,21 +218,21 @@ class Window:
     def _forget(self) -> None:
         self._limit = self._burst = self._rate.limit
         self._paced = self._took_full_window = False
-        self._growth = Growth(self._rate)
+        self._growth = Growth(self._rate.period, self._rate.limit)
 
 
+@attrs.define(eq=False)
 class Growth:
     """Counts clean periods at the present level and says when to try a higher one."""
 
-    def __init__(self, rate: RateLimit) -> None:
-        self._period = rate.period
-        self._max_step = max(1, rate.limit // 4)
-        self._patience = PATIENCE
-        self._wait = 1
-        self._step = 1
-        self._trying = False
-        self._clean = 0
-        self._clean_since: float | None = None
+    _period: float
+    _top: int
+    _patience: int = attrs.field(init=False, default=PATIENCE)
+    _wait: int = attrs.field(init=False, default=1)
+    _step: int = attrs.field(init=False, default=1)
+    _trying: bool = attrs.field(init=False, default=False)
+    _clean: int = attrs.field(init=False, default=0)
+    _clean_since: float | None = attrs.field(init=False, default=None)
 
     @property
     def forgets(self) -> bool:
@@ -214,7 +247,7 @@ class Growth:
         self._clean_since = now
         if self._trying:
             self._trying, self._patience = False, PATIENCE
-            self._step = min(2 * self._step, self._max_step)
+            self._step = min(2 * self._step, max(1, self._top // 4))
         if self._clean < self._wait or room <= 0:
             return 0
         self._restart(wait=1)

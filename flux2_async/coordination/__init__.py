@@ -1,0 +1,1 @@
+"""Many processes, one account: a limit, a pause, keys and callbacks that all of them share."""

@@ -1,0 +1,356 @@
+"""The state that all processes of one account share, and its rules. Pure: time comes in as an argument.
+
+Leases. A permit is lent to a process until it is settled; then it comes back as `_window` says: `period` after the
+answer, at once when nothing was sent, two periods after a send that is ambiguous. A process that died settles nothing;
+its lease expires by itself and counts as ambiguous from then on. So a dead owner costs one lease and no over-run.
+A settlement of an unknown lease (the state was lost in between) counts as taken just then: declaring is settling.
+
+Order. Processes queue, not submissions; who was given something goes to the end, so all who wait have equal shares.
+Nobody polls: the answer says when to ask again, which is when the permit comes back that is theirs by their place.
+What is in flight now comes back in a period at the earliest, so asking a period later misses nothing; what comes back
+at once instead is told by a wake. Who does not ask at the promised time has `grace`, then is passed over.
+
+Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
+restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait a period.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+
+from flux2_async._coordination import Answer, Settlement, Terms
+from flux2_async._window import HAIR, Fate, Ticket, Window
+from flux2_async.models import RateLimit
+
+__all__ = ["Book", "Known", "Reply"]
+
+PEER_SEEN_FOR: Final = 60.0
+"""Seconds after which a process that says nothing is no longer counted."""
+
+# An answer that names a time closer than this part of the period would make many ask for what few can have.
+ASKS_PER_PERIOD: Final = 500
+GRACE_MIN: Final = 0.1
+GRACE_MAX: Final = 0.5
+PAUSE_WITHOUT_LIMIT: Final = 10.0
+
+
+@attrs.frozen
+class Known:
+    """What a process remembers of the state, to notice that it was lost.
+
+    Attributes:
+        epoch: The state's name, or empty for a process that has never asked.
+        number: The highest number of a lease it has heard of.
+    """
+
+    epoch: str = ""
+    number: int = 0
+
+
+@attrs.frozen
+class Reply:
+    """An answer, and what to remember of the state.
+
+    Attributes:
+        answer: To be handed on.
+        known: To be told with the next question.
+    """
+
+    answer: Answer
+    known: Known
+
+
+@attrs.frozen
+class _Lease:
+    sent_at: float
+    last: bool
+    spacing: float
+    expires_at: float
+
+
+@attrs.define
+class _Waiting:
+    """A process in the queue: how many permits it can use, when one is its turn, and when it is to ask again."""
+
+    peer: str
+    want: int
+    turn: float
+    due: float
+
+
+class Book:
+    """The shared state of one account.
+
+    Args:
+        epoch: A name that no other state has.
+        terms: As the first process knows them.
+        now: The time.
+    """
+
+    def __init__(self, epoch: str, terms: Terms, now: float) -> None:
+        self.epoch = epoch
+        self.number = 0
+        self._born = now
+        self._until = -math.inf
+        self._terms = terms
+        self._window = Window(terms.rate) if terms.rate else None
+        self._leases: dict[str, _Lease] = {}
+        self._peers: dict[str, float] = {}
+        self._queue: list[_Waiting] = []
+
+    @property
+    def period(self) -> float:
+        """Seconds of the limit, or of a pause where there is none."""
+        return self._terms.rate.period if self._terms.rate else PAUSE_WITHOUT_LIMIT
+
+    @property
+    def lives_for(self) -> float:
+        """Seconds after which a state that nobody asked means nothing any more."""
+        return 3600.0 + self._terms.lease + 4 * self.period
+
+    def join(
+        self,
+        peer: str,
+        known: Known,
+        now: float,
+        *,
+        terms: Terms,
+        held: Sequence[float] = (),
+        seen_for: float = PEER_SEEN_FOR,
+    ) -> Reply:
+        """Let a process take part, at first or again, or say that it is still there.
+
+        Args:
+            peer: Its name.
+            known: What it remembers.
+            now: The time.
+            terms: As it knows them; the latest word counts.
+            held: For each permit it took without this state, the seconds until that comes back.
+            seen_for: Seconds for which it counts without saying anything; infinity: until `leave`.
+        """
+        self._advance(now)
+        self._compare(known, now)
+        if terms.rate != self._terms.rate:
+            self._change(terms.rate)
+        self._terms = terms
+        self._peers[peer] = now + seen_for
+        for seconds in held:
+            if self._window:
+                self._window.hold(now + seconds)
+        return self._reply(now, (), 0.0)
+
+    def leave(self, peer: str, now: float) -> None:
+        """Forget a process; what it has borrowed expires by itself."""
+        self._advance(now)
+        self._peers.pop(peer, None)
+        self._unqueue(peer)
+
+    def acquire(self, peer: str, known: Known, want: int, now: float, *, first: bool = False) -> Reply:
+        """Lend permits to a process, as many as are its share now.
+
+        Args:
+            peer: Its name.
+            known: What it remembers.
+            want: How many it can use; 0 leaves the queue.
+            now: The time.
+            first: Before the others.
+        """
+        self._advance(now)
+        self._compare(known, now)
+        self._peers[peer] = max(self._peers.get(peer, -math.inf), now + PEER_SEEN_FOR)
+        place = self._enter(peer, want, now, first=first)
+        share, kept = self._deal(place, now) if self._until <= now else (0, 0)
+        leases = tuple(self._lend(now) for _ in range(share))
+        if share:
+            self._queue.remove(place)
+            self._queue.append(place)
+            place.want -= share
+        if place.want <= 0:
+            self._unqueue(peer)
+            return self._reply(now, leases, 0.0)
+        self._postpone(place, kept, now)
+        return self._reply(now, leases, place.due - now)
+
+    def settle(self, settlement: Settlement, now: float) -> tuple[float, bool]:
+        """Take a permit back.
+
+        Returns:
+            The seconds of a pause that is news to everybody, else 0; and whether who waits should ask again now.
+        """
+        self._advance(now)
+        at = now - settlement.ago
+        lease = self._leases.pop(settlement.lease, None)
+        match settlement.fate:
+            case Fate.REFUSED:
+                if lease and self._window:
+                    self._window.refused(_ticket(lease), at)
+                return self._pause(at + settlement.pause, now), False
+            case Fate.NEVER_SENT:
+                if lease and self._window:
+                    self._window.never_sent(_ticket(lease))
+                return 0.0, bool(lease and self._queue)
+            case Fate.ANSWERED:
+                self._answered(lease, at)
+            case Fate.AMBIGUOUS | Fate.DROPPED:
+                self._ambiguous(lease, at)
+        return 0.0, False
+
+    def abandon(self, lease: str, now: float) -> None:
+        """Count a lease as ambiguous from now on: its owner is known to have died."""
+        if lease in self._leases:
+            self.settle(Settlement(lease, Fate.AMBIGUOUS, 0.0), now)
+
+    def _answered(self, lease: _Lease | None, at: float) -> None:
+        if self._window and lease:
+            self._window.answered(_ticket(lease), at)
+        elif self._window:
+            self._window.hold(at + self.period * HAIR)
+
+    def _ambiguous(self, lease: _Lease | None, at: float) -> None:
+        if self._window and lease:
+            self._window.ambiguous(at)
+        elif self._window:
+            self._window.hold(at + 2 * self.period * HAIR)
+
+    def _pause(self, until: float, now: float) -> float:
+        if until <= self._until:
+            return 0.0
+        self._until = until
+        return max(until - now, 0.0)
+
+    def _advance(self, now: float) -> None:
+        """Let everything happen that time alone brings."""
+        for name in [name for name, lease in self._leases.items() if lease.expires_at <= now]:
+            lease = self._leases.pop(name)
+            self._ambiguous(lease, lease.expires_at)
+        for peer in [peer for peer, until in self._peers.items() if until <= now]:
+            del self._peers[peer]
+        self._queue = [place for place in self._queue if place.due + self._grace > now]
+
+    @property
+    def _grace(self) -> float:
+        return max(GRACE_MIN, min(self.period / 20, GRACE_MAX))
+
+    def _compare(self, known: Known, now: float) -> None:
+        if known.epoch not in ("", self.epoch):
+            # All leases of the other state were lent before this one began.
+            self._pause(self._born + self.period * HAIR, now)
+        elif known.epoch and known.number > self.number:
+            self.number = known.number
+            self._pause(now + self.period * HAIR, now)
+
+    def _change(self, rate: RateLimit | None) -> None:
+        if rate and self._window:
+            self._window.reset(rate)
+        else:
+            self._window = Window(rate) if rate else None
+
+    def _enter(self, peer: str, want: int, now: float, *, first: bool) -> _Waiting:
+        for place in self._queue:
+            if place.peer == peer:
+                break
+        else:
+            place = _Waiting(peer, want, now, now)
+            self._queue.append(place)
+        place.want, place.turn = want, now
+        if first:
+            self._queue.remove(place)
+            self._queue.insert(0, place)
+        return place
+
+    def _unqueue(self, peer: str) -> None:
+        self._queue = [place for place in self._queue if place.peer != peer]
+
+    def _deal(self, place: _Waiting, now: float) -> tuple[int, int]:
+        """Deal what is free, one by one, among those whose turn it is; give what one gets, and what the others get."""
+        hands = [[other.want, 0, other is place] for other in self._queue if other.turn <= now]
+        free = self._free(sum(hand[0] for hand in hands), now)
+        left = free
+        while left > 0:
+            for hand in hands:
+                if hand[1] < hand[0] and left > 0:
+                    hand[1] += 1
+                    left -= 1
+        share = sum(hand[1] for hand in hands if hand[2])
+        return share, free - share
+
+    def _free(self, most: int, now: float) -> int:
+        if not self._window:
+            return most
+        free = 0
+        while free < most and self._window.ready_at(now, free) <= now:
+            free += 1
+        return free
+
+    def _lend(self, now: float) -> str:
+        self.number += 1
+        name = f"{self.epoch}:{self.number}"
+        if self._window:
+            ticket = self._window.take(now)
+            self._leases[name] = _Lease(ticket.sent_at, ticket.last, ticket.spacing, now + self._terms.lease)
+        return name
+
+    def _postpone(self, place: _Waiting, kept: int, now: float) -> None:
+        """Put off a process until the permit comes that is its by its place, after those `kept` for others now."""
+        ahead = max(self._queue.index(place), kept)
+        ready_at = self._window.ready_at(now, ahead) if self._window else now
+        # What is in flight is back in a period at the earliest.
+        turn = max(min(ready_at, now + self.period * HAIR), now + self.period / ASKS_PER_PERIOD, self._until)
+        place.turn = turn
+        # Others may not come for what is kept for them.
+        place.due = min(turn, now + self._grace) if kept else turn
+
+    def _reply(self, now: float, leases: tuple[str, ...], wait: float) -> Reply:
+        learned = self._window.learned_limit if self._window else None
+        answer = Answer(leases, wait, max(self._until - now, 0.0), learned, max(len(self._peers), 1))
+        return Reply(answer, Known(self.epoch, self.number))
+
+    def dump(self) -> dict[str, Any]:
+        """Give the state as plain data that JSON keeps exactly (with `allow_nan`, its default)."""
+        return {
+            "epoch": self.epoch,
+            "number": self.number,
+            "born": self._born,
+            "until": self._until,
+            "rate": attrs.astuple(self._terms.rate) if self._terms.rate else None,
+            "lease": self._terms.lease,
+            "window": _dump_window(self._window) if self._window else None,
+            "leases": {name: attrs.astuple(lease) for name, lease in self._leases.items()},
+            "peers": self._peers,
+            "queue": [attrs.astuple(place) for place in self._queue],
+        }
+
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> "Book":
+        """Make a book from what `dump` gave."""
+        rate = RateLimit(*state["rate"]) if state["rate"] else None
+        book = cls(state["epoch"], Terms(rate, state["lease"]), state["born"])
+        book.number, book._until = state["number"], state["until"]
+        book._window = _load_window(state["window"], rate) if state["window"] and rate else None
+        book._leases = {name: _Lease(*lease) for name, lease in state["leases"].items()}
+        book._peers = dict(state["peers"])
+        book._queue = [_Waiting(*place) for place in state["queue"]]
+        return book
+
+
+def _ticket(lease: _Lease) -> Ticket:
+    return Ticket(lease.sent_at, lease.last, lease.spacing)
+
+
+def _dump_window(window: Window) -> dict[str, Any]:
+    return attrs.asdict(window)
+
+
+def _load_window(state: dict[str, Any], rate: RateLimit) -> Window:
+    window = Window(rate)
+    for name, value in state.items():
+        if name == "_growth":
+            for part, number in value.items():
+                setattr(window._growth, part, number)  # noqa: SLF001  a window knows nothing of being written down
+        elif name == "_returns":
+            window._returns = [(at, taken) for at, taken in value]  # noqa: SLF001  as above; a heap stays a heap
+        elif name != "_rate":
+            setattr(window, name, value)
+    return window

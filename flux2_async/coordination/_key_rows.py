@@ -1,0 +1,89 @@
+"""What a key stands for, as one row of the shared state, and its rules. Pure: time comes in as an argument.
+
+A key is reserved immediately before its POST and for no longer than a POST lives. From then on it is never free by
+itself: who dies in between leaves `unknown`, since the service may have been reached. Only its owner frees it, when
+certainly nothing was created, and only its owner, or a callback at the owner's address, tells the task. A row that was
+lost meanwhile is written anew. All is forgotten 24 hours after the reservation.
+"""
+
+from typing import Final, Literal
+
+import attrs
+
+from flux2_async._coordination import Claim, KeyEntry
+
+__all__ = ["KEPT_FOR", "KeyRow", "bind", "doubt", "free", "reserve", "resolve", "view"]
+
+KEPT_FOR: Final = 24 * 3600.0
+
+
+@attrs.frozen
+class KeyRow:
+    """One key.
+
+    Attributes:
+        fingerprint: The digest of the request.
+        ref: The submission that reserved it.
+        state: What is known.
+        task_id: The task, when bound; else empty.
+        lapses_at: When an owner that is still sending has died.
+        expires_at: When the row is forgotten.
+    """
+
+    fingerprint: str
+    ref: str
+    state: Literal["sending", "unknown", "bound"]
+    task_id: str
+    lapses_at: float
+    expires_at: float
+
+
+def view(row: KeyRow | None, now: float) -> KeyEntry | None:
+    """Give what a row means now; None: the key is free."""
+    if row is None or row.expires_at <= now:
+        return None
+    if row.state == "sending" and row.lapses_at > now:
+        return KeyEntry(row.fingerprint, row.ref, "sending", wait=row.lapses_at - now)
+    state: Literal["unknown", "bound"] = "bound" if row.state == "bound" else "unknown"
+    return KeyEntry(row.fingerprint, row.ref, state, row.task_id)
+
+
+def reserve(row: KeyRow | None, claim: Claim, now: float, *, lease: float) -> tuple[KeyRow | None, KeyEntry | None]:
+    """Reserve a free key; give the row to be kept, and what the key stands for already if it is not free."""
+    entry = view(row, now)
+    if entry is not None:
+        return row, entry
+    return KeyRow(claim.fingerprint, claim.ref, "sending", "", now + lease, now + KEPT_FOR), None
+
+
+def bind(row: KeyRow | None, claim: Claim, task_id: str, now: float) -> KeyRow | None:
+    """Let the key stand for a task; what somebody else's claim made of it stays."""
+    return _told(row, claim, "bound", task_id, now)
+
+
+def doubt(row: KeyRow | None, claim: Claim, now: float) -> KeyRow | None:
+    """Say that nobody knows whether the task exists."""
+    return _told(row, claim, "unknown", "", now)
+
+
+def free(row: KeyRow | None, claim: Claim) -> KeyRow | None:
+    """Free the key, if the claim holds it and no task is known."""
+    return None if row is not None and row.ref == claim.ref and row.state != "bound" else row
+
+
+def resolve(row: KeyRow | None, ref: str, task_id: str, now: float) -> KeyRow | None:
+    """Use what a callback told, unless the owner knows better or will in a moment."""
+    entry = view(row, now)
+    if row is None or entry is None or row.ref != ref or entry.state != "unknown":
+        return row
+    return attrs.evolve(row, state="bound", task_id=task_id)
+
+
+def _told(
+    row: KeyRow | None, claim: Claim, state: Literal["unknown", "bound"], task_id: str, now: float
+) -> KeyRow | None:
+    if view(row, now) is None:
+        return KeyRow(claim.fingerprint, claim.ref, state, task_id, now, now + KEPT_FOR)
+    if row is None or row.ref != claim.ref:
+        return row
+    return attrs.evolve(row, state=state, task_id=task_id)

@@ -1,0 +1,338 @@
+"""The shared state's rules in simulated time: several processes, a server that counts, and who dies or forgets."""
+
+import heapq
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rate_servers import SlidingLog
+
+from flux2_async._coordination import Settlement, Terms
+from flux2_async._window import HAIR, Fate
+from flux2_async.coordination._book import Book, Known
+from flux2_async.models import RateLimit
+
+PERIOD = 10.0
+TERMS = Terms(RateLimit(20, PERIOD), 70.0)
+
+
+def book(limit: int = 20, lease: float = 70.0) -> Book:
+    return Book("e", Terms(RateLimit(limit, PERIOD), lease), 0.0)
+
+
+def take(book: Book, peer: str, want: int, now: float) -> tuple[str, ...]:
+    return book.acquire(peer, Known(), want, now).answer.leases
+
+
+def answered(lease: str) -> Settlement:
+    return Settlement(lease, Fate.ANSWERED, 0.0)
+
+
+@attrs.define
+class World:
+    """Processes that share a book (kept as JSON between the calls), and a server; a heap of events instead of a loop.
+
+    Attributes:
+        kill: Share of the requests whose process dies right after sending; another one takes over its work.
+    """
+
+    limit: int
+    rng: random.Random
+    rtt: float
+    kill: float = 0.0
+    lease: float = 3 * PERIOD
+    todo: dict[str, int] = attrs.field(factory=dict)
+    sent: Counter[str] = attrs.field(factory=Counter)
+    asks: Counter[str] = attrs.field(factory=Counter)
+    refused: int = 0
+    now: float = 0.0
+    last: float = 0.0
+    terms: Terms = attrs.field(init=False)
+    state: str = attrs.field(init=False)
+    server: SlidingLog = attrs.field(init=False)
+    order: Iterator[int] = attrs.field(init=False, factory=itertools.count)
+    events: list[tuple[float, int, str, str]] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.terms = Terms(RateLimit(self.limit, PERIOD), self.lease)
+        self.state = json.dumps(Book("e", self.terms, 0.0).dump())
+        self.server = SlidingLog(self.limit, PERIOD)
+        for peer in self.todo:
+            self.at(0.0, "ask", peer)
+
+    def at(self, when: float, what: str, who: str) -> None:
+        heapq.heappush(self.events, (when, next(self.order), what, who))
+
+    def delay(self) -> float:
+        return self.rtt * self.rng.lognormvariate(-0.5, 1.0) / 2
+
+    def run(self, until: float = math.inf) -> float:
+        while self.events and self.events[0][0] <= until:
+            self.now, _, what, who = heapq.heappop(self.events)
+            getattr(self, what)(who)
+        return self.last
+
+    def arrive(self, peer: str) -> None:
+        self.todo[peer] = 400
+        self.ask(peer)
+
+    def ask(self, peer: str) -> None:
+        if not self.todo[peer]:
+            return
+        self.asks[peer] += 1
+        shared = Book.load(json.loads(self.state))
+        answer = shared.acquire(peer, Known("e"), self.todo[peer], self.now).answer
+        self.state = json.dumps(shared.dump())
+        for lease in answer.leases:
+            self.todo[peer] -= 1
+            self.at(self.now + self.delay(), "count", f"{peer} {lease}")
+        if self.todo[peer]:
+            self.at(self.now + answer.wait, "ask", peer)
+
+    def count(self, who: str) -> None:
+        self.refused += self.server.take(self.now) is not None
+        peer = who.split(maxsplit=1)[0]
+        self.sent[peer] += 1
+        self.last = self.now
+        if self.rng.random() >= self.kill:
+            self.at(self.now + self.delay(), "settle", who)
+
+    def settle(self, who: str) -> None:
+        shared = Book.load(json.loads(self.state))
+        shared.settle(answered(who.split()[1]), self.now)
+        self.state = json.dumps(shared.dump())
+
+
+@settings(max_examples=40)
+@given(
+    limit=st.integers(1, 25),
+    wants=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    seed=st.integers(0, 2**32),
+    rtt=st.sampled_from([0.01, 0.3, 2.0]),
+    kill=st.sampled_from([0.0, 0.1]),
+)
+def test_known_limit_is_never_refused(*, limit: int, wants: list[int], seed: int, rtt: float, kill: float) -> None:
+    """However many processes share an account, and die holding permits, the server never refuses one of them."""
+    todo = {f"p{number}": want for number, want in enumerate(wants)}
+    world = World(limit, random.Random(seed), rtt, kill, todo=todo)
+    world.run()
+
+    assert sum(world.sent.values()) == sum(wants)
+    assert world.refused == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 16])
+def test_limit_is_used_up_and_shared_fairly(processes: int) -> None:
+    """The limit is used up to 3 %, each process has its share all along, and nobody asks more than it must."""
+    each = 480 // processes
+    world = World(20, random.Random(5), 0.05, todo={f"p{number}": each for number in range(processes)})
+    took = world.run()
+
+    assert world.refused == 0
+    assert took <= (480 / 20 - 1) * PERIOD * 1.03
+    assert sum(world.asks.values()) <= 480 + 4 * processes * 480 / 20
+
+
+def test_latecomer_has_its_share_at_once() -> None:
+    """A process that comes while another one has hundreds waiting gets half of what comes back from then on."""
+    world = World(20, random.Random(5), 0.05, todo={"early": 400, "late": 0})
+    world.at(25.0, "arrive", "late")
+    world.run(until=25.0)
+    before = world.sent["early"]
+    world.run(until=105.0)
+
+    late, early = world.sent["late"], world.sent["early"] - before
+    assert late >= 0.45 * (late + early)
+    assert world.refused == 0
+
+
+def test_each_gets_the_same_of_one_burst() -> None:
+    """What comes back together is dealt evenly among those who wait for it."""
+    shared = book()
+    for lease in take(shared, "a", 20, 0.0):
+        shared.settle(answered(lease), 0.1)
+    waits = {peer: shared.acquire(peer, Known(), 50, 0.2).answer.wait for peer in "bcda"}
+    back = 0.1 + PERIOD * HAIR
+
+    assert all(0.2 + wait >= back for wait in waits.values())
+    assert {peer: len(take(shared, peer, 50, back + 0.02)) for peer in "bcda"} == {"b": 5, "c": 5, "d": 5, "a": 5}
+
+
+def test_process_that_does_not_come_is_passed_over() -> None:
+    """A permit is kept for the first in the queue for a moment, and given to the next when it does not come."""
+    shared = book(limit=1)
+    (lease,) = take(shared, "dead", 1, 0.0)
+    shared.settle(answered(lease), 0.0)
+    shared.acquire("dead", Known(), 1, 0.0)
+    shared.acquire("alive", Known(), 1, 0.1)
+    kept = shared.acquire("alive", Known(), 1, 10.02).answer
+
+    assert kept.leases == ()
+    assert 0.1 <= kept.wait <= 0.5
+    assert len(take(shared, "alive", 1, 10.02 + kept.wait)) == 1
+
+
+def test_refused_submission_puts_its_process_first() -> None:
+    """`first` goes before the processes that waited longer."""
+    shared = book(limit=1)
+    (lease,) = take(shared, "a", 1, 0.0)
+    shared.settle(answered(lease), 0.0)
+    shared.acquire("b", Known(), 1, 0.0)
+    shared.acquire("a", Known(), 1, 0.1, first=True)
+
+    assert take(shared, "b", 1, 10.02) == ()
+    assert len(take(shared, "a", 1, 10.02)) == 1
+
+
+def test_pause_holds_everybody_and_is_not_shortened() -> None:
+    """Nobody sends before the longest pause is over, and only a longer one is news."""
+    shared = book()
+    first, second, third = take(shared, "a", 3, 0.0)
+    news = [
+        shared.settle(Settlement(first, Fate.REFUSED, 0.0, 7.0), 1.0),
+        shared.settle(Settlement(second, Fate.REFUSED, 0.0, 3.0), 1.5),
+        shared.settle(Settlement(third, Fate.REFUSED, 0.5, 8.0), 2.0),
+    ]
+    waiting = shared.acquire("b", Known(), 5, 2.0).answer
+
+    assert news == [(7.0, False), (0.0, False), (7.5, False)]
+    assert (waiting.leases, waiting.wait, waiting.paused) == ((), 7.5, 7.5)
+    assert len(take(shared, "b", 5, 9.5)) == 1  # nothing was accepted, so one is what was learned
+
+
+def test_limit_learned_from_one_holds_for_all() -> None:
+    """A 429 met by one process lowers the limit of the others, once for the whole burst."""
+    shared = book()
+    leases = take(shared, "a", 20, 0.0)
+    for lease in leases[:8]:
+        shared.settle(answered(lease), 0.1)
+    for lease in leases[8:]:
+        shared.settle(Settlement(lease, Fate.REFUSED, 0.0, PERIOD), 0.2)
+
+    answer = shared.acquire("b", Known(), 20, 10.3).answer
+    assert answer.learned_limit == 8
+    assert len(answer.leases) == 8
+
+
+def test_owner_that_died_costs_one_lease() -> None:
+    """A lease that nobody settles comes back two periods after it ended, and not before."""
+    shared = book(limit=1, lease=30.0)
+    take(shared, "dead", 1, 0.0)
+    back = 30.0 + 2 * PERIOD * HAIR
+
+    assert take(shared, "b", 1, 30.0) == ()
+    assert take(shared, "b", 1, back - 0.01) == ()
+    assert len(take(shared, "b", 1, back)) == 1
+
+
+def test_settling_counts_from_the_answer() -> None:
+    """A settlement that arrives late holds its permit for what is left of the period, and not for a whole one."""
+    shared = book(limit=1)
+    (lease,) = take(shared, "a", 1, 0.0)
+    shared.settle(Settlement(lease, Fate.ANSWERED, 6.0), 7.0)
+
+    assert take(shared, "a", 1, 11.0) == ()
+    assert len(take(shared, "a", 1, 1.0 + PERIOD * HAIR)) == 1
+
+
+def test_unsent_permit_is_told_to_those_who_wait() -> None:
+    """A permit that was not used is free at once, and who waits is to be woken."""
+    shared = book(limit=1)
+    (lease,) = take(shared, "a", 1, 0.0)
+    shared.acquire("b", Known(), 1, 0.1)
+
+    assert shared.settle(Settlement(lease, Fate.NEVER_SENT, 0.0), 0.2) == (0.0, True)
+    assert len(take(shared, "b", 1, 0.2)) == 1
+
+
+def test_state_that_replaces_a_lost_one_waits_a_period() -> None:
+    """A process that knew another epoch stops everybody until what it may have sent is a period old."""
+    shared = Book("new", TERMS, 100.0)
+    assert len(take(shared, "fresh", 1, 100.0)) == 1
+
+    answer = shared.acquire("old", Known("lost", 7), 1, 102.0).answer
+    assert answer.leases == ()
+    assert answer.paused == pytest.approx(PERIOD * HAIR - 2.0)
+    assert len(take(shared, "old", 1, 100.0 + PERIOD * HAIR)) == 1
+
+
+def test_state_that_was_set_back_waits_a_period() -> None:
+    """A lease younger than all that the state knows of shows that it is an old copy."""
+    shared = book()
+    known = shared.acquire("a", Known(), 1, 0.0).known
+    copy = Book.load(json.loads(json.dumps(shared.dump())))
+    later = shared.acquire("a", known, 3, 1.0).known
+
+    answer = copy.acquire("a", later, 1, 5.0).answer
+    assert answer.paused == pytest.approx(PERIOD * HAIR)
+    assert len(copy.acquire("a", later, 1, 5.0 + PERIOD * HAIR).answer.leases) == 1
+
+
+def test_settlement_of_an_unknown_lease_counts() -> None:
+    """What was lent by a state that was lost is counted when it is settled, and so is what was held without one."""
+    shared = book(limit=2)
+    shared.settle(Settlement("lost:4", Fate.ANSWERED, 1.0), 5.0)
+    shared.join("a", Known(), 5.0, terms=Terms(RateLimit(2, PERIOD), 70.0), held=[3.0])
+
+    assert take(shared, "b", 2, 5.0) == ()
+    assert len(take(shared, "b", 2, 8.0)) == 1
+    assert len(take(shared, "b", 2, 4.0 + PERIOD * HAIR)) == 1
+
+
+def test_peers_are_those_seen_lately() -> None:
+    """A process counts for a minute after it was last heard of, or until it leaves."""
+    shared = book()
+    for peer in "abc":
+        shared.join(peer, Known(), 0.0, terms=TERMS)
+    assert shared.acquire("a", Known(), 1, 30.0).answer.peers == 3
+    shared.leave("b", 30.0)
+    assert shared.acquire("a", Known(), 1, 31.0).answer.peers == 2
+    assert shared.acquire("a", Known(), 1, 61.0).answer.peers == 1
+
+
+def test_latest_rate_counts() -> None:
+    """A process that joins with another limit changes it for all; what is out stays out."""
+    shared = book(limit=2)
+    assert len(take(shared, "a", 5, 0.0)) == 2
+    shared.join("b", Known(), 1.0, terms=Terms(RateLimit(3, PERIOD), 70.0))
+
+    assert len(take(shared, "b", 5, 1.0)) == 1
+
+
+def test_no_limit_still_shares_the_pause() -> None:
+    """Without a limit everybody gets what it wants, except during a pause."""
+    shared = Book("e", Terms(None, 70.0), 0.0)
+    leases = take(shared, "a", 50, 0.0)
+    assert len(leases) == 50
+    shared.settle(Settlement(leases[0], Fate.REFUSED, 0.0, 5.0), 1.0)
+
+    assert take(shared, "b", 1, 5.9) == ()
+    assert len(take(shared, "b", 100, 6.0)) == 100
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32))
+def test_dump_and_load_keep_everything(seed: int) -> None:
+    """A book written down and read after every step answers as one that was not."""
+    rng = random.Random(seed)
+    kept, written = book(limit=5), book(limit=5)
+    now, leases = 0.0, list[str]()
+    for _ in range(60):
+        now += rng.random() * 3
+        written = Book.load(json.loads(json.dumps(written.dump())))
+        if leases and rng.random() < 0.6:
+            fate = rng.choice([Fate.ANSWERED, Fate.REFUSED, Fate.AMBIGUOUS, Fate.NEVER_SENT])
+            settlement = Settlement(leases.pop(), fate, rng.random(), 4.0)
+            assert written.settle(settlement, now) == kept.settle(settlement, now)
+        else:
+            peer, want = rng.choice("abc"), rng.randrange(4)
+            reply = kept.acquire(peer, Known("e"), want, now)
+            assert written.acquire(peer, Known("e"), want, now) == reply
+            leases += reply.answer.leases

@@ -116,8 +116,8 @@ class Message:
     """What one process tells all others of the account; a lost one costs time, nothing else.
 
     Attributes:
-        kind: `wake`: permits came back early, ask again. `pause`: nobody may send for `seconds`. `callback`: the service
-            called for task `task_id` at the address of submission `ref`. `key`: the entry of `key` changed.
+        kind: `wake`: permits came back early, ask again. `pause`: nobody may send for `seconds`. `callback`: the
+            service called for task `task_id` at the address of submission `ref`. `key`: the entry of `key` changed.
         ref: Of a callback.
         task_id: Of a callback.
         key: The digest of a key.
@@ -172,11 +172,12 @@ class Coordinator(ABC):
         """
 
     @abstractmethod
-    async def join(self, held: Sequence[float]) -> Answer:
-        """Take part, at first or again.
+    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = ()) -> Answer:
+        """Take part: at first, and again after every `CoordinationError`.
 
         Args:
             held: For each permit that was taken while the shared state was away, the seconds until it comes back.
+            keeps: The leases that are still to be settled; others that were lent meanwhile never reached anybody.
         """
 
     @abstractmethod

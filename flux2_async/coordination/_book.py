@@ -3,12 +3,15 @@
 Leases. A permit is lent to a process until it is settled; then it comes back as `_window` says: `period` after the
 answer, at once when nothing was sent, two periods after a send that is ambiguous. A process that died settles nothing;
 its lease expires by itself and counts as ambiguous from then on. So a dead owner costs one lease and no over-run.
-A settlement of an unknown lease (the state was lost in between) counts as taken just then: declaring is settling.
+A settlement of a lease that this state never lent (it was lost in between) counts as taken just then.
 
 Order. Processes queue, not submissions; who was given something goes to the end, so all who wait have equal shares.
 Nobody polls: the answer says when to ask again, which is when the permit comes back that is theirs by their place.
 What is in flight now comes back in a period at the earliest, so asking a period later misses nothing; what comes back
 at once instead is told by a wake. Who does not ask at the promised time has `grace`, then is passed over.
+
+Names. A process joins before it asks, anew under a new name after every question whose answer it did not get: the old
+name's leases that it does not know of come back at once, and a question that arrives late is that of nobody.
 
 Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
 restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait a period.
@@ -64,6 +67,7 @@ class Reply:
 
 @attrs.frozen
 class _Lease:
+    owner: str
     sent_at: float
     last: bool
     spacing: float
@@ -118,16 +122,20 @@ class Book:
         *,
         terms: Terms,
         held: Sequence[float] = (),
+        replaces: str = "",
+        keeps: Sequence[str] = (),
         seen_for: float = PEER_SEEN_FOR,
     ) -> Reply:
-        """Let a process take part, at first or again, or say that it is still there.
+        """Let a process take part, at first or again.
 
         Args:
-            peer: Its name.
+            peer: Its name, never used before.
             known: What it remembers.
             now: The time.
             terms: As it knows them; the latest word counts.
             held: For each permit it took without this state, the seconds until that comes back.
+            replaces: Its name until now, or empty.
+            keeps: The leases under that name that it knows of; the others never reached it.
             seen_for: Seconds for which it counts without saying anything; infinity: until `leave`.
         """
         self._advance(now)
@@ -135,20 +143,31 @@ class Book:
         if terms.rate != self._terms.rate:
             self._change(terms.rate)
         self._terms = terms
+        if replaces:
+            self._rename(replaces, peer, keeps)
         self._peers[peer] = now + seen_for
         for seconds in held:
             if self._window:
                 self._window.hold(now + seconds)
         return self._reply(now, (), 0.0)
 
+    def touch(self, peer: str, known: Known, now: float) -> Reply | None:
+        """Hear that a process is still there; None: it has to join."""
+        self._advance(now)
+        self._compare(known, now)
+        if peer not in self._peers:
+            return None
+        self._peers[peer] = max(self._peers[peer], now + PEER_SEEN_FOR)
+        return self._reply(now, (), 0.0)
+
     def leave(self, peer: str, now: float) -> None:
-        """Forget a process; what it has borrowed expires by itself."""
+        """Forget a process that goes; what it has borrowed and not settled expires by itself."""
         self._advance(now)
         self._peers.pop(peer, None)
         self._unqueue(peer)
 
-    def acquire(self, peer: str, known: Known, want: int, now: float, *, first: bool = False) -> Reply:
-        """Lend permits to a process, as many as are its share now.
+    def acquire(self, peer: str, known: Known, want: int, now: float, *, first: bool = False) -> Reply | None:
+        """Lend permits to a process, as many as are its share now; None: it has to join.
 
         Args:
             peer: Its name.
@@ -157,12 +176,11 @@ class Book:
             now: The time.
             first: Before the others.
         """
-        self._advance(now)
-        self._compare(known, now)
-        self._peers[peer] = max(self._peers.get(peer, -math.inf), now + PEER_SEEN_FOR)
+        if self.touch(peer, known, now) is None:
+            return None
         place = self._enter(peer, want, now, first=first)
         share, kept = self._deal(place, now) if self._until <= now else (0, 0)
-        leases = tuple(self._lend(now) for _ in range(share))
+        leases = tuple(self._lend(peer, now) for _ in range(share))
         if share:
             self._queue.remove(place)
             self._queue.append(place)
@@ -182,6 +200,9 @@ class Book:
         self._advance(now)
         at = now - settlement.ago
         lease = self._leases.pop(settlement.lease, None)
+        if lease is None and self._has_lent(settlement.lease) and settlement.fate is not Fate.REFUSED:
+            # Said twice, or after it expired.
+            return 0.0, False
         match settlement.fate:
             case Fate.REFUSED:
                 if lease and self._window:
@@ -197,10 +218,28 @@ class Book:
                 self._ambiguous(lease, at)
         return 0.0, False
 
-    def abandon(self, lease: str, now: float) -> None:
-        """Count a lease as ambiguous from now on: its owner is known to have died."""
-        if lease in self._leases:
-            self.settle(Settlement(lease, Fate.AMBIGUOUS, 0.0), now)
+    def bury(self, peer: str, now: float) -> None:
+        """Forget a process that is known to have died; what it has borrowed is ambiguous from now on."""
+        self.leave(peer, now)
+        for name in [name for name, lease in self._leases.items() if lease.owner == peer]:
+            self._ambiguous(self._leases.pop(name), now)
+
+    def peers(self) -> tuple[str, ...]:
+        """Give the names of the processes that count."""
+        return tuple(self._peers)
+
+    def _has_lent(self, name: str) -> bool:
+        epoch, _, number = name.rpartition(":")
+        return epoch == self.epoch and int(number) <= self.number
+
+    def _rename(self, old: str, new: str, keeps: Sequence[str]) -> None:
+        self._peers.pop(old, None)
+        self._unqueue(old)
+        for name in [name for name, lease in self._leases.items() if lease.owner == old]:
+            if name in keeps:
+                self._leases[name] = attrs.evolve(self._leases[name], owner=new)
+            elif self._window:
+                self._window.never_sent(_ticket(self._leases.pop(name)))
 
     def _answered(self, lease: _Lease | None, at: float) -> None:
         if self._window and lease:
@@ -284,12 +323,12 @@ class Book:
             free += 1
         return free
 
-    def _lend(self, now: float) -> str:
+    def _lend(self, peer: str, now: float) -> str:
         self.number += 1
         name = f"{self.epoch}:{self.number}"
         if self._window:
             ticket = self._window.take(now)
-            self._leases[name] = _Lease(ticket.sent_at, ticket.last, ticket.spacing, now + self._terms.lease)
+            self._leases[name] = _Lease(peer, ticket.sent_at, ticket.last, ticket.spacing, now + self._terms.lease)
         return name
 
     def _postpone(self, place: _Waiting, kept: int, now: float) -> None:

@@ -1,0 +1,384 @@
+-- The rules of `_book.py` and `_window.py`, line by line in the same order of arithmetic; a test holds them together.
+-- The state is one key in MessagePack, which keeps doubles as they are (a Lua number as text loses digits).
+
+local HAIR, PATIENCE, MAX_PATIENCE, FORGET = 1.001, 4, 32, 60
+local PEER_SEEN_FOR, ASKS_PER_PERIOD, GRACE_MIN, GRACE_MAX = 60.0, 500, 0.1, 0.5
+local PAUSE_WITHOUT_LIMIT = 10.0
+
+local book_key = KEYS[1]
+local peer, new_epoch, known_epoch, known_number = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local limit, period, lease_for, channel = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local FIRST_ARGUMENT = 10
+
+local now = tonumber(ARGV[1])
+if not now then
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+local function text(number)
+    return string.format('%.17g', number)
+end
+
+-- Growth and window
+
+local function new_growth()
+    return {patience = PATIENCE, wait = 1, step = 1, trying = false, clean = 0, clean_since = false}
+end
+
+local function restart(growth, wait)
+    growth.wait, growth.clean, growth.clean_since = wait, 0, false
+end
+
+local function after_clean_answer(window, at, room)
+    local growth = window.growth
+    if not growth.clean_since or at < growth.clean_since + window.period then
+        growth.clean_since = growth.clean_since or at
+        return 0
+    end
+    growth.clean = growth.clean + 1
+    growth.clean_since = at
+    if growth.trying then
+        growth.trying, growth.patience = false, PATIENCE
+        growth.step = math.min(2 * growth.step, math.max(1, math.floor(window.top / 4)))
+    end
+    if growth.clean < growth.wait or room <= 0 then
+        return 0
+    end
+    restart(growth, 1)
+    growth.trying = true
+    return math.min(growth.step, room)
+end
+
+local function stop(growth)
+    if growth.trying then
+        growth.patience = math.min(4 * growth.patience, MAX_PATIENCE)
+    end
+    growth.trying, growth.step = false, 1
+    restart(growth, growth.patience)
+end
+
+local function forget(window)
+    window.limit, window.burst = window.top, window.top
+    window.paced, window.took_full_window = false, false
+    window.growth = new_growth()
+end
+
+local function new_window()
+    if limit == 0 then
+        return false
+    end
+    local window = {
+        top = limit, period = period, out = 0, returns = {}, news_at = -math.huge, accepted = 0,
+        measures_burst = false, full_at = -math.huge,
+    }
+    forget(window)
+    return window
+end
+
+local function collect(window, at)
+    local returns, gone = window.returns, 0
+    while returns[gone + 1] and returns[gone + 1][1] <= at do
+        gone = gone + 1
+    end
+    if gone > 0 then
+        local kept = {}
+        for place = gone + 1, #returns do
+            kept[#kept + 1] = returns[place]
+        end
+        window.returns, window.out = kept, window.out - gone
+    end
+end
+
+local function give_back_at(window, at, taken)
+    local returns, place = window.returns, #window.returns + 1
+    while place > 1 and returns[place - 1][1] > at do
+        place = place - 1
+    end
+    table.insert(returns, place, {at, taken})
+end
+
+local function spacing(window)
+    return window.paced and window.period / window.limit or 0
+end
+
+local function ready_at(window, at, ahead)
+    collect(window, at)
+    local at_once = math.min(window.burst, window.limit) - 1
+    local paced = math.max(at, math.max(window.full_at, at) + (ahead - at_once) * spacing(window))
+    local missing = window.out + ahead + 1 - window.limit
+    if missing <= 0 then
+        return paced
+    elseif missing > #window.returns then
+        return math.huge
+    end
+    return math.max(paced, window.returns[missing][1])
+end
+
+local function take(window, at)
+    window.out = window.out + 1
+    window.full_at = math.max(window.full_at, at) + spacing(window)
+    return {sent_at = at, last = window.out >= window.limit, spacing = spacing(window)}
+end
+
+local function window_answered(window, lease, at)
+    collect(window, at)
+    give_back_at(window, at + window.period * HAIR, true)
+    local highest = math.max(1, window.top - 1)
+    if lease.sent_at <= window.news_at then
+        window.accepted = window.accepted + 1
+        window.limit = math.max(window.limit, math.min(highest, window.accepted))
+        if window.measures_burst then
+            window.burst = window.accepted
+        end
+    elseif not window.paced then
+        window.took_full_window = window.took_full_window or #window.returns >= window.top
+    elseif lease.last then
+        window.limit = window.limit + after_clean_answer(window, at, highest - window.limit)
+        if window.growth.clean >= FORGET then
+            forget(window)
+        end
+    end
+end
+
+local function learn_burst(window)
+    window.measures_burst = not window.paced and not window.took_full_window
+    if window.measures_burst or (window.paced and 3 * window.accepted >= 2 * window.burst) then
+        window.burst = math.max(1, math.min(window.burst, window.accepted))
+    else
+        window.burst = 1
+    end
+end
+
+local function window_refused(window, lease, at)
+    window.out = window.out - 1
+    if lease.sent_at <= window.news_at then
+        return
+    end
+    collect(window, at)
+    window.news_at = at
+    window.accepted = 0
+    for _, back in ipairs(window.returns) do
+        window.accepted = window.accepted + (back[2] and 1 or 0)
+    end
+    window.limit = math.max(1, math.min(math.max(1, window.top - 1), window.accepted))
+    window.full_at = -math.huge
+    learn_burst(window)
+    if window.paced then
+        stop(window.growth)
+    end
+    window.paced = true
+end
+
+local function hold(window, at)
+    window.out = window.out + 1
+    give_back_at(window, at, true)
+end
+
+-- The book
+
+local packed = redis.call('GET', book_key)
+local book = packed and cmsgpack.unpack(packed) or {
+    epoch = new_epoch, number = 0, born = now, ['until'] = -math.huge, window = new_window(), lease_for = lease_for,
+    leases = {}, peers = {}, queue = {},
+}
+
+local function book_period()
+    return book.window and book.window.period or PAUSE_WITHOUT_LIMIT
+end
+
+local function grace()
+    return math.max(GRACE_MIN, math.min(book_period() / 20, GRACE_MAX))
+end
+
+local function save()
+    local lives_for = 3600 + book.lease_for + 4 * book_period()
+    redis.call('SET', book_key, cmsgpack.pack(book), 'PX', string.format('%.0f', 1000 * lives_for))
+end
+
+local function pause(until_)
+    if until_ <= book['until'] then
+        return 0
+    end
+    book['until'] = until_
+    return math.max(until_ - now, 0)
+end
+
+local function ambiguous(lease, at)
+    if not book.window then
+        return
+    elseif lease then
+        give_back_at(book.window, at + 2 * book_period() * HAIR, false)
+    else
+        hold(book.window, at + 2 * book_period() * HAIR)
+    end
+end
+
+local function answered(lease, at)
+    if not book.window then
+        return
+    elseif lease then
+        window_answered(book.window, lease, at)
+    else
+        hold(book.window, at + book_period() * HAIR)
+    end
+end
+
+local function advance()
+    for name, lease in pairs(book.leases) do
+        if lease.expires_at <= now then
+            book.leases[name] = nil
+            ambiguous(lease, lease.expires_at)
+        end
+    end
+    for name, until_ in pairs(book.peers) do
+        if until_ <= now then
+            book.peers[name] = nil
+        end
+    end
+    local queue = {}
+    for _, place in ipairs(book.queue) do
+        if place.due + grace() > now then
+            queue[#queue + 1] = place
+        end
+    end
+    book.queue = queue
+end
+
+local function compare()
+    if known_epoch ~= '' and known_epoch ~= book.epoch then
+        pause(book.born + book_period() * HAIR)
+    elseif known_epoch ~= '' and known_number > book.number then
+        book.number = known_number
+        pause(now + book_period() * HAIR)
+    end
+end
+
+local function change_rate()
+    local window = book.window
+    if window and limit ~= 0 then
+        if window.top ~= limit or window.period ~= period then
+            window.top, window.period = limit, period
+            forget(window)
+        end
+    elseif window or limit ~= 0 then
+        book.window = new_window()
+    end
+end
+
+local function index_of(name)
+    for index, place in ipairs(book.queue) do
+        if place.peer == name then
+            return index
+        end
+    end
+end
+
+local function unqueue(name)
+    local index = index_of(name)
+    if index then
+        table.remove(book.queue, index)
+    end
+end
+
+local function enter(want, first)
+    local index = index_of(peer)
+    local place = index and book.queue[index] or {peer = peer}
+    place.want, place.turn, place.due = want, now, now
+    if first then
+        unqueue(peer)
+        table.insert(book.queue, 1, place)
+    elseif not index then
+        table.insert(book.queue, place)
+    end
+    return place
+end
+
+local function free(most)
+    if not book.window then
+        return most
+    end
+    local count = 0
+    while count < most and ready_at(book.window, now, count) <= now do
+        count = count + 1
+    end
+    return count
+end
+
+local function deal(place)
+    local hands, wanted = {}, 0
+    for _, other in ipairs(book.queue) do
+        if other.turn <= now then
+            hands[#hands + 1] = {want = other.want, got = 0, mine = other == place}
+            wanted = wanted + other.want
+        end
+    end
+    local all = free(wanted)
+    local left, share = all, 0
+    while left > 0 do
+        for _, hand in ipairs(hands) do
+            if hand.got < hand.want and left > 0 then
+                hand.got = hand.got + 1
+                left = left - 1
+                share = share + (hand.mine and 1 or 0)
+            end
+        end
+    end
+    return share, all - share
+end
+
+local function touch()
+    advance()
+    compare()
+    if book.peers[peer] then
+        book.peers[peer] = math.max(book.peers[peer], now + PEER_SEEN_FOR)
+    end
+    return book.peers[peer]
+end
+
+local function never_sent(lease)
+    book.window.out = book.window.out - 1
+    book.window.full_at = book.window.full_at - lease.spacing
+end
+
+local function has_lent(name)
+    local epoch, number = name:match('^(.*):(%d+)$')
+    return epoch == book.epoch and tonumber(number) <= book.number
+end
+
+local function lend()
+    book.number = book.number + 1
+    local name = book.epoch .. ':' .. string.format('%.0f', book.number)
+    if book.window then
+        local lease = take(book.window, now)
+        lease.owner, lease.expires_at = peer, now + book.lease_for
+        book.leases[name] = lease
+    end
+    return name
+end
+
+local function postpone(place, kept)
+    local ahead = math.max(index_of(place.peer) - 1, kept)
+    local ready = book.window and ready_at(book.window, now, ahead) or now
+    local whole = book_period()
+    local turn = math.max(math.min(ready, now + whole * HAIR), now + whole / ASKS_PER_PERIOD, book['until'])
+    place.turn = turn
+    place.due = kept > 0 and math.min(turn, now + grace()) or turn
+end
+
+local function reply(wait, leases)
+    local peers = 0
+    for _ in pairs(book.peers) do
+        peers = peers + 1
+    end
+    local window = book.window
+    local learned = window and window.paced and text(window.limit) or ''
+    local answer = {
+        text(wait), text(math.max(book['until'] - now, 0)), learned, text(math.max(peers, 1)), book.epoch,
+        string.format('%.0f', book.number),
+    }
+    for _, name in ipairs(leases) do
+        answer[#answer + 1] = name
+    end
+    return answer
+end

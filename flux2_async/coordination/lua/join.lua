@@ -1,0 +1,31 @@
+-- ARGV: the name until now, how many permits were taken without this state, for each of them the seconds until it comes
+-- back, and the leases under the old name that are known.
+local replaces, last_held = ARGV[FIRST_ARGUMENT], FIRST_ARGUMENT + 1 + tonumber(ARGV[FIRST_ARGUMENT + 1])
+advance()
+compare()
+change_rate()
+book.lease_for = lease_for
+if replaces ~= '' then
+    local keeps = {}
+    for place = last_held + 1, #ARGV do
+        keeps[ARGV[place]] = true
+    end
+    book.peers[replaces] = nil
+    unqueue(replaces)
+    for name, lease in pairs(book.leases) do
+        if lease.owner == replaces and keeps[name] then
+            lease.owner = peer
+        elseif lease.owner == replaces and book.window then
+            book.leases[name] = nil
+            never_sent(lease)
+        end
+    end
+end
+book.peers[peer] = now + PEER_SEEN_FOR
+for place = FIRST_ARGUMENT + 2, last_held do
+    if book.window then
+        hold(book.window, now + tonumber(ARGV[place]))
+    end
+end
+save()
+return reply(0, {})

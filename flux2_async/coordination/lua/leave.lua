@@ -1,0 +1,5 @@
+-- Forget a process; what it has borrowed expires by itself.
+advance()
+book.peers[peer] = nil
+unqueue(peer)
+save()

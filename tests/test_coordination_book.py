@@ -31,8 +31,8 @@ def book(limit: int = 20, lease: float = 70.0, epoch: str = "e", now: float = 0.
     return shared
 
 
-def ask(book: Book, peer: str, want: int, now: float, *, known: Known = Known(), first: bool = False) -> Answer:
-    reply = book.acquire(peer, known, want, now, first=first)
+def ask(book: Book, peer: str, want: int, now: float, *, known: Known | None = None, first: bool = False) -> Answer:
+    reply = book.acquire(peer, known or Known(), want, now, first=first)
     assert reply is not None
     return reply.answer
 

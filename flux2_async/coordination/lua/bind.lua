@@ -1,0 +1,1 @@
+told('bound', extra)

@@ -1,0 +1,7 @@
+-- Extra argument: how long a POST lives. The second key finds the first one from the submission's name.
+local entry = view()
+if not entry then
+    write_new('sending', '', now + tonumber(extra))
+    redis.call('SET', KEYS[2], digest, 'EX', KEPT_FOR)
+end
+return entry

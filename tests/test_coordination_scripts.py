@@ -1,0 +1,209 @@
+"""The Lua scripts answer as the Python rules do, step by step, on a real Redis."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis_server import RedisServer
+
+from flux2_async._coordination import Answer, Claim, KeyEntry, Settlement, Terms
+from flux2_async._window import Fate
+from flux2_async.coordination import _key_rows
+from flux2_async.coordination._book import Book, Known, Reply
+from flux2_async.coordination._scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
+from flux2_async.models import RateLimit
+
+START = 1.7e9
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator["redis.Redis"]:
+    with RedisServer() as server, server.client() as client:
+        yield client
+
+
+class LuaBook:
+    """The shared state in Redis, asked like a `Book`; the time comes in as an argument here as well."""
+
+    def __init__(self, client: "redis.Redis", epoch: str, terms: Terms) -> None:
+        self.client, self.epoch, self.terms = client, epoch, terms
+        self.scripts = {name: client.register_script(script(name)) for name in BOOK_SCRIPTS}
+
+    def run(
+        self, name: str, peer: str, known: Known, now: float, *arguments: object, terms: Terms | None = None
+    ) -> Any:
+        terms = terms or self.terms
+        rate = terms.rate or RateLimit(1, 1.0)
+        limit = terms.rate.limit if terms.rate else 0
+        common = (repr(now), peer, self.epoch, known.epoch, known.number, limit, repr(rate.period), repr(terms.lease))
+        return self.scripts[name](keys=["book"], args=[*common, "news", *arguments])
+
+    def reply(self, answer: Any) -> Reply | None:
+        if answer is None:
+            return None
+        wait, paused, learned, peers, epoch, number, *leases = answer
+        return Reply(
+            Answer(tuple(leases), float(wait), float(paused), int(learned) if learned else None, int(peers)),
+            Known(epoch, int(number)),
+        )
+
+    def settle(self, settlement: Settlement, now: float) -> tuple[float, bool]:
+        facts = (settlement.lease, settlement.fate.value, repr(settlement.ago), repr(settlement.pause))
+        news, wakes = self.run("settle", "p", Known(), now, *facts)
+        return float(news), bool(wakes)
+
+
+TIMES = st.one_of(st.sampled_from([0.0, 0.01, 0.05, 0.5, 1.0, 9.9, 10.01, 20.1]), st.floats(0, 40))
+FATES = st.sampled_from([Fate.ANSWERED, Fate.ANSWERED, Fate.ANSWERED, Fate.REFUSED, Fate.AMBIGUOUS, Fate.NEVER_SENT])
+PEERS = st.sampled_from(["a", "b", "c"])
+STEPS = st.lists(
+    st.tuples(
+        TIMES,
+        st.one_of(
+            st.tuples(st.just("acquire"), PEERS, st.integers(0, 9), st.booleans()),
+            st.tuples(st.just("acquire"), PEERS, st.integers(1, 9), st.just(False)),
+            st.tuples(st.just("settle"), st.integers(0, 40), FATES, st.floats(0, 3), st.floats(0, 15)),
+            st.tuples(st.just("settle"), st.integers(0, 40), st.just(Fate.ANSWERED), st.just(0.0), st.just(0.0)),
+            st.tuples(st.just("join"), PEERS, st.lists(st.floats(0, 9), max_size=2), st.integers(1, 6)),
+            st.tuples(st.just("rejoin"), PEERS, st.booleans(), st.sampled_from(["", "e", "lost"])),
+            st.tuples(st.just("leave"), PEERS),
+            st.tuples(st.just("touch"), PEERS),
+        ),
+    ),
+    max_size=80,
+)
+
+
+class Pair:
+    """Both sides, and what a process would remember."""
+
+    def __init__(self, client: "redis.Redis", terms: Terms) -> None:
+        client.flushall()
+        self.now = START
+        self.terms = terms
+        self.book, self.lua = Book("e", terms, self.now), LuaBook(client, "e", terms)
+        self.known = Known("e")
+        self.leases: list[str] = []
+        for peer in "abc":
+            self.join(peer, [], self.known)
+
+    def agree(self, left: Reply | None, right: Reply | None) -> None:
+        assert right == left
+        if left is not None:
+            self.leases += left.answer.leases
+            self.known = left.known
+
+    def join(self, peer: str, held: list[float], known: Known, replaces: str = "", keeps: tuple[str, ...] = ()) -> None:
+        facts = [replaces, len(held), *map(repr, held), *keeps]
+        answer = self.lua.run("join", peer, known, self.now, *facts, terms=self.terms)
+        mine = self.book.join(peer, known, self.now, terms=self.terms, held=held, replaces=replaces, keeps=keeps)
+        self.agree(mine, self.lua.reply(answer))
+
+    def step(self, what: str, *facts: Any) -> None:
+        match what, *facts:
+            case "acquire", peer, want, first:
+                answer = self.lua.run("acquire", peer, self.known, self.now, want, "1" if first else "")
+                self.agree(self.book.acquire(peer, self.known, want, self.now, first=first), self.lua.reply(answer))
+            case "settle", place, fate, ago, pause:
+                lease = self.leases.pop(place % len(self.leases)) if self.leases else "other:3"
+                settlement = Settlement(lease, fate, ago, pause)
+                assert self.lua.settle(settlement, self.now) == self.book.settle(settlement, self.now)
+            case "join", peer, held, limit:
+                if self.terms.rate:
+                    self.terms = Terms(RateLimit(limit, 10.0), 30.0)
+                self.join(peer, held, self.known)
+            case "rejoin", peer, keeps, epoch:
+                known = Known(epoch, self.known.number + 1)
+                self.join(peer, [], known, peer, tuple(self.leases[::2]) if keeps else ())
+            case "leave", peer:
+                self.lua.run("leave", peer, self.known, self.now)
+                self.book.leave(peer, self.now)
+            case "touch", peer:
+                answer = self.lua.run("touch", peer, self.known, self.now)
+                self.agree(self.book.touch(peer, self.known, self.now), self.lua.reply(answer))
+
+
+@settings(max_examples=150)
+@given(steps=STEPS, limit=st.integers(0, 7))
+def test_scripts_answer_like_the_rules(client: "redis.Redis", steps: list[Any], limit: int) -> None:
+    """Whatever processes do, and whenever, the scripts give the same leases, waits, pauses and limits."""
+    pair = Pair(client, Terms(RateLimit(limit, 10.0) if limit else None, 30.0))
+    for seconds, step in steps:
+        pair.now += seconds
+        pair.step(*step)
+
+
+@settings(max_examples=15)
+@given(chance=st.randoms(use_true_random=False), limit=st.integers(2, 12))
+def test_scripts_learn_like_the_rules(client: "redis.Redis", chance: Any, limit: int) -> None:
+    """Over a hundred periods of full use after some refusals both learn, grow and forget alike, in the same period."""
+    pair = Pair(client, Terms(RateLimit(limit, 10.0), 30.0))
+    for number in range(130):
+        for _ in range(limit):
+            # Paced sends come one by one.
+            pair.step("acquire", chance.choice("abc"), limit, False)
+            pair.now += 10.0 / limit
+        while pair.leases:
+            fate = Fate.REFUSED if number < 12 and chance.random() < 0.2 else Fate.ANSWERED
+            pair.step("settle", 0, fate, 0.0, 2.0)
+
+
+def test_state_expires(client: "redis.Redis") -> None:
+    """What nobody asks for is forgotten by Redis itself, after more than an hour and less than two."""
+    Pair(client, Terms(RateLimit(20, 10.0), 70.0))
+
+    assert 3600 < client.ttl("book") < 7200
+
+
+class LuaKeys:
+    def __init__(self, client: "redis.Redis") -> None:
+        client.flushall()
+        self.scripts = {name: client.register_script(script(name)) for name in KEY_SCRIPTS}
+
+    def run(self, name: str, claim: Claim, now: float, extra: str = "") -> KeyEntry | None:
+        facts = (repr(now), "p", "news", claim.key, claim.fingerprint, claim.ref, extra)
+        entry: Any = self.scripts[name](keys=[f"key:{claim.key}", f"ref:{claim.ref}"], args=facts)
+        if name not in ("look", "reserve") or entry is None:
+            return None
+        return KeyEntry(*entry[:4], wait=float(entry[4]))
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 1.0, 30.0, 71.0]), st.sampled_from(KEY_SCRIPTS), st.sampled_from(["r1", "r2"])),
+        max_size=12,
+    )
+)
+def test_key_scripts_answer_like_the_rules(client: "redis.Redis", steps: list[tuple[float, str, str]]) -> None:
+    """A key stands for the same, whoever says what about it in which order."""
+    lua, row, now = LuaKeys(client), None, START
+    for number, (seconds, what, ref) in enumerate(steps):
+        now += seconds
+        claim, task_id = Claim("k", f"print {ref}", ref), f"t{number}"
+        expected = None
+        match what:
+            case "look":
+                expected = _key_rows.view(row, now)
+            case "reserve":
+                row, expected = _key_rows.reserve(row, claim, now, lease=70.0)
+            case "bind":
+                row = _key_rows.bind(row, claim, task_id, now)
+            case "doubt":
+                row = _key_rows.doubt(row, claim, now)
+            case "free":
+                row = _key_rows.free(row, claim)
+            case "resolve":
+                row = _key_rows.resolve(row, ref, task_id, now)
+        assert lua.run(what, claim, now, "70.0" if what == "reserve" else task_id) == expected
+        assert lua.run("look", claim, now) == _key_rows.view(row, now)
+
+
+def test_keys_expire(client: "redis.Redis") -> None:
+    """A key, and the way to it from its submission, are forgotten after 24 hours."""
+    LuaKeys(client).run("reserve", Claim("k", "print", "r"), START, "70.0")
+
+    assert [client.ttl("key:k"), client.ttl("ref:r")] == [86400, 86400]

@@ -74,10 +74,18 @@ class Waiters(Generic[T]):
         return self._live
 
     def push(
-        self, future: asyncio.Future[T], *, now: float, priority: int, max_wait: float | None, since: float, first: bool
+        self,
+        future: asyncio.Future[T],
+        *,
+        now: float,
+        priority: int,
+        max_wait: float | None,
+        since: float,
+        first: bool,
+        patience: float,
     ) -> Waiter[T]:
         limit = math.inf if max_wait is None else max(0.0, max_wait)
-        waiter = Waiter(future, next(self._numbers), priority, since, limit, now + limit, first)
+        waiter = Waiter(future, next(self._numbers), priority, since, limit, now + max(limit, patience), first)
         self._live += 1
         self._by_priority.push(waiter)
         self._by_age.push(waiter)
@@ -152,7 +160,16 @@ class Turnstile(ABC, Generic[T]):
         """Before this time nobody passes, whatever happens."""
         return -math.inf
 
-    async def _pass(self, *, priority: int, max_wait: float | None, since: float | None, first: bool = False) -> T:
+    async def _pass(
+        self,
+        *,
+        priority: int,
+        max_wait: float | None,
+        since: float | None,
+        first: bool = False,
+        patience: float = 0.0,
+    ) -> T:
+        """Wait for a grant; `patience` is the least that even a shorter `max_wait` allows."""
         if self._closed:
             raise SessionClosedError("the session is closed; nothing was sent")
         self._loop = asyncio.get_running_loop()
@@ -161,7 +178,9 @@ class Turnstile(ABC, Generic[T]):
             return self._grant(now)
         future: asyncio.Future[T] = self._loop.create_future()
         since = now if since is None else since
-        waiter = self._waiters.push(future, now=now, priority=priority, max_wait=max_wait, since=since, first=first)
+        waiter = self._waiters.push(
+            future, now=now, priority=priority, max_wait=max_wait, since=since, first=first, patience=patience
+        )
         # There is no way around a queue, so a late caller passes nobody.
         self._advance(now)
         try:

@@ -1,1 +1,28 @@
 """Many processes, one account: a limit, a pause, keys and callbacks that all of them share."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from flux2_async._coordination import Coordination
+from flux2_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from flux2_async.coordination._redis import RedisCoordination
+
+__all__ = ["Coordination", "RedisCoordination"]
+
+_HOMES = {"RedisCoordination": "_redis"}
+
+
+def __getattr__(name: str) -> object:
+    """Import an implementation when it is first used: each needs a package or a module that the others do not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "redis":
+            raise
+        raise ConfigurationError("RedisCoordination needs the extra: pip install 'flux2-async[redis]'") from None
+    value = globals()[name] = getattr(module, name)
+    return value

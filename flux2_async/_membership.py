@@ -1,0 +1,138 @@
+"""A session's membership among the processes that share an account: joined, or away and on the way back.
+
+Every failure to reach the shared state ends here. The first one makes the session a non-member at once; from then on
+it tries to join, first without delay, since a connection that broke is no outage, then ever less often.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+from flux2_async._coordination import Answer, Coordinator
+from flux2_async.errors import CoordinationError
+
+__all__ = ["Membership", "finish"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("flux2_async")
+
+FIRST_RETRY: Final = 0.05
+LAST_RETRY: Final = 2.0
+
+
+class Membership:
+    """Asks a coordinator and keeps the session a member.
+
+    Args:
+        coordinator: The way to the shared state.
+        possessions: Gives what `Coordinator.join` has to be told: `held` and `keeps`.
+        on_joined: Called with the answer when the session becomes a member.
+        on_lost: Called when it ceases to be one.
+
+    Attributes:
+        joined: Whether the session is a member.
+        term: Counts memberships; an answer to a question of an earlier one must not be used.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        *,
+        possessions: Callable[[], tuple[Sequence[float], Sequence[str]]],
+        on_joined: Callable[[Answer], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._coordinator = coordinator
+        self._possessions = possessions
+        self._on_joined = on_joined
+        self._on_lost = on_lost
+        self._rejoining: asyncio.Task[None] | None = None
+        self._warned = False
+        self._closed = False
+        self.joined = False
+        self.term = 0
+
+    async def open(self) -> None:
+        """Join, or begin to try.
+
+        Raises:
+            ConfigurationError: It can never work.
+        """
+        try:
+            await self._coordinator.open()
+            await self._join()
+        except CoordinationError as error:
+            self._warn(error)
+            self._rejoin_soon()
+
+    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask the shared state something.
+
+        Raises:
+            CoordinationError: It cannot be asked, or the session was no member any more when the answer came.
+        """
+        if not self.joined:
+            raise CoordinationError("the shared state of this account cannot be reached at the moment; try again later")
+        term = self.term
+        try:
+            answer = await question()
+        except CoordinationError:
+            if term == self.term:
+                self._lose()
+            raise
+        if term != self.term:
+            raise CoordinationError("the connection to the shared state was lost while it was asked; try again")
+        return answer
+
+    async def aclose(self) -> None:
+        """Leave for good."""
+        self._closed = True
+        self.joined = False
+        await finish(self._rejoining)
+        await self._coordinator.aclose()
+
+    def _lose(self) -> None:
+        self.joined = False
+        self.term += 1
+        self._on_lost()
+        self._rejoin_soon()
+
+    def _rejoin_soon(self) -> None:
+        if not self._closed and (self._rejoining is None or self._rejoining.done()):
+            loop = asyncio.get_running_loop()
+            self._rejoining = loop.create_task(self._rejoin(), name="flux2_async rejoin")
+
+    async def _rejoin(self) -> None:
+        wait = FIRST_RETRY
+        while not self.joined:
+            try:
+                await self._join()
+            except CoordinationError as error:
+                self._warn(error)
+                # All processes lost it at the same moment and need not come back at the same.
+                await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311  it spreads in time, it guards nothing
+                wait = min(2 * wait, LAST_RETRY)
+
+    async def _join(self) -> None:
+        held, keeps = self._possessions()
+        answer = await self._coordinator.join(held, keeps)
+        self.joined = True
+        if self._warned:
+            self._warned = False
+            logger.info("the shared state of this account is back")
+        self._on_joined(answer)
+
+    def _warn(self, error: CoordinationError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s; until it is back submissions keep to a safe share, and those with a key fail", error)
+
+
+async def finish(task: "asyncio.Task[None] | None") -> None:
+    """Cancel a task and wait for its end."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])

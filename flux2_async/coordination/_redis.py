@@ -1,0 +1,311 @@
+"""The shared state on Redis or Valkey: one Lua script per operation, the server's time only, every key with an expiry.
+
+Calls never wait long: a server that hangs must not hold up submissions. A call that failed is not repeated here, since
+nobody knows whether it was carried out; who asks joins anew instead, which sets that right.
+"""
+
+import asyncio
+import itertools
+import logging
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, TypeVar
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+
+from flux2_async._coordination import (
+    Answer,
+    Claim,
+    Coordination,
+    Coordinator,
+    KeyEntry,
+    Message,
+    Settlement,
+    Terms,
+    decode_message,
+    encode_message,
+)
+from flux2_async._membership import finish
+from flux2_async.coordination._book import Known
+from flux2_async.coordination._scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
+from flux2_async.errors import ConfigurationError, CoordinationError
+from flux2_async.models import RateLimit
+
+__all__ = ["RedisCoordination"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("flux2_async")
+
+OLDEST_VERSION: Final = (6, 0)
+# More calls at once would only queue in the server.
+MAX_CALLS: Final = 8
+HEARTBEAT: Final = 20.0
+RESUBSCRIBE_MAX: Final = 2.0
+
+
+class RedisCoordination(Coordination):
+    """Many processes on any number of hosts that share an account, by a Redis (6 or newer) or Valkey.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`, as the redis package takes it; never shown.
+        namespace: Begins the names of all keys, so that several applications can use one server.
+        on_failure: While the server cannot be asked, submissions without a key go on by a safe share of the limit
+            (`degrade`), or raise `CoordinationError` (`fail`).
+        timeout: Seconds that the server may take to answer.
+
+    Raises:
+        ConfigurationError: An argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "flux2",
+        on_failure: Literal["degrade", "fail"] = "degrade",
+        timeout: float = 1.0,  # noqa: ASYNC109  a setting, not the time limit of this call
+    ) -> None:
+        if not namespace or any(letter in " {}" or not letter.isprintable() for letter in namespace):
+            raise ConfigurationError(f"namespace: {namespace!r} given, it must be a word without blanks and braces")
+        if on_failure not in ("degrade", "fail"):
+            raise ConfigurationError(f"on_failure: {on_failure!r} given, it must be 'degrade' or 'fail'")
+        self._url = url
+        self._namespace = namespace
+        self._timeout = timeout
+        self.on_failure = on_failure
+        # An address that cannot be read is told when the session is made.
+        self._client()
+
+    def __repr__(self) -> str:
+        return f"<RedisCoordination namespace={self._namespace!r} on_failure={self.on_failure!r}>"
+
+    def coordinator(self, account: str, terms: Terms, on_message: Callable[[Message], None]) -> "RedisCoordinator":
+        """See `Coordination`."""
+        # The braces keep all keys of an account on one node of a cluster.
+        return RedisCoordinator(self._client(), f"{self._namespace}:{{{account}}}", terms, on_message, self._timeout)
+
+    def _client(self) -> "redis.asyncio.Redis":
+        try:
+            return redis.asyncio.Redis.from_url(
+                self._url,
+                decode_responses=True,
+                socket_timeout=self._timeout,
+                socket_connect_timeout=self._timeout,
+                socket_keepalive=True,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except (ValueError, TypeError, AttributeError):
+            raise ConfigurationError(
+                "url: it must look like redis://host:6379/0, rediss://user:password@host:6379 or unix:///path"
+            ) from None
+
+
+class RedisCoordinator(Coordinator):
+    """See `Coordinator`."""
+
+    def __init__(
+        self,
+        client: "redis.asyncio.Redis",
+        prefix: str,
+        terms: Terms,
+        on_message: Callable[[Message], None],
+        timeout: float,  # noqa: ASYNC109  a setting, not the time limit of this call
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._channel = f"{prefix}:news"
+        self._terms = terms
+        self._on_message = on_message
+        self._timeout = timeout
+        self._name = secrets.token_hex(8)
+        self._numbers = itertools.count(1)
+        self._peer = ""
+        self._known = Known()
+        self._calls = asyncio.Semaphore(MAX_CALLS)
+        self._scripts = {name: client.register_script(script(name)) for name in (*BOOK_SCRIPTS, *KEY_SCRIPTS)}
+        self._listener: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """See `Coordinator`."""
+        self._listener = asyncio.get_running_loop().create_task(self._listen(), name="flux2_async listen to redis")
+        try:
+            info = await self._call(lambda: self._client.info("server"))
+        except _RefusedError as error:
+            raise ConfigurationError(f"redis refuses this user ({error}); check user and password in the url") from None
+        check_version(info)
+
+    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = ()) -> Answer:
+        """See `Coordinator`."""
+        replaces, self._peer = self._peer, f"{self._name}.{next(self._numbers)}"
+        return self._answer(await self._book("join", replaces, len(held), *map(repr, held), *keeps))
+
+    async def acquire(self, want: int, *, first: bool = False) -> Answer:
+        """See `Coordinator`."""
+        return self._answer(await self._book("acquire", want, "1" if first else ""))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """See `Coordinator`."""
+        facts = [(told.lease, told.fate.value, repr(told.ago), repr(told.pause)) for told in settlements]
+        await self._book("settle", *itertools.chain.from_iterable(facts))
+
+    async def publish(self, message: Message) -> None:
+        """See `Coordinator`."""
+        await self._call(lambda: self._client.publish(self._channel, encode_message(self._peer, message)))
+
+    async def look(self, key: str) -> KeyEntry | None:
+        """See `Coordinator`."""
+        return _entry(await self._key("look", Claim(key, "", "")))
+
+    async def reserve(self, claim: Claim) -> KeyEntry | None:
+        """See `Coordinator`."""
+        return _entry(await self._key("reserve", claim, repr(self._terms.lease)))
+
+    async def bind(self, claim: Claim, task_id: str) -> None:
+        """See `Coordinator`."""
+        await self._key("bind", claim, task_id)
+
+    async def doubt(self, claim: Claim) -> None:
+        """See `Coordinator`."""
+        await self._key("doubt", claim)
+
+    async def free(self, claim: Claim) -> None:
+        """See `Coordinator`."""
+        await self._key("free", claim)
+
+    async def resolve(self, ref: str, task_id: str) -> None:
+        """See `Coordinator`."""
+        key = await self._call(lambda: self._client.get(f"{self._prefix}:ref:{ref}"))
+        if key is not None:
+            await self._key("resolve", Claim(key, "", ref), task_id)
+
+    async def aclose(self) -> None:
+        """See `Coordinator`."""
+        await finish(self._listener)
+        try:
+            if self._peer:
+                await self._book("leave")
+        except CoordinationError:
+            # It is forgotten in a minute.
+            pass
+        finally:
+            await self._client.aclose()
+
+    async def _book(self, name: str, *facts: object) -> Any:
+        rate = self._terms.rate or RateLimit(1, 1.0)
+        arguments = (
+            "",
+            self._peer,
+            secrets.token_hex(8),
+            self._known.epoch,
+            self._known.number,
+            rate.limit if self._terms.rate else 0,
+            repr(rate.period),
+            repr(self._terms.lease),
+            self._channel,
+            *facts,
+        )
+        return await self._call(lambda: self._scripts[name](keys=[f"{self._prefix}:book"], args=arguments))
+
+    async def _key(self, name: str, claim: Claim, extra: str = "") -> Any:
+        keys = [f"{self._prefix}:key:{claim.key}", f"{self._prefix}:ref:{claim.ref}"]
+        arguments = ("", self._peer, self._channel, claim.key, claim.fingerprint, claim.ref, extra)
+        return await self._call(lambda: self._scripts[name](keys=keys, args=arguments))
+
+    def _answer(self, reply: Any) -> Answer:
+        if reply is None:
+            raise CoordinationError("redis has forgotten this session")
+        wait, paused, learned, peers, epoch, number, *leases = reply
+        if self._known.epoch != epoch or int(number) > self._known.number:
+            self._known = Known(epoch, int(number))
+        return Answer(tuple(leases), float(wait), float(paused), int(learned) if learned else None, int(peers))
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call the server; the one place where its failures become ours."""
+        try:
+            async with self._calls, asyncio.timeout(2 * self._timeout):
+                return await call()
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise _RefusedError(_first_word(error)) from None
+        except ResponseError as error:
+            word = _first_word(error)
+            if word in ("NOAUTH", "WRONGPASS"):
+                raise _RefusedError(word) from None
+            raise CoordinationError(f"redis answers {word}") from None
+        except (RedisError, OSError, TimeoutError) as error:
+            raise CoordinationError(f"redis cannot be reached ({type(error).__name__})") from None
+
+    async def _listen(self) -> None:
+        """Hear what the others publish, whatever happens to the connection, and say that we are still there."""
+        wait = 0.05
+        while True:
+            try:
+                async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    await pubsub.subscribe(self._channel)
+                    # What was said meanwhile is lost; whoever waits should ask.
+                    self._on_message(Message("wake"))
+                    wait = 0.05
+                    await self._hear(pubsub)
+            except (RedisError, OSError, TimeoutError) as error:
+                logger.debug("listening to redis broke off: %s", type(error).__name__)
+            await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311  it spreads in time, it guards nothing
+            wait = min(2 * wait, RESUBSCRIBE_MAX)
+
+    async def _hear(self, pubsub: Any) -> None:
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time() + HEARTBEAT
+        while True:
+            received = await pubsub.get_message(timeout=max(next_beat - loop.time(), 0.0))
+            if received is not None and (decoded := decode_message(received["data"])) is not None:
+                sender, message = decoded
+                if sender.partition(".")[0] != self._name:
+                    self._on_message(message)
+            if loop.time() >= next_beat:
+                next_beat = loop.time() + HEARTBEAT
+                await pubsub.ping()
+                await self._beat()
+
+    async def _beat(self) -> None:
+        try:
+            if self._peer:
+                self._answer(await self._book("touch"))
+        except CoordinationError:
+            # Whoever asks next finds out, and joins again.
+            logger.debug("redis did not answer to a heartbeat")
+
+
+class _RefusedError(CoordinationError):
+    """User or password are wrong, or not allowed to do this."""
+
+
+def check_version(info: dict[str, Any]) -> None:
+    """Refuse a server that is too old.
+
+    Raises:
+        ConfigurationError: It is.
+    """
+    # Valkey names a version of Redis as well, the one it is compatible with.
+    version = str(info.get("redis_version", "0"))
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST_VERSION:
+        oldest = ".".join(map(str, OLDEST_VERSION))
+        raise ConfigurationError(f"redis {version} is too old; {oldest} or newer, or any Valkey, is needed")
+
+
+def _first_word(error: Exception) -> str:
+    # The server's own words may repeat what it was sent.
+    words = str(error).split()
+    return words[0] if words and words[0].isupper() else type(error).__name__
+
+
+def _entry(reply: Any) -> KeyEntry | None:
+    return KeyEntry(*reply[:4], wait=float(reply[4])) if reply else None

@@ -84,12 +84,14 @@ class Claim:
     Attributes:
         key: The digest of the key.
         fingerprint: The digest of the request.
-        ref: The submission.
+        ref: The submission's name, which the caller may have used before.
+        owner: A name that no other claim has.
     """
 
     key: str
     fingerprint: str
     ref: str
+    owner: str
 
 
 @attrs.frozen
@@ -203,7 +205,10 @@ class Coordinator(ABC):
 
     @abstractmethod
     async def reserve(self, claim: Claim) -> KeyEntry | None:
-        """Reserve a key for a POST that follows at once; None: done, else what it stands for already."""
+        """Reserve a key for a POST that follows at once; None: done, else what it stands for already.
+
+        The owner may reserve again, when it knows that its last POST created nothing.
+        """
 
     @abstractmethod
     async def bind(self, claim: Claim, task_id: str) -> None:
@@ -218,8 +223,12 @@ class Coordinator(ABC):
         """Free a reserved key: certainly nothing was created."""
 
     @abstractmethod
+    async def doubtful(self, ref: str) -> bool:
+        """Tell whether `ref` reserved a key that is unknown now."""
+
+    @abstractmethod
     async def resolve(self, ref: str, task_id: str) -> None:
-        """Bind the key that `ref` reserved, if any, and if its state is unknown: a callback told its task."""
+        """Bind the key that `ref` reserved, if its state is unknown: a callback told the task."""
 
     @abstractmethod
     async def aclose(self) -> None:

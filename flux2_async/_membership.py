@@ -21,6 +21,8 @@ logger = logging.getLogger("flux2_async")
 
 FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 2.0
+# More questions at once would only queue elsewhere.
+MAX_QUESTIONS: Final = 8
 
 
 class Membership:
@@ -50,6 +52,7 @@ class Membership:
         self._on_joined = on_joined
         self._on_lost = on_lost
         self._rejoining: asyncio.Task[None] | None = None
+        self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._warned = False
         self._closed = False
         self.joined = False
@@ -74,15 +77,18 @@ class Membership:
         Raises:
             CoordinationError: It cannot be asked, or the session was no member any more when the answer came.
         """
-        if not self.joined:
-            raise CoordinationError("the shared state of this account cannot be reached at the moment; try again later")
-        term = self.term
-        try:
-            answer = await question()
-        except CoordinationError:
-            if term == self.term:
-                self._lose()
-            raise
+        async with self._questions:
+            if not self.joined:
+                raise CoordinationError(
+                    "the shared state of this account cannot be asked at the moment; nothing was sent, try again later"
+                )
+            term = self.term
+            try:
+                answer = await question()
+            except CoordinationError:
+                if term == self.term:
+                    self._lose()
+                raise
         if term != self.term:
             raise CoordinationError("the connection to the shared state was lost while it was asked; try again")
         return answer

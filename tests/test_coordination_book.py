@@ -47,7 +47,7 @@ def answered(lease: str) -> Settlement:
 
 @attrs.define
 class World:
-    """Processes that share a book (kept as JSON between the calls), and a server; a heap of events instead of a loop.
+    """Processes that share a book, and a server; a heap of events instead of a loop.
 
     Attributes:
         kill: Share of the requests whose process dies right after sending; another one takes over its work.
@@ -65,7 +65,7 @@ class World:
     now: float = 0.0
     last: float = 0.0
     terms: Terms = attrs.field(init=False)
-    state: str = attrs.field(init=False)
+    book: Book = attrs.field(init=False)
     server: SlidingLog = attrs.field(init=False)
     order: Iterator[int] = attrs.field(init=False, factory=itertools.count)
     events: list[tuple[float, int, str, str]] = attrs.field(init=False, factory=list)
@@ -75,7 +75,7 @@ class World:
         shared = Book("e", self.terms, 0.0)
         for peer in self.todo:
             shared.join(peer, Known(), 0.0, terms=self.terms, seen_for=math.inf)
-        self.state = json.dumps(shared.dump())
+        self.book = shared
         self.server = SlidingLog(self.limit, PERIOD)
         for peer in self.todo:
             self.at(0.0, "ask", peer)
@@ -100,9 +100,7 @@ class World:
         if not self.todo[peer]:
             return
         self.asks[peer] += 1
-        shared = Book.load(json.loads(self.state))
-        answer = ask(shared, peer, self.todo[peer], self.now)
-        self.state = json.dumps(shared.dump())
+        answer = ask(self.book, peer, self.todo[peer], self.now)
         for lease in answer.leases:
             self.todo[peer] -= 1
             self.at(self.now + self.delay(), "count", f"{peer} {lease}")
@@ -118,12 +116,10 @@ class World:
             self.at(self.now + self.delay(), "settle", who)
 
     def settle(self, who: str) -> None:
-        shared = Book.load(json.loads(self.state))
-        shared.settle(answered(who.split()[1]), self.now)
-        self.state = json.dumps(shared.dump())
+        self.book.settle(answered(who.split()[1]), self.now)
 
 
-@settings(max_examples=40)
+@settings(max_examples=12)
 @given(
     limit=st.integers(1, 25),
     wants=st.lists(st.integers(1, 60), min_size=1, max_size=6),

@@ -3,8 +3,8 @@
 from flux2_async._coordination import Claim, KeyEntry
 from flux2_async.coordination._key_rows import KeyRow, bind, doubt, free, reserve, resolve, view
 
-MINE = Claim("key", "print", "mine")
-OTHER = Claim("key", "print", "other")
+MINE = Claim("key", "print", "mine", "o1")
+OTHER = Claim("key", "print", "mine", "o2")
 
 
 def reserved(claim: Claim = MINE, now: float = 0.0) -> KeyRow:
@@ -35,6 +35,15 @@ def test_owner_tells_the_task() -> None:
     """A bound key stands for its task, whatever was believed before."""
     for row in (reserved(), doubt(reserved(), MINE, 1.0), resolve(doubt(reserved(), MINE, 1.0), "mine", "t0", 2.0)):
         assert view(bind(row, MINE, "t1", 3.0), 100.0) == KeyEntry("print", "mine", "bound", "t1")
+
+
+def test_owner_reserves_again() -> None:
+    """Who knows that its POST created nothing reserves again, even late; another claim of the same name does not."""
+    row, entry = reserve(reserved(), MINE, 100.0, lease=70.0)
+
+    assert entry is None
+    assert view(row, 100.0) == KeyEntry("print", "mine", "sending", wait=70.0)
+    assert reserve(doubt(row, MINE, 100.0), MINE, 101.0, lease=70.0)[1] == KeyEntry("print", "mine", "unknown")
 
 
 def test_only_the_owner_frees() -> None:

@@ -24,6 +24,7 @@ class KeyRow:
     Attributes:
         fingerprint: The digest of the request.
         ref: The submission that reserved it.
+        owner: Its claim.
         state: What is known.
         task_id: The task, when bound; else empty.
         lapses_at: When an owner that is still sending has died.
@@ -32,6 +33,7 @@ class KeyRow:
 
     fingerprint: str
     ref: str
+    owner: str
     state: Literal["sending", "unknown", "bound"]
     task_id: str
     lapses_at: float
@@ -51,9 +53,10 @@ def view(row: KeyRow | None, now: float) -> KeyEntry | None:
 def reserve(row: KeyRow | None, claim: Claim, now: float, *, lease: float) -> tuple[KeyRow | None, KeyEntry | None]:
     """Reserve a free key; give the row to be kept, and what the key stands for already if it is not free."""
     entry = view(row, now)
-    if entry is not None:
+    again = row is not None and row.owner == claim.owner and row.state == "sending"
+    if entry is not None and not again:
         return row, entry
-    return KeyRow(claim.fingerprint, claim.ref, "sending", "", now + lease, now + KEPT_FOR), None
+    return KeyRow(claim.fingerprint, claim.ref, claim.owner, "sending", "", now + lease, now + KEPT_FOR), None
 
 
 def bind(row: KeyRow | None, claim: Claim, task_id: str, now: float) -> KeyRow | None:
@@ -68,7 +71,7 @@ def doubt(row: KeyRow | None, claim: Claim, now: float) -> KeyRow | None:
 
 def free(row: KeyRow | None, claim: Claim) -> KeyRow | None:
     """Free the key, if the claim holds it and no task is known."""
-    return None if row is not None and row.ref == claim.ref and row.state != "bound" else row
+    return None if row is not None and row.owner == claim.owner and row.state != "bound" else row
 
 
 def resolve(row: KeyRow | None, ref: str, task_id: str, now: float) -> KeyRow | None:
@@ -83,7 +86,7 @@ def _told(
     row: KeyRow | None, claim: Claim, state: Literal["unknown", "bound"], task_id: str, now: float
 ) -> KeyRow | None:
     if view(row, now) is None:
-        return KeyRow(claim.fingerprint, claim.ref, state, task_id, now, now + KEPT_FOR)
-    if row is None or row.ref != claim.ref:
+        return KeyRow(claim.fingerprint, claim.ref, claim.owner, state, task_id, now, now + KEPT_FOR)
+    if row is None or row.owner != claim.owner:
         return row
     return attrs.evolve(row, state=state, task_id=task_id)

@@ -48,8 +48,6 @@ T = TypeVar("T")
 logger = logging.getLogger("flux2_async")
 
 OLDEST_VERSION: Final = (6, 0)
-# More calls at once would only queue in the server.
-MAX_CALLS: Final = 8
 HEARTBEAT: Final = 20.0
 RESUBSCRIBE_MAX: Final = 2.0
 
@@ -74,7 +72,7 @@ class RedisCoordination(Coordination):
         *,
         namespace: str = "flux2",
         on_failure: Literal["degrade", "fail"] = "degrade",
-        timeout: float = 1.0,  # noqa: ASYNC109  a setting, not the time limit of this call
+        timeout: float = 1.0,
     ) -> None:
         if not namespace or any(letter in " {}" or not letter.isprintable() for letter in namespace):
             raise ConfigurationError(f"namespace: {namespace!r} given, it must be a word without blanks and braces")
@@ -120,7 +118,7 @@ class RedisCoordinator(Coordinator):
         prefix: str,
         terms: Terms,
         on_message: Callable[[Message], None],
-        timeout: float,  # noqa: ASYNC109  a setting, not the time limit of this call
+        timeout: float,
     ) -> None:
         self._client = client
         self._prefix = prefix
@@ -132,7 +130,6 @@ class RedisCoordinator(Coordinator):
         self._numbers = itertools.count(1)
         self._peer = ""
         self._known = Known()
-        self._calls = asyncio.Semaphore(MAX_CALLS)
         self._scripts = {name: client.register_script(script(name)) for name in (*BOOK_SCRIPTS, *KEY_SCRIPTS)}
         self._listener: asyncio.Task[None] | None = None
 
@@ -165,7 +162,7 @@ class RedisCoordinator(Coordinator):
 
     async def look(self, key: str) -> KeyEntry | None:
         """See `Coordinator`."""
-        return _entry(await self._key("look", Claim(key, "", "")))
+        return _entry(await self._key("look", Claim(key, "", "", "")))
 
     async def reserve(self, claim: Claim) -> KeyEntry | None:
         """See `Coordinator`."""
@@ -183,11 +180,16 @@ class RedisCoordinator(Coordinator):
         """See `Coordinator`."""
         await self._key("free", claim)
 
+    async def doubtful(self, ref: str) -> bool:
+        """See `Coordinator`."""
+        key = await self._key_of(ref)
+        entry = await self.look(key) if key else None
+        return entry is not None and entry.ref == ref and entry.state == "unknown"
+
     async def resolve(self, ref: str, task_id: str) -> None:
         """See `Coordinator`."""
-        key = await self._call(lambda: self._client.get(f"{self._prefix}:ref:{ref}"))
-        if key is not None:
-            await self._key("resolve", Claim(key, "", ref), task_id)
+        if key := await self._key_of(ref):
+            await self._key("resolve", Claim(key, "", ref, ""), task_id)
 
     async def aclose(self) -> None:
         """See `Coordinator`."""
@@ -203,7 +205,7 @@ class RedisCoordinator(Coordinator):
 
     async def _book(self, name: str, *facts: object) -> Any:
         rate = self._terms.rate or RateLimit(1, 1.0)
-        arguments = (
+        arguments: list[Any] = [
             "",
             self._peer,
             secrets.token_hex(8),
@@ -214,13 +216,16 @@ class RedisCoordinator(Coordinator):
             repr(self._terms.lease),
             self._channel,
             *facts,
-        )
+        ]
         return await self._call(lambda: self._scripts[name](keys=[f"{self._prefix}:book"], args=arguments))
 
     async def _key(self, name: str, claim: Claim, extra: str = "") -> Any:
         keys = [f"{self._prefix}:key:{claim.key}", f"{self._prefix}:ref:{claim.ref}"]
-        arguments = ("", self._peer, self._channel, claim.key, claim.fingerprint, claim.ref, extra)
+        arguments = ("", self._peer, self._channel, claim.key, claim.fingerprint, claim.ref, claim.owner, extra)
         return await self._call(lambda: self._scripts[name](keys=keys, args=arguments))
+
+    async def _key_of(self, ref: str) -> str:
+        return str(await self._call(lambda: self._client.get(f"{self._prefix}:ref:{ref}")) or "")
 
     def _answer(self, reply: Any) -> Answer:
         if reply is None:
@@ -233,7 +238,7 @@ class RedisCoordinator(Coordinator):
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the server; the one place where its failures become ours."""
         try:
-            async with self._calls, asyncio.timeout(2 * self._timeout):
+            async with asyncio.timeout(2 * self._timeout):
                 return await call()
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
             raise _RefusedError(_first_word(error)) from None
@@ -256,7 +261,7 @@ class RedisCoordinator(Coordinator):
                     self._on_message(Message("wake"))
                     wait = 0.05
                     await self._hear(pubsub)
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001  a listener that died would be missed by nobody
                 logger.debug("listening to redis broke off: %s", type(error).__name__)
             await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311  it spreads in time, it guards nothing
             wait = min(2 * wait, RESUBSCRIBE_MAX)
@@ -308,4 +313,7 @@ def _first_word(error: Exception) -> str:
 
 
 def _entry(reply: Any) -> KeyEntry | None:
-    return KeyEntry(*reply[:4], wait=float(reply[4])) if reply else None
+    if not reply:
+        return None
+    fingerprint, ref, state, task_id, wait = reply
+    return KeyEntry(fingerprint, ref, state, task_id, float(wait))

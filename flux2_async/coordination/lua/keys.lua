@@ -5,15 +5,16 @@ local KEPT_FOR = 24 * 3600
 local row_key = KEYS[1]
 local now = tonumber(ARGV[1])
 local peer, channel, digest = ARGV[2], ARGV[3], ARGV[4]
-local fingerprint, ref, extra = ARGV[5], ARGV[6], ARGV[7]
+local fingerprint, ref, owner, extra = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 if not now then
     local time = redis.call('TIME')
     now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
-local stored = redis.call('HMGET', row_key, 'fingerprint', 'ref', 'state', 'task_id', 'lapses_at')
+local stored = redis.call('HMGET', row_key, 'fingerprint', 'ref', 'state', 'task_id', 'lapses_at', 'owner')
 local row = stored[1] and {
     fingerprint = stored[1], ref = stored[2], state = stored[3], task_id = stored[4], lapses_at = tonumber(stored[5]),
+    owner = stored[6],
 }
 
 local function view()
@@ -34,7 +35,7 @@ local function write(state, task_id, lapses_at)
 end
 
 local function write_new(state, task_id, lapses_at)
-    redis.call('HSET', row_key, 'fingerprint', fingerprint, 'ref', ref)
+    redis.call('HSET', row_key, 'fingerprint', fingerprint, 'ref', ref, 'owner', owner)
     write(state, task_id, lapses_at)
     redis.call('EXPIRE', row_key, KEPT_FOR)
 end
@@ -42,7 +43,7 @@ end
 local function told(state, task_id)
     if not row then
         write_new(state, task_id, now)
-    elseif row.ref == ref then
+    elseif row.owner == owner then
         write(state, task_id, row.lapses_at)
     else
         return

@@ -1,7 +1,8 @@
 -- Extra argument: how long a POST lives. The second key finds the first one from the submission's name.
 local entry = view()
-if not entry then
-    write_new('sending', '', now + tonumber(extra))
-    redis.call('SET', KEYS[2], digest, 'EX', KEPT_FOR)
+if entry and not (row.owner == owner and row.state == 'sending') then
+    return entry
 end
-return entry
+write_new('sending', '', now + tonumber(extra))
+redis.call('SET', KEYS[2], digest, 'EX', KEPT_FOR)
+return false

@@ -5,6 +5,7 @@ from typing import Any
 
 import aiohttp
 
+from flux2_async._coordination import Coordination
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 
@@ -12,7 +13,7 @@ __all__ = ["check_max_running", "check_settings", "check_submit", "check_task_id
 
 
 def check_settings(**settings: object) -> None:
-    """Check the kinds of settings that check themselves when made.
+    """Check the kinds of settings that check themselves when made, and what they mean together.
 
     Raises:
         ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
@@ -21,6 +22,7 @@ def check_settings(**settings: object) -> None:
         "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
         "polling": (Polling, "Polling(...)"),
         "callbacks": (Callbacks, "Callbacks(...) or None"),
+        "coordination": (Coordination, "HostCoordination(), RedisCoordination(...) or None"),
         "http": (aiohttp.ClientSession, "an aiohttp.ClientSession or None"),
         "timeouts": (Timeouts, "Timeouts(...)"),
     }
@@ -28,6 +30,12 @@ def check_settings(**settings: object) -> None:
         kind, allowed = kinds[name]
         if not isinstance(value, kind) and not (value is None and allowed.endswith("None")):
             raise ConfigurationError(f"{name}: {type(value).__name__} given, it must be {allowed}")
+    callbacks = settings.get("callbacks")
+    if settings.get("coordination") is not None and isinstance(callbacks, Callbacks) and callbacks.secret is None:
+        raise ConfigurationError(
+            "callbacks: with coordination they need secret=..., the same in all processes, which receive callbacks for "
+            "each other"
+        )
 
 
 def check_max_running(value: Any) -> int | None:

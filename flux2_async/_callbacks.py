@@ -72,6 +72,7 @@ class CallbackDesk:
         settings: As the receivers know them.
         watcher: Looks at tasks, and settles them.
         attach: Makes a handle for a task whose createTask reply was lost.
+        relay: Called with ref and task id of a callback that is for none of the submissions here.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class CallbackDesk:
         settings: CallbackSettings,
         watcher: Watcher,
         attach: Callable[[str], ImageTask],
+        relay: Callable[[str, str], None] = lambda _ref, _task_id: None,
     ) -> None:
+        self._relay = relay
         self._settings = settings
         self._watcher = watcher
         self._attach = attach
@@ -148,6 +151,15 @@ class CallbackDesk:
 
     def deliver(self, ref: str, callback: Callback) -> None:
         """Use an authenticated callback."""
+        if not self._deliver(ref, callback):
+            self._relay(ref, callback.task_id)
+
+    def overhear(self, ref: str, task_id: str) -> None:
+        """Use what another process was told at the address of a submission; it is never passed on again."""
+        self._deliver(ref, Callback(task_id, None))
+
+    def _deliver(self, ref: str, callback: Callback) -> bool:
+        """Use a callback; give False when it is for none of the submissions here."""
         self.received += 1
         logger.debug("callback for task %s (submission %s)", callback.task_id, ref)
         task = self._tasks.get(ref)
@@ -162,6 +174,8 @@ class CallbackDesk:
             else:
                 self._park(ref, callback)
             self._watcher.hint(callback.task_id)
+            return ref in self._settled
+        return True
 
     async def recover(self, ref: str) -> ImageTask:
         """Wait until it is known which task a submission became.
@@ -224,6 +238,8 @@ class CallbackDesk:
         # Its key, if it has one, stands for the task from now on.
         submission.outcome, submission.posted = Outcome(), False
         submission.outcome.settle(task)
+        if submission.claim is not None:
+            submission.claim.bound(task.id)
         self._know(submission.ref, task)
         # Never from the body: nothing but the body says that the task is this one's.
         self._watcher.hint(task.id)
@@ -242,6 +258,8 @@ class CallbackDesk:
         if before is not None:
             submission, outcome = before
             submission.outcome = outcome
+            if submission.claim is not None:
+                submission.claim.doubted()
             self.ambiguous(submission)
 
     def _park(self, ref: str, callback: Callback) -> None:

@@ -15,13 +15,15 @@ import anyio.to_thread
 import attrs
 
 from flux2_async._callbacks import CallbackDesk, CallbackSettings
+from flux2_async._coordination import Coordination, Terms
 from flux2_async._credentials import Credentials
 from flux2_async._files import Files
 from flux2_async._keys import Keys, fingerprint
-from flux2_async._limiter import Limiter, Slots
+from flux2_async._limiter import Limiter, Permits, Slots
 from flux2_async._outcome import Waiters
 from flux2_async._remembered import Remembered
 from flux2_async._schedule import Schedules
+from flux2_async._sharing import Sharing
 from flux2_async._submission import OnSend, Record, Submission, Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
@@ -44,6 +46,8 @@ logger = logging.getLogger("flux2_async")
 
 IDS_PER_LINE: Final = 50
 KEEPING_MAX: Final = 1.0
+# Beyond what a POST may take: for what runs between permit and POST, such as `on_send`.
+LEASE_SLACK: Final = 5.0
 
 _open_accounts: Counter[str] = Counter()
 _warned_accounts: set[str] = set()
@@ -73,6 +77,7 @@ class Engine:
         timeouts: Seconds for each kind of call.
         callbacks: Where callbacks come in, or None.
         http: A borrowed aiohttp session, or None.
+        coordination: How the account is shared with other processes, or None.
     """
 
     def __init__(
@@ -85,16 +90,19 @@ class Engine:
         timeouts: Timeouts,
         callbacks: CallbackSettings | None,
         http: aiohttp.ClientSession | None,
+        coordination: Coordination | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = Transport(credentials, timeouts, http)
         self.files = Files(self.transport)
         self.slots = Slots(max_running)
-        self.limiter = Limiter(rate_limit)
+        self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key}".encode()).hexdigest()
+        self.sharing = None if coordination is None else self._share(coordination, rate_limit, timeouts)
+        self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
         self.schedules = Schedules(polling)
         self._remembered = Remembered(credentials.base_url) if polling.remember else None
         self.watcher = Watcher(self.look, self.schedules, polling, self._on_settled)
-        self.desk = None if callbacks is None else CallbackDesk(callbacks, self.watcher, self.attach)
+        self.desk = None if callbacks is None else CallbackDesk(callbacks, self.watcher, self.attach, self._relay)
         self.submitter = Submitter(
             transport=self.transport,
             files=self.files,
@@ -108,13 +116,19 @@ class Engine:
         self._keys = Keys()
         self._key_of: dict[Submission, str] = {}
         self._quieter = Waiters()
-        self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key}".encode()).hexdigest()
 
     async def open(self) -> None:
-        """Read what an earlier session has learned, and make the connections' pools."""
+        """Read what an earlier session has learned, make the connections' pools, and join who shares the account."""
         if self._remembered is not None:
             await anyio.to_thread.run_sync(self._remembered.restore, self.schedules)
         await self.transport.open()
+        if self.sharing is not None:
+            try:
+                await self.sharing.open()
+            except BaseException:
+                await self.transport.aclose()
+                raise
+            return
         _open_accounts[self._account] += 1
         if _open_accounts[self._account] > 1 and self._account not in _warned_accounts:
             _warned_accounts.add(self._account)
@@ -144,8 +158,11 @@ class Engine:
                 self.slots.close()
                 if self.desk is not None:
                     self.desk.close()
-                _open_accounts[self._account] -= 1
                 self._quieter.wake()
+                if self.sharing is None:
+                    _open_accounts[self._account] -= 1
+                else:
+                    await self.sharing.aclose()
                 await self.transport.aclose()
                 await self._keep_what_was_learned()
                 _log_left("tasks not finished, to be attached in a new session", task_ids)
@@ -188,6 +205,8 @@ class Engine:
                 if error is not other.outcome.error or not _is_private(error):
                     raise
         submission = Submission(ref or uuid.uuid4().hex, request, priority, max_wait, on_send, record)
+        if key is not None and self.sharing is not None:
+            submission.claim = self.sharing.key(key, content, submission.ref, request, self.attach)
         self.submitter.start(submission)
         if key is not None:
             self._keys.bind(key, content, submission, self.loop.time())
@@ -255,6 +274,23 @@ class Engine:
                 429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
             ) from None
 
+    def _share(self, coordination: Coordination, rate_limit: RateLimit | None, timeouts: Timeouts) -> Sharing:
+        async def exists(task_id: str) -> bool:
+            return await self.look(task_id) is not None
+
+        terms = Terms(rate_limit, timeouts.connect + timeouts.submit + LEASE_SLACK)
+        return Sharing(coordination, self._account, terms, on_callback=self._relayed, exists=exists)
+
+    def _relay(self, ref: str, task_id: str) -> None:
+        if self.sharing is not None:
+            self.sharing.relay(ref, task_id)
+
+    def _relayed(self, ref: str, task_id: str) -> None:
+        if self.desk is not None:
+            self.desk.overhear(ref, task_id)
+        else:
+            self.watcher.hint(task_id)
+
     def _address(self, ref: str) -> str | None:
         return self.desk.address(ref) if self.desk is not None else None
 
@@ -281,7 +317,7 @@ class Engine:
     def _on_end(self, submission: Submission) -> None:
         key = self._key_of.pop(submission, None)
         error = submission.outcome.error
-        if isinstance(error, AmbiguousSubmitError):
+        if isinstance(error, AmbiguousSubmitError) and submission.posted:
             # It may have been accepted, so it keeps its key.
             if self.desk is not None:
                 self.desk.ambiguous(submission)

@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from flux2_async._waiting import Turnstile, Waiter
 from flux2_async._window import Fate, Starts, Ticket, Unlimited, Window
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
-__all__ = ["MAX_PAUSE", "PAUSE_WITHOUT_LIMIT", "Limiter", "Permit", "Slots"]
+__all__ = ["MAX_PAUSE", "PAUSE_WITHOUT_LIMIT", "Limiter", "Permit", "Permits", "Slots"]
 
 # An hour holds any real window; a longer answer is more likely a broken clock than a plan.
 MAX_PAUSE: Final = 3600.0
@@ -144,6 +144,22 @@ class Permit:
         if not self._settled:
             self._once(Fate.DROPPED)
             warnings.warn("a permit was dropped without being settled; held for two periods", ResourceWarning, 2)
+
+
+class Permits(Protocol):
+    """What lets submissions through: the `Limiter` of one process, or one that several processes share."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def learned_limit(self) -> int | None: ...
+    @property
+    def paused_until(self) -> float | None: ...
+    async def acquire(
+        self, *, priority: int = 0, max_wait: float | None = None, since: float | None = None, first: bool = False
+    ) -> Permit: ...
+    def pause(self, seconds: float) -> None: ...
+    def close(self) -> None: ...
 
 
 class Limiter(Turnstile[Permit]):

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import attrs
 
 from flux2_async._files import Files
-from flux2_async._limiter import Limiter, Permit, Slots
+from flux2_async._limiter import Permit, Permits, Slots
 from flux2_async._outcome import Outcome
 from flux2_async._transport import Transport
 from flux2_async._wire import encode_request
@@ -28,7 +28,7 @@ from flux2_async.errors import (
 from flux2_async.models import ImageToImage, Request, UploadedFile
 from flux2_async.tasks import ImageTask
 
-__all__ = ["OnSend", "Record", "Submission", "Submitter"]
+__all__ = ["KeyClaim", "OnSend", "Record", "Submission", "Submitter"]
 
 logger = logging.getLogger("flux2_async")
 
@@ -58,6 +58,21 @@ class Record(Protocol):
         ...
 
 
+class KeyClaim(Protocol):
+    """A submission's claim to a key that other processes know as well; see `_sharing.SharedKey`."""
+
+    async def look(self) -> ImageTask | None: ...
+    async def reserve(self) -> bool: ...
+    async def release(self) -> None: ...
+    def bound(self, task_id: str) -> None: ...
+    def doubted(self) -> None: ...
+    def freed(self) -> None: ...
+
+
+class _TakenError(Exception):
+    """Another process reserved the key just before."""
+
+
 @attrs.define(eq=False)
 class Submission:
     """One request on its way to the service.
@@ -69,6 +84,7 @@ class Submission:
         max_wait: Seconds it may wait for a slot and a permit, or None.
         on_send: Awaited before each POST.
         record: Told of each POST.
+        claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
         callers: How many wait for it.
         sending: Between `on_send` and the answer.
@@ -81,6 +97,7 @@ class Submission:
     max_wait: float | None = None
     on_send: OnSend | None = None
     record: Record | None = None
+    claim: KeyClaim | None = None
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: int = attrs.field(init=False, default=0)
     sending: bool = attrs.field(init=False, default=False)
@@ -112,7 +129,7 @@ class Submitter:
         transport: Transport,
         files: Files,
         slots: Slots,
-        limiter: Limiter,
+        limiter: Permits,
         address: Callable[[str], str | None],
         on_accepted: Callable[[Submission, str], tuple[ImageTask, bool]],
         on_end: Callable[[Submission], None],
@@ -206,7 +223,13 @@ class Submitter:
             self._end(submission, task, error)
 
     def _end(self, submission: Submission, task: ImageTask | None = None, error: Exception | None = None) -> None:
-        submission.outcome.settle(task, error)
+        if submission.outcome.settle(task, error) and submission.claim is not None:
+            if task is not None:
+                submission.claim.bound(task.id)
+            elif submission.posted:
+                submission.claim.doubted()
+            else:
+                submission.claim.freed()
         self._on_end(submission)
 
     def _forget(self, submission: Submission) -> None:
@@ -215,6 +238,17 @@ class Submitter:
         self._on_end(submission)
 
     async def _submit(self, submission: Submission) -> ImageTask:
+        while submission.claim is not None:
+            task = await submission.claim.look()
+            if task is not None:
+                return task
+            try:
+                return await self._submit_new(submission)
+            except _TakenError:
+                continue
+        return await self._submit_new(submission)
+
+    async def _submit_new(self, submission: Submission) -> ImageTask:
         begun = self._loop.time()
         await self._slots.acquire(
             priority=submission.priority, max_wait=submission.wait_left(), since=submission.started
@@ -260,6 +294,8 @@ class Submitter:
             answer = await self._post(submission, body, permit)
             if isinstance(answer, str):
                 return answer
+            if submission.claim is not None:
+                await submission.claim.release()
             # Nobody is left to wait, or to send: the refusal stands.
             if not submission.callers or self._closed:
                 raise answer
@@ -281,7 +317,11 @@ class Submitter:
         """Send once and settle the permit; give the task id, or the refusal that allows another try."""
         submission.sending = True
         try:
-            await _announce(submission, permit)
+            try:
+                await self._prepare(submission)
+            except BaseException:
+                permit.never_sent()
+                raise
             try:
                 answer = await self._post_now(submission, body, permit)
             finally:
@@ -293,6 +333,14 @@ class Submitter:
             return answer
         finally:
             submission.sending = False
+
+    async def _prepare(self, submission: Submission) -> None:
+        if submission.claim is not None and not await submission.claim.reserve():
+            raise _TakenError
+        if submission.on_send is not None:
+            await submission.on_send(submission.ref)
+        if submission.record is not None:
+            await submission.record.send(submission.ref)
 
     async def _post_now(
         self, submission: Submission, body: bytes, permit: Permit
@@ -318,17 +366,6 @@ class Submitter:
             raise
         permit.answered()
         return task_id
-
-
-async def _announce(submission: Submission, permit: Permit) -> None:
-    try:
-        if submission.on_send is not None:
-            await submission.on_send(submission.ref)
-        if submission.record is not None:
-            await submission.record.send(submission.ref)
-    except BaseException:
-        permit.never_sent()
-        raise
 
 
 def _closed(submission: Submission) -> Flux2Error:

@@ -15,6 +15,7 @@ import anyio
 from flux2_async._arguments import check_max_running, check_settings, check_submit, check_task_id
 from flux2_async._callbacks import CallbackSettings
 from flux2_async._completions import Completions
+from flux2_async._coordination import Coordination
 from flux2_async._credentials import make_credentials
 from flux2_async._engine import Engine, Unsettled
 from flux2_async._submission import OnSend, Record, Submission
@@ -59,6 +60,8 @@ class Flux2Session:
         polling: When to look whether a task is finished.
         callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; polls then become rare.
             None: polling alone.
+        coordination: How all processes of the account share its limit, its pauses, the keys of `submit` and the
+            callbacks, see `flux2_async.coordination`. None: this process is the only one.
         http: The caller's own aiohttp session, used for all calls but createTask and never closed; proxies, TLS
             settings and `trust_env` are taken over from it for createTask. None: an own one, which like any
             aiohttp session does not read proxy settings from the environment.
@@ -78,15 +81,24 @@ class Flux2Session:
         max_running: int | None = MAX_RUNNING,
         polling: Polling = Polling(),  # noqa: B008  frozen
         callbacks: Callbacks | None = None,
+        coordination: Coordination | None = None,
         http: aiohttp.ClientSession | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
     ) -> None:
-        check_settings(rate_limit=rate_limit, polling=polling, callbacks=callbacks, http=http, timeouts=timeouts)
+        check_settings(
+            rate_limit=rate_limit,
+            polling=polling,
+            callbacks=callbacks,
+            coordination=coordination,
+            http=http,
+            timeouts=timeouts,
+        )
         self._credentials = make_credentials(api_key, base_url, upload_url, os.environ)
         self._rate_limit = rate_limit
         self._max_running = check_max_running(max_running)
         self._polling = polling
         self._callbacks = None if callbacks is None else CallbackSettings.of(callbacks)
+        self._coordination = coordination
         self._http = http
         self._timeouts = timeouts
         self._engine: Engine | None = None
@@ -110,7 +122,8 @@ class Flux2Session:
 
         Raises:
             SessionClosedError: It was opened before.
-            ConfigurationError: The borrowed aiohttp session cannot be used.
+            ConfigurationError: The borrowed aiohttp session cannot be used, or the coordination can never work.
+            CoordinationError: The coordination cannot be reached, and was made with `on_failure="fail"`.
         """
         if self._engine is not None:
             raise SessionClosedError("a Flux2Session is opened once; make a new one")
@@ -122,6 +135,7 @@ class Flux2Session:
             timeouts=self._timeouts,
             callbacks=self._callbacks,
             http=self._http,
+            coordination=self._coordination,
         )
         await engine.open()
         self._engine = engine
@@ -191,6 +205,8 @@ class Flux2Session:
             ApiError: The service refused; nothing was created.
             TransportError: No connection could be made in several tries; nothing was created.
             AmbiguousSubmitError: The task may exist and cost money; it was not sent again.
+            CoordinationError: Under coordination, when the shared state cannot be asked: with a `key`, or with
+                `on_failure="fail"`; nothing was sent.
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """

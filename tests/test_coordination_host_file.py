@@ -219,7 +219,9 @@ def test_state_of_an_earlier_start_is_void(path: Path, boot: str, now: float, *,
     before, _ = boots(path, "one", 5000.0)
     with before.transaction() as (connection, at):
         connection.execute("INSERT INTO account VALUES ('a', '{}', ?, ?)", (at, at + 3600))
-        connection.execute("INSERT INTO key VALUES ('a', 'k', 's', 'f', 'r', 'sending', '', ?, ?)", (at + 70, at + 90))
+        connection.execute(
+            "INSERT INTO key VALUES ('a', 'k', 's', 'f', 'r', 'c', 'sending', '', ?, ?)", (at + 70, at + 90)
+        )
     before.close()
     after, clock = boots(path, boot, now)
     with after.transaction() as (connection, _):
@@ -238,7 +240,7 @@ def test_what_nobody_asked_for_is_forgotten(path: Path) -> None:
     with before.transaction() as (connection, at):
         connection.execute("INSERT INTO account VALUES ('a', '{}', ?, ?)", (at, at + 10))
         connection.execute("INSERT INTO account VALUES ('b', '{}', ?, ?)", (at, at + 1000))
-        connection.execute("INSERT INTO key VALUES ('a', 'k', 's', 'f', 'r', 'bound', 't', ?, ?)", (at, at + 10))
+        connection.execute("INSERT INTO key VALUES ('a', 'k', 's', 'f', 'r', 'c', 'bound', 't', ?, ?)", (at, at + 10))
     before.close()
     after, _ = boots(path, "one", 5011.0)
     with after.transaction() as (connection, _):

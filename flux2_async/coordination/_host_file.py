@@ -39,7 +39,7 @@ SCHEMA: Final = (
     ) WITHOUT ROWID""",
     """CREATE TABLE key (
         account TEXT NOT NULL, digest TEXT NOT NULL, seat TEXT NOT NULL,
-        fingerprint TEXT NOT NULL, ref TEXT NOT NULL, state TEXT NOT NULL, task_id TEXT NOT NULL,
+        fingerprint TEXT NOT NULL, ref TEXT NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, task_id TEXT NOT NULL,
         lapses_at REAL NOT NULL, expires_at REAL NOT NULL,
         PRIMARY KEY (account, digest)
     ) WITHOUT ROWID""",

@@ -27,7 +27,7 @@ __all__ = ["HostState", "Told"]
 
 # Settling is the most frequent of all, and need not look each time.
 BURIAL_EVERY: Final = 0.25
-KEY_COLUMNS: Final = "fingerprint, ref, state, task_id, lapses_at, expires_at"
+KEY_COLUMNS: Final = "fingerprint, ref, owner, state, task_id, lapses_at, expires_at"
 
 Told = tuple[Message, ...]
 """What the other processes are to be told, once it is written."""
@@ -129,11 +129,16 @@ class HostState:
         """Free a key."""
         return self._change(claim.key, lambda row, _: _key_rows.free(row, claim))
 
+    def doubtful(self, ref: str) -> bool:
+        """Tell whether a submission reserved a key that is unknown now."""
+        with self._file.transaction() as (connection, now):
+            entries = [_key_rows.view(self._row(connection, key, now), now) for key in self._keys_of(connection, ref)]
+        return any(entry is not None and entry.state == "unknown" for entry in entries)
+
     def resolve(self, ref: str, task_id: str) -> Told:
         """Bind the key that a submission reserved, if nobody knows better."""
         with self._file.transaction() as (connection, _):
-            found = connection.execute("SELECT digest FROM key WHERE account = ? AND ref = ?", (self._account, ref))
-            keys = [key for (key,) in found]
+            keys = self._keys_of(connection, ref)
         changes = [self._change(key, lambda row, now: _key_rows.resolve(row, ref, task_id, now)) for key in keys]
         return tuple(message for told in changes for message in told)
 
@@ -202,6 +207,10 @@ class HostState:
             self._write(connection, key, after)
         return (Message("key", key=key),)
 
+    def _keys_of(self, connection: sqlite3.Connection, ref: str) -> list[str]:
+        found = connection.execute("SELECT digest FROM key WHERE account = ? AND ref = ?", (self._account, ref))
+        return [key for (key,) in found]
+
     def _row(self, connection: sqlite3.Connection, key: str, now: float) -> KeyRow | None:
         found = connection.execute(
             f"SELECT seat, {KEY_COLUMNS} FROM key WHERE account = ? AND digest = ?",  # noqa: S608  a constant
@@ -219,6 +228,6 @@ class HostState:
             connection.execute("DELETE FROM key WHERE account = ? AND digest = ?", (self._account, key))
             return
         connection.execute(
-            "INSERT OR REPLACE INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (self._account, key, self._seat, *attrs.astuple(row)),
         )

@@ -54,6 +54,11 @@ def _jobs_created(_url: str, task_id: str) -> str:
 
 
 def _jobs_look(_url: str, _target: str, task_id: str, *, finished: bool) -> str:
+    return jobs_record(task_id, finished=finished)
+
+
+def jobs_record(task_id: str, *, finished: bool) -> str:
+    """The answer of recordInfo, which is also the body of a callback."""
     common = f'"taskId":"{task_id}","model":"flux-2/flex-text-to-image","param":{_PARAM},"createTime":{STAMP}'
     if not finished:
         pending = '"state":"generating","resultJson":"","failCode":null,"failMsg":null,"costTime":null'

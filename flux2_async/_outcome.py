@@ -4,7 +4,8 @@ Not an `asyncio.Future`: cancelling one of several who await a future cancels it
 """
 
 import asyncio
-from typing import Generic, TypeVar, cast
+from collections.abc import Coroutine
+from typing import Any, Generic, TypeVar, cast
 
 from flux2_async.errors import ConfigurationError
 
@@ -16,17 +17,20 @@ T = TypeVar("T")
 class Waiters:
     """Those who wait for the next `wake`; each may be cancelled without the others noticing."""
 
-    __slots__ = ("_futures", "_loop")
+    __slots__ = ("_first", "_loop", "_others")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._futures: set[asyncio.Future[None]] | None = None
+        # Nearly every task is awaited once, and a set takes as much memory as the rest of the wait.
+        self._first: asyncio.Future[None] | None = None
+        self._others: set[asyncio.Future[None]] | None = None
 
     def wake(self) -> None:
         """Let everybody go on who waits now."""
-        futures, self._futures = self._futures, None
-        for future in futures or ():
-            if not future.done():
+        futures = (self._first, *(self._others or ()))
+        self._first = self._others = None
+        for future in futures:
+            if future is not None and not future.done():
                 future.set_result(None)
 
     def check_loop(self) -> None:
@@ -47,15 +51,19 @@ class Waiters:
             ConfigurationError: Called in another event loop than the one it was made in.
         """
         self.check_loop()
-        if self._futures is None:
-            self._futures = set()
-        waiting = self._futures
-        future = self._loop.create_future()
-        waiting.add(future)
+        future: asyncio.Future[None] = self._loop.create_future()
+        if self._first is None:
+            self._first = future
+        else:
+            self._others = self._others or set()
+            self._others.add(future)
         try:
             await future
         finally:
-            waiting.discard(future)
+            if self._first is future:
+                self._first = None
+            elif self._others is not None:
+                self._others.discard(future)
 
 
 class Outcome(Generic[T]):
@@ -104,7 +112,11 @@ class Outcome(Generic[T]):
         if self._waiters is not None:
             self._waiters.check_loop()
 
-    async def wait(self) -> None:
+    def wait(self) -> Coroutine[Any, Any, None]:
         """Wait until it is settled, without raising the error."""
-        if self._waiters is not None:
-            await self._waiters.wait()
+        # Handed on instead of wrapped: of what waits there may be thousands.
+        return _nothing() if self._waiters is None else self._waiters.wait()
+
+
+async def _nothing() -> None:
+    pass

@@ -68,7 +68,10 @@ class ImageTask:
             SessionClosedError: The session was closed meanwhile; `attach` it in a new one.
             ConfigurationError: Awaited in another event loop.
         """
-        if not await self.wait(timeout):
+        if timeout is None:
+            # Without a further coroutine in between, which thousands who wait would pay for.
+            await self._outcome.wait()
+        elif not await self.wait(timeout):
             raise TaskTimeoutError(
                 f"task {self.id} is not finished after {timeout} s; it goes on, wait again at no cost", task=self
             )

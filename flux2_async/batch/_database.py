@@ -136,6 +136,18 @@ class Database:
 
 
 def _commit(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
+    try:
+        return _transaction(writes, connection)
+    except sqlite3.OperationalError as error:
+        if not _finds_no_room(error):
+            raise
+    # What waits may be the id of a paid task. The pages of all requests are there since the input was entered, so that
+    # the log can be brought home and begun anew in the room that it has.
+    connection.execute("PRAGMA wal_checkpoint(RESTART)")
+    return _transaction(writes, connection)
+
+
+def _transaction(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
     # In WAL mode FULL waits for the disk at each commit, NORMAL at checkpoints; neither loses anything to a kill.
     level = "FULL" if any(write.durable for write in writes) else "NORMAL"
     connection.execute(f"PRAGMA synchronous={level}")
@@ -148,6 +160,11 @@ def _commit(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[An
             connection.execute("ROLLBACK")
         raise
     return given
+
+
+def _finds_no_room(error: sqlite3.Error) -> bool:
+    # A quota, or a limit of file sizes, is not always told as a full disk.
+    return error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC")
 
 
 def _explained(error: sqlite3.Error, path: Path) -> Exception:

@@ -101,6 +101,8 @@ class Entry:
                 )
                 self.taken = self.limit
         self.connection.execute("COMMIT")
+        # Every request has its pages in the file now: what is written later needs next to no new room.
+        self.connection.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def undo(self) -> None:
         """Close the transaction as if there had been no input."""

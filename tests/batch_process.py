@@ -1,0 +1,114 @@
+"""Processes of `flux2 batch`, real ones: forked from a process that has imported everything, which saves a second each.
+
+As a script it reads a JSON line for each process: words, folder, environment, limit of file sizes; tells the process id,
+and how it ended, when it has.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+POLL = 0.05
+
+
+def main() -> None:
+    from flux2_async.cli import service  # noqa: PLC0415  the tests that use the other half have no need of it
+    from flux2_async.cli.app import run  # noqa: PLC0415  likewise
+    from flux2_async.models import Polling  # noqa: PLC0415  likewise
+    from flux2_async.session import Flux2Session  # noqa: PLC0415  likewise
+
+    def quick(**options: Any) -> Flux2Session:
+        return Flux2Session(polling=Polling(interval=POLL), **options)
+
+    # A service that is quicker than the real one is worth looking at more often.
+    service.Flux2Session = quick  # type: ignore[assignment,misc]  # in this process alone
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if not child:
+            os._exit(_be(order, run))
+        print(child, flush=True)  # noqa: T201  the answer
+        threading.Thread(target=_tell, args=[child]).start()
+
+
+def _be(order: dict[str, Any], run: Any) -> int:
+    os.chdir(order["folder"])
+    os.environ.update(order["environ"])
+    if order["file_size"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))
+    for number, name in ((0, os.devnull), (1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | (os.O_APPEND if number else 0)), number)
+    code: int = run(order["words"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _tell(child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    print(f"{child} {os.waitstatus_to_exitcode(status)}", flush=True)  # noqa: T201  the answer
+
+
+class Processes:
+    """Starts `flux2 batch` in a folder, with the account of an emulator."""
+
+    def __init__(self, zygote: "subprocess.Popen[str]", folder: Path, environ: dict[str, str]) -> None:
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+        self._orders: IO[str] = zygote.stdin
+        self._answers: IO[str] = zygote.stdout
+        self.folder = folder
+        self._environ = environ
+
+    def start(self, *words: str, file_size: int = 0) -> int:
+        """Give the process id."""
+        order = {"words": words, "folder": str(self.folder), "environ": self._environ, "file_size": file_size}
+        self._orders.write(json.dumps(order) + "\n")
+        self._orders.flush()
+        return int(self._answers.readline())
+
+    def kill(self, child: int, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal; one that has ended meanwhile is none to complain about."""
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    def code(self, child: int) -> int:
+        """Wait for its end; negative for a signal."""
+        answer, code = self._answers.readline().split()
+        assert int(answer) == child
+        return int(code)
+
+    def run(self, *words: str, file_size: int = 0) -> int:
+        """Run it to its end."""
+        return self.code(self.start(*words, file_size=file_size))
+
+    def said(self) -> str:
+        """All that was written to stderr so far."""
+        return (self.folder / "stderr").read_text()
+
+
+@contextmanager
+def processes(folder: Path, environ: dict[str, str]) -> Iterator[Processes]:
+    bare = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("APIKLEY_") and not name.lower().endswith("_proxy")
+    }
+    with subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=bare
+    ) as zygote:
+        yield Processes(zygote, folder, environ)
+        assert zygote.stdin is not None
+        zygote.stdin.close()
+
+
+if __name__ == "__main__":
+    main()

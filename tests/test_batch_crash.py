@@ -1,0 +1,188 @@
+"""`flux2 batch` killed at any moment, cut off, refused, out of disk: nothing lost, nothing paid twice."""
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+from batch_process import Processes, processes
+
+from flux2_async.emulator import Fault, Limit, Plan, Script, files
+from flux2_async.testing import RunningEmulator, running_emulator
+
+WORDS = ("batch", "jobs.jsonl", "--out", "results", "--no-report", "--rate-limit", "4/0.05")
+# Large enough to be caught half written.
+PADDING = bytes(range(256)) * 400
+
+
+@attrs.define
+class Case:
+    """A list of requests, a service, and what is known of them."""
+
+    folder: Path
+    processes: Processes
+    emulator: RunningEmulator
+    unknown: set[str] = attrs.field(factory=set)
+
+    def write(self, number: int) -> None:
+        jobs = [{"prompt": f"picture {n}", "id": f"r{n}", "tier": "pro"} for n in range(number)]
+        (self.folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+
+    def calls(self) -> Counter[str]:
+        """The service's count of calls, which goes on."""
+        return self.emulator._emulator.ledger.calls
+
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.folder / "results" / "results.jsonl").read_text().splitlines()]
+
+    def finish(self, number: int) -> None:
+        """Run to the end, then once more for what is unknown."""
+        assert self.processes.run(*WORDS) in (0, 1), self.processes.said()
+        self.unknown |= {str(line["id"]) for line in self.lines() if line["state"] == "unknown"}
+        # A lost reply may hit the retry as well.
+        for _ in range(5):
+            if self.processes.run(*WORDS, "--retry-unknown") == 0:
+                break
+            self.unknown |= {str(line["id"]) for line in self.lines() if line["state"] == "unknown"}
+        self.check(number)
+
+    def check(self, number: int) -> None:
+        """Every request has its whole picture; what was accepted twice had been listed as unknown."""
+        lines = self.lines()
+        assert [line["id"] for line in lines] == [f"r{n}" for n in range(number)]
+        assert {str(line["state"]) for line in lines} == {"done"}, self.processes.said()
+        for line in lines:
+            [file] = line["files"]  # type: ignore[misc]  # a list, as the documentation says
+            assert (self.folder / "results" / file).read_bytes() == large(f"{line['task_id']}/0")
+        assert [path.name for path in (self.folder / "results").iterdir() if path.name.endswith(".part")] == []
+        accepted = Counter(
+            call.body["input"]["prompt"]
+            for call in self.emulator.ledger.requests
+            if call.outcome == "accepted" and call.body
+        )
+        twice = {prompt.replace("picture ", "r") for prompt, count in accepted.items() if count > 1}
+        assert twice <= self.unknown
+        assert len(accepted) == number
+
+
+original = files.tiny_png
+
+
+def large(text: str) -> bytes:
+    return original(text) + PADDING
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+    monkeypatch.setattr(files, "tiny_png", large)
+    script = Script(
+        plans=lambda index, _: Plan(duration=0.05 + index % 7 * 0.03),
+        limit=Limit(4, 0.05),
+        credits=1e6,
+        render=False,
+        latency=0.01,
+    )
+    with running_emulator(script) as emulator:
+        environ = {"APIKLEY_API_KEY": emulator.api_key, "APIKLEY_BASE_URL": emulator.base_url}
+        with processes(tmp_path, environ) as started:
+            yield Case(tmp_path, started, emulator)
+
+
+def test_killed_thirty_times(case: Case) -> None:
+    """Killed at thirty random instants of a run of 300 requests, and started again until it is done."""
+    moments = random.Random(20261122)
+    case.write(300)
+    calls = case.calls()
+    for kill in range(30):
+        # By what has happened rather than by the clock, so that a busy machine is as good a test; and now and then by
+        # the clock, for what happens before the first call.
+        enough = calls.total() + moments.randint(2, 50)
+        child = case.processes.start(*WORDS)
+        over = time.monotonic() + (moments.uniform(0.0, 0.5) if kill % 6 == 0 else 5.0)
+        while calls.total() < enough and time.monotonic() < over:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0.0, 0.08))
+        case.processes.kill(child)
+        assert case.processes.code(child) == -9, case.processes.said()
+    case.finish(300)
+    # At most what was on the wire at each kill.
+    assert len(case.unknown) <= 30 * 4
+    assert case.emulator.ledger.refused == 0
+
+
+def test_the_service_is_killed_and_comes_back(case: Case) -> None:
+    """All connections are cut and refused for a while, several times; the same process goes on by itself."""
+    moments = random.Random(4)
+    case.write(100)
+    calls = case.calls()
+    child = case.processes.start(*WORDS)
+    for _ in range(4):
+        enough = calls.total() + moments.randint(20, 60)
+        while calls.total() < enough:
+            time.sleep(0.001)
+        case.emulator.stop()
+        time.sleep(0.2)
+        case.emulator.start()
+    assert case.processes.code(child) in (0, 1), case.processes.said()
+    case.finish(100)
+
+
+def test_everything_at_once(case: Case) -> None:
+    """5 % 429, 5 % 502 and 2 % lost replies on createTask, 5 % 502 on the other calls, and two kills on top."""
+    luck = random.Random(5)
+    for task in range(160):
+        kind = luck.random()
+        if kind < 0.05:
+            case.emulator.inject(Fault("createTask", "refuse", task=task, retry_after="0.1"))
+        elif kind < 0.10:
+            case.emulator.inject(Fault("createTask", "html", task=task, status=502, accepted=luck.random() < 0.5))
+        elif kind < 0.12:
+            case.emulator.inject(Fault("createTask", "cut_after", task=task))
+        if luck.random() < 0.05:
+            case.emulator.inject(Fault("recordInfo", "html", task=task, status=502))
+        if luck.random() < 0.05:
+            case.emulator.inject(Fault("file", "cut_body", task=task))
+    case.write(100)
+    for seconds in (1.0, 1.5):
+        child = case.processes.start(*WORDS)
+        time.sleep(seconds)
+        case.processes.kill(child)
+        assert case.processes.code(child) == -9, case.processes.said()
+    case.finish(100)
+    assert 0 < case.emulator.ledger.refused <= 20
+
+
+def test_pictures_that_find_no_room(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk too full for a picture stops the sending; with room again, the paid pictures come without a new task."""
+    monkeypatch.setattr(files, "tiny_png", lambda text: large(text) * 80)
+    case.write(40)
+    assert case.processes.run(*WORDS, file_size=6_000_000) == 1
+    monkeypatch.setattr(files, "tiny_png", large)
+    assert 0 < len(case.emulator.ledger.accepted) < 40
+    assert "File too large" in case.processes.said()
+    assert "go on with: flux2 batch jobs.jsonl --out results" in case.processes.said()
+    assert {line["state"] for line in case.lines()} == {"done", "queued"}
+    case.finish(40)
+    assert len(case.emulator.ledger.accepted) == 40
+
+
+def test_a_journal_that_finds_no_room_for_the_input(case: Case) -> None:
+    """A disk too full for the input sends nothing."""
+    case.write(300)
+    assert case.processes.run(*WORDS, file_size=60_000) == 1
+    assert case.emulator.ledger.requests == []
+    case.finish(300)
+
+
+def test_a_journal_that_finds_no_room_later(case: Case) -> None:
+    """Once the input is in, the journal needs next to no new room: no paid task is forgotten on a full disk."""
+    case.write(100)
+    assert case.processes.run(*WORDS, "--limit", "1", "--no-download") == 0
+    assert case.processes.run(*WORDS, "--no-download", file_size=250_000) == 0
+    assert "not in the journal" not in case.processes.said()
+    case.finish(100)
+    assert case.unknown == set()

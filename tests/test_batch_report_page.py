@@ -102,10 +102,10 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cat = str(painted(folder / "in/cat.png", (300, 200), "orange"))
     cup = str(painted(folder / "in/cup.png", (200, 300), "brown"))
     outcomes = [
-        done(1, files=("images/1.jpg",), images=(cat, cup), prompt="The cat on the cup", extra={"size": "9.5"}),
+        done(1, files=("images/1.jpg",), images=(cat, cup), prompt="The cat on the cup", extra={"size": "0.5"}),
         done(2, files=("images/2.jpg", "images/3.jpg"), prompt="Красный чайник", credits=14.0, extra={"size": "10"}),
         failed(3),
-        done(4, files=("images/4.jpg",), images=("https://example.com/shelf.jpg",), extra={"size": "-1"}),
+        done(4, files=("images/4.jpg",), images=("https://example.com/shelf.jpg",), extra={"size": "0.25"}),
         Outcome(id="shot-5", state=State.UNKNOWN, prompt="a lost reply"),
         Outcome(id="shot-6", state=State.QUEUED, prompt="a house, number 6"),
         done(7, download=Download.EXPIRED, urls=("https://files.example/7.png",), credits=0.5),
@@ -288,7 +288,9 @@ def test_a_thousand_rows_draw_only_what_is_seen(watched: Watched, thousand: Path
     page = watched.open(thousand)
     assert time.monotonic() - begun < 5
     assert page.locator(".card").count() < 60
-    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    for tenth in range(1, 11):
+        page.evaluate("(part) => scrollTo(0, document.body.scrollHeight * part)", tenth / 10)
+        page.evaluate("new Promise(requestAnimationFrame)")
     expect(page.get_by_text("shot-1000", exact=True)).to_be_in_viewport()
     assert page.locator(".card").count() < 60
     assert ids(page) == sorted(ids(page), key=lambda name: int(name[5:]))
@@ -298,6 +300,8 @@ def test_a_thousand_rows_draw_only_what_is_seen(watched: Watched, thousand: Path
     page.locator("#search").press("Enter")
     page.keyboard.press("End")
     expect_focus(page, "shot-1000")
+    page.get_by_role("button", name="Descending").click()
+    expect(page.get_by_text("shot-1000", exact=True)).to_be_in_viewport()
     page.locator("#search").fill("number 777")
     assert ids(page) == ["shot-777"]
     expect(page.get_by_text("shot-777", exact=True)).to_be_in_viewport()

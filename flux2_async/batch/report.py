@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["write_report"]
 
 NAME: Final = "report.html"
+PAGE: Final = Path(__file__).with_name("page")
+STYLE: Final = ("report.css",)
+# One script to the browser, in this order.
+SCRIPT: Final = ("rows.js", "grid.js", "viewer.js", "controls.js")
 MISSING: Final = 'the report needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
 # Rows are written one by one, the disk would rather have more at once.
 BUFFER: Final = 256 * 1024
@@ -68,13 +71,13 @@ def write_report(
 
 def _template() -> "Template":
     try:
-        from jinja2 import Environment, PackageLoader  # noqa: PLC0415  comes with the extra
+        from jinja2 import Environment, FileSystemLoader  # noqa: PLC0415  comes with the extra
     except ModuleNotFoundError as missing:
         raise ImportError(MISSING) from missing
     # The worker would only say that it has ended.
     if find_spec("PIL") is None:
         raise ImportError(MISSING)
-    environment = Environment(loader=PackageLoader("flux2_async.batch", ""), autoescape=True, trim_blocks=True)
+    environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template("report.html.jinja")
 
@@ -84,11 +87,11 @@ def _assets() -> dict[str, Any]:
     from markupsafe import Markup  # noqa: PLC0415  comes with Jinja2
 
     assets: dict[str, Any] = {}
-    for name, file in (("style", "report.css"), ("script", "report.js")):
-        text = resources.files("flux2_async.batch").joinpath(file).read_text("utf-8")
+    for kind, files in (("style", STYLE), ("script", SCRIPT)):
+        text = "".join((PAGE / file).read_text("utf-8") for file in files)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        assets[name] = Markup(text)  # noqa: S704  part of this package
-        assets[f"{name}_hash"] = f"sha256-{digest}"
+        assets[kind] = Markup(text)  # noqa: S704  part of this package
+        assets[f"{kind}_hash"] = f"sha256-{digest}"
     return assets
 
 

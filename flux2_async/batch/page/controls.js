@@ -1,0 +1,102 @@
+// Search, filter, order and keys; and the start of it all.
+
+function fillControls() {
+  const totals = new Map();
+  for (const row of rows) totals.set(row.state, (totals.get(row.state) ?? 0) + 1);
+  const states = [...STATES.filter((state) => totals.has(state)), ...[...totals.keys()].filter((state) => !STATES.includes(state))];
+  for (const state of states) $("states").append(chip(state, totals.get(state)));
+  COLUMNS.forEach((column, index) => column.used && sort.append(make("option", { value: index, text: column[0] })));
+  const credits = rows.reduce((sum, row) => sum + (row.credits ?? 0), 0);
+  const told = [requests(), moment(Date.parse($("summary").dataset.written) / 1000, "short")];
+  if (credits) told.splice(1, 0, `${rounded(credits)} credits`);
+  $("summary").textContent = told.map((text) => text.replaceAll(" ", "\u00a0")).join(" · ");
+}
+
+function chip(state, total) {
+  const button = make("button", { type: "button", "aria-pressed": "false" },
+    make("span", { className: "dot", "data-state": state }), state, make("span", { className: "total", text: count(total) }));
+  button.addEventListener("click", () => {
+    if (!chosen.delete(state)) chosen.add(state);
+    button.setAttribute("aria-pressed", chosen.has(state));
+    select();
+  });
+  return button;
+}
+
+function reset() {
+  search.value = "";
+  chosen.clear();
+  for (const button of $("states").children) button.setAttribute("aria-pressed", "false");
+  select();
+  search.focus();
+}
+
+const MOVES = { ArrowRight: () => 1, ArrowLeft: () => -1, ArrowDown: () => columns, ArrowUp: () => -columns, Home: () => -Infinity, End: () => Infinity };
+
+function keyInGrid(event) {
+  const move = MOVES[event.key];
+  if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  focus(current + move());
+}
+
+function keyInViewer(event) {
+  if (event.key === "ArrowRight" || event.key === "ArrowLeft") {
+    event.preventDefault();
+    step(event.key === "ArrowRight" ? 1 : -1);
+  }
+  if (event.key === " " && !event.target.closest("a, button")) {
+    event.preventDefault();
+    flip();
+  }
+}
+
+function keyAnywhere(event) {
+  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "");
+  if (event.key === "/" && !typing && !viewer.open) {
+    event.preventDefault();
+    search.focus();
+    search.select();
+  }
+}
+
+function keyInSearch(event) {
+  if (event.key !== "ArrowDown" && event.key !== "Enter") return;
+  event.preventDefault();
+  focus(0);
+}
+
+function listen() {
+  let waiting = false;
+  addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; paint(); });
+  }, { passive: true });
+  let room = grid.clientWidth;
+  new ResizeObserver(() => {
+    if (grid.clientWidth !== room) { room = grid.clientWidth; arrange(); }
+  }).observe(grid);
+  addEventListener("resize", paint);
+  search.addEventListener("input", select);
+  sort.addEventListener("change", select);
+  direction.addEventListener("click", () => {
+    direction.setAttribute("aria-pressed", direction.getAttribute("aria-pressed") !== "true");
+    select();
+  });
+  $("tools").addEventListener("submit", (event) => event.preventDefault());
+  $("reset").addEventListener("click", reset);
+  grid.addEventListener("keydown", keyInGrid);
+  search.addEventListener("keydown", keyInSearch);
+  viewer.addEventListener("keydown", keyInViewer);
+  document.addEventListener("keydown", keyAnywhere);
+  $("previous").addEventListener("click", () => step(-1));
+  $("next").addEventListener("click", () => step(1));
+  $("close").addEventListener("click", () => viewer.close());
+  viewer.addEventListener("close", () => focus(opened));
+}
+
+prepare();
+fillControls();
+listen();
+select();

@@ -1,0 +1,113 @@
+"use strict";
+
+// Whatever is in the rows reaches the page as text, through textContent and through addresses that are looked at.
+
+const rows = JSON.parse(document.getElementById("rows").textContent);
+const $ = (id) => document.getElementById(id);
+const grid = $("grid"), viewer = $("viewer"), search = $("search"), sort = $("sort"), direction = $("direction");
+
+const STATES = ["done", "failed", "unknown", "submitted", "submitting", "queued"];
+// What stands where the picture would be: by state, and where it is done by what became of the download.
+const REASONS = {
+  failed: ["No picture", "The service refused it, or failed."],
+  unknown: ["Not known", "Its reply was lost, so it may have been paid for."],
+  submitted: ["Being made", "The service has accepted it."],
+  submitting: ["Being sent", "The service has not answered yet."],
+  queued: ["Waiting", "It was not sent yet."],
+  off: ["Not downloaded", "The address works for about a day."],
+  pending: ["Not downloaded yet", "The same command again goes on with it."],
+  expired: ["Expired", "The service does not keep the picture any more."],
+  done: ["No preview", "The file cannot be shown small."],
+};
+const GAP = 20, NARROWEST = 300, AHEAD = 900, SOURCES = 3;
+// Browsers end a page at 17 million pixels or more.
+const TALLEST = 15e6;
+
+function make(tag, { text, ...properties } = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element && name !== "role") element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  if (text !== undefined) element.textContent = text;
+  element.append(...children);
+  return element;
+}
+
+const safe = (address) => (/^(https?:\/\/|\.\.?\/)/i.test(address ?? "") ? address : undefined);
+const moment = (seconds, timeStyle = "medium") => new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle });
+const count = (number) => number.toLocaleString("en-GB");
+const rounded = (number) => Number(number.toFixed(2)).toLocaleString("en-GB");
+
+function span(seconds) {
+  if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+// Columns: label, value to compare, text to show
+
+const COLUMNS = [
+  ["Input order", (row) => row.index],
+  ["Id", (row) => row.id],
+  ["State", (row) => row.state],
+  ["Prompt", (row) => row.prompt],
+  ["Credits", (row) => row.credits, rounded],
+  ["Time taken", (row) => row.took, span],
+  ["Accepted", (row) => row.submitted, moment],
+  ["Finished", (row) => row.finished, moment],
+  ["Model", (row) => row.model],
+  ["Tier", (row) => row.tier],
+  ["Aspect ratio", (row) => row.ratio],
+  ["Resolution", (row) => row.resolution],
+  ["Task id", (row) => row.task],
+  ["Download", (row) => row.download],
+  ["Error", (row) => row.error],
+  ["Kind of error", (row) => row.type],
+  ["Input line", (row) => row.line],
+];
+
+function prepare() {
+  const extra = new Set();
+  rows.forEach((row, index) => {
+    row.index = index;
+    row.inputs ??= [];
+    row.outputs ??= [];
+    row.extra = new Map(row.extra);
+    row.haystack = [row.prompt, row.id, row.task].join("\n").toLowerCase();
+    for (const name of row.extra.keys()) extra.add(name);
+  });
+  for (const name of extra) COLUMNS.push([name, (row) => row.extra.get(name)]);
+  // A column of figures is compared as such, wherever it came from.
+  for (const column of COLUMNS) {
+    const values = rows.map(column[1]).filter((value) => value !== undefined);
+    column.figures = values.length > 0 && values.every((value) => String(value).trim() !== "" && isFinite(value));
+    column.used = values.length > 0;
+  }
+}
+
+// What is shown, and in which order
+
+const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
+const chosen = new Set();
+let shown = [], current = 0, opened = null;
+
+function select() {
+  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const column = COLUMNS[sort.value];
+  const turn = direction.getAttribute("aria-pressed") === "true" ? -1 : 1;
+  shown = rows.filter((row) => (!chosen.size || chosen.has(row.state)) && words.every((word) => row.haystack.includes(word)));
+  shown.sort((one, other) => compare(column, turn, one, other));
+  current = 0;
+  $("nothing").hidden = shown.length > 0;
+  arrange();
+  // What is left begins at the top, without the headline coming back.
+  scrollTo(0, Math.min(scrollY, grid.offsetTop - $("tools").offsetHeight - 30));
+}
+
+function compare(column, turn, one, other) {
+  const a = column[1](one), b = column[1](other);
+  // What has no value comes last either way.
+  if (a === undefined || b === undefined) return (a === undefined) - (b === undefined) || one.index - other.index;
+  const order = column.figures ? a - b : collator.compare(a, b);
+  return order * turn || one.index - other.index;
+}

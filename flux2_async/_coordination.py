@@ -174,12 +174,13 @@ class Coordinator(ABC):
         """
 
     @abstractmethod
-    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = ()) -> Answer:
+    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """Take part: at first, and again after every `CoordinationError`.
 
         Args:
             held: For each permit that was taken while the shared state was away, the seconds until it comes back.
             keeps: The leases that are still to be settled; others that were lent meanwhile never reached anybody.
+            alone: Seconds for which this session had to get along without the shared state.
         """
 
     @abstractmethod

@@ -33,6 +33,7 @@ class Membership:
         possessions: Gives what `Coordinator.join` has to be told: `held` and `keeps`.
         on_joined: Called with the answer when the session becomes a member.
         on_lost: Called when it ceases to be one.
+        patience: Longest time between two tries to join, seconds.
 
     Attributes:
         joined: Whether the session is a member.
@@ -46,11 +47,15 @@ class Membership:
         possessions: Callable[[], tuple[Sequence[float], Sequence[str]]],
         on_joined: Callable[[Answer], None],
         on_lost: Callable[[], None],
+        patience: float = LAST_RETRY,
     ) -> None:
         self._coordinator = coordinator
         self._possessions = possessions
         self._on_joined = on_joined
         self._on_lost = on_lost
+        self._patience = min(patience, LAST_RETRY)
+        self._loop = asyncio.get_running_loop()
+        self._alone_since: float | None = None
         self._rejoining: asyncio.Task[None] | None = None
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._warned = False
@@ -69,6 +74,7 @@ class Membership:
             await self._join()
         except CoordinationError as error:
             self._warn(error)
+            self._alone_since = self._loop.time()
             self._rejoin_soon()
 
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
@@ -102,14 +108,14 @@ class Membership:
 
     def _lose(self) -> None:
         self.joined = False
+        self._alone_since = self._loop.time()
         self.term += 1
         self._on_lost()
         self._rejoin_soon()
 
     def _rejoin_soon(self) -> None:
         if not self._closed and (self._rejoining is None or self._rejoining.done()):
-            loop = asyncio.get_running_loop()
-            self._rejoining = loop.create_task(self._rejoin(), name="flux2_async rejoin")
+            self._rejoining = self._loop.create_task(self._rejoin(), name="flux2_async rejoin")
 
     async def _rejoin(self) -> None:
         wait = FIRST_RETRY
@@ -120,12 +126,14 @@ class Membership:
                 self._warn(error)
                 # All processes lost it at the same moment and need not come back at the same.
                 await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311  it spreads in time, it guards nothing
-                wait = min(2 * wait, LAST_RETRY)
+                wait = min(2 * wait, self._patience)
 
     async def _join(self) -> None:
         held, keeps = self._possessions()
-        answer = await self._coordinator.join(held, keeps)
-        self.joined = True
+        now = self._loop.time()
+        alone = 0.0 if self._alone_since is None else now - self._alone_since
+        answer = await self._coordinator.join(held, keeps, alone)
+        self.joined, self._alone_since = True, None
         if self._warned:
             self._warned = False
             logger.info("the shared state of this account is back")

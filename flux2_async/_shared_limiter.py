@@ -66,7 +66,12 @@ class SharedLimiter(Turnstile[Permit]):
         self._terms = terms
         self._may_degrade = may_degrade
         self.membership = Membership(
-            coordinator, possessions=self._possessions, on_joined=self._on_joined, on_lost=self._on_lost
+            coordinator,
+            possessions=self._possessions,
+            on_joined=self._on_joined,
+            on_lost=self._on_lost,
+            # All are to be back, and to have declared what they took, within the period that the first one waits.
+            patience=(terms.rate.period if terms.rate else PAUSE_WITHOUT_LIMIT) / 5,
         )
         self._hand: deque[str] = deque()
         # Lent to us, and the shared state has not heard their end.

@@ -82,11 +82,13 @@ class Seat(Coordinator):
     async def open(self) -> None:
         await self._travel()
 
-    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = ()) -> Answer:
+    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         now = await self._travel()
         old, self.peer = self.peer, f"p{next(self.memory.peers)}"
         book = self.memory.shared(self.terms, now)
-        reply = book.join(self.peer, self.known, now, terms=self.terms, held=held, replaces=old, keeps=keeps)
+        reply = book.join(
+            self.peer, self.known, now, terms=self.terms, held=held, replaces=old, keeps=keeps, alone=alone
+        )
         return await self._answer(reply)
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:

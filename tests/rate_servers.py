@@ -12,7 +12,7 @@ from typing import Protocol
 
 import attrs
 
-from flux2_async._limiter import Limiter, Permit
+from flux2_async._limiter import Permit, Permits
 
 
 class RateServer(Protocol):
@@ -179,7 +179,7 @@ class Wire:
         self.refused += retry_after is not None
         return retry_after
 
-    async def submit(self, limiter: Limiter) -> None:
+    async def submit(self, limiter: Permits) -> None:
         """One submission as the session does it: again after a refusal, never again once given up."""
         first = False
         while True:
@@ -211,7 +211,7 @@ class Wire:
         permit.refused(self.header(retry_after))
         return False
 
-    async def submit_many(self, limiter: Limiter, count: int) -> float:
+    async def submit_many(self, limiter: Permits, count: int) -> float:
         """Submit them all at once; the seconds until the last answer."""
         begun = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:

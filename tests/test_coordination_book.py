@@ -286,6 +286,16 @@ def test_state_that_was_set_back_waits_a_period() -> None:
     assert lease not in reply.answer.leases
 
 
+def test_return_of_a_process_that_was_alone_holds_all() -> None:
+    """Who is back after an outage in which all sent by themselves stops everybody until they have declared it."""
+    shared = book()
+    shared.join("a2", Known("e", 0), 50.0, terms=TERMS, replaces="a", alone=19.0)
+    assert len(take(shared, "a2", 1, 50.0)) == 1
+    shared.join("b2", Known("e", 0), 60.0, terms=TERMS, replaces="b", alone=30.0)
+    assert take(shared, "a2", 1, 69.0) == ()
+    assert len(take(shared, "a2", 1, 60.0 + PERIOD * HAIR)) == 1
+
+
 def test_lease_that_never_reached_its_owner_comes_back() -> None:
     """A process that got no answer joins anew: what it does not know of is free at once, and its late question void."""
     shared = book(limit=4)

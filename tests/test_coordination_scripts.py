@@ -75,7 +75,13 @@ STEPS = st.lists(
             st.tuples(st.just("settle"), st.integers(0, 40), FATES, st.floats(0, 3), st.floats(0, 15)),
             st.tuples(st.just("settle"), st.integers(0, 40), st.just(Fate.ANSWERED), st.just(0.0), st.just(0.0)),
             st.tuples(st.just("join"), PEERS, st.lists(st.floats(0, 9), max_size=2), st.integers(1, 6)),
-            st.tuples(st.just("rejoin"), PEERS, st.booleans(), st.sampled_from(["", "e", "lost"])),
+            st.tuples(
+                st.just("rejoin"),
+                PEERS,
+                st.booleans(),
+                st.sampled_from(["", "e", "lost"]),
+                st.sampled_from([0.0, 20.0]),
+            ),
             st.tuples(st.just("leave"), PEERS),
             st.tuples(st.just("touch"), PEERS),
         ),
@@ -103,10 +109,21 @@ class Pair:
             self.leases += left.answer.leases
             self.known = left.known
 
-    def join(self, peer: str, held: list[float], known: Known, replaces: str = "", keeps: tuple[str, ...] = ()) -> None:
-        facts = [replaces, len(held), *map(repr, held), *keeps]
+    def join(
+        self,
+        peer: str,
+        held: list[float],
+        known: Known,
+        *,
+        replaces: str = "",
+        keeps: tuple[str, ...] = (),
+        alone: float = 0.0,
+    ) -> None:
+        facts = [replaces, repr(alone), len(held), *map(repr, held), *keeps]
         answer = self.lua.run("join", peer, known, self.now, *facts, terms=self.terms)
-        mine = self.book.join(peer, known, self.now, terms=self.terms, held=held, replaces=replaces, keeps=keeps)
+        mine = self.book.join(
+            peer, known, self.now, terms=self.terms, held=held, replaces=replaces, keeps=keeps, alone=alone
+        )
         self.agree(mine, self.lua.reply(answer))
 
     def step(self, what: str, *facts: Any) -> None:
@@ -122,9 +139,10 @@ class Pair:
                 if self.terms.rate:
                     self.terms = Terms(RateLimit(limit, 10.0), 30.0)
                 self.join(peer, held, self.known)
-            case "rejoin", peer, keeps, epoch:
+            case "rejoin", peer, keeps, epoch, alone:
                 known = Known(epoch, self.known.number + 1)
-                self.join(peer, [], known, peer, tuple(self.leases[::2]) if keeps else ())
+                kept = tuple(self.leases[::2]) if keeps else ()
+                self.join(peer, [], known, replaces=peer, keeps=kept, alone=alone)
             case "leave", peer:
                 self.lua.run("leave", peer, self.known, self.now)
                 self.book.leave(peer, self.now)

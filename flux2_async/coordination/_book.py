@@ -15,6 +15,7 @@ name's leases that it does not know of come back at once, and a question that ar
 
 Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
 restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait a period.
+So they do when a process is back that was alone for long enough to send by itself, since others were as well.
 """
 
 import math
@@ -125,6 +126,7 @@ class Book:
         held: Sequence[float] = (),
         replaces: str = "",
         keeps: Sequence[str] = (),
+        alone: float = 0.0,
         seen_for: float = PEER_SEEN_FOR,
     ) -> Reply:
         """Let a process take part, at first or again.
@@ -137,6 +139,7 @@ class Book:
             held: For each permit it took without this state, the seconds until that comes back.
             replaces: Its name until now, or empty.
             keeps: The leases under that name that it knows of; the others never reached it.
+            alone: Seconds for which it had to get along without this state.
             seen_for: Seconds for which it counts without saying anything; infinity: until `leave`.
         """
         self._advance(now)
@@ -144,6 +147,9 @@ class Book:
         if terms.rate != self._terms.rate:
             self._change(terms.rate)
         self._terms = terms
+        if alone >= 2 * self.period:
+            # The others have sent by themselves as well, and have not declared it yet.
+            self._pause(now + self.period * HAIR, now)
         if replaces:
             self._rename(replaces, peer, keeps)
         self._peers[peer] = now + seen_for

@@ -142,10 +142,10 @@ class RedisCoordinator(Coordinator):
             raise ConfigurationError(f"redis refuses this user ({error}); check user and password in the url") from None
         check_version(info)
 
-    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = ()) -> Answer:
+    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """See `Coordinator`."""
         replaces, self._peer = self._peer, f"{self._name}.{next(self._numbers)}"
-        return self._answer(await self._book("join", replaces, len(held), *map(repr, held), *keeps))
+        return self._answer(await self._book("join", replaces, repr(alone), len(held), *map(repr, held), *keeps))
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:
         """See `Coordinator`."""

@@ -1,10 +1,15 @@
--- ARGV: the name until now, how many permits were taken without this state, for each of them the seconds until it comes
--- back, and the leases under the old name that are known.
-local replaces, last_held = ARGV[FIRST_ARGUMENT], FIRST_ARGUMENT + 1 + tonumber(ARGV[FIRST_ARGUMENT + 1])
+-- ARGV: the name until now, seconds alone, how many permits were taken without this state, for each of them the seconds
+-- until it comes back, and the leases under the old name that are known.
+local replaces, alone = ARGV[FIRST_ARGUMENT], tonumber(ARGV[FIRST_ARGUMENT + 1])
+local first_held = FIRST_ARGUMENT + 3
+local last_held = first_held - 1 + tonumber(ARGV[FIRST_ARGUMENT + 2])
 advance()
 compare()
 change_rate()
 book.lease_for = lease_for
+if alone >= 2 * book_period() then
+    pause(now + book_period() * HAIR)
+end
 if replaces ~= '' then
     local keeps = {}
     for place = last_held + 1, #ARGV do
@@ -22,7 +27,7 @@ if replaces ~= '' then
     end
 end
 book.peers[peer] = now + PEER_SEEN_FOR
-for place = FIRST_ARGUMENT + 2, last_held do
+for place = first_held, last_held do
     if book.window then
         hold(book.window, now + tonumber(ARGV[place]))
     end

@@ -1,0 +1,412 @@
+"""Sessions that share an account, on virtual time: order, pauses, outages, and what nobody may lose."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+from emulated import error_of, until
+from memory_coordination import Memory
+from rate_servers import SlidingLog, Wire
+
+from flux2_async._coordination import Terms
+from flux2_async._shared_limiter import SharedLimiter
+from flux2_async.errors import CoordinationError, RateLimitedError, SessionClosedError
+from flux2_async.models import RateLimit
+
+PERIOD = 10.0
+TERMS = Terms(RateLimit(20, PERIOD), 70.0)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@asynccontextmanager
+async def limiters(memory: Memory, count: int = 1, terms: Terms = TERMS) -> AsyncIterator[list[SharedLimiter]]:
+    """Open limiters of so many processes."""
+    async with AsyncExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            made: list[SharedLimiter] = []
+            coordinator = memory.coordinator("account", terms, lambda message, made=made: made[0].hear(message))  # type: ignore[misc]  # mypy knows no default there
+            made.append(SharedLimiter(coordinator, terms, may_degrade=memory.on_failure == "degrade"))
+            await made[0].open()
+            stack.push_async_callback(made[0].aclose)
+            opened += made
+        yield opened
+
+
+async def take(limiter: SharedLimiter, count: int = 1) -> None:
+    """Send requests that are answered at once."""
+    for _ in range(count):
+        (await limiter.acquire()).answered()
+
+
+def wire(limit: int = 20, seed: int = 1, rtt: float = 0.05) -> Wire:
+    return Wire(SlidingLog(limit, PERIOD), random.Random(seed), rtt)
+
+
+async def run_all(wire: Wire, shares: list[tuple[SharedLimiter, int]]) -> float:
+    begun = now()
+    async with asyncio.TaskGroup() as group:
+        for limiter, count in shares:
+            for _ in range(count):
+                group.create_task(wire.submit(limiter))
+    return wire.last_at - begun
+
+
+@asynccontextmanager
+async def busy(opened: list[SharedLimiter], each: int) -> AsyncIterator[list[float]]:
+    """Keep so many submissions waiting in each process; gives the times of what was sent."""
+    sent: list[float] = []
+
+    async def one(limiter: SharedLimiter) -> None:
+        with await limiter.acquire() as permit:
+            sent.append(now())
+            await asyncio.sleep(0.05 * random.random())
+            permit.answered()
+
+    jobs = [asyncio.create_task(one(limiter)) for limiter in opened for _ in range(each)]
+    await asyncio.sleep(1.0)
+    yield sent
+    for job in jobs:
+        job.cancel()
+    await asyncio.wait(jobs)
+
+
+# --- The limit ---
+
+
+@pytest.mark.parametrize("processes", [1, 4, 7])
+async def test_limit_holds_and_is_used_up(processes: int) -> None:
+    """Several processes together are never refused, and take as long as one would."""
+    server = wire()
+    async with limiters(Memory(), processes) as opened:
+        took = await run_all(server, [(limiter, 420 // processes) for limiter in opened])
+
+    assert (server.accepted, server.refused) == (420, 0)
+    assert took <= 20 * PERIOD * 1.03
+
+
+async def test_trouble_does_not_break_the_limit() -> None:
+    """Requests given up, delayed or never sent cost time, but no refusal."""
+    server = Wire(SlidingLog(20, PERIOD), random.Random(3), 0.3, 1.0, late=0.05, lost=0.05, unsent=0.1, lateness=PERIOD)
+    async with limiters(Memory(), 3) as opened:
+        await run_all(server, [(limiter, 60) for limiter in opened])
+
+    assert server.refused == 0
+
+
+async def test_lower_limit_is_learned_together() -> None:
+    """Where the service takes half, all processes learn it from the first refusals of any."""
+    server = wire(limit=10)
+    async with limiters(Memory(), 4) as opened:
+        await run_all(server, [(limiter, 50) for limiter in opened])
+        learned = {limiter.learned_limit for limiter in opened}
+
+    assert server.accepted == 200
+    assert server.refused <= 20
+    assert learned <= {9, 10, 11}
+
+
+async def test_waiting_costs_few_questions() -> None:
+    """Two thousand waiting submissions ask a few times per period and process, not per submission or second."""
+    memory = Memory()
+    async with limiters(memory, 4) as opened, busy(opened, 500) as sent:
+        asks, before = memory.asks, len(sent)
+        await asyncio.sleep(10 * PERIOD)
+
+        assert len(sent) - before >= 190
+        assert memory.asks - asks <= 2 * (len(sent) - before)
+
+
+async def test_all_processes_have_equal_shares() -> None:
+    """A process with few waiting submissions is not held up by those with many."""
+    async with limiters(Memory(), 4) as opened, busy(opened[:3], 400):
+        begun = now()
+        await run_all(wire(limit=1000), [(opened[3], 25)])
+
+        assert now() - begun <= 7.5 * PERIOD
+
+
+async def test_order_within_a_process() -> None:
+    """Higher priority goes first, then who came first."""
+    served: list[str] = []
+
+    async def one(name: str, priority: int) -> None:
+        permit = await limiter.acquire(priority=priority)
+        served.append(name)
+        permit.answered()
+
+    async with limiters(Memory(), terms=Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
+        await take(limiter)
+        async with asyncio.TaskGroup() as group:
+            for name, priority in (("a", 0), ("b", 0), ("c", 5), ("d", 0)):
+                group.create_task(one(name, priority))
+
+    assert served == ["c", "a", "b", "d"]
+
+
+# --- Patience, cancellation, closing ---
+
+
+async def test_max_wait_of_nothing_asks_once() -> None:
+    """`max_wait=0` takes what is free, and is told at once when the next may be."""
+    async with limiters(Memory(), 2, Terms(RateLimit(1, PERIOD), 70.0)) as (one, other):
+        (await one.acquire(max_wait=0)).answered()
+        begun = now()
+        error = await error_of(other.acquire(max_wait=0))
+        asked = now() - begun
+        again = await error_of(other.acquire(max_wait=0))
+
+    assert isinstance(error, RateLimitedError)
+    assert isinstance(again, RateLimitedError)
+    assert error.retry_after == pytest.approx(PERIOD, rel=0.01)
+    assert asked < 0.1
+
+
+async def test_max_wait_ends_a_wait() -> None:
+    """Who allows three seconds waits that long and no longer."""
+    async with limiters(Memory(), terms=Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
+        await take(limiter)
+        begun = now()
+        error = await error_of(limiter.acquire(max_wait=3.0))
+
+        assert isinstance(error, RateLimitedError)
+        assert 2.0 <= now() - begun <= 3.0
+
+
+async def test_cancelled_waiters_lose_no_permit() -> None:
+    """A permit that arrives when nobody wants it any more goes to another process at once."""
+    async with limiters(Memory(rtt=0.5), 2, Terms(RateLimit(1, PERIOD), 70.0)) as (one, other):
+        waiter = asyncio.create_task(one.acquire())
+        await asyncio.sleep(0.6)
+        waiter.cancel()
+        begun = now()
+        await take(other)
+
+        assert now() - begun < 4.0
+        assert one.waiting == 0
+
+
+async def test_process_that_gave_up_holds_up_nobody() -> None:
+    """A process whose submissions were all cancelled leaves the queue."""
+    async with limiters(Memory(), 2, Terms(RateLimit(1, PERIOD), 70.0)) as (one, other):
+        await take(one)
+        begun = now()
+        waiter = asyncio.create_task(one.acquire())
+        await asyncio.sleep(0.1)
+        waiter.cancel()
+        await take(other)
+
+        assert now() - begun <= PERIOD * 1.06
+
+
+async def test_close_settles_and_leaves() -> None:
+    """What was answered is told before leaving; who waits is sent home; nothing is left running."""
+    memory = Memory()
+    async with limiters(memory, 1, Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
+        permit = await limiter.acquire()
+        waiter = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(0.1)
+        permit.answered()
+    assert isinstance(await error_of(waiter), SessionClosedError)
+    assert memory.seats == []
+    assert {task.get_name() for task in asyncio.all_tasks()} & {"flux2_async fetch permits"} == set()
+
+    async with limiters(memory, 1, Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
+        begun = now()
+        await take(limiter)
+        assert PERIOD * 0.98 <= now() - begun <= PERIOD * 1.02
+
+
+async def test_dropped_permit_is_held_for_two_periods() -> None:
+    """A permit that nobody settled is held back like one of an ambiguous request."""
+    async with limiters(Memory(), 2, Terms(RateLimit(1, PERIOD), 70.0)) as (one, other):
+        with pytest.warns(ResourceWarning, match="dropped without being settled"):
+            await one.acquire()
+            # The loop itself holds what it woke a task with until that task waits again.
+            await asyncio.sleep(0)
+        begun = now()
+        await take(other)
+
+        assert 2 * PERIOD <= now() - begun <= 2 * PERIOD * 1.06
+
+
+# --- Pauses ---
+
+
+async def test_refusal_of_one_pauses_all() -> None:
+    """Retry-After met by one process holds all of them, and the refused submission's process goes first."""
+    async with limiters(Memory(), 3) as opened:
+        permit = await opened[0].acquire()
+        permit.refused(7.0)
+        begun = now()
+        await asyncio.sleep(0.01)
+        assert all(limiter.paused_until == pytest.approx(begun + 7.0, abs=0.01) for limiter in opened)
+        error = await error_of(opened[2].acquire(max_wait=1.0))
+        assert now() == pytest.approx(begun, abs=0.1)
+        assert isinstance(error, RateLimitedError)
+        assert error.retry_after == pytest.approx(7.0, abs=0.1)
+        await asyncio.gather(*(take(limiter) for limiter in opened))
+
+        assert now() >= begun + 7.0
+
+
+async def test_pause_that_a_permit_crosses() -> None:
+    """A permit lent just before another process met a 429 is given back, not used."""
+    async with limiters(Memory(rtt=1.0), 2) as (one, other):
+        (await one.acquire()).refused(30.0)
+        begun = now()
+        await take(other)
+
+        assert now() >= begun + 30.0
+
+
+async def test_pause_by_hand() -> None:
+    """`pause` holds every process."""
+    async with limiters(Memory(), 2) as (one, other):
+        begun = now()
+        one.pause(5.0)
+        await asyncio.sleep(0.1)
+        await take(other)
+
+        assert now() == pytest.approx(begun + 5.0, abs=0.3)
+
+
+# --- Outages ---
+
+
+async def test_outage_leaves_a_safe_share(caplog: pytest.LogCaptureFixture) -> None:
+    """Without the shared state each of four goes on by a quarter, after two periods; one warning each; no refusal."""
+    memory, server = Memory(), wire()
+    async with limiters(memory, 4) as opened:
+        jobs = [asyncio.create_task(server.submit(limiter)) for limiter in opened for _ in range(100)]
+        await asyncio.sleep(25.0)
+        memory.down = True
+        down_at, sent = now(), server.accepted
+        await asyncio.sleep(95.0)
+        sent = server.accepted - sent
+        memory.down = False
+        await asyncio.wait(jobs)
+
+    assert server.refused == 0
+    assert server.accepted == 400
+    assert 110 <= sent <= 160
+    warned = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 4
+    assert server.last_at - down_at <= 95.0 + (400 - 60 - sent) / 20 * PERIOD + 4 * PERIOD
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_outages_and_losses_break_no_limit(seed: int) -> None:
+    """Outages long and short, lost answers and a state that vanished: all get through, none is refused."""
+    rng = random.Random(seed)
+    memory, server = Memory(), wire(seed=seed)
+    async with limiters(memory, 4) as opened:
+        jobs = [asyncio.create_task(server.submit(limiter)) for limiter in opened for _ in range(60)]
+        while not all(job.done() for job in jobs):
+            await asyncio.sleep(rng.uniform(1.0, 25.0))
+            trouble = rng.choice(["down", "lost", "empty", "empty and down"])
+            memory.lost_answers = 3 if trouble == "lost" else 0
+            memory.down = "down" in trouble
+            if "empty" in trouble:
+                memory.empty()
+            await asyncio.sleep(rng.choice([0.5, 5.0, 40.0]) if memory.down else 0.0)
+            memory.down = False
+
+    assert (server.accepted, server.refused) == (240, 0)
+
+
+async def test_short_outage_costs_little() -> None:
+    """A second without the shared state is not noticed in the throughput."""
+    memory, server = Memory(), wire()
+    async with limiters(memory, 2) as opened:
+        job = asyncio.create_task(run_all(server, [(limiter, 100) for limiter in opened]))
+        await asyncio.sleep(35.0)
+        memory.down = True
+        await asyncio.sleep(1.0)
+        memory.down = False
+        took = await job
+
+    assert server.refused == 0
+    assert took <= 9 * PERIOD * 1.05
+
+
+async def test_lost_answers_strand_no_permit() -> None:
+    """Permits whose answer got lost are free again as soon as the process is back."""
+    memory, server = Memory(), wire()
+    async with limiters(memory, 2) as opened:
+        memory.lost_answers = 1
+        took = await run_all(server, [(limiter, 60) for limiter in opened])
+
+    assert server.refused == 0
+    assert took <= 5 * PERIOD * 1.05
+
+
+async def test_start_without_the_shared_state() -> None:
+    """A session that never saw the others takes an eighth of the limit, and joins later."""
+    memory = Memory()
+    memory.down = True
+    async with limiters(memory) as (limiter,):
+        begun = now()
+        await take(limiter, 4)
+        alone = now() - begun
+        memory.down = False
+        await until(lambda: limiter.membership.joined)
+
+    assert 3 * PERIOD <= alone <= 3 * PERIOD * 1.01
+
+
+async def test_fail_instead_of_degrading() -> None:
+    """With on_failure="fail" submissions fail while the shared state is away, also those that wait, and go on after."""
+    memory = Memory(on_failure="fail")
+    async with limiters(memory, 1, Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
+        await take(limiter)
+        waiting = asyncio.create_task(limiter.acquire())
+        await asyncio.sleep(1.0)
+        memory.down = True
+        assert isinstance(await error_of(waiting), CoordinationError)
+        assert isinstance(await error_of(limiter.acquire()), CoordinationError)
+        memory.down = False
+        await until(lambda: limiter.membership.joined)
+        await take(limiter)
+
+    memory.down = True
+    with pytest.raises(CoordinationError, match="on_failure='degrade'"):
+        async with limiters(memory):
+            raise AssertionError("it must not open")
+
+
+async def test_rejoining_is_no_burst() -> None:
+    """What was sent by the own share counts when the shared state, new and empty, is back."""
+    memory, server = Memory(), wire(limit=4)
+    async with limiters(memory, 2, Terms(RateLimit(4, PERIOD), 70.0)) as opened:
+        jobs = [asyncio.create_task(server.submit(limiter)) for limiter in opened for _ in range(15)]
+        await asyncio.sleep(0.5)
+        memory.down = True
+        memory.empty()
+        # It is noticed with the first question, a period later.
+        await until(lambda: server.accepted == 8)
+        memory.down = False
+        await asyncio.wait(jobs)
+
+    assert server.refused == 0
+
+
+async def test_without_a_limit_a_refusal_still_pauses_all() -> None:
+    """`rate_limit=None` shares nothing but the pause."""
+    async with limiters(Memory(), 2, Terms(None, 70.0)) as (one, other):
+        begun = now()
+        permits = await asyncio.gather(*(one.acquire() for _ in range(250)))
+        assert now() - begun < 0.1
+        for permit in permits[1:]:
+            permit.answered()
+        permits[0].refused(None)
+        await asyncio.sleep(0.1)
+        await take(other)
+
+        assert now() == pytest.approx(begun + 10.0, abs=0.3)

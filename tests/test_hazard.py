@@ -39,7 +39,7 @@ def survival(hazard: Hazard, age: float) -> float:
 @pytest.mark.parametrize("price", [0.03, 0.3, 3.0])
 @pytest.mark.parametrize(("age", "rel"), [(0.0, 0.02), (1.0, 0.02), (17.0, 0.05), (100.0, 0.15)])
 def test_a_constant_hazard_gives_equal_spacing(age: float, rel: float, price: float) -> None:
-    """The wait is the one after which the expected lag of a memoryless task, in closed form, is the price; bins blur it."""
+    """The expected lag of a memoryless task, in closed form, is the price after the wait, as exactly as bins allow."""
     wait = Hazard(PRIOR).wait(age, price)
 
     assert wait - (1 - math.exp(-0.05 * wait)) / 0.05 == pytest.approx(price, rel=rel)
@@ -75,7 +75,7 @@ def test_time_alone_brings_a_look_no_nearer_than_it_takes(
 
 
 @given(st.lists(ages, min_size=2, max_size=10), st.booleans())
-def test_looks_on_the_way_change_nothing(seen: list[float], ended: bool) -> None:  # noqa: FBT001  a drawn case
+def test_looks_on_the_way_change_nothing(seen: list[float], ended: bool) -> None:
     """A task counts the same, however often it was looked at."""
     seen = [0.0, *sorted(seen)]
     often, once = Hazard(PRIOR), Hazard(PRIOR)

@@ -1,11 +1,17 @@
 """When to look again."""
 
+import json
+import math
+import random
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._schedule import DocumentedAdvice, FixedInterval, Schedules, wait_after_failure
-from flux2_async.models import Polling
+from flux2_async._hazard import BINS
+from flux2_async._schedule import DocumentedAdvice, FixedInterval, Schedule, Schedules, Strain, wait_after_failure
+from flux2_async.models import Polling, TaskRecord, TaskState
 
 KIND = ("flux-2/flex-text-to-image", "1K")
 
@@ -70,3 +76,226 @@ def test_retry_after_is_honoured(usual: float, failures: int, retry_after: float
     wait = wait_after_failure(DocumentedAdvice(Polling()), usual, failures, retry_after)
 
     assert min(retry_after, 300) <= wait <= 300
+
+
+class History:
+    """Tasks of one kind, polled by a schedule and teaching it."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.chance = random.Random(7)
+
+    def run(self, duration: float) -> tuple[int, float]:
+        age, looks = 0.0, 0
+        while True:
+            before = age
+            age += self.schedule.wait(age, self.chance.random())
+            looks += 1
+            if age >= duration:
+                self.schedule.ended(before, duration)
+                return looks, age - duration
+            self.schedule.ran(before, age)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 2000), st.floats(0, 100), st.booleans()), max_size=40),
+    ages,
+    spreads,
+    st.floats(1e-3, 1e3),
+    st.floats(1, 64),
+)
+def test_any_history_stays_within_the_bounds(
+    history: list[tuple[float, float, bool]], age: float, spread: float, price: float, strain: float
+) -> None:
+    """Whatever was learned, waits are finite and neither shorter than `wait_min` nor longer than `wait_max`."""
+    schedule = Schedules(Polling(price=price)).of(*KIND)
+    for begin, took, ended in history:
+        (schedule.ended if ended else schedule.ran)(begin, begin + took)
+
+    assert 0.25 <= schedule.wait(age, spread, strain) <= 30.0
+
+
+@given(spread=spreads)
+@pytest.mark.parametrize(("age", "low", "high"), [(0, 2, 3), (25, 2, 3), (31, 5, 10), (90, 5, 10), (121, 15, 30)])
+def test_begins_with_the_documented_advice(age: float, low: float, high: float, spread: float) -> None:
+    """Before a task was seen to end, looks come as the documentation advises."""
+    assert low <= Schedules(Polling()).of(*KIND).wait(age, spread) <= high
+
+
+@pytest.mark.parametrize("age", [479.9, 480.0, 1e6])
+def test_very_old_tasks_are_looked_at_as_advised(age: float) -> None:
+    """What outlives all that can be learned is looked at as the documentation advises."""
+    schedule = Schedules(Polling()).of(*KIND)
+    for _ in range(100):
+        schedule.ended(0.0, 470.0)
+
+    assert 15 <= schedule.wait(age, 0.5) <= 30
+
+
+def test_the_price_counts_from_the_first_task() -> None:
+    """A lower price looks more often, also where nothing was learned and for tasks from elsewhere."""
+    cheap, dear = Schedules(Polling(price=0.03)), Schedules(Polling(price=1.2))
+
+    assert cheap.of(*KIND).wait(0, 0.5) < 1
+    assert cheap.unknown.wait(1, 0.5) < 1
+    assert dear.of(*KIND).wait(0, 0.5) > 4
+    assert dear.unknown.wait(1, 0.5) > 4
+
+
+@pytest.mark.parametrize(("sigma", "gain"), [(0.5, 1.25), (0.2, 2.2)], ids=["lognormal", "narrow"])
+def test_learned_looks_are_fewer(sigma: float, gain: float) -> None:
+    """After 20 tasks polls x lag, which is half the mean duration for a fixed interval, is that many times smaller."""
+    polls, lags, durations = 0, 0.0, 0.0
+    for seed in range(20):
+        history = History(Schedules(Polling()).of(*KIND))
+        history.chance.seed(seed)
+        for number in range(70):
+            duration = 12.0 * math.exp(sigma * history.chance.gauss(0, 1))
+            looks, lag = history.run(duration)
+            if number >= 20:
+                polls, lags, durations = polls + looks, lags + lag, durations + duration
+
+    assert (polls / 1000) * (lags / 1000) * gain < durations / 1000 / 2
+
+
+def test_kinds_learn_apart() -> None:
+    """Each model and resolution has times of its own."""
+    schedules = Schedules(Polling())
+    flex, large = schedules.of("flux-2/flex-text-to-image", "1K"), schedules.of("flux-2/flex-text-to-image", "2K")
+    for _ in range(20):
+        flex.ended(0.0, 12.0)
+
+    assert schedules.of("flux-2/flex-text-to-image", "1K") is flex
+    assert flex.wait(0, 0.5) > 7
+    assert large.wait(0, 0.5) == Schedules(Polling()).of(*KIND).wait(0, 0.5)
+
+
+def test_failures_are_ends() -> None:
+    """Where half of the tasks are refused within two seconds, looks come there as well."""
+    schedules = Schedules(Polling())
+    both, drawn = schedules.of("a", "1K"), schedules.of("b", "1K")
+    for number in range(40):
+        both.ended(0.0, 2.0 if number % 2 else 12.0)
+        drawn.ended(0.0, 12.0)
+
+    assert 1.5 < both.wait(0, 0.5) < 3.5
+    assert drawn.wait(0, 0.5) > 8
+
+
+def test_the_number_of_kinds_is_bounded() -> None:
+    """Names that records make up are not remembered without end."""
+    schedules = Schedules(Polling())
+    for number in range(100):
+        schedules.of(f"model-{number}", "1K")
+
+    assert schedules.of("one more", "1K") is schedules.unknown
+    assert len(schedules._learned) == 32
+
+
+@pytest.mark.parametrize(
+    ("model", "param", "known"),
+    [
+        ("m", {"input": {"resolution": "2K"}}, True),
+        (None, {"input": {"resolution": "2K"}}, False),
+        ("m", None, False),
+        ("m", {"input": "text"}, False),
+        ("m", {"input": {"resolution": 2}}, False),
+    ],
+)
+def test_a_record_tells_its_kind(model: str | None, param: Any, known: bool) -> None:
+    """A record's model and resolution name the kind; without both it is unknown."""
+    schedules = Schedules(Polling())
+    record = TaskRecord(task_id="a", state=TaskState.GENERATING, state_text="generating", model=model, param=param)
+
+    assert schedules.of_record(record) is (schedules.of("m", "2K") if known else schedules.unknown)
+
+
+def test_a_fixed_interval_learns_nothing() -> None:
+    """With an interval there is nothing to learn, to keep or to remember, for any kind."""
+    schedules = Schedules(Polling(interval=2.0))
+    schedule = schedules.of(*KIND)
+    schedule.ran(0.0, 5.0)
+    schedule.ended(5.0, 9.0)
+    schedules.remember("anything")
+
+    assert schedule.wait(0, 0.5, 64.0) == 2.0
+    assert schedules.unknown is schedule is schedule.without_callback
+    assert schedules.knowledge()["kinds"] == {}
+
+
+def test_tasks_from_elsewhere_are_first_looked_at_at_any_moment() -> None:
+    """Of unknown age, they may have ended: the first look comes within an interval, many spread all over it."""
+    unknown = Schedules(Polling()).unknown
+
+    assert [unknown.wait(0, spread) for spread in (0.0, 0.5, 1.0)] == [0.25, 1.25, 2.5]
+
+
+def test_knowledge_is_remembered() -> None:
+    """Another session goes on where one has ended; its own tasks soon weigh more."""
+    schedules, others = Schedules(Polling()), Schedules(Polling())
+    for _ in range(200):
+        schedules.of(*KIND).ended(0.0, 12.0)
+    learned = schedules.of(*KIND).wait(0, 0.5)
+    others.remember(json.loads(json.dumps(schedules.knowledge())))
+    remembered = others.of(*KIND).wait(0, 0.5)
+    for each in (others, schedules):
+        for _ in range(60):
+            each.of(*KIND).ended(0.0, 30.0)
+
+    assert remembered == pytest.approx(learned, rel=0.2)
+    assert others.of(*KIND).wait(0, 0.5) > schedules.of(*KIND).wait(0, 0.5)
+
+
+GOOD = [0.0] * BINS
+
+
+@pytest.mark.parametrize(
+    "knowledge",
+    [
+        None,
+        [],
+        {},
+        {"version": 1},
+        {"version": 2, "kinds": {}},
+        {"version": 1, "kinds": []},
+        {"version": 1, "kinds": {str(number): {"ends": GOOD, "at_risk": GOOD} for number in range(33)}},
+        {"version": 1, "kinds": {"a 1K": None}},
+        {"version": 1, "kinds": {"a 1K": {"ends": GOOD}}},
+        {"version": 1, "kinds": {"a 1K": {"ends": GOOD, "at_risk": GOOD[1:]}}},
+        {"version": 1, "kinds": {"a 1K": {"ends": GOOD, "at_risk": [-1.0, *GOOD[1:]]}}},
+        {"version": 1, "kinds": {"a 1K": {"ends": [math.nan, *GOOD[1:]], "at_risk": GOOD}}},
+        {"version": 1, "kinds": {"a 1K": {"ends": ["1", *GOOD[1:]], "at_risk": GOOD}}},
+        {"version": 1, "kinds": {"a 1K": {"ends": [True, *GOOD[1:]], "at_risk": GOOD}}},
+        {"version": 1, "kinds": {"a 1K": {"ends": [10**400, *GOOD[1:]], "at_risk": GOOD}}},
+    ],
+)
+def test_knowledge_that_cannot_be_used(knowledge: Any) -> None:
+    """What is not exactly what this version writes is refused, whole."""
+    schedules = Schedules(Polling())
+    with pytest.raises(ValueError, match=r"."):
+        schedules.remember(knowledge)
+
+    assert schedules._learned == {}
+
+
+def test_refusals_raise_the_price_for_a_while() -> None:
+    """Each 429, ten seconds apart, doubles the price up to 64 times; a minute without halves it."""
+    strain = Strain()
+    assert strain.at(0.0) == 1.0
+    for second in range(10):
+        strain.refused(float(second))
+    assert strain.at(0.0) == 2.0
+    for minute in range(1, 200):
+        strain.refused(minute * 10.0)
+
+    assert strain.at(1990.0) == 64.0
+    assert strain.at(1990.0 + 60.0) == 32.0
+    assert strain.at(1990.0 + 360.0) == strain.at(1e9) == 1.0
+
+
+def test_strain_makes_looks_rarer() -> None:
+    """At four times the price waits are twice as long, for learned and unknown tasks alike."""
+    schedules = Schedules(Polling())
+
+    for schedule in (schedules.of(*KIND), schedules.unknown):
+        assert schedule.wait(1.0, 0.5, 4.0) == pytest.approx(2 * schedule.wait(1.0, 0.5), rel=0.15)

@@ -515,3 +515,63 @@ async def test_a_hint_never_delays_a_look(make: Callable[..., World]) -> None:
     await asyncio.sleep(0.5)
 
     assert [at - world.began for at, _ in world.service.looks] == pytest.approx([0.5, 1.0])
+
+
+async def test_learns_from_its_tasks(make: Callable[..., World]) -> None:
+    """After 20 tasks of 12 s the next ones cost two or three looks each and are known within two seconds."""
+    world = make(Polling(), latency=0.0)
+    for number in range(20):
+        await world.watch(str(number), 12.0)
+    looks = len(world.service.looks)
+    began = world.age()
+    for number in range(20, 30):
+        await world.watch(str(number), 12.0)
+
+    assert (len(world.service.looks) - looks) / 10 <= 3
+    assert (world.age() - began) / 10 - 12 <= 2
+
+
+async def test_a_burst_is_not_looked_at_in_a_burst(make: Callable[..., World]) -> None:
+    """Tasks that were created at once are looked at one by one, also when all is learned."""
+    world = make(Polling(max_concurrency=1000), latency=0.0)
+    for number in range(30):
+        await world.watch(f"before {number}", 12.0)
+    world.service.looks.clear()
+    await asyncio.gather(*(world.watch(str(number), 12.0) for number in range(100)))
+    first = sorted({task_id: at for at, task_id in reversed(world.service.looks)}.values())
+
+    assert first[-1] - first[0] > 0.5
+    assert max(Counter(round(at, 2) for at in first).values()) <= 10
+
+
+async def test_attached_tasks_are_looked_at_soon_and_spread(make: Callable[..., World]) -> None:
+    """They may have ended long ago: all are looked at within an interval of the documentation, not at one moment."""
+    world = make(Polling(max_concurrency=1000), latency=0.0)
+    tasks = [world.attach(str(number), 0.0) for number in range(100)]
+    await asyncio.gather(*tasks)
+    times = [at - world.began for at, _ in world.service.looks]
+
+    assert len(times) == 100
+    assert max(times) <= 2.5
+    assert max(Counter(round(at, 1) for at in times).values()) <= 40
+    assert sum(time < 1.25 for time in times) in range(30, 70)
+
+
+async def test_refused_looks_make_all_looks_rarer(make: Callable[..., World]) -> None:
+    """After 429s on the looks at one task others are looked at less often too, and as before some minutes later."""
+    world = make(Polling(), latency=0.0)
+    error = RateLimitedError(429, "slow down", 200)
+    world.service.failing = lambda now: error if now - world.began < 25 else None
+
+    async def looks_at_new_tasks(name: str) -> int:
+        for number in range(10):
+            world.watch(f"{name} {number}")
+        await asyncio.sleep(20)
+        return sum(task_id.startswith(name) for _, task_id in world.service.looks)
+
+    world.watch("refused")
+    await asyncio.sleep(26)
+    strained = await looks_at_new_tasks("strained")
+    await asyncio.sleep(600)
+
+    assert strained < 0.8 * await looks_at_new_tasks("relaxed")

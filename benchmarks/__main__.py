@@ -11,7 +11,7 @@ from typing import Final
 
 import attrs
 
-from benchmarks import contenders, cpu
+from benchmarks import contenders, cpu, polling
 from benchmarks.table import Table
 
 PACKAGES: Final = (
@@ -35,6 +35,7 @@ class Wish:
 
 PARTS: Final[dict[str, Callable[[Wish], Iterator[Table]]]] = {
     "cpu": lambda wish: iter([cpu.measure(wish.names, wish.repeats)]),
+    "polling": lambda _: polling.measure(),
 }
 
 

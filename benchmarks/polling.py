@@ -13,6 +13,7 @@ from statistics import NormalDist, fmean
 
 import attrs
 
+from benchmarks.table import Table
 from flux2_async import Polling
 from flux2_async._schedule import DocumentedAdvice, Schedule, Schedules
 
@@ -54,7 +55,6 @@ class Row:
     """What one schedule does with one distribution of durations.
 
     Attributes:
-        durations: The distribution.
         schedule: The schedule.
         polls: Looks per task, mean.
         lag: Seconds from finished to known, mean.
@@ -62,7 +62,6 @@ class Row:
         optimum: Looks per task of the best schedule there is for this distribution, at that lag.
     """
 
-    durations: str
     schedule: str
     polls: float
     lag: float
@@ -85,36 +84,70 @@ class Front:
         return more * math.exp(share * math.log(fewer / more))
 
 
-def rows() -> Iterator[Row]:
-    """Simulate; one row for each distribution and schedule."""
+@attrs.frozen
+class Comparison:
+    """Everything about one distribution of durations.
+
+    Attributes:
+        durations: The distribution.
+        rows: The schedules.
+        learned: The learned schedule after 20 tasks, at many prices.
+        optimum: The best there is, at the same prices.
+    """
+
+    durations: str
+    rows: tuple[Row, ...]
+    learned: Front
+    optimum: Front
+
+
+def compare() -> Iterator[Comparison]:
+    """Simulate."""
     for name, quantile in DURATIONS.items():
         durations = [quantile((number + 0.5) / SAMPLES) for number in range(SAMPLES)]
         optimum = Front(tuple(best(durations, price) for price in PRICES))
         front = Front(tuple(learned(quantile, price, TASKS) for price in PRICES))
         default = PRICES.index(Polling().price)
-        measured = {f"learned from {TASKS} tasks": front.points[default]}
-        measured |= {f"learned from {10 * TASKS} tasks": learned(quantile, PRICES[default], 10 * TASKS)}
-        measured |= {"documented advice": by_ages(durations, advised_ages())}
-        fixed = [by_ages(durations, repeated(tenths / 10)) for tenths in range(5, 51)]
-        measured |= {"best fixed interval": min(fixed, key=lambda each: each[0] / front.polls_at(each[1]))}
-        measured |= {f"every {interval:g} s": by_ages(durations, repeated(interval)) for interval in (0.5, 2.0)}
-        measured |= {"back-off 1 s x 2, at most 30 s": by_ages(durations, backed_off(1.0, 2.0, 30.0))}
-        measured |= {"back-off 1 s x 1.5, at most 10 s": by_ages(durations, backed_off(1.0, 1.5, 10.0))}
-        measured |= {"optimum, distribution known": optimum.points[default]}
-        for schedule, (polls, lag) in measured.items():
-            yield Row(name, schedule, polls, lag, front.polls_at(lag), optimum.polls_at(lag))
+        measured = {
+            f"learned from {TASKS} tasks": front.points[default],
+            f"learned from {10 * TASKS} tasks": learned(quantile, PRICES[default], 10 * TASKS),
+            **others(durations, front),
+            "optimum, distribution known": optimum.points[default],
+        }
+        rows = (
+            Row(schedule, polls, lag, front.polls_at(lag), optimum.polls_at(lag))
+            for schedule, (polls, lag) in measured.items()
+        )
+        yield Comparison(name, tuple(rows), front, optimum)
 
 
-def measure() -> None:
-    """Print a table for each distribution."""
-    durations = ""
-    for row in rows():
-        if row.durations != durations:
-            durations = row.durations
-            print(f"{durations}; x = times as many polls at equal lag")
-            print(f"  {'':34}{'polls':>7}{'lag s':>7}{'polls x lag':>13}{'x learned':>11}{'x optimum':>11}")
-        ratios = f"{row.polls / row.learned:11.2f}{row.polls / row.optimum:11.2f}"
-        print(f"  {row.schedule:34}{row.polls:7.2f}{row.lag:7.2f}{row.polls * row.lag:13.2f}{ratios}")
+def others(durations: Sequence[float], front: Front) -> dict[str, tuple[float, float]]:
+    """Polls and lag of what does not learn; `front` tells which fixed interval comes nearest to what does."""
+    fixed = [by_ages(durations, repeated(tenths / 10)) for tenths in range(5, 51)]
+    return {
+        "documented advice": by_ages(durations, advised_ages()),
+        "best fixed interval": min(fixed, key=lambda each: each[0] / front.polls_at(each[1])),
+        "every 0.5 s": by_ages(durations, repeated(0.5)),
+        "every 2 s": by_ages(durations, repeated(2.0)),
+        "back-off 1 s x 2, at most 30 s": by_ages(durations, backed_off(1.0, 2.0, 30.0)),
+        "back-off 1 s x 1.5, at most 10 s": by_ages(durations, backed_off(1.0, 1.5, 10.0)),
+    }
+
+
+def measure() -> Iterator[Table]:
+    """Give a table for each distribution."""
+    columns = ("schedule", "polls", "lag, s", "polls x lag", "x learned", "x optimum")
+    notes = (
+        "x: times as many polls at equal lag as the learned schedule after 20 tasks, and as the optimum",
+        f"learned: frozen after so many tasks, the mean of {HISTORIES} histories with fixed seeds",
+        "best fixed interval: of all from 0.5 to 5 s, the one that comes nearest to the learned schedule",
+    )
+    for comparison in compare():
+        cells = [
+            (row.schedule, row.polls, row.lag, row.polls * row.lag, row.polls / row.learned, row.polls / row.optimum)
+            for row in comparison.rows
+        ]
+        yield Table(f"Polls and lag, {comparison.durations}", columns, cells, notes)
 
 
 def learned(quantile: Quantile, price: float, tasks: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from flux2_async._insurance import Insurance, Trust
-from flux2_async._schedule import DocumentedAdvice
+from flux2_async._schedule import DocumentedAdvice, Schedules
 from flux2_async.models import Polling
 
 
@@ -28,3 +28,20 @@ def test_insurance_looks_at_the_age_limits() -> None:
 
     assert ages[1:3] == [30.0, 120.0]
     assert ages[3] - ages[2] == pytest.approx(22.5, abs=2)
+
+
+def test_tasks_with_a_callback_teach_those_without() -> None:
+    """What a callback finds finished is learned from, and is where the looks come when callbacks are not trusted."""
+    usual, trust = Schedules(Polling()).of("flux-2/flex-text-to-image", "1K"), Trust()
+    schedule = Insurance(usual, trust)
+    for _ in range(20):
+        schedule.ran(0.0, 5.0)
+        schedule.ended(5.0, 12.0)
+    trusted = schedule.wait(0.0, 0.5)
+    for _ in range(4):
+        trust.learn(arrived=False)
+
+    assert trusted >= 30
+    assert schedule.without_callback is usual
+    assert 7 < schedule.wait(0.0, 0.5) == usual.wait(0.0, 0.5) < 12
+    assert schedule.wait(0.0, 0.5, 8.0) > schedule.wait(0.0, 0.5)

@@ -1,48 +1,89 @@
-"""100 tasks at once against a limit of 20 per period: refusals, and the time over the optimum of four periods."""
+"""100 tasks at once against a limit of 20 per period: refusals, losses, and the time until the last is accepted."""
 
 import asyncio
-from typing import Literal
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
-from flux2_async import Flux2Session, RateLimit, TextToImage
-from flux2_async.emulator import Emulator, Limit, Plan, Script
+import attrs
 
-TASKS = 100
-LIMIT = 20
+from benchmarks import alone, contenders, service
+from benchmarks.contenders import FLOOR, OURS, Setting
+from benchmarks.table import Table
 
-# What we believe, and the policy of the service.
-CASES: tuple[tuple[str, int, Literal["sliding", "fixed", "bucket"]], ...] = (
-    ("known", LIMIT, "sliding"),
-    ("known", LIMIT, "fixed"),
-    ("known", LIMIT, "bucket"),
-    ("believed 40", 40, "sliding"),
-)
+TASKS: Final = 100
+LIMIT: Final = 20
+# What a client that can be told a limit is told when the true one is not known.
+BELIEVED: Final = 40
+TOLD: Final = (OURS, "aiolimiter script")
+# They mostly wait, so several may do it at the same time.
+SIDE_BY_SIDE: Final = 4
 
 
-async def measure(period: float) -> None:
-    """Print a line for each case.
+@attrs.frozen
+class Case:
+    """One client in one situation.
 
-    Args:
-        period: Seconds of the limit.
+    Attributes:
+        name: The contender.
+        believed: The limit it is told.
+        says_when: Whether a refusal has a Retry-After.
     """
-    optimum = period * (TASKS / LIMIT - 1)
-    print(f"{TASKS} tasks at once, {LIMIT} per {period:g} s, optimum {optimum:g} s")
-    for belief, believed, policy in CASES:
-        script = Script(plans=Plan(duration=0.1), limit=Limit(LIMIT, period, policy), credits=1e6, render=False)
-        async with Emulator(script) as emulator:
-            seconds = await burst(emulator, RateLimit(believed, period))
-            refused, lost = emulator.ledger.refused, TASKS - len(emulator.ledger.accepted)
-        took = f"{seconds:.2f} s, {seconds / optimum:.3f} x the optimum"
-        print(f"  limit {belief}, {policy}: {refused} refused, {lost} lost, {took}")
+
+    name: str
+    believed: int
+    says_when: bool
 
 
-async def burst(emulator: Emulator, rate_limit: RateLimit) -> float:
-    """Submit all at once and give the seconds until the last one is accepted."""
-    loop = asyncio.get_running_loop()
-    async with Flux2Session(
-        emulator.api_key, base_url=emulator.base_url, rate_limit=rate_limit, max_running=None
-    ) as flux:
-        begun = loop.time()
-        await asyncio.gather(*(flux.submit(TextToImage(f"number {number}")) for number in range(TASKS)))
-        seconds = loop.time() - begun
-        await flux.drain()
-        return seconds
+def cases(names: Sequence[str]) -> list[Case]:
+    """Everybody with and without Retry-After; who can be told a limit is told the right and a wrong one."""
+    return [
+        Case(name, believed, says_when)
+        for name in names
+        for believed in ((LIMIT, BELIEVED) if name in TOLD else (0,))
+        for says_when in (True, False)
+        if name != FLOOR
+    ]
+
+
+async def burst(name: str, setting: dict[str, Any], tasks: int) -> int:
+    """Have all tasks made at once and wait for them; give how many came to a picture."""
+    logging.disable()
+    async with contenders.entered(name, Setting(**setting)) as contender:
+
+        async def one(number: int) -> str:
+            return await contender.finish(await contender.create(number))
+
+        # Before the first one there is no connection, and loading lazily is not what is measured.
+        ends = await asyncio.gather(*(one(number) for number in range(tasks)), return_exceptions=True)
+    return sum(isinstance(end, str) for end in ends)
+
+
+def run(case: Case, period: float, tasks: int) -> list[Any]:
+    """Give a row of the table."""
+    with service.running(secure=1, limit=LIMIT, period=period, says_when=int(case.says_when)) as running:
+        setting = Setting(**attrs.asdict(running), limit=case.believed, period=period, interval=0.5)
+        finished = alone.call(burst, name=case.name, setting=attrs.asdict(setting), tasks=tasks)
+        books = running.books()
+    optimum = period * ((tasks - 1) // LIMIT)
+    told = {LIMIT: "known", 0: "cannot be told"}.get(case.believed, f"believed {case.believed}")
+    seconds = books.last - books.first
+    wall = seconds / optimum if finished == tasks and optimum else None
+    return [case.name, told, "yes" if case.says_when else "no", books.refused, tasks - finished, seconds, wall]
+
+
+def measure(names: Sequence[str], period: float, tasks: int = TASKS) -> Table:
+    """Compare what becomes of a burst."""
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        rows = list(pool.map(lambda case: run(case, period, tasks), cases(names)))
+    columns = ["", "limit", "Retry-After", "refused", "lost", "s from first to last accepted", "x optimum"]
+    return Table(
+        f"{tasks} tasks at once against {LIMIT} per {period:g} s (sliding window)",
+        columns,
+        rows,
+        [
+            "lost: the client raised an error instead of giving a picture; where there are any, there is no optimum",
+            "the optimum is one full window at once and the next as soon as the service allows",
+        ],
+    )

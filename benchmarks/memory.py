@@ -59,14 +59,12 @@ def measure(names: Sequence[str], repeats: int, tasks: int = TASKS, others: int 
         for name in names:
             count = tasks if name in (FLOOR, OURS) else others
             one = partial(alone.call, bytes_per_task, name=name, setting=setting, tasks=count)
-            found = list(pool.map(lambda _, one=one: one(), range(repeats)))  # type: ignore[misc]  a default is no argument
-            alone_, awaited = (statistics.median(each) / 1024 for each in zip(*found, strict=True))
-            rows.append([name, count, None if name == FLOOR else alone_, awaited])
+            found = [future.result() for future in [pool.submit(one) for _ in range(repeats)]]
+            made, awaited = (statistics.median(each) / 1024 for each in zip(*found, strict=True))
+            rows.append([name, count, None if name == FLOOR else made, awaited])
     return Table(
         "Memory per task that is not finished, KiB",
         ["", "tasks", "nobody awaits", "one coroutine each"],
         rows,
-        [
-            f"resident memory, median of {repeats} processes; tasks made through the service, the request held by the task"
-        ],
+        [f"resident memory, median of {repeats} processes; tasks made through the service, ours hold their requests"],
     )

@@ -71,7 +71,11 @@ def configure_converter(converter: cattrs.Converter) -> None:
         "result_urls": _result_urls,
         "fail_code": _fail_code,
         "fail_message": lambda value, _: without_signature(_typed(value, str)),
+        "create_time": _moment,
+        "complete_time": _moment,
+        "update_time": _moment,
         "progress": _progress,
+        "credits_consumed": _number,
         "param": _param,
     }
     overrides: dict[str, Any] = {

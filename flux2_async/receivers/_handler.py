@@ -121,13 +121,13 @@ async def handle(flux: CallbackTarget, incoming: Incoming) -> Answer:
     """
     try:
         ref, callback = await _checked(flux, incoming)
-        asyncio.get_running_loop().call_soon(_deliver, flux, ref, callback)
-        return _answer(HTTPStatus.OK, "success")
     except _RefusedError as refused:
         return _answer(refused.status, refused.status.phrase.lower(), empty=incoming.method == "HEAD")
     except Exception as error:  # noqa: BLE001  whatever it is, the sender gets an answer
         _log_defect("a callback could not be checked", error)
         return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "internal server error")
+    asyncio.get_running_loop().call_soon(_deliver, flux, ref, callback)
+    return _TAKEN
 
 
 async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callback]:
@@ -189,6 +189,9 @@ def _answer(status: HTTPStatus, message: str, *, empty: bool = False) -> Answer:
         headers["Allow"] = "POST"
     body = json.dumps({"code": int(status), "msg": message}, separators=(",", ":")).encode()
     return Answer(int(status), b"" if empty else body, headers)
+
+
+_TAKEN: Final = _answer(HTTPStatus.OK, "success")
 
 
 def _deliver(flux: CallbackTarget, ref: str, callback: Callback) -> None:

@@ -1,0 +1,39 @@
+"""What an import costs, in fresh interpreters."""
+
+import importlib
+import statistics
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Final
+
+from benchmarks import alone
+from benchmarks.table import Table
+
+BASE: Final = "aiohttp"
+# The session is what all but a pytest run needs; the package itself loads its parts when they are used.
+OURS: Final = ("flux2_async", "flux2_async.session")
+OTHERS: Final = ("fal_client", "replicate", "runwayml", "openai", "aiolimiter")
+
+
+async def seconds(module: str) -> float:
+    """CPU and disk time for one import in this process."""
+    begun = time.perf_counter()
+    importlib.import_module(module)
+    return time.perf_counter() - begun
+
+
+def measure(repeats: int, modules: Sequence[str] = (BASE, *OURS, *OTHERS)) -> Table:
+    """Compare all that are installed; in each round everybody has a turn."""
+    taken: dict[str, list[float]] = {module: [] for module in modules if find_spec(module.partition(".")[0])}
+    for _ in range(repeats):
+        for module, each in taken.items():
+            each.append(alone.call(seconds, module=module) * 1000)
+    medians = {module: statistics.median(each) for module, each in taken.items()}
+    rows = [[f"import {module}", median, median / medians[BASE]] for module, median in medians.items()]
+    return Table(
+        "Import time",
+        ["", "ms", f"x {BASE}"],
+        rows,
+        [f"median of {repeats} interpreters, which have loaded asyncio, json and subprocess before"],
+    )

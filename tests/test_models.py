@@ -163,6 +163,8 @@ def test_data_is_frozen() -> None:
         (RateLimit, {"limit": 20, "period": 0}, "RateLimit.period: 0 given, it must be a number above 0"),
         (RateLimit, {"limit": 20, "period": math.inf}, "RateLimit.period: inf given"),
         (RateLimit, {"limit": 20, "period": "10"}, "RateLimit.period: '10' given"),
+        (Polling, {"price": 0}, "Polling.price: 0 given, it must be a number above 0"),
+        (Polling, {"remember": "yes"}, "Polling.remember: 'yes' given, it must be True or False"),
         (Polling, {"wait_max": 0}, "Polling.wait_max: 0 given, it must be a number above 0"),
         (Polling, {"interval": -1}, "Polling.interval: -1 given, it must be a number of 0 or more, or None"),
         (Polling, {"interval": math.nan}, "Polling.interval: nan given"),

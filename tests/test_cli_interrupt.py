@@ -83,15 +83,16 @@ def test_machines_are_told_of_an_interruption(
 def test_who_stops_the_process_learns_the_task_as_well(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGTERM, as service managers and containers send it, is taken as Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """SIGTERM, as service managers and containers send it, is taken as Ctrl-C, also where that is ignored."""
+    before = [(each, signal.signal(each, signal.SIG_IGN)) for each in (signal.SIGTERM, signal.SIGINT)]
     try:
         with account(monkeypatch) as emulator:
             with ctrl_c_when(lambda: emulator.ledger.polls > 0, signal.SIGTERM):
                 assert run(["generate", "A lighthouse"]) == 130
             [task_id] = emulator.ledger.accepted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before:
+            signal.signal(each, handler)
     assert f"flux2 status {task_id} --wait" in capsys.readouterr().err
 
 

@@ -275,15 +275,17 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
     except (Flux2Error, OSError) as error:
         screen.error(error)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         screen.error("interrupted")
         return INTERRUPTED
 
 
 async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
     """Take SIGTERM as Ctrl-C, so that whoever stops the process learns the task ids as well."""
+    task = asyncio.current_task()
     # A handler in the loop also lets every signal wake it; without one, a Ctrl-C in the instant in which the loop goes
     # to sleep is noticed only when something else wakes it. Windows has no handlers, and wakes by itself.
-    with suppress(NotImplementedError):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    if task is not None:
+        with suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await command

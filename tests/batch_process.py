@@ -1,7 +1,7 @@
-"""Processes of `flux2 batch`, real ones: forked from a process that has imported everything, which saves a second each.
+"""Real processes of `flux2 batch`, forked from one that has imported everything, which saves a second each.
 
-As a script it reads a JSON line for each process: words, folder, environment, limit of file sizes; tells the process id,
-and how it ended, when it has.
+As a script it reads a JSON line for each process: words, folder, environment, limit of file sizes. It answers with the
+process id, and with how the process ended, when it has.
 """
 
 import json
@@ -29,7 +29,7 @@ def main() -> None:
         return Flux2Session(polling=Polling(interval=POLL), **options)
 
     # A service that is quicker than the real one is worth looking at more often.
-    service.Flux2Session = quick  # type: ignore[assignment,misc]  # in this process alone
+    service.Flux2Session = quick  # type: ignore[assignment,misc,attr-defined]  # in this process alone
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
@@ -102,7 +102,7 @@ def processes(folder: Path, environ: dict[str, str]) -> Iterator[Processes]:
         for name, value in os.environ.items()
         if not name.startswith("APIKLEY_") and not name.lower().endswith("_proxy")
     }
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: S603  our own module
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=bare
     ) as zygote:
         yield Processes(zygote, folder, environ)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -36,7 +37,7 @@ class Case:
         """The service's count of calls, which goes on."""
         return self.emulator._emulator.ledger.calls
 
-    def lines(self) -> list[dict[str, object]]:
+    def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "results" / "results.jsonl").read_text().splitlines()]
 
     def finish(self, number: int) -> None:
@@ -56,7 +57,7 @@ class Case:
         assert [line["id"] for line in lines] == [f"r{n}" for n in range(number)]
         assert {str(line["state"]) for line in lines} == {"done"}, self.processes.said()
         for line in lines:
-            [file] = line["files"]  # type: ignore[misc]  # a list, as the documentation says
+            [file] = line["files"]
             assert (self.folder / "results" / file).read_bytes() == large(f"{line['task_id']}/0")
         assert [path.name for path in (self.folder / "results").iterdir() if path.name.endswith(".part")] == []
         accepted = Counter(

@@ -1,0 +1,316 @@
+"""The journal's file: whose it is, what it recognises, what is on disk when."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batches import batch_in, collect, lines, prompts, requests, run
+from emulated import emulated, until
+
+from flux2_async.batch import InvalidInputError, Job, Journal, JournalError, State, run_batch
+from flux2_async.batch import _schema as schema
+from flux2_async.batch._start import Work
+from flux2_async.errors import ConfigurationError
+from flux2_async.models import ImageToImage, TextToImage, UploadedFile
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+
+
+async def entered(journal: Journal, items: Sequence[Any], **options: Any) -> list[str]:
+    """Enter the items and give the ids of what may be sent."""
+    await journal.enter(items, sendable={State.QUEUED}, **options)
+    return [row.id for row in await journal.take(Work.QUEUED, None, 1000)]
+
+
+async def test_a_second_journal_is_refused(tmp_path: Path) -> None:
+    """Another process, and another batch of this one, is told that the journal is in use; the first goes on."""
+    code = (
+        "import asyncio, sys\n"
+        "from flux2_async.batch import Journal, JournalError\n"
+        "try:\n"
+        "    asyncio.run(Journal(sys.argv[1]).open())\n"
+        "except JournalError as error:\n"
+        "    print(error)\n"
+    )
+    async with Journal(tmp_path / "run.db") as journal:
+        for _ in range(2):
+            other = await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-c", code, str(tmp_path / "run.db")],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            assert "is being used by another process; wait until it is finished" in other.stdout
+        with pytest.raises(JournalError, match="is being used"):
+            await Journal(tmp_path / "run.db").open()
+        with pytest.raises(JournalError, match="open already"):
+            await journal.open()
+        assert len(await entered(journal, list(requests(3)))) == 3
+    async with Journal(tmp_path / "run.db") as journal:
+        assert len([outcome async for outcome in journal.outcomes()]) == 3
+
+
+def other_database(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE other (x)")
+    connection.close()
+
+
+def newer(path: Path) -> None:
+    schema.connect(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version=7")
+    connection.close()
+
+
+def torn(path: Path) -> None:
+    schema.connect(path).close()
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def overwritten(path: Path) -> None:
+    connection = schema.connect(path)
+    for n in range(2000):
+        connection.execute("INSERT INTO runs (begun_at) VALUES (?)", (n,))
+    connection.close()
+    content = bytearray(path.read_bytes())
+    content[-3000:-2000] = bytes(1000)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.write_text("my diary\n" * 1000), "is no journal; give another name"),
+        (lambda path: path.write_bytes(b"SQ"), "is no journal"),
+        (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(5000)), "is torn"),
+        (other_database, "database of another program"),
+        (newer, r"newer version of flux2_async \(its format is 7"),
+        (torn, "is torn"),
+        (overwritten, "is torn"),
+        (lambda path: path.mkdir(), "cannot be opened"),
+    ],
+    ids=["text", "short", "no pages", "other", "newer", "torn", "overwritten", "folder"],
+)
+async def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, make: Any, reason: str) -> None:
+    """What cannot be used is told, and not a byte of it is changed."""
+    path = tmp_path / "run.db"
+    make(path)
+    before = path.read_bytes() if path.is_file() else b""
+    with pytest.raises(JournalError, match=reason) as caught:
+        await Journal(path).open()
+    assert isinstance(caught.value, ConfigurationError)
+    assert (path.read_bytes() if path.is_file() else b"") == before
+    assert [each.name for each in tmp_path.iterdir()] == ["run.db"]
+
+
+async def test_an_empty_file_is_a_new_journal(tmp_path: Path) -> None:
+    """What a crash in the first instant leaves is used; missing folders are made."""
+    (tmp_path / "run.db").touch()
+    for path in (tmp_path / "run.db", tmp_path / "a" / "b" / "run.db"):
+        async with Journal(path) as journal:
+            assert len(await entered(journal, list(requests(2)))) == 2
+
+
+async def test_not_open(tmp_path: Path) -> None:
+    """A journal that is not open says how to open it; closing twice is harmless."""
+    journal = Journal(tmp_path / "run.db")
+    with pytest.raises(JournalError, match="async with Journal"):
+        await journal.take(Work.QUEUED, None, 1)
+    await journal.open()
+    assert repr(journal).endswith("open>")
+    await journal.aclose()
+    await journal.aclose()
+    assert repr(journal).endswith("not open>")
+
+
+async def test_equal_requests_are_counted(tmp_path: Path) -> None:
+    """Equal lines are different requests by their number; in any order they are the same in the next run."""
+    async with Journal(tmp_path / "run.db") as journal:
+        first = await entered(journal, [TextToImage("a lake"), TextToImage("a hill"), TextToImage("a lake")])
+        again = await entered(journal, [TextToImage("a hill"), TextToImage("a lake"), TextToImage("a lake")])
+        assert first[2] == f"{first[0]}-2"
+        assert again == [first[1], first[0], first[2]]
+        assert await entered(journal, [TextToImage("a lake")]) == [first[0]]
+
+
+async def test_what_makes_a_request_another(tmp_path: Path) -> None:
+    """Everything that is sent counts; what is only kept does not."""
+    shapes: list[dict[str, Any]] = [
+        {},
+        {"aspect_ratio": "16:9"},
+        {"resolution": "2K"},
+        {"tier": "pro"},
+        {"extra_input": {"nsfw_checker": True}},
+    ]
+    async with Journal(tmp_path / "run.db") as journal:
+        assert len(set(await entered(journal, [TextToImage("a lake", **shape) for shape in shapes]))) == 5
+        plain = await entered(journal, [Job(TextToImage("a lake"), extra={"note": 1})])
+        noted = await entered(journal, [Job(TextToImage("a lake"), extra={"note": 2}, line=7)])
+        assert plain == noted
+        [outcome] = [each async for each in journal.outcomes() if each.state == "queued"]
+        assert (outcome.extra, outcome.line) == ({"note": 2}, 7)
+
+
+async def test_folders_may_move(tmp_path: Path) -> None:
+    """Relative paths are recognised wherever their folder is now, and found there."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(PNG)
+    request = ImageToImage("make it red", images=["a.png"])
+    async with Journal(tmp_path / "run.db") as journal:
+        first = await entered(journal, [Job(request, folder=tmp_path / "old")])
+        assert await entered(journal, [Job(request, folder=tmp_path / "new")]) == first
+        [row] = await journal.take(Work.QUEUED, None, 10)
+        assert row.request == ImageToImage("make it red", images=[str(tmp_path / "new" / "a.png")])
+
+
+async def test_uploaded_files_are_addresses(tmp_path: Path) -> None:
+    """What was uploaded before is kept by its address."""
+    uploaded = UploadedFile("https://files.example/a.png", "a.png", 100, "image/png")
+    async with Journal(tmp_path / "run.db") as journal:
+        await entered(journal, [ImageToImage("make it red", images=[uploaded])])
+        [row] = await journal.take(Work.QUEUED, None, 10)
+        assert row.request == ImageToImage("make it red", images=[uploaded.url])
+
+
+async def test_an_id_stands_for_one_request(tmp_path: Path) -> None:
+    """A changed request under its id is sent as it is now, unless the old one was sent already."""
+    async with emulated() as (flux, emulator), Journal(tmp_path / "run.db") as journal:
+        await entered(journal, [Job(TextToImage("a lake"), id="n1")])
+        assert await entered(journal, [Job(TextToImage("a hill"), id="n1")]) == ["n1"]
+        await journal.aclose()
+        await run(tmp_path, flux, [Job(TextToImage("a house"), id="n1")])
+        assert prompts(emulator.ledger.requests) == ["a house"]
+        with pytest.raises(InvalidInputError, match="'n1' stands for another request, which is done") as caught:
+            await run(tmp_path, flux, [Job(TextToImage("a lake"), id="n2"), Job(TextToImage("a lake"), id="n1")])
+        assert [line.line for line in caught.value.lines] == [2]
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_what_is_wrong_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    """Three bad ones among a thousand: all three are told with their lines, and nothing is sent or entered."""
+    items: list[Any] = list(requests(1000))
+    items[16] = Job(TextToImage("once"), id="a")
+    items[499] = "no request"
+    items[700] = Job(ImageToImage("make it red", images=["missing.png"]), folder=tmp_path)
+    items[900] = Job(TextToImage("twice"), id="a")
+    async with emulated() as (flux, emulator):
+        with pytest.raises(InvalidInputError, match="3 of the requests cannot be used, so nothing was sent") as caught:
+            await run(tmp_path, flux, items)
+        assert [line.line for line in caught.value.lines] == [500, 701, 901]
+        assert "str given, allowed are ImageToImage" in str(caught.value.lines[0])
+        assert "images[0]: neither an existing file nor an address" in str(caught.value.lines[1])
+        assert str(caught.value.lines[2]) == "line 901: id: 'a' stands in line 17 as well; give each line its own"
+        assert emulator.ledger.requests == []
+        async with Journal(tmp_path / "run.db") as journal:
+            assert [outcome async for outcome in journal.outcomes()] == []
+
+
+async def test_bad_ones_may_be_skipped(tmp_path: Path) -> None:
+    """With skip_invalid the rest are made, and what was skipped can be looked at."""
+    async with emulated() as (flux, emulator):
+        batch = batch_in(tmp_path, flux, [*requests(2), 7, *requests(1, "other")], skip_invalid=True)
+        await collect(batch)
+        assert len(emulator.ledger.accepted) == 3
+        assert [line.line for line in batch.invalid] == [3]
+        assert batch.invalid_count == 1
+        assert len(lines(tmp_path)) == 3
+
+
+async def test_sources_of_done_requests_may_be_gone(tmp_path: Path) -> None:
+    """Only what may be sent needs its files."""
+    (tmp_path / "a.png").write_bytes(PNG)
+    request = ImageToImage("make it red", images=[tmp_path / "a.png"])
+    async with emulated() as (flux, emulator):
+        await run(tmp_path, flux, [request])
+        (tmp_path / "a.png").unlink()
+        assert await run(tmp_path, flux, [request]) == []
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_removed_lines_are_not_sent(tmp_path: Path) -> None:
+    """What is no longer in the input is not sent; what was made for it stays in the results."""
+    async with emulated() as (flux, emulator):
+        await run(tmp_path, flux, requests(4), max_tasks=2)
+        await run(tmp_path, flux, [*requests(1), TextToImage("number 3")])
+        assert prompts(emulator.ledger.requests) == ["number 0", "number 1", "number 3"]
+        assert sorted(line["prompt"] for line in lines(tmp_path)) == ["number 0", "number 1", "number 3"]
+
+
+async def test_two_commits_wait_for_the_disk(tmp_path: Path) -> None:
+    """The intent before the POST and the id of the task are committed with full sync, each on its own or with others."""
+    said: list[str] = []
+    async with emulated() as (flux, emulator), Journal(tmp_path / "run.db") as journal:
+        assert journal._database is not None
+        assert journal._database._connection is not None
+        journal._database._connection.set_trace_callback(said.append)
+        running = asyncio.create_task(collect(run_batch(flux, requests(1), journal=journal, directory=tmp_path)))
+        await until(lambda: emulator.ledger.requests)
+        at_post = list(said)
+        await running
+    assert _level(at_post, "'submitting'") == "FULL"
+    assert at_post[-1] == "COMMIT"
+    assert _level(said, "'submitted'") == "FULL"
+    assert _level(said, "'done'") == "NORMAL"
+
+
+def _level(statements: list[str], word: str) -> str:
+    """The synchronous level under which the last UPDATE with this word ran."""
+    level = ""
+    found = ""
+    for statement in statements:
+        if statement.startswith("PRAGMA synchronous="):
+            level = statement.partition("=")[2]
+        if statement.startswith("UPDATE requests SET") and word in statement and "RETURNING" in statement:
+            found = level
+    return found
+
+
+async def test_results_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When writing results breaks off, the file of before stays and no other is left."""
+    async with emulated() as (flux, _):
+        await run(tmp_path, flux, requests(1))
+        before = (tmp_path / "results" / "results.jsonl").read_text()
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("flux2_async.batch.results.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            await run(tmp_path, flux, requests(1), download=False)
+    assert (tmp_path / "results" / "results.jsonl").read_text() == before
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["images", "results.jsonl"]
+
+
+async def test_a_full_disk_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the intent cannot be written the POST does not leave."""
+    async with emulated() as (flux, emulator), Journal(tmp_path / "run.db") as journal:
+
+        async def sending(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(journal, "sending", sending)
+        with pytest.raises(OSError, match="No space left"):
+            await collect(run_batch(flux, requests(3), journal=journal, directory=tmp_path))
+        assert emulator.ledger.requests == []
+
+
+async def test_an_id_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the id of an accepted task cannot be written, the error names it, and the picture comes all the same."""
+    async with emulated() as (flux, emulator), Journal(tmp_path / "run.db") as journal:
+
+        async def accepted(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(journal, "accepted", accepted)
+        with pytest.raises(OSError, match="No space left") as caught:
+            await collect(run_batch(flux, requests(1), journal=journal, directory=tmp_path))
+        assert emulator.ledger.accepted[0] in caught.value.__notes__[0]
+        assert [outcome.download async for outcome in journal.outcomes()] == ["saved"]

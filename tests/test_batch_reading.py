@@ -1,0 +1,192 @@
+"""Lists of requests from files: what is read, and what is said about what cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flux2_async.batch import BadLine, Job, match_jobs, read_jobs
+from flux2_async.errors import InvalidRequestError
+from flux2_async.models import ImageToImage, TextToImage
+
+
+def read(folder: Path, content: str | bytes, name: str = "jobs.jsonl") -> list[Job | BadLine]:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(read_jobs(path))
+
+
+def only(found: list[Job | BadLine]) -> Job:
+    [job] = found
+    assert isinstance(job, Job), job
+    return job
+
+
+def bad(found: list[Job | BadLine]) -> str:
+    [line] = found
+    assert isinstance(line, BadLine), line
+    return str(line)
+
+
+def test_a_line_of_jsonl(tmp_path: Path) -> None:
+    """Each field finds its place, and unknown ones are kept."""
+    line = {
+        "prompt": "make it winter",
+        "images": ["a.png", "https://example.com/b.jpg"],
+        "aspect_ratio": "16:9",
+        "resolution": "2K",
+        "tier": "pro",
+        "id": "n1",
+        "extra_input": {"nsfw_checker": True},
+        "customer": {"name": "Ada"},
+    }
+    job = only(read(tmp_path, json.dumps(line) + "\n"))
+    assert job.request == ImageToImage(
+        "make it winter",
+        images=["a.png", "https://example.com/b.jpg"],
+        aspect_ratio="16:9",
+        resolution="2K",
+        tier="pro",
+        extra_input={"nsfw_checker": True},
+    )
+    assert (job.id, job.line, job.folder, job.extra) == ("n1", 1, tmp_path, {"customer": {"name": "Ada"}})
+
+
+def test_what_is_left_out(tmp_path: Path) -> None:
+    """Fields have the defaults of `flux2 edit` and `flux2 generate`; null is left out, and so are empty lines."""
+    found = read(
+        tmp_path, '{"prompt": "a lake", "tier": null}\n\n{"prompt": "make it red", "images": "a.png", "id": 7}'
+    )
+    assert [job.request for job in found if isinstance(job, Job)] == [
+        TextToImage("a lake"),
+        ImageToImage("make it red", images=["a.png"], aspect_ratio="auto"),
+    ]
+    assert [(job.line, job.id) for job in found if isinstance(job, Job)] == [(1, None), (3, "7")]
+
+
+def test_a_model_gives_the_tier(tmp_path: Path) -> None:
+    """The API's id of a model may stand for tier and kind."""
+    job = only(read(tmp_path, '{"prompt": "a lake", "model": "flux-2/pro-text-to-image"}'))
+    assert job.request == TextToImage("a lake", tier="pro")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "line 1: no JSON (Expecting property name"),
+        ("[1]", "line 1: a JSON object must stand here, not a list"),
+        ("null", "line 1: a JSON object must stand here, not null"),
+        ("{}", "line 1: prompt: missing"),
+        ('{"prompt": "ab"}', "line 1: prompt: 2 characters given, allowed are 3 to 5000"),
+        ('{"prompt": 7}', "line 1: prompt: int given"),
+        ('{"prompt": "abc", "prompt": "abd"}', "line 1: a field is given twice"),
+        ('{"prompt": "abc", "n": NaN}', "line 1: NaN given, which is no JSON"),
+        ('{"prompt": "abc", "images": [1]}', "line 1: images: it must be a list of paths and addresses"),
+        ('{"prompt": "abc", "images": {"a": 1}}', "line 1: images: it must be a list of paths and addresses"),
+        ('{"prompt": "abc", "images": ["data:x"]}', "line 1: images[0]: a data: address given"),
+        ('{"prompt": "abc", "aspect_ratio": "21:9"}', "line 1: aspect_ratio: '21:9' given"),
+        ('{"prompt": "abc", "resolution": 1}', "line 1: resolution: 1 given"),
+        ('{"prompt": "abc", "model": ["x"]}', "line 1: model: ['x'] given, allowed are flux-2/flex-image-to-image"),
+        ('{"prompt": "abc", "model": "flux-2/pro-image-to-image"}', "given without images"),
+        ('{"prompt": "abc", "model": "flux-2/pro-text-to-image", "tier": "flex"}', "leave one of them out"),
+        ('{"prompt": "abc", "id": ""}', "line 1: id: '' given"),
+        ('{"prompt": "abc", "id": 1.5}', "line 1: id: 1.5 given"),
+        ('{"prompt": "abc", "id": "a\\nb"}', "line 1: id: 'a\\nb' given"),
+        ('{"prompt": "abc", "extra_input": {"prompt": "x"}}', "line 1: extra_input: 'prompt' given"),
+        ("[" * 100_000, "line 1: no JSON"),
+        ('{"a": "' + "x" * 1_000_000 + '"}', "line 1: longer than 1,000,000 bytes"),
+    ],
+)
+def test_a_bad_line_of_jsonl(tmp_path: Path, line: str, reason: str) -> None:
+    """What is wrong is said with the number of the line; the lines behind it are read all the same."""
+    found = read(tmp_path, line + '\n{"prompt": "a lake"}\n')
+    assert reason in bad(found[:1])
+    assert only(found[1:]).line == 2
+
+
+def test_what_is_not_utf8(tmp_path: Path) -> None:
+    """A line in another encoding is told with the place; a byte order mark is no harm."""
+    found = read(tmp_path, b'\xef\xbb\xbf{"prompt": "a lake"}\n{"prompt": "caf\xe9"}\n')
+    assert only(found[:1]).request.prompt == "a lake"
+    assert bad(found[1:]) == "line 2: not UTF-8 (invalid continuation byte at byte 16)"
+
+
+def test_csv(tmp_path: Path) -> None:
+    """A header names the columns; empty cells are left out, pictures separated by |, cells may hold line ends."""
+    content = (
+        "prompt,images,tier,note\r\n"
+        '"make it ""red"", please",a.png | b c.png,,x\r\n'
+        '"two\nlines",,pro,\r\n'
+        "\r\n"
+        "a lake,,,y\r\n"
+    )
+    found = read(tmp_path, content, "jobs.csv")
+    jobs = [job for job in found if isinstance(job, Job)]
+    assert [job.request for job in jobs] == [
+        ImageToImage('make it "red", please', images=["a.png", "b c.png"], aspect_ratio="auto"),
+        TextToImage("two\nlines", tier="pro"),
+        TextToImage("a lake"),
+    ]
+    assert [job.line for job in jobs] == [2, 3, 6]
+    assert [job.extra for job in jobs] == [{"note": "x"}, {}, {"note": "y"}]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_other_delimiters(tmp_path: Path, delimiter: str) -> None:
+    """What spreadsheets write elsewhere is read as well."""
+    content = delimiter.join(("prompt", "id")) + "\n" + delimiter.join(("a lake, at dawn", "7"))
+    job = only(read(tmp_path, content, "jobs.csv"))
+    assert (job.request.prompt, job.id) == ("a lake, at dawn", "7")
+
+
+def test_bad_lines_of_csv(tmp_path: Path) -> None:
+    """Each bad line has its number, whatever is wrong with the ones before."""
+    content = b"prompt,tier,extra_input\na lake\ncaf\xe9,flex,\na lake,flax,\na lake,,{\na lake,flex,\n"
+    found = read(tmp_path, content, "jobs.csv")
+    assert [str(each)[:40] for each in found if isinstance(each, BadLine)] == [
+        "line 2: 1 cells given, the header names ",
+        "line 3: not UTF-8 (invalid continuation ",
+        "line 4: tier: 'flax' given, allowed are ",
+        "line 5: extra_input: no JSON (Expecting ",
+    ]
+    assert only(found[-1:]).line == 6
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("", "header of a CSV file must name"),
+        ("text,id", "header of a CSV file must name"),
+        ("prompt,prompt", "same name"),
+    ],
+)
+def test_a_bad_header(tmp_path: Path, header: str, reason: str) -> None:
+    """Without a usable header no line can be read."""
+    with pytest.raises(InvalidRequestError, match=reason):
+        read(tmp_path, header + "\na lake,x\n", "jobs.csv")
+
+
+def test_an_open_quote(tmp_path: Path) -> None:
+    """A quote that never ends is told, and does not read the rest of a large file into one cell."""
+    content = 'prompt\n"a lake\n' + "x" * 100 + "\n"
+    assert "line 2: no CSV" in bad(read(tmp_path, content, "jobs.csv"))
+
+
+def test_another_file(tmp_path: Path) -> None:
+    """A name that tells no format is refused."""
+    with pytest.raises(InvalidRequestError, match=r"its name must end in one of \.jsonl"):
+        read(tmp_path, "", "jobs.txt")
+
+
+def test_pictures_by_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each match is a request, sorted, once, whatever else matches it; folders are none."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.jpg", "a.jpg", "c.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.jpg").mkdir()
+    shape = {"aspect_ratio": "auto", "resolution": "1K", "tier": "pro"}
+    found = list(match_jobs(["*.jpg", "?.*", "nothing*"], "make it winter", shape))
+    assert [job.request for job in found if isinstance(job, Job)] == [
+        ImageToImage("make it winter", images=[name], **shape) for name in ("a.jpg", "b.jpg", "c.png")
+    ]
+    assert bad(found[-1:]) == "line 4: no file matches 'nothing*'"

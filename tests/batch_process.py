@@ -29,7 +29,7 @@ def main() -> None:
         return Flux2Session(polling=Polling(interval=POLL), **options)
 
     # A service that is quicker than the real one is worth looking at more often.
-    service.Flux2Session = quick  # type: ignore[assignment,misc,attr-defined]  # in this process alone
+    service.Flux2Session = quick  # type: ignore[assignment,attr-defined]  # in this process alone
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()

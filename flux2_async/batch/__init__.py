@@ -12,7 +12,7 @@ from flux2_async.batch.journal import Journal, JournalError
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 from flux2_async.batch.progress import Progress
 from flux2_async.batch.reading import match_jobs, read_jobs
-from flux2_async.batch.results import write_results
+from flux2_async.batch.results import read_results, write_results
 from flux2_async.batch.runner import Batch, run_batch
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "document",
     "match_jobs",
     "read_jobs",
+    "read_results",
     "run_batch",
     "write_results",
 ]

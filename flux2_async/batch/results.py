@@ -3,16 +3,18 @@
 import json
 import os
 import sqlite3
+from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flux2_async.batch._rows import outcome_of
 from flux2_async.batch.journal import Journal, select_wanted
-from flux2_async.batch.outcomes import document
+from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 
-__all__ = ["RESULTS", "write_results"]
+__all__ = ["RESULTS", "read_results", "write_results"]
 
 RESULTS: Final = "results.jsonl"
 
@@ -33,6 +35,35 @@ async def write_results(journal: Journal, directory: str | os.PathLike[str]) -> 
     target = Path(directory) / RESULTS
     await journal.read(partial(_write, target))
     return target
+
+
+def read_results(directory: str | os.PathLike[str]) -> Iterator[Outcome]:
+    """Read `results.jsonl` line by line.
+
+    Args:
+        directory: The folder of the batch.
+
+    Yields:
+        Its requests, in the order of the input.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with (Path(directory) / RESULTS).open(encoding="utf-8") as file:
+        for line in file:
+            yield _outcome(json.loads(line))
+
+
+def _outcome(line: dict[str, Any]) -> Outcome:
+    fields = dict(line)
+    for name in ("images", "files", "urls"):
+        fields[name] = tuple(fields[name])
+    for name in ("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"):
+        fields[name] = fields[name] and datetime.fromisoformat(fields[name])
+    fields["state"] = State(fields["state"])
+    fields["download"] = fields["download"] and Download(fields["download"])
+    fields["error"] = fields["error"] and Failure(**fields["error"])
+    return Outcome(**fields)
 
 
 def _write(target: Path, connection: sqlite3.Connection) -> None:

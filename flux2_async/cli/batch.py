@@ -2,15 +2,16 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Final
 
 import attrs
 
 from flux2_async.batch import BadLine, Batch, InvalidInputError, Job, Journal, run_batch
 from flux2_async.cli.batch_board import BatchBoard
-from flux2_async.cli.batch_end import End, tell_end
+from flux2_async.cli.batch_end import End, report, tell_end
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service
 from flux2_async.cli.run import INTERRUPTED
@@ -59,7 +60,9 @@ async def batch(
         end = await _run(screen, flux, journal, wanted, options)
         end.again = again
         end.balance_after = await _balance(flux)
-        await tell_end(screen, journal, end, with_report=options.report)
+        if options.report:
+            end.report = await _report(screen, options.out)
+        await tell_end(screen, journal, end)
     return INTERRUPTED if end.interrupted else int(not end.complete)
 
 
@@ -123,6 +126,21 @@ async def _run(
     )
 
 
+async def _report(screen: Screen, folder: Path) -> Path | None:
+    """Write the report; it is no failure when there is none, since all that was paid for is here."""
+    screen.note("writing the report; Ctrl-C leaves it out", "dim")
+    writing = asyncio.create_task(report(folder))
+    with _on_interrupt(writing.cancel):
+        await asyncio.wait([writing])
+    if writing.cancelled():
+        return None
+    try:
+        return writing.result()
+    except OSError as error:
+        screen.complain(f"the report was not written ({error.strerror or error})")
+        return None
+
+
 async def _balance(flux: Flux2Session, *, needed: bool = False) -> float | None:
     """Ask for the balance; a service that will not tell is no reason to make no pictures, a wrong key is."""
     try:
@@ -171,22 +189,29 @@ class _Interrupts:
 @contextmanager
 def _interrupts(batch: Batch, board: BatchBoard) -> Iterator[_Interrupts]:
     interrupts = _Interrupts(batch, board)
-    loop = asyncio.get_running_loop()
-    ticking = loop.create_task(_tick(board))
+    ticking = asyncio.get_running_loop().create_task(_tick(board))
     try:
-        loop.add_signal_handler(signal.SIGINT, interrupts.strike)
-        handled = True
-    except NotImplementedError:
-        # Windows: Ctrl-C cancels the command, which stops the batch at once.
-        handled = False
-    try:
-        yield interrupts
+        with _on_interrupt(interrupts.strike):
+            yield interrupts
     finally:
         ticking.cancel()
-        if handled:
-            loop.remove_signal_handler(signal.SIGINT)
         if interrupts.countdown is not None:
             interrupts.countdown.cancel()
+
+
+@contextmanager
+def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGINT, act)
+    except NotImplementedError:
+        # Windows: Ctrl-C cancels the command, which stops a batch at once.
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 async def _tick(board: BatchBoard) -> None:

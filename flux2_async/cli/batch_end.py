@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any, Final
 
+import anyio.to_thread
 import attrs
 
 from flux2_async.batch import Journal, Outcome, Progress, State
-from flux2_async.batch.results import RESULTS
+from flux2_async.batch.report import write_report
+from flux2_async.batch.results import RESULTS, read_results
 from flux2_async.cli.screen import Screen, error_document
 
-__all__ = ["End", "tell_end"]
+__all__ = ["End", "report", "tell_end"]
 
 LISTED: Final = 10
 
@@ -28,6 +30,7 @@ class End:
         balance_before: Credits of the account before, or None when it did not tell.
         balance_after: And after.
         again: The command that goes on with it.
+        report: The page to look at, or None when there is none.
     """
 
     progress: Progress
@@ -39,6 +42,7 @@ class End:
     balance_before: float | None
     balance_after: float | None = None
     again: str = ""
+    report: Path | None = None
 
     @property
     def left(self) -> int:
@@ -54,7 +58,17 @@ class End:
         return not (self.left or progress.failed or progress.unknown or self.skipped or self.failure)
 
 
-async def tell_end(screen: Screen, journal: Journal, end: End, *, with_report: bool) -> None:
+async def report(folder: Path) -> Path:
+    """Write the page to look at.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    written = await anyio.to_thread.run_sync(write_report, read_results(folder), folder, abandon_on_cancel=True)
+    return folder / written.name
+
+
+async def tell_end(screen: Screen, journal: Journal, end: End) -> None:
     """Tell people and machines how a batch ended, and what to type next."""
     unknown = [outcome async for outcome in journal.outcomes(state=State.UNKNOWN)] if end.progress.unknown else []
     screen.result(_summary(end))
@@ -83,6 +97,7 @@ def _summary(end: End) -> str:
     }
     parts += [f"{count} {what}" for what, count in counts.items() if count]
     lines = [" · ".join(parts), _money(end), f"Results: {end.folder / RESULTS}"]
+    lines += [f"Report: {end.report}"] if end.report else []
     return "\n".join(lines)
 
 
@@ -135,6 +150,7 @@ def _document(end: End, unknown: list[Outcome]) -> dict[str, Any]:
         "interrupted": end.interrupted,
         "complete": end.complete,
         "results": str(end.folder / RESULTS),
+        "report": end.report and str(end.report),
         "unknown_ids": [outcome.id for outcome in unknown],
         "again": None if end.complete else end.again,
         "error": end.failure and error_document(end.failure),

@@ -1,0 +1,368 @@
+"""`flux2 batch` as people and programs use it."""
+
+import asyncio
+import csv
+import json
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux2_async.cli import batch, service
+from flux2_async.cli.app import run
+from flux2_async.cli.batch import _Interrupts
+from flux2_async.emulator import Fault, Plan, Script
+from flux2_async.models import Polling
+from flux2_async.session import Flux2Session
+from flux2_async.testing import RunningEmulator, running_emulator
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    quick = partial(Flux2Session, polling=Polling(interval=0.05))
+    monkeypatch.setattr(service, "Flux2Session", quick)
+    return tmp_path
+
+
+@pytest.fixture
+def account(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningEmulator]:
+    with running_emulator(Script(plans=Plan(duration=0.1), render=False, credits=1000.0)) as emulator:
+        monkeypatch.setenv("APIKLEY_API_KEY", emulator.api_key)
+        monkeypatch.setenv("APIKLEY_BASE_URL", emulator.base_url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield emulator
+
+
+def write(folder: Path, number: int, **fields: Any) -> None:
+    jobs = [{"prompt": f"picture {n}"} | fields for n in range(number)]
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+
+
+def flux2(*words: str) -> int:
+    return run(["batch", "jobs.jsonl", "--out", "results", "--rate-limit", "none", *words])
+
+
+def ledger_prompts(emulator: RunningEmulator) -> list[str]:
+    return [call.body["input"]["prompt"] for call in emulator.ledger.requests if call.body]
+
+
+@contextmanager
+def struck_when(*moments: Callable[[], bool]) -> Iterator[None]:
+    """Press Ctrl-C each time that something is the case, one after the other."""
+    over = threading.Event()
+
+    def watch() -> None:
+        for reached in moments:
+            while not reached():
+                if over.wait(0.005):
+                    return
+            os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def test_a_list_becomes_pictures(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures, results.jsonl and report.html are in the folder; the summary tells what it cost; the code is 0."""
+    write(here, 3, tier="pro", customer="Ada")
+    assert flux2() == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "3 requests · 3 done",
+        "15 credits · balance 1000 before, 985 now",
+        f"Results: {Path('results') / 'results.jsonl'}",
+        f"Report: {Path('results') / 'report.html'}",
+    ]
+    assert "flux2:" not in err
+    assert len(list((here / "results" / "images").iterdir())) == 3
+    report = (here / "results" / "report.html").read_text()
+    assert "picture 2" in report
+    assert "Ada" in report
+    assert flux2("--json") == 0
+    assert len(account.ledger.accepted) == 3
+
+
+def test_machines_get_one_document(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json stdout is one document, also when something is missing in the end."""
+    write(here, 3)
+    account.inject(Fault("createTask", "refuse", code=422, after=2))
+    assert flux2("--json", "--no-report") == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["total"], document["done"], document["failed"], document["complete"]) == (3, 2, 1, False)
+    assert (document["credits"], document["report"], document["error"]) == (28, None, None)
+    assert document["again"] == "flux2 batch jobs.jsonl --out results --rate-limit none --json --no-report"
+
+
+def test_csv_and_patterns(account: RunningEmulator, here: Path) -> None:
+    """A spreadsheet, and a pattern with a prompt, are lists as well; paths begin at the list's folder."""
+    (here / "lists").mkdir()
+    (here / "lists" / "a b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with (here / "lists" / "jobs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "images"), ("make it red", "a b.png")])
+    assert run(["batch", "lists/jobs.csv", "--no-report", "--rate-limit", "none"]) == 0
+    words = ["lists/*.png", "--prompt", "make it winter", "--tier", "pro", "--no-report", "--rate-limit", "none"]
+    assert run(["batch", *words]) == 0
+    assert ledger_prompts(account) == ["make it red", "make it winter"]
+    bodies = [call.body for call in account.ledger.requests if call.body]
+    assert [body["model"] for body in bodies] == ["flux-2/flex-image-to-image", "flux-2/pro-image-to-image"]
+    assert [body["input"]["aspect_ratio"] for body in bodies] == ["auto", "auto"]
+    assert len(account.ledger.uploads) == 2
+
+
+def test_bad_lines_are_told_before_anything_is_sent(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each bad line is told with its number and the code is 2; with --skip-invalid the others are made."""
+    write(here, 3)
+    with (here / "jobs.jsonl").open("a") as file:
+        file.write('{"prompt": "ab"}\nnonsense\n')
+    assert flux2() == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "line 4: prompt: 2 characters given, allowed are 3 to 5000"
+    assert err[1].startswith("line 5: no JSON")
+    assert err[2].startswith(
+        "flux2: 2 requests cannot be used; nothing was sent. Correct them, or skip them with --skip"
+    )
+    assert account.ledger.requests == []
+    assert flux2("--skip-invalid") == 1
+    assert "skipped: line 5: no JSON" in (captured := capsys.readouterr()).err
+    assert captured.out.startswith("3 requests · 3 done · 2 skipped\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "one list of requests must be named"),
+        (["a.jpg"], "one list of requests must be named"),
+        (["a.jsonl", "b.jsonl"], "one list of requests must be named"),
+        (["missing.jsonl"], "there is no file 'missing.jsonl'"),
+        (["--prompt", "make it red"], "it says what to do with pictures; name them"),
+        (["jobs.jsonl", "--tier", "pro"], "go with --prompt; in a list they are columns"),
+        (["jobs.jsonl", "--limit", "0"], "limit: 0 given, it must be a whole number of 1 or more"),
+        (["jobs.jsonl", "--max-credits", "-1"], "max_credits: -1.0 given"),
+        (["jobs.jsonl", "--callback-url", "https://a.example/"], "it needs --callback-listen HOST:PORT"),
+        (["jobs.jsonl", "--callback-listen", "0.0.0.0:80"], "it needs --callback-listen HOST:PORT"),
+        (
+            ["jobs.jsonl", "--callback-url", "https://a.example/", "--callback-listen", "0.0.0.0:80"],
+            "export APIKLEY_CALLBACK_SECRET=",
+        ),
+        (["jobs.jsonl", "--journal", "jobs.jsonl"], "'jobs.jsonl' is no journal"),
+    ],
+)
+def test_wrong_usage(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    """What cannot be followed is told with what to do, the code is 2, and nothing is sent."""
+    write(here, 1)
+    assert run(["batch", *words]) == 2
+    assert reason in capsys.readouterr().err
+    assert account.ledger.requests == []
+
+
+@pytest.mark.parametrize("listen", ["8080", ":80", "host:", "host:99999", "host:x"])
+def test_where_to_listen(
+    account: RunningEmulator,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    listen: str,
+) -> None:
+    """What is no host and port is told."""
+    monkeypatch.setenv("APIKLEY_CALLBACK_SECRET", "a secret")
+    write(here, 1)
+    assert flux2("--callback-url", "https://a.example/", "--callback-listen", listen) == 2
+    assert "it must look like 0.0.0.0:8080" in capsys.readouterr().err
+
+
+def test_callbacks(account: RunningEmulator, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an address and a place to listen, callbacks find what a lost reply hid."""
+    monkeypatch.setenv("APIKLEY_CALLBACK_SECRET", "a secret of all runs")
+    account.inject(Fault("createTask", "cut_after"))
+    write(here, 2)
+    with socket_port() as port:
+        address = f"127.0.0.1:{port}"
+    assert flux2("--callback-url", f"http://{address}/", "--callback-listen", address) == 0
+    assert len(account.ledger.accepted) == 2
+
+
+@contextmanager
+def socket_port() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield probe.getsockname()[1]
+
+
+def test_no_credits(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A refusal that meets all says how to go on; the same command then does."""
+    write(here, 5)
+    account.inject(Fault("createTask", "refuse", code=402, after=2, times=None))
+    assert flux2("--max-running", "1") == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("5 requests · 2 done · 3 not sent\n")
+    last = err.splitlines()[-1]
+    assert last.startswith("flux2: 402: ")
+    assert last.endswith("go on with: flux2 batch jobs.jsonl --out results --rate-limit none --max-running 1")
+
+
+def test_a_cap(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--max-credits and --max-tasks end with what is left and how to go on; the code is 1."""
+    write(here, 5)
+    assert flux2("--max-credits", "30", "--no-report") == 1
+    err = capsys.readouterr().err
+    assert "Stopped by max_credits=30: 28 are spent, 0 may be for what is running or unknown" in err
+    assert "Go on with: flux2 batch jobs.jsonl --out results" in err
+    assert flux2("--max-tasks", "1", "--no-report") == 1
+    assert capsys.readouterr().out.startswith("5 requests · 3 done · 2 not sent\n")
+    assert account.ledger.charged == 42
+
+
+def test_unknown_requests_are_listed(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who may have paid unseen is told which, where to look, and what a retry may cost; the hint repeats no retry."""
+    write(here, 2, id="a")
+    (here / "jobs.jsonl").write_text('{"prompt": "picture", "id": "a"}\n')
+    account.inject(Fault("createTask", "cut_after", times=2))
+    assert flux2("--no-report") == 1
+    out, err = capsys.readouterr()
+    assert "1 requests · 0 done · 1 unknown" in out
+    assert "and up to 24 for what is running, unknown or without a figure" in out
+    assert re.search(r"unknown: line 1 \(a\), submission [0-9a-f]{32}", err)
+    assert "which may pay twice" in err
+    assert flux2("--retry-unknown", "--json", "--no-report") == 1
+    out, err = capsys.readouterr()
+    assert "what was accepted unseen is paid a second time" in err
+    assert "--retry-unknown" not in json.loads(out)["again"]
+    assert flux2("--retry-unknown", "--no-report") == 0
+    assert len(account.ledger.accepted) == 3
+
+
+def test_a_wrong_key(
+    account: RunningEmulator, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong key, and a service that is not there, are told before anything is entered."""
+    write(here, 1)
+    monkeypatch.setenv("APIKLEY_API_KEY", "wrong")
+    assert flux2() == 1
+    monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:9")
+    assert flux2() == 1
+    monkeypatch.delenv("APIKLEY_API_KEY")
+    assert flux2() == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[0].startswith("flux2: 401: ")
+    assert "no connection could be made" in err[1]
+    assert "no API key" in err[2]
+    assert not (here / "results" / "results.jsonl").exists()
+
+
+def test_a_balance_that_is_not_told(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A service that will not tell the balance is no reason to make no pictures."""
+    write(here, 1)
+    account.inject(Fault("credit", "refuse", code=455, times=None))
+    assert flux2("--no-report") == 0
+    assert capsys.readouterr().out.splitlines()[1] == "14 credits"
+
+
+def test_emulated(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """--emulate needs no account, has a journal of its own, and sends anew what ended with the last emulator."""
+    monkeypatch.delenv("APIKLEY_API_KEY", raising=False)
+    write(here, 2)
+    with struck_when((here / "results" / "emulated.db-wal").exists, lambda: True):
+        assert flux2("--emulate", "--no-report") == 130
+    assert flux2("--emulate", "--no-report") == 0
+    assert "2 requests · 2 done" in capsys.readouterr().out
+    assert sorted(path.name for path in (here / "results").iterdir()) == ["emulated.db", "images", "results.jsonl"]
+
+
+def test_ctrl_c_once_waits_for_what_runs(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing more is sent, what runs is saved, the code is 130, and the last line tells how to go on."""
+    account.script.plans = Plan(duration=1.0)
+    write(here, 12)
+    with struck_when(lambda: len(account.ledger.accepted) >= 4):
+        assert flux2("--max-running", "4") == 130
+    out, err = capsys.readouterr()
+    assert "nothing more is sent; 4 tasks are waited for, at most 120 s more; Ctrl-C again stops at once" in err
+    assert out.startswith("12 requests · 4 done · 8 not sent\n")
+    assert err.splitlines()[-1].endswith(
+        "interrupted; go on with: flux2 batch jobs.jsonl --out results --rate-limit none --max-running 4"
+    )
+    account.script.plans = Plan(duration=0.1)
+    assert flux2() == 0
+    assert len(account.ledger.accepted) == 12
+
+
+def test_ctrl_c_twice_stops_now(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What runs is left to the next run, which pays for none of it again."""
+    account.script.plans = Plan(duration=3600.0)
+    write(here, 4)
+    with struck_when(lambda: len(account.ledger.accepted) == 4, (here / "struck").exists):
+        original = _Interrupts.strike
+
+        def strike(interrupts: _Interrupts) -> None:
+            original(interrupts)
+            (here / "struck").touch()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Interrupts, "strike", strike)
+            assert flux2("--json") == 130
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["interrupted"], document["running"], document["done"]) == (True, 4, 0)
+    assert "stopping now; what runs at the service is found by the next run" in err
+    for task_id in account.ledger.accepted:
+        account.finish(task_id)
+    assert flux2() == 0
+    assert len(account.ledger.accepted) == 4
+
+
+def test_the_countdown_ends(account: RunningEmulator, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes longer than the countdown is left to the next run."""
+    monkeypatch.setattr(batch, "PATIENCE", 1)
+    account.script.plans = Plan(duration=3600.0)
+    write(here, 1)
+    with struck_when(lambda: len(account.ledger.accepted) == 1):
+        assert flux2() == 130
+
+
+def test_ctrl_c_leaves_the_report_out(
+    account: RunningEmulator, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupting the report alone leaves the summary and the code as they are."""
+    begun, over = threading.Event(), threading.Event()
+
+    async def slow(_: Path) -> Path:
+        begun.set()
+        await asyncio.sleep(30)
+        over.set()
+        return Path()
+
+    monkeypatch.setattr(batch, "report", slow)
+    write(here, 1)
+    with struck_when(begun.is_set):
+        assert flux2() == 0
+    assert "Report:" not in capsys.readouterr().out
+    assert not over.is_set()
+
+
+def test_a_report_that_cannot_be_written(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told, and the pictures are there all the same."""
+    (here / "results" / "report.html").mkdir(parents=True)
+    write(here, 1)
+    assert flux2() == 0
+    assert "the report was not written" in capsys.readouterr().err

@@ -108,7 +108,7 @@ async def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, make: Any
         await Journal(path).open()
     assert isinstance(caught.value, ConfigurationError)
     assert (path.read_bytes() if path.is_file() else b"") == before
-    assert os.listdir(tmp_path) == ["run.db"]  # noqa: PTH208  ASYNC240 minds the other way
+    assert os.listdir(tmp_path) == ["run.db"]  # noqa: PTH208  an async function is to use no Path
 
 
 async def test_an_empty_file_is_a_new_journal(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Final, Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from flux2_async.batch import Batch, Outcome, Progress, State
@@ -79,10 +78,11 @@ class BatchBoard:
         """Time has passed."""
         if self._live is None and time.monotonic() - self._told_at >= EVERY:
             self._told_at = time.monotonic()
-            text = self._numbers()
-            if text != self._told:
-                self._told = text
-                self.say(text)
+            progress = self._batch.progress
+            counts = "reading the requests" if progress is None else self._counts(progress)
+            if counts != self._told:
+                self._told = counts
+                self.say(counts if progress is None else f"{counts}, {self._pace(progress)}")
 
     def say(self, text: str) -> None:
         """Tell something in a line of its own."""
@@ -103,38 +103,36 @@ class BatchBoard:
             rest = "; further ones are in results.jsonl" if self._error_count == ERROR_LINES else ""
             self.say(text + rest)
 
-    def _numbers(self) -> str:
-        progress = self._batch.progress
-        if progress is None:
-            return "reading the requests"
+    def _counts(self, progress: Progress) -> str:
         waiting = self._flux.statistics().waiting
         parts = [f"{progress.done} of {progress.total} done", f"{progress.running + progress.sending} running"]
         parts += [f"{waiting} waiting for the limit"] if waiting else []
-        parts += [f"{progress.failed} failed", f"{progress.unknown} unknown", f"{progress.spent:g} credits"]
-        return ", ".join(parts + self._pace(progress))
+        return ", ".join([*parts, f"{progress.failed} failed", f"{progress.unknown} unknown"])
 
-    def _pace(self, progress: Progress) -> list[str]:
+    def _pace(self, progress: Progress) -> str:
+        parts = [f"{progress.spent:g} credits"]
         now = time.monotonic()
         while self._ended and self._ended[0] < now - WINDOW:
             self._ended.popleft()
         passed = min(now - self._begun, WINDOW)
-        if not self._ended or passed <= 0:
-            return []
-        speed = len(self._ended) / passed
-        left = (progress.queued + progress.sending + progress.running) / speed
-        return [f"{speed * 60:.0f} a minute"] + ([f"about {_span(left)} left"] if left else [])
+        if self._ended and passed > 0:
+            speed = len(self._ended) / passed
+            left = (progress.queued + progress.sending + progress.running) / speed
+            parts += [f"{speed * 60:.0f} a minute"] + ([f"about {_span(left)} left"] if left else [])
+        return ", ".join(parts)
 
     def _drawn(self) -> RenderableType:
         progress = self._batch.progress
         if progress is None:
             return Text("reading the requests")
-        width = min(self._screen.err.width, WIDE)
+        ended = progress.done + progress.failed + progress.unknown
         lines: list[RenderableType] = [
-            ProgressBar(total=max(progress.total, 1), completed=progress.done, width=width),
-            Text(self._numbers()),
+            _bar(ended / max(progress.total, 1), min(self._screen.err.width, WIDE)),
+            _line(self._counts(progress)),
+            _line(self._pace(progress)),
         ]
-        lines += [Text(text, "yellow", no_wrap=True, overflow="ellipsis") for text in self._hindrances(progress)]
-        lines += [Text(text, "red", no_wrap=True, overflow="ellipsis") for text in self._errors]
+        lines += [_line(text, "yellow") for text in self._hindrances(progress)]
+        lines += [_line(text, "red") for text in self._errors]
         return Group(*lines)
 
     def _hindrances(self, progress: Progress) -> list[str]:
@@ -148,6 +146,16 @@ class BatchBoard:
         if self.stopping:
             found.append(self.stopping)
         return found
+
+
+def _bar(share: float, width: int) -> Text:
+    full = int(share * width)
+    return Text.assemble(("━" * full, "green"), ("━" * (width - full), "dim"))
+
+
+def _line(text: str, style: str = "") -> Text:
+    # What is longer than the terminal is wide would be drawn over and over.
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
 def _span(seconds: float) -> str:

@@ -1,0 +1,140 @@
+"""The progress of a batch, drawn and in lines."""
+
+import io
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import attrs
+import pytest
+from rich.console import Console
+
+from flux2_async.batch import Batch, Download, Failure, Outcome, Progress, State
+from flux2_async.cli.batch_board import BatchBoard
+from flux2_async.cli.screen import Screen
+from flux2_async.models import SessionStatistics
+from flux2_async.session import Flux2Session
+
+PROGRESS = Progress(
+    total=300, queued=200, sending=2, running=18, done=77, failed=2, unknown=1, submitted=90, downloaded=76,
+    not_downloaded=1, spent=1078.0, reserved=252.0, away=None, stopped=None, last_failure=None,
+)  # fmt: skip
+STATISTICS = SessionStatistics(
+    running=18, waiting=12, submitted=90, refused=0, ambiguous=1, polls=300, callbacks=0, repeated_settles=0,
+    learned_limit=None, paused_until=None,
+)  # fmt: skip
+
+
+@attrs.define
+class Shown:
+    """What the board looks at: a batch and a session at some instant."""
+
+    progress: Progress | None = PROGRESS
+    figures: SessionStatistics = STATISTICS
+
+    def statistics(self) -> SessionStatistics:
+        return self.figures
+
+
+def board(shown: Shown, width: int = 80) -> BatchBoard:
+    screen = Screen()
+    screen.err = Console(file=io.StringIO(), width=width)
+    return BatchBoard(screen, cast("Batch", shown), cast("Flux2Session", shown))
+
+
+def drawn(shown: BatchBoard, width: int = 80) -> list[str]:
+    terminal = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
+    with terminal.capture() as capture:
+        terminal.print(shown._drawn())
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def outcome(**fields: Any) -> Outcome:
+    return attrs.evolve(Outcome(id="a", state=State.DONE, prompt="a lake", line=17), **fields)
+
+
+FAILED = outcome(
+    state=State.FAILED, error=Failure(type="TaskFailedError", message="Task t failed: 500\nInternal Error")
+)
+
+
+def test_counts_money_and_what_went_wrong() -> None:
+    """A bar, how many are where, what it cost, what holds it up, and the last errors; each a line of its own."""
+    paused = attrs.evolve(STATISTICS, paused_until=datetime.now(UTC) + timedelta(seconds=7.4))
+    away = attrs.evolve(PROGRESS, away="455: maintenance. Try again later")
+    shown = board(Shown(away, paused))
+    shown.stopping = "nothing more is sent"
+    for _ in range(5):
+        shown.tell(FAILED)
+    lines = drawn(shown)
+    assert lines[1] == "77 of 300 done, 20 running, 12 waiting for the limit, 2 failed, 1 unknown"
+    assert lines[2].startswith("1078 credits, ")
+    assert lines[3] == "the limit is waited for, 7 s more"
+    assert lines[4] == "the service is away, trying again: 455: maintenance. Try again later"
+    assert lines[5] == "nothing more is sent"
+    assert lines[6:] == ["line 17 (a) failed: Task t failed: 500 Internal Error"] * 3
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    """On a narrow terminal lines are cut, not wrapped."""
+    shown = board(Shown(), width)
+    shown.tell(outcome(state=State.FAILED, error=Failure(type="X", message="words " * 60)))
+    lines = drawn(shown, width)
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= width
+
+
+def test_before_the_first_request() -> None:
+    """While the input is read there is nothing to count."""
+    assert drawn(board(Shown(None))) == ["reading the requests"]
+
+
+def test_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speed is that of the last two minutes, and the time left goes by it."""
+    now = 100.0
+    monkeypatch.setattr("flux2_async.cli.batch_board.time.monotonic", lambda: now)
+    shown = board(Shown())
+    for _ in range(30):
+        now += 1.0
+        shown.tell(outcome())
+    # 220 are left.
+    assert drawn(shown)[2] == "1078 credits, 60 a minute, about 4 min left"
+    now += 110.0
+    shown.tell(outcome())
+    # Of the thirty, nineteen are more than two minutes old.
+    assert drawn(shown)[2] == "1078 credits, 6 a minute, about 37 min left"
+    now += 119.5
+    assert drawn(shown)[2] == "1078 credits, 0 a minute, about 7.3 h left"
+
+
+def test_elsewhere_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets a line every ten seconds where something has changed, each error once, and not for ever."""
+    now = 100.0
+    monkeypatch.setattr("flux2_async.cli.batch_board.time.monotonic", lambda: now)
+    shown = Shown()
+    with BatchBoard(Screen(), cast("Batch", shown), cast("Flux2Session", shown)) as told:
+        for second in range(40):
+            now = 100.0 + second
+            told.tick()
+            if second == 15:
+                shown.progress = attrs.evolve(PROGRESS, done=78)
+            if second >= 16:
+                told.tell(FAILED)
+        told.tell_stop()
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert (
+        lines[0] == "  10.0 s  77 of 300 done, 20 running, 12 waiting for the limit, 2 failed, 1 unknown, 1078 credits"
+    )
+    assert len([line for line in lines if "of 300 done" in line]) == 2
+    errors = [line for line in lines if "line 17" in line]
+    assert len(errors) == 20
+    assert errors[-1].endswith("; further ones are in results.jsonl")
+
+
+def test_a_picture_that_was_not_downloaded() -> None:
+    """Who is done without a file is told as that."""
+    shown = board(Shown())
+    shown.tell(outcome(download=Download.EXPIRED, error=Failure(type="NotFoundError", message="gone")))
+    assert drawn(shown)[-1] == "line 17 (a) not downloaded: gone"

@@ -126,7 +126,7 @@ def measure(repeats: int, rounds: int = ROUNDS, calls: int = CALLS) -> Table:
         rows,
         [
             f"median of {repeats} processes, best of {rounds} rounds each",
-            "all open the request and the result, JSON text in JSON text, but for the first, which opens the result alone",
+            "all open the request and the result, which are JSON text in JSON text; the first opens the result alone",
             "ours also tells a reply from a refusal, takes secrets out, keeps unknown fields, repairs broken replies",
         ],
     )

@@ -14,7 +14,7 @@ import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
 from virtual_time import VirtualClockLoop
 
-from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
@@ -659,3 +659,16 @@ async def test_the_timeout_of_generate_covers_all_of_it() -> None:
         assert loop.time() - begun == pytest.approx(15)
 
         assert len(emulator.ledger.requests) == 1
+
+
+async def test_half_the_believed_limit_costs_one_burst_of_refusals() -> None:
+    """100 tasks at once where 40 per period are believed and 20 allowed: 20 refusals, none lost, near the optimum."""
+    script = Script(plans=Plan(duration=0.1), limit=Limit(20, 10.0, "sliding"), credits=1e6)
+    async with emulated(script, rate_limit=RateLimit(40, 10.0), max_running=None) as (flux, emulator):
+        begun = asyncio.get_running_loop().time()
+        await asyncio.gather(*(flux.submit(REQUEST) for _ in range(100)))
+        seconds = asyncio.get_running_loop().time() - begun
+
+        assert emulator.ledger.refused == 20
+        assert len(emulator.ledger.accepted) == 100
+        assert 40 <= seconds <= 50

@@ -18,6 +18,7 @@ class Memory(Coordination):
     Attributes:
         down: Nothing can be asked.
         lost_answers: So many of the next answers are lost on their way back.
+        lost_reservations: Likewise, of answers about keys.
         rtt: Seconds that a question takes.
         asks: How many questions for permits there were.
     """
@@ -27,6 +28,7 @@ class Memory(Coordination):
         self.rtt = rtt
         self.down = False
         self.lost_answers = 0
+        self.lost_reservations = 0
         self.asks = 0
         self.book: Book | None = None
         self.epochs = itertools.count(1)
@@ -118,6 +120,9 @@ class Seat(Coordinator):
         rows = self.memory.rows
         rows[claim.key], entry = _key_rows.reserve(rows.get(claim.key), claim, now, lease=self.terms.lease)
         self.memory.keys.setdefault(claim.ref, claim.key)
+        if self.memory.lost_reservations:
+            self.memory.lost_reservations -= 1
+            self.memory.lost_answers = 1
         await self._back()
         return entry
 

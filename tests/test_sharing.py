@@ -1,0 +1,315 @@
+"""Sessions of several processes on one account: keys that all know, callbacks for each other, one pause."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from emulated import REQUEST, error_of, session_for, until
+from memory_coordination import Memory
+
+from flux2_async import (
+    AmbiguousSubmitError,
+    Callbacks,
+    ConfigurationError,
+    CoordinationError,
+    Flux2Session,
+    InvalidRequestError,
+    Polling,
+    RateLimit,
+    RequestRejectedError,
+    TextToImage,
+)
+from flux2_async._coordination import Claim, Terms
+from flux2_async._keys import fingerprint
+from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.webhooks import Callback
+
+OTHER = TextToImage("a blue kettle on a slate worktop")
+CALLBACKS = Callbacks("https://app.example/flux2/", secret="the same in all")
+
+
+@asynccontextmanager
+async def processes(
+    count: int, script: Script | None = None, memory: Memory | None = None, **options: Any
+) -> AsyncIterator[tuple[Emulator, list[Flux2Session]]]:
+    """A service and so many sessions, each as a process of its own would have it."""
+    script = script or Script(plans=Plan(duration=2.0))
+    script.render = False
+    memory = memory or Memory()
+    async with Emulator(script) as emulator, AsyncExitStack() as stack:
+        sessions = [session_for(emulator, coordination=memory, **options) for _ in range(count)]
+        for session in sessions:
+            await stack.enter_async_context(session)
+        yield emulator, sessions
+
+
+async def claim_of_the_dead(key: str) -> Claim:
+    return Claim(hashlib.sha256(key.encode()).hexdigest(), await fingerprint(REQUEST), "dead-ref", "dead")
+
+
+# --- Keys ---
+
+
+async def test_one_key_is_one_task_in_all_processes() -> None:
+    """The same key submitted by several processes, at once and later, is one createTask and one picture for all."""
+    async with processes(3) as (emulator, (one, other, third)):
+        tasks = await asyncio.gather(*(flux.submit(REQUEST, key="k") for flux in (one, other, one)))
+        later = await third.submit(REQUEST, key="k")
+        results = await asyncio.gather(*(task.result(60) for task in (*tasks, later)))
+
+    assert len(emulator.ledger.accepted) == 1
+    assert {result.urls for result in results} == {results[0].urls}
+    assert {task.id for task in (*tasks, later)} == {results[0].task_id}
+
+
+async def test_settled_task_is_given_again() -> None:
+    """A key stands for its task also after that has finished, and in a process that opens later."""
+    memory = Memory()
+    async with processes(1, memory=memory) as (emulator, (one,)):
+        first = await (await one.submit(REQUEST, key="k")).result(60)
+        async with session_for(emulator, coordination=memory) as late:
+            again = await (await late.submit(REQUEST, key="k")).result(60)
+
+    assert again.task_id == first.task_id
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_key_of_another_request_is_refused() -> None:
+    """A key stands for one request in all processes."""
+    async with processes(2) as (emulator, (one, other)):
+        await one.submit(REQUEST, key="k")
+        error = await error_of(other.submit(OTHER, key="k"))
+
+    assert isinstance(error, InvalidRequestError)
+    assert "'k' already stands for another request" in str(error)
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_refused_request_frees_its_key() -> None:
+    """What the service refused is free for every process."""
+    script = Script(faults=[Fault("createTask", "refuse", code=422)], plans=Plan(duration=1.0))
+    async with processes(2, script) as (emulator, (one, other)):
+        assert isinstance(await error_of(one.submit(REQUEST, key="k")), RequestRejectedError)
+        await asyncio.sleep(0.1)
+        await other.submit(OTHER, key="k")
+
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_key_survives_a_429() -> None:
+    """While the owner waits after a 429 nothing is sent twice, whoever comes first afterwards."""
+    script = Script(faults=[Fault("createTask", "refuse", retry_after=5)], plans=Plan(duration=1.0))
+    async with processes(2, script) as (emulator, (one, other)):
+        tasks = await asyncio.gather(one.submit(REQUEST, key="k"), other.submit(REQUEST, key="k"))
+
+    assert tasks[0].id == tasks[1].id
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_ambiguous_key_is_ambiguous_for_all_until_recovered() -> None:
+    """A lost reply binds the key everywhere; the callback, received by a third process, tells all of them the task."""
+    script = Script(faults=[Fault("createTask", "cut_after")], plans=Plan(duration=5.0))
+    async with processes(3, script, callbacks=CALLBACKS) as (emulator, (one, other, third)):
+        assert isinstance(await error_of(one.submit(REQUEST, key="k", ref="r1")), AmbiguousSubmitError)
+        await asyncio.sleep(0.1)
+        error = await error_of(other.submit(REQUEST, key="k"))
+        assert isinstance(error, AmbiguousSubmitError)
+        assert error.ref == "r1"
+
+        (task_id,) = emulator.ledger.accepted
+        third._deliver("r1", Callback(task_id, None))
+        await asyncio.sleep(0.1)
+        tasks = [await flux.submit(REQUEST, key="k") for flux in (one, other)]
+
+    assert [task.id for task in tasks] == [task_id, task_id]
+    assert len(emulator.ledger.accepted) == 1
+
+
+@pytest.mark.parametrize("exists", [True, False])
+async def test_owner_that_died_leaves_unknown(*, exists: bool) -> None:
+    """Who finds a key in flight waits; its owner never comes back, so nobody sends, until a callback tells the task."""
+    memory = Memory()
+    async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
+        task = await one.submit(REQUEST)
+        claim = await claim_of_the_dead("k")
+        dead = memory.coordinator("account", Terms(None, 70.0), lambda _: None)
+        assert await dead.reserve(claim) is None
+        begun = asyncio.get_running_loop().time()
+        error = await error_of(other.submit(REQUEST, key="k"))
+        assert isinstance(error, AmbiguousSubmitError)
+        assert error.ref == "dead-ref"
+        assert 69.0 <= asyncio.get_running_loop().time() - begun <= 73.0
+
+        one._deliver("dead-ref", Callback(task.id if exists else "no-such-task", None))
+        await asyncio.sleep(0.5)
+        again = await error_of(other.submit(REQUEST, key="k")) if not exists else await other.submit(REQUEST, key="k")
+
+    assert again.id == task.id if not isinstance(again, Exception) else isinstance(again, AmbiguousSubmitError)
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_keys_need_the_shared_state() -> None:
+    """Where it cannot be asked a key is an error and nothing is sent; without a key submissions go on."""
+    memory = Memory()
+    async with processes(1, memory=memory, rate_limit=RateLimit(20, 1.0)) as (emulator, (flux,)):
+        memory.down = True
+        errors = [await error_of(flux.submit(REQUEST, key="k")) for _ in range(2)]
+        assert [type(error) for error in errors] == [CoordinationError, CoordinationError]
+        assert emulator.ledger.requests == []
+        await flux.submit(REQUEST)
+        memory.down = False
+        await until(lambda: flux.statistics().waiting == 0 and memory.book is not None)
+        await asyncio.sleep(5.0)
+        await flux.submit(REQUEST, key="k")
+
+    assert len(emulator.ledger.accepted) == 2
+
+
+async def test_lost_answer_to_a_reservation_sends_nothing() -> None:
+    """Who does not hear whether its key is reserved sends nothing, and frees it as soon as it is heard again."""
+    memory = Memory()
+    async with processes(2, memory=memory) as (emulator, (one, other)):
+        memory.lost_reservations = 1
+        assert isinstance(await error_of(one.submit(REQUEST, key="k")), CoordinationError)
+        assert emulator.ledger.requests == []
+        await asyncio.sleep(1.0)
+        await other.submit(REQUEST, key="k")
+
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_cancelled_caller_does_not_cancel_the_other_process() -> None:
+    """A process that attached to a submission under way still gets its task when the first caller is gone."""
+    async with processes(2, Script(plans=Plan(duration=1.0), latency=3.0)) as (emulator, (one, other)):
+        first = asyncio.create_task(one.submit(REQUEST, key="k"))
+        await asyncio.sleep(1.0)
+        second = asyncio.create_task(other.submit(REQUEST, key="k"))
+        await asyncio.sleep(1.0)
+        first.cancel()
+        task = await second
+
+    assert list(emulator.ledger.accepted) == [task.id]
+
+
+# --- Callbacks ---
+
+
+async def test_callback_reaches_the_process_that_waits() -> None:
+    """A callback that another process received wakes the one that awaits the task, and is passed on only once."""
+    memory = Memory()
+    published = 0
+    options: dict[str, Any] = {"callbacks": CALLBACKS, "polling": Polling(interval=1000.0)}
+    async with processes(4, memory=memory, **options) as (_, (one, other, *rest)):
+        for seat in memory.seats:
+            original = seat.publish
+
+            async def publish(message: Any, original: Any = original) -> None:
+                nonlocal published
+                published += 1
+                await original(message)
+
+            seat.publish = publish  # type: ignore[method-assign]  # counted on its way
+        task = await one.submit(REQUEST, ref="r1")
+        await asyncio.sleep(3.0)
+        assert not task.done()
+        other._deliver("r1", Callback(task.id, None))
+        begun = asyncio.get_running_loop().time()
+        await task.wait()
+
+        assert asyncio.get_running_loop().time() - begun < 0.5
+        await asyncio.sleep(1.0)
+    assert published == 1
+    assert rest
+
+
+async def test_recover_in_a_process_that_did_not_submit() -> None:
+    """`recover` finds the task wherever the callback lands."""
+    async with processes(2, callbacks=CALLBACKS) as (_, (one, other)):
+        task = await one.submit(REQUEST)
+        found = asyncio.create_task(other.recover("of-an-earlier-session"))
+        one._deliver("of-an-earlier-session", Callback("t-9", None))
+
+        assert (await found).id == "t-9"
+        assert task.id != "t-9"
+
+
+async def test_callback_for_a_session_without_callbacks() -> None:
+    """A session that receives none itself still looks when another one was told."""
+    memory = Memory()
+    options: dict[str, Any] = {"polling": Polling(interval=1000.0)}
+    async with processes(1, memory=memory, **options) as (emulator, (plain,)):
+        async with session_for(emulator, coordination=memory, callbacks=CALLBACKS) as receiving:
+            task = await plain.submit(REQUEST)
+            await asyncio.sleep(3.0)
+            receiving._deliver("r", Callback(task.id, None))
+            await task.result(2.0)
+
+
+# --- The rest ---
+
+
+async def test_statistics_show_what_is_shared() -> None:
+    """The pause and the learned limit that one process met show in the statistics of the other."""
+    script = Script(faults=[Fault("createTask", "refuse", retry_after=20)], plans=Plan(duration=1.0))
+    async with processes(2, script) as (_, (one, other)):
+        refused = asyncio.create_task(one.submit(REQUEST))
+        await asyncio.sleep(1.0)
+        paused_until = other.statistics().paused_until
+        await other.submit(REQUEST)
+        await refused
+
+        assert paused_until is not None
+        assert other.statistics().learned_limit == one.statistics().learned_limit == 1
+
+
+async def test_sessions_that_share_are_no_cause_for_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Several sessions of one account are what coordination is for."""
+    async with processes(2):
+        pass
+
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_callbacks_need_a_common_secret() -> None:
+    """A secret made up per session would let no other process receive its callbacks."""
+    with pytest.raises(ConfigurationError, match="secret"):
+        Flux2Session("key", coordination=Memory(), callbacks=Callbacks("https://app.example/flux2/"))
+
+
+async def test_coordination_must_be_one() -> None:
+    """Anything else is told when the session is made."""
+    with pytest.raises(ConfigurationError, match=r"coordination: str given, it must be HostCoordination"):
+        Flux2Session("key", coordination="redis://host")  # type: ignore[arg-type]  # on purpose
+
+
+async def test_account_is_a_digest() -> None:
+    """The shared state hears neither key nor address."""
+    seen: list[str] = []
+
+    class Curious(Memory):
+        def coordinator(self, account: str, *rest: Any) -> Any:
+            seen.append(account)
+            return super().coordinator(account, *rest)
+
+    async with processes(2, memory=Curious()) as (emulator, _):
+        assert emulator.api_key not in seen[0]
+
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 64
+
+
+async def test_failed_opening_leaves_nothing() -> None:
+    """A session that cannot be opened can be dropped, or opened later."""
+    memory = Memory(on_failure="fail")
+    memory.down = True
+    async with Emulator(Script(render=False)) as emulator:
+        flux = session_for(emulator, coordination=memory)
+        assert isinstance(await error_of(flux.open()), CoordinationError)
+        assert memory.seats == []
+        memory.down = False
+        async with flux:
+            await flux.submit(REQUEST)

@@ -60,6 +60,7 @@ class Memory(Coordination):
 class Seat(Coordinator):
     def __init__(self, memory: Memory, terms: Terms, on_message: Callable[[Message], None]) -> None:
         self.memory, self.terms, self.on_message = memory, terms, on_message
+        self.name = f"seat{len(memory.seats)}-{next(memory.peers)}"
         self.known, self.peer, self.closed = Known(), "", False
 
     async def _travel(self) -> float:
@@ -86,10 +87,10 @@ class Seat(Coordinator):
 
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         now = await self._travel()
-        old, self.peer = self.peer, f"p{next(self.memory.peers)}"
+        self.peer = f"{self.name}.{next(self.memory.peers)}"
         book = self.memory.shared(self.terms, now)
         reply = book.join(
-            self.peer, self.known, now, terms=self.terms, held=held, replaces=old, keeps=keeps, alone=alone
+            self.peer, self.known, now, terms=self.terms, held=held, replaces=f"{self.name}.", keeps=keeps, alone=alone
         )
         return await self._answer(reply)
 

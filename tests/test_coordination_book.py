@@ -289,23 +289,27 @@ def test_state_that_was_set_back_waits_a_period() -> None:
 def test_return_of_a_process_that_was_alone_holds_all() -> None:
     """Who is back after an outage in which all sent by themselves stops everybody until they have declared it."""
     shared = book()
-    shared.join("a2", Known("e", 0), 50.0, terms=TERMS, replaces="a", alone=19.0)
-    assert len(take(shared, "a2", 1, 50.0)) == 1
-    shared.join("b2", Known("e", 0), 60.0, terms=TERMS, replaces="b", alone=30.0)
-    assert take(shared, "a2", 1, 69.0) == ()
-    assert len(take(shared, "a2", 1, 60.0 + PERIOD * HAIR)) == 1
+    shared.join("x.2", Known("e", 0), 50.0, terms=TERMS, replaces="x.", alone=19.0)
+    assert len(take(shared, "a", 1, 50.0)) == 1
+    shared.join("x.3", Known("e", 0), 60.0, terms=TERMS, replaces="x.", alone=30.0)
+    assert take(shared, "a", 1, 69.0) == ()
+    assert len(take(shared, "a", 1, 60.0 + PERIOD * HAIR)) == 1
 
 
 def test_lease_that_never_reached_its_owner_comes_back() -> None:
     """A process that got no answer joins anew: what it does not know of is free at once, and its late question void."""
-    shared = book(limit=4)
-    known = take(shared, "a", 1, 0.0)
-    take(shared, "a", 3, 1.0)
-    shared.join("a2", Known("e", 1), 2.0, terms=TERMS, replaces="a", keeps=known)
+    terms = Terms(RateLimit(4, PERIOD), 70.0)
+    shared = Book("e", terms, 0.0)
+    shared.join("x.1", Known(), 0.0, terms=terms, replaces="x.")
+    known = take(shared, "x.1", 1, 0.0)
+    take(shared, "x.1", 3, 1.0)
+    shared.join("x.3", Known("e", 1), 2.0, terms=terms, replaces="x.", keeps=known)
 
-    assert shared.acquire("a", Known("e", 1), 4, 2.0) is None
-    shared.join("a2", Known("e", 4), 2.0, terms=Terms(RateLimit(4, PERIOD), 70.0))
-    assert len(take(shared, "a2", 4, 2.0)) == 3
+    assert shared.acquire("x.1", Known("e", 1), 4, 2.0) is None
+    assert len(take(shared, "x.3", 4, 2.0)) == 3
+    # A try to join that was slower than the next one must not give back what that one has.
+    assert shared.join("x.2", Known("e", 1), 2.0, terms=terms, replaces="x.") is None
+    assert take(shared, "x.3", 4, 2.0) == ()
 
 
 def test_settlement_said_twice_counts_once() -> None:

@@ -65,7 +65,7 @@ class LuaBook:
 
 TIMES = st.one_of(st.sampled_from([0.0, 0.01, 0.05, 0.5, 1.0, 9.9, 10.01, 20.1]), st.floats(0, 40))
 FATES = st.sampled_from([Fate.ANSWERED, Fate.ANSWERED, Fate.ANSWERED, Fate.REFUSED, Fate.AMBIGUOUS, Fate.NEVER_SENT])
-PEERS = st.sampled_from(["a", "b", "c"])
+PEERS = st.sampled_from(["a.1", "a.2", "b.1", "c.1"])
 STEPS = st.lists(
     st.tuples(
         TIMES,
@@ -100,7 +100,7 @@ class Pair:
         self.book, self.lua = Book("e", terms, self.now), LuaBook(client, "e", terms)
         self.known = Known("e")
         self.leases: list[str] = []
-        for peer in "abc":
+        for peer in ("a.1", "b.1", "c.1"):
             self.join(peer, [], self.known)
 
     def agree(self, left: Reply | None, right: Reply | None) -> None:
@@ -142,7 +142,7 @@ class Pair:
             case "rejoin", peer, keeps, epoch, alone:
                 known = Known(epoch, self.known.number + 1)
                 kept = tuple(self.leases[::2]) if keeps else ()
-                self.join(peer, [], known, replaces=peer, keeps=kept, alone=alone)
+                self.join(peer, [], known, replaces=peer[:2], keeps=kept, alone=alone)
             case "leave", peer:
                 self.lua.run("leave", peer, self.known, self.now)
                 self.book.leave(peer, self.now)
@@ -169,7 +169,7 @@ def test_scripts_learn_like_the_rules(client: "redis.Redis", chance: Any, limit:
     for number in range(130):
         for _ in range(limit):
             # Paced sends come one by one.
-            pair.step("acquire", chance.choice("abc"), limit, False)
+            pair.step("acquire", chance.choice(["a.1", "b.1", "c.1"]), limit, False)
             pair.now += 10.0 / limit
         while pair.leases:
             fate = Fate.REFUSED if number < 12 and chance.random() < 0.2 else Fate.ANSWERED

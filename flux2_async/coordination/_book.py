@@ -10,8 +10,8 @@ Nobody polls: the answer says when to ask again, which is when the permit comes 
 What is in flight now comes back in a period at the earliest, so asking a period later misses nothing; what comes back
 at once instead is told by a wake. Who does not ask at the promised time has `grace`, then is passed over.
 
-Names. A process joins before it asks, anew under a new name after every question whose answer it did not get: the old
-name's leases that it does not know of come back at once, and a question that arrives late is that of nobody.
+Names. A process joins before it asks, anew under a new name after every question whose answer it did not get: leases of
+its old names that it does not know of come back at once, and a question that arrives late is that of nobody.
 
 Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
 restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait a period.
@@ -128,21 +128,23 @@ class Book:
         keeps: Sequence[str] = (),
         alone: float = 0.0,
         seen_for: float = PEER_SEEN_FOR,
-    ) -> Reply:
-        """Let a process take part, at first or again.
+    ) -> Reply | None:
+        """Let a process take part, at first or again; None: it has joined under a later name already.
 
         Args:
-            peer: Its name, never used before.
+            peer: Its name, never used before: one of its own, a dot, and a number that rises.
             known: What it remembers.
             now: The time.
             terms: As it knows them; the latest word counts.
             held: For each permit it took without this state, the seconds until that comes back.
-            replaces: Its name until now, or empty.
-            keeps: The leases under that name that it knows of; the others never reached it.
+            replaces: The beginning of all names it had before, or empty.
+            keeps: The leases under those names that it knows of; the others never reached it.
             alone: Seconds for which it had to get along without this state.
             seen_for: Seconds for which it counts without saying anything; infinity: until `leave`.
         """
         self._advance(now)
+        if replaces and any(name.startswith(replaces) and _later(name, peer) for name in self._peers):
+            return None
         self._compare(known, now)
         if terms.rate != self._terms.rate:
             self._change(terms.rate)
@@ -240,9 +242,10 @@ class Book:
         return epoch == self.epoch and int(number) <= self.number
 
     def _rename(self, old: str, new: str, keeps: Sequence[str]) -> None:
-        self._peers.pop(old, None)
-        self._unqueue(old)
-        for name in [name for name, lease in self._leases.items() if lease.owner == old]:
+        for peer in [peer for peer in self._peers if peer.startswith(old)]:
+            del self._peers[peer]
+        self._queue = [place for place in self._queue if not place.peer.startswith(old)]
+        for name in [name for name, lease in self._leases.items() if lease.owner.startswith(old)]:
             if name in keeps:
                 self._leases[name] = attrs.evolve(self._leases[name], owner=new)
             elif self._window:
@@ -383,6 +386,15 @@ class Book:
 
 # Ten times as fast as `attrs.astuple`, and there may be a hundred.
 _lease_values = attrgetter(*attrs.fields_dict(_Lease))
+
+
+def _later(name: str, other: str) -> bool:
+    return _number(name) > _number(other)
+
+
+def _number(name: str) -> int:
+    number = name.rpartition(".")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def _ticket(lease: _Lease) -> Ticket:

@@ -144,7 +144,7 @@ class RedisCoordinator(Coordinator):
 
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """See `Coordinator`."""
-        replaces, self._peer = self._peer, f"{self._name}.{next(self._numbers)}"
+        replaces, self._peer = f"{self._name}.", f"{self._name}.{next(self._numbers)}"
         return self._answer(await self._book("join", replaces, repr(alone), len(held), *map(repr, held), *keeps))
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:

@@ -1,0 +1,228 @@
+"""Sessions that share an account by a real Redis: killed, stopped, emptied, read-only, refused."""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from emulated import error_of, session_for
+from redis_server import RedisServer, free_port
+
+import flux2_async.coordination
+from flux2_async import (
+    Callbacks,
+    ConfigurationError,
+    CoordinationError,
+    Flux2Session,
+    Polling,
+    RateLimit,
+    TextToImage,
+)
+from flux2_async.coordination import RedisCoordination
+from flux2_async.coordination._redis import check_version
+from flux2_async.emulator import Emulator, Limit, Plan, Script
+from flux2_async.webhooks import Callback
+
+pytestmark = pytest.mark.real_time
+
+LIMIT = 10
+PERIOD = 0.5
+SECRET = "s3cr3t-password"
+CALLBACKS = Callbacks("https://app.example/flux2/", secret="the same in all")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@asynccontextmanager
+async def sessions(url: str, count: int, **options: Any) -> AsyncIterator[tuple[Emulator, list[Flux2Session]]]:
+    script = Script(plans=Plan(duration=0.05), limit=Limit(LIMIT, PERIOD), credits=1e6, render=False)
+    options = {"rate_limit": RateLimit(LIMIT, PERIOD), "polling": Polling(interval=0.2)} | options
+    async with Emulator(script) as emulator, AsyncExitStack() as stack:
+        opened = [session_for(emulator, coordination=RedisCoordination(url), **options) for _ in range(count)]
+        for flux in opened:
+            await stack.enter_async_context(flux)
+        yield emulator, opened
+
+
+async def submit_all(opened: list[Flux2Session], each: int) -> float:
+    begun = time.monotonic()
+    request = TextToImage("a red kettle")
+    await asyncio.gather(*(flux.submit(request) for flux in opened for _ in range(each)))
+    return time.monotonic() - begun
+
+
+def assert_never_too_fast(emulator: Emulator, tasks: int) -> None:
+    assert len(emulator.ledger.accepted) == tasks
+    assert emulator.ledger.refused == 0
+    assert emulator.ledger.max_in_window(PERIOD) <= LIMIT
+
+
+async def test_limit_is_shared_and_nothing_is_left(server: RedisServer) -> None:
+    """Four sessions on one Redis are never refused and use the limit up; all they leave expires."""
+    before = asyncio.all_tasks()
+    async with sessions(server.url, 4) as (emulator, opened):
+        took = await submit_all(opened, 15)
+        for flux in opened:
+            await flux.drain(5)
+
+    assert_never_too_fast(emulator, 60)
+    # The optimum is 2.5 s; others may be using the machine.
+    assert took < 5.0
+    assert asyncio.all_tasks() == before
+    with server.client() as client:
+        names = list(client.scan_iter())
+        assert names
+        assert [name for name in names if not client.ttl(name) > 0] == []
+        assert [name for name in names if emulator.api_key in name] == []
+        assert [entry for entry in client.client_list() if entry["cmd"] != "client|list"] == []
+
+
+async def test_key_is_one_task(server: RedisServer) -> None:
+    """One key is one createTask, whichever sessions submit it at once, and a key of another request is refused."""
+    async with sessions(server.url, 3) as (emulator, opened):
+        request = TextToImage("a red kettle")
+        tasks = await asyncio.gather(*(flux.submit(request, key="k") for flux in opened))
+        error = await error_of(opened[1].submit(TextToImage("a blue kettle"), key="k"))
+        for flux in opened:
+            await flux.drain(5)
+
+    assert [task.id for task in tasks] == [tasks[0].id] * 3
+    assert len(emulator.ledger.accepted) == 1
+    assert "already stands for another request" in str(error)
+
+
+async def test_callback_reaches_the_session_that_waits(server: RedisServer) -> None:
+    """A callback received elsewhere ends the wait within a moment."""
+    options: dict[str, Any] = {"callbacks": CALLBACKS, "polling": Polling(interval=1000.0)}
+    async with sessions(server.url, 2, **options) as (_, (one, other)):
+        task = await one.submit(TextToImage("a red kettle"), ref="r1")
+        await asyncio.sleep(0.2)
+        assert not task.done()
+        other._deliver("r1", Callback(task.id, None))
+        await task.result(2.0)
+
+
+@pytest.mark.parametrize("trouble", ["killed", "stopped", "emptied", "read-only"])
+async def test_outage_hurts_nobody(trouble: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Redis killed and started anew, stopped, emptied or read-only: all tasks end, and the limit holds throughout."""
+    with RedisServer() as server:
+        async with sessions(server.url, 3) as (emulator, opened):
+            job = asyncio.create_task(submit_all(opened, 20))
+            await asyncio.sleep(0.7)
+            if trouble == "killed":
+                server.kill()
+                await asyncio.sleep(1.5)
+                await asyncio.to_thread(server.start)
+            elif trouble == "stopped":
+                server.stop()
+                await asyncio.sleep(2.5)
+                server.go_on()
+            else:
+                with server.client() as client:
+                    if trouble == "emptied":
+                        client.flushall()
+                    else:
+                        client.replicaof("127.0.0.1", str(free_port()))
+                        await asyncio.sleep(1.5)
+                        client.replicaof("no", "one")
+            await job
+            for flux in opened:
+                await flux.drain(10)
+
+    assert_never_too_fast(emulator, 60)
+    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warned) == (0 if trouble == "emptied" else 3)
+
+
+async def test_stopped_redis_does_not_hold_up_keys() -> None:
+    """A key is refused within the time limit of a question when Redis hangs, and at once when that is known."""
+    with RedisServer() as server:
+        async with sessions(server.url, 1) as (emulator, (flux,)):
+            server.stop()
+            begun = time.monotonic()
+            first = await error_of(flux.submit(TextToImage("a red kettle"), key="k"))
+            told = time.monotonic()
+            second = await error_of(flux.submit(TextToImage("a red kettle"), key="k"))
+            known = time.monotonic()
+            server.go_on()
+
+    assert (type(first), type(second)) == (CoordinationError, CoordinationError)
+    assert told - begun < 3.0
+    assert known - told < 0.2
+    assert emulator.ledger.requests == []
+
+
+async def test_wrong_password_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A password that is wrong or missing ends `open` with an error that says so, and shows no password."""
+    caplog.set_level(logging.DEBUG)
+    with RedisServer("--requirepass", SECRET) as server:
+        async with Emulator(Script(render=False)) as emulator:
+            for url in (server.url, f"redis://:{SECRET}x@127.0.0.1:{server.port}"):
+                coordination = RedisCoordination(url)
+                error = await error_of(session_for(emulator, coordination=coordination).open())
+                assert isinstance(error, ConfigurationError)
+                assert "password" in str(error)
+                assert SECRET not in f"{coordination!r} {error!r} {error.__cause__!r} {caplog.text}"
+            async with session_for(emulator, coordination=RedisCoordination(url.replace("x@", "@"))):
+                pass
+
+
+async def test_nothing_listens() -> None:
+    """Without a Redis a session opens with one warning and a small share, or not at all, as it was told."""
+    url = f"redis://127.0.0.1:{free_port()}"
+    async with sessions(url, 1) as (_, (flux,)):
+        await flux.submit(TextToImage("a red kettle"))
+    async with Emulator(Script(render=False)) as emulator:
+        strict = session_for(emulator, coordination=RedisCoordination(url, on_failure="fail"))
+        with pytest.raises(CoordinationError, match="cannot be reached"):
+            await strict.open()
+
+
+@pytest.mark.parametrize(("version", "fits"), [("5.0.14", False), ("6.0.0", True), ("7.2.4", True), ("10.0", True)])
+def test_old_versions_are_refused(version: str, *, fits: bool) -> None:
+    """A server before 6.0 is told apart; Valkey names itself as a Redis of 7.2."""
+    if fits:
+        check_version({"redis_version": version})
+    else:
+        with pytest.raises(ConfigurationError, match="5.0.14 is too old"):
+            check_version({"redis_version": version})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"url": f"http://user:{SECRET}@host"},
+        {"url": f"redis://user:{SECRET}@host:port"},
+        {"url": None},
+        {"url": "redis://host", "namespace": "two words"},
+        {"url": "redis://host", "on_failure": "hope"},
+    ],
+)
+def test_bad_arguments_are_told(arguments: dict[str, Any]) -> None:
+    """What cannot be used is told when it is made, without showing a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        RedisCoordination(**arguments)
+
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the redis package the error names the extra."""
+    for name in [name for name in sys.modules if name == "redis" or name.startswith("redis.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    monkeypatch.delitem(sys.modules, "flux2_async.coordination._redis")
+    monkeypatch.delitem(vars(flux2_async.coordination), "RedisCoordination", raising=False)
+    monkeypatch.delitem(vars(flux2_async.coordination), "_redis", raising=False)
+
+    with pytest.raises(ConfigurationError, match=r"flux2-async\[redis\]"):
+        _ = flux2_async.coordination.RedisCoordination

@@ -3,11 +3,12 @@
 # ruff: noqa: ASYNC240  a test may wait for the disk
 
 import asyncio
+import os
 import pickle
 import sqlite3
 import threading
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from emulated import error_of, until
 
 from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async._window import HAIR, Fate
-from flux2_async.coordination import HostCoordination
+from flux2_async.coordination import HostCoordination, _host
 from flux2_async.coordination._host import HostCoordinator
+from flux2_async.coordination._host_state import HostState
 from flux2_async.errors import ConfigurationError, CoordinationError
 from flux2_async.models import RateLimit
 
@@ -451,6 +453,99 @@ async def test_cancelled_close_leaves_no_thread(path: Path) -> None:
 async def error_or_cancelled(task: "asyncio.Task[None]") -> BaseException | None:
     await asyncio.wait([task])
     return asyncio.CancelledError() if task.cancelled() else task.exception()
+
+
+@attrs.define
+class Held:
+    asked: threading.Event = attrs.field(factory=threading.Event)
+    go: threading.Event = attrs.field(factory=threading.Event)
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, state: HostState) -> Held:
+    """Let the thread's next question for permits wait for a word."""
+    held, acquire = Held(), state.acquire
+
+    def slow(*arguments: Any, **options: Any) -> Answer:
+        held.asked.set()
+        held.go.wait()
+        return acquire(*arguments, **options)
+
+    monkeypatch.setattr(state, "acquire", slow)
+    return held
+
+
+async def test_permits_of_a_cancelled_question_are_not_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is cancelled while it asks, and leaves, takes no permit along."""
+    async with seats(path, 2, limit=5) as (leaving, other):
+        state = leaving.coordinator._state
+        answers = hold(monkeypatch, state)
+        question = asyncio.ensure_future(leaving.coordinator.acquire(5))
+        await asyncio.to_thread(answers.asked.wait)
+        question.cancel()
+        await asyncio.sleep(0)
+        answers.go.set()
+        await leaving.coordinator.aclose()
+        assert len(await other.take(5)) == 5
+
+
+async def test_without_sockets_the_rest_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are no sockets nothing is told, and who says nothing for a minute is not counted."""
+    monkeypatch.setattr(_host, "HAS_SOCKETS", False)
+    async with seats(path, 2, limit=5) as (first, second):
+        leases = await first.take(4)
+        await first.settle(leases[0], Fate.REFUSED, pause=1.0)
+        await asyncio.sleep(59.0)
+        assert (await second.coordinator.acquire(1)).peers == 2
+        await asyncio.sleep(2.0)
+        assert (await second.coordinator.acquire(0)).peers == 1
+        assert (await first.coordinator.acquire(0)).peers == 2
+        assert second.heard == []
+    assert [name.name for name in path.parent.iterdir()] == [path.name]
+
+
+async def visit(coordination: HostCoordination) -> int:
+    """Take what one can get, and leave."""
+    coordinator = coordination.coordinator(ACCOUNT, Terms(RateLimit(5, 60.0), 70.0), lambda _: None)
+    await coordinator.open()
+    await coordinator.join()
+    answer = await coordinator.acquire(3)
+    await coordinator.aclose()
+    return len(answer.leases)
+
+
+def forked(work: Callable[[], int]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        # The child must not run the test on, whatever happens.
+        try:
+            code = work()
+        except BaseException:  # noqa: BLE001  as above
+            code = 100
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("opened", [False, True])
+def test_settings_made_before_a_fork_serve_both_sides(path: Path, *, opened: bool) -> None:
+    """Settings can be used after a fork, also while the parent has a session open, as if they were made there."""
+    coordination = HostCoordination(path)
+    if not opened:
+        assert [forked(lambda: asyncio.run(visit(coordination))) for _ in range(3)] == [3, 2, 0]
+        return
+
+    async def parent() -> tuple[int, int]:
+        coordinator = coordination.coordinator(ACCOUNT, Terms(RateLimit(5, 60.0), 70.0), lambda _: None)
+        await coordinator.open()
+        await coordinator.join()
+        first = await coordinator.acquire(1)
+        child = await asyncio.to_thread(forked, lambda: asyncio.run(visit(coordination)))
+        second = await coordinator.acquire(4)
+        await coordinator.aclose()
+        assert len(first.leases) == 1
+        return child, len(second.leases)
+
+    assert asyncio.run(parent()) == (3, 1)
 
 
 async def test_no_secret_and_no_word_of_a_request_is_in_the_file(path: Path) -> None:

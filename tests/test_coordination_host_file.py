@@ -318,6 +318,7 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_both_sides_of_a_fork_can_go_on(opened: HostFile, path: Path) -> None:
     """A child does not share its parent's connection, and neither hurts the other."""
     write(opened, "before")
@@ -328,6 +329,7 @@ def test_both_sides_of_a_fork_can_go_on(opened: HostFile, path: Path) -> None:
     assert set(states(path)) == {"before", "child", "parent"}
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_fork_waits_for_the_transaction_under_way(opened: HostFile, path: Path) -> None:
     """A child that was made while a thread wrote is not left with that thread's lock."""
     inside = threading.Event()

@@ -91,6 +91,7 @@ def test_killed_process_is_known_to_be_dead_at_once(folder: Path) -> None:
     assert (stopped, killed) == (Life.ALIVE, Life.DEAD)
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_forked_child_does_not_pass_for_its_parent(folder: Path) -> None:
     """A child that outlives its parent holds none of its sockets."""
     here, there = socket.socketpair()

@@ -62,7 +62,8 @@ class HostCoordination(Coordination):
 
     The state is in a SQLite file that holds digests, task ids and refs, never a key. It ends with the machine's run;
     only what `submit(key=)` stands for is known for another 24 hours where the file outlives that. Fork first and open
-    sessions then, as uvicorn and gunicorn do.
+    sessions then, as uvicorn and gunicorn do. On Windows processes hear nothing from each other, so that a callback
+    that another one received is as good as lost.
 
     Attributes:
         path: The file, made when it is missing, on a local file system; beside it a folder of its name and `-peers`.
@@ -130,7 +131,9 @@ class HostCoordinator(Coordinator):
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:
         """Ask for permits, see `Coordinator.acquire`."""
-        return await self._ask(partial(self._state.acquire, first=first), want)
+        answer = await self._ask(partial(self._state.acquire, first=first), want)
+        self._state.undelivered = ()
+        return answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Give permits back, see `Coordinator.settle`."""

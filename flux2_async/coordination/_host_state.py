@@ -16,6 +16,7 @@ from typing import Final
 import attrs
 
 from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
+from flux2_async._window import Fate
 from flux2_async.coordination import _key_rows
 from flux2_async.coordination._book import PEER_SEEN_FOR, Book, Known, Reply
 from flux2_async.coordination._host_file import HostFile
@@ -62,6 +63,8 @@ class HostState:
         # A process joins anew under another name each time.
         self._joined = 0
         self._burial_at = -math.inf
+        # Lent by a question whose asker has not heard the answer yet, and may have left.
+        self.undelivered: tuple[str, ...] = ()
 
     @property
     def _peer(self) -> str:
@@ -84,7 +87,9 @@ class HostState:
                 # The file was removed meanwhile, or the socket, so that the others thought the process gone.
                 self._join(page)
                 reply = page.book.acquire(self._peer, self._known, want, page.now, first=first)
-            return self._noted(reply)
+            answer = self._noted(reply)
+        self.undelivered = answer.leases
+        return answer
 
     def settle(self, settlements: Sequence[Settlement]) -> Told:
         """Give permits back."""
@@ -101,6 +106,8 @@ class HostState:
         if not self._joined:
             return
         with self._page() as page:
+            for lease in self.undelivered:
+                page.book.settle(Settlement(lease, Fate.NEVER_SENT, 0.0), page.now)
             page.book.leave(self._peer, page.now)
 
     def look(self, key: str) -> KeyEntry | None:

@@ -1,0 +1,229 @@
+"""Real processes that share an account on one host, against an emulator that counts, in real time and short periods."""
+
+import asyncio
+import multiprocessing
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import attrs
+import coordinated_worker
+import pytest
+from emulated import until
+
+from flux2_async.coordination import HostCoordination
+from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
+
+Record = Callable[[str, object], None]
+
+pytestmark = pytest.mark.real_time
+
+# Workers are forked by a process that has imported everything; pytest, because it is the main module of their parent.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    ["aiohttp.web", "flux2_async.session", "flux2_async.coordination._host", "flux2_async.receivers._aiohttp", "pytest"]
+)
+
+
+@attrs.define
+class Worker:
+    """A process of `coordinated_worker`."""
+
+    process: BaseProcess
+    line: Connection
+
+    async def says(self, word: str) -> None:
+        assert await asyncio.to_thread(self.line.recv) == word
+
+    def tell(self) -> None:
+        self.line.send("go")
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await asyncio.to_thread(self.process.join)
+        self.line.close()
+        self.process.close()
+
+    def wake_ups(self) -> int:
+        """How often any of its threads has woken up after waiting."""
+        total = 0
+        for status in Path(f"/proc/{self.process.pid}/task").glob("*/status"):
+            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+            total += int(fields["voluntary_ctxt_switches"])
+        return total
+
+
+@attrs.define
+class Team:
+    """Workers on one emulator and one file."""
+
+    emulator: Emulator
+    path: Path
+    alive: list[Worker] = attrs.field(factory=list)
+
+    async def hire(self, count: int, mode: str, **options: Any) -> list[Worker]:
+        """Start workers, and wait until they are ready for a word."""
+        limit = self.emulator.script.limit
+        assert limit is not None
+        options |= {"mode": mode, "base_url": self.emulator.base_url, "api_key": self.emulator.api_key}
+        options |= {"limit": limit.limit, "period": limit.period}
+        hired: list[Worker] = []
+        for _ in range(count):
+            here, there = processes.Pipe()
+            arguments = (HostCoordination(self.path), options, there)
+            process = processes.Process(target=coordinated_worker.main, args=arguments)
+            process.start()
+            there.close()
+            hired.append(Worker(process, here))
+        self.alive += hired
+        for worker in hired:
+            await worker.says("ready")
+        return hired
+
+    async def kill(self, worker: Worker) -> None:
+        self.alive.remove(worker)
+        await worker.kill()
+
+
+@asynccontextmanager
+async def team(path: Path, limit: int, period: float, **script: Any) -> AsyncIterator[Team]:
+    plans = script.pop("plans", Plan(duration=0.01))
+    rules = Script(plans=plans, limit=Limit(limit, period, retry_after="seconds"), render=False, credits=1e9, **script)
+    async with Emulator(rules) as emulator:
+        made = Team(emulator, path)
+        try:
+            yield made
+        finally:
+            for worker in tuple(made.alive):
+                await made.kill(worker)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.sqlite"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+async def test_four_processes_use_up_one_limit(path: Path, record_property: Record) -> None:
+    """Four processes, 200 tasks, 20 per period: none is refused, no window holds more, and little time is lost."""
+    period = 0.5
+    async with team(path, 20, period) as crew:
+        workers = await crew.hire(4, "submit", number=50)
+        for worker in workers:
+            worker.tell()
+        for worker in workers:
+            await worker.says("done")
+        ledger = crew.emulator.ledger
+        took = ledger.accepted_at[-1] - ledger.accepted_at[0]
+
+    record_property("wall over optimum", took / (9 * period))
+    assert len(ledger.accepted) == 200
+    assert ledger.refused == 0
+    assert ledger.max_in_window(period) == 20
+    assert took <= 1.25 * 9 * period
+
+
+async def test_pause_of_one_process_holds_all(path: Path) -> None:
+    """One process is told to wait for a second: nobody sends before it is over, and all go on then."""
+    fault = Fault("createTask", "refuse", after=5, code=429, retry_after=1)
+    async with team(path, 1, 0.1, faults=[fault]) as crew:
+        workers = await crew.hire(4, "submit", number=3)
+        for worker in workers:
+            worker.tell()
+        for worker in workers:
+            await worker.says("done")
+        calls = crew.emulator.ledger.requests
+
+    refused_at = calls[5].time
+    assert [call.outcome for call in calls].count("refused") == 1
+    assert calls[6].time >= refused_at + 1.0
+    assert len(crew.emulator.ledger.accepted) == 12
+
+
+async def test_permits_of_a_killed_process_come_back(path: Path) -> None:
+    """All permits are out in a process whose requests hang; it is killed, and two periods later others have them."""
+    hangs = Fault("createTask", "hang", times=5)
+    async with team(path, 5, 0.3, faults=[hangs]) as crew:
+        (doomed,) = await crew.hire(1, "submit", number=5)
+        (other,) = await crew.hire(1, "submit", number=10)
+        doomed.tell()
+        await until(lambda: len(crew.emulator.ledger.requests) == 5)
+        other.tell()
+        await asyncio.sleep(0.5)
+        before = len(crew.emulator.ledger.requests)
+        await crew.kill(doomed)
+        killed_at = time.monotonic()
+        await other.says("done")
+
+    assert before == 5
+    assert len(crew.emulator.ledger.accepted) >= 10
+    assert crew.emulator.ledger.requests[5].time >= killed_at + 0.6 - 0.01
+    assert crew.emulator.ledger.refused == 0
+
+
+async def test_one_process_after_another_is_killed(path: Path) -> None:
+    """Processes are killed and replaced: the limit is never passed, and the throughput is as before in the end."""
+    limit, period = 10, 0.3
+    async with team(path, limit, period) as crew:
+        for worker in await crew.hire(4, "endless", number=20):
+            worker.tell()
+        ledger = crew.emulator.ledger
+        await until(lambda: len(ledger.accepted) >= 2 * limit)
+        for _ in range(4):
+            await crew.kill(crew.alive[0])
+            (worker,) = await crew.hire(1, "endless", number=20)
+            worker.tell()
+        killed_at = time.monotonic()
+        await until(lambda: time.monotonic() > killed_at + 8 * period)
+        last = sum(at > killed_at + 4 * period for at in ledger.accepted_at)
+
+    assert ledger.refused == 0
+    assert ledger.max_in_window(period) <= limit
+    assert last >= 0.6 * 4 * limit
+
+
+async def test_callback_reaches_the_process_that_waits(path: Path, record_property: Record) -> None:
+    """One process receives the callbacks, another one waits for the pictures, and looks at once."""
+    async with team(path, 100, 1.0, plans=Plan(duration=0.05)) as crew:
+        port = free_port()
+        address = f"http://127.0.0.1:{port}/callback"
+        (receiver,) = await crew.hire(1, "receive", port=port, callbacks=address)
+        receiver.tell()
+        await receiver.says("done")
+        (waiter,) = await crew.hire(1, "await", number=10, callbacks=address)
+        waiter.tell()
+        await waiter.says("done")
+        ledger = crew.emulator.ledger
+        delays = sorted(ledger.poll_times[call.task_id][0] - call.time for call in ledger.callbacks)
+
+    record_property("seconds from callback to look", delays)
+    assert len(delays) == 10
+    assert delays[5] < 0.1
+
+
+async def test_idle_processes_sleep(path: Path, record_property: Record) -> None:
+    """A process that has nothing to do does not wake up; one whose submissions wait does so rarely."""
+    async with team(path, 1, 3.0) as crew:
+        workers = await crew.hire(2, "submit", number=100)
+        await asyncio.sleep(0.2)
+        idle_before = workers[0].wake_ups()
+        workers[1].tell()
+        await until(lambda: crew.emulator.ledger.accepted)
+        await asyncio.sleep(0.3)
+        busy_before = workers[1].wake_ups()
+        await asyncio.sleep(1.0)
+        busy = workers[1].wake_ups() - busy_before
+        idle = workers[0].wake_ups() - idle_before
+
+    record_property("wake-ups a second of one that waits", busy)
+    assert idle <= 5
+    assert busy <= 20

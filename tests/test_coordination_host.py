@@ -19,7 +19,7 @@ from emulated import error_of, until
 
 from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async._window import HAIR, Fate
-from flux2_async.coordination import HostCoordination, _host
+from flux2_async.coordination import HostCoordination, _host, _host_file
 from flux2_async.coordination._host import HostCoordinator
 from flux2_async.coordination._host_state import HostState
 from flux2_async.errors import ConfigurationError, CoordinationError
@@ -208,6 +208,35 @@ async def test_joining_again_gives_back_what_was_not_heard_of(path: Path) -> Non
         assert len(await seat.take(5)) == 3
         await asyncio.sleep(4.0)
         assert len(await seat.take(5)) == 1
+
+
+async def test_failed_joining_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who could not be written as joined still replaces the name under which it was known before."""
+    async with seats(path, 1, limit=5) as (seat,):
+        known, *_ = await seat.take(3)
+        with closing(sqlite3.connect(path)) as holder:
+            monkeypatch.setattr(_host_file, "BUSY_TIMEOUT", 0.01)
+            seat.coordinator._file.close()
+            holder.execute("BEGIN IMMEDIATE")
+            assert isinstance(await error_of(seat.coordinator.join(keeps=[known])), CoordinationError)
+        answer = await seat.coordinator.join(keeps=[known])
+
+        assert answer.peers == 1
+        assert len(await seat.take(5)) == 4
+
+
+async def test_who_was_alone_for_long_waits_a_period(path: Path) -> None:
+    """Others were alone as well, and have sent what is not written yet."""
+    async with seats(path, 1) as (seat,):
+        assert (await seat.coordinator.join(alone=2 * PERIOD)).paused == pytest.approx(BACK)
+
+
+async def test_who_has_not_joined_gets_nothing(path: Path) -> None:
+    """Asking comes after joining."""
+    seat = seat_at(path)
+    await seat.coordinator.open()
+    assert isinstance(await error_of(seat.take(1)), CoordinationError)
+    await seat.coordinator.aclose()
 
 
 async def test_removed_file_is_made_anew_with_a_pause(path: Path) -> None:

@@ -125,9 +125,9 @@ class HostCoordinator(Coordinator):
         self._loop = asyncio.get_running_loop()
         await self._work(self._file.check)
 
-    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = ()) -> Answer:
+    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """Take part, at first or again, see `Coordinator.join`."""
-        return await self._ask(self._state.join, held, keeps)
+        return await self._ask(self._state.join, held, keeps, alone)
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:
         """Ask for permits, see `Coordinator.acquire`."""

@@ -18,7 +18,7 @@ import attrs
 from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async._window import Fate
 from flux2_async.coordination import _key_rows
-from flux2_async.coordination._book import PEER_SEEN_FOR, Book, Known, Reply
+from flux2_async.coordination._book import PEER_SEEN_FOR, Book, Known
 from flux2_async.coordination._host_file import HostFile
 from flux2_async.coordination._host_sockets import HostSockets, Life
 from flux2_async.coordination._key_rows import KeyRow
@@ -70,26 +70,39 @@ class HostState:
     def _peer(self) -> str:
         return f"{self._seat}.{self._joined}" if self._joined else ""
 
-    def join(self, held: Sequence[float], keeps: Sequence[str]) -> Answer:
+    def join(self, held: Sequence[float], keeps: Sequence[str], alone: float) -> Answer:
         """Take part, at first or again, see `Coordinator.join`."""
-        former = self._peer
-        self._joined += 1
+        number = self._joined + 1
         with self._page() as page:
             self._bury(page)
-            return self._noted(self._join(page, held, former, keeps))
+            reply = page.book.join(
+                f"{self._seat}.{number}",
+                self._known,
+                page.now,
+                terms=self._terms,
+                held=held,
+                replaces=self._peer,
+                keeps=keeps,
+                alone=alone,
+                seen_for=self._seen_for,
+            )
+        # Not before it is written: a name that nobody knows could not be replaced.
+        self._joined, self._known = number, reply.known
+        return reply.answer
 
     def acquire(self, want: int, *, first: bool) -> Answer:
         """Ask for permits, see `Coordinator.acquire`."""
         with self._page() as page:
             self._bury(page)
             reply = page.book.acquire(self._peer, self._known, want, page.now, first=first)
-            if reply is None:
+            if reply is None and self._joined:
                 # The file was removed meanwhile, or the socket, so that the others thought the process gone.
-                self._join(page)
+                page.book.join(self._peer, self._known, page.now, terms=self._terms, seen_for=self._seen_for)
                 reply = page.book.acquire(self._peer, self._known, want, page.now, first=first)
-            answer = self._noted(reply)
-        self.undelivered = answer.leases
-        return answer
+        if reply is None:
+            raise CoordinationError("this session has not joined the others of its account")
+        self._known, self.undelivered = reply.known, reply.answer.leases
+        return reply.answer
 
     def settle(self, settlements: Sequence[Settlement]) -> Told:
         """Give permits back."""
@@ -174,24 +187,10 @@ class HostState:
             book.touch("", Known("before the start"), now)
         return book
 
-    def _join(self, page: _Page, held: Sequence[float] = (), former: str = "", keeps: Sequence[str] = ()) -> Reply:
-        seen_for = math.inf if self._sockets.life_of(self._seat) is Life.ALIVE else PEER_SEEN_FOR
-        return page.book.join(
-            self._peer,
-            self._known,
-            page.now,
-            terms=self._terms,
-            held=held,
-            replaces=former,
-            keeps=keeps,
-            seen_for=seen_for,
-        )
-
-    def _noted(self, reply: Reply | None) -> Answer:
-        if reply is None:
-            raise CoordinationError("the shared state does not know this process; it has to join again")
-        self._known = reply.known
-        return reply.answer
+    @property
+    def _seen_for(self) -> float:
+        # Who can be asked whether it lives need not say so.
+        return math.inf if self._sockets.life_of(self._seat) is Life.ALIVE else PEER_SEEN_FOR
 
     def _bury(self, page: _Page) -> None:
         self._burial_at = page.now + BURIAL_EVERY

@@ -1,5 +1,7 @@
 """Real processes that share an account on one host, against an emulator that counts, in real time and short periods."""
 
+# ruff: noqa: ASYNC240  a test may wait for the disk
+
 import asyncio
 import multiprocessing
 import socket
@@ -14,10 +16,14 @@ from typing import Any
 import attrs
 import coordinated_worker
 import pytest
-from emulated import until
+from emulated import REQUEST, until
 
 from flux2_async.coordination import HostCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
+from flux2_async.errors import CoordinationError
+from flux2_async.models import Polling, RateLimit
+from flux2_async.session import Flux2Session
+from flux2_async.tasks import ImageTask
 
 Record = Callable[[str, object], None]
 
@@ -227,3 +233,41 @@ async def test_idle_processes_sleep(path: Path, record_property: Record) -> None
     record_property("wake-ups a second of one that waits", busy)
     assert idle <= 5
     assert busy <= 20
+
+
+async def patiently(flux: Flux2Session) -> ImageTask:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await flux.submit(REQUEST, key="after")
+            except CoordinationError:
+                await asyncio.sleep(0.05)
+
+
+async def test_lost_file_hurts_nothing_that_runs(path: Path) -> None:
+    """While the file cannot be used tasks end, submissions go on, those with a key fail; then all is as before."""
+    async with team(path, 20, 0.3, plans=Plan(duration=0.5)) as crew:
+        coordination = HostCoordination(path)
+        session = Flux2Session(
+            crew.emulator.api_key,
+            base_url=crew.emulator.base_url,
+            rate_limit=RateLimit(20, 0.3),
+            polling=Polling(interval=0.1),
+            coordination=coordination,
+        )
+        async with session as flux:
+            running = await flux.submit(REQUEST, key="before")
+            for name in path.parent.glob(f"{path.name}*"):
+                if name.is_file():
+                    name.unlink()
+            path.mkdir()
+            with pytest.raises(CoordinationError):
+                await flux.submit(REQUEST, key="meanwhile")
+            without_key = await flux.submit(REQUEST)
+            results = [await running.result(timeout=10), await without_key.result(timeout=10)]
+            path.rmdir()
+            again = await patiently(flux)
+
+    assert [bool(result.urls) for result in results] == [True, True]
+    assert again.id in crew.emulator.ledger.accepted
+    assert len(crew.emulator.ledger.accepted) == 3

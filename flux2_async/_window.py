@@ -18,8 +18,7 @@ When a 429 comes nevertheless (a lower limit, strangers on the key, a server tha
 * Growth. By one after `PATIENCE` clean periods, then by twice as much after each further one. A level that was
   refused before it lasted a period is tried four times as rarely, up to `MAX_PATIENCE` periods: a probe costs a
   refusal and at worst a period, so 1 in 32 costs 3 %. A period counts only if all permits were out: an idle one
-  proves nothing. (Growing at once after the first 429, which spoke of a burst and not of this pace, was tried: it gains
-  nothing where the burst told the level, and costs a refusal.)
+  proves nothing. After the first 429 growth starts at once, since that one spoke of a burst, not of this pace.
 * Forgetting. After `FORGET` clean periods at the top the configured limit holds again, bursts included; where bursts
   are never legal this costs at most n refusals in 60 n submissions.
 """
@@ -229,7 +228,7 @@ class Growth:
     _period: float
     _top: int
     _patience: int = attrs.field(init=False, default=PATIENCE)
-    _wait: int = attrs.field(init=False, default=PATIENCE)
+    _wait: int = attrs.field(init=False, default=1)
     _step: int = attrs.field(init=False, default=1)
     _trying: bool = attrs.field(init=False, default=False)
     _clean: int = attrs.field(init=False, default=0)

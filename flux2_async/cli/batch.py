@@ -203,7 +203,9 @@ def _interrupts(batch: Batch, board: BatchBoard) -> Iterator[_Interrupts]:
 def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     try:
-        loop.add_signal_handler(signal.SIGINT, act)
+        # Who stops a service or a container sends SIGTERM, and gives it some seconds.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, act)
     except NotImplementedError:
         # Windows: Ctrl-C cancels the command, which stops a batch at once.
         yield
@@ -212,6 +214,7 @@ def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 async def _tick(board: BatchBoard) -> None:

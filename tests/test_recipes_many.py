@@ -1,0 +1,179 @@
+"""The recipes of the README for many processes, with real workers and a real Redis."""
+
+import asyncio
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from emulated import until
+from readme import recipe
+from redis_server import RedisServer, free_port
+from sybil import Example
+
+from flux2_async.emulator import Limit, Plan, Script
+from flux2_async.testing import RunningEmulator
+
+# Interpreters are started by the half dozen, which takes its time on a busy machine.
+pytestmark = [pytest.mark.real_time, pytest.mark.timeout(150)]
+
+WORKERS = 4
+PERIOD = 1.0
+
+
+@pytest.fixture
+def redis_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with RedisServer() as server:
+        monkeypatch.setenv("REDIS_URL", server.url)
+        yield server.url
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a recipe lies as `app.py`."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@asynccontextmanager
+async def running(*words: str, folder: Path) -> AsyncIterator[int]:
+    """A command as a user starts it, stopped by the signal that a service manager sends."""
+    with (folder / "log.txt").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", *words, cwd=folder, stdout=log, stderr=log)
+        try:
+            yield process.pid
+        finally:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+
+def write(example: Example, folder: Path) -> None:
+    (folder / "app.py").write_text(str(example.parsed))
+
+
+# --- FastAPI with several workers
+
+
+@pytest.fixture
+async def workers(
+    flux2_emulator: RunningEmulator, redis_url: str, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[str]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("PUBLIC_URL", url)
+    monkeypatch.setenv("CALLBACK_SECRET", "one for all workers")
+    write(recipe("workers"), program)
+    words = ("uvicorn", "app:app", "--workers", str(WORKERS), "--port", str(port), "--log-level", "warning")
+    async with running(*words, folder=program):
+        await until_served(url)
+        yield url
+
+
+async def until_served(url: str) -> None:
+    async with aiohttp.ClientSession() as http:
+        for _ in range(600):
+            try:
+                async with http.get(f"{url}/docs") as response:
+                    if response.status == 200:
+                        return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.1)
+    raise AssertionError("uvicorn does not answer")
+
+
+async def order(url: str, number: int) -> dict[str, Any]:
+    # A connection of its own: the kernel gives each connection to some worker.
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{url}/orders/{number}", params={"prompt": f"kettle {number}"}) as response,
+    ):
+        assert response.status == 200, await response.text()
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+@pytest.mark.flux2_script(Script(plans=Plan(duration=1.0), render=False, limit=Limit(20, 10.0)))
+async def test_callbacks_and_clicks_reach_whichever_worker(workers: str, flux2_emulator: RunningEmulator) -> None:
+    """A picture is brought by its callback alone, and repeated clicks on an order are paid once, at any worker."""
+    orders = []
+    for number in range(20):
+        # One after the other, because one worker takes all connections that come at once.
+        orders.append(asyncio.create_task(order(workers, number)))
+        await until(lambda: len(flux2_emulator.ledger.accepted) == len(orders))
+    answers = await asyncio.gather(*orders)
+
+    ledger = flux2_emulator.ledger
+    assert sorted(answer["id"] for answer in answers) == sorted(ledger.accepted)
+    assert len({answer["worker"] for answer in answers}) > 1
+    assert [call.status for call in ledger.callbacks] == [200] * 20
+    # The look that confirms a callback, and none besides.
+    assert ledger.polls == 20
+    assert [call.outcome for call in ledger.requests] == ["accepted"] * 20
+    again = list(await asyncio.gather(*(order(workers, 7) for _ in range(10))))
+    while len({answer["worker"] for answer in again}) < WORKERS:
+        again.append(await order(workers, 7))
+    assert {answer["id"] for answer in again} == {answers[7]["id"]}
+    assert flux2_emulator.ledger.accepted == ledger.accepted
+
+
+# --- taskiq
+
+
+MESSAGES = 18
+
+
+@pytest.mark.flux2_script(Script(plans=Plan(duration=0.5), render=False, limit=Limit(20, 10.0)))
+async def test_a_killed_worker_costs_no_picture_and_no_second_payment(
+    flux2_emulator: RunningEmulator, redis_url: str, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two worker processes share the queue and the limit; one dies in the middle, the other one finishes all."""
+    monkeypatch.setenv("IDLE_MS", "3000")
+    write(recipe("taskiq"), program)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    words = ("taskiq", "worker", "app:broker", "--workers", "1", "--max-async-tasks", "8")
+    monkeypatch.syspath_prepend(program)
+    monkeypatch.delitem(sys.modules, "app", raising=False)
+    app = importlib.import_module("app")
+    broker, picture = app.broker, app.picture
+    await broker.startup()
+    try:
+        async with running(*words, folder=program), running(*words, folder=program) as victim:
+            jobs = [await picture.kiq(f"order-{number}", f"kettle {number}") for number in range(MESSAGES)]
+            await until(lambda: len(flux2_emulator.ledger.accepted) >= 8)
+            for child in children(victim):
+                os.kill(child, signal.SIGKILL)
+            os.kill(victim, signal.SIGKILL)
+            results = [await finished(job, app.nudge) for job in jobs]
+    finally:
+        await broker.shutdown()
+
+    ledger = flux2_emulator.ledger
+    prompts = [json.dumps(flux2_emulator.task(task_id).body["input"]["prompt"]) for task_id in ledger.accepted]
+    assert sorted(prompts) == sorted(set(prompts))
+    unknown = [result for result in results if result.is_err]
+    assert all("AmbiguousSubmitError" in repr(result.error) for result in unknown)
+    files = {Path(path).name for result in results if not result.is_err for path in result.return_value}
+    assert len(files) == MESSAGES - len(unknown)
+    assert files == {path.name for path in (program / "pictures").iterdir() if path.name in files}
+    assert [call.outcome for call in ledger.requests] == ["accepted"] * len(ledger.accepted)
+
+
+async def finished(job: Any, nudge: Any) -> Any:
+    """Wait for a job, and play the scheduler, which sends a message every minute, meanwhile."""
+    while not await job.is_ready():
+        await nudge.kiq()
+        await asyncio.sleep(0.5)
+    return await job.get_result()
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in found.split()]

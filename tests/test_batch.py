@@ -212,10 +212,13 @@ async def test_a_picture_that_cannot_be_fetched_now_is_fetched_by_the_next_run(t
     """A done request without its file is downloaded again, without a new task."""
     script = Script(faults=[Fault("file", "html", status=503, times=5)])
     async with emulated(script) as (flux, emulator):
-        [outcome] = await run(tmp_path, flux, requests(1))
-        assert (outcome.state, outcome.download, outcome.files) == ("done", "pending", ())
-        [outcome] = await run(tmp_path, flux, requests(1))
-        assert (outcome.download, outcome.error) == ("saved", None)
+        for download, missing in (("pending", 1), ("saved", 0)):
+            batch = batch_in(tmp_path, flux, requests(1))
+            [outcome] = await collect(batch)
+            assert (outcome.state, outcome.download, len(outcome.files)) == ("done", download, 1 - missing)
+            assert batch.progress is not None
+            assert (batch.progress.not_downloaded, batch.progress.downloaded) == (missing, 1 - missing)
+        assert outcome.error is None
         assert len(emulator.ledger.requests) == 1
 
 
@@ -228,8 +231,11 @@ async def test_an_expired_picture_is_told_as_such(tmp_path: Path) -> None:
         [outcome] = await run(tmp_path, flux, requests(1))
         assert (outcome.state, outcome.download) == ("done", "expired")
         fetched = emulator.ledger.calls["file"]
-        assert await run(tmp_path, flux, requests(1)) == []
+        again = batch_in(tmp_path, flux, requests(1))
+        assert await collect(again) == []
         assert emulator.ledger.calls["file"] == fetched
+        assert again.progress is not None
+        assert (again.progress.done, again.progress.expired, again.progress.not_downloaded) == (1, 1, 0)
 
 
 async def test_an_expired_link_is_renewed(tmp_path: Path) -> None:

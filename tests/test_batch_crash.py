@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -130,6 +131,21 @@ def test_the_service_is_killed_and_comes_back(case: Case) -> None:
         case.emulator.start()
     assert case.processes.code(child) in (0, 1), case.processes.said()
     case.finish(100)
+
+
+def test_being_told_to_end(case: Case) -> None:
+    """SIGTERM, as a machine that shuts down sends it, is a Ctrl-C: what runs is saved, nothing is unknown."""
+    case.write(100)
+    calls = case.calls()
+    child = case.processes.start(*WORDS)
+    while calls.total() < 60:
+        time.sleep(0.001)
+    case.processes.kill(child, signal.SIGTERM)
+    assert case.processes.code(child) == 130
+    assert "interrupted; go on with: flux2 batch jobs.jsonl" in case.processes.said()
+    assert {line["state"] for line in case.lines()} == {"done", "queued"}
+    case.finish(100)
+    assert case.unknown == set()
 
 
 def test_everything_at_once(case: Case) -> None:

@@ -71,11 +71,11 @@ def test_without_a_cap_nothing_is_held_back() -> None:
 def test_the_books_are_opened_with_the_journal() -> None:
     """What earlier runs spent, run, lost and gave up counts."""
     tallies = [
-        Tally(*KIND, State.DONE, 3, 3, 1, 28.0, 14.0, 0),
-        Tally(*KIND, State.SUBMITTED, 2, 2, 2, 0.0, None, 1),
-        Tally(*KIND, State.UNKNOWN, 1, 1, 1, 0.0, None, 0),
-        Tally(*KIND, State.FAILED, 1, 1, 0, 24.0, 24.0, 0),
-        Tally(*KIND, State.QUEUED, 9, 9, 9, 0.0, None, 0),
+        Tally(*KIND, State.DONE, 3, 3, 1, 28.0, 14.0, 0, 0, 0),
+        Tally(*KIND, State.SUBMITTED, 2, 2, 2, 0.0, None, 1, 0, 0),
+        Tally(*KIND, State.UNKNOWN, 1, 1, 1, 0.0, None, 0, 0, 0),
+        Tally(*KIND, State.FAILED, 1, 1, 0, 24.0, 24.0, 0, 0, 0),
+        Tally(*KIND, State.QUEUED, 9, 9, 9, 0.0, None, 0, 0, 0),
     ]
     spend = Spend.of(tallies, 1000.0)
     assert spend.spent == 52.0

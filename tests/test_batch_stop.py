@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from emulated import emulated, until
 from flux2_async.batch import Journal, run_batch
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError, SessionClosedError
-from flux2_async.models import RateLimit
+from flux2_async.models import RateLimit, TextToImage
 
 SLOWLY = RateLimit(5, 10.0)
 
@@ -137,6 +138,26 @@ async def test_stopped_before_it_began(tmp_path: Path) -> None:
         batch.stop()
         assert await collect(batch) == []
         assert emulator.ledger.requests == []
+
+
+async def test_stopped_while_the_input_is_read(tmp_path: Path) -> None:
+    """A long input need not be read to its end; the journal is as before."""
+
+    async def source() -> AsyncIterator[TextToImage]:
+        for request in requests(2000):
+            yield request
+        await asyncio.sleep(3600)
+
+    async with emulated() as (flux, emulator):
+        batch = batch_in(tmp_path, flux, source())
+        running = asyncio.create_task(collect(batch))
+        await asyncio.sleep(10)
+        batch.stop()
+        assert await running == []
+        assert batch.progress is None
+        assert emulator.ledger.requests == []
+        async with Journal(tmp_path / "run.db") as journal:
+            assert [outcome async for outcome in journal.outcomes()] == []
 
 
 async def test_a_batch_is_iterated_once(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flux2_async.cli import batch, service
+from flux2_async.cli import app, batch, service
 from flux2_async.cli.app import run
 from flux2_async.cli.batch import _Interrupts
 from flux2_async.emulator import Fault, Plan, Script
@@ -273,6 +273,40 @@ def test_a_balance_that_is_not_told(account: RunningEmulator, here: Path, capsys
     account.inject(Fault("credit", "refuse", code=455, times=None))
     assert flux2("--no-report") == 0
     assert capsys.readouterr().out.splitlines()[1] == "14 credits"
+
+
+def test_pictures_that_are_gone(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture that cannot be had any more keeps the code at 1 in every run, and offers no going on."""
+    account.script.result_life = account.script.file_life = 0.0
+    write(here, 1)
+    for _ in range(2):
+        assert flux2("--no-report") == 1
+        out, err = capsys.readouterr()
+        assert out.startswith("1 requests · 1 done · 1 no longer to be had\n")
+        assert "Go on with" not in err
+    assert len(account.ledger.accepted) == 1
+
+
+def test_interrupted_while_the_list_is_read(
+    account: RunningEmulator, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then nothing was sent, and that is said."""
+    reading = threading.Event()
+
+    class Endless:
+        def __aiter__(self) -> "Endless":
+            return self
+
+        async def __anext__(self) -> object:
+            reading.set()
+            await asyncio.sleep(30)
+            raise StopAsyncIteration
+
+    monkeypatch.setattr(app, "jobs", lambda *_: Endless())
+    with struck_when(reading.is_set):
+        assert flux2() == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "flux2: interrupted; nothing was sent"
+    assert account.ledger.requests == []
 
 
 def test_emulated(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

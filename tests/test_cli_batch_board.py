@@ -16,7 +16,7 @@ from flux2_async.session import Flux2Session
 
 PROGRESS = Progress(
     total=300, queued=200, sending=2, running=18, done=77, failed=2, unknown=1, submitted=90, downloaded=76,
-    not_downloaded=1, spent=1078.0, reserved=252.0, away=None, stopped=None, last_failure=None,
+    not_downloaded=1, expired=0, spent=1078.0, reserved=252.0, away=None, stopped=None, last_failure=None,
 )  # fmt: skip
 STATISTICS = SessionStatistics(
     running=18, waiting=12, submitted=90, refused=0, ambiguous=1, polls=300, callbacks=0, repeated_settles=0,

@@ -85,14 +85,17 @@ class Books:
         """The task has ended."""
         self.spend.pay(hand.row.kind, outcome.credits, failed=failed)
         self.count.move(State.SUBMITTED, outcome.state)
+        self.count.not_downloaded += outcome.state is State.DONE
         self.news.wake()
 
     def downloaded(self, outcome: Outcome) -> None:
-        """The pictures of a request are saved, or cannot be."""
+        """The pictures of a request that is done are saved, or cannot be."""
+        if outcome.download is not Download.PENDING:
+            self.count.not_downloaded -= 1
         if outcome.download is Download.SAVED:
             self.count.downloaded += 1
-        else:
-            self.count.not_downloaded += 1
+        elif outcome.download is not Download.PENDING:
+            self.count.expired += 1
 
     def progress(self, stopped: str | None) -> Progress:
         """Give a snapshot."""
@@ -108,6 +111,7 @@ class Books:
             submitted=self.count.submitted,
             downloaded=self.count.downloaded,
             not_downloaded=self.count.not_downloaded,
+            expired=self.count.expired,
             spent=self.spend.spent,
             reserved=self.spend.reserved,
             away=None if self.outage.reason is None else str(self.outage.reason),

@@ -55,6 +55,8 @@ class Tally:
         credits: What the others cost.
         price: The most that one of them cost, or None.
         lost: Sends that may have been paid and were given up.
+        not_downloaded: How many are done, and their pictures not here.
+        expired: How many are done, and their pictures cannot be had any more.
     """
 
     model: str
@@ -66,6 +68,8 @@ class Tally:
     credits: float
     price: float | None
     lost: int
+    not_downloaded: int
+    expired: int
 
 
 @attrs.frozen
@@ -99,7 +103,9 @@ def begin(connection: sqlite3.Connection, *, retry_failed: bool, retry_unknown: 
     connection.execute("UPDATE requests SET state = 'submitted' WHERE state = 'unknown' AND task_id IS NOT NULL")
     tallies = connection.execute(
         f"SELECT model, resolution, state, sum({WANTED}), count(*), sum(credits IS NULL), "  # noqa: S608  a constant
-        "total(credits) + total(earlier_credits), max(credits), sum(lost) FROM requests GROUP BY 1, 2, 3"
+        "total(credits) + total(earlier_credits), max(credits), sum(lost), "
+        f"sum({Work.NOT_DOWNLOADED}), sum(coalesce(download, '') IN ('expired', 'failed')) "
+        "FROM requests GROUP BY 1, 2, 3"
     )
     found = tuple(Tally(model, resolution, State(state), *rest) for model, resolution, state, *rest in tallies)
     return Start(found, answered_at or None, unclear_at)

@@ -25,7 +25,8 @@ class Progress:
         unknown: Perhaps accepted.
         submitted: Tasks accepted in this run.
         downloaded: Requests whose pictures were saved in this run.
-        not_downloaded: Requests whose pictures could not be saved in this run.
+        not_downloaded: Requests whose pictures are made and not saved; the next run downloads them.
+        expired: Requests whose pictures are made and cannot be had any more.
         spent: Credits that records say were charged, in all runs.
         reserved: Credits that what is running or unknown may cost besides; estimated, see `max_credits`.
         away: Why nothing is sent at present, or None.
@@ -43,6 +44,7 @@ class Progress:
     submitted: int
     downloaded: int
     not_downloaded: int
+    expired: int
     spent: float
     reserved: float
     away: str | None
@@ -59,6 +61,7 @@ class Count:
         submitted: See `Progress`.
         downloaded: See `Progress`.
         not_downloaded: See `Progress`.
+        expired: See `Progress`.
         last_failure: See `Progress`.
     """
 
@@ -66,6 +69,7 @@ class Count:
     submitted: int = 0
     downloaded: int = 0
     not_downloaded: int = 0
+    expired: int = 0
     last_failure: Failure | None = None
 
     @classmethod
@@ -74,6 +78,8 @@ class Count:
         count = cls()
         for tally in tallies:
             count.states[tally.state] += tally.wanted
+            count.not_downloaded += tally.not_downloaded
+            count.expired += tally.expired
         return count
 
     def move(self, old: State, new: State) -> None:

@@ -96,6 +96,7 @@ class Batch:
         self._crew: Crew | None = None
         self._stopped = False
         self._ended = asyncio.Event()
+        self._preparing: asyncio.Task[Crew] | None = None
         self._running: weakref.ref[AsyncGeneratorType[Outcome, None]] | None = None
 
     def __aiter__(self) -> AsyncGenerator[Outcome, None]:
@@ -121,6 +122,8 @@ class Batch:
         self._stopped = True
         if self._crew is not None:
             self._crew.stop(now=now)
+        elif self._preparing is not None:
+            self._preparing.cancel()
 
     async def aclose(self) -> None:
         """Stop now, and wait until the journal is consistent and `results.jsonl` written."""
@@ -142,9 +145,9 @@ class Batch:
 
     async def _go_through(self) -> AsyncGenerator[Outcome, None]:
         async with _opened(self._journal) as journal:
-            crew = self._crew = await self._prepare(journal)
-            if self._stopped:
-                crew.stop()
+            crew = await self._prepared(journal)
+            if crew is None:
+                return
             try:
                 async with aclosing(crew.run()) as outcomes:
                     async for outcome in outcomes:
@@ -153,6 +156,22 @@ class Batch:
                 await self._write_results(journal, crew)
         if crew.failure is not None:
             raise crew.failure.with_traceback(None)
+
+    async def _prepared(self, journal: Journal) -> Crew | None:
+        """Get ready; None when that was stopped, which leaves the journal as it was."""
+        if self._stopped:
+            return None
+        self._preparing = asyncio.create_task(self._prepare(journal))
+        try:
+            await asyncio.wait([self._preparing])
+        finally:
+            # Who leaves here takes the journal along.
+            self._preparing.cancel()
+            await asyncio.wait([self._preparing])
+        if self._preparing.cancelled():
+            return None
+        self._crew = self._preparing.result()
+        return self._crew
 
     async def _prepare(self, journal: Journal) -> Crew:
         options, flux = self._options, self._flux

@@ -14,7 +14,7 @@ from flux2_async.cli.batch_board import BatchBoard
 from flux2_async.cli.batch_end import End, report, tell_end
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service
-from flux2_async.cli.run import INTERRUPTED
+from flux2_async.cli.run import INTERRUPTED, CommandError
 from flux2_async.cli.screen import Screen, UsageError
 from flux2_async.cli.service import opened
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
@@ -112,9 +112,10 @@ async def _run(
             if running.progress is None:
                 raise
             failure = error
+    if running.progress is None:
+        raise CommandError("interrupted; nothing was sent", code=INTERRUPTED)
     for line in running.invalid[:SHOWN]:
         screen.note(f"skipped: {line}", "yellow")
-    assert running.progress is not None, "iterated to its end"  # noqa: S101  every other way out has raised
     return End(
         progress=running.progress,
         folder=options.out,
@@ -201,20 +202,21 @@ def _interrupts(batch: Batch, board: BatchBoard) -> Iterator[_Interrupts]:
 
 @contextmanager
 def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
+    """Do something on Ctrl-C and on SIGTERM, which otherwise cancel the command."""
+    loop, command = asyncio.get_running_loop(), asyncio.current_task()
     try:
-        # Who stops a service or a container sends SIGTERM, and gives it some seconds.
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, act)
     except NotImplementedError:
-        # Windows: Ctrl-C cancels the command, which stops a batch at once.
+        # Windows: the command is cancelled, which stops a batch at once.
         yield
         return
     try:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-        loop.remove_signal_handler(signal.SIGTERM)
+        if command is not None:
+            loop.add_signal_handler(signal.SIGTERM, command.cancel)
 
 
 async def _tick(board: BatchBoard) -> None:

@@ -55,7 +55,8 @@ class End:
     def complete(self) -> bool:
         """Whether every request has its picture."""
         progress = self.progress
-        return not (self.left or progress.failed or progress.unknown or self.skipped or self.failure)
+        missing = progress.failed + progress.unknown + progress.expired + self.skipped
+        return not (self.left or missing or self.failure)
 
 
 async def report(folder: Path) -> Path:
@@ -88,7 +89,8 @@ def _summary(end: End) -> str:
     progress = end.progress
     parts = [f"{progress.total} requests", f"{progress.done} done"]
     counts = {
-        "not downloaded": progress.not_downloaded,
+        "not downloaded": progress.not_downloaded if end.downloading else 0,
+        "no longer to be had": progress.expired,
         "failed": progress.failed,
         "unknown": progress.unknown,
         "at the service": progress.running + progress.sending,
@@ -141,6 +143,7 @@ def _document(end: End, unknown: list[Outcome]) -> dict[str, Any]:
         "running": progress.running + progress.sending,
         "queued": progress.queued,
         "not_downloaded": progress.not_downloaded,
+        "expired": progress.expired,
         "skipped": end.skipped,
         "credits": progress.spent,
         "credits_reserved": progress.reserved,

@@ -4,14 +4,28 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final
 
 import attrs
 
-from benchmarks import contenders, cpu, polling
+from benchmarks import (
+    callbacks,
+    contenders,
+    cpu,
+    decode,
+    imports,
+    instructions,
+    limit,
+    memory,
+    plot,
+    polling,
+    receiving,
+    stream,
+)
 from benchmarks.table import Table
 
 PACKAGES: Final = (
@@ -27,27 +41,39 @@ class Wish:
     Attributes:
         names: The contenders.
         repeats: Processes of which the median counts.
+        period: Seconds of the service's limit.
     """
 
     names: list[str]
     repeats: int
+    period: float
 
 
-PARTS: Final[dict[str, Callable[[Wish], Iterator[Table]]]] = {
-    "cpu": lambda wish: iter([cpu.measure(wish.names, wish.repeats)]),
+PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
+    "cpu": lambda wish: [cpu.measure(wish.names, wish.repeats)],
+    "instructions": lambda wish: [instructions.measure(wish.names)],
+    "memory": lambda wish: [memory.measure(wish.names, wish.repeats)],
+    "limit": lambda wish: [limit.measure(wish.names, wish.period)],
     "polling": lambda _: polling.measure(),
+    "receiving": lambda wish: [receiving.measure(wish.repeats)],
+    "callbacks": lambda _: [callbacks.measure()],
+    "decode": lambda wish: [decode.measure(wish.repeats)],
+    "imports": lambda wish: [imports.measure(3 * wish.repeats)],
+    "stream": lambda wish: [stream.measure(wish.repeats)],
 }
 
 
 def main() -> None:
     """Measure and print."""
     given = _arguments()
-    wish = Wish(given.contender or contenders.available(), given.repeats)
+    wish = Wish(given.contender or contenders.available(), given.repeats, given.period)
     tables: list[Table] = []
     for part in given.parts or PARTS:
         for table in PARTS[part](wish):
             tables.append(table)
             print(table.markdown(), file=sys.stderr if given.json else sys.stdout, flush=True)
+    if given.plot:
+        plot.draw(polling.compare(), given.plot)
     if given.json:
         print(json.dumps({**_circumstances(), "tables": [attrs.asdict(table) for table in tables]}, indent=1))
     else:
@@ -59,6 +85,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which ones; all without")
     parser.add_argument("--contender", action="append", choices=contenders.CONTENDERS, help="all without")
     parser.add_argument("--repeats", type=int, default=5, help="processes of which the median counts (default 5)")
+    parser.add_argument("--period", type=float, default=10.0, help="seconds of the service's limit (default 10)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw polls against lag into this PNG")
     parser.add_argument("--json", action="store_true", help="print JSON; the tables go to stderr")
     return parser.parse_args()
 

@@ -10,12 +10,14 @@ import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from importlib import import_module
 from multiprocessing.connection import Connection
+from typing import Any
 
 import attrs
-import uvicorn
 from aiohttp import web
 
+from benchmarks.table import Table
 from flux2_async import Callbacks, Flux2Session, Polling, TextToImage
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.receivers import aiohttp_routes, asgi_app
@@ -58,6 +60,7 @@ async def under_aiohttp(flux: Flux2Session, listener: socket.socket) -> AsyncIte
 @asynccontextmanager
 async def under_uvicorn(flux: Flux2Session, listener: socket.socket) -> AsyncIterator[None]:
     """Receive callbacks in an ASGI application."""
+    uvicorn: Any = import_module("uvicorn")
     config = uvicorn.Config(asgi_app(flux), log_config=None, access_log=False, backlog=TASKS)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -72,21 +75,30 @@ RECEIVERS: dict[str, Callable[[Flux2Session, socket.socket], AbstractAsyncContex
 }
 
 
-async def measure() -> None:
-    """Print a line for each server and for polling alone, with ends spread out and all in one moment."""
+def measure() -> Table:
+    """Compare both servers and polling alone, with ends spread out and all in one moment."""
+    return Table(
+        f"{TASKS} tasks of the emulator, from the end of a task to its result",
+        ["ends", "how", "median, ms", "p99, ms", "settled", "twice", "polls", "callbacks by answer"],
+        asyncio.run(_rows()),
+        ["the emulator has a process of its own; the receiver runs in the session's"],
+    )
+
+
+async def _rows() -> list[list[Any]]:
+    rows: list[list[Any]] = []
     for spread in SPREADS:
-        ends = f"{TASKS} ends within {spread:g} s" if spread else f"{TASKS} ends at once"
-        print(f"{ends}, from the end of a task to its result")
+        ends = f"within {spread:g} s" if spread else "at once"
         for name, receiver in RECEIVERS.items():
             with emulator(spread) as pipe, socket.create_server(("127.0.0.1", 0)) as listener:
                 callbacks = Callbacks(f"http://127.0.0.1:{listener.getsockname()[1]}/")
                 flux = session(pipe, polling=NEVER, callbacks=callbacks)
                 async with flux, receiver(flux, listener):
-                    await report(name, flux, pipe)
+                    rows.append([ends, name, *await report(flux, pipe)])
         with emulator(spread) as pipe:
-            flux = session(pipe)
-            async with flux:
-                await report("polling alone", flux, pipe)
+            async with session(pipe) as flux:
+                rows.append([ends, "polling alone", *await report(flux, pipe)])
+    return rows
 
 
 def session(pipe: Connection, polling: Polling | None = None, callbacks: Callbacks | None = None) -> Flux2Session:
@@ -102,17 +114,16 @@ def session(pipe: Connection, polling: Polling | None = None, callbacks: Callbac
     )
 
 
-async def report(name: str, flux: Flux2Session, pipe: Connection) -> None:
-    """Submit all at once, await all, and print how it went."""
+async def report(flux: Flux2Session, pipe: Connection) -> list[Any]:
+    """Submit all at once, await all, and tell how it went."""
     finished = await asyncio.gather(*(one(flux, number) for number in range(TASKS)))
     pipe.send("report")
     seen: Report = await asyncio.to_thread(pipe.recv)
     delays = [(moment - seen.ends[task_id]) * 1000 for task_id, moment in finished]
     twice = TASKS - len({task_id for task_id, _ in finished}) + flux.statistics().repeated_settles
     median, p99 = statistics.median(delays), statistics.quantiles(delays, n=100)[98]
-    calls = ", ".join(f"{count} callbacks answered {status}" for status, count in seen.answers.items())
-    print(f"  {name}: median {median:.0f} ms, p99 {p99:.0f} ms; {len(finished)} settled, {twice} of them twice")
-    print(f"    {seen.polls} polls; {calls or 'no callbacks'}")
+    answers = ", ".join(f"{count} x {status}" for status, count in seen.answers.items())
+    return [median, p99, len(finished), twice, seen.polls, answers or "none"]
 
 
 async def one(flux: Flux2Session, number: int) -> tuple[str, float]:

@@ -23,7 +23,7 @@ end
 -- Growth and window
 
 local function new_growth()
-    return {patience = PATIENCE, wait = 1, step = 1, trying = false, clean = 0, clean_since = false}
+    return {patience = PATIENCE, wait = PATIENCE, step = 1, trying = false, clean = 0, clean_since = false}
 end
 
 local function restart(growth, wait)

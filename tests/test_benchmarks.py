@@ -1,0 +1,160 @@
+"""Each part of the benchmarks runs, in a size at which nothing is measured.
+
+Peers' clients are not installed where tests run; what is here needs none of them. The parts use processes and real
+time of their own, and no figure is looked at that a busy machine could change.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import (
+    alone,
+    contenders,
+    cpu,
+    dialects,
+    imports,
+    instructions,
+    limit,
+    memory,
+    receiving,
+    service,
+    stream,
+)
+from benchmarks.contenders import FLOOR, OURS, Setting
+from benchmarks.table import Table
+
+BOTH = [FLOOR, OURS]
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of the benchmarks find their modules where the repository begins."""
+    monkeypatch.chdir(ROOT)
+
+
+def positive(values: Any) -> bool:
+    return all(isinstance(value, float | int) and value > 0 for value in values)
+
+
+def test_cpu_compares_the_floor_with_us() -> None:
+    """Each contender takes its tasks from creation to picture; the floor is compared with itself as 1."""
+    table = cpu.measure(BOTH, repeats=1, count=1, at_once=2)
+
+    assert [row[0] for row in table.rows] == BOTH
+    assert all(positive(row[1:]) for row in table.rows)
+    assert table.rows[0][-1] == 1.0
+
+
+def test_instructions_are_counted_or_said_to_be_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a counter the table says so instead of giving numbers."""
+    monkeypatch.setattr(instructions, "counter", lambda: None)
+
+    table = instructions.measure(BOTH)
+
+    assert table.rows == []
+    assert "not available" in table.notes[0]
+
+
+def test_memory_is_measured_with_and_without_waiters() -> None:
+    """There is a figure for tasks that nobody awaits and one for tasks that somebody awaits."""
+    table = memory.measure([OURS], repeats=1, tasks=100)
+
+    assert [row[:2] for row in table.rows] == [[OURS, 100]]
+    assert len(table.rows[0]) == len(table.columns)
+
+
+def test_known_limit_is_never_refused() -> None:
+    """Told the limit we lose nothing and are refused nothing; told the double, we lose nothing."""
+    known, wrong = (limit.run(limit.Case(OURS, believed, says_when=True), 1.0, 25) for believed in (20, 40))
+
+    assert known[:5] == [OURS, "known", "yes", 0, 0]
+    assert wrong[:3] + wrong[4:5] == [OURS, "believed 40", "yes", 0]
+    assert wrong[3] >= 1
+
+
+@pytest.mark.parametrize(("name", "reads"), [("by hand", False), ("ours", True)])
+def test_every_callback_reaches_its_waiter(name: str, reads: bool) -> None:
+    """A receiver hands each callback to the coroutine that waits for it."""
+    with service.running() as running:
+        alone.call(receiving.make, url=running.url, count=20)
+        figures = alone.call(receiving.receive, name=name, url=running.url, count=20, pace=200.0, reads=reads)
+
+        assert positive(figures.values())
+        assert running.books().polls == (20 if reads else 0)
+
+
+def test_imports_are_compared_with_aiohttp() -> None:
+    """Each module is imported in an interpreter of its own."""
+    table = imports.measure(1, ("aiohttp", "flux2_async"))
+
+    assert [row[0] for row in table.rows] == ["import aiohttp", "import flux2_async"]
+    assert all(positive(row[1:]) for row in table.rows)
+
+
+def test_stream_compares_sizes() -> None:
+    """All requests of either size come back with a picture."""
+    table = stream.measure(1, (5, 20))
+
+    assert [row[0] for row in table.rows] == [5, 20]
+    assert all(positive(row) for row in table.rows)
+
+
+@pytest.mark.parametrize("dialect", dialects.DIALECTS, ids=lambda dialect: dialect.prefix)
+def test_service_answers_in_each_dialect(dialect: dialects.Dialect) -> None:
+    """What is created under an id is found under it, first running and then finished."""
+    created = dialect.created("http://service", "a1")
+    running = dialect.look("http://service", "/requests/a1/status", "a1", finished=False)
+    finished = dialect.look("http://service", "/requests/a1", "a1", finished=True)
+
+    assert '"a1"' in created
+    assert dialects.picture("a1") not in running
+    assert dialects.picture("a1") in finished
+
+
+def test_service_counts_what_it_refuses() -> None:
+    """Above the limit a creation is refused, and the books say so."""
+    with service.running(limit=1, period=60.0) as running:
+        made = alone.call(limit.burst, name=FLOOR, setting={"url": running.url}, tasks=3)
+
+        assert made == 1
+        assert (running.books().created, running.books().refused) == (1, 2)
+
+
+def test_contenders_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who can be imported takes part."""
+    installed = {"aiohttp", "flux2_async"}
+    monkeypatch.setattr(contenders, "find_spec", lambda name: name in installed or None)
+
+    assert contenders.available() == BOTH
+
+
+def test_setting_names_no_service_but_the_own() -> None:
+    """Nothing is measured but on loopback."""
+    with service.running() as running:
+        assert Setting(running.url).url.startswith("http://127.0.0.1:")
+
+
+def test_table_prints_three_digits() -> None:
+    """A table is Markdown; what is not available is a dash."""
+    table = Table("T", ["", "a"], [["x", 1.23456], ["y", 12345.6], ["z", None]], ["n"])
+
+    assert table.markdown() == "### T\n\n|  | a |\n| --- | --- |\n| x | 1.23 |\n| y | 12346 |\n| z | - |\n\n- n\n"
+
+
+def test_command_prints_json() -> None:
+    """`--json` prints the tables and what they were made with."""
+    command = [sys.executable, "-m", "benchmarks", "decode", "--repeats", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  our own module
+
+    document = json.loads(done.stdout)
+    assert document["aiohttp"]
+    assert [table["title"] for table in document["tables"]] == ["Decoding one recordInfo reply, µs"]
+    assert {"json by hand", OURS} <= {row[0] for row in document["tables"][0]["rows"]}

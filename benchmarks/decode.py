@@ -15,8 +15,8 @@ from benchmarks.dialects import jobs_record
 from benchmarks.table import Table
 
 TASK_ID: Final = "0123456789abcdef" * 2
-ROUNDS: Final = 20
-CALLS: Final = 500
+ROUNDS: Final = 15
+CALLS: Final = 200
 
 Decode = Callable[[bytes], object]
 

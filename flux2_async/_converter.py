@@ -81,7 +81,8 @@ def configure_converter(converter: cattrs.Converter) -> None:
     overrides: dict[str, Any] = {
         name: override(rename=wire, struct_hook=readers.get(name)) for name, wire in FIELDS.items()
     }
-    hook = make_dict_structure_fn(TaskRecord, converter, extra=override(omit=True), **overrides)
+    overrides["extra"] = override(struct_hook=lambda value, _: value)
+    hook = make_dict_structure_fn(TaskRecord, converter, **overrides)
     converter.register_structure_hook(TaskRecord, hook)
 
 

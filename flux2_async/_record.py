@@ -8,10 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import attrs
 import cattrs
 
-from flux2_async._converter import FIELDS, decoded, make_converter, read_state, redacted
+from flux2_async._converter import FIELDS, decoded, http_address, make_converter, read_state, redacted
 from flux2_async.errors import (
     MAX_SERVER_TEXT,
     ContentModeratedError,
@@ -55,8 +54,16 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
     if task_id is not None and named not in (None, task_id):
         raise ProtocolError("data.taskId: the record of another task came; look again", task_id=task_id)
     payload |= {"taskId": task_id or named} if task_id or named else {}
-    record, broken = _structured(payload, task_id or named)
-    return attrs.evolve(record, extra=_extra(data, payload, record, broken))
+    payload["extra"] = _extra(data, payload, set())
+    try:
+        return _structure(payload, TaskRecord)
+    except cattrs.ClassValidationError as error:
+        reasons = {FIELDS[note.name]: _reason(each) for each, note in error.group_exceptions()[0]}
+    essential = [f"data.{key}{reasons[key]}" for key in sorted(reasons.keys() & _ESSENTIAL)]
+    if essential:
+        raise ProtocolError(f"{', '.join(essential)}; look again", task_id=task_id or named)
+    readable = {key: value for key, value in payload.items() if key not in reasons}
+    return _structure(readable | {"extra": _extra(data, payload, set(reasons))}, TaskRecord)
 
 
 def task_id_of(data: Mapping[str, Any]) -> str | None:
@@ -105,37 +112,27 @@ def _payload(data: Mapping[str, Any]) -> dict[str, Any]:
     return payload
 
 
-def _structured(payload: dict[str, Any], task_id: str | None) -> tuple[TaskRecord, set[str]]:
-    """The record, and the names of the fields that could not be read."""
-    try:
-        return _structure(payload, TaskRecord), set()
-    except cattrs.ClassValidationError as error:
-        reasons = {FIELDS[note.name]: _reason(each) for each, note in error.group_exceptions()[0]}
-    essential = [f"data.{key}{reasons[key]}" for key in sorted(reasons.keys() & _ESSENTIAL)]
-    if essential:
-        raise ProtocolError(f"{', '.join(essential)}; look again", task_id=task_id)
-    readable = {key: value for key, value in payload.items() if key not in reasons}
-    return _structure(readable, TaskRecord), set(reasons)
-
-
 def _reason(error: Exception) -> str:
     return ": missing" if isinstance(error, KeyError) else str(error)
 
 
-def _extra(data: Mapping[str, Any], payload: dict[str, Any], record: TaskRecord, broken: set[str]) -> dict[str, Any]:
+def _extra(data: Mapping[str, Any], payload: dict[str, Any], broken: set[str]) -> dict[str, Any]:
     taken = {"taskId", "task_id", "param"} | payload.keys() - broken
     taken |= {older for key, older in _OLDER_NAMES.items() if key in taken}
     extra = {key: value for key, value in data.items() if key not in taken and not (key in _KNOWN and _empty(value))}
     result = payload.get("resultJson")
-    if result and not _is_plain(result, record.result_urls):
+    if result and not _is_plain(result):
         extra["resultJson"] = result
     clean: dict[str, Any] = redacted(extra)
     return clean
 
 
-def _is_plain(result: dict[str, Any], urls: tuple[str, ...]) -> bool:
+def _is_plain(result: object) -> bool:
     """Whether the addresses say all that the result says."""
-    return result.keys() == {"resultUrls"} and len(result["resultUrls"] or ()) == len(urls)
+    if not isinstance(result, dict) or result.keys() != {"resultUrls"}:
+        return False
+    urls = result["resultUrls"] or []
+    return isinstance(urls, list) and all(map(http_address, urls))
 
 
 def _empty(value: object) -> bool:

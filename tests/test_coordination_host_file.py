@@ -322,7 +322,12 @@ def in_child(work: Callable[[], object]) -> int:
 def test_both_sides_of_a_fork_can_go_on(opened: HostFile, path: Path) -> None:
     """A child does not share its parent's connection, and neither hurts the other."""
     write(opened, "before")
-    code = in_child(lambda: write(opened, "child"))
+
+    def child() -> None:
+        assert opened._connection is None
+        write(opened, "child")
+
+    code = in_child(child)
     write(opened, "parent")
 
     assert code == 0

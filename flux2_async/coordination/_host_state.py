@@ -18,7 +18,7 @@ import attrs
 from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async._window import Fate
 from flux2_async.coordination import _key_rows
-from flux2_async.coordination._book import PEER_SEEN_FOR, Book, Known
+from flux2_async.coordination._book import PEER_SEEN_FOR, Book, Known, Reply
 from flux2_async.coordination._host_file import HostFile
 from flux2_async.coordination._host_sockets import HostSockets, Life
 from flux2_async.coordination._key_rows import KeyRow
@@ -81,14 +81,12 @@ class HostState:
                 page.now,
                 terms=self._terms,
                 held=held,
-                replaces=self._peer,
+                replaces=f"{self._seat}.",
                 keeps=keeps,
                 alone=alone,
                 seen_for=self._seen_for,
             )
-        # Not before it is written: a name that nobody knows could not be replaced.
-        self._joined, self._known = number, reply.known
-        return reply.answer
+        return self._noted(reply, number)
 
     def acquire(self, want: int, *, first: bool) -> Answer:
         """Ask for permits, see `Coordinator.acquire`."""
@@ -99,10 +97,9 @@ class HostState:
                 # The file was removed meanwhile, or the socket, so that the others thought the process gone.
                 page.book.join(self._peer, self._known, page.now, terms=self._terms, seen_for=self._seen_for)
                 reply = page.book.acquire(self._peer, self._known, want, page.now, first=first)
-        if reply is None:
-            raise CoordinationError("this session has not joined the others of its account")
-        self._known, self.undelivered = reply.known, reply.answer.leases
-        return reply.answer
+        answer = self._noted(reply, self._joined)
+        self.undelivered = answer.leases
+        return answer
 
     def settle(self, settlements: Sequence[Settlement]) -> Told:
         """Give permits back."""
@@ -186,6 +183,13 @@ class HostState:
             # Voided by a new start of the machine, which may have taken less than a period.
             book.touch("", Known("before the start"), now)
         return book
+
+    def _noted(self, reply: Reply | None, number: int) -> Answer:
+        # Only now is it written.
+        if reply is None:
+            raise CoordinationError("this session has not joined the others of its account")
+        self._joined, self._known = number, reply.known
+        return reply.answer
 
     @property
     def _seen_for(self) -> float:

@@ -8,19 +8,17 @@ either. Only the clocks' rates must agree (`HAIR`). A request given up may be co
 
 When a 429 comes nevertheless (a lower limit, strangers on the key, a server that refuses legal bursts):
 
-* Level. The limit becomes what the server took of ours in the last period, once per pause: everything sent before
-  the first 429 is one burst and one piece of news, so what is still under way and turns out accepted counts as well.
-* Pace. From then on sends are period / limit apart, because a two-window counter and a smaller token bucket refuse
-  legal bursts; only as many as the server took at once may go at once again. (An even stream loses a whole period of
-  sends by every pause, bursts lose nothing: their permits are out as long.) If the server had taken a full window
-  before, or takes less than two thirds of the burst later, bursts are what it refuses: then nothing goes at once.
-  The level stays one below the configured limit, where a two-window counter refuses next to nothing.
-* Growth. By one after `PATIENCE` clean periods, then by twice as much after each further one. A level that was
-  refused before it lasted a period is tried four times as rarely, up to `MAX_PATIENCE` periods: a probe costs a
-  refusal and at worst a period, so 1 in 32 costs 3 %. A period counts only if all permits were out: an idle one
-  proves nothing. After the first 429 growth starts at once, since that one spoke of a burst, not of this pace.
-* Forgetting. After `FORGET` clean periods at the top the configured limit holds again, bursts included; where bursts
-  are never legal this costs at most n refusals in 60 n submissions.
+* Level. The limit becomes what the server took of ours in the last period: everything sent before the first 429 is
+  one burst and one piece of news, so what is still under way and turns out accepted counts as well. Later news holds
+  for one period; then bursts go half way back to the level refused, since strangers come and go. The level stays one
+  below the configured limit, where a two-window counter refuses next to nothing.
+* Manner. Bursts of as many as the server took at once, what the level allows beyond them period / limit apart: a
+  pause costs bursts nothing, their permits are out as long, and an even stream a period of sends. A burst grows by
+  one with news of a higher level, and shrinks by what is refused at a level that had passed (a smaller token bucket).
+  Where the server had taken a full window before, or takes less than two thirds at a level that had passed, bursts
+  may be what it refuses (a two-window counter): then sends go evenly, and the level only one down. An even stream
+  refused at a level that had passed has met strangers: bursts again, unless too much was refused already.
+* Growth and forgetting stand in `_growth`; the configured limit, bursts included, holds again when they say so.
 """
 
 import enum
@@ -30,12 +28,10 @@ from typing import Final, Protocol
 
 import attrs
 
+from flux2_async._growth import Growth
 from flux2_async.models import RateLimit
 
 HAIR: Final = 1.001
-PATIENCE: Final = 4
-MAX_PATIENCE: Final = 32
-FORGET: Final = 60
 
 
 class Fate(enum.Enum):
@@ -101,6 +97,25 @@ class Unlimited:
 
 
 @attrs.define(eq=False)
+class News:
+    """One burst that met a 429.
+
+    Attributes:
+        limit: The limit before.
+        first: Whether the configured limit held before.
+        repeated: Whether a period had not passed since the last news: it tells about the same moment.
+        accepted: What the server took of ours in the period before, as far as is known.
+        refused: How many of the burst it refused.
+    """
+
+    limit: int
+    first: bool
+    repeated: bool
+    accepted: int
+    refused: int = 1
+
+
+@attrs.define(eq=False)
 class Window:
     """At most `rate.limit` counts in any `rate.period` on the server's side, less where a 429 taught so."""
 
@@ -109,16 +124,19 @@ class Window:
     _out: int = attrs.field(init=False, default=0)
     # When the permits of settled requests come back, and whether the server certainly took the request.
     _returns: list[tuple[float, bool]] = attrs.field(init=False, factory=list)
-    _news_at: float = attrs.field(init=False, default=-math.inf)
-    _accepted: int = attrs.field(init=False, default=0)
     _took_full_window: bool = attrs.field(init=False, default=False)
     _paced: bool = attrs.field(init=False, default=False)
+    _news_at: float = attrs.field(init=False, default=-math.inf)
+    # News is judged when the next request starts, since answers come in any order.
+    _news: News | None = attrs.field(init=False, default=None)
+    # The limit from one period after the last news on.
+    _limit_later: int = attrs.field(init=False, default=0)
     # The pace is a bucket (GCRA) of this many sends, and when it is full again.
     _burst: int = attrs.field(init=False, default=attrs.Factory(lambda self: self._rate.limit, takes_self=True))
-    _measures_burst: bool = attrs.field(init=False, default=False)
     _full_at: float = attrs.field(init=False, default=-math.inf)
-    _growth: "Growth" = attrs.field(
-        init=False, default=attrs.Factory(lambda self: Growth(self._rate.period, self._rate.limit), takes_self=True)
+    _even: bool = attrs.field(init=False, default=False)
+    _growth: Growth = attrs.field(
+        init=False, default=attrs.Factory(lambda self: Growth(self._rate.period), takes_self=True)
     )
 
     @property
@@ -141,8 +159,9 @@ class Window:
             ahead: Permits that others are to have before.
         """
         self._collect(now)
-        at_once = min(self._burst, self._limit) - 1
-        paced = max(now, max(self._full_at, now) + (ahead - at_once) * self._spacing)
+        unjudged = self._news is not None and not self._news.first
+        at_once = 1 if self._even or unjudged else min(self._burst, self._limit)
+        paced = max(now, max(self._full_at, now) + (ahead + 1 - at_once) * self._spacing)
         missing = self._out + ahead + 1 - self._limit
         if missing <= 0:
             return paced
@@ -152,6 +171,9 @@ class Window:
         return max(paced, first[0])
 
     def take(self, now: float) -> Ticket:
+        if self._news:
+            self._judge(self._news)
+            self._news = None
         self._out += 1
         self._full_at = max(self._full_at, now) + self._spacing
         return Ticket(now, self._out >= self._limit, self._spacing)
@@ -163,17 +185,15 @@ class Window:
     def answered(self, ticket: Ticket, now: float) -> None:
         self._collect(now)
         heapq.heappush(self._returns, (now + self._rate.period * HAIR, True))
+        self._growth.earn()
         if ticket.sent_at <= self._news_at:
-            self._accepted += 1
-            self._limit = max(self._limit, min(self._top, self._accepted))
-            if self._measures_burst:
-                self._burst = self._accepted
+            if self._news:
+                self._news.accepted += 1
+                self._limit = self._taken(self._news)
         elif not self._paced:
             self._took_full_window |= len(self._returns) >= self._rate.limit
         elif ticket.last:
-            self._limit += self._growth.after_clean_answer(now, room=self._top - self._limit)
-            if self._growth.forgets:
-                self._forget()
+            self._grow(now)
 
     def ambiguous(self, now: float) -> None:
         heapq.heappush(self._returns, (now + 2 * self._rate.period * HAIR, False))
@@ -192,74 +212,65 @@ class Window:
         # The server did not count it; the gate, not this permit, is what waits.
         self._out -= 1
         if ticket.sent_at <= self._news_at:
+            if self._news:
+                self._news.refused += 1
             return
         self._collect(now)
+        repeated = now < self._news_at + self._rate.period
+        limit = max(self._limit, self._limit_later) if repeated else self._limit
+        accepted = sum(taken for _, taken in self._returns)
+        self._news = News(limit, first=not self._paced, repeated=repeated, accepted=accepted)
         self._news_at = now
-        self._accepted = sum(taken for _, taken in self._returns)
-        self._limit = max(1, min(self._top, self._accepted))
+        self._limit, self._limit_later = self._taken(self._news), 0
         self._full_at = -math.inf
-        self._learn_burst()
-        if self._paced:
-            self._growth.stop()
-        self._paced = True
+        if not self._paced:
+            self._paced, self._even = True, self._took_full_window
 
-    def _learn_burst(self) -> None:
-        self._measures_burst = not self._paced and not self._took_full_window
-        if self._measures_burst or (self._paced and 3 * self._accepted >= 2 * self._burst):
-            self._burst = max(1, min(self._burst, self._accepted))
+    def _taken(self, news: News) -> int:
+        return max(1, min(news.accepted, news.limit - 1, self._top))
+
+    def _judge(self, news: News) -> None:
+        taken = self._limit
+        if news.first:
+            self._burst = taken
+            self._limit_later = self._top if self._even else taken
+            return
+        was_even, tried = self._even, self._growth.trying
+        self._growth.spend(news.refused)
+        if not news.repeated:
+            self._learn(news)
+        if self._even != was_even:
+            self._limit_later = news.limit - 1
+        elif not self._even:
+            self._limit_later = (taken + news.limit) // 2
+        if tried or news.limit <= self._burst:
+            self._burst = min(self._burst + 1, max(taken, self._limit_later))
         else:
-            self._burst = 1
+            self._burst = max(1, self._burst - news.refused)
+
+    def _learn(self, news: News) -> None:
+        if not self._growth.trying:
+            short = 3 * news.accepted < 2 * news.limit
+            self._even = self._growth.overspent if self._even else short
+        firm = self._even or news.accepted >= news.limit - 1
+        self._growth.stop(limit=self._limit, even=self._even, firm=firm)
 
     def _collect(self, now: float) -> None:
         while self._returns and self._returns[0][0] <= now:
             heapq.heappop(self._returns)
             self._out -= 1
+        if now >= self._news_at + self._rate.period:
+            self._limit = max(self._limit, min(self._top, self._limit_later))
+            self._limit_later = 0
+
+    def _grow(self, now: float) -> None:
+        room = self._limit < self._top
+        self._limit += self._growth.tries(now, limit=self._limit, even=self._even, room=room)
+        if self._growth.forgets:
+            self._forget()
 
     def _forget(self) -> None:
         self._limit = self._burst = self._rate.limit
-        self._paced = self._took_full_window = False
-        self._growth = Growth(self._rate.period, self._rate.limit)
-
-
-@attrs.define(eq=False)
-class Growth:
-    """Counts clean periods at the present level and says when to try a higher one."""
-
-    _period: float
-    _top: int
-    _patience: int = attrs.field(init=False, default=PATIENCE)
-    _wait: int = attrs.field(init=False, default=1)
-    _step: int = attrs.field(init=False, default=1)
-    _trying: bool = attrs.field(init=False, default=False)
-    _clean: int = attrs.field(init=False, default=0)
-    _clean_since: float | None = attrs.field(init=False, default=None)
-
-    @property
-    def forgets(self) -> bool:
-        return self._clean >= FORGET
-
-    def after_clean_answer(self, now: float, *, room: int) -> int:
-        """Steps to grow, at most `room`, after a request that used the last permit was accepted."""
-        if self._clean_since is None or now < self._clean_since + self._period:
-            self._clean_since = now if self._clean_since is None else self._clean_since
-            return 0
-        self._clean += 1
-        self._clean_since = now
-        if self._trying:
-            self._trying, self._patience = False, PATIENCE
-            self._step = min(2 * self._step, max(1, self._top // 4))
-        if self._clean < self._wait or room <= 0:
-            return 0
-        self._restart(wait=1)
-        self._trying = True
-        return min(self._step, room)
-
-    def stop(self) -> None:
-        """A refusal: wait before the next try, longer when it was a try that failed."""
-        if self._trying:
-            self._patience = min(4 * self._patience, MAX_PATIENCE)
-        self._trying, self._step = False, 1
-        self._restart(wait=self._patience)
-
-    def _restart(self, *, wait: int) -> None:
-        self._wait, self._clean, self._clean_since = wait, 0, None
+        self._limit_later, self._news = 0, None
+        self._paced = self._even = self._took_full_window = False
+        self._growth = Growth(self._rate.period)

@@ -4,6 +4,8 @@
 """
 
 import asyncio
+import heapq
+import itertools
 import math
 import random
 from collections import deque
@@ -13,6 +15,7 @@ from typing import Protocol
 import attrs
 
 from flux2_async._limiter import Permit, Permits
+from flux2_async._window import Ticket, Window
 
 
 class RateServer(Protocol):
@@ -218,3 +221,54 @@ class Wire:
             for _ in range(count):
                 group.create_task(self.submit(limiter))
         return self.last_at - begun
+
+
+@attrs.define
+class Line:
+    """Submissions through a window alone, event by event and without a loop: milliseconds for hundreds of them.
+
+    A 429 closes the gate as the limiter does: for Retry-After where there is one, else for `period`.
+    """
+
+    server: RateServer
+    rng: random.Random
+    period: float
+    rtt: float = 0.3
+    sigma: float = 0.5
+    header: Callable[[float], float | None] = never
+    refused: int = 0
+    gate: float = 0.0
+
+    def _delay(self) -> float:
+        return self.rng.lognormvariate(math.log(self.rtt / 2) - self.sigma**2 / 2, self.sigma)
+
+    def submit_many(self, window: Window, count: int) -> float:
+        """Submit them all at once; the seconds until the last of them was accepted."""
+        now = begun = 1000.0
+        # When what arrives where: no answer yet at the server, the server's Retry-After (0: accepted) at the client.
+        events: list[tuple[float, int, Ticket, float | None]] = []
+        numbers, accepted, waiting = itertools.count(), 0, count
+        while accepted < count:
+            ready = max(self.gate, window.ready_at(now)) if waiting else math.inf
+            if ready <= now:
+                waiting -= 1
+                heapq.heappush(events, (now + self._delay(), next(numbers), window.take(now), None))
+            elif events and events[0][0] <= ready:
+                now, _, ticket, answer = heapq.heappop(events)
+                if answer is None:
+                    answer = self.server.take(now) or 0.0
+                    heapq.heappush(events, (now + self._delay(), next(numbers), ticket, answer))
+                elif answer:
+                    waiting += 1
+                    self._refuse(window, ticket, now, answer)
+                else:
+                    accepted += 1
+                    window.answered(ticket, now)
+            else:
+                now = ready
+        return now - begun
+
+    def _refuse(self, window: Window, ticket: Ticket, now: float, retry_after: float) -> None:
+        self.refused += 1
+        window.refused(ticket, now)
+        self.gate = max(self.gate, now + (self.header(retry_after) or self.period))

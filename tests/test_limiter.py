@@ -24,7 +24,6 @@ from rate_servers import (
     bursts,
     exact,
     never,
-    poisson,
     steady,
     whole_seconds,
 )
@@ -41,9 +40,6 @@ KNOWN: dict[str, Callable[[int, float], RateServer]] = {
     "log": lambda limit, phase: SlidingLog(limit, PERIOD),
     "fixed": lambda limit, phase: FixedWindow(limit, PERIOD, phase=phase),
     "bucket": lambda limit, phase: TokenBucket(limit, PERIOD),
-}
-COUNTER: dict[str, Callable[[int, float], RateServer]] = {
-    "counter": lambda limit, phase: SlidingCounter(limit, PERIOD, phase=phase)
 }
 phases = st.floats(0, PERIOD)
 seeds = st.integers(0, 2**32)
@@ -154,7 +150,7 @@ def test_lower_two_window_counter(phase: float, seed: int, real: int, header: Ca
 
     assert wire.accepted == 400
     assert wire.refused < 40
-    assert (400 / real - 1) * PERIOD / took >= 0.5
+    assert (400 / real - 1) * PERIOD / took >= 0.55
 
 
 @pytest.mark.parametrize(("share", "count"), [(5, 400), (10, 400), (10, 1000)])
@@ -183,20 +179,6 @@ def test_stranger_on_the_key(
         assert wire.accepted == count
         assert wire.refused < 0.1 * count
     assert fmean(used) >= 0.85
-
-
-@settings(max_examples=10)
-@given(seed=seeds, share=st.sampled_from([5, 10]), policy=st.sampled_from(sorted(KNOWN | COUNTER)), phase=phases)
-def test_stranger_without_habits(seed: int, share: int, policy: str, phase: float) -> None:
-    """A stranger who sends at random costs throughput where no Retry-After comes, but never 10 % refusals."""
-    rng = dice(seed)
-    server = Shared((KNOWN | COUNTER)[policy](20, phase), poisson(rng, share, PERIOD))
-    wire = Wire(server, rng, 0.3, 0.5)
-    took = run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), 400))
-
-    assert wire.accepted == 400
-    assert wire.refused < 40
-    assert (400 / (20 - share) - 1) * PERIOD / took >= 0.3
 
 
 def test_limit_that_comes_back_is_found() -> None:

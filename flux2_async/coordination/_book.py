@@ -26,7 +26,7 @@ from typing import Any, Final
 import attrs
 
 from flux2_async._coordination import Answer, Settlement, Terms
-from flux2_async._window import HAIR, Fate, Ticket, Window
+from flux2_async._window import HAIR, Fate, News, Ticket, Window
 from flux2_async.models import RateLimit
 
 __all__ = ["Book", "Known", "Reply"]
@@ -411,6 +411,8 @@ def _load_window(state: dict[str, Any], rate: RateLimit) -> Window:
         if name == "_growth":
             for part, number in value.items():
                 setattr(window._growth, part, number)  # noqa: SLF001  a window knows nothing of being written down
+        elif name == "_news":
+            window._news = News(**value) if value else None  # noqa: SLF001  as above
         elif name == "_returns":
             window._returns = [(at, taken) for at, taken in value]  # noqa: SLF001  as above; a heap stays a heap
         elif name != "_rate":

@@ -1,7 +1,8 @@
--- The rules of `_book.py` and `_window.py`, line by line in the same order of arithmetic; a test holds them together.
+-- The rules of `_book.py`, `_window.py` and `_growth.py`, line by line in the same order of arithmetic; a test holds them together.
 -- The state is one key in MessagePack, which keeps doubles as they are (a Lua number as text loses digits).
 
-local HAIR, PATIENCE, MAX_PATIENCE, FORGET = 1.001, 4, 32, 60
+local HAIR = 1.001
+local PROBE, PATIENCE, MAX_PATIENCE, EARNS, SAVINGS, FORGET = 24, 4, 32, 20, 6, 60
 local PEER_SEEN_FOR, ASKS_PER_PERIOD, GRACE_MIN, GRACE_MAX = 60.0, 500, 0.1, 0.5
 local PAUSE_WITHOUT_LIMIT = 10.0
 
@@ -23,44 +24,44 @@ end
 -- Growth and window
 
 local function new_growth()
-    return {patience = PATIENCE, wait = PATIENCE, step = 1, trying = false, clean = 0, clean_since = false}
+    return {wait = PATIENCE, budget = SAVINGS * EARNS, clean = 0, clean_since = false, trying = false}
 end
 
-local function restart(growth, wait)
-    growth.wait, growth.clean, growth.clean_since = wait, 0, false
+local function patience(window)
+    local periods = window.even and PATIENCE or math.max(1, math.floor(PROBE / window.limit + 0.5))
+    return window.growth.budget <= 0 and 2 * periods or periods
 end
 
-local function after_clean_answer(window, at, room)
+local function tries(window, at, room)
     local growth = window.growth
     if not growth.clean_since or at < growth.clean_since + window.period then
         growth.clean_since = growth.clean_since or at
-        return 0
+        return false
     end
     growth.clean = growth.clean + 1
     growth.clean_since = at
-    if growth.trying then
-        growth.trying, growth.patience = false, PATIENCE
-        growth.step = math.min(2 * growth.step, math.max(1, math.floor(window.top / 4)))
+    if growth.trying and growth.clean >= (window.even and 2 or 1) then
+        growth.trying, growth.wait = false, growth.budget <= 0 and patience(window) or 1
     end
-    if growth.clean < growth.wait or room <= 0 then
-        return 0
+    if growth.trying or growth.clean < growth.wait or not room then
+        return false
     end
-    restart(growth, 1)
-    growth.trying = true
-    return math.min(growth.step, room)
+    growth.clean, growth.trying = 0, true
+    return true
 end
 
-local function stop(growth)
-    if growth.trying then
-        growth.patience = math.min(4 * growth.patience, MAX_PATIENCE)
+local function stop(window, firm)
+    local growth, wait = window.growth, patience(window)
+    if growth.trying and firm then
+        wait = math.min(4 * math.max(growth.wait, wait), MAX_PATIENCE)
     end
-    growth.trying, growth.step = false, 1
-    restart(growth, growth.patience)
+    growth.wait, growth.clean, growth.clean_since, growth.trying = wait, 0, false, false
 end
 
 local function forget(window)
     window.limit, window.burst = window.top, window.top
-    window.paced, window.took_full_window = false, false
+    window.limit_later, window.news = 0, false
+    window.paced, window.even, window.took_full_window = false, false, false
     window.growth = new_growth()
 end
 
@@ -69,11 +70,14 @@ local function new_window()
         return false
     end
     local window = {
-        top = limit, period = period, out = 0, returns = {}, news_at = -math.huge, accepted = 0,
-        measures_burst = false, full_at = -math.huge,
+        top = limit, period = period, out = 0, returns = {}, news_at = -math.huge, full_at = -math.huge,
     }
     forget(window)
     return window
+end
+
+local function highest(window)
+    return math.max(1, window.top - 1)
 end
 
 local function collect(window, at)
@@ -87,6 +91,10 @@ local function collect(window, at)
             kept[#kept + 1] = returns[place]
         end
         window.returns, window.out = kept, window.out - gone
+    end
+    if at >= window.news_at + window.period then
+        window.limit = math.max(window.limit, math.min(highest(window), window.limit_later))
+        window.limit_later = 0
     end
 end
 
@@ -104,8 +112,9 @@ end
 
 local function ready_at(window, at, ahead)
     collect(window, at)
-    local at_once = math.min(window.burst, window.limit) - 1
-    local paced = math.max(at, math.max(window.full_at, at) + (ahead - at_once) * spacing(window))
+    local unjudged = window.news and not window.news.first
+    local at_once = (window.even or unjudged) and 1 or math.min(window.burst, window.limit)
+    local paced = math.max(at, math.max(window.full_at, at) + (ahead + 1 - at_once) * spacing(window))
     local missing = window.out + ahead + 1 - window.limit
     if missing <= 0 then
         return paced
@@ -115,59 +124,98 @@ local function ready_at(window, at, ahead)
     return math.max(paced, window.returns[missing][1])
 end
 
+local function learn(window, news)
+    local growth = window.growth
+    if not growth.trying and window.even then
+        window.even = growth.budget <= 0
+    elseif not growth.trying then
+        window.even = 3 * news.accepted < 2 * news.limit
+    end
+    stop(window, window.even or news.accepted >= news.limit - 1)
+end
+
+local function judge(window, news)
+    local taken, growth = window.limit, window.growth
+    if news.first then
+        window.burst = taken
+        window.limit_later = window.even and highest(window) or taken
+        return
+    end
+    local was_even, tried = window.even, growth.trying
+    growth.budget = growth.budget - news.refused * EARNS
+    if not news.repeated then
+        learn(window, news)
+    end
+    if window.even ~= was_even then
+        window.limit_later = news.limit - 1
+    elseif not window.even then
+        window.limit_later = math.floor((taken + news.limit) / 2)
+    end
+    if tried or news.limit <= window.burst then
+        window.burst = math.min(window.burst + 1, math.max(taken, window.limit_later))
+    else
+        window.burst = math.max(1, window.burst - news.refused)
+    end
+end
+
 local function take(window, at)
+    if window.news then
+        judge(window, window.news)
+        window.news = false
+    end
     window.out = window.out + 1
     window.full_at = math.max(window.full_at, at) + spacing(window)
     return {sent_at = at, last = window.out >= window.limit, spacing = spacing(window)}
 end
 
+local function taken_of(window, news)
+    return math.max(1, math.min(news.accepted, news.limit - 1, highest(window)))
+end
+
 local function window_answered(window, lease, at)
     collect(window, at)
     give_back_at(window, at + window.period * HAIR, true)
-    local highest = math.max(1, window.top - 1)
+    window.growth.budget = math.min(window.growth.budget + 1, SAVINGS * EARNS)
     if lease.sent_at <= window.news_at then
-        window.accepted = window.accepted + 1
-        window.limit = math.max(window.limit, math.min(highest, window.accepted))
-        if window.measures_burst then
-            window.burst = window.accepted
+        if window.news then
+            window.news.accepted = window.news.accepted + 1
+            window.limit = taken_of(window, window.news)
         end
     elseif not window.paced then
         window.took_full_window = window.took_full_window or #window.returns >= window.top
     elseif lease.last then
-        window.limit = window.limit + after_clean_answer(window, at, highest - window.limit)
+        if tries(window, at, window.limit < highest(window)) then
+            window.limit = window.limit + 1
+        end
         if window.growth.clean >= FORGET then
             forget(window)
         end
     end
 end
 
-local function learn_burst(window)
-    window.measures_burst = not window.paced and not window.took_full_window
-    if window.measures_burst or (window.paced and 3 * window.accepted >= 2 * window.burst) then
-        window.burst = math.max(1, math.min(window.burst, window.accepted))
-    else
-        window.burst = 1
-    end
-end
-
 local function window_refused(window, lease, at)
     window.out = window.out - 1
     if lease.sent_at <= window.news_at then
+        if window.news then
+            window.news.refused = window.news.refused + 1
+        end
         return
     end
     collect(window, at)
-    window.news_at = at
-    window.accepted = 0
+    local repeated, accepted = at < window.news_at + window.period, 0
     for _, back in ipairs(window.returns) do
-        window.accepted = window.accepted + (back[2] and 1 or 0)
+        accepted = accepted + (back[2] and 1 or 0)
     end
-    window.limit = math.max(1, math.min(math.max(1, window.top - 1), window.accepted))
+    window.news = {
+        limit = repeated and math.max(window.limit, window.limit_later) or window.limit,
+        first = not window.paced, repeated = repeated, accepted = accepted, refused = 1,
+    }
+    window.news_at = at
+    window.limit, window.limit_later = taken_of(window, window.news), 0
     window.full_at = -math.huge
-    learn_burst(window)
-    if window.paced then
-        stop(window.growth)
+    if not window.paced then
+        window.paced, window.even = true, window.took_full_window
     end
-    window.paced = true
 end
 
 local function hold(window, at)

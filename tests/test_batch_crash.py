@@ -119,23 +119,23 @@ def test_killed_thirty_times(case: Case) -> None:
 def test_the_service_is_killed_and_comes_back(case: Case) -> None:
     """All connections are cut and refused for a while, several times; the same process goes on by itself."""
     moments = random.Random(4)
-    case.write(100)
+    case.write(60)
     calls = case.calls()
     child = case.processes.start(*WORDS)
     for _ in range(4):
-        enough = calls.total() + moments.randint(20, 60)
+        enough = calls.total() + moments.randint(10, 40)
         while calls.total() < enough:
             time.sleep(0.001)
         case.emulator.stop()
         time.sleep(0.2)
         case.emulator.start()
     assert case.processes.code(child) in (0, 1), case.processes.said()
-    case.finish(100)
+    case.finish(60)
 
 
 def test_being_told_to_end(case: Case) -> None:
     """SIGTERM, as a machine that shuts down sends it, is a Ctrl-C: what runs is saved, nothing is unknown."""
-    case.write(100)
+    case.write(50)
     calls = case.calls()
     child = case.processes.start(*WORDS)
     while calls.total() < 60:
@@ -144,7 +144,7 @@ def test_being_told_to_end(case: Case) -> None:
     assert case.processes.code(child) == 130
     assert "interrupted; go on with: flux2 batch jobs.jsonl" in case.processes.said()
     assert {line["state"] for line in case.lines()} == {"done", "queued"}
-    case.finish(100)
+    case.finish(50)
     assert case.unknown == set()
 
 
@@ -176,30 +176,30 @@ def test_everything_at_once(case: Case) -> None:
 def test_pictures_that_find_no_room(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk too full for a picture stops the sending; with room again, the paid pictures come without a new task."""
     monkeypatch.setattr(files, "tiny_png", lambda text: large(text) * 80)
-    case.write(40)
+    case.write(20)
     assert case.processes.run(*WORDS, file_size=6_000_000) == 1
     monkeypatch.setattr(files, "tiny_png", large)
-    assert 0 < len(case.emulator.ledger.accepted) < 40
+    assert 0 < len(case.emulator.ledger.accepted) < 20
     assert "File too large" in case.processes.said()
     assert "go on with: flux2 batch jobs.jsonl --out results" in case.processes.said()
     assert {line["state"] for line in case.lines()} == {"done", "queued"}
-    case.finish(40)
-    assert len(case.emulator.ledger.accepted) == 40
+    case.finish(20)
+    assert len(case.emulator.ledger.accepted) == 20
 
 
 def test_a_journal_that_finds_no_room_for_the_input(case: Case) -> None:
     """A disk too full for the input sends nothing."""
-    case.write(300)
-    assert case.processes.run(*WORDS, file_size=60_000) == 1
+    case.write(150)
+    assert case.processes.run(*WORDS, file_size=30_000) == 1
     assert case.emulator.ledger.requests == []
-    case.finish(300)
+    case.finish(150)
 
 
 def test_a_journal_that_finds_no_room_later(case: Case) -> None:
     """Once the input is in, the journal needs next to no new room: no paid task is forgotten on a full disk."""
-    case.write(100)
+    case.write(50)
     assert case.processes.run(*WORDS, "--limit", "1", "--no-download") == 0
-    assert case.processes.run(*WORDS, "--no-download", file_size=250_000) == 0
+    assert case.processes.run(*WORDS, "--no-download", file_size=150_000) == 0
     assert "not in the journal" not in case.processes.said()
-    case.finish(100)
+    case.finish(50)
     assert case.unknown == set()

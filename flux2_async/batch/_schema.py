@@ -103,6 +103,8 @@ def _check_head(path: Path) -> None:
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    # 32 MiB: the ids of a long input come in no order, and each has its place in an index.
+    connection.execute("PRAGMA cache_size=-32768")
     connection.execute("BEGIN EXCLUSIVE")
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] and not _application(connection):
         _make(connection)

@@ -283,3 +283,75 @@ async def test_callbacks_need_a_lasting_secret(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="secret"):
             await run(tmp_path, flux, requests(1))
         assert emulator.ledger.requests == []
+
+
+async def test_a_file_that_vanishes_is_a_failure_of_its_request(tmp_path: Path) -> None:
+    """A picture removed after the check fails its request alone, at no cost."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(PNG)
+    items = [ImageToImage("make it red", images=[tmp_path / name]) for name in ("a.png", "b.png")]
+    async with emulated(Script(plans=Plan(duration=5.0)), rate_limit=RateLimit(1, 30.0), max_running=1) as (
+        flux,
+        emulator,
+    ):
+        running = asyncio.create_task(run(tmp_path, flux, items, max_running=1))
+        await until(lambda: emulator.ledger.accepted)
+        (tmp_path / "b.png").unlink()
+        first, second = await running
+        assert (first.state, second.state) == ("done", "failed")
+        assert second.error is not None
+        assert second.error.type == "InvalidRequestError"
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_an_upload_that_fails_is_an_outage(tmp_path: Path) -> None:
+    """When uploads meet a broken server the request waits for it, and is not failed."""
+    (tmp_path / "a.png").write_bytes(PNG)
+    script = Script(faults=[Fault("upload", "refuse", code=500, times=12)])
+    async with emulated(script) as (flux, emulator):
+        [outcome] = await run(tmp_path, flux, [ImageToImage("make it red", images=[tmp_path / "a.png"])])
+        assert outcome.state == "done"
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_looking_that_is_refused_for_good_ends_the_run(tmp_path: Path) -> None:
+    """A key that is no longer good ends the run; the task is submitted, and the next run brings its picture."""
+    async with emulated(Script(plans=Plan(duration=30.0))) as (flux, emulator):
+        emulator.inject(Fault("recordInfo", "refuse", code=401, times=100))
+        with pytest.raises(ApiError, match="401"):
+            await run(tmp_path, flux, requests(1))
+        [line] = lines(tmp_path)
+        assert (line["state"], line["error"]["code"]) == ("submitted", 401)
+        emulator._faults._armed.clear()
+        [outcome] = await run(tmp_path, flux, requests(1))
+        assert (outcome.download, outcome.error) == ("saved", None)
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_a_folder_that_cannot_be_written_any_more_stops_it(tmp_path: Path) -> None:
+    """When pictures can no longer be saved nothing more is sent."""
+    async with emulated(Script(plans=Plan(duration=5.0)), rate_limit=RateLimit(1, 10.0)) as (flux, emulator):
+        running = asyncio.create_task(run(tmp_path, flux, requests(5)))
+        await until(lambda: emulator.ledger.accepted)
+        images = tmp_path / "results" / "images"
+        images.rmdir()
+        images.write_text("in the way")
+        with pytest.raises(InvalidRequestError, match="cannot be written"):
+            await running
+        assert len(emulator.ledger.requests) == 1
+        images.unlink()
+        assert len(await run(tmp_path, flux, requests(5))) == 5
+        assert len(emulator.ledger.requests) == 5
+
+
+async def test_a_link_that_may_be_renewed_later_is_not_given_up(tmp_path: Path) -> None:
+    """While the service cannot be asked for a new link the picture is pending, not expired."""
+    async with emulated(Script(result_life=3600.0)) as (flux, emulator):
+        await run(tmp_path, flux, requests(1), download=False)
+        await asyncio.sleep(8000)
+        emulator.inject(Fault("download-url", "refuse", code=455, times=50))
+        [outcome] = await run(tmp_path, flux, requests(1))
+        assert outcome.download == "pending"
+        emulator._faults._armed.clear()
+        [outcome] = await run(tmp_path, flux, requests(1))
+        assert outcome.download == "saved"

@@ -1,6 +1,7 @@
 """The journal's file: whose it is, what it recognises, what is on disk when."""
 
 import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import emulated, until
 
-from flux2_async.batch import InvalidInputError, Job, Journal, JournalError, State, run_batch
+from flux2_async.batch import Failure, InvalidInputError, Job, Journal, JournalError, State, run_batch
 from flux2_async.batch import _schema as schema
 from flux2_async.batch._start import Work
 from flux2_async.errors import ConfigurationError
@@ -314,4 +315,44 @@ async def test_an_id_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch
         with pytest.raises(OSError, match="No space left") as caught:
             await collect(run_batch(flux, requests(1), journal=journal, directory=tmp_path))
         assert emulator.ledger.accepted[0] in caught.value.__notes__[0]
-        assert [outcome.download async for outcome in journal.outcomes()] == ["saved"]
+        [outcome] = [each async for each in journal.outcomes()]
+        assert (outcome.download, [outcome.task_id]) == ("saved", emulator.ledger.accepted)
+
+
+async def test_a_full_disk_is_told_as_such_and_changes_nothing_else(tmp_path: Path) -> None:
+    """What finds no room raises OSError, also for those who were to be committed with it; later ones are written."""
+    async with Journal(tmp_path / "run.db") as journal:
+        await entered(journal, list(requests(3)))
+        rows = await journal.take(Work.QUEUED, None, 3)
+        database = journal._database
+        assert database is not None
+
+        def close_the_disk(connection: sqlite3.Connection) -> None:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count={pages}")
+
+        await database.read(close_the_disk)
+        huge = Failure(type="X", message="y" * 1_000_000)
+        first = asyncio.ensure_future(journal.failed(rows[0], Failure(type="X", message="y")))
+        found = await asyncio.gather(
+            journal.failed(rows[1], huge), journal.sending(rows[2], "ref"), return_exceptions=True
+        )
+        for error in found:
+            assert isinstance(error, OSError)
+            assert error.errno == errno.ENOSPC
+        assert (await first).state == "failed"
+        assert (await journal.failed(rows[2], Failure(type="X", message="y"))).state == "failed"
+        assert [outcome.state async for outcome in journal.outcomes()] == ["failed", "queued", "failed"]
+
+
+async def test_a_cancelled_waiter_does_not_stop_a_write(tmp_path: Path) -> None:
+    """What was asked for is written although nobody waits for it any more."""
+    async with Journal(tmp_path / "run.db") as journal:
+        await entered(journal, list(requests(1)))
+        [row] = await journal.take(Work.QUEUED, None, 1)
+        waiting = asyncio.create_task(journal.accepted(row, "t-1"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert [outcome.task_id async for outcome in journal.outcomes()] == ["t-1"]

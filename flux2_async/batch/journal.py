@@ -193,8 +193,9 @@ class Journal:
 
     async def finished(self, row: Row, record: TaskRecord, download: Download) -> Outcome:
         """The picture is made."""
-        values = _facts(record) | {"urls": list(record.result_urls), "download": download, "error": None}
-        return await self._update(row, state=State.DONE, finished_at=time.time(), **values)
+        # The id as well: it may have come when the disk was full.
+        values = _facts(record) | {"task_id": record.task_id, "urls": list(record.result_urls), "error": None}
+        return await self._update(row, state=State.DONE, download=download, finished_at=time.time(), **values)
 
     async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
         """The pictures are in the folder."""

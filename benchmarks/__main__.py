@@ -15,6 +15,7 @@ import attrs
 from benchmarks import (
     callbacks,
     contenders,
+    coordination,
     cpu,
     decode,
     imports,
@@ -55,6 +56,7 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     "memory": lambda wish: [memory.measure(wish.names, wish.repeats)],
     "limit": lambda wish: [limit.measure(wish.names, wish.period)],
     "polling": lambda _: polling.measure(),
+    "coordination": lambda wish: coordination.measure(wish.period),
     "receiving": lambda wish: [receiving.measure(wish.repeats)],
     "callbacks": lambda _: [callbacks.measure()],
     "decode": lambda wish: [decode.measure(wish.repeats)],

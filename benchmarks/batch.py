@@ -1,6 +1,6 @@
 """A batch of 100,000 requests: whether memory stays flat and the journal keeps its pace. Own part: `python -m benchmarks.batch`.
 
-    python -m benchmarks.batch [NUMBER]
+python -m benchmarks.batch [NUMBER]
 """
 
 import asyncio

@@ -147,6 +147,7 @@ class Membership:
 
 async def finish(task: "asyncio.Task[None] | None") -> None:
     """Cancel a task and wait for its end."""
-    if task is not None:
+    while task is not None and not task.done():
         task.cancel()
-        await asyncio.wait([task])
+        # A library below may have lost the cancellation among its own errors.
+        await asyncio.wait([task], timeout=0.2)

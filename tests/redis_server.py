@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 
 def free_port() -> int:
@@ -36,7 +38,10 @@ class RedisServer:
     def start(self) -> None:
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]
         self._process = subprocess.Popen(  # noqa: S603  our own words
-            [*command, "--save", "", "--appendonly", "no", *self._options], stdout=subprocess.DEVNULL
+            [*command, "--save", "", "--appendonly", "no", *self._options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -52,7 +57,7 @@ class RedisServer:
         raise AssertionError("redis-server does not answer")
 
     def client(self) -> "redis.Redis":
-        return redis.Redis(port=self.port, decode_responses=True)
+        return redis.Redis(port=self.port, decode_responses=True, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
     def kill(self) -> None:
         assert self._process is not None

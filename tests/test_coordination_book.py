@@ -267,8 +267,9 @@ def test_state_that_replaces_a_lost_one_waits_a_period() -> None:
     assert len(take(shared, "a", 1, 100.0)) == 1
 
     assert shared.acquire("old", Known("lost", 7), 1, 102.0) is None
-    answer = shared.join("old", Known("lost", 7), 103.0, terms=TERMS).answer
-    assert answer.paused == pytest.approx(PERIOD * HAIR - 3.0)
+    reply = shared.join("old", Known("lost", 7), 103.0, terms=TERMS)
+    assert reply is not None
+    assert reply.answer.paused == pytest.approx(PERIOD * HAIR - 3.0)
     assert take(shared, "a", 1, 104.0) == ()
     assert len(take(shared, "old", 1, 100.0 + PERIOD * HAIR)) == 1
 

@@ -192,7 +192,7 @@ def test_old_versions_are_refused(version: str, *, fits: bool) -> None:
     if fits:
         check_version({"redis_version": version})
     else:
-        with pytest.raises(ConfigurationError, match="5.0.14 is too old"):
+        with pytest.raises(ConfigurationError, match=r"5\.0\.14 is too old"):
             check_version({"redis_version": version})
 
 

@@ -50,6 +50,7 @@ logger = logging.getLogger("flux2_async")
 OLDEST_VERSION: Final = (6, 0)
 HEARTBEAT: Final = 20.0
 RESUBSCRIBE_MAX: Final = 2.0
+_REFUSED: Final = "redis refuses this user or this command; check user, password and rights"
 
 
 class RedisCoordination(Coordination):
@@ -98,6 +99,8 @@ class RedisCoordination(Coordination):
             return redis.asyncio.Redis.from_url(
                 self._url,
                 decode_responses=True,
+                # What every server knows.
+                protocol=2,
                 socket_timeout=self._timeout,
                 socket_connect_timeout=self._timeout,
                 socket_keepalive=True,
@@ -138,8 +141,8 @@ class RedisCoordinator(Coordinator):
         self._listener = asyncio.get_running_loop().create_task(self._listen(), name="flux2_async listen to redis")
         try:
             info = await self._call(lambda: self._client.info("server"))
-        except _RefusedError as error:
-            raise ConfigurationError(f"redis refuses this user ({error}); check user and password in the url") from None
+        except _RefusedError:
+            raise ConfigurationError("redis refuses this user; check user and password in the url") from None
         check_version(info)
 
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
@@ -240,12 +243,12 @@ class RedisCoordinator(Coordinator):
         try:
             async with asyncio.timeout(2 * self._timeout):
                 return await call()
-        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-            raise _RefusedError(_first_word(error)) from None
+        except (AuthenticationError, AuthorizationError, NoPermissionError):
+            raise _RefusedError(_REFUSED) from None
         except ResponseError as error:
             word = _first_word(error)
             if word in ("NOAUTH", "WRONGPASS"):
-                raise _RefusedError(word) from None
+                raise _RefusedError(_REFUSED) from None
             raise CoordinationError(f"redis answers {word}") from None
         except (RedisError, OSError, TimeoutError) as error:
             raise CoordinationError(f"redis cannot be reached ({type(error).__name__})") from None

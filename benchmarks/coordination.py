@@ -1,0 +1,225 @@
+"""Several processes, one account: the limit, a 429, workers that die, callbacks for each other, and what waiting costs.
+
+The service runs in this process, the workers are processes of their own.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import random
+import shutil
+import socket
+import statistics
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from benchmarks.table import Table
+from flux2_async import Callbacks, Flux2Session, Polling, RateLimit, TextToImage, Timeouts
+from flux2_async._coordination import Coordination
+from flux2_async.coordination import HostCoordination, RedisCoordination
+from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
+from flux2_async.webhooks import Callback
+
+LIMIT = 20
+PROCESSES = 4
+
+
+def coordination_of(where: str) -> Coordination:
+    """Make what an address stands for: a Redis, or the path of a file on this host."""
+    if "://" in where:
+        return RedisCoordination(where)
+    return HostCoordination(where)
+
+
+@asynccontextmanager
+async def redis_server() -> AsyncIterator[str]:
+    """Run a Redis of our own on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tempfile.mkdtemp()
+    options = ("--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "")
+    quiet = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec("redis-server", *options, stdout=quiet, stderr=quiet)
+    await asyncio.sleep(0.5)
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        await process.wait()
+        shutil.rmtree(folder)
+
+
+def work(base_url: str, api_key: str, where: str, tasks: int, period: float) -> None:
+    """Be one worker: submit so many at once."""
+    asyncio.run(submit_all(base_url, api_key, where, tasks, period))
+
+
+async def submit_all(base_url: str, api_key: str, where: str, tasks: int, period: float) -> None:
+    """Submit so many at once, and wait for their pictures."""
+    async with Flux2Session(
+        api_key,
+        base_url=base_url,
+        rate_limit=RateLimit(LIMIT, period),
+        max_running=None,
+        coordination=coordination_of(where),
+        polling=Polling(interval=period / 2),
+        timeouts=Timeouts(submit=2.0, connect=1.0),
+    ) as flux:
+        await asyncio.gather(*(flux.submit(TextToImage(f"number {number}")) for number in range(tasks)))
+        await flux.drain()
+
+
+# A fresh interpreter takes longer to start than a worker may live in one of the cases.
+processes = multiprocessing.get_context("forkserver")
+
+
+def start_worker(emulator: Emulator, where: str, tasks: int, period: float) -> BaseProcess:
+    """Start a worker process."""
+    worker = processes.Process(target=work, args=(emulator.base_url, emulator.api_key, where, tasks, period))
+    worker.start()
+    return worker
+
+
+async def ended(worker: BaseProcess) -> None:
+    """Wait for a worker's end."""
+    await asyncio.to_thread(worker.join)
+
+
+def script_for(period: float, **options: Any) -> Script:
+    """Give a service with a limit of 20 per period, whose pictures are drawn by nobody."""
+    return Script(plans=Plan(duration=0.1), limit=Limit(LIMIT, period), credits=1e6, render=False, **options)
+
+
+async def burst(where: str, period: float, tasks: int = 200) -> dict[str, float]:
+    """Let four processes submit together; give refusals, the fullest window and the time over the optimum."""
+    async with Emulator(script_for(period)) as emulator:
+        workers = [start_worker(emulator, where, tasks // PROCESSES, period) for _ in range(PROCESSES)]
+        await asyncio.gather(*(ended(worker) for worker in workers))
+        times = emulator.ledger.accepted_at
+        return {
+            "accepted": len(times),
+            "refused": emulator.ledger.refused,
+            "window": emulator.ledger.max_in_window(period),
+            "ratio": (times[-1] - times[0]) / (period * (tasks / LIMIT - 1)),
+        }
+
+
+async def refusal(where: str, period: float) -> dict[str, float]:
+    """Let one process meet a 429 with Retry-After; give how many came before it was over, and when the last one did."""
+    pause = 2 * period
+    fault = Fault("createTask", "refuse", retry_after=pause, after=30)
+    async with Emulator(script_for(period, faults=[fault])) as emulator:
+        workers = [start_worker(emulator, where, 20, period) for _ in range(PROCESSES)]
+        await asyncio.gather(*(ended(worker) for worker in workers))
+        calls = emulator.ledger.requests
+        refused = next(call.time for call in calls if call.outcome == "refused")
+        after = [call.time - refused for call in calls if 0 < call.time - refused < pause]
+        # What had left when the answer came cannot be called back.
+        return {"accepted": len(emulator.ledger.accepted), "after": len(after), "last": max(after, default=0.0)}
+
+
+async def kills(where: str, period: float, seconds: float) -> dict[str, float]:
+    """Kill a worker of four every second, start another; give refusals, the fullest window and the throughput."""
+    async with Emulator(script_for(period)) as emulator:
+        loop = asyncio.get_running_loop()
+        workers = [start_worker(emulator, where, 10_000, period) for _ in range(PROCESSES)]
+        end = loop.time() + seconds
+        while loop.time() < end:
+            await asyncio.sleep(1.0)
+            dying = workers.pop(random.randrange(PROCESSES))  # noqa: S311  any will do
+            dying.kill()
+            await ended(dying)
+            workers.append(start_worker(emulator, where, 10_000, period))
+        for worker in workers:
+            worker.kill()
+            await ended(worker)
+        times = emulator.ledger.accepted_at
+        return {
+            "refused": emulator.ledger.refused,
+            "window": emulator.ledger.max_in_window(period),
+            "throughput": len(times) / (seconds / period * LIMIT),
+        }
+
+
+async def fan_out(where: str, count: int = 200) -> tuple[float, float]:
+    """Deliver callbacks to one session for tasks of another; give median and 99th percentile of the seconds."""
+    callbacks = Callbacks("https://app.example/", secret="the same in all")  # noqa: S106  of a measurement
+    async with Emulator(Script(plans=Plan(duration=0.0), credits=1e6, render=False)) as emulator:
+        options: dict[str, Any] = {"base_url": emulator.base_url, "rate_limit": None, "callbacks": callbacks}
+        options |= {"polling": Polling(interval=1000.0), "max_running": None}
+        async with (
+            Flux2Session(emulator.api_key, coordination=coordination_of(where), **options) as one,
+            Flux2Session(emulator.api_key, coordination=coordination_of(where), **options) as other,
+        ):
+            await asyncio.sleep(0.2)
+            samples = []
+            for number in range(count):
+                task = await one.submit(TextToImage("a picture"), ref=f"r{number}")
+                begun = asyncio.get_running_loop().time()
+                other._deliver(f"r{number}", Callback(task.id, None))  # noqa: SLF001  as a receiver does
+                await task.wait()
+                samples.append(asyncio.get_running_loop().time() - begun)
+    return statistics.median(samples), statistics.quantiles(samples, n=100)[98]
+
+
+async def waiting(where: str, period: float, seconds: float) -> dict[str, float]:
+    """Let 2,000 submissions wait in four processes; give how many were sent, and CPU seconds per second."""
+    async with Emulator(script_for(period)) as emulator:
+        workers = [start_worker(emulator, where, 500, period) for _ in range(PROCESSES)]
+        await asyncio.sleep(5.0)
+        before, begun = [cpu_of(worker.pid or 0) for worker in workers], len(emulator.ledger.accepted)
+        await asyncio.sleep(seconds)
+        cpu = [(cpu_of(worker.pid or 0) - used) / seconds for worker, used in zip(workers, before, strict=True)]
+        sent = len(emulator.ledger.accepted) - begun
+        for worker in workers:
+            worker.kill()
+            await ended(worker)
+        return {"sent": sent, "most CPU s/s of a process": max(cpu)}
+
+
+def cpu_of(pid: int) -> float:
+    """Give the CPU seconds a process has used."""
+    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123  no path, a window into the kernel
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(period: float = 10.0) -> Iterator[Table]:
+    """Measure both coordinations; give a table each.
+
+    Args:
+        period: Seconds of the limit.
+    """
+    processes.set_forkserver_preload([__name__])
+    yield asyncio.run(_measure_redis(period))
+    with tempfile.TemporaryDirectory() as folder:
+        yield asyncio.run(_measure("host", f"{folder}/shared.sqlite3", period))
+
+
+async def _measure_redis(period: float) -> Table:
+    async with redis_server() as url:
+        return await _measure("redis", url, period)
+
+
+async def _measure(name: str, where: str, period: float) -> Table:
+    median, worst = await fan_out(where)
+    return Table(
+        title=f"{name}: {PROCESSES} processes, {LIMIT} per {period:g} s",
+        columns=("case", "result"),
+        rows=[
+            ("200 tasks", shown(await burst(where, period))),
+            ("429 with Retry-After met by one", shown(await refusal(where, period))),
+            ("a worker killed every second, 60 s", shown(await kills(where, period, 60.0))),
+            ("callback passed on", f"median {median * 1e3:.1f} ms, 99th percentile {worst * 1e3:.1f} ms"),
+            ("2,000 waiting, 30 s", shown(await waiting(where, period, 30.0))),
+        ],
+    )
+
+
+def shown(figures: dict[str, float]) -> str:
+    """Give figures as text."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())

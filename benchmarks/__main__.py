@@ -13,6 +13,7 @@ from typing import Final
 import attrs
 
 from benchmarks import (
+    batch,
     callbacks,
     contenders,
     coordination,
@@ -62,6 +63,7 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     "decode": lambda wish: [decode.measure(wish.repeats)],
     "imports": lambda wish: [imports.measure(3 * wish.repeats)],
     "stream": lambda wish: [stream.measure(wish.repeats)],
+    "batch": lambda _: [batch.measure()],
 }
 
 

@@ -1,12 +1,8 @@
-"""A batch of 100,000 requests: whether memory stays flat and the journal keeps its pace. Own part: `python -m benchmarks.batch`.
-
-python -m benchmarks.batch [NUMBER]
-"""
+"""A batch of 100,000 requests: whether memory stays flat and the journal keeps its pace."""
 
 import asyncio
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -81,7 +77,3 @@ def _resident() -> float:
 
 def _size(journal: Path) -> float:
     return sum(path.stat().st_size for path in journal.parent.glob(f"{journal.name}*")) / 2**20
-
-
-if __name__ == "__main__":
-    print(measure(int(sys.argv[1]) if sys.argv[1:] else NUMBER).markdown())

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import (
     alone,
+    batch,
     contenders,
     cpu,
     dialects,
@@ -97,6 +98,14 @@ def test_imports_are_compared_with_aiohttp() -> None:
 
     assert [row[0] for row in table.rows] == ["import aiohttp", "import flux2_async"]
     assert all(positive(row[1:]) for row in table.rows)
+
+
+def test_batch_measures_each_tenth() -> None:
+    """A batch is measured from its first tenth to its last."""
+    table = batch.measure(20)
+
+    assert [row[0] for row in table.rows] == [2 * n for n in range(1, 11)]
+    assert all(positive(row[3:]) for row in table.rows)
 
 
 def test_stream_compares_sizes() -> None:

@@ -84,10 +84,13 @@ def _job(fields: object, line: int, folder: Path) -> Job:
         raise InvalidRequestError(f"a JSON object must stand here, not {_kind(fields)}")
     given = {name: value for name, value in fields.items() if name in FIELDS and value is not None}
     extra = {name: value for name, value in fields.items() if name not in FIELDS}
-    name: Any = given.pop("id", None)
-    if isinstance(name, int) and not isinstance(name, bool):
-        name = str(name)
+    name = _name(given.pop("id", None))
     return Job(_request(given), id=name, line=line, folder=folder, extra=extra)
+
+
+def _name(value: Any) -> Any:
+    # A column of numbers is a column of names as well; true is none.
+    return str(value) if type(value) is int else value
 
 
 def _request(given: dict[str, Any]) -> Request:

@@ -164,6 +164,22 @@ def test_file_held_by_a_stopped_process_is_an_error(
     assert set(states(path)) == {"a"}
 
 
+@pytest.mark.parametrize("lock", ["BEGIN; SELECT * FROM sqlite_master", "BEGIN EXCLUSIVE"], ids=["read", "written"])
+def test_new_file_that_another_looks_at_can_wait(path: Path, monkeypatch: pytest.MonkeyPatch, lock: str) -> None:
+    """Who meets a new file while another process has it is told so in time, and makes the tables later."""
+    monkeypatch.setattr(_host_file, "BUSY_TIMEOUT", 0.05)
+    file = HostFile(lambda: path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        cursor = [holder.execute(statement) for statement in lock.split(";")]
+        with pytest.raises(CoordinationError, match="held it for over"):
+            file.check()
+        del cursor
+    write(file, "a")
+
+    assert set(states(path)) == {"a"}
+    file.close()
+
+
 def test_full_file_system_is_an_error(opened: HostFile) -> None:
     """What cannot be written is told as what it is, and undone."""
     with opened.transaction() as (connection, _):

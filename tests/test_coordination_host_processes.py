@@ -135,7 +135,8 @@ async def test_four_processes_use_up_one_limit(path: Path, record_property: Reco
     assert len(ledger.accepted) == 200
     assert ledger.refused == 0
     assert ledger.max_in_window(period) == 20
-    assert took <= 1.25 * 9 * period
+    # 1.01 with a period of 2 s; what a busy machine delays weighs more here.
+    assert took <= 1.5 * 9 * period
 
 
 async def test_pause_of_one_process_holds_all(path: Path) -> None:
@@ -166,13 +167,13 @@ async def test_permits_of_a_killed_process_come_back(path: Path) -> None:
         other.tell()
         await asyncio.sleep(0.5)
         before = len(crew.emulator.ledger.requests)
-        await crew.kill(doomed)
         killed_at = time.monotonic()
+        await crew.kill(doomed)
         await other.says("done")
 
     assert before == 5
     assert len(crew.emulator.ledger.accepted) >= 10
-    assert crew.emulator.ledger.requests[5].time >= killed_at + 0.6 - 0.01
+    assert crew.emulator.ledger.requests[5].time >= killed_at + 2 * 0.3
     assert crew.emulator.ledger.refused == 0
 
 

@@ -21,6 +21,7 @@ class Memory(Coordination):
         lost_reservations: Likewise, of answers about keys.
         rtt: Seconds that a question takes.
         asks: How many questions for permits there were.
+        held: What processes declared when they joined.
     """
 
     def __init__(self, *, on_failure: Literal["degrade", "fail"] = "degrade", rtt: float = 0.001) -> None:
@@ -30,6 +31,7 @@ class Memory(Coordination):
         self.lost_answers = 0
         self.lost_reservations = 0
         self.asks = 0
+        self.held: list[float] = []
         self.book: Book | None = None
         self.epochs = itertools.count(1)
         self.peers = itertools.count(1)
@@ -87,6 +89,7 @@ class Seat(Coordinator):
 
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         now = await self._travel()
+        self.memory.held += held
         self.peer = f"{self.name}.{next(self.memory.peers)}"
         book = self.memory.shared(self.terms, now)
         reply = book.join(

@@ -347,6 +347,60 @@ async def test_lost_answers_strand_no_permit() -> None:
     assert took <= 5 * PERIOD * 1.05
 
 
+async def test_permit_under_way_stays_out_when_its_process_joins_anew() -> None:
+    """A lost answer must not give back what is still being sent."""
+    memory = Memory()
+    async with limiters(memory, 2, Terms(RateLimit(2, PERIOD), 70.0)) as (one, other):
+        under_way = await one.acquire()
+        (await other.acquire()).answered()
+        await asyncio.sleep(0.1)
+        memory.lost_answers = 1
+        waiting = asyncio.create_task(take(one))
+        await until(lambda: one.membership.term == 1 and one.membership.joined)
+        begun = now()
+        await take(other, 1)
+        await waiting
+
+        assert now() - begun >= PERIOD * 1.9
+        under_way.answered()
+
+
+async def test_answer_to_an_earlier_member_is_not_used() -> None:
+    """What was lent before the session joined anew belongs to others by then."""
+    async with limiters(Memory()) as (limiter,):
+        membership, late = limiter.membership, asyncio.Event()
+
+        async def slow() -> str:
+            await late.wait()
+            return "leases"
+
+        async def failing() -> str:
+            raise CoordinationError("lost")
+
+        question = asyncio.create_task(error_of(membership.ask(slow)))
+        await asyncio.sleep(0)
+        assert isinstance(await error_of(membership.ask(failing)), CoordinationError)
+        await until(lambda: membership.joined)
+        late.set()
+
+        assert isinstance(await question, CoordinationError)
+        assert membership.joined
+
+
+async def test_what_was_sent_alone_is_declared() -> None:
+    """Each permit of the own share is named at the return, by the time until it comes back."""
+    memory = Memory()
+    memory.down = True
+    async with limiters(memory) as (limiter,):
+        answered, unclear = await limiter.acquire(), await limiter.acquire()
+        answered.answered()
+        unclear.ambiguous()
+        memory.down = False
+        await until(lambda: limiter.membership.joined)
+
+    assert sorted(memory.held) == [pytest.approx(PERIOD, abs=4.0), pytest.approx(2 * PERIOD, abs=4.0)]
+
+
 async def test_start_without_the_shared_state() -> None:
     """A session that never saw the others takes an eighth of the limit, and joins later."""
     memory = Memory()

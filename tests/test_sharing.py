@@ -3,13 +3,13 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from emulated import REQUEST, error_of, session_for, until
-from memory_coordination import Memory
+from memory_coordination import Memory, Seat
 
 from flux2_async import (
     AmbiguousSubmitError,
@@ -23,7 +23,7 @@ from flux2_async import (
     RequestRejectedError,
     TextToImage,
 )
-from flux2_async._coordination import Claim, Terms
+from flux2_async._coordination import Claim, Message, Terms
 from flux2_async._keys import fingerprint
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.webhooks import Callback
@@ -291,9 +291,9 @@ async def test_account_is_a_digest() -> None:
     seen: list[str] = []
 
     class Curious(Memory):
-        def coordinator(self, account: str, *rest: Any) -> Any:
+        def coordinator(self, account: str, terms: Terms, on_message: Callable[[Message], None]) -> Seat:
             seen.append(account)
-            return super().coordinator(account, *rest)
+            return super().coordinator(account, terms, on_message)
 
     async with processes(2, memory=Curious()) as (emulator, _):
         assert emulator.api_key not in seen[0]

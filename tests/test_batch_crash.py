@@ -176,15 +176,15 @@ def test_everything_at_once(case: Case) -> None:
 def test_pictures_that_find_no_room(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk too full for a picture stops the sending; with room again, the paid pictures come without a new task."""
     monkeypatch.setattr(files, "tiny_png", lambda text: large(text) * 80)
-    case.write(20)
-    assert case.processes.run(*WORDS, file_size=6_000_000) == 1
+    case.write(60)
+    assert case.processes.run(*WORDS[:-1], "1/0.05", file_size=6_000_000) == 1
     monkeypatch.setattr(files, "tiny_png", large)
-    assert 0 < len(case.emulator.ledger.accepted) < 20
+    assert 0 < len(case.emulator.ledger.accepted) < 60
     assert "File too large" in case.processes.said()
     assert "go on with: flux2 batch jobs.jsonl --out results" in case.processes.said()
     assert {line["state"] for line in case.lines()} == {"done", "queued"}
-    case.finish(20)
-    assert len(case.emulator.ledger.accepted) == 20
+    case.finish(60)
+    assert len(case.emulator.ledger.accepted) == 60
 
 
 def test_a_journal_that_finds_no_room_for_the_input(case: Case) -> None:

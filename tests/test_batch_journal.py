@@ -58,6 +58,18 @@ async def test_a_second_journal_is_refused(tmp_path: Path) -> None:
         assert len([outcome async for outcome in journal.outcomes()]) == 3
 
 
+async def test_a_cancelled_opening_leaves_the_journal_free(tmp_path: Path) -> None:
+    """Who is interrupted while the file is opened does not keep it locked."""
+    for _ in range(5):
+        opening = asyncio.create_task(Journal(tmp_path / "run.db").open())
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        async with Journal(tmp_path / "run.db") as journal:
+            assert [outcome async for outcome in journal.outcomes()] == []
+
+
 def other_database(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE other (x)")

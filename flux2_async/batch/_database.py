@@ -5,7 +5,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,10 +50,14 @@ class Database:
         Raises:
             JournalError: It cannot be used.
         """
+        opening = self._thread.submit(connect, self._path)
         try:
-            self._connection = await self._run(partial(connect, self._path))
+            self._connection = await asyncio.shield(asyncio.wrap_future(opening))
         except BaseException:
+            # The thread goes on when we are cancelled, and what it opens would keep the file locked.
+            closing = asyncio.wrap_future(self._thread.submit(_close, opening))
             self._thread.shutdown(wait=False)
+            await asyncio.wait([closing])
             raise
 
     async def aclose(self) -> None:
@@ -133,6 +137,11 @@ class Database:
         except sqlite3.Error as error:
             reason = error
         raise _explained(reason, self._path)
+
+
+def _close(opening: "Future[sqlite3.Connection]") -> None:
+    if opening.exception() is None:
+        opening.result().close()
 
 
 def _commit(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:

@@ -26,6 +26,7 @@ __all__ = ["Emulator"]
 BACKLOG = 1024
 # Handlers that are still busy when the emulator stops; nothing of theirs is worth waiting for.
 SHUTDOWN_TIMEOUT = 0.1
+TURNS_OF_ACCEPTING = 5
 
 
 @attrs.frozen
@@ -137,7 +138,13 @@ class Emulator:
             return
         running.closing.set()
         await running.callbacks.close()
+        server = running.runner.server
         await running.runner.cleanup()
+        if server is not None:
+            # A connection that was accepted while the listener closed is made some turns of the loop later.
+            for _ in range(TURNS_OF_ACCEPTING):
+                await asyncio.sleep(0)
+            await server.shutdown(SHUTDOWN_TIMEOUT)
         await running.http.close()
 
     async def __aenter__(self) -> Self:

@@ -1,8 +1,10 @@
 """The emulator's tasks: what is accepted, refused, charged and told, and the life of the server itself."""
 
 import asyncio
+import gc
 import json
 import math
+import socket
 from typing import Any
 
 import aiohttp
@@ -503,3 +505,21 @@ def test_plans_are_frozen_and_scripts_are_not() -> None:
     assert script.limit == Limit(1, 1.0)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Plan().duration = 1.0  # type: ignore[misc]  # the mistake is the point
+
+
+async def test_a_connection_that_comes_with_the_stop_is_closed() -> None:
+    """What was accepted in the very turn in which the emulator stops is cut like any other, and nothing warns."""
+    emulator = Emulator(Script(render=False))
+    await emulator.start()
+    loop = asyncio.get_running_loop()
+    stopping: list[asyncio.Task[None]] = []
+    host, _, port = emulator.base_url.rpartition("//")[2].rpartition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        # In the ready queue before the listener is found to have something.
+        loop.call_soon(lambda: stopping.append(loop.create_task(emulator.stop())))
+        while not stopping:  # noqa: ASYNC110  the turns of the loop are what counts
+            await asyncio.sleep(0)
+        await stopping[0]
+        connection.settimeout(5.0)
+        assert await asyncio.to_thread(connection.recv, 1) == b""
+    gc.collect()

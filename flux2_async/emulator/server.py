@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -44,6 +45,7 @@ class Core:
 class Running:
     """What lives from start to stop."""
 
+    listener: socket.socket
     runner: web.AppRunner
     http: aiohttp.ClientSession
     callbacks: Callbacks
@@ -129,7 +131,7 @@ class Emulator:
         await runner.setup()
         await web.SockSite(runner, listener, backlog=BACKLOG).start()
         callbacks.resume(core.engine.tasks.values())
-        self._running = Running(runner, http, callbacks, closing)
+        self._running = Running(listener, runner, http, callbacks, closing)
 
     async def stop(self) -> None:
         """Cut all connections and stop listening; nothing happens when it does not run."""
@@ -137,14 +139,9 @@ class Emulator:
         if running is None:
             return
         running.closing.set()
+        await _stop_accepting(running.listener)
         await running.callbacks.close()
-        server = running.runner.server
         await running.runner.cleanup()
-        if server is not None:
-            # A connection that was accepted while the listener closed is made some turns of the loop later.
-            for _ in range(TURNS_OF_ACCEPTING):
-                await asyncio.sleep(0)
-            await server.shutdown(SHUTDOWN_TIMEOUT)
         await running.http.close()
 
     async def __aenter__(self) -> Self:
@@ -234,3 +231,12 @@ class Emulator:
             base_url=core.links.base_url,
             closing=closing,
         )
+
+
+async def _stop_accepting(listener: socket.socket) -> None:
+    # asyncio loses a connection that it has accepted and not yet made when its server is closed: nothing would ever
+    # close it. So it is given some turns to make what it has accepted, while it accepts no more.
+    with suppress(NotImplementedError):
+        asyncio.get_running_loop().remove_reader(listener)
+    for _ in range(TURNS_OF_ACCEPTING):
+        await asyncio.sleep(0)

@@ -273,6 +273,24 @@ def test_start_of_the_machine_has_a_name() -> None:
     assert bool(boot_id()) == sys.platform.startswith("linux")
 
 
+def test_new_file_that_another_makes_ours_meanwhile_is_not_foreign(path: Path) -> None:
+    """Whenever another process writes the tables of a new file, who looks sees it before or after, never between."""
+    for moment in (1, 2, 3):
+        path.unlink(missing_ok=True)
+        with closing(sqlite3.connect(path, isolation_level=None)) as looking:
+            seen: list[str] = []
+
+            def trace(statement: str, seen: list[str] = seen, moment: int = moment) -> None:
+                seen.append(statement)
+                if len(seen) == moment:
+                    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                        for each in ("BEGIN", *_host_file.SCHEMA, "COMMIT"):
+                            other.execute(each)
+
+            looking.set_trace_callback(trace)
+            assert _host_file._is_ours(looking, path) in (True, False)
+
+
 def test_many_open_a_new_file_at_once(path: Path) -> None:
     """Threads that meet at a file that does not exist yet make it once, and all can write."""
     barrier = threading.Barrier(8)

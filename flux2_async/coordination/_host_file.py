@@ -191,9 +191,11 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     Raises:
         ConfigurationError: It is neither.
     """
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # One statement sees one state; between two, another process may have made the file ours.
+    application, version, tables = connection.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
+        " FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
     if (application, version) == (APPLICATION_ID, VERSION):
         return True
     if application == APPLICATION_ID:

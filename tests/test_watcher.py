@@ -561,7 +561,7 @@ async def test_refused_looks_make_all_looks_rarer(make: Callable[..., World]) ->
     """After 429s on the looks at one task others are looked at less often too, and as before some minutes later."""
     world = make(Polling(), latency=0.0)
     error = RateLimitedError(429, "slow down", 200)
-    world.service.failing = lambda now: error if now - world.began < 25 else None
+    world.service.failing = lambda now: error if now - world.began < 60 else None
 
     async def looks_at_new_tasks(name: str) -> int:
         for number in range(10):
@@ -570,7 +570,7 @@ async def test_refused_looks_make_all_looks_rarer(make: Callable[..., World]) ->
         return sum(task_id.startswith(name) for _, task_id in world.service.looks)
 
     world.watch("refused")
-    await asyncio.sleep(26)
+    await asyncio.sleep(61)
     strained = await looks_at_new_tasks("strained")
     await asyncio.sleep(600)
 

@@ -3,20 +3,18 @@
 import time
 from collections import deque
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.text import Text
 
 from flux2_async.batch import Batch, Outcome, Progress, State
+from flux2_async.cli.board import LiveBoard
 from flux2_async.cli.screen import Screen, one_line
 from flux2_async.session import Flux2Session
 
 __all__ = ["BatchBoard"]
 
-REFRESH: Final = 4.0
 # Seconds between two lines where nothing is redrawn.
 EVERY: Final = 10.0
 # The speed is that of the last minutes: a batch has slow and fast hours.
@@ -26,7 +24,7 @@ ERROR_LINES: Final = 20
 WIDE: Final = 100
 
 
-class BatchBoard:
+class BatchBoard(LiveBoard):
     """Shows how far a batch is; use it as a context manager.
 
     Args:
@@ -40,7 +38,6 @@ class BatchBoard:
 
     def __init__(self, screen: Screen, batch: Batch, flux: Flux2Session) -> None:
         self.stopping = ""
-        self._screen = screen
         self._batch = batch
         self._flux = flux
         self._begun = time.monotonic()
@@ -49,22 +46,7 @@ class BatchBoard:
         self._ended: deque[float] = deque()
         self._errors: deque[str] = deque(maxlen=ERRORS)
         self._error_count = 0
-        self._live: Live | None = None
-        if screen.live:
-            self._live = Live(
-                console=screen.err, get_renderable=self._drawn, refresh_per_second=REFRESH, transient=True
-            )
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.stop()
+        super().__init__(screen)
 
     def tell(self, outcome: Outcome) -> None:
         """A request has come to its end."""

@@ -1,6 +1,7 @@
 """Progress of one or many tasks: redrawn in place on a terminal, a line per change elsewhere."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from flux2_async.cli.screen import Screen
 
-__all__ = ["Board", "Row"]
+__all__ = ["Board", "LiveBoard", "Row"]
 
 STYLES: Final = {
     "generating": "cyan",
@@ -53,21 +54,17 @@ class Row:
         return None if self.begun is None else (self.ended or time.monotonic()) - self.begun
 
 
-class Board:
-    """Shows rows while they change; use it as a context manager.
+class LiveBoard(ABC):
+    """Redraws itself on a terminal while it is entered; elsewhere nothing is drawn.
+
+    It is drawn once when it is made, so that what `_drawn` needs has to be there before.
 
     Args:
         screen: Where.
-        rows: What; one row alone is a single line.
-        footer: Gives the line under the rows.
     """
 
-    def __init__(self, screen: Screen, rows: Sequence[Row], footer: Callable[[], str] = str) -> None:
+    def __init__(self, screen: Screen) -> None:
         self._screen = screen
-        self._rows = rows
-        self._footer = footer
-        self._begun = time.monotonic()
-        self._spinner = Spinner("dots", style="cyan")
         self._live: Live | None = None
         if screen.live:
             self._live = Live(
@@ -84,6 +81,26 @@ class Board:
     ) -> None:
         if self._live:
             self._live.stop()
+
+    @abstractmethod
+    def _drawn(self) -> RenderableType: ...
+
+
+class Board(LiveBoard):
+    """Shows rows while they change; use it as a context manager.
+
+    Args:
+        screen: Where.
+        rows: What; one row alone is a single line.
+        footer: Gives the line under the rows.
+    """
+
+    def __init__(self, screen: Screen, rows: Sequence[Row], footer: Callable[[], str] = str) -> None:
+        self._rows = rows
+        self._footer = footer
+        self._begun = time.monotonic()
+        self._spinner = Spinner("dots", style="cyan")
+        super().__init__(screen)
 
     def change(self, row: Row, state: str, *, ended: bool = False) -> None:
         """Tell a row's new state; the same one again is not told."""

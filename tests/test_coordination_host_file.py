@@ -283,7 +283,11 @@ def test_new_file_that_another_makes_ours_meanwhile_is_not_foreign(path: Path) -
             def trace(statement: str, seen: list[str] = seen, moment: int = moment) -> None:
                 seen.append(statement)
                 if len(seen) == moment:
-                    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                    # Refused at once where the one who looks holds what it sees.
+                    with (
+                        closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other,
+                        suppress(sqlite3.OperationalError),
+                    ):
                         for each in ("BEGIN", *_host_file.SCHEMA, "COMMIT"):
                             other.execute(each)
 

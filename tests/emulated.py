@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
+from flux2_async import _schedule
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling, TextToImage
 from flux2_async.session import Flux2Session
@@ -25,6 +28,12 @@ async def emulated(script: Script | None = None, **options: Any) -> AsyncIterato
     script.render = False
     async with Emulator(script) as emulator, session_for(emulator, **options) as flux:
         yield flux, emulator
+
+
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sessions with default settings look every 50 ms, for tests of the command, which run in real time."""
+    monkeypatch.setattr(_schedule.Schedules, "of", lambda *_: _schedule.FixedInterval(0.05))
+    monkeypatch.setattr(_schedule, "ADVICE", ((float("inf"), 0.05),))
 
 
 async def until(condition: Callable[[], object], limit: float = 120.0) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import start_blocking_portal
+from emulated import look_often
 from PIL import Image
 
-from flux2_async import _schedule
 from flux2_async.cli import options
 from flux2_async.cli.app import run
 from flux2_async.emulator import Emulator, Fault, Plan, Script
@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_schedule, "ADVICE", ((float("inf"), 0.05),))
+    look_often(monkeypatch)
     return tmp_path
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
+from emulated import look_often
 
-from flux2_async import _schedule
 from flux2_async.cli import demo, script, serve
 from flux2_async.cli.app import run
 from flux2_async.cli.run import followed
@@ -30,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(script, "WISHES", few)
     monkeypatch.setattr(demo, "WISHES", few)
     monkeypatch.setattr(script, "PACE", 0.1)
-    monkeypatch.setattr(_schedule, "ADVICE", ((float("inf"), 0.05),))
+    look_often(monkeypatch)
     return tmp_path
 
 

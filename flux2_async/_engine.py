@@ -28,7 +28,7 @@ from flux2_async._submission import OnSend, Record, Submission, Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
 from flux2_async._wire import decode_record
-from flux2_async.errors import AmbiguousSubmitError, ConfigurationError, Flux2Error, RateLimitedError
+from flux2_async.errors import ConfigurationError, Flux2Error, RateLimitedError
 from flux2_async.models import (
     ImageToImage,
     Polling,
@@ -317,7 +317,7 @@ class Engine:
     def _on_end(self, submission: Submission) -> None:
         key = self._key_of.pop(submission, None)
         error = submission.outcome.error
-        if isinstance(error, AmbiguousSubmitError) and submission.posted:
+        if submission.posted:
             # It may have been accepted, so it keeps its key.
             if self.desk is not None:
                 self.desk.ambiguous(submission)

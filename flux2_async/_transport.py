@@ -280,7 +280,7 @@ class Transport:
                     if len(body) > MAX_REPLY:
                         failure = TransportError(f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes")
                         break
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  a trace of a borrowed session may raise anything, also after the answer
             failure = _failure(error, urlsplit(url).hostname)
         # A server that quotes our headers in its error text must not bring the key into errors and logs.
         content = bytes(body).replace(self._key, b"<redacted>")
@@ -339,7 +339,7 @@ def _refusal_of_create(reply: Reply) -> ApiError | None:
             return None
         return refusal(reply.status, "refused without a JSON answer", reply.status, creating=True, retry_after=wait)
     # 200 says accepted, and which task it is remains unknown.
-    if envelope.code == 200 or (server_failed and 500 <= envelope.code <= 504):  # noqa: PLR2004  the API's codes
+    if 200 <= envelope.code < 300 or (server_failed and 500 <= envelope.code <= 504):  # noqa: PLR2004  the API's codes
         return None
     return refusal(envelope.code, envelope.message, reply.status, creating=True, retry_after=wait)
 

@@ -131,6 +131,7 @@ async def test_refused(reply: bytes, kind: type[ApiError], code: int) -> None:
     [
         (answer(200, envelope(200)), 200),
         (answer(200, envelope(200, data={"taskId": ""})), 200),
+        (answer(200, envelope(202)), 200),
         (answer(200, b"<html>welcome</html>"), 200),
         (answer(200, b""), 200),
         (answer(204, b""), 204),
@@ -308,6 +309,29 @@ async def test_interfering_session_options_are_overruled() -> None:
 
     assert reply.status == 402
     assert len(server.requests) == 2
+
+
+async def test_a_trace_that_raises_makes_it_unclear() -> None:
+    """A failing trace of a borrowed session hides an answer: the task may exist, and looking just failed."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError(KEY)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(fail)
+    async with (
+        raw_server([ACCEPTED]) as server,
+        aiohttp.ClientSession(trace_configs=[trace]) as http,
+        transport_to(server.url, http) as transport,
+    ):
+        with pytest.raises(AmbiguousSubmitError, match="RuntimeError") as caught:
+            await create(transport)
+        with pytest.raises(TransportError, match="RuntimeError") as looked:
+            await transport.call("GET", "/api/v1/chat/credit")
+
+    assert not looked.value.never_sent
+    assert KEY not in str(caught.value) + str(looked.value)
+    assert caught.value.__context__ is None
 
 
 async def test_no_call_follows_a_redirect() -> None:

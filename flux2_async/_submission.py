@@ -202,6 +202,7 @@ class Submitter:
 
     def abandon(self) -> None:
         """End what is being sent as well, at once; the service may have accepted it."""
+        self._closed = True
         for job in self._jobs.values():
             job.cancel()
 
@@ -210,12 +211,12 @@ class Submitter:
         task: ImageTask | None = None
         try:
             task = await self._submit(submission)
-        except asyncio.CancelledError:
-            # Only `give_up` and `abandon` cancel; the former has written the outcome.
-            error = _closed(submission)
-            raise
         except Exception as caught:  # noqa: BLE001  whatever `on_send` or a file raises belongs to the callers
             error = caught
+        except BaseException:
+            # Of `give_up`, which has written the outcome, of `abandon`, or of an `on_send` that was cancelled itself.
+            error = _cut_off(submission, "the session was closed" if self._closed else "the submission was cancelled")
+            raise
         finally:
             if isinstance(error, AmbiguousSubmitError):
                 self.ambiguous += 1
@@ -368,11 +369,11 @@ class Submitter:
         return task_id
 
 
-def _closed(submission: Submission) -> Flux2Error:
+def _cut_off(submission: Submission, what: str) -> Flux2Error:
     if submission.posted:
         return AmbiguousSubmitError(
-            "the session was closed while createTask was under way; the task may exist and cost money",
+            f"{what} while createTask was under way; the task may exist and cost money",
             request=submission.request,
             ref=submission.ref,
         )
-    return SessionClosedError("the session was closed; nothing was sent")
+    return SessionClosedError(f"{what}; nothing was sent")

@@ -237,6 +237,25 @@ async def test_on_send_may_stop_it() -> None:
         assert len(emulator.ledger.requests) == 1
 
 
+class _StopHereError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("stop", [asyncio.CancelledError, _StopHereError])
+async def test_on_send_may_be_cancelled_itself(stop: type[BaseException]) -> None:
+    """Nothing is sent, the caller gets an error that does not speak of closing, and slot and permit come back."""
+
+    async def on_send(_: str) -> None:
+        raise stop
+
+    async with emulated(max_running=1, rate_limit=RateLimit(1, 10.0)) as (flux, emulator):
+        error = await error_of(flux.submit(REQUEST, key="a", on_send=on_send))
+
+        assert str(error) == "the submission was cancelled; nothing was sent"
+        assert emulator.ledger.requests == []
+        await flux.submit(REQUEST, key="a", max_wait=0)
+
+
 @pytest.mark.parametrize("moment", [0.0, 0.05, 0.15, 0.45, 0.7])
 async def test_cancelled_caller_loses_nothing(moment: float) -> None:
     """A caller cancelled at any moment leaves at once; a POST under way is finished and its task kept."""

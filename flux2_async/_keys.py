@@ -27,7 +27,7 @@ class _Bound:
 
 
 class Keys:
-    """Which submission each key stands for; the oldest are forgotten after 24 hours."""
+    """Which submission each key stands for; those that have ended are forgotten after 24 hours."""
 
     def __init__(self) -> None:
         self._bound: dict[str, _Bound] = {}
@@ -65,6 +65,8 @@ class Keys:
             if bound.until > now:
                 return
             del self._bound[key]
+            if not bound.submission.outcome.done:
+                self.bind(key, bound.fingerprint, bound.submission, now)
 
 
 async def fingerprint(request: Request) -> str:

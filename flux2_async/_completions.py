@@ -102,6 +102,9 @@ class Completions:
         def started(submission: Submission) -> None:
             submissions.append(submission)
             self._on_the_way.add(submission)
+            # The refusal came while the pictures of this request were looked at.
+            if self._stopped is not None:
+                self._give_up(submission, self._stopped)
 
         try:
             return await self._submit(request, started)

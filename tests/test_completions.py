@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from emulated import REQUEST, emulated, until
 
+from flux2_async._files import Files
 from flux2_async.emulator import Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AuthenticationError,
@@ -235,6 +236,22 @@ async def test_what_waits_is_not_sent_after_a_refusal_that_meets_all() -> None:
 
         assert all(isinstance(each.error, InsufficientCreditsError) for each in done)
         assert len(done) == 10
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_what_is_looked_at_is_not_sent_after_a_refusal_that_meets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose pictures are still looked at when the refusal comes goes back unsent as well."""
+
+    async def look_at_length(*_: object) -> None:
+        await asyncio.sleep(5.0)
+
+    monkeypatch.setattr(Files, "check", look_at_length)
+    with_picture = ImageToImage("a red kettle", images=["https://example.com/kettle.png"])
+    script = Script(faults=[Fault("createTask", "refuse", code=402)])
+    async with emulated(script) as (flux, emulator):
+        done = [each async for each in flux.as_completed([*requests(1), with_picture])]
+
+        assert [type(each.error) for each in done] == [InsufficientCreditsError] * 2
         assert len(emulator.ledger.requests) == 1
 
 

@@ -102,6 +102,7 @@ class Flux2Session:
         self._http = http
         self._timeouts = timeouts
         self._engine: Engine | None = None
+        self._opening = False
         self._closing: asyncio.Task[Unsettled] | None = None
 
     def __repr__(self) -> str:
@@ -125,7 +126,7 @@ class Flux2Session:
             ConfigurationError: The borrowed aiohttp session cannot be used, or the coordination can never work.
             CoordinationError: The coordination cannot be reached, and was made with `on_failure="fail"`.
         """
-        if self._engine is not None:
+        if self._engine is not None or self._opening:
             raise SessionClosedError("a Flux2Session is opened once; make a new one")
         engine = Engine(
             self._credentials,
@@ -137,7 +138,11 @@ class Flux2Session:
             http=self._http,
             coordination=self._coordination,
         )
-        await engine.open()
+        self._opening = True
+        try:
+            await engine.open()
+        finally:
+            self._opening = False
         self._engine = engine
 
     async def aclose(self, grace: float = 5.0) -> Unsettled:

@@ -235,6 +235,17 @@ async def test_opened_and_closed_in_different_tasks() -> None:
         assert (unsettled.task_ids, unsettled.refs) == ((), ())
 
 
+async def test_opened_twice_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of two who open a session at the same time one is refused, so that no half of it is left open."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    async with Emulator() as emulator:
+        flux = session_for(emulator, polling=Polling(remember=True))
+        outcomes = await asyncio.gather(flux.open(), flux.open(), return_exceptions=True)
+        await flux.aclose()
+
+    assert [type(each) for each in outcomes] == [type(None), SessionClosedError]
+
+
 async def test_closing_again_gives_the_same() -> None:
     """`aclose` can be called any number of times, also at once, and also without `open`."""
     async with Emulator(Script(plans=Plan(duration=60.0), render=False)) as emulator:

@@ -176,7 +176,7 @@ class Submitter:
         finally:
             submission.callers -= 1
             if not submission.callers and not submission.outcome.done and not submission.sending:
-                self.give_up(submission, SessionClosedError("the caller of this submission left; nothing was sent"))
+                self.give_up(submission, _left())
         return submission.outcome.get()
 
     def give_up(self, submission: Submission, error: Flux2Error) -> bool:
@@ -336,8 +336,13 @@ class Submitter:
             submission.sending = False
 
     async def _prepare(self, submission: Submission) -> None:
-        if submission.claim is not None and not await submission.claim.reserve():
-            raise _TakenError
+        if submission.claim is not None:
+            reserved = await submission.claim.reserve()
+            # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
+            if not submission.callers:
+                raise _left()
+            if not reserved:
+                raise _TakenError
         if submission.on_send is not None:
             await submission.on_send(submission.ref)
         if submission.record is not None:
@@ -367,6 +372,10 @@ class Submitter:
             raise
         permit.answered()
         return task_id
+
+
+def _left() -> Flux2Error:
+    return SessionClosedError("the caller of this submission left; nothing was sent")
 
 
 def _cut_off(submission: Submission, what: str) -> Flux2Error:

@@ -89,6 +89,20 @@ async def test_key_of_another_request_is_refused() -> None:
     assert len(emulator.ledger.accepted) == 1
 
 
+async def test_who_left_while_the_key_was_reserved_sends_nothing() -> None:
+    """A caller that is cancelled before anything was sent pays for nothing, and the key is free again."""
+    memory = Memory(rtt=1.0)
+    async with processes(2, memory=memory) as (emulator, (one, other)):
+        callers = [asyncio.create_task(flux.submit(REQUEST, key="k")) for flux in (one, other)]
+        await until(lambda: any(memory.rows.values()))
+        for caller in callers:
+            caller.cancel()
+        await asyncio.sleep(60)
+
+        assert emulator.ledger.requests == []
+        await other.submit(OTHER, key="k")
+
+
 async def test_refused_request_frees_its_key() -> None:
     """What the service refused is free for every process."""
     script = Script(faults=[Fault("createTask", "refuse", code=422)], plans=Plan(duration=1.0))

@@ -269,6 +269,17 @@ async def test_idle_connections_live_one_second(idle: float, connections: int, m
     assert server.connections == connections
 
 
+async def test_a_used_connection_that_breaks_is_no_reason_to_send_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that breaks under its second createTask makes it unclear: nothing below us sends it again."""
+    monkeypatch.setattr("aiohttp.connector.monotonic", asyncio.get_running_loop().time)
+    async with raw_server([ACCEPTED, b"", ACCEPTED]) as server, transport_to(server.url) as transport:
+        await create(transport)
+        with pytest.raises(AmbiguousSubmitError):
+            await create(transport)
+
+    assert (server.connections, len(server.requests)) == (1, 2)
+
+
 async def test_create_task_has_connections_of_its_own() -> None:
     """A borrowed session carries the other calls and never createTask; it stays open."""
     ok = answer(200, envelope(200, data=5))

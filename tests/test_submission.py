@@ -458,6 +458,20 @@ async def test_local_pictures_are_uploaded_first() -> None:
         assert task.request.images[1] == "https://files.example/a.png"
 
 
+async def test_slot_then_upload_then_permit() -> None:
+    """A picture is uploaded by who has a slot, before a permit is taken: neither too early nor while others could send."""
+    one, other = (ImageToImage("make it red", images=[PNG + end]) for end in (b"1", b"2"))
+    script = Script(plans=Plan(duration=600.0))
+    async with emulated(script, max_running=2, rate_limit=RateLimit(1, 100.0)) as (flux, emulator):
+        await flux.submit(REQUEST)
+        waiting = [asyncio.create_task(flux.submit(request)) for request in (one, other)]
+        await asyncio.sleep(90)
+
+        assert len(emulator.ledger.uploads) == 1
+        assert len(emulator.ledger.requests) == 1
+        await asyncio.gather(*waiting)
+
+
 async def test_bad_pictures_are_found_before_anything_is_sent() -> None:
     """A missing file costs neither an upload of the others nor a createTask."""
     async with emulated() as (flux, emulator):

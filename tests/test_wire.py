@@ -298,6 +298,14 @@ def test_account_and_uploads(name: str) -> None:
     assert DECODERS[name.partition("/")[0]](sample(name)) == ACCOUNT[name]
 
 
+def test_an_end_of_life_without_a_zone_is_utc() -> None:
+    """All times are aware, also that of a file whose end the service names without its zone."""
+    stored = {"downloadUrl": "https://files.example/a.png", "expiresAt": "2026-01-04T12:00:00"}
+    file = wire.decode_upload(reply({"code": 200, "data": stored}), size=7, mime_type="image/png")
+
+    assert file.expires_at == datetime(2026, 1, 4, 12, tzinfo=UTC)
+
+
 @pytest.mark.usefixtures("codec")
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:

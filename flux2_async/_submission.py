@@ -36,6 +36,8 @@ OnSend = Callable[[str], Awaitable[object]]
 
 # A connection that was never made costs nothing; a network that is away for longer is the caller's to know.
 PAUSES_UNCONNECTED: Final = (0.5, 1.0, 2.0)
+# Seconds that closing waits for what it has cancelled.
+DEAF_FOR: Final = 1.0
 
 
 class Record(Protocol):
@@ -144,6 +146,7 @@ class Submitter:
         self._loop = asyncio.get_running_loop()
         self._jobs: dict[Submission, asyncio.Task[None]] = {}
         self._closed = False
+        self._abandoned = False
         self.submitted = 0
         self.refused = 0
         self.ambiguous = 0
@@ -197,12 +200,15 @@ class Submitter:
         if jobs:
             await asyncio.wait(jobs.values(), timeout=grace)
             self.abandon()
-            await asyncio.wait(jobs.values())
+            await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
+            # An `on_send` that ignores being cancelled holds up neither the closing nor its callers.
+            for submission in tuple(self._jobs):
+                self._end(submission, error=_cut_off(submission, "the session was closed"))
         return tuple(submission.ref for submission in jobs if submission.posted)
 
     def abandon(self) -> None:
         """End what is being sent as well, at once; the service may have accepted it."""
-        self._closed = True
+        self._closed = self._abandoned = True
         for job in self._jobs.values():
             job.cancel()
 
@@ -345,6 +351,8 @@ class Submitter:
                 raise _TakenError
         if submission.on_send is not None:
             await submission.on_send(submission.ref)
+            if self._abandoned:
+                raise _cut_off(submission, "the session was closed")
         if submission.record is not None:
             await submission.record.send(submission.ref)
 

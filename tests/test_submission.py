@@ -1,6 +1,7 @@
 """What `submit` promises about money, the limit and cancellation, against the emulator's ledger."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -459,7 +460,7 @@ async def test_local_pictures_are_uploaded_first() -> None:
 
 
 async def test_slot_then_upload_then_permit() -> None:
-    """A picture is uploaded by who has a slot, before a permit is taken: neither too early nor while others could send."""
+    """A picture is uploaded once its task has a slot and before it has a permit, which others could use meanwhile."""
     one, other = (ImageToImage("make it red", images=[PNG + end]) for end in (b"1", b"2"))
     script = Script(plans=Plan(duration=600.0))
     async with emulated(script, max_running=2, rate_limit=RateLimit(1, 100.0)) as (flux, emulator):
@@ -520,6 +521,27 @@ async def test_close_is_bounded_in_time() -> None:
         assert ambiguous.ref == "mine"
         assert isinstance(await error_of(waiting), SessionClosedError)
         assert len(emulator.ledger.requests) == 1
+
+
+@pytest.mark.parametrize("deaf_for", [0.0, 1000.0])
+async def test_on_send_that_ignores_its_cancellation(deaf_for: float) -> None:
+    """It neither holds up the closing nor lets anything be sent after it."""
+
+    async def on_send(_: str) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(1000)
+        await asyncio.sleep(deaf_for)
+
+    async with emulated() as (flux, emulator):
+        caller = asyncio.create_task(flux.submit(REQUEST, on_send=on_send))
+        await asyncio.sleep(1)
+        begun = asyncio.get_running_loop().time()
+        await flux.aclose(grace=5.0)
+
+        assert asyncio.get_running_loop().time() - begun < 7.0
+        assert str(await error_of(caller)) == "the session was closed; nothing was sent"
+        await asyncio.sleep(2000)
+        assert emulator.ledger.requests == []
 
 
 async def test_closing_sends_nothing_again() -> None:

@@ -18,6 +18,7 @@ from flux2_async._callbacks import (
     MAX_SETTLED,
     PARKED_FOR,
     CallbackDesk,
+    CallbackSettings,
 )
 from flux2_async._submission import Submission
 from flux2_async.emulator import Emulator, Fault, Plan, Script
@@ -694,3 +695,5 @@ def test_secrets_are_not_shown() -> None:
 
     assert "s3cret" not in repr(callbacks)
     assert "h-mac" not in repr(callbacks)
+    assert "s3cret" not in repr(CallbackSettings.of(callbacks))
+    assert "h-mac" not in repr(CallbackSettings.of(callbacks))

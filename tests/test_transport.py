@@ -8,6 +8,8 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import aiohttp
@@ -527,6 +529,16 @@ async def test_retry_after_of_a_refusal(reply: bytes) -> None:
 
     assert isinstance(outcome, RateLimitedError)
     assert outcome.retry_after == 7
+
+
+async def test_retry_after_as_a_date_without_the_services_clock() -> None:
+    """A date alone is held against our clock, rather than ignored."""
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=600), usegmt=True)
+    outcome, _ = await outcome_of(answer(429, envelope(429), f"Retry-After: {until}\r\n"))
+
+    assert isinstance(outcome, RateLimitedError)
+    assert outcome.retry_after is not None
+    assert 500 < outcome.retry_after < 601
 
 
 async def test_downloads_show_nothing_of_aiohttp() -> None:

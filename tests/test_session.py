@@ -287,7 +287,7 @@ async def test_a_cancelled_close_still_closes() -> None:
         closing = asyncio.create_task(flux.aclose(grace=1000))
         await asyncio.sleep(1)
         closing.cancel()
-        await asyncio.wait([closing])
+        await asyncio.wait([closing], timeout=1.0)
         assert isinstance(await error_of(submitting), AmbiguousSubmitError)
 
         assert closing.cancelled()

@@ -119,6 +119,20 @@ async def test_a_429_pauses_everybody(retry_after: Any, style: Any, code: int) -
         assert flux.statistics().refused == 1
 
 
+async def test_a_pause_holds_no_looks() -> None:
+    """While nothing may be sent, tasks that were sent before are looked at and settle as ever."""
+    script = Script(plans=Plan(duration=5.0), faults=[Fault("createTask", "refuse", after=1, retry_after=600)])
+    async with emulated(script) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        waiting = asyncio.create_task(flux.submit(REQUEST))
+        await until(lambda: flux.statistics().paused_until)
+        await task.result(timeout=10)
+
+        assert not waiting.done()
+        assert len(emulator.ledger.requests) == 2
+        waiting.cancel()
+
+
 async def test_the_limit_is_kept() -> None:
     """A burst of 100 submissions against the limit we know is never refused."""
     script = Script(plans=Plan(duration=1.0), limit=Limit(20, 10.0), latency=0.3, credits=1e6)
@@ -637,6 +651,31 @@ async def test_max_wait_covers_slot_and_permit_together() -> None:
         assert isinstance(caught, RateLimitedError)
         assert asyncio.get_running_loop().time() - begun == pytest.approx(10, abs=0.5)
         assert len(emulator.ledger.requests) == 1
+
+
+async def test_max_wait_goes_on_after_a_429() -> None:
+    """A refusal gives no new patience: what was waited for the first permit is not there for the second."""
+    script = Script(plans=Plan(duration=600.0), faults=[Fault("createTask", "refuse", after=1, retry_after=8)])
+    async with emulated(script, rate_limit=RateLimit(1, 10.0)) as (flux, emulator):
+        await flux.submit(REQUEST)
+        caught = await error_of(flux.submit(REQUEST, max_wait=15.0))
+
+        assert isinstance(caught, RateLimitedError)
+        assert len(emulator.ledger.requests) == 2
+
+
+async def test_long_waiting_counts_from_the_beginning() -> None:
+    """Who has waited for a slot for a minute does not queue anew for its permit."""
+    script = Script(plans=[Plan(duration=100.0), Plan(duration=50.0), Plan(duration=1.0)])
+    async with emulated(script, max_running=2, rate_limit=RateLimit(2, 1000.0)) as (flux, emulator):
+        sent = [await flux.submit(REQUEST) for _ in range(2)]
+        first = asyncio.create_task(flux.submit(TextToImage("waits from the beginning")))
+        await asyncio.sleep(10)
+        urgent = asyncio.create_task(flux.submit(TextToImage("came later with priority"), priority=5))
+        await asyncio.gather(*sent, first, urgent)
+
+    bodies = [call.body["input"]["prompt"] for call in emulator.ledger.requests if call.body]
+    assert bodies[2:] == ["waits from the beginning", "came later with priority"]
 
 
 async def test_an_id_that_is_outstanding_already() -> None:

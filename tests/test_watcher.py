@@ -130,6 +130,22 @@ async def test_settles_a_success(make: Callable[..., World]) -> None:
     assert len(world.watcher) == 0
 
 
+@pytest.mark.parametrize("state", [TaskState.FAIL, TaskState.SUCCESS, TaskState.GENERATING])
+async def test_the_first_settle_wins(make: Callable[..., World], state: TaskState) -> None:
+    """What a look in flight brings after a callback has settled its task is counted and changes nothing."""
+    world = make(latency=1.0, final=lambda task_id: record(task_id, state))
+    task = world.watch("a", 0.0)
+    await asyncio.sleep(1.5)
+    world.watcher.offer("a", record("a"))
+    first = task.record
+    await asyncio.sleep(5)
+
+    assert task.record is first
+    assert (await task).record is first
+    assert world.watcher.repeated_settles == 1
+    assert len(world.settled) == len(world.service.looks) == 1
+
+
 async def test_first_look_comes_after_one_interval(make: Callable[..., World]) -> None:
     """A fixed interval looks first after one interval, an interval of 0 at once."""
     slow, fast = make(), make(Polling(interval=0))

@@ -218,7 +218,7 @@ class Watcher:
     def _seen(self, watched: Watched, record: TaskRecord | None) -> None:
         task = watched.task
         if task.done():
-            self.repeated_settles += 1
+            self.repeated_settles += record is not None and record.state.final
             return
         watched.failures, watched.refused_since = 0, None
         if record is not None:

@@ -35,7 +35,8 @@ __all__ = [
 # From the API's own pages; the lower bound of the prompt stands in their prose only.
 PROMPT_LENGTHS: Final = (3, 5000)
 MAX_IMAGES: Final = 8
-ASPECT_RATIOS: Final = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3", "auto")
+RATIOS: Final = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
+ASPECT_RATIOS: Final = (*RATIOS, "auto")
 RESOLUTIONS: Final = ("1K", "2K")
 TIERS: Final = ("flex", "pro")
 
@@ -71,10 +72,21 @@ def is_url(source: object) -> bool:
 def _one_of(allowed: tuple[str, ...]) -> Any:
     def check(_: object, attribute: "attrs.Attribute[str]", value: object) -> None:
         if value not in allowed:
-            choices = ", ".join(repr(each) for each in allowed)
-            raise InvalidRequestError(f"{attribute.name}: {value!r} given, allowed are {choices}")
+            raise InvalidRequestError(f"{attribute.name}: {value!r} given, allowed are {_choices(allowed)}")
 
     return check
+
+
+def _choices(allowed: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, allowed))
+
+
+def _check_aspect_ratio(request: object, _: "attrs.Attribute[str]", value: object) -> None:
+    allowed = ASPECT_RATIOS if isinstance(request, ImageToImage) else RATIOS
+    if value not in allowed:
+        auto = "'auto' takes the ratio of the first picture and there is none"
+        given = auto if value == "auto" else f"{value!r} given"
+        raise InvalidRequestError(f"aspect_ratio: {given}, allowed are {_choices(allowed)}")
 
 
 def _check_prompt(_: object, __: "attrs.Attribute[str]", value: object) -> None:
@@ -161,7 +173,7 @@ def _lengths(value: str) -> str:
 @attrs.frozen
 class _Request:
     prompt: str = attrs.field(validator=_check_prompt, repr=_lengths)
-    aspect_ratio: str = attrs.field(default="1:1", validator=_one_of(ASPECT_RATIOS), kw_only=True)
+    aspect_ratio: str = attrs.field(default="1:1", validator=_check_aspect_ratio, kw_only=True)
     resolution: str = attrs.field(default="1K", validator=_one_of(RESOLUTIONS), kw_only=True)
     tier: str = attrs.field(default="flex", validator=_one_of(TIERS), kw_only=True)
     extra_input: dict[str, Any] = attrs.field(
@@ -188,13 +200,6 @@ class TextToImage(_Request):
     Raises:
         InvalidRequestError: A field is out of bounds.
     """
-
-    def __attrs_post_init__(self) -> None:
-        if self.aspect_ratio == "auto":
-            choices = ", ".join(repr(each) for each in ASPECT_RATIOS if each != "auto")
-            raise InvalidRequestError(
-                f"aspect_ratio: 'auto' takes the ratio of the first picture and there is none, allowed are {choices}"
-            )
 
     @property
     def model(self) -> str:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from flux2_async.cli.screen import UsageError
 from flux2_async.errors import ConfigurationError
-from flux2_async.models import ASPECT_RATIOS, RESOLUTIONS, TIERS, RateLimit
+from flux2_async.models import RATIOS, RESOLUTIONS, TIERS, RateLimit
 
 __all__ = [
     "EXTENSIONS",
@@ -72,7 +72,7 @@ class Shape:
 
     aspect_ratio: Annotated[
         str | None,
-        Parameter(help=f"One of {', '.join(ASPECT_RATIOS)}. Without it: auto for edit, 1:1 for generate."),
+        Parameter(help=f"{', '.join(RATIOS)}, or with pictures auto. Without it: auto for edit, 1:1 for generate."),
     ] = None
     resolution: Annotated[str, Parameter(help=f"{' or '.join(RESOLUTIONS)}.")] = "1K"
     tier: Annotated[str, Parameter(help=f"{' or '.join(TIERS)}.")] = "flex"

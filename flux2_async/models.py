@@ -148,7 +148,7 @@ def _check_image(name: str, image: object) -> None:
     if not isinstance(image, str):
         return
     if is_url(image):
-        if not _host(image) or any(character.isspace() for character in image):
+        if not _has_host(image) or any(character.isspace() for character in image):
             raise InvalidRequestError(f"{name}: not a complete address, it must look like https://host/picture.jpg")
     elif not image.strip() or "\0" in image:
         raise InvalidRequestError(f"{name}: {image!r} given, it must be an http(s) address or the path of a file")
@@ -159,11 +159,13 @@ def _check_image(name: str, image: object) -> None:
         raise InvalidRequestError(f"{name}: an address with {scheme}:// given, allowed are http:// and https://")
 
 
-def _host(url: str) -> str | None:
+def _has_host(url: str) -> bool:
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        # Reading the port is what checks it.
+        return bool(parts.hostname) and parts.port != 0
     except ValueError:
-        return None
+        return False
 
 
 def _lengths(value: str) -> str:

@@ -68,6 +68,8 @@ def deep() -> dict[str, Any]:
         ({"images": [b""]}, "images[0]: 0 bytes given, it must be the content of a JPEG, PNG or WebP file"),
         ({"images": ["https://"]}, "images[0]: not a complete address, it must look like https://host/picture.jpg"),
         ({"images": ["https://[x/a.png"]}, "images[0]: not a complete address"),
+        ({"images": ["https://f.example:port/a.png"]}, "images[0]: not a complete address"),
+        ({"images": ["https://f.example:99999/a.png"]}, "images[0]: not a complete address"),
         ({"images": ["https://f.example/a b.png"]}, "images[0]: not a complete address"),
         ({"images": [" "]}, "images[0]: ' ' given, it must be an http(s) address or the path of a file"),
         ({"images": ["a\0.png"]}, "images[0]: 'a\\x00.png' given, it must be an http(s) address or the path"),

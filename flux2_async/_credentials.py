@@ -90,12 +90,14 @@ def make_credentials(
         ConfigurationError: Something is missing or malformed.
     """
     key: Any = environ.get("APIKLEY_API_KEY", "") if api_key is None else api_key
-    base = base_url or environ.get("APIKLEY_BASE_URL") or BASE_URL
-    # Pictures for a service that was named in the call must not go to the one the environment names.
-    upload = upload_url or (None if base_url else environ.get("APIKLEY_UPLOAD_URL"))
-    base, upload = _bare(base), _bare(upload)
+    # An address that was given and is empty must not become another one: the key would go there.
+    base = _bare(environ.get("APIKLEY_BASE_URL") or BASE_URL if base_url is None else base_url)
+    if upload_url is None:
+        # Pictures for a service that was named in the call must not go to the one the environment names.
+        named = environ.get("APIKLEY_UPLOAD_URL") if base_url is None else None
+        upload_url = named or f"{base}/file-upload"
     # What is no text at all is left for Credentials to refuse.
-    return Credentials(key.strip() if isinstance(key, str) else key, base, upload or f"{base}/file-upload")
+    return Credentials(key.strip() if isinstance(key, str) else key, base, _bare(upload_url))
 
 
 def _bare(url: Any) -> Any:

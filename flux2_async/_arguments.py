@@ -9,7 +9,7 @@ from flux2_async._coordination import Coordination
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 
-__all__ = ["check_max_running", "check_settings", "check_submit", "check_task_id"]
+__all__ = ["check_max_running", "check_seconds", "check_settings", "check_submit", "check_task_id"]
 
 
 def check_settings(**settings: object) -> None:
@@ -59,16 +59,23 @@ def check_submit(request: object, key: object, max_wait: object, priority: objec
         raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are ImageToImage and TextToImage")
     if key is not None and (not isinstance(key, str) or not key):
         raise InvalidRequestError(f"key: {key!r} given, it must be text of at least one character, or None")
-    if max_wait is not None and (
-        isinstance(max_wait, bool) or not isinstance(max_wait, int | float) or not max_wait >= 0
-    ):
-        raise InvalidRequestError(f"max_wait: {max_wait!r} given, it must be a number of seconds of 0 or more, or None")
+    check_seconds("max_wait", max_wait)
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise InvalidRequestError(f"priority: {priority!r} given, it must be a whole number")
     if ref is not None and (not isinstance(ref, str) or not re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", ref)):
         raise InvalidRequestError(
             f"ref: {ref!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
         )
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Check a time to wait that may be None.
+
+    Raises:
+        InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+        raise InvalidRequestError(f"{name}: {value!r} given, it must be a number of seconds of 0 or more, or None")
 
 
 def check_task_id(value: object) -> str:

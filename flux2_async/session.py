@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, Self
 import aiohttp
 import anyio
 
-from flux2_async._arguments import check_max_running, check_settings, check_submit, check_task_id
+from flux2_async._arguments import check_max_running, check_seconds, check_settings, check_submit, check_task_id
 from flux2_async._callbacks import CallbackSettings
 from flux2_async._completions import Completions
 from flux2_async._coordination import Coordination
@@ -232,6 +232,7 @@ class Flux2Session:
         Raises:
             Flux2Error: As `submit` and `ImageTask.result`.
         """
+        check_seconds("timeout", timeout)
         begun = asyncio.get_running_loop().time()
         task = await self.submit(request, max_wait=timeout)
         passed = asyncio.get_running_loop().time() - begun

@@ -675,6 +675,17 @@ async def test_the_timeout_of_generate_covers_all_of_it() -> None:
         assert len(emulator.ledger.requests) == 1
 
 
+@pytest.mark.parametrize("timeout", [-1, "5", float("nan"), True])
+async def test_an_unusable_timeout_of_generate_is_named_as_it_was_given(timeout: Any) -> None:
+    """The error speaks of `timeout`, not of the wait that it becomes, and nothing is sent."""
+    async with emulated() as (flux, emulator):
+        error = await error_of(flux.generate(REQUEST, timeout=timeout))
+
+        assert isinstance(error, InvalidRequestError)
+        assert str(error) == f"timeout: {timeout!r} given, it must be a number of seconds of 0 or more, or None"
+        assert emulator.ledger.calls.total() == 0
+
+
 async def test_half_the_believed_limit_costs_one_burst_of_refusals() -> None:
     """100 tasks at once where 40 per period are believed and 20 allowed: 20 refusals, none lost, near the optimum."""
     script = Script(plans=Plan(duration=0.1), limit=Limit(20, 10.0, "sliding"), credits=1e6)

@@ -454,8 +454,10 @@ async def test_old_drawings_are_forgotten_and_drawn_anew(monkeypatch: pytest.Mon
         assert (await raw.get(url)).body == (await raw.get(url)).body
 
 
-async def test_without_pillow_a_picture_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP 500 with the command; everything else of the emulator works."""
+async def test_without_pillow_a_picture_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """HTTP 500 with the command, which is logged for users of a client; everything else of the emulator works."""
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     for name in ("collage", "landscape", "lettering", "palette"):
         monkeypatch.delitem(__import__("sys").modules, f"flux2_async.emulator.{name}", raising=False)
@@ -465,3 +467,4 @@ async def test_without_pillow_a_picture_says_what_to_install(monkeypatch: pytest
 
         assert answer.status == 500
         assert b'pip install "flux2-async[emulator]"' in answer.body
+        assert [record.getMessage().encode() for record in caplog.records] == [answer.body]

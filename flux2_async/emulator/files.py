@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import re
 import struct
 import zlib
@@ -21,6 +22,8 @@ from flux2_async.emulator.store import UPLOADS, Links, ResultRef, Store, StoredF
 from flux2_async.emulator.tasks import Task
 
 __all__ = ["Files"]
+
+logger = logging.getLogger("flux2_async")
 
 CACHE_BYTES = 128 * 1024 * 1024
 """Drawn pictures that are kept; older ones are drawn anew, byte for byte the same."""
@@ -64,6 +67,8 @@ class Files:
         try:
             content = await self.picture(ref)
         except ImportError as missing:
+            # A client tells its user no words of a file's host.
+            logger.warning("%s", missing)
             return error(500, str(missing))
         mime_type = "image/jpeg" if content.startswith(b"\xff\xd8") else "image/png"
         etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'

@@ -199,3 +199,10 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=20) == 1
+
+
+@pytest.mark.parametrize(("closed", "seen"), [("stdout", ""), ("stderr", "1000 credits\r\n")])
+def test_a_closed_stream_is_no_traceback(emulator: Emulator, tmp_path: Path, closed: str, seen: str) -> None:
+    """A command that was started without stdout or stderr, as `>&-` does it, does its job."""
+    without = f"import sys; sys.{closed} = None; from flux2_async.cli import main; sys.exit(main())"
+    assert in_terminal(["-c", without, "credits"], tmp_path, account(emulator)) == (0, seen)

@@ -1,6 +1,8 @@
 """The command `flux2`; needs the extra `cli`."""
 
+import os
 import sys
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -16,6 +18,9 @@ def main() -> int:
     Returns:
         0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
+    # Python has None for a stream that was closed before it started.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  open to the end, as any of them
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  likewise
     try:
         from flux2_async.cli.app import run  # noqa: PLC0415  the library itself does not need these packages
     except ModuleNotFoundError as error:

@@ -73,7 +73,8 @@ class ImageTask:
             await self._outcome.wait()
         elif not await self.wait(timeout):
             raise TaskTimeoutError(
-                f"task {self.id} is not finished after {timeout} s; it goes on, wait again at no cost", task=self
+                f"task {self.id} is not finished after {round(timeout, 2):g} s; it goes on, wait again at no cost",
+                task=self,
             )
         return self._outcome.get()
 

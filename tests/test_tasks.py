@@ -63,6 +63,15 @@ async def test_cancelling_a_waiter_cancels_its_wait_only() -> None:
         assert len(emulator.ledger.accepted) == 1
 
 
+async def test_a_timeout_is_told_in_round_numbers() -> None:
+    """What `generate` has left of its time-out has sixteen digits, which nobody wants to read."""
+    async with emulated(Script(plans=Plan(duration=10.0))) as (flux, _):
+        task = await flux.submit(REQUEST)
+        caught = await error_of(task.result(timeout=0.1 + 0.2))
+
+        assert str(caught) == f"task {task.id} is not finished after 0.3 s; it goes on, wait again at no cost"
+
+
 async def test_wait_for_and_timeout_scopes() -> None:
     """The usual scopes of asyncio work on a handle and leave it alone."""
     async with emulated(Script(plans=Plan(duration=10.0))) as (flux, _):

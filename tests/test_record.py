@@ -1,6 +1,7 @@
 """What of a record is essential, what may be broken, and what a finished record means."""
 
 import json
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -203,6 +204,13 @@ def test_moderation_is_told_by_its_words(code: str | None, message: str | None) 
 def test_other_failures_are_no_moderation(code: str | None, message: str | None) -> None:
     """400 and 422 stand for bad input as well."""
     assert type(task_error(fail(code, message))) is TaskFailedError
+
+
+def test_words_of_any_length_are_read_at_once() -> None:
+    """Words that nearly speak of moderation, over and over, as an echoed prompt may, do not hold up the event loop."""
+    begun = time.process_time()
+    assert type(task_error(fail("500", "violat" * 500))) is TaskFailedError
+    assert time.process_time() - begun < 0.5
 
 
 def test_what_a_failure_says() -> None:

@@ -168,13 +168,16 @@ class CallbackDesk:
         elif ref in self._ambiguous:
             self._found(self._ambiguous[ref], callback)
         else:
-            if ref in self._settled:
+            settled = self._settled.get(ref)
+            # The user's own ref may name another submission, which is still being sent.
+            known = settled is not None and settled.id == callback.task_id
+            if known:
                 # A poll was faster, or this one is repeated: callbacks do arrive.
                 self._trust.learn(arrived=True)
             else:
                 self._park(ref, callback)
             self._watcher.hint(callback.task_id)
-            return ref in self._settled
+            return known
         return True
 
     async def recover(self, ref: str) -> ImageTask:
@@ -186,7 +189,9 @@ class CallbackDesk:
         while True:
             if self._closed:
                 raise SessionClosedError("the session was closed before the callback came; recover it in a new session")
-            task = self._tasks.get(ref) or self._settled.get(ref)
+            task = self._tasks.get(ref)
+            if task is None and ref not in self._ambiguous:
+                task = self._settled.get(ref)
             if task is not None:
                 return task
             # It stays parked, for a submission that is still being sent.
@@ -245,8 +250,9 @@ class CallbackDesk:
         self._watcher.hint(task.id)
 
     def _is_of_another(self, task_id: str, ref: str) -> bool:
+        # Under its own ref stands what `recover` found while it was being sent, or, with a request, an earlier task.
         return self._refs.get(task_id, ref) != ref or any(
-            task.id == task_id and other != ref for other, task in self._settled.items()
+            task.id == task_id and (other != ref or task.request is not None) for other, task in self._settled.items()
         )
 
     def _unlearn(self, ref: str, task: ImageTask, before: tuple[Submission, Outcome[ImageTask]] | None) -> None:

@@ -498,6 +498,40 @@ async def test_one_ref_for_two_submissions() -> None:
         assert (desk_of(flux)._tasks, desk_of(flux)._refs) == ({}, {})
 
 
+async def test_a_ref_given_again_recovers_its_own_task() -> None:
+    """What an earlier submission of the same name became, told again, is no answer to a lost reply."""
+    script = Script(
+        plans=lambda index, _: Plan(duration=20.0 if index else 2.0),
+        faults=[Fault("createTask", "cut_after", after=1)],
+    )
+    async with receiving(script) as (flux, emulator):
+        earlier = await flux.submit(REQUEST, ref="mine")
+        await earlier
+        assert isinstance(await error_of(flux.submit(REQUEST, ref="mine")), AmbiguousSubmitError)
+        assert isinstance(await error_of(flux.recover("mine", timeout=1)), TimeoutError)
+        assert await post(callback_url(emulator), finished(earlier.id)) == 200
+        assert isinstance(await error_of(flux.recover("mine", timeout=1)), TimeoutError)
+        task = await flux.recover("mine", timeout=60)
+
+        assert [earlier.id, task.id] == emulator.ledger.accepted
+        assert (await task).urls
+
+
+async def test_an_early_callback_for_a_ref_given_again() -> None:
+    """It is kept for the submission under way, although its name is known from an earlier one."""
+    script = Script(
+        plans=lambda index, _: Plan(callback="early" if index else "once"),
+        faults=[Fault("createTask", "cut_after", after=1)],
+    )
+    async with receiving(script) as (flux, emulator):
+        earlier = await flux.submit(REQUEST, ref="mine")
+        await earlier
+        task = await flux.submit(REQUEST, ref="mine")
+
+        assert [earlier.id, task.id] == emulator.ledger.accepted
+        assert (await task.result(timeout=2)).urls
+
+
 @pytest.mark.parametrize("confirm", [True, False])
 @pytest.mark.parametrize("outstanding", [True, False])
 async def test_an_unclear_submission_takes_no_task_of_another(confirm: bool, outstanding: bool) -> None:

@@ -16,7 +16,6 @@ from flux2_async._callbacks import (
     MAX_AMBIGUOUS,
     MAX_PARKED,
     MAX_SETTLED,
-    PARKED_FOR,
     CallbackDesk,
     CallbackSettings,
 )
@@ -70,6 +69,12 @@ def callback_url(emulator: Emulator, call: int = 0) -> str:
     body = emulator.ledger.requests[call].body
     assert body is not None
     return str(body["callBackUrl"])
+
+
+def address_of(flux: Flux2Session) -> str:
+    settings = flux._callback_settings()
+    assert settings is not None
+    return settings.url
 
 
 async def post(url: str, body: Any) -> int:
@@ -246,7 +251,7 @@ async def test_the_record_lags_behind_the_callback() -> None:
         assert 2 <= emulator.ledger.polls_of(task.id) <= 4
 
 
-@pytest.mark.parametrize("kind", ["cut_before", "html", "broken_json", "refuse"])
+@pytest.mark.parametrize("kind", ["cut_before", "cut_body", "html", "broken_json", "refuse", "redirect"])
 async def test_confirming_fails_at_first(kind: Any) -> None:
     """A look that fails after the callback is repeated by the usual schedule, not by the rare one."""
     faults = [Fault("recordInfo", kind, times=3, code=500)]
@@ -357,10 +362,23 @@ async def test_a_callback_that_came_before_recovering() -> None:
             await post(signed_url(callback_url(emulator).partition("?")[0], "of-yesterday", SECRET), finished(task.id))
             == 200
         )
-        await asyncio.sleep(PARKED_FOR - 100)
+        await asyncio.sleep(3500)
         recovered = await flux.recover("of-yesterday", timeout=1)
 
         assert recovered.id == task.id
+
+
+async def test_a_callback_that_came_long_before() -> None:
+    """After an hour a parked callback is neither an answer to `recover` nor a reason to look."""
+    async with receiving(Script(plans=Plan(duration=60.0))) as (flux, emulator):
+        url = signed_url(address_of(flux), "mine", SECRET)
+        assert await post(url, finished("of-yesterday")) == 200
+        await asyncio.sleep(3700)
+        assert isinstance(await error_of(flux.recover("mine", timeout=1)), TimeoutError)
+        await flux.submit(REQUEST, ref="mine")
+        await asyncio.sleep(30)
+
+        assert emulator.ledger.polls == 0
 
 
 async def test_recover_needs_callbacks() -> None:
@@ -661,9 +679,7 @@ async def test_a_callback_wakes_a_task_attached_here() -> None:
         async with Flux2Session(emulator.api_key, base_url=emulator.base_url) as other:
             task = flux.attach((await other.submit(REQUEST)).id)
         await asyncio.sleep(6)
-        settings = flux._callback_settings()
-        assert settings is not None
-        assert await post(signed_url(settings.url, "of-another", SECRET), finished(task.id)) == 200
+        assert await post(signed_url(address_of(flux), "of-another", SECRET), finished(task.id)) == 200
 
         assert (await task.result(timeout=1)).urls
 

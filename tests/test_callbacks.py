@@ -30,7 +30,7 @@ from flux2_async.errors import (
     TaskNotFoundError,
     TaskTimeoutError,
 )
-from flux2_async.models import Callbacks, Polling, TextToImage
+from flux2_async.models import Callbacks, Polling, TextToImage, Timeouts
 from flux2_async.receivers import serve
 from flux2_async.session import Flux2Session
 from flux2_async.tasks import ImageTask
@@ -249,6 +249,14 @@ async def test_the_record_lags_behind_the_callback() -> None:
         await task.result(timeout=8)
 
         assert 2 <= emulator.ledger.polls_of(task.id) <= 4
+
+
+async def test_the_record_lags_far_behind_the_callback() -> None:
+    """After a callback there is none to rely on any more: the looks are as frequent as without callbacks."""
+    async with receiving(Script(plans=Plan(duration=5.0, record_lag=10.0)), polling=Polling()) as (flux, _):
+        task = await flux.submit(REQUEST)
+
+        assert (await task.result(timeout=20)).urls
 
 
 @pytest.mark.parametrize("kind", ["cut_before", "cut_body", "html", "broken_json", "refuse", "redirect"])
@@ -612,6 +620,21 @@ async def test_recovering_what_is_still_being_sent(faults: list[Fault]) -> None:
         assert await flux.submit(REQUEST, key="a") is task
         assert flux._engine is not None
         assert flux._engine.slots.borrowed == 0
+
+
+async def test_recovering_and_finishing_what_is_still_being_sent() -> None:
+    """A picture that is there before its submission turns out lost is the submission's."""
+    script = Script(plans=Plan(callback="early"), faults=[Fault("createTask", "hang", accepted=True)])
+    async with receiving(script, timeouts=Timeouts(submit=5.0)) as (flux, emulator):
+        submitting = asyncio.create_task(flux.submit(REQUEST, key="a", ref="mine"))
+        recovered = await flux.recover("mine", timeout=2)
+        result = await recovered.result(timeout=2)
+        assert not submitting.done()
+        task = await submitting
+
+        assert [task.id] == emulator.ledger.accepted
+        assert (await task.result(timeout=2)).urls == result.urls
+        assert (await flux.recover("mine", timeout=1)).id == task.id
 
 
 async def test_a_success_without_a_picture_is_looked_at() -> None:

@@ -17,6 +17,7 @@ from starlette.routing import Mount
 
 from flux2_async._callbacks import CallbackSettings
 from flux2_async.receivers import aiohttp_routes, asgi_app, serve
+from flux2_async.receivers._handler import CallbackTarget
 from flux2_async.webhooks import Callback, signed_url
 
 SECRET = b"a-secret-nobody-may-see"
@@ -67,12 +68,12 @@ def query(ref: str = "r1") -> str:
 
 
 @asynccontextmanager
-async def on_aiohttp(target: Target) -> AsyncIterator[int]:
+async def on_aiohttp(target: CallbackTarget, port: int = 0) -> AsyncIterator[int]:
     app = web.Application()
     app.add_routes(aiohttp_routes(target, PATH))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         yield runner.addresses[0][1]
     finally:
@@ -80,8 +81,8 @@ async def on_aiohttp(target: Target) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def on_uvicorn(app: Any) -> AsyncIterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+async def on_uvicorn(app: Any, port: int = 0) -> AsyncIterator[int]:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         # The access log would write the signature, as the documentation of the receivers says.
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none")
         server = uvicorn.Server(config)

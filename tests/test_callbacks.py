@@ -3,13 +3,14 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import aiohttp
 import anyio.to_thread
 import pytest
+from callback_receivers import on_aiohttp, on_uvicorn
 from emulated import REQUEST, emulated, error_of, until
 
 from flux2_async._callbacks import (
@@ -31,13 +32,24 @@ from flux2_async.errors import (
     TaskTimeoutError,
 )
 from flux2_async.models import Callbacks, Polling, TextToImage, Timeouts
-from flux2_async.receivers import serve
+from flux2_async.receivers import asgi_app, serve
 from flux2_async.session import Flux2Session
 from flux2_async.tasks import ImageTask
 from flux2_async.webhooks import Callback, signed_url
 
 SECRET = "a secret of all our processes"
 RARE = Polling(interval=3600.0)
+
+
+Server = Callable[[Flux2Session, int], AbstractAsyncContextManager[object]]
+
+
+def on_own_server(flux: Flux2Session, port: int) -> AbstractAsyncContextManager[object]:
+    return serve(flux, "127.0.0.1", port)
+
+
+def on_asgi(flux: Flux2Session, port: int) -> AbstractAsyncContextManager[object]:
+    return on_uvicorn(asgi_app(flux), port)
 
 
 def free_port() -> int:
@@ -54,6 +66,7 @@ async def receiving(
     hmac_key: str | None = None,
     confirm: bool = True,
     polling: Polling = RARE,
+    server: Server = on_own_server,
     **options: Any,
 ) -> AsyncIterator[tuple[Flux2Session, Emulator]]:
     """A session that the emulator can call back, and no poll to speak of."""
@@ -61,7 +74,7 @@ async def receiving(
     url = f"http://127.0.0.1:{port}/flux2/callback/"
     callbacks = Callbacks(url, secret=secret, hmac_key=hmac_key, confirm=confirm)
     async with emulated(script, callbacks=callbacks, polling=polling, **options) as (flux, emulator):
-        async with serve(flux, "127.0.0.1", port):
+        async with server(flux, port):
             yield flux, emulator
 
 
@@ -467,15 +480,17 @@ async def test_callback_of_another_process() -> None:
         assert flux.tasks() == ()
 
 
-async def test_a_thousand_at_once() -> None:
-    """A thousand tasks are settled by callbacks alone, each once and with one look."""
+@pytest.mark.parametrize("server", [on_aiohttp, on_asgi])
+async def test_a_thousand_at_once(server: Server) -> None:
+    """A thousand tasks are settled by callbacks alone, each once and with one look, under aiohttp.web and uvicorn."""
     script = Script(plans=Plan(duration=20.0), credits=1e6)
-    async with receiving(script, rate_limit=None, max_running=None) as (flux, emulator):
+    async with receiving(script, server=server, rate_limit=None, max_running=None) as (flux, emulator):
         tasks = await asyncio.gather(*(flux.submit(TextToImage(f"number {n}")) for n in range(1000)))
         results = await asyncio.gather(*tasks)
 
         assert len({result.task_id for result in results}) == 1000
         assert emulator.ledger.polls == 1000
+        assert [call.status for call in emulator.ledger.callbacks] == [200] * 1000
         assert flux.statistics().repeated_settles == 0
 
 

@@ -15,6 +15,7 @@ from callback_receivers import (
     RECEIVERS,
     SECRET,
     SUCCESS,
+    Response,
     Target,
     chunk,
     post,
@@ -204,6 +205,23 @@ async def test_a_body_cut_short_is_not_taken(receiver: str) -> None:
             await send(port, raw, answered=False)
         assert (await post(port, query=query("r2"))).status == 200
         assert target.ids == [("r2", "t-1")]
+
+
+@EVERY
+async def test_a_sender_that_asks_first_is_told_to_go_on(receiver: str) -> None:
+    """Some senders hold their body back until the receiver says that it wants it."""
+    target = Target()
+    raw = request(b"", headers={"Expect": "100-continue", "Content-Length": str(len(SUCCESS))})
+    async with RECEIVERS[receiver](target) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(raw)
+        async with asyncio.timeout(5):
+            told = await Response.read(reader)
+        writer.write(SUCCESS)
+        answer = await Response.read(reader)
+        writer.close()
+        await writer.wait_closed()
+        assert (told.status, answer.status, target.ids) == (100, 200, [("r1", "t-1")])
 
 
 @ADAPTERS

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import attrs
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from flux2_async.receivers._aiohttp import respond
 from flux2_async.receivers._handler import CallbackTarget, settings_of
@@ -70,6 +70,9 @@ async def serve(flux: CallbackTarget, host: str, port: int) -> AsyncIterator[Cal
     settings_of(flux)
 
     async def receive(request: web.BaseRequest) -> web.Response:
+        # An application of aiohttp does this by itself. Who is not told to go on may wait with its body for long.
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return await respond(flux, request)
 
     # The access log would hold the signature of every address.

@@ -145,7 +145,7 @@ class Callbacks:
     url: str = attrs.field(validator=_check_callback_url)
     secret: str | None = attrs.field(default=None, validator=_secret_text, kw_only=True, repr=False)
     hmac_key: str | None = attrs.field(default=None, validator=_secret_text, kw_only=True, repr=False)
-    confirm: bool = attrs.field(default=True, kw_only=True)
+    confirm: bool = attrs.field(default=True, validator=_yes_or_no, kw_only=True)
 
 
 @attrs.frozen(kw_only=True)

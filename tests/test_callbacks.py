@@ -452,6 +452,14 @@ async def test_a_random_secret_of_its_own() -> None:
         assert await post(signed_url(callback_url(emulator).partition("?")[0], "x", SECRET), finished("x")) == 401
 
 
+def test_a_secret_for_each_session() -> None:
+    """Two sessions that were given no secret sign one ref differently."""
+    callbacks = Callbacks("https://app.example/")
+    settings = [Flux2Session("key", callbacks=callbacks)._callback_settings() for _ in range(2)]
+
+    assert len({signed_url(each.url, "r1", each.secret) for each in settings if each is not None}) == 2
+
+
 async def test_the_receiver_restarts_meanwhile() -> None:
     """A callback that meets a closed door is repeated by the service, or found by a look."""
     port = free_port()
@@ -769,10 +777,11 @@ async def test_what_is_remembered_is_bounded() -> None:
         ({"url": "https://[app.example/"}, "Callbacks.url"),
         ({"url": "https://app.example/", "secret": " "}, "secret"),
         ({"url": "https://app.example/", "hmac_key": ""}, "hmac_key"),
+        ({"url": "https://app.example/", "confirm": None}, "confirm"),
     ],
 )
 def test_unusable_settings(options: dict[str, Any], words: str) -> None:
-    """An address that cannot be called, or a blank secret, is told when the settings are made."""
+    """An address that cannot be called, a blank secret, or trust that nobody stated is told when they are made."""
     with pytest.raises(ConfigurationError, match=words):
         Callbacks(**options)
 

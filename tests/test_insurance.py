@@ -30,6 +30,13 @@ def test_insurance_looks_at_the_age_limits() -> None:
     assert ages[3] - ages[2] == pytest.approx(22.5, abs=2)
 
 
+def test_insurance_is_spread() -> None:
+    """Tasks of one burst are not all looked at in one moment, and none before the age limit."""
+    schedule = Insurance(DocumentedAdvice(Polling()), Trust())
+
+    assert 30.0 == schedule.wait(0.0, 0.0) < schedule.wait(0.0, 0.5) < schedule.wait(0.0, 1.0) <= 33.0
+
+
 def test_tasks_with_a_callback_teach_those_without() -> None:
     """What a callback finds finished is learned from, and is where the looks come when callbacks are not trusted."""
     usual, trust = Schedules(Polling()).of("flux-2/flex-text-to-image", "1K"), Trust()

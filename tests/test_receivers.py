@@ -5,7 +5,7 @@ import gzip
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -383,14 +383,15 @@ async def test_logs_hold_ids_only(receiver: str, caplog: pytest.LogCaptureFixtur
     assert [secret for secret in secrets if secret in text] == []
 
 
+async def read_success() -> tuple[bytes, bool]:
+    return SUCCESS, False
+
+
 async def test_the_work_is_done_after_the_answer() -> None:
     """The answer is ready before the session hears of the callback, and does not wait for it."""
     target = Target()
 
-    async def body() -> AsyncIterator[bytes]:
-        yield SUCCESS
-
-    answer = await handle(target, Incoming("POST", query(), {}, None, body()))
+    answer = await handle(target, Incoming("POST", query(), {}, None, read_success))
     assert (answer.status, target.delivered) == (200, [])
     await asyncio.sleep(0)
     assert target.ids == [("r1", "t-1")]
@@ -400,10 +401,7 @@ async def test_head_has_no_body() -> None:
     """Not every server takes it away."""
     target = Target()
 
-    async def body() -> AsyncIterator[bytes]:
-        yield b""
-
-    answers = [await handle(target, Incoming(method, "", {}, None, body())) for method in ("HEAD", "GET")]
+    answers = [await handle(target, Incoming(method, "", {}, None, read_success)) for method in ("HEAD", "GET")]
     assert [(answer.status, len(answer.body) > 0) for answer in answers] == [(405, False), (405, True)]
 
 
@@ -411,25 +409,18 @@ async def test_head_has_no_body() -> None:
 async def test_no_more_is_read_than_needed(declared: int | None, expected: int) -> None:
     """A declared length over the bound reads nothing; otherwise reading ends with the first byte over it."""
     target = Target()
-    read = 0
+    parts = 0
 
-    async def body() -> AsyncIterator[bytes]:
-        nonlocal read
-        while True:
-            read += 1
-            yield b" " * 1024
+    async def read() -> tuple[bytes, bool]:
+        nonlocal parts
+        parts += 1
+        return b" " * 1024, True
 
-    chunks = body()
-    answer = await handle(target, Incoming("POST", query(), {}, declared, chunks))
-    assert (answer.status, read) == (413, expected)
+    answer = await handle(target, Incoming("POST", query(), {}, declared, read))
+    assert (answer.status, parts) == (413, expected)
 
 
 def test_what_a_request_brings_is_in_no_repr() -> None:
     """Neither query nor headers show up where somebody prints a request."""
-
-    async def body() -> AsyncIterator[bytes]:
-        yield SUCCESS
-
-    assert repr(Incoming("POST", query(), {"X-Webhook-Signature": "x"}, 5, body())) == (
-        "Incoming(method='POST', content_length=5)"
-    )
+    incoming = Incoming("POST", query(), {"X-Webhook-Signature": "x"}, 5, read_success)
+    assert repr(incoming) == "Incoming(method='POST', content_length=5, arrived=False)"

@@ -1,9 +1,8 @@
 """Callbacks in an aiohttp application."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from functools import partial
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from flux2_async.errors import ConfigurationError
 from flux2_async.receivers._handler import CallbackTarget, DisconnectedError, Incoming, handle, settings_of
@@ -47,16 +46,15 @@ async def respond(flux: CallbackTarget, request: web.BaseRequest) -> web.Respons
     Returns:
         The answer.
     """
-    query = request.rel_url.raw_query_string
-    async with aclosing(_chunks(request)) as chunks:
-        incoming = Incoming(request.method, query, request.headers, request.content_length, chunks)
-        answer = await handle(flux, incoming)
+    query, content = request.rel_url.raw_query_string, request.content
+    read = partial(_read, content)
+    incoming = Incoming(request.method, query, request.headers, request.content_length, read, content.is_eof())
+    answer = await handle(flux, incoming)
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 
-async def _chunks(request: web.BaseRequest) -> AsyncGenerator[bytes, None]:
+async def _read(content: StreamReader) -> tuple[bytes, bool]:
     try:
-        async for chunk in request.content.iter_any():
-            yield chunk
+        return await content.readany(), not content.at_eof()
     except (web.RequestPayloadError, OSError):
         raise DisconnectedError from None

@@ -1,7 +1,8 @@
 """Callbacks in any ASGI 3 application: FastAPI, Starlette, Litestar, or alone below an ASGI server."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from flux2_async.receivers._handler import CallbackTarget, DisconnectedError, Incoming, handle, settings_of
@@ -52,8 +53,7 @@ async def _respond(flux: CallbackTarget, scope: Message, receive: Receive, send:
     declared = headers.get("content-length", "")
     length = int(declared) if declared.isascii() and declared.isdigit() else None
     query = scope.get("query_string", b"").decode("latin-1")
-    async with aclosing(_chunks(receive)) as chunks:
-        answer = await handle(flux, Incoming(scope["method"], query, headers, length, chunks))
+    answer = await handle(flux, Incoming(scope["method"], query, headers, length, partial(_read, receive)))
     sent = {**answer.headers, "Content-Length": str(len(answer.body))}
     raw = [(name.lower().encode(), value.encode()) for name, value in sent.items()]
     # A sender who has left is no error.
@@ -62,14 +62,11 @@ async def _respond(flux: CallbackTarget, scope: Message, receive: Receive, send:
         await send({"type": "http.response.body", "body": answer.body})
 
 
-async def _chunks(receive: Receive) -> AsyncGenerator[bytes, None]:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise DisconnectedError
-        yield message.get("body", b"")
-        if not message.get("more_body", False):
-            return
+async def _read(receive: Receive) -> tuple[bytes, bool]:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise DisconnectedError
+    return message.get("body", b""), message.get("more_body", False)
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final, NoReturn, Protocol
 
@@ -27,6 +27,7 @@ __all__ = [
     "CallbackTarget",
     "DisconnectedError",
     "Incoming",
+    "Read",
     "handle",
     "settings_of",
 ]
@@ -36,6 +37,9 @@ MAX_BODY: Final = 1024 * 1024
 
 READ_TIMEOUT: Final = 15.0
 """Seconds for the whole body: no sender waits longer for the answer."""
+
+Read = Callable[[], Awaitable[tuple[bytes, bool]]]
+"""Gives the next part of a body and whether more follows; raises `DisconnectedError` where it ends too early."""
 
 logger = logging.getLogger("flux2_async")
 
@@ -59,14 +63,16 @@ class Incoming:
         query: As it came, percent-encoded.
         headers: The case of their names does not matter.
         content_length: Bytes as declared, or None.
-        chunks: The body; raises `DisconnectedError` where it ends too early.
+        read: Reads the body.
+        arrived: Whether all of the body is here, so that reading it does not wait.
     """
 
     method: str
     query: str = attrs.field(repr=False)
     headers: Mapping[str, str] = attrs.field(repr=False)
     content_length: int | None
-    chunks: AsyncIterator[bytes] = attrs.field(repr=False)
+    read: Read = attrs.field(repr=False)
+    arrived: bool = False
 
 
 @attrs.frozen
@@ -152,17 +158,24 @@ async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callb
 async def _read(incoming: Incoming) -> bytes:
     if incoming.content_length is not None and incoming.content_length > MAX_BODY:
         _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    body = bytearray()
     try:
+        if incoming.arrived:
+            return await _whole(incoming.read)
         async with asyncio.timeout(READ_TIMEOUT):
-            async for chunk in incoming.chunks:
-                body += chunk
-                if len(body) > MAX_BODY:
-                    _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return await _whole(incoming.read)
     except TimeoutError:
         _refuse(HTTPStatus.REQUEST_TIMEOUT)
     except DisconnectedError:
         _refuse(HTTPStatus.BAD_REQUEST, "the body was cut short")
+
+
+async def _whole(read: Read) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        part, more = await read()
+        body += part
+        if len(body) > MAX_BODY:
+            _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     return bytes(body)
 
 

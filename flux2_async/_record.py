@@ -4,13 +4,14 @@ What is essential for a paid picture (the id, the state, the addresses of a succ
 that it is looked at again. Everything else that cannot be read becomes None and stays in `extra` as it came.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import cattrs
 
-from flux2_async._converter import FIELDS, decoded, http_address, make_converter, read_state, redacted
+from flux2_async._converter import FIELDS, decoded, http_address, make_converter, redacted
 from flux2_async.errors import (
     MAX_SERVER_TEXT,
     ContentModeratedError,
@@ -22,8 +23,8 @@ from flux2_async.errors import (
 from flux2_async.models import TaskRecord, TaskState
 
 _OLDER_NAMES: Final = {"creditsConsumed": "consumeCredits", "param": "paramJson"}
-_KNOWN: Final = {*FIELDS.values(), *_OLDER_NAMES.values()}
-_TAKEN: Final = _KNOWN - {"taskId", *_OLDER_NAMES.values()}
+_READ_APART: Final = {"taskId", "task_id", *_OLDER_NAMES.values()}
+_TAKEN: Final = {*FIELDS.values()} - _READ_APART
 _ESSENTIAL: Final = {"taskId", "state", "resultJson"}
 
 # Words of the service and of the vendors behind it. Not the code: 400 and 422 stand for bad input as well.
@@ -49,12 +50,12 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
         ProtocolError: The id, the state or the addresses of a success cannot be read, or it is another task's record;
             the text names the field.
     """
-    payload = _payload(data)
     named = task_id_of(data)
     if task_id is not None and named not in (None, task_id):
         raise ProtocolError("data.taskId: the record of another task came; look again", task_id=task_id)
+    payload, extra = _sorted_out(data)
     payload |= {"taskId": task_id or named} if task_id or named else {}
-    payload["extra"] = _extra(data, payload, set())
+    payload["extra"] = redacted(extra)
     try:
         return _structure(payload, TaskRecord)
     except cattrs.ClassValidationError as error:
@@ -63,7 +64,7 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
     if essential:
         raise ProtocolError(f"{', '.join(essential)}; look again", task_id=task_id or named)
     readable = {key: value for key, value in payload.items() if key not in reasons}
-    return _structure(readable | {"extra": _extra(data, payload, set(reasons))}, TaskRecord)
+    return _structure(readable | {"extra": redacted(extra | _unreadable(data, reasons))}, TaskRecord)
 
 
 def task_id_of(data: Mapping[str, Any]) -> str | None:
@@ -99,32 +100,36 @@ def task_error(record: TaskRecord) -> TaskError | None:
     return TaskFailedError(f"{text}. Submitting it again is a new charge", record=record)
 
 
-def _payload(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that hold something, under their present names."""
-    payload = {key: value for key, value in data.items() if key in _TAKEN and not _empty(value)}
+def _sorted_out(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that hold something, under their present names, and those that are kept apart."""
+    payload: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in _TAKEN:
+            if key not in _READ_APART:
+                extra[key] = value
+        elif not (value is None or value == ""):
+            payload[key] = value
     for key, older in _OLDER_NAMES.items():
         if not _empty(data.get(older)):
             payload.setdefault(key, data[older])
     if _is_success(payload.get("state")):
-        payload["resultJson"] = decoded(payload.get("resultJson"))
-    else:
-        payload.pop("resultJson", None)
-    return payload
+        result = payload["resultJson"] = decoded(payload.get("resultJson"))
+        if result and not _is_plain(result):
+            extra["resultJson"] = result
+    elif "resultJson" in payload:
+        extra["resultJson"] = payload.pop("resultJson")
+    return payload, extra
+
+
+def _unreadable(data: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """What stands under these names, and under their older ones."""
+    both = itertools.chain.from_iterable((name, _OLDER_NAMES.get(name, name)) for name in names)
+    return {name: data[name] for name in both if not _empty(data.get(name))}
 
 
 def _reason(error: Exception) -> str:
     return ": missing" if isinstance(error, KeyError) else str(error)
-
-
-def _extra(data: Mapping[str, Any], payload: dict[str, Any], broken: set[str]) -> dict[str, Any]:
-    taken = {"taskId", "task_id", "param"} | payload.keys() - broken
-    taken |= {older for key, older in _OLDER_NAMES.items() if key in taken}
-    extra = {key: value for key, value in data.items() if key not in taken and not (key in _KNOWN and _empty(value))}
-    result = payload.get("resultJson")
-    if result and not _is_plain(result):
-        extra["resultJson"] = result
-    clean: dict[str, Any] = redacted(extra)
-    return clean
 
 
 def _is_plain(result: object) -> bool:
@@ -140,7 +145,7 @@ def _empty(value: object) -> bool:
 
 
 def _is_success(state: object) -> bool:
-    return isinstance(state, str) and read_state(state) is TaskState.SUCCESS
+    return isinstance(state, str) and state.strip().lower() == TaskState.SUCCESS
 
 
 _structure: Final[Callable[[Any, Any], TaskRecord]] = make_converter().get_structure_hook(TaskRecord)

@@ -54,8 +54,8 @@ class Callback:
 
     Attributes:
         task_id: The task it names, 1 to 256 printable characters.
-        record: What it says of the task, not confirmed by the service; None when it only says that there is news, or
-            says it in a way that cannot be read.
+        record: What it says of the task, not confirmed by the service; None when it only says that there is news,
+            says it in a way that cannot be read, or was not asked for it.
     """
 
     task_id: str
@@ -147,11 +147,12 @@ def verify_signature(  # noqa: PLR0917  the facts of one signature, in the order
     return right and _TIMESTAMP.fullmatch(timestamp) is not None and abs(now - int(timestamp)) <= tolerance
 
 
-def parse_callback(body: bytes) -> Callback:
+def parse_callback(body: bytes, *, read_record: bool = True) -> Callback:
     """Read the body of a callback.
 
     Args:
         body: As it came.
+        read_record: Whether to read more than the task's id; who confirms callbacks has no use for more.
 
     Returns:
         The task it names in `data.taskId`, `data.task_id`, `taskId` or `task_id`, and its record: by `data.state`, or
@@ -172,7 +173,7 @@ def parse_callback(body: bytes) -> Callback:
     task_id = task_id_of(fields) or task_id_of(message)
     if task_id is None or not _TASK_ID.fullmatch(task_id) or not task_id.isprintable():
         raise ProtocolError("callback: no task id in data.taskId, data.task_id, taskId or task_id")
-    return Callback(task_id, _record(task_id, message, fields))
+    return Callback(task_id, _record(task_id, message, fields) if read_record else None)
 
 
 def public_urls(record: TaskRecord) -> bool:

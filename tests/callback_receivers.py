@@ -31,8 +31,8 @@ SUCCESS = json.dumps(
 ).encode()
 
 
-def settings(hmac_key: str | None = None) -> CallbackSettings:
-    return CallbackSettings(f"https://app.example{PATH}", SECRET, hmac_key, confirm=True)
+def settings(hmac_key: str | None = None, *, confirm: bool = False) -> CallbackSettings:
+    return CallbackSettings(f"https://app.example{PATH}", SECRET, hmac_key, confirm=confirm)
 
 
 @attrs.define

@@ -26,7 +26,7 @@ from callback_receivers import (
 )
 
 from flux2_async.receivers._handler import MAX_BODY, READ_TIMEOUT, Incoming, handle
-from flux2_async.webhooks import parse_callback, sign, signed_url
+from flux2_async.webhooks import Callback, parse_callback, sign, signed_url
 
 TAKEN = b'{"code":200,"msg":"success"}'
 
@@ -381,6 +381,15 @@ async def test_logs_hold_ids_only(receiver: str, caplog: pytest.LogCaptureFixtur
     assert "401" in text
     secrets = (SIG, SIG[:-1], "sig=", SECRET.decode(), HMAC_KEY, "f.example", "state", PATH)
     assert [secret for secret in secrets if secret in text] == []
+
+
+async def test_what_is_confirmed_anyway_is_not_read() -> None:
+    """Of a body that will be confirmed the session hears the task's id alone."""
+    target = Target(settings(confirm=True))
+    async with RECEIVERS["aiohttp"](target) as port:
+        assert (await post(port)).status == 200
+        assert (await post(port, b'{"data":{"state":"success"}}')).status == 400
+        assert target.delivered == [("r1", Callback("t-1", None))]
 
 
 async def read_success() -> tuple[bytes, bool]:

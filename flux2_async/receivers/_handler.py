@@ -144,7 +144,7 @@ async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callb
     ref = verify_url(incoming.query, settings.secret)
     if ref is None:
         _refuse(HTTPStatus.UNAUTHORIZED, "wrong or no signature in the address")
-    callback = _parse(ref, body)
+    callback = _parse(ref, body, read_record=not settings.confirm)
     if settings.hmac_key is not None and not _is_signed(callback.task_id, incoming.headers, settings.hmac_key):
         _refuse(
             HTTPStatus.UNAUTHORIZED,
@@ -179,9 +179,9 @@ async def _whole(read: Read) -> bytes:
     return bytes(body)
 
 
-def _parse(ref: str, body: bytes) -> Callback:
+def _parse(ref: str, body: bytes, *, read_record: bool) -> Callback:
     try:
-        return parse_callback(body)
+        return parse_callback(body, read_record=read_record)
     except ProtocolError:
         _refuse(HTTPStatus.BAD_REQUEST, f"submission {ref}: no JSON that names a task")
 

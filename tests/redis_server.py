@@ -1,4 +1,7 @@
-"""A real redis-server on a free port, to be killed, stopped, emptied and started again."""
+"""A real redis-server on a free port, to be killed, stopped, emptied and started again.
+
+`FLUX2_TEST_REDIS_SERVER` names another program that is to be used instead, such as a valkey-server.
+"""
 
 import os
 import shutil
@@ -13,6 +16,8 @@ from typing import Self
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+PROGRAM = os.environ.get("FLUX2_TEST_REDIS_SERVER", "redis-server")
 
 
 def free_port() -> int:
@@ -36,7 +41,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]
+        command = [PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]
         self._process = subprocess.Popen(  # noqa: S603  our own words
             [*command, "--save", "", "--appendonly", "no", *self._options],
             stdin=subprocess.DEVNULL,
@@ -54,7 +59,7 @@ class RedisServer:
                 time.sleep(0.02)
             else:
                 return
-        raise AssertionError("redis-server does not answer")
+        raise AssertionError(f"{PROGRAM} does not answer")
 
     def client(self) -> "redis.Redis":
         return redis.Redis(port=self.port, decode_responses=True, socket_timeout=5, retry=Retry(NoBackoff(), 0))

@@ -224,8 +224,8 @@ class Coordinator(ABC):
         """Free a reserved key: certainly nothing was created."""
 
     @abstractmethod
-    async def doubtful(self, ref: str) -> bool:
-        """Tell whether `ref` reserved a key that is unknown now."""
+    async def unknown_in(self, ref: str) -> float | None:
+        """Give the seconds until the key that `ref` reserved is unknown, 0 if it is; None: there is none, or a task."""
 
     @abstractmethod
     async def resolve(self, ref: str, task_id: str) -> None:

@@ -237,7 +237,10 @@ class Engine:
                 "recover: only a callback can tell which task a submission became; open the session with "
                 "callbacks=Callbacks(...), or look at the account's log"
             )
-        return await self.desk.recover(ref)
+        task = await self.desk.recover(ref)
+        if self.sharing is not None:
+            await self.sharing.recovered(ref, task.id)
+        return task
 
     async def drain(self) -> None:
         """Wait until no submission and no task is outstanding."""

@@ -78,10 +78,12 @@ class Sharing:
 
     def relay(self, ref: str, task_id: str) -> None:
         """Tell the others of a callback that is for none of our own tasks; done in the background, or not at all."""
-        if self.limiter.membership.joined and len(self._relays) < MAX_RELAYS:
-            job = asyncio.get_running_loop().create_task(self._relay(ref, task_id), name="flux2_async relay")
-            self._relays.add(job)
-            job.add_done_callback(self._relays.discard)
+        self._pass_on(self._relay(ref, task_id))
+
+    async def recovered(self, ref: str, task_id: str) -> None:
+        """Let the key of a submission stand for the task that a callback told; later, if that takes long."""
+        if (job := self._pass_on(self._end_doubt(ref, task_id))) is not None:
+            await asyncio.wait([job], timeout=LAST_WORDS)
 
     def key(
         self, key: str, fingerprint: str, ref: str, request: Request, attach: Callable[[str], ImageTask]
@@ -146,16 +148,32 @@ class Sharing:
             else:
                 self._to_tell.popleft()
 
-    async def _relay(self, ref: str, task_id: str) -> None:
+    def _pass_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        if not self.limiter.membership.joined or len(self._relays) >= MAX_RELAYS:
+            work.close()
+            return None
+        job = asyncio.get_running_loop().create_task(self._quietly(work), name="flux2_async relay")
+        self._relays.add(job)
+        job.add_done_callback(self._relays.discard)
+        return job
+
+    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await self.tell(partial(self._coordinator.publish, Message("callback", ref=ref, task_id=task_id)))
-            # Its process may have died and left a key of which nobody knows what became.
-            if await self.limiter.membership.ask(partial(self._coordinator.doubtful, ref)) and await self._exists(
-                task_id
-            ):
-                await self.tell(partial(self._coordinator.resolve, ref, task_id))
+            await work
         except Flux2Error as error:
-            logger.debug("a callback for task %s could not be passed on: %s", task_id, type(error).__name__)
+            logger.debug("what a callback told could not be passed on: %s", type(error).__name__)
+
+    async def _relay(self, ref: str, task_id: str) -> None:
+        await self.tell(partial(self._coordinator.publish, Message("callback", ref=ref, task_id=task_id)))
+        await self._end_doubt(ref, task_id)
+
+    async def _end_doubt(self, ref: str, task_id: str) -> None:
+        """Bind a key of which its process, which may have died, does not tell what became."""
+        ask = self.limiter.membership.ask
+        while wait := await ask(partial(self._coordinator.unknown_in, ref)):  # noqa: ASYNC110  the dead set no event
+            await asyncio.sleep(min(wait, LOOK_EVERY))
+        if wait is not None and await self._exists(task_id):
+            await self.tell(partial(self._coordinator.resolve, ref, task_id))
 
 
 class SharedKey:

@@ -142,9 +142,9 @@ class Seat(Coordinator):
         await self._travel()
         self._write(claim.key, _key_rows.free(self.memory.rows.get(claim.key), claim))
 
-    async def doubtful(self, ref: str) -> bool:
+    async def unknown_in(self, ref: str) -> float | None:
         entry = await self.look(self.memory.keys.get(ref, ""))
-        return entry is not None and entry.state == "unknown"
+        return entry.wait if entry and entry.state != "bound" else None
 
     async def resolve(self, ref: str, task_id: str) -> None:
         now = await self._travel()

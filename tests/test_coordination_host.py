@@ -333,17 +333,18 @@ async def test_doubtful_key_waits_for_its_callback(path: Path) -> None:
     """An ambiguous send leaves the key unknown; a callback at its address binds it, in whichever process."""
     async with seats(path, 2) as (first, second):
         await first.coordinator.reserve(CLAIM)
+        assert await second.coordinator.unknown_in(CLAIM.ref) == pytest.approx(70.0)
         await second.coordinator.resolve(CLAIM.ref, "early")
         await first.coordinator.doubt(CLAIM)
         unknown = await second.coordinator.look(CLAIM.key)
         await second.coordinator.resolve("ref-2", "another")
-        doubtful = [await second.coordinator.doubtful(ref) for ref in (CLAIM.ref, "ref-2")]
+        unknown_in = [await second.coordinator.unknown_in(ref) for ref in (CLAIM.ref, "ref-2")]
         await second.coordinator.resolve(CLAIM.ref, "task-1")
         bound = await first.coordinator.look(CLAIM.key)
-        assert not await first.coordinator.doubtful(CLAIM.ref)
+        assert await first.coordinator.unknown_in(CLAIM.ref) is None
 
     assert unknown == KeyEntry(CLAIM.fingerprint, CLAIM.ref, "unknown")
-    assert doubtful == [True, False]
+    assert unknown_in == [0.0, None]
     assert bound == KeyEntry(CLAIM.fingerprint, CLAIM.ref, "bound", "task-1")
 
 

@@ -166,6 +166,41 @@ async def test_owner_that_died_leaves_unknown(*, exists: bool) -> None:
     assert len(emulator.ledger.accepted) == 1
 
 
+async def test_callback_before_its_owner_is_known_to_be_dead() -> None:
+    """A callback that comes while a dead owner still counts as sending tells the task all the same, later."""
+    memory = Memory()
+    async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
+        task = await one.submit(REQUEST)
+        claim = await claim_of_the_dead("k")
+        dead = memory.coordinator("account", Terms(None, 70.0), lambda _: None)
+        assert await dead.reserve(claim) is None
+        await asyncio.sleep(20.0)
+        one._deliver("dead-ref", Callback(task.id, None))
+        await asyncio.sleep(60.0)
+
+        assert (await other.submit(REQUEST, key="k")).id == task.id
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_recovering_tells_the_others() -> None:
+    """After `recover` the key stands for the task, also where the callback came while nobody could be told."""
+    memory = Memory()
+    async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
+        task = await one.submit(REQUEST)
+        dead = memory.coordinator("account", Terms(None, 0.0), lambda _: None)
+        assert await dead.reserve(await claim_of_the_dead("k")) is None
+        memory.down = True
+        one._deliver("dead-ref", Callback(task.id, None))
+        await asyncio.sleep(1.0)
+        memory.down = False
+        await asyncio.sleep(5.0)
+        assert isinstance(await error_of(other.submit(REQUEST, key="k")), AmbiguousSubmitError)
+        assert (await one.recover("dead-ref")).id == task.id
+
+        assert (await other.submit(REQUEST, key="k")).id == task.id
+    assert len(emulator.ledger.accepted) == 1
+
+
 async def test_keys_need_the_shared_state() -> None:
     """Where it cannot be asked a key is an error and nothing is sent; without a key submissions go on."""
     memory = Memory()

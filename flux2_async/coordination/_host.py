@@ -163,9 +163,9 @@ class HostCoordinator(Coordinator):
         """Free a reserved key, see `Coordinator.free`."""
         await self._change(self._state.free, claim)
 
-    async def doubtful(self, ref: str) -> bool:
-        """Tell whether a submission's key is unknown, see `Coordinator.doubtful`."""
-        return await self._ask(self._state.doubtful, ref)
+    async def unknown_in(self, ref: str) -> float | None:
+        """Tell when a submission's key is unknown, see `Coordinator.unknown_in`."""
+        return await self._ask(self._state.unknown_in, ref)
 
     async def resolve(self, ref: str, task_id: str) -> None:
         """Use what a callback told, see `Coordinator.resolve`."""

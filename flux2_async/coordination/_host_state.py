@@ -146,11 +146,11 @@ class HostState:
         """Free a key."""
         return self._change(claim.key, lambda row, _: _key_rows.free(row, claim))
 
-    def doubtful(self, ref: str) -> bool:
-        """Tell whether a submission reserved a key that is unknown now."""
+    def unknown_in(self, ref: str) -> float | None:
+        """Give the seconds until a key that a submission reserved is unknown, or None."""
         with self._file.transaction() as (connection, now):
             entries = [_key_rows.view(self._row(connection, key, now), now) for key in self._keys_of(connection, ref)]
-        return any(entry is not None and entry.state == "unknown" for entry in entries)
+        return min((entry.wait for entry in entries if entry and entry.state != "bound"), default=None)
 
     def resolve(self, ref: str, task_id: str) -> Told:
         """Bind the key that a submission reserved, if nobody knows better."""

@@ -183,11 +183,11 @@ class RedisCoordinator(Coordinator):
         """See `Coordinator`."""
         await self._key("free", claim)
 
-    async def doubtful(self, ref: str) -> bool:
+    async def unknown_in(self, ref: str) -> float | None:
         """See `Coordinator`."""
         key = await self._key_of(ref)
         entry = await self.look(key) if key else None
-        return entry is not None and entry.ref == ref and entry.state == "unknown"
+        return entry.wait if entry and entry.ref == ref and entry.state != "bound" else None
 
     async def resolve(self, ref: str, task_id: str) -> None:
         """See `Coordinator`."""

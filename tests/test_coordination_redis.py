@@ -175,6 +175,24 @@ async def test_wrong_password_is_told_at_once(caplog: pytest.LogCaptureFixture) 
                 pass
 
 
+@pytest.mark.parametrize(
+    "rights", ["~flux2:* resetchannels +@all", "~flux2:* &* +@all -subscribe", "~other:* &* +@all", "~flux2:* &* +info"]
+)
+async def test_missing_right_is_told_at_once(rights: str) -> None:
+    """A user who may not use the keys, the channels or the commands learns it from `open`, not by lost callbacks."""
+    with RedisServer() as server, server.client() as client:
+        client.acl_setuser("little", enabled=True, passwords=[f"+{SECRET}"])
+        client.execute_command("ACL", "SETUSER", "little", *rights.split())
+        async with Emulator(Script(render=False)) as emulator:
+            coordination = RedisCoordination(f"redis://little:{SECRET}@127.0.0.1:{server.port}")
+            error = await error_of(session_for(emulator, coordination=coordination).open())
+            assert isinstance(error, ConfigurationError)
+            assert "rights" in str(error)
+            client.execute_command("ACL", "SETUSER", "little", "resetchannels", "~flux2:*", "&flux2:*", "+@all")
+            async with session_for(emulator, coordination=coordination):
+                pass
+
+
 async def test_nothing_listens() -> None:
     """Without a Redis a session opens with one warning and a small share, or not at all, as it was told."""
     url = f"redis://127.0.0.1:{free_port()}"

@@ -9,7 +9,8 @@ import itertools
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar
 
 import redis.asyncio
@@ -140,10 +141,13 @@ class RedisCoordinator(Coordinator):
         """See `Coordinator`."""
         self._listener = asyncio.get_running_loop().create_task(self._listen(), name="flux2_async listen to redis")
         try:
-            info = await self._call(lambda: self._client.info("server"))
+            check_version(await self._call(lambda: self._client.info("server")))
+            await self._call(self._use_all_rights)
         except _RefusedError:
-            raise ConfigurationError("redis refuses this user; check user and password in the url") from None
-        check_version(info)
+            raise ConfigurationError(
+                "redis refuses this user; check user and password in the url, and the rights of the user, who needs the"
+                " keys and the channels that begin with the namespace"
+            ) from None
 
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """See `Coordinator`."""
@@ -253,13 +257,27 @@ class RedisCoordinator(Coordinator):
         except (RedisError, OSError, TimeoutError) as error:
             raise CoordinationError(f"redis cannot be reached ({type(error).__name__})") from None
 
+    async def _use_all_rights(self) -> None:
+        # Who may not listen would else miss every callback, and never know.
+        async with self._subscription():
+            await self.look("")
+            await self.publish(Message("wake"))
+
+    @asynccontextmanager
+    async def _subscription(self) -> AsyncIterator[Any]:
+        async with self._client.pubsub() as pubsub:
+            await pubsub.subscribe(self._channel)
+            # Only the answer tells whether it is allowed.
+            if await pubsub.get_message(timeout=2 * self._timeout) is None:
+                raise TimeoutError
+            yield pubsub
+
     async def _listen(self) -> None:
         """Hear what the others publish, whatever happens to the connection, and say that we are still there."""
         wait = 0.05
         while True:
             try:
-                async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(self._channel)
+                async with self._subscription() as pubsub:
                     # What was said meanwhile is lost; whoever waits should ask.
                     self._on_message(Message("wake"))
                     wait = 0.05
@@ -273,7 +291,9 @@ class RedisCoordinator(Coordinator):
         loop = asyncio.get_running_loop()
         next_beat = loop.time() + HEARTBEAT
         while True:
-            received = await pubsub.get_message(timeout=max(next_beat - loop.time(), 0.0))
+            received = await pubsub.get_message(
+                ignore_subscribe_messages=True, timeout=max(next_beat - loop.time(), 0.0)
+            )
             if received is not None and (decoded := decode_message(received["data"])) is not None:
                 sender, message = decoded
                 if sender.partition(".")[0] != self._name:

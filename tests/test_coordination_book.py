@@ -347,6 +347,20 @@ def test_settlement_of_an_unknown_lease_counts() -> None:
     assert len(take(shared, "b", 2, 8.0)) == 1
     assert len(take(shared, "b", 2, 4.0 + PERIOD * HAIR)) == 1
 
+    shared = book(limit=1)
+    shared.settle(Settlement("lost:5", Fate.AMBIGUOUS, 1.0), 5.0)
+    assert take(shared, "b", 1, 4.0 + PERIOD * HAIR) == ()
+    assert len(take(shared, "b", 1, 4.0 + 2 * PERIOD * HAIR)) == 1
+
+
+def test_nobody_asks_all_the_time() -> None:
+    """However close the next permit is, an answer names a time that lets nobody ask more than 50 times a second."""
+    shared = book(limit=1)
+    (lease,) = take(shared, "a", 1, 0.0)
+    shared.settle(answered(lease), 0.0)
+
+    assert ask(shared, "b", 1, PERIOD * HAIR - 1e-6).wait == pytest.approx(0.02)
+
 
 def test_peers_are_those_seen_lately() -> None:
     """A process counts for a minute after it was last heard of, or until it leaves."""

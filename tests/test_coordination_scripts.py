@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis_server import RedisServer
 
@@ -153,6 +153,11 @@ class Pair:
 
 @settings(max_examples=120)
 @given(steps=STEPS, limit=st.integers(0, 7))
+@example(
+    # A lease expires a while before anybody asks.
+    steps=[(0.0, ("acquire", "a.1", 1, False)), (35.0, ("touch", "b.1")), (15.1, ("acquire", "b.1", 1, False))],
+    limit=1,
+)
 def test_scripts_answer_like_the_rules(client: "redis.Redis", steps: list[Any], limit: int) -> None:
     """Whatever processes do, and whenever, the scripts give the same leases, waits, pauses and limits."""
     pair = Pair(client, Terms(RateLimit(limit, 10.0) if limit else None, 30.0))
@@ -174,6 +179,21 @@ def test_scripts_learn_like_the_rules(client: "redis.Redis", chance: Any, limit:
         while pair.leases:
             fate = Fate.REFUSED if number < 12 and chance.random() < 0.2 else Fate.ANSWERED
             pair.step("settle", 0, fate, 0.0, 2.0)
+
+
+def test_clock_that_is_set_back_holds_nothing_up(client: "redis.Redis") -> None:
+    """When the server's clock jumps back by an hour a permit comes back after a period all the same."""
+    client.flushall()
+    terms, known = Terms(RateLimit(1, 10.0), 70.0), Known()
+    book = LuaBook(client, "e", terms)
+    book.run("join", "a.1", known, START, "", "0.0", 0)
+    lease = book.run("acquire", "a.1", known, START + 1, 1, "")[6]
+    book.settle(Settlement(lease, Fate.ANSWERED, 0.0), START + 1)
+    back = START - 3600
+
+    assert book.run("acquire", "a.1", known, back, 1, "")[6:] == []
+    assert book.run("acquire", "a.1", known, back + 9.9, 1, "")[6:] == []
+    assert len(book.run("acquire", "a.1", known, back + 10.1, 1, "")[6:]) == 1
 
 
 def test_state_expires(client: "redis.Redis") -> None:

@@ -415,6 +415,18 @@ async def test_start_without_the_shared_state() -> None:
     assert 3 * PERIOD <= alone <= 3 * PERIOD * 1.01
 
 
+async def test_safe_share_is_at_least_one() -> None:
+    """Where there are more processes than permits each still sends one per period while it is alone."""
+    memory = Memory()
+    async with limiters(memory, 3, Terms(RateLimit(2, PERIOD), 70.0)) as opened:
+        await take(opened[0])
+        memory.down = True
+        begun = now()
+        await take(opened[0], 3)
+
+        assert 3 * PERIOD <= now() - begun <= 5 * PERIOD
+
+
 async def test_fail_instead_of_degrading() -> None:
     """With on_failure="fail" submissions fail while the shared state is away, also those that wait, and go on after."""
     memory = Memory(on_failure="fail")

@@ -228,8 +228,15 @@ end
 local packed = redis.call('GET', book_key)
 local book = packed and cmsgpack.unpack(packed) or {
     epoch = new_epoch, number = 0, born = now, ['until'] = -math.huge, window = new_window(), lease_for = lease_for,
-    leases = {}, peers = {}, queue = {},
+    leases = {}, peers = {}, queue = {}, seen = now, set_back = 0,
 }
+
+-- Who sets the server's clock back does not hold up all permits for as long.
+now = now + book.set_back
+if now < book.seen then
+    book.set_back, now = book.set_back + book.seen - now, book.seen
+end
+book.seen = now
 
 local function book_period()
     return book.window and book.window.period or PAUSE_WITHOUT_LIMIT

@@ -73,6 +73,7 @@ class SharedLimiter(Turnstile[Permit]):
             # All are to be back, and to have declared what they took, within the period that the first one waits.
             patience=(terms.rate.period if terms.rate else PAUSE_WITHOUT_LIMIT) / 5,
         )
+        # Empty but while an answer is dealt out.
         self._hand: deque[str] = deque()
         # Lent to us, and the shared state has not heard their end.
         self._out: set[str] = set()
@@ -154,7 +155,6 @@ class SharedLimiter(Turnstile[Permit]):
     async def aclose(self) -> None:
         """Tell what became of the last permits, and leave."""
         self.close()
-        self._give_back()
         self._closing = True
         self._has_news.set()
         if self._jobs:
@@ -235,7 +235,9 @@ class SharedLimiter(Turnstile[Permit]):
         self._hand.extend(answer.leases)
         if self._until <= now:
             self._wake()
-        self._give_back()
+        # Who wanted them has left, or a pause came in between.
+        while self._hand:
+            self._report(self._hand.popleft(), Fate.NEVER_SENT, 0.0)
         for waiter in self._waiters.late(now, now + min(answer.wait, 1.001 * PATIENCE)):
             self._fail(waiter, self._too_late(waiter, now))
         return max(answer.wait, self._until - now)
@@ -244,10 +246,6 @@ class SharedLimiter(Turnstile[Permit]):
         self._learned, self._peers = answer.learned_limit, answer.peers
         if answer.paused:
             self._until = max(self._until, now + answer.paused)
-
-    def _give_back(self) -> None:
-        while self._hand:
-            self._report(self._hand.popleft(), Fate.NEVER_SENT, 0.0)
 
     # --- Settling ---
 
@@ -264,11 +262,12 @@ class SharedLimiter(Turnstile[Permit]):
         if fate is Fate.DROPPED:
             self._later(partial(self._settle_own, share, number))
             return
-        now = self._home.time()
-        share.settle(number, fate, now)
-        pause = self._pause_for(retry_after) if fate is Fate.REFUSED else 0.0
-        if fate is Fate.REFUSED or (self._share is None and number not in self._declared):
-            self._report(f"away:{number}", fate, pause)
+        share.settle(number, fate, self._home.time())
+        if share is not self._share:
+            # What the others were told when it was still under way was a guess.
+            self._settle(f"away:{number}", fate, retry_after)
+        elif fate is Fate.REFUSED:
+            self._report(f"away:{number}", fate, self._pause_for(retry_after))
         self._wake()
 
     def _later(self, settle: Callable[[Fate, None], None]) -> None:
@@ -292,7 +291,6 @@ class SharedLimiter(Turnstile[Permit]):
 
     def _close_gate(self, until: float) -> None:
         self._until = max(self._until, until)
-        self._give_back()
         self._wake()
 
     async def _tell(self) -> None:
@@ -326,7 +324,8 @@ class SharedLimiter(Turnstile[Permit]):
             # Taken while the answer was on its way.
             for number, seconds in share.held(now).items():
                 if number not in self._declared:
-                    self._news.append(_News(f"away:{number}", Fate.ANSWERED, now + seconds - self._pause * HAIR, 0.0))
+                    taken_at = now + seconds - 2 * self._pause * HAIR
+                    self._news.append(_News(f"away:{number}", Fate.AMBIGUOUS, taken_at, 0.0))
         self._queued, self._ask_at = False, -math.inf
         self._has_news.set()
         self._wanted.set()
@@ -337,9 +336,6 @@ class SharedLimiter(Turnstile[Permit]):
         if rate:
             rate = RateLimit(share_of(min(self._learned or rate.limit, rate.limit), self._peers), rate.period)
         self._share = Share(rate, now)
-        # The next `join` does not name them, so they are free again.
-        self._out.difference_update(self._hand)
-        self._hand.clear()
         self._ask_at = -math.inf
         if not self._may_degrade:
             for waiter in self._waiters:

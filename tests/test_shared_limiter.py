@@ -11,7 +11,7 @@ from emulated import error_of, until
 from memory_coordination import Memory
 from rate_servers import SlidingLog, Wire
 
-from flux2_async._coordination import Terms
+from flux2_async._coordination import Message, Terms
 from flux2_async._shared_limiter import SharedLimiter
 from flux2_async.errors import CoordinationError, RateLimitedError, SessionClosedError
 from flux2_async.models import RateLimit
@@ -266,6 +266,29 @@ async def test_pause_that_a_permit_crosses() -> None:
         assert now() >= begun + 30.0
 
 
+async def test_refused_submission_asks_at_once() -> None:
+    """A refused submission goes before another process that has waited for long, though its own asked a moment ago."""
+    async with limiters(Memory(), 2, Terms(RateLimit(2, PERIOD), 70.0)) as (one, other):
+        permit = await one.acquire()
+        await take(other)
+        begun = now()
+        ahead, behind = asyncio.create_task(take(other)), asyncio.create_task(take(one))
+        await asyncio.sleep(0.1)
+        permit.refused(1.0)
+        (await one.acquire(first=True)).answered()
+
+        assert now() - begun <= 1.1 * PERIOD
+        await asyncio.wait([ahead, behind])
+
+
+async def test_pause_heard_of_is_bounded() -> None:
+    """However long a pause somebody tells of, it ends after an hour at the latest."""
+    async with limiters(Memory()) as (limiter,):
+        limiter.hear(Message("pause", seconds=1e9))
+
+        assert limiter.paused_until == pytest.approx(now() + 3600.0)
+
+
 async def test_pause_by_hand() -> None:
     """`pause` holds every process."""
     async with limiters(Memory(), 2) as (one, other):
@@ -391,14 +414,69 @@ async def test_what_was_sent_alone_is_declared() -> None:
     """Each permit of the own share is named at the return, by the time until it comes back."""
     memory = Memory()
     memory.down = True
-    async with limiters(memory) as (limiter,):
-        answered, unclear = await limiter.acquire(), await limiter.acquire()
+    async with limiters(memory, 1, Terms(RateLimit(24, PERIOD), 70.0)) as (limiter,):
+        answered, unclear, under_way = [await limiter.acquire() for _ in range(3)]
         answered.answered()
         unclear.ambiguous()
+        await asyncio.sleep(5.0)
         memory.down = False
         await until(lambda: limiter.membership.joined)
+        under_way.answered()
 
-    assert sorted(memory.held) == [pytest.approx(PERIOD, abs=4.0), pytest.approx(2 * PERIOD, abs=4.0)]
+    expected = [0.5 * PERIOD, 1.5 * PERIOD, 2 * PERIOD]
+    assert sorted(memory.held) == [pytest.approx(seconds, abs=3.0) for seconds in expected]
+
+
+async def test_slow_answer_to_what_was_sent_alone_counts() -> None:
+    """A request that was sent alone and is answered long after the return holds its permit for a period from then."""
+    memory = Memory()
+    memory.down = True
+    async with limiters(memory, 1, Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
+        under_way = await limiter.acquire()
+        memory.down = False
+        await until(lambda: limiter.membership.joined)
+        await asyncio.sleep(3 * PERIOD)
+        under_way.answered()
+        begun = now()
+        await take(limiter)
+
+        assert now() - begun >= PERIOD
+
+
+async def test_slow_answer_to_what_was_sent_before_counts_alone() -> None:
+    """A request that was sent before an outage and is answered late in it is held against the own share."""
+    memory = Memory()
+    async with limiters(memory, 1, Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
+        under_way = await limiter.acquire()
+        memory.down = True
+        limiter.pause(0.1)
+        await until(lambda: not limiter.membership.joined)
+        await asyncio.sleep(1.5 * PERIOD)
+        under_way.answered()
+        begun = now()
+        await take(limiter)
+
+        assert now() - begun >= PERIOD
+
+
+async def test_taken_while_joining_counts() -> None:
+    """A permit that was taken while the answer to joining was on its way is told afterwards, for two periods."""
+    memory = Memory(rtt=3.0)
+    memory.down = True
+    async with limiters(memory, 1, Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
+        await asyncio.sleep(2 * PERIOD - 1.0)
+        memory.down = False
+        await until(lambda: memory.book is not None)
+        under_way = await limiter.acquire()
+        assert not limiter.membership.joined
+        begun = now()
+        await until(lambda: limiter.membership.joined)
+        waiting = asyncio.create_task(take(limiter))
+        await asyncio.sleep(1.8 * PERIOD)
+        assert not waiting.done()
+        under_way.never_sent()
+        await waiting
+        assert now() - begun <= 2 * PERIOD + 20.0
 
 
 async def test_start_without_the_shared_state() -> None:

@@ -1,0 +1,64 @@
+"""What a session may send by itself, and what it declares of that."""
+
+import pytest
+
+from flux2_async._share import Share, share_of
+from flux2_async._window import HAIR, Fate
+from flux2_async.models import RateLimit
+
+PERIOD = 10.0
+BACK = PERIOD * HAIR
+
+
+def share(limit: int = 3) -> Share:
+    """A share that has waited long enough to begin."""
+    made = Share(RateLimit(limit, PERIOD), -2 * BACK)
+    assert made.ready_at(0.0) == 0.0
+    return made
+
+
+@pytest.mark.parametrize(("limit", "peers", "part"), [(20, 4, 5), (20, 3, 6), (20, 30, 1), (20, 1, 20), (20, None, 2)])
+def test_part_of_the_limit(limit: int, peers: int | None, part: int) -> None:
+    """All parts together fit into the limit, unless there are more processes than permits."""
+    assert share_of(limit, peers) == part
+
+
+def test_begins_used_up() -> None:
+    """Nothing may be sent before what was sent earlier is certainly over."""
+    made = Share(RateLimit(3, PERIOD), 5.0)
+
+    assert made.ready_at(6.0) == 5.0 + 2 * BACK
+
+
+def test_declares_until_when_each_is_held() -> None:
+    """What was answered is held for a period, what may be counted late for two, what was refused or not sent not."""
+    made = share(5)
+    numbers = [made.take(0.0) for _ in range(5)]
+    fates = (Fate.ANSWERED, Fate.AMBIGUOUS, Fate.REFUSED, Fate.NEVER_SENT)
+    for number, fate in zip(numbers, fates, strict=False):
+        made.settle(number, fate, 1.0)
+
+    assert made.held(2.0) == {
+        numbers[0]: pytest.approx(BACK - 1.0),
+        numbers[1]: pytest.approx(2 * BACK - 1.0),
+        numbers[4]: pytest.approx(2 * BACK),
+    }
+
+
+def test_forgets_what_is_over() -> None:
+    """An outage of days takes no memory for what was sent days ago."""
+    made = share(1)
+    for turn in range(100):
+        made.settle(made.take(turn * BACK), Fate.ANSWERED, turn * BACK)
+
+    assert len(made.held(99 * BACK)) == 1
+    assert len(made._taken) == 1
+
+
+def test_no_limit_is_no_share() -> None:
+    """Without a limit everything may be sent, and nothing has to be declared."""
+    made = Share(None, 0.0)
+    made.settle(made.take(0.0), Fate.ANSWERED, 1.0)
+
+    assert made.ready_at(0.0) == 0.0
+    assert made.held(1.0) == {}

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from emulated import error_of, session_for
+from emulated import error_of, session_for, until
 from redis_server import RedisServer, free_port
 
 import flux2_async.coordination
@@ -22,6 +22,8 @@ from flux2_async import (
     RateLimit,
     TextToImage,
 )
+from flux2_async._coordination import Claim, Message, Settlement, Terms
+from flux2_async._window import Fate
 from flux2_async.coordination import RedisCoordination
 from flux2_async.coordination._redis import check_version
 from flux2_async.emulator import Emulator, Limit, Plan, Script
@@ -108,6 +110,38 @@ async def test_callback_reaches_the_session_that_waits(server: RedisServer) -> N
         assert not task.done()
         other._deliver("r1", Callback(task.id, None))
         await task.result(2.0)
+
+
+async def test_what_others_are_told(server: RedisServer) -> None:
+    """A pause, permits that came back early, a key that changed: the others hear at once, the sender does not."""
+    terms = Terms(RateLimit(1, 60.0), 70.0)
+    claim = Claim("k" * 64, "f" * 64, "ref-1", "claim-1")
+    heard: list[list[Message]] = [[], []]
+    one, other = (RedisCoordination(server.url).coordinator("told", terms, ears.append) for ears in heard)
+    for coordinator in (one, other):
+        await coordinator.open()
+        await coordinator.join()
+    await until(lambda: all(heard), 5.0)
+    await asyncio.sleep(0.1)
+    for ears in heard:
+        ears.clear()
+
+    (lease,) = (await one.acquire(1)).leases
+    assert (await other.acquire(1)).leases == ()
+    await one.settle([Settlement(lease, Fate.NEVER_SENT, 0.0)])
+    await one.reserve(claim)
+    await one.bind(claim, "task-1")
+    await one.publish(Message("callback", ref="ref-1", task_id="task-1"))
+    await one.settle([Settlement("", Fate.REFUSED, 1.0, 30.0)])
+    await until(lambda: len(heard[1]) == 4, 5.0)
+    await one.aclose()
+    await other.aclose()
+
+    *told, pause = heard[1]
+    expected = [Message("wake"), Message("key", key=claim.key), Message("callback", ref="ref-1", task_id="task-1")]
+    assert told == expected
+    assert (pause.kind, pause.seconds) == ("pause", pytest.approx(29.0, abs=1.0))
+    assert heard[0] == []
 
 
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "emptied", "read-only"])

@@ -52,6 +52,14 @@ def test_new_file_is_for_its_user_alone(opened: HostFile, path: Path) -> None:
     assert modes == {"state.sqlite": 0o600, "state.sqlite-wal": 0o600, "state.sqlite-shm": 0o600}
 
 
+def test_who_reads_has_the_file_alone_already(opened: HostFile, path: Path) -> None:
+    """What a transaction read is still so when it writes: nobody else can begin one meanwhile."""
+    with opened.transaction() as (connection, _), closing(sqlite3.connect(path, timeout=0)) as other:
+        connection.execute("SELECT * FROM account").fetchall()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+
+
 def test_exception_undoes_what_was_written(opened: HostFile, path: Path) -> None:
     """A transaction is written whole or not at all."""
     with pytest.raises(ZeroDivisionError), opened.transaction() as (connection, _):

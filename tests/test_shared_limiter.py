@@ -459,6 +459,20 @@ async def test_slow_answer_to_what_was_sent_before_counts_alone() -> None:
         assert now() - begun >= PERIOD
 
 
+async def test_refusal_met_alone_holds_all_afterwards() -> None:
+    """A 429 that a process met while it was alone is told to the others when it is back."""
+    memory = Memory()
+    memory.down = True
+    async with limiters(memory, 2) as (one, other):
+        (await one.acquire()).refused(60.0)
+        refused_at = now()
+        memory.down = False
+        await until(lambda: one.membership.joined and other.membership.joined)
+        await asyncio.sleep(0.1)
+
+        assert other.paused_until == pytest.approx(refused_at + 60.0, abs=0.1)
+
+
 async def test_taken_while_joining_counts() -> None:
     """A permit that was taken while the answer to joining was on its way is told afterwards, for two periods."""
     memory = Memory(rtt=3.0)

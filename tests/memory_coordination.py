@@ -21,6 +21,7 @@ class Memory(Coordination):
         lost_reservations: Likewise, of answers about keys.
         rtt: Seconds that a question takes.
         asks: How many questions for permits there were.
+        joins: How many tries to take part there were.
         held: What processes declared when they joined.
     """
 
@@ -31,6 +32,7 @@ class Memory(Coordination):
         self.lost_answers = 0
         self.lost_reservations = 0
         self.asks = 0
+        self.joins = 0
         self.held: list[float] = []
         self.book: Book | None = None
         self.epochs = itertools.count(1)
@@ -88,6 +90,7 @@ class Seat(Coordinator):
         await self._travel()
 
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
+        self.memory.joins += 1
         now = await self._travel()
         self.memory.held += held
         self.peer = f"{self.name}.{next(self.memory.peers)}"

@@ -182,6 +182,18 @@ class Pair:
     limit=1,
 )
 @example(
+    # Who left is not waited for.
+    steps=[
+        (0.0, ("acquire", "a.1", 1, False)),
+        (0.0, ("settle", 0, Fate.ANSWERED, 0.0, 0.0)),
+        (0.1, ("acquire", "b.1", 1, False)),
+        (0.1, ("acquire", "c.1", 1, False)),
+        (0.1, ("leave", "b.1")),
+        (9.75, ("acquire", "c.1", 1, False)),
+    ],
+    limit=1,
+)
+@example(
     # A lease expires a while before anybody asks.
     steps=[(0.0, ("acquire", "a.1", 1, False)), (35.0, ("touch", "b.1")), (15.1, ("acquire", "b.1", 1, False))],
     limit=1,

@@ -400,13 +400,17 @@ async def test_answer_to_an_earlier_member_is_not_used() -> None:
         async def failing() -> str:
             raise CoordinationError("lost")
 
-        question = asyncio.create_task(error_of(membership.ask(slow)))
+        async def slow_failing() -> str:
+            await late.wait()
+            raise CoordinationError("lost")
+
+        questions = [asyncio.create_task(error_of(membership.ask(question))) for question in (slow, slow_failing)]
         await asyncio.sleep(0)
         assert isinstance(await error_of(membership.ask(failing)), CoordinationError)
         await until(lambda: membership.joined)
         late.set()
 
-        assert isinstance(await question, CoordinationError)
+        assert [type(await question) for question in questions] == [CoordinationError, CoordinationError]
         assert membership.joined
 
 
@@ -471,6 +475,59 @@ async def test_refusal_met_alone_holds_all_afterwards() -> None:
         await asyncio.sleep(0.1)
 
         assert other.paused_until == pytest.approx(refused_at + 60.0, abs=0.1)
+
+
+async def test_refusal_that_could_not_be_told_is_told_again() -> None:
+    """A 429 whose telling met the outage is told to the others when the process is back."""
+    memory = Memory()
+    async with limiters(memory, 2) as (one, other):
+        permit = await one.acquire()
+        memory.down = True
+        permit.refused(60.0)
+        refused_at = now()
+        await until(lambda: not one.membership.joined)
+        memory.down = False
+        await until(lambda: one.membership.joined)
+        await asyncio.sleep(0.1)
+
+        assert other.paused_until == pytest.approx(refused_at + 60.0, abs=0.1)
+
+
+async def test_share_is_of_the_learned_limit() -> None:
+    """Where refusals have taught a lower limit, the share is a part of that."""
+    memory = Memory()
+    async with limiters(memory, 2) as (one, _):
+        permits = [await one.acquire() for _ in range(10)]
+        for permit in permits[:4]:
+            permit.answered()
+        for permit in permits[4:]:
+            permit.refused(1.0)
+        await asyncio.sleep(1.5)
+        assert isinstance(await error_of(one.acquire(max_wait=0)), RateLimitedError)
+        assert one.learned_limit == 4
+        memory.down = True
+        one.pause(0.1)
+        await until(lambda: not one.membership.joined)
+        begun = now()
+        await take(one, 4)
+
+        # Two at once after two periods, two more after the third.
+        assert 3 * PERIOD <= now() - begun <= 3.1 * PERIOD
+
+
+async def test_tries_to_be_back_are_few_and_soon_enough() -> None:
+    """In an outage a process tries every second or so, and with a short period often enough to be back within it."""
+    memory = Memory()
+    memory.down = True
+    async with limiters(memory):
+        await asyncio.sleep(60.0)
+        assert 20 <= memory.joins <= 80
+    async with limiters(memory, 1, Terms(RateLimit(20, 1.0), 70.0)) as (limiter,):
+        await asyncio.sleep(60.0)
+        memory.down = False
+        begun = now()
+        await until(lambda: limiter.membership.joined)
+        assert now() - begun <= 0.4
 
 
 async def test_taken_while_joining_counts() -> None:

@@ -231,6 +231,24 @@ async def test_lost_answer_to_a_reservation_sends_nothing() -> None:
     assert len(emulator.ledger.accepted) == 1
 
 
+async def test_lost_news_of_a_key_cost_a_moment() -> None:
+    """Who waits for a key in flight finds out by itself when nobody tells it."""
+
+    class Silent(Memory):
+        def say(self, sender: Seat, message: Message) -> None:
+            """Everything is lost."""
+
+    async with processes(2, Script(plans=Plan(duration=1.0), latency=3.0), Silent()) as (emulator, (one, other)):
+        begun = asyncio.get_running_loop().time()
+        first = asyncio.create_task(one.submit(REQUEST, key="k"))
+        await asyncio.sleep(1.0)
+        second = await other.submit(REQUEST, key="k")
+
+        assert second.id == (await first).id
+        assert asyncio.get_running_loop().time() - begun <= 6.0
+    assert len(emulator.ledger.accepted) == 1
+
+
 async def test_cancelled_caller_does_not_cancel_the_other_process() -> None:
     """A process that attached to a submission under way still gets its task when the first caller is gone."""
     async with processes(2, Script(plans=Plan(duration=1.0), latency=3.0)) as (emulator, (one, other)):

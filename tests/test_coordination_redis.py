@@ -144,6 +144,21 @@ async def test_what_others_are_told(server: RedisServer) -> None:
     assert heard[0] == []
 
 
+async def test_own_clock_does_not_matter(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose clock is an hour ahead gets no permit earlier."""
+    terms = Terms(RateLimit(1, 60.0), 70.0)
+    seat = RedisCoordination(server.url).coordinator("clock", terms, lambda _: None)
+    await seat.open()
+    await seat.join()
+    (lease,) = (await seat.acquire(1)).leases
+    await seat.settle([Settlement(lease, Fate.ANSWERED, 0.0)])
+    ahead = time.time() + 3600.0
+    monkeypatch.setattr(time, "time", lambda: ahead)
+
+    assert (await seat.acquire(1)).leases == ()
+    await seat.aclose()
+
+
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "emptied", "read-only"])
 async def test_outage_hurts_nobody(trouble: str, caplog: pytest.LogCaptureFixture) -> None:
     """Redis killed and started anew, stopped, emptied or read-only: all tasks end, and the limit holds throughout."""

@@ -115,13 +115,30 @@ async def test_refused_request_frees_its_key() -> None:
 
 
 async def test_key_survives_a_429() -> None:
-    """While the owner waits after a 429 nothing is sent twice, whoever comes first afterwards."""
-    script = Script(faults=[Fault("createTask", "refuse", retry_after=5)], plans=Plan(duration=1.0))
+    """While the owner waits after a 429, however long, nothing is sent twice and nobody is in doubt."""
+    script = Script(faults=[Fault("createTask", "refuse", retry_after=200)], plans=Plan(duration=1.0))
     async with processes(2, script) as (emulator, (one, other)):
         tasks = await asyncio.gather(one.submit(REQUEST, key="k"), other.submit(REQUEST, key="k"))
 
     assert tasks[0].id == tasks[1].id
     assert len(emulator.ledger.accepted) == 1
+
+
+async def test_only_who_sends_a_key_says_so() -> None:
+    """`on_send` runs in the process that has reserved the key, and in no other."""
+    said: list[int] = []
+
+    async def submit(flux: Flux2Session, number: int) -> str:
+        async def on_send(_: str) -> None:
+            said.append(number)
+
+        return (await flux.submit(REQUEST, key="k", on_send=on_send)).id
+
+    async with processes(3) as (emulator, sessions):
+        ids = await asyncio.gather(*(submit(flux, number) for number, flux in enumerate(sessions)))
+
+    assert len(said) == 1
+    assert set(ids) == set(emulator.ledger.accepted)
 
 
 async def test_ambiguous_key_is_ambiguous_for_all_until_recovered() -> None:

@@ -29,7 +29,7 @@ _ESSENTIAL: Final = {"taskId", "state", "resultJson"}
 
 # Words of the service and of the vendors behind it. Not the code: 400 and 422 stand for bad input as well.
 _MODERATION: Final = re.compile(
-    r"content[ _-]?polic|usage polic|violat\w*[^.]{0,60}(polic|guideline|terms)|prohibited (content|use)"
+    r"content[ _-]?polic|usage polic|violat[^.]{0,70}(polic|guideline|terms)|prohibited (content|use)"
     r"|moderat(ed|ion|or)|flagged|current content could not be processed|inappropriate|\bnsfw\b|sexual|nudity"
     r"|sensitive (content|information|word|material)|safety (system|filter|polic|guideline)",
     re.IGNORECASE,

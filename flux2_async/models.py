@@ -100,6 +100,13 @@ def _check_prompt(_: object, __: "attrs.Attribute[str]", value: object) -> None:
         blank = low <= len(value) <= high
         given = f"{len(value.strip())} characters besides blanks" if blank else f"{len(value)} characters"
         raise InvalidRequestError(f"prompt: {given} given, allowed are {low} to {high}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        # Python makes them of bytes it cannot read; the service would draw something else than was meant, and charge.
+        raise InvalidRequestError(
+            f"prompt: half a surrogate pair given at character {error.start + 1}, all text must be valid Unicode"
+        ) from None
 
 
 def _check_extra_input(_: object, __: "attrs.Attribute[Any]", value: dict[str, Any]) -> None:

@@ -52,6 +52,10 @@ def deep() -> dict[str, Any]:
         ({"prompt": "   a   "}, "prompt: 1 characters besides blanks given, allowed are 3 to 5000"),
         ({"prompt": "x" * 5001}, "prompt: 5001 characters given, allowed are 3 to 5000"),
         ({"prompt": None}, "prompt: NoneType given, it must be text of 3 to 5000 characters"),
+        (
+            {"prompt": "caf\udce9"},
+            "prompt: half a surrogate pair given at character 4, all text must be valid Unicode",
+        ),
         ({"prompt": b"bytes"}, "prompt: bytes given, it must be text of 3 to 5000 characters"),
         ({"aspect_ratio": "5:4"}, f"aspect_ratio: '5:4' given, allowed are {CHOICES}, 'auto'"),
         ({"resolution": "4K"}, "resolution: '4K' given, allowed are '1K', '2K'"),

@@ -283,6 +283,8 @@ async def test_cancelled_caller_loses_nothing(moment: float) -> None:
         await asyncio.wait([caller])
 
         assert asyncio.get_running_loop().time() == begun
+        await asyncio.sleep(2)
+        assert [task.id for task in flux.tasks()] == emulator.ledger.accepted
         await flux.drain()
         posted = len(emulator.ledger.requests)
         assert posted == 1 or moment == 0

@@ -126,14 +126,14 @@ async def kills(where: str, period: float, seconds: float) -> dict[str, float]:
     """Kill a worker of four every second, start another; give refusals, the fullest window and the throughput."""
     async with Emulator(script_for(period)) as emulator:
         loop = asyncio.get_running_loop()
-        workers = [start_worker(emulator, where, 10_000, period) for _ in range(PROCESSES)]
+        workers = [start_worker(emulator, where, 500, period) for _ in range(PROCESSES)]
         end = loop.time() + seconds
         while loop.time() < end:
             await asyncio.sleep(1.0)
             dying = workers.pop(random.randrange(PROCESSES))  # noqa: S311  any will do
             dying.kill()
             await ended(dying)
-            workers.append(start_worker(emulator, where, 10_000, period))
+            workers.append(start_worker(emulator, where, 500, period))
         for worker in workers:
             worker.kill()
             await ended(worker)

@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from flux2_async import (
 )
 from flux2_async._coordination import Claim, Message, Settlement, Terms
 from flux2_async._window import Fate
-from flux2_async.coordination import RedisCoordination
+from flux2_async.coordination import RedisCoordination, _redis
 from flux2_async.coordination._redis import check_version
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.webhooks import Callback
@@ -140,8 +140,143 @@ async def test_what_others_are_told(server: RedisServer) -> None:
     *told, pause = heard[1]
     expected = [Message("wake"), Message("key", key=claim.key), Message("callback", ref="ref-1", task_id="task-1")]
     assert told == expected
-    assert (pause.kind, pause.seconds) == ("pause", pytest.approx(29.0, abs=1.0))
+    assert pause.kind == "pause"
+    assert pause.seconds == pytest.approx(29.0, abs=1.0)
     assert heard[0] == []
+
+
+class Wire:
+    """Passes on what goes to a Redis and comes back, until its connections go dead without a word."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.dead: set[asyncio.StreamWriter] = set()
+        self.near: list[asyncio.StreamWriter] = []
+        self.far: list[asyncio.StreamWriter] = []
+
+    def cut(self) -> None:
+        self.dead.update(self.near + self.far)
+
+    def lose_answers(self) -> None:
+        self.dead.update(self.near)
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.near.append(writer)
+        with suppress(OSError):
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+            self.far.append(far_writer)
+            await asyncio.gather(self.carry(reader, far_writer), self.carry(far_reader, writer))
+        writer.close()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if writer not in self.dead:
+                writer.write(data)
+        writer.close()
+
+
+@asynccontextmanager
+async def wire_to(port: int) -> AsyncIterator[tuple[Wire, str]]:
+    wire = Wire(port)
+    async with await asyncio.start_server(wire.connected, "127.0.0.1", 0) as server:
+        yield wire, f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for end in wire.near + wire.far:
+            end.close()
+
+
+@pytest.mark.parametrize("trouble", ["killed", "dead without a word"])
+async def test_listening_goes_on_after_an_outage(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the server was killed or its connections went dead unnoticed, callbacks are heard again soon."""
+    monkeypatch.setattr(_redis, "HEARTBEAT", 0.3)
+    heard: list[Message] = []
+    callback, terms = Message("callback", ref="r", task_id="t"), Terms(None, 70.0)
+    with RedisServer() as server:
+        async with wire_to(server.port) as (wire, url):
+            one = RedisCoordination(server.url).coordinator("a", terms, lambda _: None)
+            other = RedisCoordination(url).coordinator("a", terms, heard.append)
+            for coordinator in (one, other):
+                await coordinator.open()
+                await coordinator.join()
+            if trouble == "killed":
+                server.kill()
+                await asyncio.to_thread(server.start)
+            else:
+                wire.cut()
+            async with asyncio.timeout(10.0):
+                while callback not in heard:
+                    with suppress(CoordinationError):
+                        await one.publish(callback)
+                    await asyncio.sleep(0.1)
+            for coordinator in (one, other):
+                await coordinator.aclose()
+
+
+async def test_permits_of_a_lost_answer_come_back(server: RedisServer) -> None:
+    """What was lent to a question whose answer got lost is free again once its process has joined anew."""
+    async with wire_to(server.port) as (wire, url):
+        seat = RedisCoordination(url).coordinator("lost", Terms(RateLimit(9, 60.0), 70.0), lambda _: None)
+        await seat.open()
+        await seat.join()
+        wire.lose_answers()
+        assert isinstance(await error_of(seat.acquire(3)), CoordinationError)
+        await seat.join()
+        assert len((await seat.acquire(9)).leases) == 9
+        await seat.aclose()
+
+
+async def test_emptied_state_is_noticed(server: RedisServer) -> None:
+    """Who knew the state that was lost is told to join again, and then nobody sends for a period."""
+    seat = RedisCoordination(server.url).coordinator("emptied", Terms(RateLimit(9, 60.0), 70.0), lambda _: None)
+    await seat.open()
+    await seat.join()
+    await seat.acquire(3)
+    with server.client() as client:
+        client.flushall()
+    assert isinstance(await error_of(seat.acquire(3)), CoordinationError)
+    assert (await seat.join()).paused == pytest.approx(60.0, abs=3.0)
+    await seat.aclose()
+
+
+async def test_namespaces_and_who_left_do_not_count(server: RedisServer) -> None:
+    """Two namespaces on one server share nothing, and a process that was closed is no peer any more."""
+    terms = Terms(RateLimit(2, 60.0), 70.0)
+    spaces = ("one", "one", "other")
+    seats = [RedisCoordination(server.url, namespace=name).coordinator("a", terms, lambda _: None) for name in spaces]
+    for seat in seats:
+        await seat.open()
+        await seat.join()
+    first, second, elsewhere = seats
+    answer = await first.acquire(2)
+    assert (len(answer.leases), answer.peers) == (2, 2)
+    assert len((await elsewhere.acquire(2)).leases) == 2
+    await second.aclose()
+    assert (await first.acquire(0)).peers == 1
+    await first.aclose()
+    await elsewhere.aclose()
+
+
+async def test_old_server_is_told_at_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is too old ends `open`."""
+    monkeypatch.setattr(_redis, "OLDEST_VERSION", (99, 0))
+    async with Emulator(Script(render=False)) as emulator:
+        error = await error_of(session_for(emulator, coordination=RedisCoordination(server.url)).open())
+
+    assert isinstance(error, ConfigurationError)
+    assert "is too old; 99.0 or newer" in str(error)
+
+
+async def test_silent_process_still_counts(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that asks for nothing says every now and then that it is still there."""
+    monkeypatch.setattr(_redis, "HEARTBEAT", 0.1)
+    seat = RedisCoordination(server.url).coordinator("silent", Terms(None, 70.0), lambda _: None)
+    await seat.open()
+    await seat.join()
+    with server.client() as client:
+        book = next(iter(client.scan_iter("*silent*:book")))
+        client.pexpire(book, 1000)
+        await asyncio.sleep(1.5)
+        assert client.pttl(book) > 3_000_000
+    await seat.aclose()
 
 
 async def test_own_clock_does_not_matter(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

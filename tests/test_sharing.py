@@ -235,6 +235,33 @@ async def test_keys_need_the_shared_state() -> None:
     assert len(emulator.ledger.accepted) == 2
 
 
+async def test_closing_tells_what_a_key_stands_for() -> None:
+    """Who leaves right after a submission does not leave its key in doubt."""
+    memory = Memory(rtt=0.1)
+    async with processes(1, memory=memory) as (emulator, (other,)):
+        async with session_for(emulator, coordination=memory) as leaving:
+            task = await leaving.submit(REQUEST, key="k")
+        begun = asyncio.get_running_loop().time()
+
+        assert (await other.submit(REQUEST, key="k")).id == task.id
+        assert asyncio.get_running_loop().time() - begun < 1.0
+
+
+async def test_refusal_in_an_outage_is_tried_again() -> None:
+    """A 429 under a key that comes while nobody can be told does not end the submission when that passes."""
+    memory = Memory()
+    script = Script(faults=[Fault("createTask", "refuse", retry_after=20)], plans=Plan(duration=1.0), latency=3.0)
+    async with processes(1, script, memory) as (emulator, (flux,)):
+        job = asyncio.create_task(flux.submit(REQUEST, key="k"))
+        await asyncio.sleep(1.0)
+        memory.down = True
+        await until(lambda: flux.statistics().refused == 1)
+        await asyncio.sleep(1.0)
+        memory.down = False
+
+        assert (await job).id in emulator.ledger.accepted
+
+
 async def test_lost_answer_to_a_reservation_sends_nothing() -> None:
     """Who does not hear whether its key is reserved sends nothing, and frees it as soon as it is heard again."""
     memory = Memory()
@@ -269,12 +296,14 @@ async def test_lost_news_of_a_key_cost_a_moment() -> None:
 async def test_cancelled_caller_does_not_cancel_the_other_process() -> None:
     """A process that attached to a submission under way still gets its task when the first caller is gone."""
     async with processes(2, Script(plans=Plan(duration=1.0), latency=3.0)) as (emulator, (one, other)):
+        begun = asyncio.get_running_loop().time()
         first = asyncio.create_task(one.submit(REQUEST, key="k"))
         await asyncio.sleep(1.0)
         second = asyncio.create_task(other.submit(REQUEST, key="k"))
         await asyncio.sleep(1.0)
         first.cancel()
         task = await second
+        assert asyncio.get_running_loop().time() - begun < 3.5
 
     assert list(emulator.ledger.accepted) == [task.id]
 

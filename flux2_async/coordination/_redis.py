@@ -290,16 +290,21 @@ class RedisCoordinator(Coordinator):
     async def _hear(self, pubsub: Any) -> None:
         loop = asyncio.get_running_loop()
         next_beat = loop.time() + HEARTBEAT
+        heard = True
         while True:
             received = await pubsub.get_message(
                 ignore_subscribe_messages=True, timeout=max(next_beat - loop.time(), 0.0)
             )
+            heard = heard or received is not None
             if received is not None and (decoded := decode_message(received["data"])) is not None:
                 sender, message = decoded
                 if sender.partition(".")[0] != self._name:
                     self._on_message(message)
             if loop.time() >= next_beat:
-                next_beat = loop.time() + HEARTBEAT
+                if not heard:
+                    # Not even the last ping: the other end is gone without a word, as after a failover.
+                    raise TimeoutError
+                next_beat, heard = loop.time() + HEARTBEAT, False
                 await pubsub.ping()
                 await self._beat()
 

@@ -59,7 +59,8 @@ class RedisCoordination(Coordination):
 
     Args:
         url: `redis://`, `rediss://` or `unix://`, as the redis package takes it; never shown.
-        namespace: Begins the names of all keys, so that several applications can use one server.
+        namespace: Begins the names of all keys and channels, so that several applications can use one server; a user
+            of limited rights needs `~NAMESPACE:*`, `&NAMESPACE:*`, the commands of scripts, strings and hashes, INFO.
         on_failure: While the server cannot be asked, submissions without a key go on by a safe share of the limit
             (`degrade`), or raise `CoordinationError` (`fail`).
         timeout: Seconds that the server may take to answer.

@@ -405,6 +405,9 @@ def test_old_versions_are_refused(version: str, *, fits: bool) -> None:
         {"url": f"redis://user:{SECRET}@host:port"},
         {"url": None},
         {"url": "redis://host", "namespace": "two words"},
+        {"url": "redis://host", "namespace": None},
+        {"url": "redis://host", "timeout": 0},
+        {"url": "redis://host", "timeout": "1"},
         {"url": "redis://host", "on_failure": "hope"},
     ],
 )

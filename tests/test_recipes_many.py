@@ -108,15 +108,17 @@ async def test_callbacks_and_clicks_reach_whichever_worker(workers: str, flux2_e
         # One after the other, because one worker takes all connections that come at once.
         orders.append(asyncio.create_task(order(workers, number)))
         await until(lambda: len(flux2_emulator.ledger.accepted) == len(orders))
-    answers = await asyncio.gather(*orders)
+    answers = list(await asyncio.gather(*orders))
+    # Who takes a connection is the kernel's to say.
+    while len({answer["worker"] for answer in answers}) == 1:
+        answers.append(await order(workers, len(answers)))
 
     ledger = flux2_emulator.ledger
     assert sorted(answer["id"] for answer in answers) == sorted(ledger.accepted)
-    assert len({answer["worker"] for answer in answers}) > 1
-    assert [call.status for call in ledger.callbacks] == [200] * 20
+    assert [call.status for call in ledger.callbacks] == [200] * len(answers)
     # The look that confirms a callback, and none besides.
-    assert ledger.polls == 20
-    assert [call.outcome for call in ledger.requests] == ["accepted"] * 20
+    assert ledger.polls == len(answers)
+    assert [call.outcome for call in ledger.requests] == ["accepted"] * len(answers)
     again = list(await asyncio.gather(*(order(workers, 7) for _ in range(10))))
     while len({answer["worker"] for answer in again}) < WORKERS:
         again.append(await order(workers, 7))

@@ -7,7 +7,9 @@ nobody knows whether it was carried out; who asks joins anew instead, which sets
 import asyncio
 import itertools
 import logging
+import math
 import random
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -77,10 +79,7 @@ class RedisCoordination(Coordination):
         on_failure: Literal["degrade", "fail"] = "degrade",
         timeout: float = 1.0,
     ) -> None:
-        if not namespace or any(letter in " {}" or not letter.isprintable() for letter in namespace):
-            raise ConfigurationError(f"namespace: {namespace!r} given, it must be a word without blanks and braces")
-        if on_failure not in ("degrade", "fail"):
-            raise ConfigurationError(f"on_failure: {on_failure!r} given, it must be 'degrade' or 'fail'")
+        _check(namespace, on_failure, timeout)
         self._url = url
         self._namespace = namespace
         self._timeout = timeout
@@ -112,6 +111,15 @@ class RedisCoordination(Coordination):
             raise ConfigurationError(
                 "url: it must look like redis://host:6379/0, rediss://user:password@host:6379 or unix:///path"
             ) from None
+
+
+def _check(namespace: object, on_failure: object, timeout: object) -> None:
+    if not isinstance(namespace, str) or not re.fullmatch(r"[^ {}]+", namespace) or not namespace.isprintable():
+        raise ConfigurationError(f"namespace: {namespace!r} given, it must be a word without blanks and braces")
+    if on_failure not in ("degrade", "fail"):
+        raise ConfigurationError(f"on_failure: {on_failure!r} given, it must be 'degrade' or 'fail'")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise ConfigurationError(f"timeout: {timeout!r} given, it must be a number of seconds above 0")
 
 
 class RedisCoordinator(Coordinator):

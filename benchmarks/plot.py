@@ -33,6 +33,13 @@ def _field(comparison: Comparison, axis: Any) -> None:
         axis.plot([lag for _, lag in front.points], [polls for polls, _ in front.points], style, label=label)
     for row in comparison.rows:
         if "learned" not in row.schedule and "optimum" not in row.schedule:
-            axis.plot([row.lag], [row.polls], "o", label=row.schedule)
+            # The best interval may be one of the others: a ring lets it show.
+            ring: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none"} if "best" in row.schedule else {}
+            axis.plot([row.lag], [row.polls], "o", label=row.schedule, **ring)
     axis.set(xscale="log", yscale="log", xlabel="lag, s", ylabel="polls per task", title=comparison.durations)
+    ticker: Any = import_module("matplotlib.ticker")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        scale.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        scale.set_minor_formatter(ticker.NullFormatter())
     axis.legend(fontsize="small")

@@ -45,7 +45,8 @@ DURATIONS: dict[str, Quantile] = {
 }
 
 
-PRICES = (0.03, 0.08, 0.15, 0.3, 0.6, 1.2, 3.0)
+# From a look every half second to a few for each task; close enough for a straight line between two.
+PRICES = (0.01, 0.03, 0.08, 0.15, 0.3, 0.6, 1.2, 2.0, 3.0)
 TASKS = 20
 HISTORIES = 80
 

@@ -152,6 +152,17 @@ def test_a_service_that_changes_is_followed(before: float, then: float) -> None:
     assert abs(hazard.wait(0.0, 0.3) - then) < abs(beginning - then)
 
 
+def test_ends_without_time_at_risk_leave_a_chance() -> None:
+    """Tasks attached at the moment of their end make no age impossible to outlive."""
+    hazard = Hazard(PRIOR)
+    for edge in EDGES[:-1]:
+        for _ in range(50):
+            hazard.ended(edge, edge)
+
+    assert all(hazard.wait(edge, 0.3) >= 0.299 for edge in EDGES)
+    assert survival(hazard, EDGES[-2]) > 0.0
+
+
 def test_ages_never_seen_keep_the_prior() -> None:
     """What ends at 5 s says nothing of tasks that run for two minutes."""
     hazard = after([5.0] * 200)

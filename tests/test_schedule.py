@@ -125,11 +125,13 @@ def test_begins_with_the_documented_advice(age: float, low: float, high: float, 
 @pytest.mark.parametrize("age", [479.9, 480.0, 1e6])
 def test_very_old_tasks_are_looked_at_as_advised(age: float) -> None:
     """What outlives all that can be learned is looked at as the documentation advises."""
-    schedule = Schedules(Polling()).of(*KIND)
+    usual, often = (Schedules(Polling(price=price)).of(*KIND) for price in (0.3, 0.03))
     for _ in range(100):
-        schedule.ended(0.0, 470.0)
+        usual.ended(0.0, 470.0)
+        often.ended(0.0, 470.0)
 
-    assert 15 <= schedule.wait(age, 0.5) <= 30
+    assert usual.wait(age, 0.5) == 22.5
+    assert often.wait(age, 0.5) == pytest.approx(22.5 / math.sqrt(10))
 
 
 def test_the_price_counts_from_the_first_task() -> None:
@@ -276,6 +278,15 @@ def test_knowledge_that_cannot_be_used(knowledge: Any) -> None:
         schedules.remember(knowledge)
 
     assert schedules._learned == {}
+
+
+def test_tasks_that_all_still_run_are_nothing_to_remember() -> None:
+    """A kind of which no task has ended is not kept."""
+    schedules = Schedules(Polling())
+    schedules.of(*KIND).ran(0.0, 12.0)
+    schedules.of("another", "1K").ended(0.0, 12.0)
+
+    assert list(schedules.knowledge()["kinds"]) == ["another 1K"]
 
 
 def test_refusals_raise_the_price_for_a_while() -> None:

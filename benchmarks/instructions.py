@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -59,8 +59,8 @@ def instructions(command: Command, setting: Setting, waves: Sequence[int], at_on
     for count in waves:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "counts")
-            arguments = {"name": name, "setting": attrs.asdict(setting), "count": count, "at_once": at_once}
-            alone.call(cpu.seconds_per_task, under=command(output), **arguments)
+            arguments: dict[str, Any] = {"name": name, "setting": attrs.asdict(setting), "at_once": at_once}
+            alone.call(cpu.seconds_per_task, under=command(output), count=count, **arguments)
             found = COUNTS[command].search(output.read_text())
             assert found, "no count in the output"  # noqa: S101  a benchmark of failures is none
             counts.append(int(found[1]))

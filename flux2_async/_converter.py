@@ -196,3 +196,7 @@ def _param(value: object, _kind: object = None) -> dict[str, Any] | None:
     opened = {key: decoded(each) if key == "input" else each for key, each in request.items()}
     known: dict[str, Any] = redacted(opened)
     return known
+
+
+CONVERTER: Final = make_converter()
+"""The one that reads what comes from the API."""

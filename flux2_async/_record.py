@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import cattrs
 
-from flux2_async._converter import FIELDS, decoded, http_address, make_converter, redacted
+from flux2_async._converter import CONVERTER, FIELDS, decoded, http_address, redacted
 from flux2_async.errors import (
     MAX_SERVER_TEXT,
     ContentModeratedError,
@@ -148,4 +148,4 @@ def _is_success(state: object) -> bool:
     return isinstance(state, str) and state.strip().lower() == TaskState.SUCCESS
 
 
-_structure: Final[Callable[[Any, Any], TaskRecord]] = make_converter().get_structure_hook(TaskRecord)
+_structure: Final[Callable[[Any, Any], TaskRecord]] = CONVERTER.get_structure_hook(TaskRecord)

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from flux2_async import _json
-from flux2_async._converter import configure_converter, http_address, make_converter
+from flux2_async._converter import CONVERTER, configure_converter, http_address, make_converter
 from flux2_async._record import record_from_payload, task_error, task_id_of
 from flux2_async._refusal import header, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError
@@ -175,7 +175,7 @@ def decode_credits(reply: Reply) -> float:
     """
     data = _accepted(reply).data
     try:
-        return _CONVERTER.structure(data, float)
+        return CONVERTER.structure(data, float)
     except (ValueError, OverflowError):
         pass
     raise _unexpected("a number", data, reply)
@@ -292,6 +292,3 @@ def _expiry(value: object) -> datetime | None:
 def _unexpected(expected: str, data: object, reply: Reply, task_id: str | None = None) -> ProtocolError:
     text = f"data: {expected} expected, {type(data).__name__} given; try again"
     return ProtocolError(text, http_status=reply.status, task_id=task_id)
-
-
-_CONVERTER: Final = make_converter()

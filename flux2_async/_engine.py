@@ -7,14 +7,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import anyio
 import anyio.to_thread
 import attrs
 
-from flux2_async._callbacks import CallbackDesk, CallbackSettings
 from flux2_async._coordination import Coordination, Terms
 from flux2_async._credentials import Credentials
 from flux2_async._files import Files
@@ -23,7 +22,6 @@ from flux2_async._limiter import Limiter, Permits, Slots
 from flux2_async._outcome import Waiters
 from flux2_async._remembered import Remembered
 from flux2_async._schedule import Schedules
-from flux2_async._sharing import Sharing
 from flux2_async._submission import OnSend, Record, Submission, Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
@@ -39,6 +37,10 @@ from flux2_async.models import (
     Timeouts,
 )
 from flux2_async.tasks import ImageTask
+
+if TYPE_CHECKING:
+    from flux2_async._callbacks import CallbackDesk, CallbackSettings
+    from flux2_async._sharing import Sharing
 
 __all__ = ["Engine", "Unsettled"]
 
@@ -88,7 +90,7 @@ class Engine:
         max_running: int | None,
         polling: Polling,
         timeouts: Timeouts,
-        callbacks: CallbackSettings | None,
+        callbacks: "CallbackSettings | None",
         http: aiohttp.ClientSession | None,
         coordination: Coordination | None = None,
     ) -> None:
@@ -102,7 +104,7 @@ class Engine:
         self.schedules = Schedules(polling)
         self._remembered = Remembered(credentials.base_url) if polling.remember else None
         self.watcher = Watcher(self.look, self.schedules, polling, self._on_settled)
-        self.desk = None if callbacks is None else CallbackDesk(callbacks, self.watcher, self.attach, self._relay)
+        self.desk = None if callbacks is None else self._receive(callbacks)
         self.submitter = Submitter(
             transport=self.transport,
             files=self.files,
@@ -277,7 +279,14 @@ class Engine:
                 429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
             ) from None
 
-    def _share(self, coordination: Coordination, rate_limit: RateLimit | None, timeouts: Timeouts) -> Sharing:
+    def _receive(self, callbacks: "CallbackSettings") -> "CallbackDesk":
+        from flux2_async._callbacks import CallbackDesk  # noqa: PLC0415  most sessions poll alone
+
+        return CallbackDesk(callbacks, self.watcher, self.attach, self._relay)
+
+    def _share(self, coordination: Coordination, rate_limit: RateLimit | None, timeouts: Timeouts) -> "Sharing":
+        from flux2_async._sharing import Sharing  # noqa: PLC0415  most sessions are the only ones of their account
+
         async def exists(task_id: str) -> bool:
             return await self.look(task_id) is not None
 

@@ -11,7 +11,6 @@ header in its repr. Errors are therefore raised after the `except` block, never 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ import aiohttp
 import attrs
 
 from flux2_async._credentials import Credentials, check_borrowed
+from flux2_async._version import VERSION
 from flux2_async._wire import Reply, decode_envelope, find_task_id, refusal, retry_after
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -100,7 +100,7 @@ class Transport:
         self._http: aiohttp.ClientSession | None = None
         self._submit_http: aiohttp.ClientSession | None = None
         self._closed = False
-        self._user_agent = f"flux2-async/{version('flux2-async')}"
+        self._user_agent = f"flux2-async/{VERSION}"
         self._key = credentials.api_key.encode()
         self._headers = {
             "Authorization": f"Bearer {credentials.api_key}",

@@ -7,13 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 import aiohttp
 import anyio
 
 from flux2_async._arguments import check_max_running, check_seconds, check_settings, check_submit, check_task_id
-from flux2_async._callbacks import CallbackSettings
 from flux2_async._completions import Completions
 from flux2_async._coordination import Coordination
 from flux2_async._credentials import make_credentials
@@ -33,7 +32,10 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.tasks import Completion, ImageTask
-from flux2_async.webhooks import Callback
+
+if TYPE_CHECKING:
+    from flux2_async._callbacks import CallbackSettings
+    from flux2_async.webhooks import Callback
 
 __all__ = ["Flux2Session"]
 
@@ -97,7 +99,7 @@ class Flux2Session:
         self._rate_limit = rate_limit
         self._max_running = check_max_running(max_running)
         self._polling = polling
-        self._callbacks = None if callbacks is None else CallbackSettings.of(callbacks)
+        self._callbacks = None if callbacks is None else _settings_of(callbacks)
         self._coordination = coordination
         self._http = http
         self._timeouts = timeouts
@@ -401,7 +403,7 @@ class Flux2Session:
 
     # What the receivers use, see `flux2_async.receivers`.
 
-    def _callback_settings(self) -> CallbackSettings | None:
+    def _callback_settings(self) -> "CallbackSettings | None":
         return self._callbacks
 
     def _accepting(self) -> bool:
@@ -414,7 +416,7 @@ class Flux2Session:
             return False
         return True
 
-    def _deliver(self, ref: str, callback: Callback) -> None:
+    def _deliver(self, ref: str, callback: "Callback") -> None:
         if self._engine is not None and self._engine.desk is not None and self._closing is None:
             self._engine.desk.deliver(ref, callback)
 
@@ -445,3 +447,9 @@ class Flux2Session:
             raise ConfigurationError(
                 "the session belongs to another event loop; open one session per event loop, in that loop"
             )
+
+
+def _settings_of(callbacks: Callbacks) -> "CallbackSettings":
+    from flux2_async._callbacks import CallbackSettings  # noqa: PLC0415  most sessions poll alone
+
+    return CallbackSettings.of(callbacks)

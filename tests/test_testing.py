@@ -225,6 +225,17 @@ def test_loading_costs_nothing() -> None:
     assert not {"PIL", "aiohttp", "attrs", "cattrs"} & loaded
 
 
+def test_a_session_loads_only_what_it_needs() -> None:
+    """What serves callbacks, several processes or a memory between runs is loaded by those who use it."""
+    code = "import sys; from flux2_async import Flux2Session; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  our own
+    loaded = set(done.stdout.split())
+
+    assert "flux2_async.session" in loaded
+    assert not {f"flux2_async.{name}" for name in ("_callbacks", "_sharing", "webhooks")} & loaded
+    assert not {"importlib.metadata", "sqlite3"} & loaded
+
+
 def test_every_public_name_is_there() -> None:
     """Names are imported when they are first used, and all of them can be."""
     code = "import flux2_async as f; assert {*f.__all__} <= {*dir(f)}; print(*(n for n in f.__all__ if hasattr(f, n)))"

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.text import Text
 
+from flux2_async._version import VERSION
 from flux2_async.cli.batch import batch as run_batch
 from flux2_async.cli.batch_options import BatchOptions, jobs
 from flux2_async.cli.demo import demo as run_demo
@@ -43,7 +43,7 @@ __all__ = ["run"]
 
 app = App(
     name="flux2",
-    version=version("flux2-async"),
+    version=VERSION,
     help=(
         "Flux-2 pictures from the command line. Start with `flux2 demo`, which needs no account.\n\n"
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."

@@ -1,0 +1,7 @@
+"""The package's version; the build reads it here, since asking the installed metadata reads a file for each session."""
+
+from typing import Final
+
+__all__ = ["VERSION"]
+
+VERSION: Final = "0.1.0"

@@ -36,10 +36,8 @@ class Remembered:
         """Let new schedules go on from what the file says, if there is one."""
         try:
             with (_cache_folder() / self._name).open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise ValueError("too large")  # noqa: TRY301  one warning for all that can be wrong
-            schedules.remember(json.loads(content))
+                # What is longer is not ours, and cut short it is no JSON.
+                schedules.remember(json.loads(file.read(MAX_BYTES)))
         except FileNotFoundError:
             pass
         # No home folder is a RuntimeError, and so is a file that is nested too deeply.

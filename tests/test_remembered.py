@@ -78,7 +78,7 @@ async def test_services_are_kept_apart(folder: Path) -> None:
         b"[" * 100_000,
         b'{"version": 1, "kinds": {"a": {}}}',
         b'{"version": 99, "kinds": {}}',
-        b" " * 1_000_001,
+        b'{"version": 1, "kinds": {}' + b" " * 1_000_000 + b"}",
     ],
     ids=["empty", "bytes", "cut", "deep", "wrong", "newer", "large"],
 )

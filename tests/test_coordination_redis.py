@@ -307,7 +307,7 @@ async def test_outage_hurts_nobody(trouble: str, caplog: pytest.LogCaptureFixtur
                 await asyncio.to_thread(server.start)
             elif trouble == "stopped":
                 server.stop()
-                await asyncio.sleep(2.5)
+                await asyncio.sleep(4.0)
                 server.go_on()
             else:
                 with server.client() as client:

@@ -180,7 +180,7 @@ class Coordinator(ABC):
         Args:
             held: For each permit that was taken while the shared state was away, the seconds until it comes back.
             keeps: The leases that are still to be settled; others that were lent meanwhile never reached anybody.
-            alone: Seconds for which this session had to get along without the shared state.
+            alone: Seconds since this session last heard of the shared state, if it has lost it since; else 0.
         """
 
     @abstractmethod

@@ -23,6 +23,8 @@ FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 2.0
 # More questions at once would only queue elsewhere.
 MAX_QUESTIONS: Final = 8
+# When a session that never heard of the others heard of them last; finite, because a script has to read it.
+NEVER: Final = -1e9
 
 
 class Membership:
@@ -55,7 +57,8 @@ class Membership:
         self._on_lost = on_lost
         self._patience = min(patience, LAST_RETRY)
         self._loop = asyncio.get_running_loop()
-        self._alone_since: float | None = None
+        self._heard_at = NEVER
+        self._away = False
         self._rejoining: asyncio.Task[None] | None = None
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._warned = False
@@ -74,7 +77,7 @@ class Membership:
             await self._join()
         except CoordinationError as error:
             self._warn(error)
-            self._alone_since = self._loop.time()
+            self._away = True
             self._rejoin_soon()
 
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
@@ -88,7 +91,7 @@ class Membership:
                 raise CoordinationError(
                     "the shared state of this account cannot be asked at the moment; nothing was sent, try again later"
                 )
-            term = self.term
+            term, begun = self.term, self._loop.time()
             try:
                 answer = await question()
             except CoordinationError:
@@ -97,6 +100,7 @@ class Membership:
                 raise
         if term != self.term:
             raise CoordinationError("the connection to the shared state was lost while it was asked; try again")
+        self._heard_at = max(self._heard_at, begun)
         return answer
 
     async def aclose(self) -> None:
@@ -107,8 +111,7 @@ class Membership:
         await self._coordinator.aclose()
 
     def _lose(self) -> None:
-        self.joined = False
-        self._alone_since = self._loop.time()
+        self.joined, self._away = False, True
         self.term += 1
         self._on_lost()
         self._rejoin_soon()
@@ -131,9 +134,10 @@ class Membership:
     async def _join(self) -> None:
         held, keeps = self._possessions()
         now = self._loop.time()
-        alone = 0.0 if self._alone_since is None else now - self._alone_since
+        # Others may have noticed earlier than this session, but none before it heard the last answer.
+        alone = now - self._heard_at if self._away else 0.0
         answer = await self._coordinator.join(held, keeps, alone)
-        self.joined, self._alone_since = True, None
+        self.joined, self._away, self._heard_at = True, False, now
         if self._warned:
             self._warned = False
             logger.info("the shared state of this account is back")

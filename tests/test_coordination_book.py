@@ -288,11 +288,11 @@ def test_state_that_was_set_back_waits_a_period() -> None:
 
 
 def test_return_of_a_process_that_was_alone_holds_all() -> None:
-    """Who is back after an outage in which all sent by themselves stops everybody until they have declared it."""
+    """Who is back after hearing nothing for a period stops everybody until the others have declared what they sent."""
     shared = book()
-    shared.join("x.2", Known("e", 0), 50.0, terms=TERMS, replaces="x.", alone=19.0)
+    shared.join("x.2", Known("e", 0), 50.0, terms=TERMS, replaces="x.", alone=9.9)
     assert len(take(shared, "a", 1, 50.0)) == 1
-    shared.join("x.3", Known("e", 0), 60.0, terms=TERMS, replaces="x.", alone=30.0)
+    shared.join("x.3", Known("e", 0), 60.0, terms=TERMS, replaces="x.", alone=10.0)
     assert take(shared, "a", 1, 69.0) == ()
     assert len(take(shared, "a", 1, 60.0 + PERIOD * HAIR)) == 1
 

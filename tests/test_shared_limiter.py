@@ -564,6 +564,28 @@ async def test_start_without_the_shared_state() -> None:
     assert 3 * PERIOD <= alone <= 3 * PERIOD * 1.01
 
 
+@pytest.mark.parametrize("notices_after", [0.0, 0.9, 1.9])
+async def test_who_notices_an_outage_late_does_not_break_the_limit(notices_after: float) -> None:
+    """A process that asked nothing for most of an outage and is back first gets nothing that others send alone."""
+    memory = Memory()
+    server = wire()
+    async with limiters(memory, 4) as opened:
+        early, late = opened[1:], opened[0]
+        await run_all(server, [(limiter, 1) for limiter in opened])
+        memory.down = True
+        alone = asyncio.create_task(run_all(server, [(limiter, 60) for limiter in early]))
+        await asyncio.sleep(notices_after * PERIOD)
+        late.pause(0.001)
+        # The own shares begin two periods after the others have noticed.
+        await asyncio.sleep((2.05 - notices_after) * PERIOD)
+        memory.down = False
+        await until(lambda: late.membership.joined)
+        await run_all(server, [(late, 60)])
+        await alone
+
+    assert server.refused == 0
+
+
 async def test_safe_share_is_at_least_one() -> None:
     """Where there are more processes than permits each still sends one per period while it is alone."""
     memory = Memory()

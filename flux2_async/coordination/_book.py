@@ -15,7 +15,8 @@ its old names that it does not know of come back at once, and a question that ar
 
 Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
 restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait a period.
-So they do when a process is back that was alone for long enough to send by itself, since others were as well.
+So they do when a process is back that had heard nothing for a period or more: others may have noticed the loss two
+periods ago, send by themselves, and come back a moment later.
 """
 
 import math
@@ -139,7 +140,7 @@ class Book:
             held: For each permit it took without this state, the seconds until that comes back.
             replaces: The beginning of all names it had before, or empty.
             keeps: The leases under those names that it knows of; the others never reached it.
-            alone: Seconds for which it had to get along without this state.
+            alone: Seconds since it last heard of this state, if it has lost it since.
             seen_for: Seconds for which it counts without saying anything; infinity: until `leave`.
         """
         self._advance(now)
@@ -149,8 +150,8 @@ class Book:
         if terms.rate != self._terms.rate:
             self._change(terms.rate)
         self._terms = terms
-        if alone >= 2 * self.period:
-            # The others have sent by themselves as well, and have not declared it yet.
+        if alone >= self.period:
+            # The others send by themselves as well, now or in a moment, and have not declared it yet.
             self._pause(now + self.period * HAIR, now)
         if replaces:
             self._rename(replaces, peer, keeps)

@@ -1,4 +1,4 @@
--- ARGV: the beginning of all names until now, seconds alone, how many permits were taken without this state, for each of them the seconds
+-- ARGV: the beginning of all names until now, seconds without news if it was lost, how many permits were taken without this state, for each of them the seconds
 -- until it comes back, and the leases under the old name that are known.
 local replaces, alone = ARGV[FIRST_ARGUMENT], tonumber(ARGV[FIRST_ARGUMENT + 1])
 local first_held = FIRST_ARGUMENT + 3
@@ -18,7 +18,7 @@ end
 compare()
 change_rate()
 book.lease_for = lease_for
-if alone >= 2 * book_period() then
+if alone >= book_period() then
     pause(now + book_period() * HAIR)
 end
 local keeps = {}

@@ -47,9 +47,9 @@ _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 _T = TypeVar("_T")
 
 
-def make_converter(*, detailed: bool = True) -> cattrs.Converter:
-    """A converter for the API's data; see `configure_converter`. `detailed`: its errors name all fields, at a price."""
-    converter = cattrs.Converter(detailed_validation=detailed)
+def make_converter() -> cattrs.Converter:
+    """A converter for the API's data; see `configure_converter`."""
+    converter = cattrs.Converter()
     configure_converter(converter)
     return converter
 

@@ -433,7 +433,7 @@ async def test_key_is_forgotten_after_a_day() -> None:
 
 
 async def test_key_of_a_submission_that_waits_for_days_is_kept() -> None:
-    """The 24 hours of a key begin when its submission has ended: one that waits longer is never doubled."""
+    """A key is not forgotten after 24 hours while its submission still waits, so that it is never doubled."""
     script = Script(plans=Plan(duration=30 * 3600.0))
     # A server's connection ticks every second for an hour after each look, so there are few.
     async with emulated(script, max_running=1, polling=Polling(interval=30 * 3600.0)) as (flux, emulator):

@@ -355,3 +355,18 @@ async def test_a_link_that_may_be_renewed_later_is_not_given_up(tmp_path: Path) 
         emulator._faults._armed.clear()
         [outcome] = await run(tmp_path, flux, requests(1))
         assert outcome.download == "saved"
+
+
+async def test_a_picture_that_takes_long_to_save_is_saved_once(tmp_path: Path) -> None:
+    """What the last run left at the service and this one is still saving is not taken for a file that is missing."""
+    script = Script(plans=[Plan(duration=1.0), Plan(duration=3.0), Plan(duration=3.0)])
+    async with emulated(script) as (flux, emulator):
+        batch = batch_in(tmp_path, flux, requests(3))
+        running = asyncio.create_task(collect(batch))
+        await until(lambda: len(emulator.ledger.accepted) == 3)
+        await batch.aclose()
+        await running
+        emulator.inject(Fault("file", "hang", task=0))
+        outcomes = await run(tmp_path, flux, requests(3), max_running=2)
+        assert sorted(str(outcome.task_id) for outcome in outcomes) == sorted(emulator.ledger.accepted)
+        assert [outcome.download for outcome in outcomes] == ["saved"] * 3

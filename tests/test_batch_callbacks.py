@@ -63,6 +63,24 @@ async def test_a_lost_reply_is_found_in_the_next_run(tmp_path: Path) -> None:
         assert len(emulator.ledger.requests) == 1
 
 
+async def test_a_callback_that_came_before_the_run_is_told_once(tmp_path: Path) -> None:
+    """A task that is found while the run still looks for others left at the service is not taken for one of them."""
+    port = free_port()
+    script = Script(plans=Plan(duration=200.0), faults=[LOST], render=False)
+    async with Emulator(script) as emulator:
+        async with receiving(emulator, port) as flux:
+            batch = batch_in(tmp_path, flux, requests(1))
+            running = asyncio.create_task(collect(batch))
+            await until(lambda: flux.statistics().ambiguous)
+            await batch.aclose()
+            await running
+        async with receiving(emulator, port) as flux:
+            await asyncio.sleep(300)
+            outcomes = await run(tmp_path, flux, requests(1))
+        assert [outcome.download for outcome in outcomes] == ["saved"]
+        assert outcomes[0].task_id == emulator.ledger.accepted[0]
+
+
 async def test_a_callback_that_never_comes_is_not_waited_for_longer(tmp_path: Path) -> None:
     """After `recover_timeout` a lost submission is unknown, and the next run waits as long once more."""
     script = Script(plans=Plan(callback="lost"), faults=[LOST], render=False)

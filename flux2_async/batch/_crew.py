@@ -178,13 +178,14 @@ class Crew:
         self._outcomes.put_nowait(None)
 
     async def _take_in(self) -> None:
-        async for row in self._rows(Work.LOST, MAX_SEARCHED):
-            self.search(Hand(self, row))
-        async for row in self._rows(Work.SUBMITTED):
-            await self._employ(row)
+        # Rows move up this list while they are worked on, so that who is in hand is not met again.
         if self.download:
             async for row in self._rows(Work.NOT_DOWNLOADED):
                 await self._employ(row)
+        async for row in self._rows(Work.SUBMITTED):
+            await self._employ(row)
+        async for row in self._rows(Work.LOST, MAX_SEARCHED):
+            self.search(Hand(self, row))
         async for row in self._rows(Work.QUEUED):
             if self._limits.max_tasks is not None and self._taken >= self._limits.max_tasks:
                 self.stopped = f"max_tasks={self._limits.max_tasks} are started"

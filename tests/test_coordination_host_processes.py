@@ -7,7 +7,7 @@ import multiprocessing
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -240,6 +240,16 @@ async def patiently(flux: Flux2Session) -> ImageTask:
                 await asyncio.sleep(0.05)
 
 
+def put_a_folder_at(path: Path) -> None:
+    """Take the file away for good: whoever still has something to write makes it anew, until it cannot."""
+    while not path.is_dir():
+        for name in path.parent.glob(f"{path.name}*"):
+            if name.is_file():
+                name.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir()
+
+
 async def test_lost_file_hurts_nothing_that_runs(path: Path) -> None:
     """While the file cannot be used tasks end, submissions go on, those with a key fail; then all is as before."""
     async with team(path, 20, 0.3, plans=Plan(duration=0.5)) as crew:
@@ -253,10 +263,7 @@ async def test_lost_file_hurts_nothing_that_runs(path: Path) -> None:
         )
         async with session as flux:
             running = await flux.submit(REQUEST, key="before")
-            for name in path.parent.glob(f"{path.name}*"):
-                if name.is_file():
-                    name.unlink()
-            path.mkdir()
+            put_a_folder_at(path)
             with pytest.raises(CoordinationError):
                 await flux.submit(REQUEST, key="meanwhile")
             without_key = await flux.submit(REQUEST)

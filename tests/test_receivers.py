@@ -432,4 +432,4 @@ async def test_no_more_is_read_than_needed(declared: int | None, expected: int) 
 def test_what_a_request_brings_is_in_no_repr() -> None:
     """Neither query nor headers show up where somebody prints a request."""
     incoming = Incoming("POST", query(), {"X-Webhook-Signature": "x"}, 5, read_success)
-    assert repr(incoming) == "Incoming(method='POST', content_length=5, arrived=False)"
+    assert repr(incoming) == "Incoming(method='POST', content_length=5)"

@@ -29,9 +29,7 @@ def aiohttp_routes(flux: CallbackTarget, path: str) -> list[web.RouteDef]:
     if not path.startswith("/"):
         raise ConfigurationError(f"path: {path!r} given, it must start with '/'")
 
-    async def receive(request: web.Request) -> web.Response:
-        return await respond(flux, request)
-
+    receive = partial(respond, flux)
     bare = path.rstrip("/")
     return [web.route("*", each, receive) for each in (bare, f"{bare}/") if each]
 
@@ -47,9 +45,9 @@ async def respond(flux: CallbackTarget, request: web.BaseRequest) -> web.Respons
         The answer.
     """
     query, content = request.rel_url.raw_query_string, request.content
+    body = content.read_nowait() if content.is_eof() and content.exception() is None else None
     read = partial(_read, content)
-    incoming = Incoming(request.method, query, request.headers, request.content_length, read, content.is_eof())
-    answer = await handle(flux, incoming)
+    answer = await handle(flux, Incoming(request.method, query, request.headers, request.content_length, read, body))
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 

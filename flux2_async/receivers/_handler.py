@@ -64,7 +64,7 @@ class Incoming:
         headers: The case of their names does not matter.
         content_length: Bytes as declared, or None.
         read: Reads the body.
-        arrived: Whether all of the body is here, so that reading it does not wait.
+        body: The body where all of it is here already, so that reading it need not wait; else None.
     """
 
     method: str
@@ -72,7 +72,7 @@ class Incoming:
     headers: Mapping[str, str] = attrs.field(repr=False)
     content_length: int | None
     read: Read = attrs.field(repr=False)
-    arrived: bool = False
+    body: bytes | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen
@@ -139,7 +139,9 @@ async def handle(flux: CallbackTarget, incoming: Incoming) -> Answer:
 async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callback]:
     if incoming.method != "POST":
         _refuse(HTTPStatus.METHOD_NOT_ALLOWED)
-    body = await _read(incoming)
+    _check_size(incoming.content_length or 0)
+    body = await _read(incoming.read) if incoming.body is None else incoming.body
+    _check_size(len(body))
     settings = settings_of(flux)
     ref = verify_url(incoming.query, settings.secret)
     if ref is None:
@@ -155,27 +157,22 @@ async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callb
     return ref, callback
 
 
-async def _read(incoming: Incoming) -> bytes:
-    if incoming.content_length is not None and incoming.content_length > MAX_BODY:
+def _check_size(size: int) -> None:
+    if size > MAX_BODY:
         _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+async def _read(read: Read) -> bytes:
+    body, more = bytearray(), True
     try:
-        if incoming.arrived:
-            return await _whole(incoming.read)
         async with asyncio.timeout(READ_TIMEOUT):
-            return await _whole(incoming.read)
+            while more and len(body) <= MAX_BODY:
+                part, more = await read()
+                body += part
     except TimeoutError:
         _refuse(HTTPStatus.REQUEST_TIMEOUT)
     except DisconnectedError:
         _refuse(HTTPStatus.BAD_REQUEST, "the body was cut short")
-
-
-async def _whole(read: Read) -> bytes:
-    body, more = bytearray(), True
-    while more:
-        part, more = await read()
-        body += part
-        if len(body) > MAX_BODY:
-            _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     return bytes(body)
 
 

@@ -54,11 +54,9 @@ async def sessions(url: str, count: int, **options: Any) -> AsyncIterator[tuple[
         yield emulator, opened
 
 
-async def submit_all(opened: list[Flux2Session], each: int) -> float:
-    begun = time.monotonic()
+async def submit_all(opened: list[Flux2Session], each: int) -> None:
     request = TextToImage("a red kettle")
     await asyncio.gather(*(flux.submit(request) for flux in opened for _ in range(each)))
-    return time.monotonic() - begun
 
 
 def assert_never_too_fast(emulator: Emulator, tasks: int) -> None:
@@ -71,13 +69,12 @@ async def test_limit_is_shared_and_nothing_is_left(server: RedisServer) -> None:
     """Four sessions on one Redis are never refused and use the limit up; all they leave expires."""
     before = asyncio.all_tasks()
     async with sessions(server.url, 4) as (emulator, opened):
-        took = await submit_all(opened, 15)
+        await submit_all(opened, 15)
         for flux in opened:
             await flux.drain(5)
 
     assert_never_too_fast(emulator, 60)
-    # The optimum is 2.5 s; others may be using the machine.
-    assert took < 5.0
+    assert emulator.ledger.max_in_window(PERIOD) == LIMIT
     assert asyncio.all_tasks() == before
     with server.client() as client:
         names = list(client.scan_iter())

@@ -18,6 +18,7 @@ from flux2_async._coordination import Coordination
 from flux2_async._credentials import make_credentials
 from flux2_async._engine import Engine, Unsettled
 from flux2_async._submission import OnSend, Record, Submission
+from flux2_async._window import HAIR
 from flux2_async._wire import decode_credits
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
@@ -431,7 +432,7 @@ class Flux2Session:
     def _hold(self, periods: float, since: float) -> None:
         """Send nothing until so many periods of the limit have passed, `since` seconds of which are over."""
         if self._rate_limit is not None:
-            left = periods * self._rate_limit.period - since
+            left = periods * self._rate_limit.period * HAIR - since
             self._open_engine().limiter.pause(left)
 
     def _open_engine(self) -> Engine:

@@ -275,6 +275,22 @@ async def test_a_restart_waits_out_the_period(tmp_path: Path, monkeypatch: pytes
             await run(tmp_path, flux, requests(30))
         assert emulator.ledger.refused == 0
         assert len(emulator.ledger.accepted) == 30
+        # Two clocks may differ a little in their rates.
+        first, second = emulator.ledger.accepted_at[19:21]
+        assert second - first == pytest.approx(10.01, abs=0.001)
+
+
+async def test_a_send_that_was_given_up_counts_from_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been accepted just before, so that the next run waits two periods from then on."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 + loop.time())
+    async with emulated(Script(faults=[Fault("createTask", "hang")])) as (flux, _):
+        [outcome] = await run(tmp_path, flux, requests(1))
+        assert outcome.state == "unknown"
+        given_up = loop.time()
+    async with emulated() as (flux, emulator):
+        await run(tmp_path, flux, requests(2))
+        assert emulator.ledger.accepted_at[0] - given_up == pytest.approx(20.02, abs=0.001)
 
 
 async def test_callbacks_need_a_lasting_secret(tmp_path: Path) -> None:

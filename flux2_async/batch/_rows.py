@@ -26,7 +26,7 @@ class Row:
         request: What to send.
         ref: The name of its last submission, or None.
         task_id: Its task, or None.
-        sent_at: When its last POST left, in seconds since 1970, or None.
+        sent_at: When its last POST left, or was given up, in seconds since 1970, or None.
         urls: Where its pictures are, once it is done.
     """
 

@@ -79,7 +79,7 @@ class Start:
     Attributes:
         tallies: What there is.
         answered_at: When the last POST left or was answered, in seconds since 1970; None: there was none.
-        unclear_at: When the last POST left that had no answer; None: there was none.
+        unclear_at: When the last POST left that had no answer, or was given up; None: there was none.
     """
 
     tallies: tuple[Tally, ...]

@@ -185,7 +185,8 @@ class Journal:
 
     async def lost(self, row: Row, failure: Failure) -> Outcome:
         """It is not known whether there is a task."""
-        return await self._update(row, state=State.UNKNOWN, error=failure)
+        # Given up now, it may have been accepted just before; see `sent_at`.
+        return await self._update(row, state=State.UNKNOWN, error=failure, sent_at=time.time())
 
     async def failed(self, row: Row, failure: Failure, record: TaskRecord | None = None) -> Outcome:
         """The service refused it, or its task failed."""

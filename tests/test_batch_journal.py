@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -368,3 +369,35 @@ async def test_a_cancelled_waiter_does_not_stop_a_write(tmp_path: Path) -> None:
         await asyncio.wait([waiting])
         assert waiting.cancelled()
         assert [outcome.task_id async for outcome in journal.outcomes()] == ["t-1"]
+
+
+async def test_a_read_finds_what_was_written_before(tmp_path: Path) -> None:
+    """Also what waits for another commit to end."""
+
+    def make(name: str) -> Any:
+        return lambda connection: connection.execute(f"CREATE TEMP TABLE {name} (x)")
+
+    async with Journal(tmp_path / "run.db") as journal:
+        writes = [journal._open().write(make(name)) for name in ("one", "two")]
+        found = await journal.read(lambda connection: list(connection.execute("SELECT name FROM temp.sqlite_schema")))
+        assert [name for (name,) in found] == ["one", "two"]
+        await asyncio.gather(*writes)
+
+
+async def test_a_cancelled_closing_leaves_the_journal_free(tmp_path: Path) -> None:
+    """What was to be written is written, and the file unlocked."""
+    journal = Journal(tmp_path / "run.db")
+    await journal.open()
+    await entered(journal, list(requests(1)))
+    [thread] = [thread for thread in threading.enumerate() if thread.name.startswith("flux2 journal")]
+    begun = [asyncio.ensure_future(journal._open().write(lambda _: None)) for _ in range(2)]
+    closing = asyncio.create_task(journal.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    assert all(write.done() for write in begun)
+    thread.join(10.0)
+    assert not thread.is_alive()
+    async with Journal(tmp_path / "run.db") as journal:
+        assert len([outcome async for outcome in journal.outcomes()]) == 1

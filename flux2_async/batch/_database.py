@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from flux2_async.batch._ended import ended
 from flux2_async.batch._schema import JournalError, connect
 
 __all__ = ["Database"]
@@ -61,17 +62,14 @@ class Database:
             raise
 
     async def aclose(self) -> None:
-        """Write what is waiting, and unlock the file."""
+        """Write what is waiting, and unlock the file, also when that is cancelled meanwhile."""
         self._closed = True
-        while self._committing is not None:
-            await asyncio.wait([self._committing])
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            await self._run(connection.close)
-        self._thread.shutdown(wait=False)
+        closing = self._loop.create_task(self._finish())
+        await ended(closing)
+        closing.result()
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """Ask something, or change much in a transaction of its own.
+        """Ask something, or change much in a transaction of its own, after all that `write` was asked for before.
 
         Args:
             query: Called with the connection in the thread, between two commits.
@@ -83,7 +81,13 @@ class Database:
             OSError: The disk is full or broken.
             JournalError: The file is torn or closed.
         """
-        return await self._run(partial(self._guarded, query, self._open()))
+        connection = self._open()
+        if self._waiting:
+            behind = self.write(_nothing)
+            await asyncio.wait([behind])
+            # Whoever asked for what failed is told.
+            behind.exception()
+        return await self._run(partial(self._guarded, query, connection))
 
     def write(self, change: Change, *, durable: bool = False) -> "asyncio.Future[Any]":
         """Change something; it is on its way when this returns, and a cancelled waiter does not stop it.
@@ -101,6 +105,14 @@ class Database:
         if self._committing is None:
             self._commit_waiting()
         return done
+
+    async def _finish(self) -> None:
+        while self._committing is not None:
+            await asyncio.wait([self._committing])
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await self._run(connection.close)
+        self._thread.shutdown(wait=False)
 
     def _open(self) -> sqlite3.Connection:
         if self._closed or self._connection is None:
@@ -137,6 +149,10 @@ class Database:
         except sqlite3.Error as error:
             reason = error
         raise _explained(reason, self._path)
+
+
+def _nothing(_: sqlite3.Connection) -> None:
+    pass
 
 
 def _close(opening: "Future[sqlite3.Connection]") -> None:

@@ -1,12 +1,18 @@
 """What the tests of batches share."""
 
 import json
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from emulated import session_for
+
 from flux2_async.batch import Batch, Outcome, run_batch
-from flux2_async.models import TextToImage
+from flux2_async.emulator import Emulator
+from flux2_async.models import Callbacks, Polling, TextToImage
+from flux2_async.receivers import serve
 from flux2_async.session import Flux2Session
 
 
@@ -37,3 +43,24 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def prompts(calls: Any) -> list[str]:
     """The prompts of createTask calls."""
     return [call.body["input"]["prompt"] for call in calls]
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def receiving(
+    emulator: Emulator,
+    port: int,
+    polling: Polling = Polling(interval=3600.0),  # noqa: B008  frozen
+    **options: Any,
+) -> AsyncIterator[Flux2Session]:
+    """A session whose callbacks come to this port, as all sessions of a batch have them."""
+    callbacks = Callbacks(f"http://127.0.0.1:{port}/", secret="a secret of all runs")
+    flux = session_for(emulator, callbacks=callbacks, polling=polling, **options)
+    async with flux, serve(flux, "127.0.0.1", port):
+        yield flux

@@ -1,35 +1,20 @@
 """Batches with callbacks: a lost reply is found again by the callback of its task, in the same run or in the next."""
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import math
 from pathlib import Path
 
 import pytest
-from batches import batch_in, collect, requests, run
-from emulated import session_for, until
+from batches import batch_in, collect, free_port, lines, receiving, requests, run
+from emulated import until
 
+from flux2_async.batch import Failure, Journal, Outcome, run_batch
+from flux2_async.batch._rows import Row
 from flux2_async.emulator import Emulator, Fault, Plan, Script
-from flux2_async.models import Callbacks, Polling
-from flux2_async.receivers import serve
-from flux2_async.session import Flux2Session
+from flux2_async.models import Polling
+from flux2_async.webhooks import Callback
 
 LOST = Fault("createTask", "cut_after")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def receiving(emulator: Emulator, port: int) -> AsyncIterator[Flux2Session]:
-    callbacks = Callbacks(f"http://127.0.0.1:{port}/", secret="a secret of all runs")
-    flux = session_for(emulator, callbacks=callbacks, polling=Polling(interval=3600.0))
-    async with flux, serve(flux, "127.0.0.1", port):
-        yield flux
 
 
 async def test_a_lost_reply_is_found_in_the_same_run(tmp_path: Path) -> None:
@@ -104,3 +89,68 @@ async def test_stop_does_not_wait_for_callbacks(tmp_path: Path) -> None:
         batch.stop()
         assert [outcome.state for outcome in await running] == ["unknown"]
         assert asyncio.get_running_loop().time() - begun < 1
+
+
+async def test_a_callback_before_the_lost_reply_is_an_answer(tmp_path: Path) -> None:
+    """The journal knows the task at once, and the batch does not wait for the POST at its end."""
+    plan = Plan(callback="early", record_lag=30.0)
+    script = Script(plans=plan, faults=[LOST], render=False)
+    async with Emulator(script) as emulator, receiving(emulator, free_port()) as flux:
+        async with Journal(tmp_path / "run.db") as journal:
+            batch = run_batch(flux, requests(1), journal=journal, directory=tmp_path / "results")
+            begun = asyncio.get_running_loop().time()
+            running = asyncio.create_task(collect(batch))
+            await until(flux.tasks)
+            await asyncio.sleep(1)
+            [outcome] = [outcome async for outcome in journal.outcomes()]
+            assert (outcome.state, outcome.task_id) == ("submitted", emulator.ledger.accepted[0])
+            assert batch.progress is not None
+            assert (batch.progress.sending, batch.progress.running, batch.progress.submitted) == (0, 1, 1)
+            flux.notify(emulator.ledger.accepted[0])
+            await asyncio.sleep(30)
+            flux.notify(emulator.ledger.accepted[0])
+            assert [outcome.download for outcome in await running] == ["saved"]
+            assert asyncio.get_running_loop().time() - begun < 35
+            assert (batch.progress.sending, batch.progress.running, batch.progress.done) == (0, 0, 1)
+
+
+async def test_what_is_found_and_not_visible_is_unknown_once(tmp_path: Path) -> None:
+    """A task that a callback told of and that the service does not know then is counted as what it is."""
+    script = Script(plans=Plan(duration=1.0, hidden_for=math.inf), faults=[LOST], render=False)
+    async with Emulator(script) as emulator, receiving(emulator, free_port(), Polling(interval=5.0)) as flux:
+        batch = batch_in(tmp_path, flux, requests(1))
+        [outcome] = await collect(batch)
+        assert (outcome.state, outcome.task_id) == ("unknown", emulator.ledger.accepted[0])
+        assert batch.progress is not None
+        assert (batch.progress.sending, batch.progress.running, batch.progress.unknown) == (0, 0, 1)
+
+
+async def test_what_is_found_is_not_told_as_unknown(tmp_path: Path) -> None:
+    """Stopped while a task that a callback told of is waited for, the batch says nothing of it that is wrong by now."""
+    script = Script(plans=Plan(duration=1.0, record_lag=1000.0), faults=[LOST], render=False)
+    async with Emulator(script) as emulator, receiving(emulator, free_port()) as flux:
+        batch = batch_in(tmp_path, flux, requests(1))
+        running = asyncio.create_task(collect(batch))
+        await until(lambda: batch.progress is not None and batch.progress.running)
+        batch.stop(now=True)
+        assert await running == []
+        assert [line["state"] for line in lines(tmp_path)] == ["submitted"]
+
+
+async def test_what_is_found_after_the_stop_is_not_waited_for(tmp_path: Path) -> None:
+    """A callback that comes while a batch is stopped at once does not keep it."""
+
+    class Late(Journal):
+        async def lost(self, row: Row, failure: Failure) -> Outcome:
+            batch.stop(now=True)
+            outcome = await super().lost(row, failure)
+            flux._deliver(row.ref or "", Callback(emulator.ledger.accepted[0], None))
+            return outcome
+
+    script = Script(plans=Plan(duration=1000.0), faults=[LOST], render=False)
+    async with Emulator(script) as emulator, receiving(emulator, free_port()) as flux:
+        async with Late(tmp_path / "run.db") as journal:
+            batch = run_batch(flux, requests(1), journal=journal, directory=tmp_path / "results")
+            begun = asyncio.get_running_loop().time()
+            assert [outcome.state for outcome in await collect(batch)] == ["unknown"]
+            assert asyncio.get_running_loop().time() - begun < 6

@@ -7,7 +7,7 @@ from flux2_async.batch._outage import Outage
 from flux2_async.batch._rows import Row
 from flux2_async.batch._spend import Spend
 from flux2_async.batch._start import Start
-from flux2_async.batch.outcomes import Download, Outcome, State
+from flux2_async.batch.outcomes import Download, State
 from flux2_async.batch.progress import Count, Progress
 
 __all__ = ["Books"]
@@ -20,7 +20,7 @@ class Sent(Protocol):
 
 
 class Books:
-    """Kept by the hands.
+    """Kept by the hands, who tell them of a change before they wait for the journal to have it.
 
     Args:
         start: What the journal said when the run began.
@@ -30,7 +30,7 @@ class Books:
         spend: What was spent.
         count: Requests by state.
         outage: The gate before every submission.
-        posting: Requests whose createTask is under way.
+        posting: Requests whose createTask is about to leave or under way.
         refusals: Requests refused since the last one that was accepted.
         news: Woken when something has changed.
     """
@@ -43,9 +43,16 @@ class Books:
         self.refusals = 0
         self.news = Waiters()
 
-    def sent(self, hand: Sent) -> None:
-        """A POST leaves."""
+    def sending(self, hand: Sent) -> None:
+        """A POST is about to leave."""
         self.posting.add(hand)
+
+    def unsent(self, hand: Sent) -> None:
+        """It did not leave."""
+        self._answered(hand)
+
+    def sent(self) -> None:
+        """It leaves."""
         self.count.move(State.QUEUED, State.SUBMITTING)
 
     def back(self, hand: Sent) -> None:
@@ -81,20 +88,20 @@ class Books:
         self.count.move(State.QUEUED, State.FAILED)
         self.news.wake()
 
-    def ended(self, hand: Sent, outcome: Outcome, *, failed: bool = False) -> None:
+    def ended(self, hand: Sent, state: State, charged: float | None, *, failed: bool = False) -> None:
         """The task has ended."""
-        self.spend.pay(hand.row.kind, outcome.credits, failed=failed)
-        self.count.move(State.SUBMITTED, outcome.state)
-        self.count.not_downloaded += outcome.state is State.DONE
+        self.spend.pay(hand.row.kind, charged, failed=failed)
+        self.count.move(State.SUBMITTED, state)
+        self.count.not_downloaded += state is State.DONE
         self.news.wake()
 
-    def downloaded(self, outcome: Outcome) -> None:
+    def downloaded(self, download: Download) -> None:
         """The pictures of a request that is done are saved, or cannot be."""
-        if outcome.download is not Download.PENDING:
+        if download is not Download.PENDING:
             self.count.not_downloaded -= 1
-        if outcome.download is Download.SAVED:
+        if download is Download.SAVED:
             self.count.downloaded += 1
-        elif outcome.download is not Download.PENDING:
+        elif download is not Download.PENDING:
             self.count.expired += 1
 
     def progress(self, stopped: str | None) -> Progress:

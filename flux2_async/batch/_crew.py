@@ -3,17 +3,19 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
 from flux2_async.batch._books import Books
+from flux2_async.batch._ended import ended
 from flux2_async.batch._rows import Row, failure_of
 from flux2_async.batch._start import Start, Work
 from flux2_async.batch._work import Hand, Stopped
 from flux2_async.batch.journal import Journal
-from flux2_async.batch.outcomes import Outcome
+from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.errors import Flux2Error
 from flux2_async.session import Flux2Session
 
@@ -82,10 +84,11 @@ class Crew:
         self.stopped: str | None = None
         self._limits = limits
         self._stopping = False
+        self._over = False
         self._room = asyncio.Semaphore(limits.in_hand)
         self._outcomes: asyncio.Queue[tuple[Outcome, bool] | None] = asyncio.Queue()
-        self._hands: dict[asyncio.Task[None], Hand] = {}
-        self._searching: dict[asyncio.Task[None], Hand] = {}
+        self._hands: dict[asyncio.Task[Outcome | None], Hand] = {}
+        self._searching: dict[asyncio.Task[Outcome | None], Hand] = {}
         self._search_until = asyncio.get_running_loop().time() + limits.recover_timeout
         self._taken = 0
         self._intake: asyncio.Task[None] | None = None
@@ -105,10 +108,14 @@ class Crew:
     def stop(self, *, now: bool = False) -> None:
         """Send nothing more; with `now` wait for nothing either."""
         self._stopping = True
+        self._over |= now
         if self._intake is not None:
             self._intake.cancel()
         for job, hand in self._hands.items():
-            if now or hand.waiting:
+            if (now or hand.waiting) and not hand.ending:
+                job.cancel()
+        if now:
+            for job in self._searching:
                 job.cancel()
         self.books.news.wake()
 
@@ -152,14 +159,14 @@ class Crew:
             error.add_note(f"{self.books.refusals} requests in a row were refused")
             self.fail(error)
 
-    def found(self, job: "asyncio.Task[None] | None") -> None:
+    def found(self, job: "asyncio.Task[Any] | None") -> None:
         """A callback told which task a lost submission became: what looks for it is a hand like any other now."""
         if job is not None and job in self._searching:
             self._hands[job] = self._searching.pop(job)
 
     def search(self, hand: Hand) -> bool:
         """Wait for the callback of a lost submission, where there are callbacks; give False where there are none."""
-        if self.flux._callback_settings() is None or len(self._searching) >= MAX_SEARCHED:  # noqa: SLF001  made for this
+        if self._over or self.flux._callback_settings() is None or len(self._searching) >= MAX_SEARCHED:  # noqa: SLF001  made for this
             return False
         self._search_until = asyncio.get_running_loop().time() + self._limits.recover_timeout
         self._set_going(hand, hand.recover, self._searching)
@@ -203,19 +210,32 @@ class Crew:
         self._begin(row)
 
     def _begin(self, row: Row) -> None:
-        hand = Hand(self, row)
+        hand = Hand(self, row, waiting=row.state is State.QUEUED)
         self._set_going(hand, hand.work, self._hands)
 
     def _set_going(
-        self, hand: Hand, work: Callable[[], Awaitable[Outcome | None]], among: "dict[asyncio.Task[None], Hand]"
+        self,
+        hand: Hand,
+        work: Callable[[], Awaitable[Outcome | None]],
+        among: "dict[asyncio.Task[Outcome | None], Hand]",
     ) -> None:
-        job = asyncio.create_task(self._job(hand, work, holds_room=among is self._hands))
+        job = asyncio.create_task(self._job(work))
         among[job] = hand
-        job.add_done_callback(self._left)
+        job.add_done_callback(partial(self._left, hand, holds_room=among is self._hands))
 
-    def _left(self, job: "asyncio.Task[None]") -> None:
+    def _left(self, hand: Hand, job: "asyncio.Task[Outcome | None]", *, holds_room: bool) -> None:
+        # Here and not in `_job`, which a job that is cancelled before its first step never enters.
         self._hands.pop(job, None)
         self._searching.pop(job, None)
+        hand.leave()
+        outcome = None if job.cancelled() else job.result()
+        # A lost submission is told when its callback is not waited for any more.
+        outcome = outcome or (None if holds_room else hand.unclear)
+        if outcome is not None:
+            self.books.count.last_failure = outcome.error or self.books.count.last_failure
+            self._outcomes.put_nowait((outcome, holds_room))
+        elif holds_room:
+            self._room.release()
         self.books.news.wake()
 
     async def _affordable(self, row: Row) -> bool:
@@ -241,22 +261,12 @@ class Crew:
                 given += 1
             last = rows[-1]
 
-    async def _job(self, hand: Hand, work: Callable[[], Awaitable[Outcome | None]], *, holds_room: bool) -> None:
-        outcome: Outcome | None = None
+    async def _job(self, work: Callable[[], Awaitable[Outcome | None]]) -> Outcome | None:
         try:
-            outcome = await work()
+            return await work()
         except Exception as error:  # noqa: BLE001  a refusal that meets every request, a full disk, a mistake of ours: all end the run
             self.fail(error)
-        finally:
-            if hand.waiting:
-                self.books.spend.cancel(hand.row.kind)
-            # A lost submission is told when its callback is not waited for any more.
-            outcome = outcome or (None if holds_room else hand.unclear)
-            if outcome is not None:
-                self.books.count.last_failure = outcome.error or self.books.count.last_failure
-                self._outcomes.put_nowait((outcome, holds_room))
-            elif holds_room:
-                self._room.release()
+            return None
 
     async def _end_search(self) -> None:
         """Give the last callbacks their time."""
@@ -273,10 +283,10 @@ class Crew:
     async def _end(self, foreman: "asyncio.Task[None]") -> None:
         """Stop whatever is left; POSTs under way have some seconds, so that the journal learns what became of them."""
         self.stop(now=True)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE):
-                while self.books.posting:
-                    await self.books.news.wait()
-        for job in (*self._hands, *self._searching):
-            job.cancel()
-        await asyncio.wait([foreman])
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    while self.books.posting:
+                        await self.books.news.wait()
+        finally:
+            await ended(foreman)

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +52,8 @@ class Hand:
         crew: Those it works with.
         row: The request.
         waiting: Whether it may be let go without losing anything.
+        ending: Whether its end is being written down, so that it is to be told.
+        left: Whether nobody waits for it any more; a createTask under way is answered all the same.
         refusals: How often the service refused it.
         unclear: What to tell of it when its submission was lost in this run and is not found.
     """
@@ -58,6 +61,8 @@ class Hand:
     crew: "Crew"
     row: Row
     waiting: bool = False
+    ending: bool = False
+    left: bool = False
     refusals: int = 0
     unclear: Outcome | None = None
 
@@ -73,41 +78,62 @@ class Hand:
     async def recover(self) -> Outcome:
         """Wait for the callback of a submission whose reply was lost."""
         task = await self.crew.flux.recover(self.row.ref or "")
-        await self.crew.journal.accepted(self.row, task.id)
+        self.row = attrs.evolve(self.row, task_id=task.id)
+        self.unclear = None
         self.crew.found(asyncio.current_task())
         self.crew.books.found(self)
+        await self.crew.written(self, self.crew.journal.accepted(self.row, task.id))
         return await self._finish(task)
 
     # What the submission tells, see `Record`.
 
     async def send(self, ref: str) -> None:
         """Write down that a POST is about to leave."""
+        self.crew.check_sending()
         self.waiting = False
+        self.crew.books.sending(self)
         try:
-            self.crew.check_sending()
             await self.crew.journal.sending(self.row, ref)
-            try:
-                self.crew.check_sending()
-            except Stopped:
-                await self.crew.journal.refused(self.row)
-                raise
+            self.crew.check_sending()
         except BaseException:
-            self.waiting = True
+            # A write that is cancelled is made all the same.
+            self.crew.books.unsent(self)
+            self._wait()
+            await self.crew.written(self, self.crew.journal.refused(self.row))
             raise
-        self.crew.books.sent(self)
+        self.crew.books.sent()
 
     async def refused(self, _: str) -> None:
         """Write down that nothing was created."""
         self.refusals += 1
-        await self.crew.written(self, self.crew.journal.refused(self.row))
         self.crew.books.back(self)
-        self.waiting = True
+        self._wait()
+        await self.crew.written(self, self.crew.journal.refused(self.row))
 
     async def accepted(self, _: str, task_id: str) -> None:
         """Write down which task it became."""
         self.row = attrs.evolve(self.row, task_id=task_id)
-        await self.crew.written(self, self.crew.journal.accepted(self.row, task_id))
         self.crew.books.accepted(self)
+        await self.crew.written(self, self.crew.journal.accepted(self.row, task_id))
+
+    def leave(self) -> None:
+        """Wait for it no more."""
+        self.left = True
+        if self.waiting:
+            self.crew.books.spend.cancel(self.row.kind)
+
+    def _wait(self) -> None:
+        self.waiting = True
+        if self.left:
+            self.crew.books.spend.cancel(self.row.kind)
+
+    async def _end(self, writing: Awaitable[Outcome]) -> Outcome:
+        """Write down how it ended."""
+        self.ending = True
+        try:
+            return await writing
+        finally:
+            self.ending = False
 
     async def _submit(self) -> ImageTask | Outcome | None:
         ref = uuid.uuid4().hex
@@ -117,7 +143,7 @@ class Hand:
             await self.crew.books.outage.passed()
             refusals = self.refusals
             try:
-                return await self.crew.flux._submit_recorded(self.row.request, ref, self)  # noqa: SLF001  made for this
+                return await self._send(ref)
             except AmbiguousSubmitError as error:
                 return await self._lose(error)
             except AWAY as error:
@@ -135,38 +161,42 @@ class Hand:
             except Stopped:
                 return None
 
+    async def _send(self, ref: str) -> ImageTask:
+        task = await self.crew.flux._submit_recorded(self.row.request, ref, self)  # noqa: SLF001  made for this
+        if self.row.task_id is None:
+            # The reply was lost, and a callback had come before.
+            await self.accepted(ref, task.id)
+        return task
+
     async def _lose(self, error: AmbiguousSubmitError) -> Outcome | None:
-        self.unclear = await self.crew.journal.lost(self.row, failure_of(error))
         self.crew.books.lost(self)
+        self.unclear = await self._end(self.crew.journal.lost(self.row, failure_of(error)))
         return None if self.crew.search(self) else self.unclear
 
     async def _fail(self, error: Flux2Error) -> Outcome:
         self.waiting = False
-        outcome = await self.crew.journal.failed(self.row, failure_of(error))
         self.crew.books.failed(self)
-        return outcome
+        return await self._end(self.crew.journal.failed(self.row, failure_of(error)))
 
     async def _finish(self, task: ImageTask) -> Outcome:
         try:
             result = await task.result()
         except (TaskFailedError, EmptyResultError) as error:
-            outcome = await self.crew.journal.failed(self.row, failure_of(error), error.record)
-            self.crew.books.ended(self, outcome, failed=isinstance(error, TaskFailedError))
-            return outcome
+            charged, failed = error.record.credits_consumed, isinstance(error, TaskFailedError)
+            self.crew.books.ended(self, State.FAILED, charged, failed=failed)
+            return await self._end(self.crew.journal.failed(self.row, failure_of(error), error.record))
         except TaskNotFoundError as error:
-            outcome = await self.crew.journal.lost(self.row, failure_of(error))
             self.crew.books.lost(self)
-            return outcome
+            return await self._end(self.crew.journal.lost(self.row, failure_of(error)))
         except Flux2Error as error:
             # Looking at it failed, not the task: the next run goes on.
             if isinstance(error, ApiError):
                 self.crew.fail(error)
-            return await self.crew.journal.waiting(self.row, failure_of(error))
-        download = Download.PENDING if self.crew.download else Download.OFF
-        outcome = await self.crew.journal.finished(self.row, result.record, download)
-        self.crew.books.ended(self, outcome)
+            return await self._end(self.crew.journal.waiting(self.row, failure_of(error)))
+        self.crew.books.ended(self, State.DONE, result.record.credits_consumed)
         if not self.crew.download:
-            return outcome
+            return await self._end(self.crew.journal.finished(self.row, result.record, Download.OFF))
+        await self.crew.journal.finished(self.row, result.record, Download.PENDING)
         return await self._save(attrs.evolve(self.row, task_id=result.task_id, urls=result.urls))
 
     async def _save(self, row: Row) -> Outcome:
@@ -174,11 +204,11 @@ class Hand:
             paths = await self.crew.flux.download(row.result, self.crew.images)
         except (Flux2Error, OSError) as error:
             download = await self._judge(row, error)
-            outcome = await self.crew.journal.not_saved(row, download, failure_of(error))
-        else:
-            outcome = await self.crew.journal.saved(row, [_relative(path, self.crew.directory) for path in paths])
-        self.crew.books.downloaded(outcome)
-        return outcome
+            self.crew.books.downloaded(download)
+            return await self._end(self.crew.journal.not_saved(row, download, failure_of(error)))
+        self.crew.books.downloaded(Download.SAVED)
+        files = [_relative(path, self.crew.directory) for path in paths]
+        return await self._end(self.crew.journal.saved(row, files))
 
     async def _judge(self, row: Row, error: Flux2Error | OSError) -> Download:
         if isinstance(error, OSError | InvalidRequestError):

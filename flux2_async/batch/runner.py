@@ -17,6 +17,7 @@ import attrs
 from flux2_async._arguments import check_max_running
 from flux2_async._downloads import prepare_folder
 from flux2_async.batch._crew import Crew, Limits
+from flux2_async.batch._ended import ended
 from flux2_async.batch._start import Start
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
@@ -167,11 +168,14 @@ class Batch:
         finally:
             # Who leaves here takes the journal along.
             self._preparing.cancel()
-            await asyncio.wait([self._preparing])
+            await ended(self._preparing)
         if self._preparing.cancelled():
             return None
-        self._crew = self._preparing.result()
-        return self._crew
+        self._crew = crew = self._preparing.result()
+        if self._stopped:
+            # It came too late to stop the preparing.
+            crew.stop()
+        return crew
 
     async def _prepare(self, journal: Journal) -> Crew:
         options, flux = self._options, self._flux

@@ -131,6 +131,27 @@ async def test_a_closed_session_ends_it(tmp_path: Path) -> None:
         assert sorted(line["state"] for line in lines(tmp_path)) == ["queued"] * 15 + ["submitted"] * 5
 
 
+async def test_closed_while_the_reader_is_busy(tmp_path: Path) -> None:
+    """Who asks for the next outcome of a batch that is being closed sees the end of it."""
+    faults = [Fault("createTask", "hang", after=1)]
+    async with emulated(Script(plans=Plan(duration=1.0), faults=faults)) as (flux, _):
+        batch = batch_in(tmp_path, flux, requests(3))
+        given = []
+
+        async def read() -> None:
+            async with aclosing(aiter(batch)) as outcomes:
+                async for outcome in outcomes:
+                    given.append(outcome)
+                    await asyncio.sleep(3)
+
+        reader = asyncio.create_task(read())
+        await until(lambda: given)
+        begun = asyncio.get_running_loop().time()
+        await batch.aclose()
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(5.0, abs=0.1)
+        await reader
+
+
 async def test_stopped_before_it_began(tmp_path: Path) -> None:
     """A batch that is stopped first sends nothing."""
     async with emulated() as (flux, emulator):

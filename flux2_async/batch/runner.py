@@ -8,8 +8,7 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from types import AsyncGeneratorType
-from typing import Final, cast
+from typing import Final
 
 import anyio.to_thread
 import attrs
@@ -19,6 +18,7 @@ from flux2_async._downloads import prepare_folder
 from flux2_async.batch._crew import Crew, Limits
 from flux2_async.batch._ended import ended
 from flux2_async.batch._start import Start
+from flux2_async.batch._turns import Turns
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
 from flux2_async.batch.outcomes import Outcome, State
@@ -98,15 +98,15 @@ class Batch:
         self._stopped = False
         self._ended = asyncio.Event()
         self._preparing: asyncio.Task[Crew] | None = None
-        self._running: weakref.ref[AsyncGeneratorType[Outcome, None]] | None = None
+        self._running: weakref.ref[Turns[Outcome]] | None = None
 
     def __aiter__(self) -> AsyncGenerator[Outcome, None]:
         """Give outcomes as requests come to their end; see `run_batch`."""
         if self._running is not None:
             raise ConfigurationError("a batch is iterated once; call run_batch again to go on")
-        running = self._run()
+        running = Turns(self._run())
         # Only the loop that iterates keeps it alive, so that leaving the loop ends the batch.
-        self._running = weakref.ref(cast("AsyncGeneratorType[Outcome, None]", running))
+        self._running = weakref.ref(running)
         return running
 
     @property
@@ -130,7 +130,7 @@ class Batch:
         """Stop now, and wait until the journal is consistent and `results.jsonl` written."""
         self.stop(now=True)
         running = self._running() if self._running is not None else None
-        if running is not None and running.ag_running:
+        if running is not None and running.asked:
             # Somebody else is waiting for the next outcome, and sees the end.
             await self._ended.wait()
         elif running is not None:

@@ -1,0 +1,40 @@
+"""An asynchronous generator that one may close while another reads it."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Any, TypeVar
+
+__all__ = ["Turns"]
+
+T = TypeVar("T")
+
+
+class Turns(AsyncGenerator[T, None]):
+    """Gives what a generator gives; who asks while another is asking waits for its turn.
+
+    Args:
+        source: The generator, kept alive by this alone.
+    """
+
+    def __init__(self, source: AsyncGenerator[T, None]) -> None:
+        self._source = source
+        self._turn = asyncio.Lock()
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody waits for the next one."""
+        return self._turn.locked()
+
+    async def asend(self, value: None, /) -> T:
+        async with self._turn:
+            return await self._source.asend(value)
+
+    async def athrow(self, kind: Any, value: Any = None, _: TracebackType | None = None, /) -> T:
+        async with self._turn:
+            return await self._source.athrow(kind if value is None else value)
+
+    async def aclose(self) -> None:
+        # Not by `athrow`, which tells nothing about a generator that is at its end.
+        async with self._turn:
+            await self._source.aclose()

@@ -40,7 +40,7 @@ class Show:
         wish: What is asked for.
         row: Its line of the progress.
         sends: How often createTask was called for it.
-        refused_at: When a 429 came, or None.
+        refused_at: When a 429 came, in seconds of the loop's clock, or None.
         waited: Seconds from the 429 to the next try.
         record: The final record, or None.
         picture: The downloaded file, or None.
@@ -142,7 +142,7 @@ async def _watch_refusals(emulator: Emulator, shows: Sequence[Show], board: Boar
             seen += 1
             if call.outcome == "refused" and call.body is not None:
                 show = by_prompt[call.body["input"]["prompt"]]
-                show.refused_at = time.monotonic()
+                show.refused_at = call.time
                 board.change(show.row, REFUSED)
         await asyncio.sleep(0.05)
 
@@ -151,7 +151,7 @@ async def _play(flux: Flux2Session, show: Show, uploaded: Mapping[str, UploadedF
     async def on_send(_: str) -> None:
         show.sends += 1
         if show.refused_at is not None:
-            show.waited = time.monotonic() - show.refused_at
+            show.waited = asyncio.get_running_loop().time() - show.refused_at
         board.change(show.row, "sending")
 
     try:

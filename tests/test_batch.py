@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from emulated import REQUEST, emulated, session_for, until
 from flux2_async.batch import Download, Journal, State, run_batch
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
+    AmbiguousSubmitError,
     ApiError,
     ConfigurationError,
     InvalidRequestError,
@@ -318,6 +320,31 @@ async def test_a_file_that_vanishes_is_a_failure_of_its_request(tmp_path: Path) 
         assert second.error is not None
         assert second.error.type == "InvalidRequestError"
         assert len(emulator.ledger.requests) == 1
+
+
+async def test_while_answers_are_lost_one_request_at_a_time_is_risked(tmp_path: Path) -> None:
+    """Each lost answer is a request that may be paid for nothing, so that the others wait until one is answered."""
+    fault = Fault("createTask", "html", status=502, accepted=True, times=None)
+    async with emulated(Script(faults=[fault], credits=1e6)) as (flux, emulator):
+        running = asyncio.create_task(run(tmp_path, flux, requests(100)))
+        await until(lambda: emulator.ledger.requests)
+        await asyncio.sleep(600)
+        risked = len(emulator.ledger.requests)
+        emulator._faults._armed.clear()
+        outcomes = await running
+    # What had left before the first answer, and tries after 2, 4, 8, 16, 32 and then every 60 seconds.
+    assert risked == 20 + 5 + 8
+    assert Counter(outcome.state for outcome in outcomes) == {"unknown": risked, "done": 100 - risked}
+
+
+async def test_answers_that_stay_lost_end_the_run(tmp_path: Path) -> None:
+    """After an hour nothing more is risked, and the reason is raised."""
+    fault = Fault("createTask", "html", status=502, accepted=True, times=None)
+    async with emulated(Script(faults=[fault])) as (flux, emulator):
+        with pytest.raises(AmbiguousSubmitError):
+            await run(tmp_path, flux, requests(100))
+        assert len(emulator.ledger.requests) < 100
+    assert {line["state"] for line in lines(tmp_path)} == {"queued", "unknown"}
 
 
 async def test_an_upload_that_fails_is_an_outage(tmp_path: Path) -> None:

@@ -72,7 +72,6 @@ class Books:
         """It is not known whether there is a task."""
         was_task = hand.row.task_id is not None
         self._answered(hand)
-        self.outage.over()
         self.spend.lose(hand.row.kind)
         self.count.move(State.SUBMITTED if was_task else State.SUBMITTING, State.UNKNOWN)
 

@@ -147,7 +147,7 @@ class Crew:
             self.fail(error)
 
     def away(self, error: Flux2Error) -> None:
-        """The service cannot be reached, or is under maintenance."""
+        """The service cannot be reached, is under maintenance, or its answer was lost."""
         self.books.outage.met(error)
         if self.books.outage.seconds > PATIENCE:
             self.fail(error)

@@ -6,10 +6,14 @@ from typing import Final
 
 from flux2_async._outcome import Waiters
 
-__all__ = ["Outage"]
+__all__ = ["Held", "Outage"]
 
 FIRST_PAUSE: Final = 2.0
 LONGEST_PAUSE: Final = 60.0
+
+
+class Held(Exception):  # noqa: N818  no error: the request is sent later
+    """The service went away while a request waited for its turn."""
 
 
 class Outage:
@@ -33,18 +37,28 @@ class Outage:
         """How long it has lasted."""
         return max(0.0, self._loop.time() - self._begun)
 
-    async def passed(self) -> None:
-        """Wait until one may try to submit."""
+    async def passed(self) -> bool:
+        """Wait until one may try to submit; give whether that is a try for all others."""
         while self.reason is not None:
             left = self._until - self._loop.time()
             if not self._trying and left <= 0:
                 self._trying = True
-                return
+                return True
             try:
                 async with asyncio.timeout(None if self._trying else left):
                     await self._news.wait()
             except TimeoutError:
                 pass
+        return False
+
+    def check(self) -> None:
+        """Look whether the service went away after one had passed.
+
+        Raises:
+            Held: It did.
+        """
+        if self.reason is not None:
+            raise Held
 
     def met(self, reason: Exception) -> None:
         """A submission found the service away; those who had left together with it change nothing."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from flux2_async.batch._outage import Held
 from flux2_async.batch._rows import Row, failure_of
 from flux2_async.batch.outcomes import Download, Outcome, State
 from flux2_async.errors import (
@@ -54,6 +55,7 @@ class Hand:
         waiting: Whether it may be let go without losing anything.
         ending: Whether its end is being written down, so that it is to be told.
         left: Whether nobody waits for it any more; a createTask under way is answered all the same.
+        trying: Whether it is sent to see if the service is back, while the others wait.
         refusals: How often the service refused it.
         unclear: What to tell of it when its submission was lost in this run and is not found.
     """
@@ -63,6 +65,7 @@ class Hand:
     waiting: bool = False
     ending: bool = False
     left: bool = False
+    trying: bool = False
     refusals: int = 0
     unclear: Outcome | None = None
 
@@ -90,6 +93,8 @@ class Hand:
     async def send(self, ref: str) -> None:
         """Write down that a POST is about to leave."""
         self.crew.check_sending()
+        if not self.trying:
+            self.crew.books.outage.check()
         self.waiting = False
         self.crew.books.sending(self)
         try:
@@ -140,12 +145,14 @@ class Hand:
         self.row = attrs.evolve(self.row, ref=ref)
         while True:
             self.waiting = True
-            await self.crew.books.outage.passed()
+            self.trying = await self.crew.books.outage.passed()
             refusals = self.refusals
             try:
                 return await self._send(ref)
             except AmbiguousSubmitError as error:
                 return await self._lose(error)
+            except Held:
+                continue
             except AWAY as error:
                 self.crew.away(error)
             except InvalidRequestError as error:
@@ -170,6 +177,8 @@ class Hand:
 
     async def _lose(self, error: AmbiguousSubmitError) -> Outcome | None:
         self.crew.books.lost(self)
+        # The next one is likely to be lost as well, and each costs a picture or a second payment.
+        self.crew.away(error)
         self.unclear = await self._end(self.crew.journal.lost(self.row, failure_of(error)))
         return None if self.crew.search(self) else self.unclear
 

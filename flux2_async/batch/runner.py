@@ -235,7 +235,7 @@ def run_batch(
 
     All requests are entered into the journal first, then sent from there. Called again with the same journal it goes
     on: tasks at the service are waited for, missing files downloaded, the rest sent. A request whose createTask may
-    have been accepted unseen is `unknown` and not sent again.
+    have been accepted unseen is `unknown` and not sent again; while answers are lost one at a time is risked.
 
     Args:
         flux: An open session; everything goes through it. Its callbacks, if it has any, need a `secret`.
@@ -267,7 +267,8 @@ def run_batch(
         InvalidRequestError: While iterating: the folder cannot be written.
         ApiError: While iterating, after everything at the service has come to its end: a refusal that would meet every
             request, such as 401, 402, 433 and 505.
-        TransportError: Likewise: the service could not be reached for an hour.
+        TransportError: Likewise: the service could not be reached for an hour; AmbiguousSubmitError when its answers
+            were lost.
         OSError: Likewise: the disk is full or broken.
         SessionClosedError: Likewise: the session is not open (any more).
     """

@@ -258,7 +258,8 @@ class Watcher:
         if isinstance(error, ApiError) and not isinstance(error, TRANSIENT):
             if watched.refused_since is None:
                 watched.refused_since = now
-            if now - watched.refused_since >= REFUSED_FOR:
+            # Compared as it is planned below: rounded in another way, looks would follow each other without a pause.
+            if now >= watched.refused_since + REFUSED_FOR:
                 self._settle(watched, error=error)
                 return
         retry_after = None
@@ -274,7 +275,7 @@ class Watcher:
 
     def _again(self, watched: Watched, wait: float) -> None:
         give_up_after = self._polling.give_up_after
-        if give_up_after is not None and self._loop.time() - watched.since >= give_up_after:
+        if give_up_after is not None and self._loop.time() >= watched.since + give_up_after:
             error = TaskTimeoutError(
                 f"task {watched.task.id} is not finished after {give_up_after} s (give_up_after); it goes on at the "
                 "service, attach it to wait again",

@@ -507,6 +507,26 @@ async def test_gives_up_in_time_between_two_looks(make: Callable[..., World]) ->
     assert world.age() == pytest.approx(20.1)
 
 
+@pytest.mark.parametrize(("refusal", "looks"), [(None, 2), (AuthenticationError(401, "wrong key", 200), 3)])
+async def test_the_last_look_comes_once(make: Callable[..., World], refusal: Flux2Error | None, looks: int) -> None:
+    """However begin and bound add up, the look at the bound (20.3 s, or 60 s of refusals) is the last one."""
+    world = make(Polling(interval=12.3, give_up_after=None if refusal else 20.3), latency=0.0)
+
+    def failing(_: float) -> Flux2Error | None:
+        # Replies that take no time could follow each other for ever.
+        world.service.latency = 0.0 if len(world.service.looks) < 1000 else 1.0
+        return refusal
+
+    world.service.failing = failing
+    for number in range(50):
+        world.watch(str(number))
+        await asyncio.sleep(1 / 27)
+    await asyncio.sleep(200)
+
+    assert len(world.settled) == 50
+    assert len(world.service.looks) == 50 * looks
+
+
 async def test_a_hint_replaces_the_planned_look(make: Callable[..., World]) -> None:
     """After a hint looks count from it; the one that was planned before does not come on top."""
     world = make(Polling(interval=30.0), latency=0.0)

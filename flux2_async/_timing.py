@@ -32,6 +32,7 @@ class Watched:
         visible: When the last look left that saw it.
         due: When to look next.
         failures: Failures to look in a row.
+        hidden_since: When the first look left that did not see it, of those in a row; or None.
         refused_since: Since when looks are refused, or None.
         looking: Whether a look is in flight.
         looked: When the last look left.
@@ -47,6 +48,7 @@ class Watched:
     visible: float
     due: float
     failures: int = 0
+    hidden_since: float | None = None
     refused_since: float | None = None
     looking: bool = False
     looked: float = -1e9

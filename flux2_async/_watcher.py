@@ -221,25 +221,32 @@ class Watcher:
             self.repeated_settles += record is not None and record.state.final
             return
         watched.failures, watched.refused_since = 0, None
-        if record is not None:
-            task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
-            self._timing.learn(watched, record, self._loop.time())
-        hidden = self._loop.time() - watched.visible
-        if record is not None and record.state.final:
+        if record is None:
+            self._not_visible(watched)
+            return
+        watched.hidden_since = None
+        task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
+        self._timing.learn(watched, record, self._loop.time())
+        if record.state.final:
             error = task_error(record)
             result = None if error else ImageResult(task_id=task.id, urls=record.result_urls, record=record)
             self._settle(watched, result, error)
-        elif record is None and hidden >= NOT_VISIBLE_FOR:
-            self._settle(
-                watched,
-                error=TaskNotFoundError(
-                    f"the service does not know task {task.id} after {hidden:.0f} s: a wrong id, another account's, or "
-                    "purged",
-                    task_id=task.id,
-                ),
-            )
         else:
             self._again(watched, self._wait_unfinished(watched))
+
+    def _not_visible(self, watched: Watched) -> None:
+        # Counted from the first such look: one answer after an outage, or between two rare looks, proves nothing.
+        if watched.hidden_since is None:
+            watched.hidden_since = watched.looked
+        hidden = self._loop.time() - watched.hidden_since
+        if hidden < NOT_VISIBLE_FOR:
+            self._again(watched, self._wait_unfinished(watched))
+            return
+        task_id = watched.task.id
+        text = (
+            f"the service does not know task {task_id} after {hidden:.0f} s: a wrong id, another account's, or purged"
+        )
+        self._settle(watched, error=TaskNotFoundError(text, task_id=task_id))
 
     def _wait_unfinished(self, watched: Watched) -> float:
         # Intervals count from look to look, so what a reply takes comes off.

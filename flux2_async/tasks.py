@@ -63,7 +63,7 @@ class ImageTask:
             ContentModeratedError: Refused for its content.
             TaskFailedError: Failed at the service.
             EmptyResultError: Finished without a picture.
-            TaskNotFoundError: Unknown to the service 90 s after it was submitted or attached.
+            TaskNotFoundError: Unknown to the service for 90 s.
             ApiError: Looking was refused for 60 s (401, 402, 433, 505, …); `attach` it again later.
             SessionClosedError: The session was closed meanwhile; `attach` it in a new one.
             ConfigurationError: Awaited in another event loop.

@@ -444,6 +444,17 @@ async def test_a_task_that_was_seen_is_not_unknown_at_once(make: Callable[..., W
     assert (await task).urls
 
 
+@pytest.mark.parametrize("outage", [0.0, 600.0])
+async def test_one_missing_record_loses_no_task(make: Callable[..., World], outage: float) -> None:
+    """Who looks rarely, or could not look for long, believes no single answer that there is no such task."""
+    world = make(Polling(interval=100.0))
+    world.service.failing = lambda now: ServerError(502, "", 502) if 0 < now - world.began - 150 < outage else None
+    answers = iter([record("a", TaskState.GENERATING), None, record("a")])
+    world.service.final = lambda _: next(answers)
+
+    assert (await world.watch("a", 0)).urls
+
+
 async def test_a_failed_look_does_not_use_up_a_hint(make: Callable[..., World]) -> None:
     """When the look after a hint fails, the next ones come as soon as after a hint, not after a slowed-down plan."""
     world = make(Polling(interval=600.0), latency=0.0)

@@ -22,6 +22,9 @@ __all__ = ["Completions"]
 # What one request meets for these reasons every other would meet as well.
 MEETS_ALL: Final = (AuthenticationError, InsufficientCreditsError, QuotaExceededError, FeatureDisabledError)
 
+# An iteration that nobody closes is closed when it is collected, which must not collect its task with it.
+_feeders: set[asyncio.Task[None]] = set()
+
 
 class Completions:
     """Takes requests in and gives completions out, at most `limit` between the two.
@@ -50,6 +53,8 @@ class Completions:
     async def run(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Completion, None]:
         """Give the completions; leaving early stops the sending and keeps what was sent."""
         feeder = asyncio.create_task(self._feed(requests))
+        _feeders.add(feeder)
+        feeder.add_done_callback(_feeders.discard)
         try:
             while (completion := await self._done.get()) is not None:
                 if isinstance(completion, BaseException):

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
-from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
@@ -241,7 +240,7 @@ class Flux2Session:
         passed = asyncio.get_running_loop().time() - begun
         return await task.result(None if timeout is None else max(timeout - passed, 0.0))
 
-    async def as_completed(
+    def as_completed(
         self, requests: Iterable[Request] | AsyncIterable[Request], *, max_running: int | None = None
     ) -> AsyncGenerator[Completion, None]:
         """Submit many requests and give each when it is finished, in bounded memory.
@@ -267,10 +266,8 @@ class Flux2Session:
         async def submit(request: Request, started: Callable[[Submission], None]) -> ImageTask:
             return await engine.submit(request, started=started)
 
-        completions = Completions(submit=submit, give_up=engine.submitter.give_up, limit=limit)
-        async with aclosing(completions.run(requests)) as finished:
-            async for completion in finished:
-                yield completion
+        # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
+        return Completions(submit=submit, give_up=engine.submitter.give_up, limit=limit).run(requests)
 
     def attach(self, task_id: str) -> ImageTask:
         """Give a handle for a task that was submitted earlier or elsewhere, without asking the service.

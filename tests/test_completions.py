@@ -263,3 +263,20 @@ async def test_what_waits_is_not_sent_after_break() -> None:
         await asyncio.sleep(60)
 
         assert len(emulator.ledger.requests) == 1
+
+
+async def test_an_iteration_that_nobody_closes_ends_when_it_is_collected() -> None:
+    """Who keeps it in an error that refers to itself leaves no asyncio task behind, and nothing is complained about."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    async with emulated(Script(plans=Plan(duration=2.0)), max_running=2) as (flux, _):
+        cycle: list[object] = [flux.as_completed(requests(10))]
+        cycle.append(cycle)
+        await anext(cycle[0])  # type: ignore[call-overload]  it is the iteration
+        await flux.drain()
+        del cycle
+        gc.collect()
+        await asyncio.sleep(0.1)
+
+        assert complaints == []
+        assert not [task for task in asyncio.all_tasks() if "Completions" in repr(task)]

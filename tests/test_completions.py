@@ -270,11 +270,12 @@ async def test_an_iteration_that_nobody_closes_ends_when_it_is_collected() -> No
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     async with emulated(Script(plans=Plan(duration=2.0)), max_running=2) as (flux, _):
-        cycle: list[object] = [flux.as_completed(requests(10))]
+        stream = flux.as_completed(requests(10))
+        cycle: list[object] = [stream]
         cycle.append(cycle)
-        await anext(cycle[0])  # type: ignore[call-overload]  it is the iteration
+        await anext(stream)
         await flux.drain()
-        del cycle
+        del stream, cycle
         gc.collect()
         await asyncio.sleep(0.1)
 

@@ -261,20 +261,20 @@ def test_unsent_permit_is_told_to_those_who_wait() -> None:
     assert len(take(shared, "b", 1, 0.2)) == 1
 
 
-def test_state_that_replaces_a_lost_one_waits_a_period() -> None:
-    """A process that knew another epoch stops everybody until what it may have sent is a period old."""
+def test_state_that_replaces_a_lost_one_waits_two_periods() -> None:
+    """A process that knew another epoch stops everybody for as long as anything sent before may be counted."""
     shared = book(epoch="new", now=100.0)
     assert len(take(shared, "a", 1, 100.0)) == 1
 
     assert shared.acquire("old", Known("lost", 7), 1, 102.0) is None
     reply = shared.join("old", Known("lost", 7), 103.0, terms=TERMS)
     assert reply is not None
-    assert reply.answer.paused == pytest.approx(PERIOD * HAIR - 3.0)
-    assert take(shared, "a", 1, 104.0) == ()
-    assert len(take(shared, "old", 1, 100.0 + PERIOD * HAIR)) == 1
+    assert reply.answer.paused == pytest.approx(2 * PERIOD * HAIR - 3.0)
+    assert take(shared, "a", 1, 119.0) == ()
+    assert len(take(shared, "old", 1, 100.0 + 2 * PERIOD * HAIR)) == 1
 
 
-def test_state_that_was_set_back_waits_a_period() -> None:
+def test_state_that_was_set_back_waits_two_periods() -> None:
     """A lease younger than all that the state knows of shows that it is an old copy."""
     shared = book()
     copy = Book.load(json.loads(json.dumps(shared.dump())))
@@ -282,8 +282,8 @@ def test_state_that_was_set_back_waits_a_period() -> None:
     assert reply is not None
 
     answer = ask(copy, "a", 1, 5.0, known=reply.known)
-    assert answer.paused == pytest.approx(PERIOD * HAIR)
-    (lease,) = ask(copy, "a", 1, 5.0 + PERIOD * HAIR, known=reply.known).leases
+    assert answer.paused == pytest.approx(2 * PERIOD * HAIR)
+    (lease,) = ask(copy, "a", 1, 5.0 + 2 * PERIOD * HAIR, known=reply.known).leases
     assert lease not in reply.answer.leases
 
 

@@ -240,7 +240,7 @@ async def test_who_has_not_joined_gets_nothing(path: Path) -> None:
 
 
 async def test_removed_file_is_made_anew_with_a_pause(path: Path) -> None:
-    """Who knew the removed state waits a period, as what is out is not written anywhere; new ones wait with it."""
+    """Who knew the removed state waits two periods, as what is out is written nowhere; new ones wait with it."""
     async with seats(path, 2, limit=3) as (first, second):
         await first.take(2)
         for name in path.parent.iterdir():
@@ -248,9 +248,9 @@ async def test_removed_file_is_made_anew_with_a_pause(path: Path) -> None:
                 name.unlink()
         answer = await second.coordinator.acquire(1)
         assert answer.leases == ()
-        assert answer.paused == pytest.approx(BACK)
+        assert answer.paused == pytest.approx(2 * BACK)
         assert await first.take(1) == ()
-        await asyncio.sleep(BACK)
+        await asyncio.sleep(2 * BACK)
         assert len(await second.take(1)) == 1
         assert (await first.coordinator.acquire(1)).peers == 2
 
@@ -270,7 +270,7 @@ async def test_removed_folder_is_made_anew(path: Path) -> None:
 
 
 async def test_state_before_a_start_of_the_machine_is_void(path: Path) -> None:
-    """After a new start nothing is lent any more, and sending waits a period; a key in the air is unknown."""
+    """After a new start nothing is lent any more, and sending waits two periods; a key in the air is unknown."""
     async with seats(path, 1, limit=1) as (seat,):
         await seat.take(1)
         await seat.coordinator.reserve(CLAIM)
@@ -278,9 +278,9 @@ async def test_state_before_a_start_of_the_machine_is_void(path: Path) -> None:
         connection.execute("UPDATE boot SET id = 'an earlier one'")
     async with seats(path, 1, limit=1) as (seat,):
         assert seat.joined is not None
-        assert seat.joined.paused == pytest.approx(BACK)
+        assert seat.joined.paused == pytest.approx(2 * BACK)
         entry = await seat.coordinator.look(CLAIM.key)
-        await asyncio.sleep(BACK)
+        await asyncio.sleep(2 * BACK)
         assert len(await seat.take(1)) == 1
 
     assert entry is not None

@@ -222,7 +222,7 @@ async def test_permits_of_a_lost_answer_come_back(server: RedisServer) -> None:
 
 
 async def test_emptied_state_is_noticed(server: RedisServer) -> None:
-    """Who knew the state that was lost is told to join again, and then nobody sends for a period."""
+    """Who knew the state that was lost is told to join again, and then nobody sends for two periods."""
     seat = RedisCoordination(server.url).coordinator("emptied", Terms(RateLimit(9, 60.0), 70.0), lambda _: None)
     await seat.open()
     await seat.join()
@@ -230,7 +230,7 @@ async def test_emptied_state_is_noticed(server: RedisServer) -> None:
     with server.client() as client:
         client.flushall()
     assert isinstance(await error_of(seat.acquire(3)), CoordinationError)
-    assert (await seat.join()).paused == pytest.approx(60.0, abs=3.0)
+    assert (await seat.join()).paused == pytest.approx(120.0, abs=3.0)
     await seat.aclose()
 
 

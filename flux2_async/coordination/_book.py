@@ -14,9 +14,9 @@ Names. A process joins before it asks, anew under a new name after every questio
 its old names that it does not know of come back at once, and a question that arrives late is that of nobody.
 
 Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
-restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait a period.
-So they do when a process is back that had heard nothing for a period or more: others may have noticed the loss two
-periods ago, send by themselves, and come back a moment later.
+restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait two
+periods, as after an ambiguous send. They wait one when a process is back that had heard nothing for a period or more:
+others may have noticed the loss two periods ago, send by themselves, and come back a moment later.
 """
 
 import math
@@ -285,11 +285,11 @@ class Book:
 
     def _compare(self, known: Known, now: float) -> None:
         if known.epoch not in ("", self.epoch):
-            # All leases of the other state were lent before this one began.
-            self._pause(self._born + self.period * HAIR, now)
+            # All leases of the other state were lent before this one began, and what was given up may arrive late.
+            self._pause(self._born + 2 * self.period * HAIR, now)
         elif known.epoch and known.number > self.number:
             self.number = known.number
-            self._pause(now + self.period * HAIR, now)
+            self._pause(now + 2 * self.period * HAIR, now)
 
     def _change(self, rate: RateLimit | None) -> None:
         if rate and self._window:

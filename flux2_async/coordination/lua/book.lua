@@ -302,10 +302,10 @@ end
 
 local function compare()
     if known_epoch ~= '' and known_epoch ~= book.epoch then
-        pause(book.born + book_period() * HAIR)
+        pause(book.born + 2 * book_period() * HAIR)
     elseif known_epoch ~= '' and known_number > book.number then
         book.number = known_number
-        pause(now + book_period() * HAIR)
+        pause(now + 2 * book_period() * HAIR)
     end
 end
 

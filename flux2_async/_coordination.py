@@ -120,17 +120,20 @@ class Message:
     Attributes:
         kind: `wake`: permits came back early, ask again. `pause`: nobody may send for `seconds`. `callback`: the
             service called for task `task_id` at the address of submission `ref`. `key`: the entry of `key` changed.
+            `peers`: so many processes were seen lately, one of which has just joined.
         ref: Of a callback.
         task_id: Of a callback.
         key: The digest of a key.
         seconds: Of a pause.
+        peers: Processes, the one that hears it included.
     """
 
-    kind: Literal["wake", "pause", "callback", "key"]
+    kind: Literal["wake", "pause", "callback", "key", "peers"]
     ref: str = ""
     task_id: str = ""
     key: str = ""
     seconds: float = 0.0
+    peers: int = 0
 
 
 def encode_message(sender: str, message: Message) -> str:
@@ -140,24 +143,27 @@ def encode_message(sender: str, message: Message) -> str:
         "pause": (repr(message.seconds),),
         "callback": (message.ref, message.task_id),
         "key": (message.key,),
+        "peers": (str(message.peers),),
     }
     return " ".join((sender, message.kind, *parts[message.kind]))
 
 
 def decode_message(line: str) -> tuple[str, Message] | None:
     """Give the sender and the message, or None for what no version of this library that we know has sent."""
-    match line.split(" "):
-        case [sender, "wake"]:
-            return sender, Message("wake")
-        case [sender, "pause", seconds]:
-            try:
+    try:
+        match line.split(" "):
+            case [sender, "wake"]:
+                return sender, Message("wake")
+            case [sender, "pause", seconds]:
                 return sender, Message("pause", seconds=float(seconds))
-            except ValueError:
-                return None
-        case [sender, "callback", ref, task_id]:
-            return sender, Message("callback", ref=ref, task_id=task_id)
-        case [sender, "key", key]:
-            return sender, Message("key", key=key)
+            case [sender, "callback", ref, task_id]:
+                return sender, Message("callback", ref=ref, task_id=task_id)
+            case [sender, "key", key]:
+                return sender, Message("key", key=key)
+            case [sender, "peers", peers] if int(peers) > 0:
+                return sender, Message("peers", peers=int(peers))
+    except ValueError:
+        pass
     return None
 
 
@@ -175,7 +181,7 @@ class Coordinator(ABC):
 
     @abstractmethod
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
-        """Take part: at first, and again after every `CoordinationError`.
+        """Take part: at first, and again after every `CoordinationError`; the others are told how many there are now.
 
         Args:
             held: For each permit that was taken while the shared state was away, the seconds until it comes back.

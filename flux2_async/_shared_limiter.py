@@ -34,6 +34,8 @@ MAX_BATCH: Final = 100
 # Who would not wait at all still waits for one answer.
 PATIENCE: Final = 1.0
 LAST_WORDS: Final = 1.0
+# Who is back first after an outage sees nobody; the others need a few seconds, and the next outage may be as near.
+FEWER_AFTER: Final = 60.0
 
 
 @attrs.frozen
@@ -85,6 +87,7 @@ class SharedLimiter(Turnstile[Permit]):
         self._queued = False
         self._learned: int | None = None
         self._peers: int | None = None
+        self._fewer_at = -math.inf
         self._jobs: tuple[asyncio.Task[None], ...] = ()
         self._closing = False
 
@@ -146,11 +149,13 @@ class SharedLimiter(Turnstile[Permit]):
         self._report("", Fate.REFUSED, min(seconds, MAX_PAUSE))
 
     def hear(self, message: Message) -> None:
-        """Use what another process published about permits."""
+        """Use what another process published about permits, or about itself."""
         if message.kind == "pause":
             self._close_gate(self._home.time() + min(message.seconds, MAX_PAUSE))
         elif message.kind == "wake":
             self._nudge.set()
+        elif message.kind == "peers":
+            self._count(message.peers, self._home.time())
 
     async def aclose(self) -> None:
         """Tell what became of the last permits, and leave."""
@@ -243,9 +248,15 @@ class SharedLimiter(Turnstile[Permit]):
         return max(answer.wait, self._until - now)
 
     def _use(self, answer: Answer, now: float) -> None:
-        self._learned, self._peers = answer.learned_limit, answer.peers
+        self._learned = answer.learned_limit
+        self._count(answer.peers, now)
         if answer.paused:
             self._until = max(self._until, now + answer.paused)
+
+    def _count(self, peers: int, now: float) -> None:
+        """Believe in more processes at once, in fewer only after a while."""
+        if peers >= (self._peers or 0) or now >= self._fewer_at:
+            self._peers, self._fewer_at = peers, now + FEWER_AFTER
 
     # --- Settling ---
 
@@ -319,6 +330,7 @@ class SharedLimiter(Turnstile[Permit]):
     def _on_joined(self, answer: Answer) -> None:
         now = self._home.time()
         share, self._share = self._share, None
+        self._fewer_at = now + FEWER_AFTER
         self._use(answer, now)
         if share is not None:
             # Taken while the answer was on its way.

@@ -17,6 +17,7 @@ class Memory(Coordination):
 
     Attributes:
         down: Nothing can be asked.
+        mute: What one process tells the others is lost.
         lost_answers: So many of the next answers are lost on their way back.
         lost_reservations: Likewise, of answers about keys.
         rtt: Seconds that a question takes.
@@ -28,7 +29,7 @@ class Memory(Coordination):
     def __init__(self, *, on_failure: Literal["degrade", "fail"] = "degrade", rtt: float = 0.001) -> None:
         self.on_failure = on_failure
         self.rtt = rtt
-        self.down = False
+        self.down = self.mute = False
         self.lost_answers = 0
         self.lost_reservations = 0
         self.asks = 0
@@ -57,7 +58,7 @@ class Memory(Coordination):
 
     def say(self, sender: "Seat", message: Message) -> None:
         for seat in self.seats:
-            if seat is not sender:
+            if seat is not sender and not self.mute:
                 asyncio.get_running_loop().call_later(self.rtt, seat.on_message, message)
 
 
@@ -98,6 +99,8 @@ class Seat(Coordinator):
         reply = book.join(
             self.peer, self.known, now, terms=self.terms, held=held, replaces=f"{self.name}.", keeps=keeps, alone=alone
         )
+        if reply is not None:
+            self.memory.say(self, Message("peers", peers=reply.answer.peers))
         return await self._answer(reply)
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:

@@ -34,10 +34,11 @@ OTHER = attrs.evolve(CLAIM, ref="ref-2", owner="claim-2")
 
 @attrs.define
 class Seat:
-    """A coordinator, and what it has heard."""
+    """A coordinator, what it has heard, and apart from that how many it was told there are."""
 
     coordinator: HostCoordinator
     heard: list[Message]
+    counts: list[int]
     joined: Answer | None = None
 
     async def take(self, want: int) -> tuple[str, ...]:
@@ -58,9 +59,17 @@ class Seat:
 
 def seat_at(path: Path, limit: int | None = 20, lease: float = 70.0, account: str = ACCOUNT) -> Seat:
     heard: list[Message] = []
+    counts: list[int] = []
+
+    def hear(message: Message) -> None:
+        if message.kind == "peers":
+            counts.append(message.peers)
+        else:
+            heard.append(message)
+
     terms = Terms(RateLimit(limit, PERIOD) if limit else None, lease)
     clock = asyncio.get_running_loop().time
-    return Seat(HostCoordinator(lambda: path, account, terms, heard.append, clock=clock), heard)
+    return Seat(HostCoordinator(lambda: path, account, terms, hear, clock=clock), heard, counts)
 
 
 @asynccontextmanager
@@ -135,6 +144,14 @@ async def test_unused_permit_wakes_who_waits(path: Path) -> None:
 
         assert second.heard == [Message("wake")]
         assert len(await second.take(1)) == 1
+
+
+async def test_who_joins_is_told_to_the_others(path: Path) -> None:
+    """A process that asks for nothing hears how many there are whenever another one joins."""
+    async with seats(path, 3) as (first, second, third):
+        await until(lambda: len(first.counts) == 2 and second.counts)
+
+        assert (first.counts, second.counts, third.counts) == ([2, 3], [3], [])
 
 
 async def test_callback_reaches_all_others(path: Path) -> None:

@@ -276,6 +276,31 @@ async def test_silent_process_still_counts(server: RedisServer, monkeypatch: pyt
     await seat.aclose()
 
 
+@pytest.mark.parametrize("by", ["message", "heartbeat"])
+async def test_silent_process_knows_how_many_there_are(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Who asks for nothing hears of a process that joins, or, where that message was lost, with the next heartbeat."""
+    monkeypatch.setattr(_redis, "HEARTBEAT", 0.2 if by == "heartbeat" else 20.0)
+    heard: list[Message] = []
+    first, second = (
+        RedisCoordination(server.url).coordinator(f"count {by}", Terms(None, 70.0), on_message)
+        for on_message in (heard.append, lambda _: None)
+    )
+    await first.open()
+    await first.join()
+    await until(lambda: Message("wake") in heard)
+    if by == "heartbeat":
+        monkeypatch.setattr(first, "_on_message", lambda _: None)
+    await second.open()
+    await second.join()
+    await asyncio.sleep(0.1)
+    monkeypatch.setattr(first, "_on_message", heard.append)
+    await until(lambda: Message("peers", peers=2) in heard, 10.0)
+    for seat in (first, second):
+        await seat.aclose()
+
+
 async def test_own_clock_does_not_matter(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose clock is an hour ahead gets no permit earlier."""
     terms = Terms(RateLimit(1, 60.0), 70.0)

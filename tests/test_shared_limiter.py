@@ -586,6 +586,27 @@ async def test_who_notices_an_outage_late_does_not_break_the_limit(notices_after
     assert server.refused == 0
 
 
+@pytest.mark.parametrize("known_from", ["message", "before"])
+async def test_shares_of_all_are_no_more_than_the_limit(known_from: str) -> None:
+    """Who has asked for nothing since the others joined, or was back before them, knows how many they are."""
+    memory, server = Memory(), wire()
+    async with limiters(memory, 4) as opened:
+        if known_from == "before":
+            await run_all(server, [(limiter, 1) for limiter in opened])
+            memory.down = True
+            for limiter in opened:
+                limiter.pause(0.001)
+            # The state has forgotten all of them meanwhile.
+            await asyncio.sleep(90.0)
+            memory.mute, memory.down = True, False
+            await until(lambda: all(limiter.membership.joined for limiter in opened))
+        await asyncio.sleep(1.0)
+        memory.down = True
+        await run_all(server, [(limiter, 20) for limiter in opened])
+
+    assert server.refused == 0
+
+
 async def test_safe_share_is_at_least_one() -> None:
     """Where there are more processes than permits each still sends one per period while it is alone."""
     memory = Memory()

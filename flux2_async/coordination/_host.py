@@ -127,7 +127,13 @@ class HostCoordinator(Coordinator):
 
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """Take part, at first or again, see `Coordinator.join`."""
-        return await self._ask(self._state.join, held, keeps, alone)
+
+        def join_and_tell() -> Answer:
+            answer = self._state.join(held, keeps, alone)
+            self._sockets.tell([encode_message(self._seat, Message("peers", peers=answer.peers))])
+            return answer
+
+        return await self._ask(join_and_tell)
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:
         """Ask for permits, see `Coordinator.acquire`."""

@@ -320,7 +320,8 @@ class RedisCoordinator(Coordinator):
     async def _beat(self) -> None:
         try:
             if self._peer:
-                self._answer(await self._book("touch"))
+                # Who asks for nothing would else not know how many there are when it has to do without the others.
+                self._on_message(Message("peers", peers=self._answer(await self._book("touch")).peers))
         except CoordinationError:
             # Whoever asks next finds out, and joins again.
             logger.debug("redis did not answer to a heartbeat")

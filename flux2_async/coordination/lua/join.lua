@@ -46,4 +46,6 @@ for place = first_held, last_held do
     end
 end
 save()
-return reply(0, {})
+local answer = reply(0, {})
+redis.call('PUBLISH', channel, peer .. ' peers ' .. answer[4])
+return answer

@@ -77,12 +77,12 @@ class Sharing:
         await self.limiter.aclose()
 
     def relay(self, ref: str, task_id: str) -> None:
-        """Tell the others of a callback that is for none of our own tasks; done in the background, or not at all."""
-        self._pass_on(self._relay(ref, task_id))
+        """Tell the others of a callback that is for none of our tasks, in the background, again until it was said."""
+        self._pass_on(partial(self._relay, ref, task_id))
 
     async def recovered(self, ref: str, task_id: str) -> None:
         """Let the key of a submission stand for the task that a callback told; later, if that takes long."""
-        if (job := self._pass_on(self._end_doubt(ref, task_id))) is not None:
+        if (job := self._pass_on(partial(self._end_doubt, ref, task_id))) is not None:
             await asyncio.wait([job], timeout=LAST_WORDS)
 
     def key(
@@ -148,20 +148,25 @@ class Sharing:
             else:
                 self._to_tell.popleft()
 
-    def _pass_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-        if not self.limiter.membership.joined or len(self._relays) >= MAX_RELAYS:
-            work.close()
+    def _pass_on(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None] | None:
+        if len(self._relays) >= MAX_RELAYS:
             return None
         job = asyncio.get_running_loop().create_task(self._quietly(work), name="flux2_async relay")
         self._relays.add(job)
         job.add_done_callback(self._relays.discard)
         return job
 
-    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Flux2Error as error:
-            logger.debug("what a callback told could not be passed on: %s", type(error).__name__)
+    async def _quietly(self, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except CoordinationError:
+                # Nobody else knows it, and the service does not say it again.
+                await asyncio.sleep(LOOK_EVERY)
+                continue
+            except Flux2Error as error:
+                logger.debug("what a callback told could not be passed on: %s", type(error).__name__)
+            return
 
     async def _relay(self, ref: str, task_id: str) -> None:
         await self.tell(partial(self._coordinator.publish, Message("callback", ref=ref, task_id=task_id)))

@@ -199,18 +199,37 @@ async def test_callback_before_its_owner_is_known_to_be_dead() -> None:
     assert len(emulator.ledger.accepted) == 1
 
 
+@pytest.mark.parametrize("trouble", ["down before", "down unnoticed"])
+async def test_callback_that_could_not_be_passed_on_is_passed_on_later(trouble: str) -> None:
+    """What a callback told of another process's submission is told when the shared state can be asked again."""
+    memory, script = Memory(), Script(faults=[Fault("createTask", "cut_after")], plans=Plan(duration=5.0))
+    async with processes(2, script, memory, callbacks=CALLBACKS) as (emulator, (one, other)):
+        assert isinstance(await error_of(one.submit(REQUEST, key="k", ref="r1")), AmbiguousSubmitError)
+        await asyncio.sleep(0.1)
+        (task_id,) = emulator.ledger.accepted
+        memory.down = True
+        if trouble == "down before":
+            assert isinstance(await error_of(other.submit(OTHER, key="other")), CoordinationError)
+        other._deliver("r1", Callback(task_id, None))
+        await asyncio.sleep(100.0)
+        memory.down = False
+        await asyncio.sleep(5.0)
+        tasks = [await flux.submit(REQUEST, key="k") for flux in (one, other)]
+
+    assert [task.id for task in tasks] == [task_id, task_id]
+    assert len(emulator.ledger.accepted) == 1
+
+
 async def test_recovering_tells_the_others() -> None:
-    """After `recover` the key stands for the task, also where the callback came while nobody could be told."""
+    """After `recover` the key stands for the task, also where nobody knew the submission when the callback came."""
     memory = Memory()
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
-        dead = memory.coordinator("account", Terms(None, 0.0), lambda _: None)
-        assert await dead.reserve(await claim_of_the_dead("k")) is None
-        memory.down = True
+        await task.result(60)
         one._deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(1.0)
-        memory.down = False
-        await asyncio.sleep(5.0)
+        dead = memory.coordinator("account", Terms(None, 0.0), lambda _: None)
+        assert await dead.reserve(await claim_of_the_dead("k")) is None
         assert isinstance(await error_of(other.submit(REQUEST, key="k")), AmbiguousSubmitError)
         assert (await one.recover("dead-ref")).id == task.id
 

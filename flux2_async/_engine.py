@@ -122,7 +122,7 @@ class Engine:
     async def open(self) -> None:
         """Read what an earlier session has learned, make the connections' pools, and join who shares the account."""
         if self._remembered is not None:
-            await anyio.to_thread.run_sync(self._remembered.restore, self.schedules)
+            await anyio.to_thread.run_sync(self._remembered.restore, self.schedules, abandon_on_cancel=True)
         await self.transport.open()
         if self.sharing is not None:
             try:

@@ -104,7 +104,7 @@ class Flux2Session:
         self._http = http
         self._timeouts = timeouts
         self._engine: Engine | None = None
-        self._opening = False
+        self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Unsettled] | None = None
 
     def __repr__(self) -> str:
@@ -121,14 +121,14 @@ class Flux2Session:
         await self.aclose()
 
     async def open(self) -> None:
-        """Make the session usable in the running event loop.
+        """Make the session usable in the running event loop; one that fails may be tried again.
 
         Raises:
-            SessionClosedError: It was opened before.
+            SessionClosedError: It was opened before, or is closed before it is open.
             ConfigurationError: The borrowed aiohttp session cannot be used, or the coordination can never work.
             CoordinationError: The coordination cannot be reached, and was made with `on_failure="fail"`.
         """
-        if self._engine is not None or self._opening:
+        if self._opening is not None or self._closing is not None:
             raise SessionClosedError("a Flux2Session is opened once; make a new one")
         engine = Engine(
             self._credentials,
@@ -140,18 +140,26 @@ class Flux2Session:
             http=self._http,
             coordination=self._coordination,
         )
-        self._opening = True
+        # A task of its own, so that `aclose` can end the opening and not the caller.
+        self._opening = engine.loop.create_task(self._open(engine), name="flux2_async open")
         try:
-            await engine.open()
-        finally:
-            self._opening = False
-        self._engine = engine
+            await asyncio.wait([self._opening])
+        except asyncio.CancelledError:
+            await self.aclose(0.0)
+            raise
+        if self._closing is not None:
+            raise SessionClosedError("the session was closed while it was being opened; make a new one")
+        try:
+            self._opening.result()
+        except BaseException:
+            self._opening = None
+            raise
 
     async def aclose(self, grace: float = 5.0) -> Unsettled:
         """Close the session; calling it again gives the same answer.
 
-        createTask calls under way are given `grace` seconds. What waits then ends with `SessionClosedError`;
-        nothing is cancelled at the service.
+        createTask calls under way are given `grace` seconds. What waits then, `open` included, ends with
+        `SessionClosedError`; nothing is cancelled at the service.
 
         Args:
             grace: Seconds.
@@ -162,18 +170,20 @@ class Flux2Session:
         Raises:
             ConfigurationError: Called in another event loop.
         """
-        if self._engine is None:
+        if self._opening is None:
             return Unsettled()
-        self._check_loop(self._engine)
+        self._check_loop(self._opening)
         if self._closing is None:
-            self._closing = self._engine.loop.create_task(self._engine.close(grace), name="flux2_async close")
+            closing = self._close(self._opening, grace)
+            self._closing = self._opening.get_loop().create_task(closing, name="flux2_async close")
         try:
             # A cancelled scope of anyio cancels every wait within it, which would leave POSTs under way no grace.
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([self._closing])
         except asyncio.CancelledError:
             # Who cancels a closing wants it over, not undone.
-            self._engine.submitter.abandon()
+            if self._engine is not None:
+                self._engine.submitter.abandon()
             await asyncio.wait([self._closing])
             raise
         return self._closing.result()
@@ -432,16 +442,26 @@ class Flux2Session:
             left = periods * self._rate_limit.period * HAIR - since
             self._open_engine().limiter.pause(left)
 
+    async def _open(self, engine: Engine) -> None:
+        await engine.open()
+        self._engine = engine
+
+    async def _close(self, opening: asyncio.Task[None], grace: float) -> Unsettled:
+        # Once only: what the opening has made it takes down by itself, or it comes to its end.
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        return Unsettled() if self._engine is None else await self._engine.close(grace)
+
     def _open_engine(self) -> Engine:
-        if self._engine is None:
-            raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
-        self._check_loop(self._engine)
         if self._closing is not None:
             raise SessionClosedError("the session is closed; make a new one")
+        if self._engine is None or self._opening is None:
+            raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
+        self._check_loop(self._opening)
         return self._engine
 
-    def _check_loop(self, engine: Engine) -> None:
-        if asyncio.get_running_loop() is not engine.loop:
+    def _check_loop(self, opening: asyncio.Task[None]) -> None:
+        if asyncio.get_running_loop() is not opening.get_loop():
             raise ConfigurationError(
                 "the session belongs to another event loop; open one session per event loop, in that loop"
             )

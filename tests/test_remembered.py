@@ -1,17 +1,20 @@
 """What was learned, kept between sessions."""
 
+import asyncio
 import json
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from emulated import REQUEST, emulated, session_for
+from emulated import REQUEST, emulated, error_of, session_for
 
 from flux2_async import _remembered
 from flux2_async._remembered import Remembered
 from flux2_async._schedule import Schedules
 from flux2_async.emulator import Emulator, Plan, Script
+from flux2_async.errors import SessionClosedError
 from flux2_async.models import Polling
 
 KIND = (REQUEST.model, REQUEST.resolution)
@@ -94,6 +97,22 @@ async def test_a_damaged_file_is_one_warning(content: bytes, folder: Path, caplo
     warnings = [each.message for each in caplog.records if each.levelno >= logging.WARNING]
     assert [warning.partition(",")[0] for warning in warnings] == ["what was learned about durations cannot be read"]
     assert json.loads(contents(folder)[0])["kinds"].keys() == {" ".join(KIND)}
+
+
+async def test_a_folder_that_hangs_does_not_hold_up_the_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`aclose` during an opening that waits for a dead disk returns at once."""
+    disk = threading.Event()
+    monkeypatch.setattr(Remembered, "restore", lambda *_: disk.wait(20))
+    async with Emulator(Script(render=False)) as emulator:
+        flux = session_for(emulator, polling=Polling(remember=True))
+        opening = asyncio.create_task(error_of(flux.open()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        try:
+            await asyncio.wait_for(flux.aclose(), 1)
+        finally:
+            disk.set()
+        assert isinstance(await opening, SessionClosedError)
 
 
 async def test_a_folder_that_cannot_be_used_is_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

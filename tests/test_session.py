@@ -1,10 +1,12 @@
 """The session: life cycle, settings, account calls and what it refuses to do."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import warnings
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import aiohttp
 import anyio
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
+from memory_coordination import Memory
 from virtual_time import VirtualClockLoop
 
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
@@ -21,6 +24,7 @@ from flux2_async.errors import (
     AuthenticationError,
     ConfigurationError,
     ContentModeratedError,
+    CoordinationError,
     Flux2Error,
     InvalidRequestError,
     RateLimitedError,
@@ -244,6 +248,80 @@ async def test_opened_twice_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         await flux.aclose()
 
     assert [type(each) for each in outcomes] == [type(None), SessionClosedError]
+
+
+@pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 2.0])
+async def test_closed_while_it_is_opened(after: float) -> None:
+    """`aclose` ends an opening at any moment of it: who opens is told, nothing is left open, and closed it stays."""
+    memory = Memory(rtt=1.0)
+    async with Emulator(Script(render=False)) as emulator:
+        before = asyncio.all_tasks()
+        flux = session_for(emulator, coordination=memory)
+        opening = asyncio.create_task(error_of(flux.open()))
+        await asyncio.sleep(after)
+        assert isinstance(await error_of(flux.submit(REQUEST)), SessionClosedError)
+        closes = await asyncio.gather(*(asyncio.create_task(flux.aclose()) for _ in range(2)))
+
+        assert "while it was being opened" in str(await opening)
+        assert closes == [await flux.aclose()] * 2
+        assert memory.seats == []
+        assert asyncio.all_tasks() == before
+        for call in (flux.open(), flux.submit(REQUEST)):
+            assert isinstance(await error_of(call), SessionClosedError)
+
+
+async def test_closed_in_the_moment_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation that comes too late, or is lost below, leaves no session open either."""
+    opened = asyncio.Event()
+
+    async def deaf(*_: object) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await opened.wait()
+
+    monkeypatch.setattr("flux2_async._sharing.Sharing.open", deaf)
+    async with Emulator(Script(render=False)) as emulator:
+        for end in ("closed", "cancelled", "lost"):
+            flux = session_for(emulator, coordination=Memory())
+            opening = asyncio.create_task(flux.open())
+            await asyncio.sleep(1)
+            if end != "lost":
+                opened.set()
+                await asyncio.sleep(0)
+            opening.cancel() if end == "cancelled" else await flux.aclose()
+            await asyncio.wait([opening])
+            opened.clear()
+
+            assert opening.cancelled() or isinstance(opening.exception(), SessionClosedError)
+            assert flux._engine is not None
+            assert isinstance(await error_of(flux._engine.transport.call("GET", "/")), SessionClosedError)
+
+
+@pytest.mark.parametrize("cancel", [asyncio.timeout, anyio.fail_after])
+async def test_a_cancelled_opening_leaves_nothing_open(cancel: Callable[[float], Any]) -> None:
+    """Who gives up `open` leaves no connection to those who share the account, and no task, behind."""
+    memory = Memory(rtt=1.0)
+    async with Emulator(Script(render=False)) as emulator:
+        before = asyncio.all_tasks()
+        with pytest.raises(TimeoutError):
+            async with AsyncExitStack() as stack:
+                scope = cancel(0.5)
+                await stack.enter_async_context(scope) if cancel is asyncio.timeout else stack.enter_context(scope)
+                await session_for(emulator, coordination=memory).open()
+
+        assert memory.seats == []
+        assert asyncio.all_tasks() == before
+
+
+async def test_opening_is_tried_again() -> None:
+    """A session that could not be opened can be opened later."""
+    memory = Memory(on_failure="fail")
+    memory.down = True
+    async with Emulator(Script(render=False)) as emulator:
+        flux = session_for(emulator, coordination=memory)
+        assert isinstance(await error_of(flux.open()), CoordinationError)
+        memory.down = False
+        async with flux:
+            assert (await flux.generate(REQUEST)).urls
 
 
 async def test_closing_again_gives_the_same() -> None:

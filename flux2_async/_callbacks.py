@@ -146,8 +146,9 @@ class CallbackDesk:
         self._settled[ref] = task
         _shorten(self._settled, MAX_SETTLED)
         # Who gives up, or is not let look, was no faster than the callback.
-        if called or (task.record is not None and task.record.state.final):
-            self._trust.learn(arrived=called)
+        ended = called or (task.record is not None and task.record.state.final)
+        if ended and self._trust.learn(arrived=called):
+            self._watcher.come_back()
 
     def deliver(self, ref: str, callback: Callback) -> None:
         """Use an authenticated callback."""

@@ -23,9 +23,11 @@ class Trust:
     def __bool__(self) -> bool:
         return self._share >= 0.5  # noqa: PLR2004  more often than not
 
-    def learn(self, *, arrived: bool) -> None:
-        """Count a task."""
+    def learn(self, *, arrived: bool) -> bool:
+        """Count a task; give True when this one ends the trust."""
+        before = bool(self)
         self._share += self.NEWS * (arrived - self._share)
+        return before and not self
 
 
 @attrs.frozen

@@ -81,6 +81,10 @@ class Timing:
         age = at - (watched.since if watched.created is None else watched.created)
         return watched.schedule.wait(age, self._random.random(), self._strain.at(at))
 
+    def wait_midway(self, watched: Watched, at: float) -> float:
+        """Give the seconds to the next look for a time that is any between two: of many tasks, none meet there."""
+        return self.wait(watched, at) * self._random.random()
+
     def refused(self, now: float) -> None:
         """Make looks rarer for a while, after a 429 on one."""
         self._strain.refused(now)

@@ -120,6 +120,16 @@ class Watcher:
         elif (due := watched.looked + HINTS_APART) < watched.due:
             self._plan(watched, due - self._loop.time())
 
+    def come_back(self) -> None:
+        """Look by the usual schedule again at tasks whose looks are far away because of callbacks that do not come."""
+        now = self._loop.time()
+        for watched in tuple(self._watched.values()):
+            # After a failure the wait is not for a callback.
+            if watched.schedule is not watched.schedule.without_callback and not watched.failures:
+                wait = self._timing.wait_midway(watched, now)
+                if now + wait < watched.due:
+                    self._plan(watched, wait)
+
     def offer(self, task_id: str, record: TaskRecord) -> None:
         """Settle a task from a final record that came by itself; unknown ids are ignored."""
         self.hints += 1

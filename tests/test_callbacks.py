@@ -1,6 +1,7 @@
 """Callbacks resolve tasks: from the emulator over a receiver to the handle, with everything that goes wrong between."""
 
 import asyncio
+import itertools
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -668,6 +669,44 @@ async def test_a_success_without_a_picture_is_looked_at() -> None:
         assert await post(callback_url(emulator), body) == 200
 
         assert (await task).urls
+
+
+async def test_looks_far_away_come_back_when_callbacks_do_not_come() -> None:
+    """What is outstanding when the trust ends is looked at as without callbacks from then on, and not all at once."""
+
+    def plan(index: int, body: Any) -> Plan:
+        return Plan(duration=2.0 if index < 5 else 16.0, callback="lost")
+
+    script = Script(plans=plan, credits=1e6)
+    async with receiving(script, polling=Polling(), rate_limit=None) as (flux, emulator):
+        tasks = [await flux.submit(REQUEST) for _ in range(5)]
+        await asyncio.sleep(20)
+        tasks += [await flux.submit(REQUEST) for _ in range(60)]
+        looks = [emulator.ledger.polls]
+        for _ in range(4 * 29):
+            await asyncio.sleep(0.25)
+            looks.append(emulator.ledger.polls)
+
+        assert not desk_of(flux)._trust
+        assert all(task.done() for task in tasks)
+        assert max(after - before for before, after in itertools.pairwise(looks)) < 25
+
+
+async def test_what_failed_does_not_come_back_early() -> None:
+    """The end of the trust is no reason to ask before the time that a refused look was told."""
+    script = Script(plans=Plan(duration=60.0, callback="lost"), credits=1e6)
+    async with receiving(script, polling=Polling()) as (flux, emulator):
+        watcher = desk_of(flux)._watcher
+        task = await flux.submit(REQUEST)
+        emulator.inject(Fault("recordInfo", "refuse", code=429, retry_after=200.0))
+        watcher._plan(watcher._watched[task.id], 0.0)
+        await asyncio.sleep(1)
+        for _ in range(5):
+            desk_of(flux)._trust.learn(arrived=False)
+        watcher.come_back()
+        await asyncio.sleep(100)
+
+        assert emulator.ledger.polls_of(task.id) == 1
 
 
 async def test_an_unconfirmed_failure_settles() -> None:

@@ -13,11 +13,9 @@ def test_trust_is_learned() -> None:
     """A few polls that were first end the trust, a few callbacks bring it back."""
     trust = Trust()
     assert trust
-    for _ in range(4):
-        trust.learn(arrived=False)
+    assert [trust.learn(arrived=False) for _ in range(6)] == [False, False, False, True, False, False]
     assert not trust
-    for _ in range(4):
-        trust.learn(arrived=True)
+    assert not any(trust.learn(arrived=True) for _ in range(4))
     assert trust
 
 

@@ -9,7 +9,9 @@ import contextlib
 import itertools
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 try:
@@ -25,6 +27,10 @@ MAX_REPAIR: Final = 256 * 1024
 
 MAX_ATTEMPTS: Final = 100
 """Guesses at the end of an echo; the defects seen and the likely one take one each."""
+
+MAX_EFFORT: Final = MAX_ATTEMPTS * MAX_REPAIR // 10
+"""Characters that wrong guesses may read together: all of them for the longest prompt, escaped twice, and of anything
+longer as many as take some tenths of a second at worst, because the event loop stands meanwhile."""
 
 _SURROGATES: Final = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a whole pair
@@ -77,11 +83,14 @@ def loads_reply(raw: bytes) -> Any:
         text = as_text(raw)
         if len(text) > MAX_REPAIR:
             raise
+        effort = 0
         for attempt in itertools.islice(_without_echo(text), MAX_ATTEMPTS):
             try:
                 return _checked_depth(_WITHOUT_REPEATS.decode(attempt))
-            except (ValueError, RecursionError):
-                continue
+            except (ValueError, RecursionError) as error:
+                effort += error.pos if isinstance(error, json.JSONDecodeError) else len(attempt)
+            if effort > MAX_EFFORT:
+                break
         raise
 
 
@@ -165,19 +174,28 @@ _WITHOUT_REPEATS: Final = json.JSONDecoder(
 
 def _without_echo(text: str) -> Iterator[str]:
     """Texts in which `param` and `paramJson` are null, one for each way to tell where they end, the likeliest first."""
+    echoes = [echo.span() for echo in _ECHO.finditer(text)]
+    # Found once, because every guess about the first echo needs them for the second.
+    plausible = [end.end() for end in _PLAUSIBLE_END.finditer(text)] if echoes else []
+
+    def plausible_ends(start: int) -> Iterator[int]:
+        return (plausible[index] for index in range(bisect_right(plausible, start), len(plausible)))
+
     # Both echoes have the same defect, so they are tried with the same rule.
-    for ends in (_bare_quote, _end_of_json, _plausible_ends):
-        yield from _cut(text, ends)
+    for ends in (partial(_bare_quote, text), partial(_end_of_json, text), plausible_ends):
+        yield from _cut(text, echoes, ends)
 
 
-def _cut(text: str, ends: Callable[[str, int], Iterator[int]], fields: int = 2) -> Iterator[str]:
-    echo = _ECHO.search(text) if fields else None
-    if echo is None:
-        yield text
-        return
-    for end in ends(text, echo.end() + 1):
-        for rest in _cut(text[end:], ends, fields - 1):
-            yield f"{text[: echo.end()]}null{rest}"
+def _cut(text: str, echoes: list[tuple[int, int]], ends: Callable[[int], Iterator[int]]) -> Iterator[str]:
+    for _, begin in echoes[:1]:
+        for end in ends(begin + 1):
+            second = bisect_left(echoes, (end,))
+            if second == len(echoes):
+                yield f"{text[:begin]}null{text[end:]}"
+                continue
+            again = echoes[second][1]
+            for last in ends(again + 1):
+                yield f"{text[:begin]}null{text[end:again]}null{text[last:]}"
 
 
 def _bare_quote(text: str, start: int) -> Iterator[int]:
@@ -192,7 +210,3 @@ def _end_of_json(text: str, start: int) -> Iterator[int]:
         _, end = _LENIENT.raw_decode(text, start)
         if text.startswith('"', end):
             yield end + 1
-
-
-def _plausible_ends(text: str, start: int) -> Iterator[int]:
-    return (plausible.end() for plausible in _PLAUSIBLE_END.finditer(text, start))

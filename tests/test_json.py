@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import sys
+import time
 from typing import Any
 
 import orjson
@@ -185,3 +186,26 @@ def test_what_cannot_be_repaired(text: str) -> None:
     """Repair gives up before it takes the suite's time, and says so like any broken JSON."""
     with pytest.raises(ValueError, match=r"."):
         _json.loads_reply(text.encode())
+
+
+ENDS = '","a":"' * _json.MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ('{"code":200,"data":{"param":"', '"},', '"param":"'),
+        ('{"param":"' + ENDS + '","z":[', "1,", "1]"),
+        ('{"a":1,"param":"a "red" ' + ENDS + '","z":[', "1,", "1]}"),
+    ],
+    ids=["a second echo without end", "broken at its end", "a field twice"],
+)
+def test_repair_does_not_hold_up_the_event_loop(parts: tuple[str, str, str]) -> None:
+    """The most a broken reply can cost is a fraction of a second, whatever its echo says."""
+    begin, middle, end = parts
+    text = begin + middle * ((_json.MAX_REPAIR - len(begin) - len(end)) // len(middle)) + end
+    begun = time.process_time()
+    with pytest.raises(ValueError, match=r"."):
+        _json.loads_reply(text.encode())
+
+    assert time.process_time() - begun < 2

@@ -33,6 +33,8 @@ __all__ = ["FileReply", "Transport"]
 
 # An idle connection that the server is about to close makes a POST look like a lost reply.
 SUBMIT_KEEPALIVE: Final = 1.0
+# Of a connector's settings. The others say how many connections there are, and how long idle ones live.
+ROUTE: Final = ("ssl", "family", "resolver", "use_dns_cache", "happy_eyeballs_delay", "interleave", "socket_factory")
 MAX_REPLY: Final = 8 * 1024 * 1024
 CHUNK: Final = 64 * 1024
 
@@ -349,10 +351,21 @@ def _submit_session(borrowed: aiohttp.ClientSession | None) -> aiohttp.ClientSes
     route: dict[str, Any] = {}
     options: dict[str, Any] = {}
     if borrowed is not None:
-        # aiohttp offers no public way to ask for these; what is missing takes aiohttp's default.
-        route = {"ssl": getattr(borrowed.connector, "_ssl", True), "family": getattr(borrowed.connector, "_family", 0)}
+        route = _route_of(borrowed.connector)
         proxies = {name: getattr(borrowed, f"_default_{name}", None) for name in ("proxy", "proxy_auth")}
         options = {name: value for name, value in proxies.items() if value is not None}
         options |= {"trust_env": borrowed.trust_env, "trace_configs": borrowed.trace_configs}
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=SUBMIT_KEEPALIVE, **route)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), **options)
+
+
+def _route_of(connector: aiohttp.BaseConnector | None) -> dict[str, Any]:
+    """Give what decides where the connections of a connector go, from where and how."""
+    # aiohttp offers no public way to ask for these; what is missing takes aiohttp's default.
+    route = {name: getattr(connector, f"_{name}") for name in ROUTE if hasattr(connector, f"_{name}")}
+    # One that the connector made for itself it also closes.
+    if getattr(connector, "_resolver_owner", True):
+        route.pop("resolver", None)
+    if local := getattr(connector, "_local_addr_infos", None):
+        route["local_addr"] = local[0][-1]
+    return route

@@ -65,8 +65,9 @@ class Flux2Session:
         coordination: How all processes of the account share its limit, its pauses, the keys of `submit` and the
             callbacks, see `flux2_async.coordination`. None: this process is the only one.
         http: The caller's own aiohttp session, used for all calls but createTask and never closed; proxies, TLS
-            settings and `trust_env` are taken over from it for createTask. None: an own one, which like any
-            aiohttp session does not read proxy settings from the environment.
+            settings, `trust_env` and what else leads its TCPConnector (resolver, local address, address family, socket
+            factory) are taken over from it for createTask, and another connector is refused. None: an own one, which
+            like any aiohttp session does not read proxy settings from the environment.
         timeouts: Seconds for each kind of call.
 
     Raises:

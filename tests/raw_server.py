@@ -34,6 +34,7 @@ class RawServer:
     port: int = 0
     connections: int = 0
     requests: list[bytes] = attrs.field(factory=list)
+    clients: list[tuple[str, int]] = attrs.field(factory=list)
 
     def header(self, name: str, request: int = -1) -> str | None:
         """A header of a request that came, or None."""
@@ -60,6 +61,7 @@ async def raw_server(answers: Sequence[Answer], *, tls: SSLContext | None = None
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.connections += 1
+        server.clients.append(writer.get_extra_info("peername"))
         try:
             while True:
                 server.requests.append(await read_request(reader))

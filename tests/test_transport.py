@@ -15,10 +15,11 @@ from typing import Any
 import aiohttp
 import pytest
 import trustme
+from aiohttp.abc import AbstractResolver, ResolveResult
 from raw_server import HANG, RawServer, answer, raw_server
 
 from flux2_async._credentials import Credentials
-from flux2_async._transport import FAILURES, MAX_REPLY, NEVER_SENT, Transport, _failure
+from flux2_async._transport import FAILURES, MAX_REPLY, NEVER_SENT, ROUTE, Transport, _failure
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
@@ -217,6 +218,81 @@ async def test_borrowed_tls_settings_hold_for_create_task() -> None:
         transport_to(server.url, http) as transport,
     ):
         assert await create(transport) == TASK_ID
+
+
+class Hosts(AbstractResolver):
+    """Knows one host, as a company's resolver knows those that public ones do not."""
+
+    closed = False
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        assert (host, family) == ("api.inside", socket.AF_INET)
+        return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": family, "proto": 0, "flags": 0}]
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_the_way_of_a_borrowed_session_holds_for_create_task() -> None:
+    """Resolver, local address, address family and socket factory of a borrowed session lead createTask as well."""
+    hosts, made = Hosts(), []
+
+    def make(address: tuple[Any, ...]) -> socket.socket:
+        made.append(socket.socket(*address[:3]))
+        return made[-1]
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        local = probe.getsockname()
+    async with raw_server([ACCEPTED]) as server:
+        connector = aiohttp.TCPConnector(
+            resolver=hosts, local_addr=local, family=socket.AF_INET, socket_factory=make, use_dns_cache=False
+        )
+        async with aiohttp.ClientSession(connector=connector) as http:
+            async with transport_to(f"http://api.inside:{server.port}", http) as transport:
+                assert await create(transport) == TASK_ID
+
+    assert ([each.family for each in made], server.clients) == ([socket.AF_INET], [local])
+    assert not hosts.closed
+
+
+# How many connections there are and how long they live, and what is an older word for `ssl`.
+NO_WAY = {
+    *("keepalive_timeout", "force_close", "limit", "limit_per_host", "enable_cleanup_closed", "timeout_ceil_threshold"),
+    *(
+        "loop",
+        "ttl_dns_cache",
+        "dns_cache_max_size",
+        "ssl_shutdown_timeout",
+        "verify_ssl",
+        "fingerprint",
+        "ssl_context",
+    ),
+}
+
+
+@pytest.mark.parametrize("local", [None, ("127.0.0.1", 0), ("::1", 0, 0, 1)])
+async def test_every_setting_of_a_way_is_taken_over(local: Any) -> None:
+    """What aiohttp lets a connector decide of its connections' way is the same for createTask; and it has no more."""
+    way: dict[str, Any] = {
+        "ssl": False,
+        "family": socket.AF_INET6,
+        "resolver": Hosts(),
+        "use_dns_cache": False,
+        "happy_eyeballs_delay": None,
+        "interleave": 3,
+        "socket_factory": lambda address: socket.socket(*address[:3]),
+    }
+    assert way.keys() == set(ROUTE)
+    assert set(inspect.signature(aiohttp.TCPConnector).parameters) - NO_WAY == {*way, "local_addr"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(**way, local_addr=local)) as http:
+        async with transport_to("http://api.inside", http) as transport:
+            assert transport._submit_http is not None
+            ours, theirs = vars(transport._submit_http.connector), vars(http.connector)
+            names = [*(f"_{name}" for name in ROUTE), "_local_addr_infos"]
+            assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 
 
 @pytest.mark.parametrize("refusal", [answer(407, b""), answer(502, b"")])

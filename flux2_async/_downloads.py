@@ -41,8 +41,8 @@ MAYBE_LATER: Final = (408, 425)
 NOT_THE_FOLDER: Final = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 ADVICE_EXPIRED: Final = (
-    "The address is no longer valid (they live about 24 hours) and the service gave no new one; look at the task "
-    "with fetch_record(task_id), and where its addresses are refused as well the picture is deleted"
+    "The address is no longer valid (they live about 24 hours) and the service gave no new one; look at the task anew, "
+    "and where its addresses are still refused the picture is deleted"
 )
 
 

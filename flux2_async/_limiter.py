@@ -82,9 +82,9 @@ class Slots(Turnstile[None]):
     def _too_late(self, waiter: Waiter[None], _now: float, /) -> RateLimitedError:
         return RateLimitedError(
             429,
-            f"no slot became free within max_wait={waiter.max_wait:g} s: {self.borrowed} tasks are running and"
-            f" max_running is {self._max_running}",
-            advice="Nothing was sent; try again when tasks have finished, or raise max_wait or max_running",
+            f"no slot became free: {self.borrowed} tasks are running and max_running is {self._max_running}",
+            advice=f"Nothing was sent within max_wait={waiter.max_wait:g} s; try again when tasks have finished, or "
+            "raise max_wait or max_running",
         )
 
 
@@ -272,7 +272,8 @@ class Limiter(Turnstile[Permit]):
             what = f"{self.waiting} others wait"
         return RateLimitedError(
             429,
-            f"{what}, and max_wait={waiter.max_wait:g} s is shorter than the wait for a permit",
+            what,
             retry_after=ready_at - now if ready_at < math.inf else None,
-            advice="Nothing was sent; try again after retry_after seconds, or allow a longer max_wait",
+            advice=f"max_wait={waiter.max_wait:g} s is shorter than the wait for a permit, so nothing was sent; "
+            "try again after retry_after seconds, or allow a longer max_wait",
         )

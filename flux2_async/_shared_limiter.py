@@ -197,9 +197,10 @@ class SharedLimiter(Turnstile[Permit]):
             )
         return RateLimitedError(
             429,
-            f"{what}, and max_wait={waiter.max_wait:g} s is shorter than the wait for a permit",
+            what,
             retry_after=ready_at - now if now < ready_at < math.inf else None,
-            advice="Nothing was sent; try again after retry_after seconds, or allow a longer max_wait",
+            advice=f"max_wait={waiter.max_wait:g} s is shorter than the wait for a permit, so nothing was sent; "
+            "try again after retry_after seconds, or allow a longer max_wait",
         )
 
     # --- Asking ---

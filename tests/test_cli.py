@@ -274,7 +274,14 @@ def test_bad_input_is_one_line_and_sends_nothing(
         (["edit"], "PROMPT", "flux2 edit"),
         (["generate", "A lighthouse", "--fast"], "--fast", "flux2 generate"),
         (["generate", "A lighthouse", "--timeout", "soon"], "soon", "flux2 generate"),
-        (["generate", "A lighthouse", "-o"], "-o", "flux2 generate"),
+        (["generate", "A lighthouse", "-o"], "requires an argument; see", "flux2 generate"),
+        (["generate", "A lighthouse", "-o", "-a.png"], "joined to its option: -oVALUE", "flux2 generate"),
+        (["batch", "a.png", "--prompt", "- 5"], "joined to its option: --prompt=VALUE", "flux2 batch"),
+        (["generate", "- snow"], "goes last, behind --: flux2 generate ... -- '- snow'", "flux2 generate"),
+        (["generate", "-snow"], "goes last, behind --: flux2 generate ... -- -snow", "flux2 generate"),
+        (["edit", "--no snow", "a.png"], "behind --: flux2 edit ... -- '--no snow'", "flux2 edit"),
+        (["generate", "--", "- snow", "-o"], "ehind -- there are no options, so put them before it", "flux2 generate"),
+        (["generate", "a", "red", "kettle"], "a prompt of several words goes in quotes", "flux2 generate"),
     ],
 )
 def test_words_that_are_no_command_line_lead_to_the_help(
@@ -286,8 +293,18 @@ def test_words_that_are_no_command_line_lead_to_the_help(
     assert out == ""
     assert err.startswith("flux2: ")
     assert told in err
-    assert err.endswith(f"; see {where} --help\n")
+    assert re.search(rf"(; s|\? S)ee {where} --help\n$", err)
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("pictures", [[], [PHOTO]], ids=["generate", "edit"])
+def test_a_prompt_that_begins_with_a_dash(serve: Serve, pictures: list[str]) -> None:
+    """Behind `--` no word is an option, as in other commands."""
+    emulator = serve(render=False)
+    assert run(["edit" if pictures else "generate", "-o", "a.jpg", "--", "--more snow", *pictures]) == 0
+    [call] = emulator.ledger.requests
+    assert call.body is not None
+    assert call.body["input"]["prompt"] == "--more snow"
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_sending(
@@ -418,7 +435,27 @@ def test_a_download_that_fails_names_the_task(serve: Serve, capsys: pytest.Captu
     emulator = serve(Fault("file", "html", status=410, times=None), Fault("download-url", "refuse", code=404))
     assert run(["generate", "A lighthouse"]) == 1
     [task_id] = emulator.ledger.accepted
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"go on with: flux2 status {task_id} --wait")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(
+        f"look at the task anew, and where its addresses are still refused the picture is deleted; "
+        f"go on with: flux2 status {task_id} --wait"
+    )
+    assert "fetch_record" not in last
+
+
+def test_a_pause_longer_than_the_timeout(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pause that lasts longer than `--timeout` is told in words of the command line, and when to come again."""
+    emulator = serve(Fault("createTask", "refuse", code=429, retry_after=30.0, times=None))
+    assert run(["generate", "A lighthouse", "--timeout", "5", "--json"]) == 1
+    said = capsys.readouterr()
+    assert re.fullmatch(
+        r"flux2: 429: the service is given a pause of another [0-9.]+ s after a 429\. "
+        r"Nothing was created within --timeout 5; try again in 30 s, or with a longer --timeout",
+        said.err.splitlines()[-1],
+    )
+    error = json.loads(said.out)["error"]
+    assert (error["type"], round(error["retry_after"])) == ("RateLimitedError", 30)
+    assert emulator.ledger.accepted == []
 
 
 def test_status_tells_a_record_and_fails_for_a_failed_task(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

@@ -343,7 +343,9 @@ async def test_an_expired_link_that_stays_expired(
     """The service refuses foreign addresses (422); then the host's own refusal comes out, with what to do."""
     async with serving(picture(1000)) as host:
         host.answers.append(reply(status))
-        with pytest.raises(error, match=rf"^{status}: picture 1 of task t1 was refused.*fetch_record") as caught:
+        with pytest.raises(
+            error, match=rf"^{status}: picture 1 of task t1 was refused.*look at the task anew"
+        ) as caught:
             await downloads.save("t1", 1, host.url, tmp_path)
 
     # It is the link and not the API key that is refused.

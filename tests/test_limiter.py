@@ -482,7 +482,7 @@ async def test_max_wait_runs_out() -> None:
     limiter = Limiter(RateLimit(1, PERIOD))
     (await limiter.acquire()).answered()
     begun = now()
-    with pytest.raises(RateLimitedError, match=r"1 per 10 s is used up, and max_wait=4 s is shorter") as caught:
+    with pytest.raises(RateLimitedError, match=r"1 per 10 s is used up. max_wait=4 s is shorter") as caught:
         await limiter.acquire(max_wait=4)
 
     assert begun + 4 == now()

@@ -36,6 +36,7 @@ from flux2_async.cli.run import INTERRUPTED, CommandError, look, make, resume
 from flux2_async.cli.screen import Screen, UsageError
 from flux2_async.cli.serve import serve
 from flux2_async.cli.service import real
+from flux2_async.cli.usage import advice
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
 
@@ -230,9 +231,8 @@ def run(arguments: Sequence[str]) -> int:
         code = command(*bound.args, **bound.kwargs)
         sys.stdout.flush()
     except CycloptsError as error:
-        words = " ".join(["flux2", *(error.command_chain or ())])
         # The words were not understood, so nobody has taken this one off them.
-        Screen(machine="--json" in arguments).error(UsageError(error), f"see {words} --help")
+        Screen(machine="--json" in arguments).error(UsageError(error), advice(error, arguments))
         return 2
     except BrokenPipeError:
         # Who reads has seen enough. Python would complain once more when it flushes at its end.

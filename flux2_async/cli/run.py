@@ -19,6 +19,7 @@ from flux2_async.errors import (
     AmbiguousSubmitError,
     EmptyResultError,
     Flux2Error,
+    RateLimitedError,
     TaskFailedError,
     TaskNotFoundError,
 )
@@ -86,7 +87,10 @@ class Job:
             self.board.change(self.row, "sending" if before is None else again)
 
         self.board.change(self.row, "preparing")
-        task = await self.flux.submit(request, max_wait=self.timeout, on_send=on_send)
+        try:
+            task = await self.flux.submit(request, max_wait=self.timeout, on_send=on_send)
+        except RateLimitedError as error:
+            raise self._too_late(error) if error.http_status is None else error from None
         self.task_id = task.id
         self.row.title = f"task {task.id}"
         self.board.change(self.row, "accepted")
@@ -108,6 +112,12 @@ class Job:
         return f"go on with: flux2 status {quote(task_id)} --wait" + (
             f" -o {quote(self.output)}" if self.output else ""
         )
+
+    def _too_late(self, error: RateLimitedError) -> RateLimitedError:
+        """Say in words of the command line that its time was too short for the limit."""
+        when = "later" if error.retry_after is None else f"in {math.ceil(error.retry_after)} s"
+        advice = f"Nothing was created within --timeout {self.timeout:g}; try again {when}, or with a longer --timeout"
+        return RateLimitedError(error.code, error.message, retry_after=error.retry_after, advice=advice)
 
     @asynccontextmanager
     async def ends_told(self) -> AsyncIterator[None]:

@@ -65,7 +65,9 @@ class Screen:
     def complain(self, error: BaseException | str, hint: str = "") -> str:
         """Say in one line what went wrong and what to do; give the line."""
         text = one_line(str(error))
-        if hint:
+        if hint and text.endswith("?"):
+            text = f"{text} {hint[0].upper()}{hint[1:]}"
+        elif hint:
             text = f"{text.rstrip('.;')}; {hint}"
         self.err.print(Text.assemble(("flux2: ", "bold red"), text), soft_wrap=True)
         return text

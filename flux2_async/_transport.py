@@ -308,7 +308,7 @@ FAILURES: Final[Mapping[type[Exception], str]] = {
     aiohttp.ClientSSLError: "no TLS connection could be made",
     aiohttp.ClientProxyConnectionError: "the proxy could not be reached",
     aiohttp.ClientHttpProxyError: "the proxy refused the connection",
-    aiohttp.ClientConnectorError: "no connection could be made",
+    aiohttp.ClientConnectorError: "no connection could be made; check the address and the network",
     aiohttp.ConnectionTimeoutError: "no connection could be made in time",
     aiohttp.ServerDisconnectedError: "the server closed the connection without an answer",
     aiohttp.ServerFingerprintMismatch: "the server's certificate is not the expected one",

@@ -348,12 +348,12 @@ def test_bad_settings_are_wrong_usage(
     value: str,
     message: str,
 ) -> None:
-    """A malformed key or address is exit code 2; the key is not repeated."""
+    """A malformed key or address is exit code 2 and names its variable; the key is not repeated."""
     serve()
     monkeypatch.setenv(variable, value)
     assert run(["generate", "A lighthouse"]) == 2
     err = capsys.readouterr().err
-    assert err.splitlines()[-1] == f"flux2: {message}"
+    assert err.splitlines()[-1] == f"flux2: {message}; correct {variable}"
     assert "secret" not in err
 
 
@@ -426,6 +426,7 @@ def test_a_timeout_names_the_command_that_goes_on_and_that_command_works(
     assert last.endswith(f"go on with: flux2 status {task_id} --wait -o 'my picture.png'")
     emulator.finish(task_id)
     assert run(["status", task_id, "--wait", "-o", "my picture.png"]) == 0
+    assert capsys.readouterr().err.splitlines()[0].endswith(f"task {task_id}: looking")
     assert picture("my picture.png") == ("PNG", (1024, 1024))
     assert len(emulator.ledger.accepted) == 1
 

@@ -135,7 +135,7 @@ def test_bad_lines_are_told_before_anything_is_sent(
     assert err[0] == "line 4: prompt: 2 characters given, allowed are 3 to 5000"
     assert err[1].startswith("line 5: no JSON")
     assert err[2].startswith(
-        "flux2: 2 requests cannot be used; nothing was sent. Correct them, or skip them with --skip"
+        "flux2: 2 requests cannot be used; nothing was sent. Correct the list, or go on without them with --skip-inv"
     )
     assert account.ledger.requests == []
     assert flux2("--skip-invalid") == 1
@@ -206,6 +206,14 @@ def socket_port() -> Iterator[int]:
         yield probe.getsockname()[1]
 
 
+def test_a_file_where_the_folder_is_to_be(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results do not go into a file."""
+    write(here, 1)
+    (here / "results").write_text("")
+    assert flux2("--emulate") == 2
+    assert capsys.readouterr().err == "flux2: --out: 'results' is a file, it must be a folder\n"
+
+
 def test_no_credits(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A refusal that meets all says how to go on; the same command then does."""
     write(here, 5)
@@ -223,10 +231,12 @@ def test_a_cap(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixtu
     write(here, 5)
     assert flux2("--max-credits", "30", "--no-report") == 1
     err = capsys.readouterr().err
-    assert "Stopped by max_credits=30: 28 are spent, 0 may be for what is running or unknown" in err
-    assert "Go on with: flux2 batch jobs.jsonl --out results" in err
+    assert "Stopped by --max-credits 30: 28 are spent, 0 may be for what is running or unknown" in err
+    assert "Raise --max-credits and go on with: flux2 batch jobs.jsonl --out results" in err
     assert flux2("--max-tasks", "1", "--no-report") == 1
-    assert capsys.readouterr().out.startswith("5 requests · 3 done · 2 not sent\n")
+    out, err = capsys.readouterr()
+    assert out.startswith("5 requests · 3 done · 2 not sent\n")
+    assert "Stopped by --max-tasks 1: so many were started.\nGo on with: flux2 batch jobs.jsonl" in err
     assert account.ledger.charged == 42
 
 
@@ -237,7 +247,7 @@ def test_unknown_requests_are_listed(account: RunningEmulator, here: Path, capsy
     account.inject(Fault("createTask", "cut_after", times=2))
     assert flux2("--no-report") == 1
     out, err = capsys.readouterr()
-    assert "1 requests · 0 done · 1 unknown" in out
+    assert "1 request · 0 done · 1 unknown" in out
     assert "and up to 24 for what is running, unknown or without a figure" in out
     assert re.search(r"unknown: line 1 \(a\), submission [0-9a-f]{32}", err)
     assert "which may pay twice" in err
@@ -282,7 +292,7 @@ def test_pictures_that_are_gone(account: RunningEmulator, here: Path, capsys: py
     for _ in range(2):
         assert flux2("--no-report") == 1
         out, err = capsys.readouterr()
-        assert out.startswith("1 requests · 1 done · 1 no longer to be had\n")
+        assert out.startswith("1 request · 1 done · 1 no longer to be had\n")
         assert "Go on with" not in err
     assert len(account.ledger.accepted) == 1
 

@@ -195,7 +195,7 @@ class Crew:
             self.search(Hand(self, row))
         async for row in self._rows(Work.QUEUED):
             if self._limits.max_tasks is not None and self._taken >= self._limits.max_tasks:
-                self.stopped = f"max_tasks={self._limits.max_tasks} are started"
+                self.stopped = f"max_tasks={self._limits.max_tasks}: so many were started"
                 return
             await self._room.acquire()
             if not await self._affordable(row):

@@ -52,6 +52,8 @@ app = App(
     help_format="plaintext",
 )
 Prompt = Annotated[str, Parameter(help="3 to 5000 characters.")]
+# Where a command has the settings from that the library names in its own words.
+VARIABLES = {name: f"APIKLEY_{name.upper()}" for name in ("api_key", "base_url", "upload_url")}
 ONCE = ("--retry-failed", "--retry-unknown")
 _words: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
 TaskId = Annotated[str, Parameter(help="The id that was printed when the task was accepted.")]
@@ -265,7 +267,8 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
     try:
         return asyncio.run(_interruptible(go(screen))) or 0
     except (UsageError, InvalidRequestError, ConfigurationError) as error:
-        screen.error(error)
+        variable = VARIABLES.get(str(error).partition(":")[0])
+        screen.error(error, f"correct {variable}" if variable else "")
         return 2
     except CommandError as failed:
         screen.error(failed.error, failed.hint, task_id=failed.task_id)

@@ -15,7 +15,7 @@ from flux2_async.cli.batch_end import End, report, tell_end
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service
 from flux2_async.cli.run import INTERRUPTED, CommandError
-from flux2_async.cli.screen import Screen, UsageError
+from flux2_async.cli.screen import Screen, UsageError, counted
 from flux2_async.cli.service import opened
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
 from flux2_async.receivers import serve
@@ -50,6 +50,8 @@ async def batch(
     """
     limit = service.check()
     callbacks = options.callbacks()
+    if options.out.exists() and not options.out.is_dir():
+        raise UsageError(f"--out: {str(options.out)!r} is a file, it must be a folder")
     if options.retry_unknown:
         screen.note("--retry-unknown: what was accepted unseen is paid a second time", "yellow")
     async with AsyncExitStack() as stack:
@@ -105,8 +107,8 @@ async def _run(
                 screen.note(str(line), "red")
             more = f", {SHOWN} of which are shown" if error.count > SHOWN else ""
             raise UsageError(
-                f"{error.count} requests cannot be used{more}; nothing was sent. Correct them, or skip them with "
-                "--skip-invalid"
+                f"{counted(error.count, 'request')} cannot be used{more}; nothing was sent. Correct the list, or go on "
+                "without them with --skip-invalid"
             ) from None
         except (Flux2Error, OSError) as error:
             if running.progress is None:

@@ -9,7 +9,7 @@ import attrs
 from flux2_async.batch import Journal, Outcome, Progress, State
 from flux2_async.batch.report import write_report
 from flux2_async.batch.results import RESULTS, read_results
-from flux2_async.cli.screen import Screen, error_document
+from flux2_async.cli.screen import Screen, counted, error_document
 
 __all__ = ["End", "report", "tell_end"]
 
@@ -87,7 +87,7 @@ async def tell_end(screen: Screen, journal: Journal, end: End) -> None:
 
 def _summary(end: End) -> str:
     progress = end.progress
-    parts = [f"{progress.total} requests", f"{progress.done} done"]
+    parts = [counted(progress.total, "request"), f"{progress.done} done"]
     counts = {
         "not downloaded": progress.not_downloaded if end.downloading else 0,
         "no longer to be had": progress.expired,
@@ -115,8 +115,10 @@ def _money(end: End) -> str:
 def _advice(end: End) -> list[str]:
     progress = end.progress
     found = []
-    if progress.stopped:
-        found.append(f"Stopped by {progress.stopped}.")
+    option, _, why = (progress.stopped or "").partition("=")
+    option = f"--{option.replace('_', '-')}"
+    if why:
+        found.append(f"Stopped by {option} {why}.")
     if progress.unknown:
         found.append(
             "Unknown requests may have been paid: look into the task log of your account. --retry-unknown sends them "
@@ -125,7 +127,9 @@ def _advice(end: End) -> list[str]:
     if progress.failed:
         found.append("--retry-failed sends again what failed.")
     if end.left and not end.interrupted and end.failure is None:
-        found.append(f"Go on with: {end.again}")
+        # The same amount would stop it again at once; so many tasks are meant for each run.
+        higher = f"Raise {option} and go on" if option == "--max-credits" else "Go on"
+        found.append(f"{higher} with: {end.again}")
     return found
 
 

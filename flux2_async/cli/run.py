@@ -184,6 +184,7 @@ async def resume(screen: Screen, task_id: str, *, output: str | None, timeout: f
         with Board(screen, [row]) as board:
             job = Job(flux, board, row, target, output, _bound(timeout))
             async with job.ends_told():
+                board.change(row, "looking")
                 result, files = await job.finish(task)
     _tell(screen, result, files)
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flux2_async.errors import ApiError, Flux2Error
 
-__all__ = ["Screen", "UsageError", "error_document", "one_line"]
+__all__ = ["Screen", "UsageError", "counted", "error_document", "one_line"]
 
 
 PIPE_WIDTH: Final = 120
@@ -79,6 +79,11 @@ class Screen:
             self.document({"error": error_document(error)})
         else:
             self.document({"error": {"type": "Interrupted", "message": text, "task_id": task_id}})
+
+
+def counted(count: int, thing: str) -> str:
+    """Give a number of things in words."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def one_line(text: str) -> str:

@@ -1,6 +1,8 @@
 """The commands, called in this process against an emulator in a thread of its own."""
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -588,12 +590,26 @@ def _five_minutes_ago(_: str) -> object:
 
 
 def test_a_port_that_is_taken_is_one_line(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    """`emulator` on a port in use is exit code 1 without a traceback."""
-    emulator = serve()
-    assert run(["emulator", "--port", emulator.base_url.rpartition(":")[2]]) == 1
+    """`emulator` on a port in use is exit code 1 without a traceback, and says what to give instead."""
+    place = serve().base_url.removeprefix("http://")
+    assert run(["emulator", "--port", place.rpartition(":")[2]]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("flux2: ")
-    assert len(err.splitlines()) == 1
+    reason = os.strerror(errno.EADDRINUSE)
+    assert err == f"flux2: {place}: {reason}; give another --host or --port, where 0 takes a free one\n"
+
+
+def test_a_full_disk_is_told_in_the_words_of_the_system(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number that Python puts before them helps nobody."""
+    serve()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("flux2_async._part.Part.write", full)
+    assert run(["generate", "A lighthouse"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("flux2: No space left on device; go on with: flux2 ")
 
 
 @pytest.mark.parametrize("command", ["demo", "edit", "generate", "status", "credits", "doctor", "emulator"])

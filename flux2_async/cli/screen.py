@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import sys
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ __all__ = ["Screen", "UsageError", "counted", "error_document", "one_line"]
 
 
 PIPE_WIDTH: Final = 120
+ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 
 
 class UsageError(Exception):
@@ -87,8 +89,8 @@ def counted(count: int, thing: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Give text without line breaks and control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """Give text without line breaks, control characters and the numbers that Python puts before a system's words."""
+    return " ".join("".join(c if c.isprintable() else " " for c in ERRNO.sub("", text)).split())
 
 
 def error_document(error: BaseException) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import os
+from contextlib import AsyncExitStack
 from urllib.request import getproxies, proxy_bypass
 
 from flux2_async.cli.screen import Screen, UsageError
@@ -34,7 +36,13 @@ async def serve(screen: Screen, host: str, port: int, duration: float) -> int:
     if not (duration >= 0 and math.isfinite(duration)):
         raise UsageError(f"--duration: {duration} given, it must be a number of seconds of 0 or more")
     script = Script(plans=Plan(duration=duration), limit=LIMIT, credits=CREDITS)
-    async with Emulator(script, host=host, port=port) as emulator:
+    async with AsyncExitStack() as stack:
+        try:
+            emulator = await stack.enter_async_context(Emulator(script, host=host, port=port))
+        except OSError as error:
+            # What asyncio says has the address twice; the number of a name that is unknown is not one of these.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise OSError(f"{host}:{port}: {reason}; give another --host or --port, where 0 takes a free one") from None
         _tell(screen, emulator)
         try:
             await asyncio.Event().wait()

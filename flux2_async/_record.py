@@ -27,6 +27,9 @@ _READ_APART: Final = {"taskId", "task_id", *_OLDER_NAMES.values()}
 _TAKEN: Final = {*FIELDS.values()} - _READ_APART
 _ESSENTIAL: Final = {"taskId", "state", "resultJson"}
 
+# Characters; no reason is longer, and a text of a megabyte would hold up the event loop.
+MAX_SEARCHED: Final = 8192
+
 # Words of the service and of the vendors behind it. Not the code: 400 and 422 stand for bad input as well.
 _MODERATION: Final = re.compile(
     r"content[ _-]?polic|usage polic|violat[^.]{0,70}(polic|guideline|terms)|prohibited (content|use)"
@@ -95,7 +98,7 @@ def task_error(record: TaskRecord) -> TaskError | None:
         return None
     words = (record.fail_message or "no reason given")[:MAX_SERVER_TEXT]
     text = f"Task {record.task_id} failed: {record.fail_code or 'no code'}: {words.rstrip('.')}"
-    if _MODERATION.search(f"{record.fail_code} {record.fail_message}"):
+    if _MODERATION.search(f"{record.fail_code} {record.fail_message}"[:MAX_SEARCHED]):
         return ContentModeratedError(f"{text}. Change the prompt or the pictures", record=record)
     return TaskFailedError(f"{text}. Submitting it again is a new charge", record=record)
 

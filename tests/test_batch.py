@@ -290,6 +290,13 @@ async def test_a_send_that_was_given_up_counts_from_then(tmp_path: Path, monkeyp
         [outcome] = await run(tmp_path, flux, requests(1))
         assert outcome.state == "unknown"
         given_up = loop.time()
+    async with emulated() as (flux, _):
+        # To be sent again, and not sent: that is forgotten by no run.
+        batch = batch_in(tmp_path, flux, requests(1), retry_unknown=True)
+        running = asyncio.create_task(collect(batch))
+        await until(lambda: batch.progress)
+        await batch.aclose()
+        assert await running == []
     async with emulated() as (flux, emulator):
         await run(tmp_path, flux, requests(2))
         assert emulator.ledger.accepted_at[0] - given_up == pytest.approx(20.02, abs=0.001)

@@ -1,6 +1,8 @@
 """What a batch may cost."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,18 @@ async def test_options_are_checked(tmp_path: Path, option: str, value: object) -
     async with emulated() as (flux, _):
         with pytest.raises(ConfigurationError, match=option):
             batch_in(tmp_path, flux, [], **{option: value})
+
+
+async def test_a_charge_that_nobody_told_counts_in_later_runs(tmp_path: Path) -> None:
+    """A task that succeeded without picture and price may have cost something, also when it is sent again."""
+    script = Script(plans=[Plan(outcome="empty"), Plan()])
+    async with emulated(script) as (flux, _):
+        await run(tmp_path, flux, requests(1))
+        with closing(sqlite3.connect(tmp_path / "run.db")) as journal:
+            journal.execute("UPDATE requests SET credits = NULL")
+            journal.commit()
+        for retried, spent, reserved in ((False, 0, DEAREST), (True, 14, 14)):
+            batch = batch_in(tmp_path, flux, requests(1), retry_failed=retried)
+            await collect(batch)
+            assert batch.progress is not None
+            assert (batch.progress.spent, batch.progress.reserved) == (spent, reserved)

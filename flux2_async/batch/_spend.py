@@ -55,6 +55,8 @@ class Spend:
             elif tally.state is State.DONE:
                 spend.unclear[kind] += tally.unpriced
                 spend._learn(kind, tally.price)
+            elif tally.state is State.FAILED:
+                spend.unclear[kind] += tally.unpriced
         return spend
 
     @property

@@ -18,9 +18,11 @@ FORGET: Final = """
 ref = NULL, task_id = NULL, submitted_at = NULL, finished_at = NULL, saved_at = NULL, create_time = NULL,
 complete_time = NULL, urls = '[]', files = '[]', download = NULL, credits = NULL, error = NULL
 """
+# A success without a picture, which was charged; a failed task costs nothing unless its record says so.
+CHARGED_UNTOLD: Final = "(credits IS NULL AND state = 'failed' AND json_extract(error, '$.type') = 'EmptyResultError')"
 RETRY_FAILED: Final = (
     "UPDATE requests SET state = 'queued', earlier_credits = earlier_credits + coalesce(credits, 0), "  # noqa: S608  constants
-    f"{FORGET} WHERE state = 'failed' AND {ASKED_FOR}"
+    f"lost = lost + {CHARGED_UNTOLD}, {FORGET} WHERE state = 'failed' AND {ASKED_FOR}"
 )
 RETRY_UNKNOWN: Final = (
     f"UPDATE requests SET state = 'queued', lost = lost + 1, {FORGET} WHERE state = 'unknown' AND {ASKED_FOR}"  # noqa: S608  constants
@@ -51,7 +53,7 @@ class Tally:
         state: Where they are.
         wanted: How many of them the input asks for or were ever sent.
         count: How many.
-        unpriced: How many of them have no figure of what they cost.
+        unpriced: How many of them have no figure of what they cost; failed ones that cost nothing do not count.
         credits: What the others cost.
         price: The most that one of them cost, or None.
         lost: Sends that may have been paid and were given up.
@@ -91,7 +93,8 @@ def begin(connection: sqlite3.Connection, *, retry_failed: bool, retry_unknown: 
     """Settle what the last run left, and make requests sendable again where asked for; see `Journal.begin`."""
     answered_at, unclear_at = connection.execute(
         "SELECT max(max(coalesce(sent_at, 0), coalesce(submitted_at, 0))), "
-        "max(iif(state IN ('submitting', 'unknown'), sent_at, NULL)) FROM requests"
+        # What was lost may have been accepted late, also when it is to be sent again.
+        "max(iif(state IN ('submitting', 'unknown') OR lost > 0, sent_at, NULL)) FROM requests"
     ).fetchone()
     crashed = stored(CRASHED)
     connection.execute("UPDATE requests SET state = 'unknown', error = ? WHERE state = 'submitting'", (crashed,))
@@ -102,7 +105,8 @@ def begin(connection: sqlite3.Connection, *, retry_failed: bool, retry_unknown: 
     # Tasks that the service did not know may have been asked for with the wrong key; looking again costs nothing.
     connection.execute("UPDATE requests SET state = 'submitted' WHERE state = 'unknown' AND task_id IS NOT NULL")
     tallies = connection.execute(
-        f"SELECT model, resolution, state, sum({WANTED}), count(*), sum(credits IS NULL), "  # noqa: S608  a constant
+        f"SELECT model, resolution, state, sum({WANTED}), count(*), "  # noqa: S608  a constant
+        f"sum(credits IS NULL AND (state <> 'failed' OR {CHARGED_UNTOLD})), "
         "total(credits) + total(earlier_credits), max(credits), sum(lost), "
         f"sum({Work.NOT_DOWNLOADED}), sum(coalesce(download, '') IN ('expired', 'failed')) "
         "FROM requests GROUP BY 1, 2, 3"

@@ -47,7 +47,8 @@ async def serve(screen: Screen, host: str, port: int, duration: float) -> int:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            screen.note(f"stopped; {len(emulator.ledger.accepted)} tasks were accepted")
+            accepted = len(emulator.ledger.accepted)
+            screen.note(f"stopped; {accepted} {'task was' if accepted == 1 else 'tasks were'} accepted")
     return 0
 
 

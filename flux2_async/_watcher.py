@@ -248,11 +248,11 @@ class Watcher:
         # Counted from the first such look: one answer after an outage, or between two rare looks, proves nothing.
         if watched.hidden_since is None:
             watched.hidden_since = watched.looked
-        hidden = self._loop.time() - watched.hidden_since
-        if hidden < NOT_VISIBLE_FOR:
-            self._again(watched, self._wait_unfinished(watched))
+        now, until = self._loop.time(), watched.hidden_since + NOT_VISIBLE_FOR
+        if now < until:
+            self._again(watched, min(self._wait_unfinished(watched), until - now))
             return
-        task_id = watched.task.id
+        hidden, task_id = now - watched.hidden_since, watched.task.id
         text = (
             f"the service does not know task {task_id} after {hidden:.0f} s: a wrong id, another account's, or purged"
         )

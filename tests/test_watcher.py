@@ -455,6 +455,16 @@ async def test_one_missing_record_loses_no_task(make: Callable[..., World], outa
     assert (await world.watch("a", 0)).urls
 
 
+@pytest.mark.parametrize("interval", [60.0, 1000.0])
+async def test_a_task_nobody_knows_is_told_after_90_s(make: Callable[..., World], interval: float) -> None:
+    """However rare looks are, the last one comes 90 s after the first that missed the task."""
+    world = make(Polling(interval=interval), latency=0.0, final=lambda _: None)
+    with pytest.raises(TaskNotFoundError, match="after 90 s"):
+        await world.watch("a", 0)
+
+    assert world.age() == pytest.approx(interval + 90.0)
+
+
 async def test_a_failed_look_does_not_use_up_a_hint(make: Callable[..., World]) -> None:
     """When the look after a hint fails, the next ones come as soon as after a hint, not after a slowed-down plan."""
     world = make(Polling(interval=600.0), latency=0.0)

@@ -271,6 +271,8 @@ class Watcher:
             return
         now = self._loop.time()
         watched.failures += 1
+        # Nobody knows what was to be seen meanwhile.
+        watched.hidden_since = None
         logger.info("cannot look at task %s: %s", watched.task.id, type(error).__name__)
         if isinstance(error, ApiError) and not isinstance(error, TRANSIENT):
             if watched.refused_since is None:

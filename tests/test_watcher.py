@@ -455,6 +455,16 @@ async def test_one_missing_record_loses_no_task(make: Callable[..., World], outa
     assert (await world.watch("a", 0)).urls
 
 
+async def test_an_outage_between_two_missing_records_loses_no_task(make: Callable[..., World]) -> None:
+    """The 90 s are those in which looks were answered: what missed it just after createTask proves nothing later."""
+    world = make(Polling(interval=1.0))
+    world.service.failing = lambda now: ServerError(502, "", 502) if 1.5 < now - world.began < 200 else None
+    answers = iter([None, None, record("a")])
+    world.service.final = lambda _: next(answers)
+
+    assert (await world.watch("a", 0)).urls
+
+
 @pytest.mark.parametrize("interval", [60.0, 1000.0])
 async def test_a_task_nobody_knows_is_told_after_90_s(make: Callable[..., World], interval: float) -> None:
     """However rare looks are, the last one comes 90 s after the first that missed the task."""

@@ -78,12 +78,15 @@ class Timing:
 
     def wait(self, watched: Watched, at: float) -> float:
         """Give the usual seconds from a time to the next look."""
-        age = at - (watched.since if watched.created is None else watched.created)
-        return watched.schedule.wait(age, self._random.random(), self._strain.at(at))
+        return self._wait(watched, at, self._random.random())
 
-    def wait_midway(self, watched: Watched, at: float) -> float:
-        """Give the seconds to the next look for a time that is any between two: of many tasks, none meet there."""
-        return self.wait(watched, at) * self._random.random()
+    def wait_midway(self, watched: Watched, at: float) -> float | None:
+        """Give the seconds to the next look for a time that is any between two: of many tasks, none meet there.
+
+        None where the next one is no farther away than usual; else looks would come closer with every call.
+        """
+        longest = self._wait(watched, at, 1.0)
+        return longest * self._random.random() if at + longest < watched.due else None
 
     def refused(self, now: float) -> None:
         """Make looks rarer for a while, after a 429 on one."""
@@ -105,6 +108,10 @@ class Timing:
             self._epoch = created - record.create_time.timestamp()
         if created is not None:
             watched.schedule.ran(before - created, watched.visible - created)
+
+    def _wait(self, watched: Watched, at: float, spread: float) -> float:
+        age = at - (watched.since if watched.created is None else watched.created)
+        return watched.schedule.wait(age, spread, self._strain.at(at))
 
     def _learn_end(self, watched: Watched, record: TaskRecord, now: float) -> None:
         duration = record.duration

@@ -127,7 +127,7 @@ class Watcher:
             # After a failure the wait is not for a callback.
             if watched.schedule is not watched.schedule.without_callback and not watched.failures:
                 wait = self._timing.wait_midway(watched, now)
-                if now + wait < watched.due:
+                if wait is not None:
                     self._plan(watched, wait)
 
     def offer(self, task_id: str, record: TaskRecord) -> None:

@@ -692,6 +692,26 @@ async def test_looks_far_away_come_back_when_callbacks_do_not_come() -> None:
         assert max(after - before for before, after in itertools.pairwise(looks)) < 25
 
 
+async def test_looks_come_back_once() -> None:
+    """Trust that ends again and again, as where every other callback is lost, makes looks no more frequent."""
+    script = Script(plans=Plan(duration=60.0, callback="lost"), credits=1e6)
+    polls = []
+    for ends in (1, 100):
+        async with receiving(script, polling=Polling(), rate_limit=None) as (flux, emulator):
+            desk = desk_of(flux)
+            for _ in range(20):
+                await flux.submit(REQUEST)
+            for _ in range(4):
+                desk._trust.learn(arrived=False)
+            for _ in range(ends):
+                desk._watcher.come_back()
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(10 - 0.1 * ends)
+            polls.append(emulator.ledger.polls)
+
+    assert polls[1] < 1.3 * polls[0]
+
+
 async def test_what_failed_does_not_come_back_early() -> None:
     """The end of the trust is no reason to ask before the time that a refused look was told."""
     script = Script(plans=Plan(duration=60.0, callback="lost"), credits=1e6)

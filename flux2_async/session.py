@@ -122,10 +122,13 @@ class Flux2Session:
         await self.aclose()
 
     async def open(self) -> None:
-        """Make the session usable in the running event loop; one that fails may be tried again.
+        """Make the session usable in the running event loop.
+
+        An opening that fails may be tried again; one that is cancelled, or runs into a time-out of yours, closes the
+        session.
 
         Raises:
-            SessionClosedError: It was opened before, or is closed before it is open.
+            SessionClosedError: It was opened or closed before, or is closed before it is open.
             ConfigurationError: The borrowed aiohttp session cannot be used, or the coordination can never work.
             CoordinationError: The coordination cannot be reached, and was made with `on_failure="fail"`.
         """
@@ -269,7 +272,8 @@ class Flux2Session:
 
         Raises:
             Exception: What `requests` itself raises, after the rest is given out.
-            SessionClosedError: The session is not open.
+            SessionClosedError: The session is not open, told before the iteration begins.
+            ConfigurationError: `max_running` cannot be used, or another event loop; told likewise.
         """
         engine = self._open_engine()
         limit = check_max_running(max_running) or self._max_running or MAX_RUNNING

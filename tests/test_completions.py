@@ -13,6 +13,7 @@ from flux2_async._files import Files
 from flux2_async.emulator import Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AuthenticationError,
+    ConfigurationError,
     ContentModeratedError,
     FeatureDisabledError,
     InsufficientCreditsError,
@@ -281,3 +282,13 @@ async def test_an_iteration_that_nobody_closes_ends_when_it_is_collected() -> No
 
         assert complaints == []
         assert not [task for task in asyncio.all_tasks() if "Completions" in repr(task)]
+
+
+async def test_what_cannot_work_is_told_before_the_iteration() -> None:
+    """A wrong `max_running` and a closed session are told by the call itself, where its line is in the traceback."""
+    async with emulated(Script()) as (flux, _):
+        with pytest.raises(ConfigurationError, match="max_running"):
+            flux.as_completed(requests(1), max_running=0)
+        await flux.aclose()
+        with pytest.raises(SessionClosedError):
+            flux.as_completed(requests(1))

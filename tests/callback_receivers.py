@@ -68,8 +68,8 @@ def query(ref: str = "r1") -> str:
 
 
 @asynccontextmanager
-async def on_aiohttp(target: CallbackTarget, port: int = 0) -> AsyncIterator[int]:
-    app = web.Application()
+async def on_aiohttp(target: CallbackTarget, port: int = 0, **options: Any) -> AsyncIterator[int]:
+    app = web.Application(**options)
     app.add_routes(aiohttp_routes(target, PATH))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.typedefs import Handler
 from callback_receivers import (
     HMAC_KEY,
     PATH,
@@ -18,6 +20,7 @@ from callback_receivers import (
     Response,
     Target,
     chunk,
+    on_aiohttp,
     post,
     query,
     request,
@@ -192,6 +195,22 @@ async def test_a_packed_bomb_is_too_large() -> None:
         assert (await post(port, small, headers={"Content-Encoding": "gzip"})).status == 200
         assert (await post(port, bomb, headers={"Content-Encoding": "gzip"})).status == 413
         assert target.ids == [("r1", "t-1")]
+
+
+async def test_a_body_that_a_middleware_has_read_is_taken() -> None:
+    """An application of aiohttp may log or count bodies before the receiver sees them."""
+    target, sizes = Target(), []
+
+    @web.middleware
+    async def counting(request: web.Request, handler: Handler) -> web.StreamResponse:
+        sizes.append(len(await request.read()))
+        return await handler(request)
+
+    async with on_aiohttp(target, middlewares=[counting]) as port:
+        for body in (SUCCESS, b""):
+            assert (await post(port, body)).status == (200 if body else 400)
+        assert target.ids == [("r1", "t-1")]
+        assert sizes == [len(SUCCESS), 0]
 
 
 @ADAPTERS

@@ -39,13 +39,16 @@ async def respond(flux: CallbackTarget, request: web.BaseRequest) -> web.Respons
 
     Args:
         flux: The session.
-        request: Its body not read yet.
+        request: Its body may be read already, as middlewares do that log or count.
 
     Returns:
         The answer.
     """
     query, content = request.rel_url.raw_query_string, request.content
-    body = content.read_nowait() if content.is_eof() and content.exception() is None else None
+    body: bytes | None = None
+    if content.is_eof() and content.exception() is None:
+        # Where nothing is left, the request has kept what was read before.
+        body = await request.read() if content.at_eof() else content.read_nowait()
     read = partial(_read, content)
     answer = await handle(flux, Incoming(request.method, query, request.headers, request.content_length, read, body))
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)

@@ -598,6 +598,19 @@ def test_a_port_that_is_taken_is_one_line(serve: Serve, capsys: pytest.CaptureFi
     assert err == f"flux2: {place}: {reason}; give another --host or --port, where 0 takes a free one\n"
 
 
+def test_a_host_that_nobody_knows_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What asyncio adds to the resolver's words says the address once more."""
+
+    async def start(_: object) -> None:
+        raise OSError(-2, "Name or service not known (while attempting to bind on address ('nowhere', 8765))")
+
+    monkeypatch.setattr("flux2_async.emulator.Emulator.start", start)
+    assert run(["emulator", "--host", "nowhere"]) == 1
+    assert "flux2: nowhere:8765: Name or service not known; give another --host" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_told_in_the_words_of_the_system(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,7 +41,7 @@ async def serve(screen: Screen, host: str, port: int, duration: float) -> int:
             emulator = await stack.enter_async_context(Emulator(script, host=host, port=port))
         except OSError as error:
             # What asyncio says has the address twice; the number of a name that is unknown is not one of these.
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror).split(" (")[0]
             raise OSError(f"{host}:{port}: {reason}; give another --host or --port, where 0 takes a free one") from None
         _tell(screen, emulator)
         try:

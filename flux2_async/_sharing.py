@@ -5,13 +5,14 @@ import hashlib
 import logging
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
 from flux2_async._coordination import Claim, Coordination, KeyEntry, Message, Terms
 from flux2_async._membership import finish
 from flux2_async._shared_limiter import SharedLimiter
+from flux2_async._watcher import TRANSIENT
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.tasks import ImageTask
@@ -78,7 +79,7 @@ class Sharing:
 
     def relay(self, ref: str, task_id: str) -> None:
         """Tell the others of a callback that is for none of our tasks, in the background, again until it was said."""
-        self._pass_on(partial(self._relay, ref, task_id))
+        self._pass_on(partial(self._publish, ref, task_id), partial(self._end_doubt, ref, task_id))
 
     async def recovered(self, ref: str, task_id: str) -> None:
         """Let the key of a submission stand for the task that a callback told; later, if that takes long."""
@@ -148,19 +149,23 @@ class Sharing:
             else:
                 self._to_tell.popleft()
 
-    def _pass_on(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None] | None:
+    def _pass_on(self, *works: Callable[[], Awaitable[None]]) -> asyncio.Task[None] | None:
         if len(self._relays) >= MAX_RELAYS:
             return None
-        job = asyncio.get_running_loop().create_task(self._quietly(work), name="flux2_async relay")
+        job = asyncio.get_running_loop().create_task(self._one_by_one(works), name="flux2_async relay")
         self._relays.add(job)
         job.add_done_callback(self._relays.discard)
         return job
+
+    async def _one_by_one(self, works: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        for work in works:
+            await self._quietly(work)
 
     async def _quietly(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await work()
-            except CoordinationError:
+            except (CoordinationError, *TRANSIENT):
                 # Nobody else knows it, and the service does not say it again.
                 await asyncio.sleep(LOOK_EVERY)
                 continue
@@ -168,9 +173,8 @@ class Sharing:
                 logger.debug("what a callback told could not be passed on: %s", type(error).__name__)
             return
 
-    async def _relay(self, ref: str, task_id: str) -> None:
+    async def _publish(self, ref: str, task_id: str) -> None:
         await self.tell(partial(self._coordinator.publish, Message("callback", ref=ref, task_id=task_id)))
-        await self._end_doubt(ref, task_id)
 
     async def _end_doubt(self, ref: str, task_id: str) -> None:
         """Bind a key of which its process, which may have died, does not tell what became."""

@@ -26,6 +26,7 @@ from flux2_async import (
 from flux2_async._coordination import Claim, Message, Terms
 from flux2_async._keys import fingerprint
 from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.emulator.script import FaultKind
 from flux2_async.webhooks import Callback
 
 OTHER = TextToImage("a blue kettle on a slate worktop")
@@ -180,6 +181,25 @@ async def test_owner_that_died_leaves_unknown(*, exists: bool) -> None:
         again = await error_of(other.submit(REQUEST, key="k")) if not exists else await other.submit(REQUEST, key="k")
 
     assert again.id == task.id if not isinstance(again, Exception) else isinstance(again, AmbiguousSubmitError)
+    assert len(emulator.ledger.accepted) == 1
+
+
+@pytest.mark.parametrize("kind", ["refuse", "html", "cut_before"])
+async def test_callback_while_the_service_cannot_be_asked(kind: FaultKind) -> None:
+    """Whether the task of a dead owner exists is asked again, and the others are told of the callback once."""
+    memory = Memory()
+    async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
+        task = await one.submit(REQUEST)
+        await task.result(60)
+        dead = memory.coordinator("account", Terms(None, 0.0), lambda _: None)
+        assert await dead.reserve(await claim_of_the_dead("k")) is None
+        before = other.statistics().callbacks
+        emulator.inject(Fault("recordInfo", kind, code=455, times=3))
+        one._deliver("dead-ref", Callback(task.id, None))
+        await asyncio.sleep(10.0)
+
+        assert (await other.submit(REQUEST, key="k")).id == task.id
+        assert other.statistics().callbacks == before + 1
     assert len(emulator.ledger.accepted) == 1
 
 

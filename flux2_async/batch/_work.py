@@ -145,9 +145,11 @@ class Hand:
         self.row = attrs.evolve(self.row, ref=ref)
         while True:
             self.waiting = True
-            self.trying = await self.crew.books.outage.passed()
-            refusals = self.refusals
             try:
+                # Who was not waiting when the batch was stopped was not let go then.
+                self.crew.check_sending()
+                self.trying = await self.crew.books.outage.passed()
+                refusals = self.refusals
                 return await self._send(ref)
             except AmbiguousSubmitError as error:
                 return await self._lose(error)

@@ -1,12 +1,14 @@
 """Batches while the service is away: one request at a time is risked, and who tries holds nobody up for ever."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 from batches import batch_in, collect, requests
 from emulated import emulated, until
 
-from flux2_async.emulator import Fault, Script
+from flux2_async.emulator import Fault, Plan, Script
+from flux2_async.models import RateLimit, Timeouts
 
 
 async def test_stopped_while_answers_are_on_their_way(tmp_path: Path) -> None:
@@ -21,3 +23,33 @@ async def test_stopped_while_answers_are_on_their_way(tmp_path: Path) -> None:
             assert await running == []
         assert batch.progress is not None
         assert (batch.progress.queued, batch.progress.reserved) == (3, 0)
+
+
+async def test_answers_that_are_lost_late(tmp_path: Path) -> None:
+    """What had left before the service went away, and is given up while another tries, lets nobody else try."""
+    script = Script(
+        plans=[Plan(duration=seconds) for seconds in (1.0, 4.0, 7.0, 10.0)],
+        faults=[Fault("createTask", "hang", after=4, times=None)],
+    )
+    options = {"rate_limit": RateLimit(8, 10.0), "timeouts": Timeouts(submit=60.0)}
+    async with emulated(script, **options) as (flux, emulator):
+        running = asyncio.create_task(collect(batch_in(tmp_path, flux, requests(100), max_running=4)))
+        calls = emulator.ledger.calls
+        await until(lambda: calls["createTask"] == 8)
+        # The first is given up after 60 seconds, and 2 later the only try begins, which takes 60 as well.
+        await asyncio.sleep(100)
+        assert calls["createTask"] == 8 + 1
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_a_slow_reader(tmp_path: Path) -> None:
+    """Outcomes that nobody takes hold up those who wait for the service no longer than they are not taken."""
+    faults = [Fault("createTask", "html", status=502, times=6)]
+    async with emulated(Script(plans=Plan(duration=1.0), faults=faults), max_running=1) as (flux, _):
+        states = []
+        async for outcome in batch_in(tmp_path, flux, requests(12), max_running=2):
+            states.append(outcome.state)
+            await asyncio.sleep(100)
+            assert asyncio.get_running_loop().time() < 5000
+        assert Counter(states) == {"done": 6, "unknown": 6}

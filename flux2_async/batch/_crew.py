@@ -146,9 +146,9 @@ class Crew:
                 error.add_note(f"task {hand.row.task_id} (request {hand.row.id!r}) is not in the journal")
             self.fail(error)
 
-    def away(self, error: Flux2Error) -> None:
+    def away(self, hand: Hand, error: Flux2Error) -> None:
         """The service cannot be reached, is under maintenance, or its answer was lost."""
-        self.books.outage.met(error)
+        self.books.outage.met(hand, error)
         if self.books.outage.seconds > PATIENCE:
             self.fail(error)
 

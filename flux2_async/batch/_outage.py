@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from contextlib import suppress
 from typing import Final
 
 from flux2_async._outcome import Waiters
@@ -30,50 +31,51 @@ class Outage:
         self._begun = math.inf
         self._pause = 0.0
         self._until = -math.inf
-        self._trying = False
+        self._trying: object = None
 
     @property
     def seconds(self) -> float:
         """How long it has lasted."""
         return max(0.0, self._loop.time() - self._begun)
 
-    async def passed(self) -> bool:
-        """Wait until one may try to submit; give whether that is a try for all others."""
+    async def passed(self, who: object) -> None:
+        """Wait until one may submit: alone, to try for all others, while the service is away; see `done`."""
         while self.reason is not None:
             left = self._until - self._loop.time()
-            if not self._trying and left <= 0:
-                self._trying = True
-                return True
-            try:
-                async with asyncio.timeout(None if self._trying else left):
+            if self._trying is None and left <= 0:
+                self._trying = who
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left if self._trying is None else None):
                     await self._news.wait()
-            except TimeoutError:
-                pass
-        return False
 
-    def check(self) -> None:
+    def check(self, who: object) -> None:
         """Look whether the service went away after one had passed.
 
         Raises:
             Held: It did.
         """
-        if self.reason is not None:
+        if self.reason is not None and self._trying is not who:
             raise Held
 
-    def met(self, reason: Exception) -> None:
-        """A submission found the service away; those who had left together with it change nothing."""
+    def met(self, who: object, reason: Exception) -> None:
+        """A submission found the service away; those who had left before the one that tries change nothing."""
         now = self._loop.time()
+        self.reason = reason
         self._begun = min(self._begun, now)
-        if now >= self._until:
+        if self._trying in (None, who) and now >= self._until:
             self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
             self._until = now + self._pause
-        self.reason = reason
-        self._trying = False
-        self._news.wake()
+
+    def done(self, who: object) -> None:
+        """One that had passed has come to its end, whichever; the next may try."""
+        if self._trying is who:
+            self._trying = None
+            self._news.wake()
 
     def over(self) -> None:
         """The service answered."""
         if self.reason is not None:
-            self.reason = None
-            self._begun, self._pause, self._until, self._trying = math.inf, 0.0, -math.inf, False
+            self.reason = self._trying = None
+            self._begun, self._pause, self._until = math.inf, 0.0, -math.inf
             self._news.wake()

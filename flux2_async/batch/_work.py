@@ -55,7 +55,6 @@ class Hand:
         waiting: Whether it may be let go without losing anything.
         ending: Whether its end is being written down, so that it is to be told.
         left: Whether nobody waits for it any more; a createTask under way is answered all the same.
-        trying: Whether it is sent to see if the service is back, while the others wait.
         refusals: How often the service refused it.
         unclear: What to tell of it when its submission was lost in this run and is not found.
     """
@@ -65,7 +64,6 @@ class Hand:
     waiting: bool = False
     ending: bool = False
     left: bool = False
-    trying: bool = False
     refusals: int = 0
     unclear: Outcome | None = None
 
@@ -93,8 +91,7 @@ class Hand:
     async def send(self, ref: str) -> None:
         """Write down that a POST is about to leave."""
         self.crew.check_sending()
-        if not self.trying:
-            self.crew.books.outage.check()
+        self.crew.books.outage.check(self)
         self.waiting = False
         self.crew.books.sending(self)
         try:
@@ -145,30 +142,32 @@ class Hand:
         self.row = attrs.evolve(self.row, ref=ref)
         while True:
             self.waiting = True
+            refusals = self.refusals
             try:
                 # Who was not waiting when the batch was stopped was not let go then.
                 self.crew.check_sending()
-                self.trying = await self.crew.books.outage.passed()
-                refusals = self.refusals
+                await self.crew.books.outage.passed(self)
                 return await self._send(ref)
             except AmbiguousSubmitError as error:
                 return await self._lose(error)
             except Held:
                 continue
             except AWAY as error:
-                self.crew.away(error)
+                self.crew.away(self, error)
             except InvalidRequestError as error:
                 return await self._fail(error)
             except (RequestRejectedError, ServerError) as error:
                 # An upload that meets a broken server says nothing about the request; createTask does.
                 if isinstance(error, ServerError) and self.refusals == refusals:
-                    self.crew.away(error)
+                    self.crew.away(self, error)
                     continue
                 outcome = await self._fail(error)
                 self.crew.rejected(error)
                 return outcome
             except Stopped:
                 return None
+            finally:
+                self.crew.books.outage.done(self)
 
     async def _send(self, ref: str) -> ImageTask:
         task = await self.crew.flux._submit_recorded(self.row.request, ref, self)  # noqa: SLF001  made for this
@@ -180,7 +179,7 @@ class Hand:
     async def _lose(self, error: AmbiguousSubmitError) -> Outcome | None:
         self.crew.books.lost(self)
         # The next one is likely to be lost as well, and each costs a picture or a second payment.
-        self.crew.away(error)
+        self.crew.away(self, error)
         self.unclear = await self._end(self.crew.journal.lost(self.row, failure_of(error)))
         return None if self.crew.search(self) else self.unclear
 

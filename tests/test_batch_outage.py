@@ -8,7 +8,10 @@ from batches import batch_in, collect, requests
 from emulated import emulated, until
 
 from flux2_async.emulator import Fault, Plan, Script
-from flux2_async.models import RateLimit, Timeouts
+from flux2_async.emulator.files import tiny_png
+from flux2_async.models import ImageToImage, RateLimit, Timeouts
+
+LOST = Fault("createTask", "html", status=502, accepted=True, times=None)
 
 
 async def test_stopped_while_answers_are_on_their_way(tmp_path: Path) -> None:
@@ -23,6 +26,34 @@ async def test_stopped_while_answers_are_on_their_way(tmp_path: Path) -> None:
             assert await running == []
         assert batch.progress is not None
         assert (batch.progress.queued, batch.progress.reserved) == (3, 0)
+
+
+async def test_a_refusal_ends_an_outage(tmp_path: Path) -> None:
+    """A service that refuses a request for its content is there."""
+    faults = [Fault("createTask", "refuse", code=code) for code in (455, 422)]
+    async with emulated(Script(faults=faults)) as (flux, _):
+        batch = batch_in(tmp_path, flux, requests(1))
+        assert [outcome.state for outcome in await collect(batch)] == ["failed"]
+        assert batch.progress is not None
+        assert batch.progress.away is None
+
+
+async def test_a_request_that_cannot_be_sent(tmp_path: Path) -> None:
+    """Whose file is gone says nothing about the service, and the next one tries instead."""
+    (tmp_path / "gone.png").write_bytes(tiny_png("gone"))
+    edits = [ImageToImage(f"edit {n}", images=[tmp_path / "gone.png"]) for n in range(10)]
+    async with emulated(Script(latency=0.5, faults=[LOST]), rate_limit=None) as (flux, emulator):
+        batch = batch_in(tmp_path, flux, [*requests(10), *edits, *requests(90, "later")], max_running=10)
+        running = asyncio.create_task(collect(batch))
+        await until(lambda: emulator.ledger.requests)
+        (tmp_path / "gone.png").unlink()
+        await asyncio.sleep(66)
+        assert batch.progress is not None
+        assert batch.progress.failed
+        # What had left before the first answer, and tries after 2, 4, 8, 16 and 32 seconds.
+        assert batch.progress.unknown == 10 + 5
+        running.cancel()
+        await asyncio.wait([running])
 
 
 async def test_answers_that_are_lost_late(tmp_path: Path) -> None:

@@ -82,7 +82,6 @@ class Books:
 
     def failed(self, hand: Sent) -> None:
         """The request was refused and is not tried again."""
-        self.outage.over()
         self.spend.cancel(hand.row.kind)
         self.count.move(State.QUEUED, State.FAILED)
         self.news.wake()

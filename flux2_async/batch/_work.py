@@ -157,8 +157,10 @@ class Hand:
             except InvalidRequestError as error:
                 return await self._fail(error)
             except (RequestRejectedError, ServerError) as error:
-                # An upload that meets a broken server says nothing about the request; createTask does.
-                if isinstance(error, ServerError) and self.refusals == refusals:
+                # An upload says nothing about createTask, and when it meets a broken server nothing about the request.
+                if self.refusals > refusals:
+                    self.crew.books.outage.over()
+                elif isinstance(error, ServerError):
                     self.crew.away(self, error)
                     continue
                 outcome = await self._fail(error)

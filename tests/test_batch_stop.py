@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import pytest
 from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import emulated, until
 
-from flux2_async.batch import Journal, run_batch
+from flux2_async.batch import Journal, Outcome, run_batch
+from flux2_async.batch._rows import Row
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError, SessionClosedError
 from flux2_async.models import RateLimit, TextToImage
@@ -150,6 +151,26 @@ async def test_closed_while_the_reader_is_busy(tmp_path: Path) -> None:
         await batch.aclose()
         assert asyncio.get_running_loop().time() - begun == pytest.approx(5.0, abs=0.1)
         await reader
+
+
+async def test_closed_while_the_reader_waits_for_its_last_outcome(tmp_path: Path) -> None:
+    """Who asks for no other outcome does not keep the closing."""
+
+    class Watched(Journal):
+        async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: closing.set_result(loop.create_task(batch.aclose())))
+            return await super().saved(row, files)
+
+    closing: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
+    async with emulated() as (flux, _), Watched(tmp_path / "run.db") as journal:
+        batch = run_batch(flux, requests(1), journal=journal, directory=tmp_path / "results")
+        outcomes = aiter(batch)
+        assert (await anext(outcomes)).download == "saved"
+        async with asyncio.timeout(10):
+            await (await closing)
+        assert [line["download"] for line in lines(tmp_path)] == ["saved"]
+        assert await anext(outcomes, None) is None
 
 
 async def test_stopped_before_it_began(tmp_path: Path) -> None:

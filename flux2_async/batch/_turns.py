@@ -21,11 +21,6 @@ class Turns(AsyncGenerator[T, None]):
         self._source = source
         self._turn = asyncio.Lock()
 
-    @property
-    def asked(self) -> bool:
-        """Whether somebody waits for the next one."""
-        return self._turn.locked()
-
     async def asend(self, value: None, /) -> T:
         async with self._turn:
             return await self._source.asend(value)

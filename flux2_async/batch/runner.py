@@ -96,7 +96,6 @@ class Batch:
         self._options = options
         self._crew: Crew | None = None
         self._stopped = False
-        self._ended = asyncio.Event()
         self._preparing: asyncio.Task[Crew] | None = None
         self._running: weakref.ref[Turns[Outcome]] | None = None
 
@@ -130,21 +129,11 @@ class Batch:
         """Stop now, and wait until the journal is consistent and `results.jsonl` written."""
         self.stop(now=True)
         running = self._running() if self._running is not None else None
-        if running is not None and running.asked:
-            # Somebody else is waiting for the next outcome, and sees the end.
-            await self._ended.wait()
-        elif running is not None:
+        if running is not None:
+            # Who waits for the next outcome gets one that is ready, or sees the end.
             await running.aclose()
 
     async def _run(self) -> AsyncGenerator[Outcome, None]:
-        try:
-            async with aclosing(self._go_through()) as outcomes:
-                async for outcome in outcomes:
-                    yield outcome
-        finally:
-            self._ended.set()
-
-    async def _go_through(self) -> AsyncGenerator[Outcome, None]:
         async with _opened(self._journal) as journal:
             crew = await self._prepared(journal)
             if crew is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import sqlite3
 import subprocess
@@ -382,6 +383,27 @@ async def test_a_read_finds_what_was_written_before(tmp_path: Path) -> None:
         found = await journal.read(lambda connection: list(connection.execute("SELECT name FROM temp.sqlite_schema")))
         assert [name for (name,) in found] == ["one", "two"]
         await asyncio.gather(*writes)
+
+
+async def test_a_cancelled_read_behind_a_failure(tmp_path: Path) -> None:
+    """Nobody complains of a failure that whoever asked for was told of."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    async with Journal(tmp_path / "run.db") as journal:
+        begun = [
+            asyncio.ensure_future(journal._open().write(lambda connection: connection.execute("no SQL")))
+            for _ in range(2)
+        ]
+        reading = asyncio.create_task(journal.read(lambda _: None))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading, *begun])
+        assert [type(write.exception()) for write in begun] == [JournalError] * 2
+    # Errors know their frames, which know what was to be written.
+    del reading, begun
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
 
 
 async def test_a_cancelled_closing_leaves_the_journal_free(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,10 +84,9 @@ class Database:
         """
         connection = self._open()
         if self._waiting:
-            behind = self.write(_nothing)
-            await asyncio.wait([behind])
-            # Whoever asked for what failed is told.
-            behind.exception()
+            # Whoever asked for what fails is told.
+            with suppress(Exception):
+                await self.write(_nothing)
         return await self._run(partial(self._guarded, query, connection))
 
     def write(self, change: Change, *, durable: bool = False) -> "asyncio.Future[Any]":

@@ -55,6 +55,10 @@ class Record(Protocol):
         """The last POST was certainly not accepted; told before any pause."""
         ...
 
+    def wanted(self) -> bool:
+        """Whether a refusal that allows another try is to be followed by one."""
+        ...
+
     async def accepted(self, ref: str, task_id: str, /) -> None:
         """The last POST became this task; told before anything else is done with the id."""
         ...
@@ -304,7 +308,8 @@ class Submitter:
             if submission.claim is not None:
                 await submission.claim.release()
             # Nobody is left to wait, or to send: the refusal stands.
-            if not submission.callers or self._closed:
+            unwanted = submission.record is not None and not submission.record.wanted()
+            if not submission.callers or self._closed or unwanted:
                 raise answer
             if isinstance(answer, RateLimitedError):
                 refused = True

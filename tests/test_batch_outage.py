@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from batches import batch_in, collect, requests
 from emulated import emulated, until
 
@@ -14,9 +15,10 @@ from flux2_async.models import ImageToImage, RateLimit, Timeouts
 LOST = Fault("createTask", "html", status=502, accepted=True, times=None)
 
 
-async def test_stopped_while_answers_are_on_their_way(tmp_path: Path) -> None:
-    """A batch ends also when the answers to what had left before the stop say that the service is away."""
-    away = Fault("createTask", "refuse", code=455, times=None)
+@pytest.mark.parametrize("code", [429, 455])
+async def test_stopped_while_answers_are_on_their_way(tmp_path: Path, code: int) -> None:
+    """A batch ends also when the answers to what had left before the stop ask to come again later."""
+    away = Fault("createTask", "refuse", code=code, retry_after=3000, times=None)
     async with emulated(Script(latency=3.0, faults=[away])) as (flux, emulator):
         batch = batch_in(tmp_path, flux, requests(3))
         running = asyncio.create_task(collect(batch))

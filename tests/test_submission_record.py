@@ -6,7 +6,13 @@ import attrs
 from emulated import REQUEST, emulated, error_of, until
 
 from flux2_async.emulator import Fault, Plan, Script
-from flux2_async.errors import AmbiguousSubmitError, InsufficientCreditsError, SessionClosedError, TransportError
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    InsufficientCreditsError,
+    RateLimitedError,
+    SessionClosedError,
+    TransportError,
+)
 from flux2_async.models import RateLimit
 
 
@@ -17,12 +23,16 @@ class Keeper:
     told: list[tuple[str, ...]] = attrs.field(factory=list)
     times: list[float] = attrs.field(factory=list)
     seconds: float = 0.0
+    patient: bool = True
 
     async def send(self, ref: str) -> None:
         self._note("send", ref)
 
     async def refused(self, ref: str) -> None:
         self._note("refused", ref)
+
+    def wanted(self) -> bool:
+        return self.patient
 
     async def accepted(self, ref: str, task_id: str) -> None:
         self._note("accepted", ref, task_id)
@@ -42,6 +52,17 @@ async def test_a_refusal_is_told_before_the_pause() -> None:
     assert keeper.told == [("send", "mine"), ("refused", "mine"), ("send", "mine"), ("accepted", "mine", task.id)]
     assert keeper.times[1] - keeper.times[0] < 1
     assert keeper.times[2] - keeper.times[1] >= 5
+
+
+async def test_a_refusal_stands_when_no_other_try_is_wanted() -> None:
+    """The pause that the service asks for is not waited for, and the refusal is the outcome."""
+    keeper = Keeper(patient=False)
+    begun = asyncio.get_running_loop().time()
+    async with emulated(Script(faults=[Fault("createTask", "refuse", retry_after=3000)])) as (flux, _):
+        error = await error_of(flux._submit_recorded(REQUEST, "mine", keeper))
+    assert isinstance(error, RateLimitedError)
+    assert keeper.told == [("send", "mine"), ("refused", "mine")]
+    assert keeper.times[1] - begun < 1
 
 
 async def test_each_try_without_a_connection_is_a_refusal() -> None:

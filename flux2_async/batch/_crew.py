@@ -69,6 +69,7 @@ class Crew:
         books: What is where, and what it costs.
         failure: What stopped the run, or None.
         stopped: Why no more is sent although there is more, or None.
+        stopping: Whether nothing more is sent.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class Crew:
         self.books = Books(start, limits.max_credits)
         self.failure: Exception | None = None
         self.stopped: str | None = None
+        self.stopping = False
         self._limits = limits
-        self._stopping = False
         self._over = False
         self._room = asyncio.Semaphore(limits.in_hand)
         self._outcomes: asyncio.Queue[tuple[Outcome, bool] | None] = asyncio.Queue()
@@ -107,7 +108,7 @@ class Crew:
 
     def stop(self, *, now: bool = False) -> None:
         """Send nothing more; with `now` wait for nothing either."""
-        self._stopping = True
+        self.stopping = True
         self._over |= now
         if self._intake is not None:
             self._intake.cancel()
@@ -134,7 +135,7 @@ class Crew:
         Raises:
             Stopped: Nothing is.
         """
-        if self._stopping:
+        if self.stopping:
             raise Stopped
 
     async def written(self, hand: Hand, writing: Awaitable[None]) -> None:
@@ -174,7 +175,7 @@ class Crew:
 
     async def _lead(self) -> None:
         self._intake = asyncio.create_task(self._take_in())
-        if self._stopping:
+        if self.stopping:
             self._intake.cancel()
         await asyncio.wait([self._intake])
         if not self._intake.cancelled() and (error := self._intake.exception()):
@@ -271,7 +272,7 @@ class Crew:
     async def _end_search(self) -> None:
         """Give the last callbacks their time."""
         loop = asyncio.get_running_loop()
-        while self._searching and not self._stopping and loop.time() < self._search_until:
+        while self._searching and not self.stopping and loop.time() < self._search_until:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._search_until):
                     await self.books.news.wait()

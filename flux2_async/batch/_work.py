@@ -112,6 +112,10 @@ class Hand:
         self._wait()
         await self.crew.written(self, self.crew.journal.refused(self.row))
 
+    def wanted(self) -> bool:
+        """Whether it is to be sent again after a pause that the service asks for."""
+        return not self.crew.stopping
+
     async def accepted(self, _: str, task_id: str) -> None:
         """Write down which task it became."""
         self.row = attrs.evolve(self.row, task_id=task_id)

@@ -22,7 +22,8 @@ from flux2_async._limiter import Limiter, Permits, Slots
 from flux2_async._outcome import Waiters
 from flux2_async._remembered import Remembered
 from flux2_async._schedule import Schedules
-from flux2_async._submission import OnSend, Record, Submission, Submitter
+from flux2_async._submission import OnSend, Record, Submission
+from flux2_async._submitter import Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
 from flux2_async._wire import decode_record

@@ -1,0 +1,327 @@
+"""From a request to a task id: slot, upload, permit, `on_send`, POST; in this order.
+
+Each submission runs in an asyncio task of the session, so that a caller who is cancelled leaves at once. What
+then happens depends on where the submission is: from `on_send` to the answer it is finished, because the service
+may be charging already; anywhere else it is given up, unless another caller joined it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from flux2_async._files import Files
+from flux2_async._limiter import Permit, Permits, Slots
+from flux2_async._submission import Submission
+from flux2_async._transport import Transport
+from flux2_async._wire import encode_request
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    Flux2Error,
+    RateLimitedError,
+    SessionClosedError,
+    TransportError,
+)
+from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.tasks import ImageTask
+
+__all__ = ["Submitter"]
+
+logger = logging.getLogger("flux2_async")
+
+# A connection that was never made costs nothing; a network that is away for longer is the caller's to know.
+PAUSES_UNCONNECTED: Final = (0.5, 1.0, 2.0)
+# Seconds that closing waits for what it has cancelled.
+DEAF_FOR: Final = 1.0
+
+
+class _TakenError(Exception):
+    """Another process reserved the key just before."""
+
+
+class Submitter:
+    """Runs submissions and hands on the tasks that were accepted.
+
+    Args:
+        transport: Sends.
+        files: Uploads.
+        slots: Tasks that may be alive.
+        limiter: Tasks that may be started.
+        address: Gives the callback address of a submission, or None without callbacks.
+        on_accepted: Called with the id of an accepted task; gives its handle, and whether that took over the slot.
+        on_end: Called when a submission has come to its end, whichever.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        files: Files,
+        slots: Slots,
+        limiter: Permits,
+        address: Callable[[str], str | None],
+        on_accepted: Callable[[Submission, str], tuple[ImageTask, bool]],
+        on_end: Callable[[Submission], None],
+    ) -> None:
+        self._transport = transport
+        self._files = files
+        self._slots = slots
+        self._limiter = limiter
+        self._address = address
+        self._on_accepted = on_accepted
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._jobs: dict[Submission, asyncio.Task[None]] = {}
+        self._closed = False
+        self._abandoned = False
+        self.submitted = 0
+        self.refused = 0
+        self.ambiguous = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def start(self, submission: Submission) -> None:
+        """Set a submission going.
+
+        Raises:
+            SessionClosedError: The session is closing.
+        """
+        if self._closed:
+            raise SessionClosedError("the session was closed; nothing was sent")
+        # Not through the loop's task factory: an eager one would run it before its key is bound to it.
+        job = asyncio.Task(self._run(submission), loop=self._loop, name=f"flux2_async submit {submission.ref}")
+        self._jobs[submission] = job
+        job.add_done_callback(lambda _: self._forget(submission))
+
+    async def wait(self, submission: Submission) -> ImageTask:
+        """Wait for a submission as one of its callers.
+
+        Raises:
+            Flux2Error: What went wrong, see `Flux2Session.submit`.
+        """
+        submission.callers += 1
+        try:
+            await submission.outcome.wait()
+        finally:
+            submission.callers -= 1
+            if not submission.callers and not submission.outcome.done and not submission.sending:
+                self.give_up(submission, _left())
+        return submission.outcome.get()
+
+    def give_up(self, submission: Submission, error: Flux2Error) -> bool:
+        """End a submission that is not being sent; give False when it is, or has ended."""
+        job = self._jobs.get(submission)
+        if job is None or submission.sending:
+            return False
+        job.cancel()
+        self._end(submission, error=error)
+        return True
+
+    async def aclose(self, grace: float) -> tuple[str, ...]:
+        """End all submissions: POSTs under way have `grace` seconds; give the refs whose outcome is unknown."""
+        self._closed = True
+        for submission in tuple(self._jobs):
+            self.give_up(submission, SessionClosedError("the session was closed; nothing was sent"))
+        jobs = dict(self._jobs)
+        if jobs:
+            await asyncio.wait(jobs.values(), timeout=grace)
+            self.abandon()
+            await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
+            # An `on_send` that ignores being cancelled holds up neither the closing nor its callers.
+            for submission in tuple(self._jobs):
+                self._end(submission, error=_cut_off(submission, "the session was closed"))
+        return tuple(submission.ref for submission in jobs if submission.posted)
+
+    def abandon(self) -> None:
+        """End what is being sent as well, at once; the service may have accepted it."""
+        self._closed = self._abandoned = True
+        for job in self._jobs.values():
+            job.cancel()
+
+    async def _run(self, submission: Submission) -> None:
+        error: Exception | None = None
+        task: ImageTask | None = None
+        try:
+            task = await self._submit(submission)
+        except Exception as caught:  # noqa: BLE001  whatever `on_send` or a file raises belongs to the callers
+            error = caught
+        except BaseException:
+            # Of `give_up`, which has written the outcome, of `abandon`, or of an `on_send` that was cancelled itself.
+            error = _cut_off(submission, "the session was closed" if self._closed else "the submission was cancelled")
+            raise
+        finally:
+            if isinstance(error, AmbiguousSubmitError):
+                self.ambiguous += 1
+                logger.warning("submission %s: it is not known whether the service accepted it", submission.ref)
+            self._end(submission, task, error)
+
+    def _end(self, submission: Submission, task: ImageTask | None = None, error: Exception | None = None) -> None:
+        if submission.outcome.settle(task, error) and submission.claim is not None:
+            if task is not None:
+                submission.claim.bound(task.id)
+            elif submission.posted:
+                submission.claim.doubted()
+            else:
+                submission.claim.freed()
+        self._on_end(submission)
+
+    def _forget(self, submission: Submission) -> None:
+        # Here and not in `_run`, because a job that is cancelled before its first step never gets there.
+        del self._jobs[submission]
+        self._on_end(submission)
+
+    async def _submit(self, submission: Submission) -> ImageTask:
+        while submission.claim is not None:
+            task = await submission.claim.look()
+            if task is not None:
+                return task
+            try:
+                return await self._submit_new(submission)
+            except _TakenError:
+                continue
+        return await self._submit_new(submission)
+
+    async def _submit_new(self, submission: Submission) -> ImageTask:
+        begun = self._loop.time()
+        await self._slots.acquire(
+            priority=submission.priority, max_wait=submission.wait_left(), since=submission.started
+        )
+        submission.waited += self._loop.time() - begun
+        slot_kept = False
+        try:
+            # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
+            submission.request, input_urls = await self._upload(submission.request)
+            body = encode_request(submission.request, input_urls, self._address(submission.ref))
+            task_id = await self._send(submission, body)
+            self.submitted += 1
+            logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
+            task, slot_kept = self._on_accepted(submission, task_id)
+            return task
+        finally:
+            if not slot_kept:
+                self._slots.release()
+
+    async def _upload(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+        """Give the request without bytes, and the addresses of its pictures."""
+        if not isinstance(request, ImageToImage):
+            return request, ()
+        uploaded = await self._files.urls(request.images)
+        kept = tuple(
+            there if isinstance(here, bytes) else here for here, there in zip(request.images, uploaded, strict=True)
+        )
+        urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
+        return attrs.evolve(request, images=kept), urls
+
+    async def _send(self, submission: Submission, body: bytes) -> str:
+        refused = False
+        pauses = iter(PAUSES_UNCONNECTED)
+        while True:
+            begun = self._loop.time()
+            permit = await self._limiter.acquire(
+                priority=submission.priority,
+                max_wait=submission.wait_left(),
+                since=submission.started,
+                first=refused,
+            )
+            submission.waited += self._loop.time() - begun
+            answer = await self._post(submission, body, permit)
+            if isinstance(answer, str):
+                return answer
+            if submission.claim is not None:
+                await submission.claim.release()
+            # Nobody is left to wait, or to send: the refusal stands.
+            unwanted = submission.record is not None and not submission.record.wanted()
+            if not submission.callers or self._closed or unwanted:
+                raise answer
+            if isinstance(answer, RateLimitedError):
+                refused = True
+            else:
+                await self._pause(submission, next(pauses, None), answer)
+
+    async def _pause(self, submission: Submission, pause: float | None, error: Flux2Error) -> None:
+        left = submission.wait_left()
+        if pause is None or (left is not None and left < pause):
+            raise error
+        submission.waited += pause
+        await asyncio.sleep(pause)
+
+    async def _post(
+        self, submission: Submission, body: bytes, permit: Permit
+    ) -> str | RateLimitedError | TransportError:
+        """Send once and settle the permit; give the task id, or the refusal that allows another try."""
+        submission.sending = True
+        try:
+            try:
+                await self._prepare(submission)
+            except BaseException:
+                permit.never_sent()
+                raise
+            try:
+                answer = await self._post_now(submission, body, permit)
+            finally:
+                if submission.record is not None and not submission.posted:
+                    await submission.record.refused(submission.ref)
+            if submission.record is not None and isinstance(answer, str):
+                await submission.record.accepted(submission.ref, answer)
+            submission.posted = False
+            return answer
+        finally:
+            submission.sending = False
+
+    async def _prepare(self, submission: Submission) -> None:
+        if submission.claim is not None:
+            reserved = await submission.claim.reserve()
+            # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
+            if not submission.callers:
+                raise _left()
+            if not reserved:
+                raise _TakenError
+        if submission.on_send is not None:
+            await submission.on_send(submission.ref)
+            if self._abandoned:
+                raise _cut_off(submission, "the session was closed")
+        if submission.record is not None:
+            await submission.record.send(submission.ref)
+
+    async def _post_now(
+        self, submission: Submission, body: bytes, permit: Permit
+    ) -> str | RateLimitedError | TransportError:
+        submission.posted = True
+        try:
+            task_id = await self._transport.create_task(body, request=submission.request, ref=submission.ref)
+        except TransportError as error:
+            permit.never_sent()
+            submission.posted = False
+            return error
+        except RateLimitedError as error:
+            self.refused += 1
+            permit.refused(error.retry_after)
+            submission.posted = False
+            return error
+        except ApiError:
+            permit.answered()
+            submission.posted = False
+            raise
+        except BaseException:
+            permit.ambiguous()
+            raise
+        permit.answered()
+        return task_id
+
+
+def _left() -> Flux2Error:
+    return SessionClosedError("the caller of this submission left; nothing was sent")
+
+
+def _cut_off(submission: Submission, what: str) -> Flux2Error:
+    if submission.posted:
+        return AmbiguousSubmitError(
+            f"{what} while createTask was under way; the task may exist and cost money",
+            request=submission.request,
+            ref=submission.ref,
+        )
+    return SessionClosedError(f"{what}; nothing was sent")

@@ -1,7 +1,6 @@
 """What the tests of batches share."""
 
 import json
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,13 +42,6 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def prompts(calls: Any) -> list[str]:
     """The prompts of createTask calls."""
     return [call.body["input"]["prompt"] for call in calls]
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """A session on the emulator, as most tests want it."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +29,13 @@ async def emulated(script: Script | None = None, **options: Any) -> AsyncIterato
     script.render = False
     async with Emulator(script) as emulator, session_for(emulator, **options) as flux:
         yield flux, emulator
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:

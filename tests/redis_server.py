@@ -6,7 +6,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,17 +13,11 @@ from types import TracebackType
 from typing import Self
 
 import redis
+from emulated import free_port
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 PROGRAM = os.environ.get("FLUX2_TEST_REDIS_SERVER", "redis-server")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class RedisServer:

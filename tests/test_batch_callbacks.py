@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
-from batches import batch_in, collect, free_port, lines, receiving, requests, run
-from emulated import until
+from batches import batch_in, collect, lines, receiving, requests, run
+from emulated import free_port, until
 
 from flux2_async.batch import Failure, Journal, Outcome, run_batch
 from flux2_async.batch._rows import Row
@@ -30,18 +30,23 @@ async def test_a_lost_reply_is_found_in_the_same_run(tmp_path: Path) -> None:
         assert (batch.progress.unknown, batch.progress.spent, batch.progress.reserved) == (0, 42, 0)
 
 
+async def left_in_doubt(folder: Path, emulator: Emulator, port: int) -> list[Outcome]:
+    """Run a batch of one request until its reply is lost, and stop it; gives what was told of it."""
+    async with receiving(emulator, port) as flux:
+        batch = batch_in(folder, flux, requests(1))
+        running = asyncio.create_task(collect(batch))
+        await until(lambda: flux.statistics().ambiguous)
+        await asyncio.sleep(1)
+        await batch.aclose()
+        return await running
+
+
 async def test_a_lost_reply_is_found_in_the_next_run(tmp_path: Path) -> None:
     """A callback that comes to the next process, with the same secret, brings the picture."""
     port = free_port()
     script = Script(plans=Plan(duration=200.0), faults=[LOST], render=False)
     async with Emulator(script) as emulator:
-        async with receiving(emulator, port) as flux:
-            batch = batch_in(tmp_path, flux, requests(1))
-            running = asyncio.create_task(collect(batch))
-            await until(lambda: flux.statistics().ambiguous)
-            await asyncio.sleep(1)
-            await batch.aclose()
-            assert [outcome.state for outcome in await running] == ["unknown"]
+        assert [outcome.state for outcome in await left_in_doubt(tmp_path, emulator, port)] == ["unknown"]
         async with receiving(emulator, port) as flux:
             [outcome] = await run(tmp_path, flux, requests(1))
         assert (outcome.state, outcome.download, outcome.task_id) == ("done", "saved", emulator.ledger.accepted[0])
@@ -53,12 +58,7 @@ async def test_a_callback_that_came_before_the_run_is_told_once(tmp_path: Path) 
     port = free_port()
     script = Script(plans=Plan(duration=200.0), faults=[LOST], render=False)
     async with Emulator(script) as emulator:
-        async with receiving(emulator, port) as flux:
-            batch = batch_in(tmp_path, flux, requests(1))
-            running = asyncio.create_task(collect(batch))
-            await until(lambda: flux.statistics().ambiguous)
-            await batch.aclose()
-            await running
+        await left_in_doubt(tmp_path, emulator, port)
         async with receiving(emulator, port) as flux:
             await asyncio.sleep(300)
             outcomes = await run(tmp_path, flux, requests(1))

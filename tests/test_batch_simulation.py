@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import free_port, lines, prompts, receiving, requests
-from emulated import session_for
+from batches import lines, prompts, receiving, requests
+from emulated import free_port, session_for
 
 from flux2_async.batch import Batch, Journal, Outcome, State, document, run_batch
 from flux2_async.batch._rows import Row

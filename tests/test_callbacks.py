@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -12,7 +11,7 @@ import aiohttp
 import anyio.to_thread
 import pytest
 from callback_receivers import on_aiohttp, on_uvicorn
-from emulated import REQUEST, emulated, error_of, until
+from emulated import REQUEST, emulated, error_of, free_port, until
 
 from flux2_async._callbacks import (
     MAX_AMBIGUOUS,
@@ -51,12 +50,6 @@ def on_own_server(flux: Flux2Session, port: int) -> AbstractAsyncContextManager[
 
 def on_asgi(flux: Flux2Session, port: int) -> AbstractAsyncContextManager[object]:
     return on_uvicorn(asgi_app(flux), port)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@
 
 import asyncio
 import multiprocessing
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +15,7 @@ from typing import Any
 import attrs
 import coordinated_worker
 import pytest
-from emulated import REQUEST, until
+from emulated import REQUEST, free_port, until
 
 from flux2_async.coordination import HostCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
@@ -110,11 +109,6 @@ async def team(path: Path, limit: int, period: float, **script: Any) -> AsyncIte
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state.sqlite"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 async def test_four_processes_use_up_one_limit(path: Path) -> None:

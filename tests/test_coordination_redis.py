@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from emulated import error_of, session_for, until
-from redis_server import RedisServer, free_port
+from emulated import error_of, free_port, session_for, until
+from redis_server import RedisServer
 
 import flux2_async.coordination
 from flux2_async import (

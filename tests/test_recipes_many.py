@@ -13,9 +13,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from emulated import until
+from emulated import free_port, until
 from readme import recipe
-from redis_server import RedisServer, free_port
+from redis_server import RedisServer
 from sybil import Example
 
 from flux2_async.emulator import Limit, Plan, Script

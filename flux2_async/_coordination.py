@@ -35,10 +35,12 @@ class Terms:
     Attributes:
         rate: The account's limit, or None for no window; a 429 pauses everybody all the same.
         lease: Seconds after which a permit whose owner says nothing counts as ambiguous; no POST lives longer.
+        post: Seconds that a POST may take; with less than that left of its lease no permit is used.
     """
 
     rate: RateLimit | None
     lease: float
+    post: float = 0.0
 
 
 @attrs.frozen

@@ -291,7 +291,8 @@ class Engine:
         async def exists(task_id: str) -> bool:
             return await self.look(task_id) is not None
 
-        terms = Terms(rate_limit, timeouts.connect + timeouts.submit + LEASE_SLACK)
+        lease = timeouts.connect + timeouts.submit + LEASE_SLACK
+        terms = Terms(rate_limit, lease, post=timeouts.submit)
         return Sharing(coordination, self._account, terms, on_callback=self._relayed, exists=exists)
 
     def _relay(self, ref: str, task_id: str) -> None:

@@ -95,16 +95,28 @@ class Permit:
     it is dropped: a permit may come back late, but is never lost.
     """
 
-    __slots__ = ("_settle", "_settled")
+    __slots__ = ("_lease_ended", "_settle", "_settled")
 
-    def __init__(self, settle: Callable[[Fate, float | None], None]) -> None:
+    def __init__(
+        self, settle: Callable[[Fate, float | None], None], lease_ended: Callable[[], bool] | None = None
+    ) -> None:
         self._settle = settle
+        self._lease_ended = lease_ended
         self._settled = False
 
     @property
     def settled(self) -> bool:
         """Whether the request's fate was told already."""
         return self._settled
+
+    def lease_ended(self) -> bool:
+        """Whether it is too late to send by this permit, since others may have it by the time of the answer.
+
+        To be asked immediately before the request's first byte, with nothing awaited in between: a process that was
+        stopped, or a machine that slept, had no chance to hear of it. A permit that is too late is given back by
+        `never_sent` and asked for anew. Always False for the limiter of one process, whose permits wait.
+        """
+        return self._lease_ended is not None and self._lease_ended()
 
     def never_sent(self) -> None:
         """The request certainly did not leave: back at once."""

@@ -11,6 +11,8 @@ session joins again.
 import asyncio
 import itertools
 import math
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,6 +40,25 @@ LAST_WORDS: Final = 1.0
 FEWER_AFTER: Final = 60.0
 
 
+def boot_time() -> float:
+    """Give seconds by a clock that goes on while the process is stopped and while the machine sleeps."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    if sys.platform == "darwin":
+        # `time.monotonic` stands still there while the machine sleeps.
+        return time.clock_gettime(time.CLOCK_MONOTONIC)
+    return time.monotonic()
+
+
+@attrs.frozen
+class _Lent:
+    """A permit that the shared state has lent, and when at the earliest, by either clock."""
+
+    name: str
+    asked_at: float
+    asked_at_boot_time: float
+
+
 @attrs.frozen
 class _News:
     """A settlement on its way to the shared state, with the time at which it happened."""
@@ -55,14 +76,18 @@ class SharedLimiter(Turnstile[Permit]):
         coordinator: The way to the shared state.
         terms: The limit, and how long a permit may be out.
         may_degrade: Whether submissions go on by a share of the limit while the shared state cannot be asked.
+        clock: Seconds that go on while the machine sleeps, which those of the loop do not.
 
     Attributes:
         membership: Whether this session takes part; other questions to the coordinator go through it as well.
         waiting: Tasks that wait for a permit.
     """
 
-    def __init__(self, coordinator: Coordinator, terms: Terms, *, may_degrade: bool) -> None:
+    def __init__(
+        self, coordinator: Coordinator, terms: Terms, *, may_degrade: bool, clock: Callable[[], float] = boot_time
+    ) -> None:
         super().__init__()
+        self._clock = clock
         self._loop = self._home = asyncio.get_running_loop()
         self._coordinator = coordinator
         self._terms = terms
@@ -76,7 +101,7 @@ class SharedLimiter(Turnstile[Permit]):
             patience=(terms.rate.period if terms.rate else PAUSE_WITHOUT_LIMIT) / 5,
         )
         # Empty but while an answer is dealt out.
-        self._hand: deque[str] = deque()
+        self._hand: deque[_Lent] = deque()
         # Lent to us, and the shared state has not heard their end.
         self._out: set[str] = set()
         self._news: deque[_News] = deque()
@@ -180,9 +205,15 @@ class SharedLimiter(Turnstile[Permit]):
         return self._until
 
     def _grant(self, now: float, /) -> Permit:
-        if self._share is not None:
-            return Permit(partial(self._settle_own, self._share, self._share.take(now)))
-        return Permit(partial(self._settle, self._hand.popleft()))
+        if (share := self._share) is not None:
+            # Once the session is back, what it had not sent by then is declared for two periods and no longer.
+            return Permit(partial(self._settle_own, share, share.take(now)), lambda: share is not self._share)
+        lent = self._hand.popleft()
+        return Permit(partial(self._settle, lent.name), partial(self._lease_ended, lent))
+
+    def _lease_ended(self, lent: _Lent) -> bool:
+        passed = max(self._home.time() - lent.asked_at, self._clock() - lent.asked_at_boot_time)
+        return passed >= self._terms.lease - self._terms.post
 
     def _take_back(self, grant: Permit, /) -> None:
         grant.never_sent()
@@ -229,6 +260,7 @@ class SharedLimiter(Turnstile[Permit]):
         """Ask once and use the answer; give the seconds until it makes sense to ask again."""
         head = self._waiters.next(self._home.time())
         want, first = min(self.waiting, MAX_WANT), head is not None and head.first
+        asked_at, asked_at_boot_time = self._home.time(), self._clock()
         try:
             answer = await self.membership.ask(lambda: self._coordinator.acquire(want, first=first))
         except CoordinationError:
@@ -238,12 +270,12 @@ class SharedLimiter(Turnstile[Permit]):
         self._ask_at = now + answer.wait if self._queued else -math.inf
         self._use(answer, now)
         self._out.update(answer.leases)
-        self._hand.extend(answer.leases)
+        self._hand.extend(_Lent(name, asked_at, asked_at_boot_time) for name in answer.leases)
         if self._until <= now:
             self._wake()
         # Who wanted them has left, or a pause came in between.
         while self._hand:
-            self._report(self._hand.popleft(), Fate.NEVER_SENT, 0.0)
+            self._report(self._hand.popleft().name, Fate.NEVER_SENT, 0.0)
         for waiter in self._waiters.late(now, now + min(answer.wait, 1.001 * PATIENCE)):
             self._fail(waiter, self._too_late(waiter, now))
         return max(answer.wait, self._until - now)

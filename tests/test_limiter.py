@@ -754,3 +754,11 @@ async def test_those_who_left_are_forgotten() -> None:
     heaps = (slots._waiters._by_priority, slots._waiters._by_age, slots._waiters._by_deadline)
 
     assert max(len(heap._entries) for heap in heaps) < 100
+
+
+async def test_permit_of_one_process_has_no_lease() -> None:
+    """Nobody else can take it meanwhile, so it may be used however late."""
+    permit = await Limiter(RateLimit(1, 10.0)).acquire()
+    await asyncio.sleep(1e6)
+    assert not permit.lease_ended()
+    permit.answered()

@@ -668,3 +668,63 @@ async def test_without_a_limit_a_refusal_still_pauses_all() -> None:
         await take(other)
 
         assert now() == pytest.approx(begun + 10.0, abs=0.3)
+
+
+# --- The end of a lease ---
+
+
+async def test_lease_ends_while_there_is_still_time_for_a_post() -> None:
+    """A permit may be used as long as a request sent now is answered before the others count it as lost."""
+    terms = Terms(RateLimit(1, PERIOD), 70.0, post=60.0)
+    async with limiters(Memory(), terms=terms) as (limiter,):
+        permit = await limiter.acquire()
+        assert not permit.lease_ended()
+        await asyncio.sleep(9.5)
+        assert not permit.lease_ended()
+        await asyncio.sleep(0.6)
+        assert permit.lease_ended()
+        permit.never_sent()
+
+        begun = now()
+        again = await limiter.acquire()
+        assert not again.lease_ended()
+        assert now() - begun < 1.0, "what was given back is free at once"
+        again.answered()
+
+
+async def test_lease_goes_on_while_the_machine_sleeps() -> None:
+    """A lease ends by a clock that does not stand still when the loop's does, counted from before the question."""
+    asleep = 0.0
+    terms = Terms(RateLimit(1, PERIOD), 70.0, post=60.0)
+    memory = Memory()
+    limiter = SharedLimiter(
+        memory.coordinator("account", terms, lambda _: None), terms, may_degrade=True, clock=lambda: now() + asleep
+    )
+    await limiter.open()
+    permit = await limiter.acquire()
+    asleep = 11.0
+    assert permit.lease_ended()
+    permit.never_sent()
+
+    waiting = asyncio.create_task(limiter.acquire())
+    await until(lambda: memory.asks == 2)
+    asleep += 11.0
+    late = await waiting
+    assert late.lease_ended(), "the machine slept while the answer was on its way"
+    late.never_sent()
+    await limiter.aclose()
+
+
+async def test_permit_of_an_outage_ends_with_it() -> None:
+    """What was let through by a share of the limit and is not sent by the time the others are back is asked anew."""
+    memory = Memory()
+    async with limiters(memory) as (limiter,):
+        memory.down = True
+        (await limiter.acquire()).never_sent()
+        await until(lambda: not limiter.membership.joined)
+        permit = await limiter.acquire()
+        assert not permit.lease_ended()
+        memory.down = False
+        await until(lambda: limiter.membership.joined)
+        assert permit.lease_ended()
+        permit.never_sent()

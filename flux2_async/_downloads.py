@@ -14,10 +14,11 @@ import anyio
 import anyio.to_thread
 
 from flux2_async._converter import http_address
+from flux2_async._file_transport import FileReply
 from flux2_async._media import result_name, result_stem
 from flux2_async._part import Part
 from flux2_async._retry import persist
-from flux2_async._transport import FileReply, Transport
+from flux2_async._transport import Transport
 from flux2_async._wire import decode_download_url, retry_after
 from flux2_async.errors import (
     ApiError,
@@ -126,7 +127,7 @@ class Downloads:
             raise expired from None
 
     async def _go_on(self, part: Part, url: str) -> None:
-        async with self._transport.download(url, part.request_headers()) as reply:
+        async with self._transport.files.get(url, part.request_headers()) as reply:
             if reply.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.ends_at(reply.headers):
                 return
             await _begin(part, url, reply)

@@ -8,17 +8,17 @@ No error of aiohttp leaves this module, not even as a context: `ClientResponseEr
 header in its repr. Errors are therefore raised after the `except` block, never in it.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
-import attrs
 
 from flux2_async._credentials import Credentials, check_borrowed
-from flux2_async._version import VERSION
+from flux2_async._failures import failure_text
+from flux2_async._file_transport import FileTransport
+from flux2_async._version import USER_AGENT
 from flux2_async._wire import Reply, decode_envelope, find_task_id, refusal, retry_after
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -29,58 +29,24 @@ from flux2_async.errors import (
 )
 from flux2_async.models import Request, Timeouts
 
-__all__ = ["FileReply", "Transport"]
+__all__ = ["Transport"]
 
 # An idle connection that the server is about to close makes a POST look like a lost reply.
 SUBMIT_KEEPALIVE: Final = 1.0
 # Of a connector's settings. The others say how many connections there are, and how long idle ones live.
 ROUTE: Final = ("ssl", "family", "resolver", "use_dns_cache", "happy_eyeballs_delay", "interleave", "socket_factory")
 MAX_REPLY: Final = 8 * 1024 * 1024
-CHUNK: Final = 64 * 1024
 
 # Subclasses of less certain errors: ClientConnectorError is a ClientOSError, ConnectionTimeoutError a
 # ServerTimeoutError. ClientHttpProxyError is the proxy's refusal of CONNECT.
 NEVER_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 
 
-@attrs.frozen
-class FileReply:
-    """The head of a file that is being downloaded, and its content.
-
-    Attributes:
-        status: HTTP status, 200 or 206 for content.
-        headers: Of the answer, names in any case.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    _response: aiohttp.ClientResponse
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Give the content piece by piece.
-
-        Yields:
-            Up to 64 KiB at a time.
-
-        Raises:
-            TransportError: The content broke off.
-        """
-        content = self._response.content
-        while True:
-            chunk, failure = b"", None
-            try:
-                chunk = await content.read(CHUNK)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                failure = _failure(error, urlsplit(str(self._response.url)).hostname)
-            if failure:
-                raise failure
-            if not chunk:
-                return
-            yield chunk
-
-
 class Transport:
     """Speaks HTTP with the service.
+
+    Attributes:
+        files: Speaks with the hosts of files, without the key.
 
     Args:
         credentials: The account.
@@ -98,16 +64,16 @@ class Transport:
         self._timeouts = timeouts
         self._submit_timeout = aiohttp.ClientTimeout(total=timeouts.connect + timeouts.submit, connect=timeouts.connect)
         self._record_timeout = aiohttp.ClientTimeout(total=timeouts.record, sock_connect=timeouts.connect)
+        self.files = FileTransport(timeouts)
         self._borrowed = http
         self._http: aiohttp.ClientSession | None = None
         self._submit_http: aiohttp.ClientSession | None = None
         self._closed = False
-        self._user_agent = f"flux2-async/{VERSION}"
         self._key = credentials.api_key.encode()
         self._headers = {
             "Authorization": f"Bearer {credentials.api_key}",
             "Accept": "application/json",
-            "User-Agent": self._user_agent,
+            "User-Agent": USER_AGENT,
         }
         self._json_headers = {**self._headers, "Content-Type": "application/json"}
 
@@ -115,10 +81,12 @@ class Transport:
         """Make the connections' pools, in the running loop."""
         self._http = self._borrowed or aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         self._submit_http = _submit_session(self._borrowed)
+        self.files.open(self._http)
 
     async def aclose(self) -> None:
         """Close what `open` made; a borrowed session stays open."""
         self._closed = True
+        self.files.close()
         if self._submit_http is not None:
             await self._submit_http.close()
         if self._http is not None and self._http is not self._borrowed:
@@ -203,47 +171,6 @@ class Transport:
             data=form,
         )
 
-    @asynccontextmanager
-    async def download(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[FileReply]:
-        """Open a file at any host, without the key.
-
-        Args:
-            url: Its http(s) address.
-            headers: Further headers, such as Range.
-
-        Yields:
-            The answer, whatever its status; its content is read with `chunks`.
-
-        Raises:
-            TransportError: No answer came.
-        """
-        assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
-        timeout = aiohttp.ClientTimeout(total=self._timeouts.download, sock_connect=self._timeouts.connect)
-        # Content-Length is compared with what arrives, so nothing may be unpacked on the way.
-        sent = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
-        failure = self._unusable(self._http)
-        if failure:
-            raise failure
-        response = None
-        try:
-            response = await self._http.get(
-                url,
-                headers=sent,
-                timeout=timeout,
-                max_redirects=5,
-                middlewares=(),
-                raise_for_status=False,
-                auto_decompress=True,
-            )
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            failure = _failure(error, urlsplit(url).hostname)
-        if failure or response is None:
-            raise failure or TransportError("no answer came")
-        try:
-            yield FileReply(response.status, response.headers, response)
-        finally:
-            response.close()
-
     async def _reply(self, method: str, url: str, **options: Any) -> Reply:
         assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         reply, failure = await self._exchange(self._http, method, url, **options)
@@ -294,37 +221,7 @@ UNCLEAR: Final = "the task may exist and cost money, so it was not sent again"
 
 def _failure(error: Exception, host: str | None) -> TransportError:
     """Say what a failed exchange means; only a connection that was never made is a certain "no"."""
-    never_sent = isinstance(error, NEVER_SENT)
-    for kind, what in FAILURES.items():
-        if isinstance(error, kind):
-            return TransportError(f"{what} ({host}: {type(error).__name__})", never_sent=never_sent)
-    return TransportError(f"the exchange failed ({host}: {type(error).__name__})")
-
-
-# The first that fits counts, so subclasses stand before their bases.
-FAILURES: Final[Mapping[type[Exception], str]] = {
-    aiohttp.ClientConnectorDNSError: "the host name could not be resolved; check the address and the network",
-    aiohttp.ClientConnectorCertificateError: "the server's certificate is not trusted",
-    aiohttp.ClientSSLError: "no TLS connection could be made",
-    aiohttp.ClientProxyConnectionError: "the proxy could not be reached",
-    aiohttp.ClientHttpProxyError: "the proxy refused the connection",
-    aiohttp.ClientConnectorError: "no connection could be made; check the address and the network",
-    aiohttp.ConnectionTimeoutError: "no connection could be made in time",
-    aiohttp.ServerDisconnectedError: "the server closed the connection without an answer",
-    aiohttp.ServerFingerprintMismatch: "the server's certificate is not the expected one",
-    aiohttp.ClientPayloadError: "the answer broke off",
-    aiohttp.TooManyRedirects: "too many redirects",
-    aiohttp.ClientResponseError: "the answer is not valid HTTP",
-    aiohttp.InvalidURL: "the address is malformed",
-    aiohttp.NonHttpUrlClientError: "the address is not http(s)",
-    TimeoutError: "no complete answer came in time",
-    aiohttp.ClientConnectionError: "the connection broke",
-    ConnectionError: "the connection broke",
-    OSError: "the connection broke",
-    aiohttp.ClientError: "the exchange failed",
-    # With trust_env=True an entry of the netrc file for this host collides with the key.
-    ValueError: "the request cannot be made; see that no netrc entry names this host",
-}
+    return TransportError(failure_text(error, host), never_sent=isinstance(error, NEVER_SENT))
 
 
 def _refusal_of_create(reply: Reply) -> ApiError | None:

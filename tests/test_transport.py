@@ -19,7 +19,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from raw_server import HANG, RawServer, answer, raw_server
 
 from flux2_async._credentials import Credentials
-from flux2_async._transport import FAILURES, MAX_REPLY, NEVER_SENT, ROUTE, Transport, _failure
+from flux2_async._failures import FAILURES
+from flux2_async._transport import MAX_REPLY, NEVER_SENT, ROUTE, Transport, _failure
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
@@ -440,7 +441,7 @@ async def test_download_without_the_key() -> None:
     async with raw_server([answer(200, b"picture")]) as files:
         redirect = answer(302, b"", f"Location: {files.url}/a.png\r\n")
         async with raw_server([redirect]) as server, transport_to(server.url) as transport:
-            async with transport.download(f"{server.url}/x", {"Range": "bytes=0-"}) as reply:
+            async with transport.files.get(f"{server.url}/x", {"Range": "bytes=0-"}) as reply:
                 content = b"".join([chunk async for chunk in reply.chunks()])
 
     assert (reply.status, content) == (200, b"picture")
@@ -455,7 +456,7 @@ async def test_download_that_breaks(reply: bytes) -> None:
     """A file that does not arrive whole is a transport error."""
     async with raw_server([reply]) as server, transport_to(server.url) as transport:
         with pytest.raises(TransportError):
-            async with transport.download(f"{server.url}/x", {}) as file:
+            async with transport.files.get(f"{server.url}/x", {}) as file:
                 async for _ in file.chunks():
                     pass
 
@@ -562,7 +563,7 @@ async def test_a_borrowed_session_that_does_not_unpack() -> None:
         transport_to(server.url, http) as transport,
     ):
         reply = await transport.call("GET", "/api/v1/chat/credit")
-        async with transport.download(f"{server.url}/x", {}) as file:
+        async with transport.files.get(f"{server.url}/x", {}) as file:
             content = b"".join([chunk async for chunk in file.chunks()])
 
     assert reply.body == content == b"content"
@@ -574,7 +575,7 @@ async def test_download_after_the_borrowed_session_was_closed() -> None:
     async with transport_to("http://127.0.0.1:1", http) as transport:
         await http.close()
         with pytest.raises(TransportError, match="was closed"):
-            async with transport.download("http://127.0.0.1:1/x", {}):
+            async with transport.files.get("http://127.0.0.1:1/x", {}):
                 pass
 
 
@@ -590,7 +591,7 @@ async def test_interfering_session_options_do_not_reach_downloads() -> None:
         raw_server([answer(404, b"gone")]) as server,
         aiohttp.ClientSession(middlewares=(watch,), raise_for_status=True) as http,
         transport_to(server.url, http) as transport,
-        transport.download(f"{server.url}/x", {}) as file,
+        transport.files.get(f"{server.url}/x", {}) as file,
     ):
         assert file.status == 404
     assert seen == []
@@ -622,7 +623,7 @@ async def test_downloads_show_nothing_of_aiohttp() -> None:
     for reply in (b"", answer(200, b"pict", length=7)):
         async with raw_server([reply]) as server, transport_to(server.url) as transport:
             with pytest.raises(TransportError) as caught:
-                async with transport.download(f"{server.url}/x", {}) as file:
+                async with transport.files.get(f"{server.url}/x", {}) as file:
                     async for _ in file.chunks():
                         pass
 

@@ -12,7 +12,7 @@ import aiohttp
 import attrs
 
 from flux2_async._credentials import make_credentials
-from flux2_async._transport import FAILURES
+from flux2_async._failures import FAILURES
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error
 from flux2_async.models import Timeouts
 from flux2_async.session import Flux2Session

@@ -10,19 +10,14 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Protocol, Self
 
 from flux2_async._waiting import Turnstile, Waiter
-from flux2_async._window import Fate, Starts, Ticket, Unlimited, Window
+from flux2_async._window import MAX_PAUSE, Fate, Starts, Ticket, Unlimited, Window, pause_after
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
-__all__ = ["MAX_PAUSE", "PAUSE_WITHOUT_LIMIT", "Limiter", "Permit", "Permits", "Slots"]
-
-# An hour holds any real window; a longer answer is more likely a broken clock than a plan.
-MAX_PAUSE: Final = 3600.0
-# Upstream's documented period, for a session that was told none.
-PAUSE_WITHOUT_LIMIT: Final = 10.0
+__all__ = ["Limiter", "Permit", "Permits", "Slots"]
 
 
 class Slots(Turnstile[None]):
@@ -135,7 +130,7 @@ class Permit:
 
         Args:
             retry_after: Seconds the service named. None, 0, negative or not a number: it named none, so the period
-                (10 s where there is no limit). At most an hour is believed.
+                (10 s where there is no limit). At least a second and `period / limit`, at most an hour is believed.
         """
         self._once(Fate.REFUSED, retry_after)
 
@@ -188,7 +183,6 @@ class Limiter(Turnstile[Permit]):
         super().__init__()
         self._rate = rate
         self._window: Starts = Window(rate) if rate else Unlimited()
-        self._pause = rate.period if rate else PAUSE_WITHOUT_LIMIT
         self._until = -math.inf
 
     @property
@@ -262,16 +256,13 @@ class Limiter(Turnstile[Permit]):
                 self._window.ambiguous(now)
             case Fate.REFUSED:
                 self._window.refused(ticket, now)
-                self._close_gate(now + self._pause_for(retry_after))
+                self._close_gate(now + pause_after(self._rate, retry_after))
         self._wake()
 
     def _settle_soon(self, ticket: Ticket) -> None:
         # The garbage collector may run in any thread.
         if self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._settle, ticket, Fate.AMBIGUOUS, None)
-
-    def _pause_for(self, retry_after: float | None) -> float:
-        return min(retry_after, MAX_PAUSE) if retry_after is not None and retry_after > 0 else self._pause
 
     def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
         ready_at = self._ready_at(now)

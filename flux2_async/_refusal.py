@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from flux2_async import _json
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,
@@ -45,6 +46,8 @@ _REFUSALS: Final[Mapping[int, tuple[type[ApiError], str]]] = {
 }
 
 _SIGNATURE: Final = re.compile(r"(?<=[?&]sig=)[^&\s\"'<>]+")
+# What the nine digits below can say.
+MAX_HINT: Final = 1e9
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]+)?")
 
 
@@ -85,16 +88,25 @@ def without_signature(text: str) -> str:
     return _SIGNATURE.sub("<redacted>", text)
 
 
-def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+def retry_after(headers: Mapping[str, str], now: datetime | None = None, *, body: bytes = b"") -> float | None:
     """How long the service asks to wait.
+
+    The header wins over the body where both say something: its unit is a standard, the body's is a guess, and what
+    means milliseconds there would stop everybody for an hour.
 
     Args:
         headers: Of the answer; the case of their names does not matter.
         now: The present, aware. None: what the answer's own `Date` says.
+        body: Of the answer; in JSON `retryAfter` or `retry_after`, at the top or in `data`, are seconds.
 
     Returns:
-        Seconds, at least 0.0, from a number or an HTTP date; None where neither is there.
+        Seconds, at least 0.0, from a number, an HTTP date or the body; None where none is there.
     """
+    told = _header_seconds(headers, now)
+    return _body_seconds(body) if told is None else told
+
+
+def _header_seconds(headers: Mapping[str, str], now: datetime | None) -> float | None:
     value = header(headers, "retry-after").strip()
     if _SECONDS.fullmatch(value):
         return float(value)
@@ -103,6 +115,26 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
     if until is None or present is None:
         return None
     return max(0.0, (until - present).total_seconds())
+
+
+def _body_seconds(body: bytes) -> float | None:
+    try:
+        value = _json.loads(body)
+    except ValueError:
+        return None
+    places = (value, value.get("data")) if isinstance(value, dict) else ()
+    names = ("retryAfter", "retry_after")
+    hints = (_seconds(place.get(name)) for place in places if isinstance(place, dict) for name in names)
+    return next((hint for hint in hints if hint is not None), None)
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, str):
+        return float(value) if _SECONDS.fullmatch(value.strip()) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # As much as a text may say; NaN is in no range.
+    return float(value) if 0 <= value < MAX_HINT else None
 
 
 def header(headers: Mapping[str, str], name: str) -> str:

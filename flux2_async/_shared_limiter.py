@@ -21,11 +21,11 @@ from typing import Final
 import attrs
 
 from flux2_async._coordination import Answer, Coordinator, Message, Settlement, Terms
-from flux2_async._limiter import MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Permit
+from flux2_async._limiter import Permit
 from flux2_async._membership import Membership, finish
 from flux2_async._share import Share, share_of
 from flux2_async._waiting import Turnstile, Waiter
-from flux2_async._window import HAIR, Fate
+from flux2_async._window import HAIR, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
 from flux2_async.errors import CoordinationError, RateLimitedError
 from flux2_async.models import RateLimit
 
@@ -300,7 +300,7 @@ class SharedLimiter(Turnstile[Permit]):
         if self._share is not None:
             # What came back was sent before the share began.
             self._share.hold(self._home.time() + self._pause * HAIR)
-        self._report(lease, fate, self._pause_for(retry_after) if fate is Fate.REFUSED else 0.0)
+        self._report(lease, fate, pause_after(self._terms.rate, retry_after) if fate is Fate.REFUSED else 0.0)
 
     def _settle_own(self, share: Share, number: int, fate: Fate, retry_after: float | None) -> None:
         if fate is Fate.DROPPED:
@@ -311,7 +311,7 @@ class SharedLimiter(Turnstile[Permit]):
             # What the others were told when it was still under way was a guess.
             self._settle(f"away:{number}", fate, retry_after)
         elif fate is Fate.REFUSED:
-            self._report(f"away:{number}", fate, self._pause_for(retry_after))
+            self._report(f"away:{number}", fate, pause_after(self._terms.rate, retry_after))
         self._wake()
 
     def _later(self, settle: Callable[[Fate, None], None]) -> None:
@@ -322,9 +322,6 @@ class SharedLimiter(Turnstile[Permit]):
     @property
     def _pause(self) -> float:
         return self._terms.rate.period if self._terms.rate else PAUSE_WITHOUT_LIMIT
-
-    def _pause_for(self, retry_after: float | None) -> float:
-        return min(retry_after, MAX_PAUSE) if retry_after is not None and retry_after > 0 else self._pause
 
     def _report(self, lease: str, fate: Fate, pause: float) -> None:
         now = self._home.time()

@@ -226,7 +226,7 @@ def _failure(error: Exception, host: str | None) -> TransportError:
 
 def _refusal_of_create(reply: Reply) -> ApiError | None:
     """Judge an answer to createTask that names no task: the refusal, or None when it is unclear."""
-    wait = retry_after(reply.headers)
+    wait = retry_after(reply.headers, body=reply.body)
     if wait is None:
         # A date without the service's own one beside it can only be held against our clock.
         wait = retry_after(reply.headers, datetime.now(UTC))

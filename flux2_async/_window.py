@@ -32,6 +32,12 @@ from flux2_async._growth import Growth
 from flux2_async.models import RateLimit
 
 HAIR: Final = 1.001
+# Upstream's documented period, for a session that was told none.
+PAUSE_WITHOUT_LIMIT: Final = 10.0
+# A shorter answer would have everybody asking again and again.
+MIN_PAUSE: Final = 1.0
+# An hour holds any real window; a longer answer is more likely a broken clock than a plan.
+MAX_PAUSE: Final = 3600.0
 
 
 class Fate(enum.Enum):
@@ -42,6 +48,22 @@ class Fate(enum.Enum):
     AMBIGUOUS = "ambiguous"
     REFUSED = "refused"
     DROPPED = "dropped"
+
+
+def pause_after(rate: RateLimit | None, retry_after: float | None) -> float:
+    """Give the seconds for which nobody may send after a 429.
+
+    Args:
+        rate: The limit, or None where there is none.
+        retry_after: Seconds the service named. None, 0, negative or not a number: it named none, so the period.
+
+    Returns:
+        At least a second and `period / limit`, since no permit can be due sooner; of what was named at most an hour.
+    """
+    floor = max(MIN_PAUSE, rate.period / rate.limit if rate else 0.0)
+    if retry_after is None or not retry_after > 0:
+        return max(rate.period if rate else PAUSE_WITHOUT_LIMIT, floor)
+    return min(max(retry_after, floor), MAX_PAUSE)
 
 
 @attrs.frozen(eq=False)

@@ -258,7 +258,7 @@ def _accepted(reply: Reply, task_id: str | None = None, accepted: tuple[int, ...
     code, message = envelope.code, envelope.message
     if code == SUCCESS and not answered:
         code, message = reply.status, f"HTTP {reply.status} without a verdict of the API"
-    wait = retry_after(reply.headers)
+    wait = retry_after(reply.headers, body=reply.body)
     raise refusal(code, message, reply.status, retry_after=wait, task_id=task_id)
 
 

@@ -312,18 +312,32 @@ async def test_refusal_stops_everybody(rate: RateLimit | None) -> None:
         (0.0, 10),
         (-3.0, 10),
         (float("nan"), 10),
-        (0.5, 0.5),
+        (0.001, 2),
+        (1.5, 2),
+        (2.5, 2.5),
         (3599.0, 3599),
         (1e9, 3600),
         (float("inf"), 3600),
     ],
 )
 async def test_how_long_a_refusal_pauses(retry_after: float | None, pause: float) -> None:
-    """A Retry-After that says nothing counts as the period, an absurd one as an hour."""
+    """A Retry-After that says nothing counts as the period, a tiny one as its share, an absurd one as an hour."""
     limiter = Limiter(RateLimit(5, PERIOD))
     (await limiter.acquire()).refused(retry_after)
 
     assert now() + pause == limiter.paused_until
+
+
+@pytest.mark.parametrize(
+    "rate", [None, RateLimit(1000, PERIOD), RateLimit(5, 0.1)], ids=["no limit", "high limit", "short period"]
+)
+@pytest.mark.parametrize("retry_after", [1e-9, 0.001, 0.999])
+async def test_no_refusal_pauses_for_less_than_a_second(rate: RateLimit | None, retry_after: float) -> None:
+    """A service that asks to come back at once is not asked a thousand times a second."""
+    limiter = Limiter(rate)
+    (await limiter.acquire()).refused(retry_after)
+
+    assert now() + 1 == limiter.paused_until
 
 
 async def test_pause_is_never_lifted_early() -> None:

@@ -119,6 +119,41 @@ def test_any_retry_after(value: str) -> None:
     assert wait is None or wait >= 0.0
 
 
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        (b'{"code":429,"data":{"retryAfter":2}}', 2.0),
+        (b'{"code":429,"data":{"retry_after":"2.5"}}', 2.5),
+        (b'{"code":429,"retryAfter":" 3 ","data":null}', 3.0),
+        (b'{"retry_after":0.25}', 0.25),
+        (b'{"data":{"retryAfter":"soon","retry_after":4}}', 4.0),
+        (b'{"data":{"retryAfter":NaN}}', None),
+        (b'{"data":{"retryAfter":Infinity}}', None),
+        (b'{"data":{"retryAfter":-1}}', None),
+        (b'{"data":{"retryAfter":1' + b"0" * 400 + b"}}", None),
+        (b'{"data":{"retryAfter":"' + b"9" * 5000 + b'"}}', None),
+        (b'{"data":{"retryAfter":true}}', None),
+        (b'{"data":{"retryAfter":{"retryAfter":2}}}', None),
+        (b'{"data":[{"retryAfter":2}]}', None),
+        (b'[{"retryAfter":2}]', None),
+        (b"<html>slow down</html>", None),
+        (b"[" * 100_000, None),
+        (b"", None),
+    ],
+)
+def test_retry_after_in_the_body(body: bytes, seconds: float | None) -> None:
+    """Seconds under either name, at the top or in `data`; what is no number of seconds is no hint."""
+    assert retry_after({}, NOW, body=body) == seconds
+
+
+def test_the_header_wins_over_the_body() -> None:
+    """Its unit is a standard; a header that says nothing leaves it to the body."""
+    body = b'{"code":429,"data":{"retryAfter":2000}}'
+
+    assert retry_after({"Retry-After": "2"}, NOW, body=body) == 2.0
+    assert retry_after({"Retry-After": "soon"}, NOW, body=body) == 2000.0
+
+
 def test_headers_ignore_case() -> None:
     """A header is found however it is spelt, and is empty when it is not there."""
     assert header({"X-A": "1", "ReTry-AFTER": "2"}, "retry-after") == "2"

@@ -256,6 +256,22 @@ async def test_refusal_of_one_pauses_all() -> None:
         assert now() >= begun + 7.0
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["together", "alone"])
+async def test_no_refusal_pauses_for_less_than_a_second(*, alone: bool) -> None:
+    """A service that asks one process to come back at once is not asked again at once, by none of them."""
+    memory = Memory()
+    memory.down = alone
+    async with limiters(memory, 2) as opened:
+        (await opened[0].acquire()).refused(0.001)
+        refused_at = now()
+        memory.down = False
+        await asyncio.sleep(0.01)
+        assert opened[0].paused_until == refused_at + 1.0
+        await until(lambda: all(limiter.membership.joined for limiter in opened))
+
+        assert alone or opened[1].paused_until == pytest.approx(refused_at + 1.0, abs=0.1)
+
+
 async def test_pause_that_a_permit_crosses() -> None:
     """A permit lent just before another process met a 429 is given back, not used."""
     async with limiters(Memory(rtt=1.0), 2) as (one, other):

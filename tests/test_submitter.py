@@ -119,6 +119,20 @@ async def test_a_429_pauses_everybody(retry_after: Any, style: Any, code: int) -
         assert flux.statistics().refused == 1
 
 
+async def test_a_service_that_asks_to_come_back_at_once_is_not_stormed() -> None:
+    """However short its Retry-After, it meets one createTask a second at most."""
+    always = Fault("createTask", "refuse", retry_after=0.001, times=None)
+    async with emulated(Script(faults=[always])) as (flux, emulator):
+        waiting = [asyncio.create_task(flux.submit(REQUEST)) for _ in range(5)]
+        await asyncio.sleep(30)
+        # All five may have left before the first of them was refused.
+        sent = len(emulator.ledger.requests)
+        for task in waiting:
+            task.cancel()
+
+        assert 10 <= sent <= 5 + 30
+
+
 async def test_a_pause_holds_no_looks() -> None:
     """While nothing may be sent, tasks that were sent before are looked at and settle as ever."""
     script = Script(plans=Plan(duration=5.0), faults=[Fault("createTask", "refuse", after=1, retry_after=600)])

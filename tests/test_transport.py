@@ -598,10 +598,17 @@ async def test_interfering_session_options_do_not_reach_downloads() -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", [answer(200, envelope(429), "Retry-After: 7\r\n"), answer(429, b"", "Retry-After: 7\r\n")]
+    "reply",
+    [
+        answer(200, envelope(429), "Retry-After: 7\r\n"),
+        answer(429, b"", "Retry-After: 7\r\n"),
+        answer(429, envelope(429, data={"retryAfter": 7})),
+        answer(429, b'{"retry_after": "7"}'),
+    ],
+    ids=["header", "header without JSON", "body", "body without a code"],
 )
 async def test_retry_after_of_a_refusal(reply: bytes) -> None:
-    """A 429 hands on how long the service asks to wait, with and without JSON."""
+    """A 429 hands on how long the service asks to wait, by the header or in its JSON."""
     outcome, _ = await outcome_of(reply)
 
     assert isinstance(outcome, RateLimitedError)

@@ -27,7 +27,7 @@ from typing import Any, Final
 import attrs
 
 from flux2_async._coordination import Answer, Settlement, Terms
-from flux2_async._window import HAIR, Fate, News, Ticket, Window
+from flux2_async._window import HAIR, PAUSE_WITHOUT_LIMIT, Fate, News, Ticket, Window
 from flux2_async.models import RateLimit
 
 __all__ = ["Book", "Known", "Reply"]
@@ -39,7 +39,6 @@ PEER_SEEN_FOR: Final = 60.0
 ASKS_PER_PERIOD: Final = 500
 GRACE_MIN: Final = 0.1
 GRACE_MAX: Final = 0.5
-PAUSE_WITHOUT_LIMIT: Final = 10.0
 
 
 @attrs.frozen

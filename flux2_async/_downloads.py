@@ -2,7 +2,6 @@
 
 import errno
 import json
-import secrets
 import tempfile
 from contextlib import aclosing
 from http import HTTPStatus
@@ -15,7 +14,7 @@ import anyio.to_thread
 
 from flux2_async._converter import http_address
 from flux2_async._file_transport import FileReply
-from flux2_async._media import result_name, result_stem
+from flux2_async._media import result_name
 from flux2_async._part import Part
 from flux2_async._retry import persist
 from flux2_async._transport import Transport
@@ -81,8 +80,7 @@ class Downloads:
         if address is None:
             raise ProtocolError(f"{what}: its address is not http(s), so it was not fetched", task_id=task_id)
         async with self._places:
-            path = directory / f".{result_stem(task_id, number)}.{secrets.token_hex(4)}.part"
-            part = await anyio.to_thread.run_sync(Part.create, what, task_id, path)
+            part = await anyio.to_thread.run_sync(Part.create, what, task_id, directory)
             try:
                 await self._fetch(part, address)
                 target = directory / result_name(task_id, number, part.head)

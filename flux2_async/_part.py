@@ -4,15 +4,14 @@ Knows HTTP's rules for ranges (RFC 9110, 13 and 14) and does no HTTP. `create`, 
 `discard` block and belong into a worker thread.
 """
 
-import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import Final, Self
 
 import attrs
 
+from flux2_async._atomic_file import AtomicFile
 from flux2_async._media import HEAD, MAX_DOWNLOAD, is_error_page
 from flux2_async.errors import ProtocolError, TaskError, TransportError
 
@@ -29,8 +28,7 @@ class Part:
     Attributes:
         what: What errors call it.
         task_id: The task it belongs to.
-        path: Where it is until it is whole.
-        file: The same, open for writing.
+        unfinished: Where it is until it is whole.
         received: Bytes written so far.
         total: Bytes in all, or None when the server did not say.
         validator: What tells that it is still the same file (ETag or Last-Modified); empty when it cannot be resumed.
@@ -39,21 +37,20 @@ class Part:
 
     what: str
     task_id: str
-    path: Path
-    file: BinaryIO = attrs.field(repr=False)
+    unfinished: AtomicFile
     received: int = 0
     total: int | None = None
     validator: str = ""
     head: bytes = attrs.field(default=b"", repr=False)
 
     @classmethod
-    def create(cls, what: str, task_id: str, path: Path) -> Self:
-        """Begin one in a new file.
+    def create(cls, what: str, task_id: str, directory: Path) -> Self:
+        """Begin one in a folder.
 
         Raises:
             OSError: The file cannot be made.
         """
-        return cls(what, task_id, path, path.open("xb"))
+        return cls(what, task_id, AtomicFile.create(directory))
 
     def request_headers(self) -> dict[str, str]:
         """Give the headers that ask for what is missing; none where all of it has to come again."""
@@ -84,8 +81,8 @@ class Part:
 
     def restart(self, headers: Mapping[str, str]) -> None:
         """Drop what is here and get ready for the content of a 200."""
-        self.file.seek(0)
-        self.file.truncate()
+        self.unfinished.file.seek(0)
+        self.unfinished.file.truncate()
         self.received, self.head, self.total = 0, b"", None
         self.forget()
         # Unpacked on the way, neither its length nor its offsets are those of the headers.
@@ -102,7 +99,7 @@ class Part:
             TaskError: It becomes too large.
         """
         self._check_size(self.received + len(chunk))
-        self.file.write(chunk)
+        self.unfinished.file.write(chunk)
         self.received += len(chunk)
         self.head += chunk[: HEAD - len(self.head)]
 
@@ -130,18 +127,12 @@ class Part:
 
     def publish(self, target: Path) -> None:
         """Give the whole file its name, replacing one that has it."""
-        self.file.flush()
-        # Without this a name could survive a power failure that its content does not, and the address is gone by then.
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.path.replace(target)
+        # The address is gone by the time a power failure would be noticed.
+        self.unfinished.publish(target)
 
     def discard(self) -> None:
         """Remove it."""
-        # On a full disk closing fails as well, which would hide why.
-        with suppress(OSError):
-            self.file.close()
-        self.path.unlink(missing_ok=True)
+        self.unfinished.discard()
 
     def _check_size(self, size: int) -> None:
         if size > MAX_DOWNLOAD:

@@ -9,10 +9,10 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from flux2_async._atomic_file import replacing
 from flux2_async._schedule import Schedules
 
 __all__ = ["Remembered"]
@@ -49,14 +49,8 @@ class Remembered:
         try:
             folder = _cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=self._name, dir=folder)
-            try:
-                with os.fdopen(handle, "w") as file:
-                    json.dump(knowledge, file)
-                Path(temporary).replace(folder / self._name)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            with replacing(folder / self._name, durable=False) as file:
+                file.write(json.dumps(knowledge).encode())
         except (OSError, RuntimeError) as error:
             logger.warning("what was learned about durations cannot be kept: %s", error)
 

@@ -90,7 +90,7 @@ def test_only_its_own_files_are_removed(thumbnails: Thumbnails, tmp_path: Path) 
     folder = tmp_path / "thumbnails"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    (folder / ("0" * 32 + ".jpg.part")).write_text("half")
+    (folder / f".flux2-{'0' * 16}.part").write_text("half")
     thumbnails.forget_others()
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
@@ -125,7 +125,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> 
     """The cap is on what the file says of itself."""
     (tmp_path / "huge.png").write_bytes(bomb(8_001, 8_000))
     with pytest.raises(ValueError, match="8001 x 8000 pixels"):
-        _thumbnailer.make(str(tmp_path / "huge.png"), str(tmp_path / "small.jpg"))
+        _thumbnailer.make(str(tmp_path / "huge.png"))
 
 
 def test_what_is_no_file_is_not_opened(thumbnails: Thumbnails, tmp_path: Path) -> None:

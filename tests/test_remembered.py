@@ -136,7 +136,7 @@ def test_a_file_is_replaced_whole(folder: Path, monkeypatch: pytest.MonkeyPatch)
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr(Path, "replace", full)
     remembered.keep({})
 
     assert contents(folder) == before

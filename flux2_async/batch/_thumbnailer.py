@@ -1,10 +1,13 @@
 """The worker process that makes thumbnails: whatever a picture does to a decoder, it does it here.
 
 Started by `_thumbnails` as a plain script, so that it loads Pillow and nothing else. Each line of its standard input
-is a JSON array of source and target; each line of its standard output is `ok` or `no`.
+is the path of a picture as JSON; each line of its standard output is the thumbnail in base64, or `no`. It writes no
+file.
 """
 
+import base64
 import faulthandler
+import io
 import json
 import os
 import signal
@@ -23,8 +26,8 @@ MAX_PROFILE: Final = 4096
 PATIENCE: Final = 20
 
 
-def make(source: str, target: str) -> None:
-    """Write the thumbnail of a picture, whole or not at all.
+def make(source: str) -> bytes:
+    """Give the thumbnail of a picture, a JPEG.
 
     Raises:
         ValueError: It has too many pixels.
@@ -39,9 +42,9 @@ def make(source: str, target: str) -> None:
         # A JPEG is then decoded at a quarter of the work, or less.
         small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=1.0)
         small = ImageOps.exif_transpose(small)
-    part = f"{target}.part"
-    small.save(part, "JPEG", quality=82, icc_profile=profile if keeps_profile else None)
-    Path(part).replace(target)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=82, icc_profile=profile if keeps_profile else None)
+    return file.getvalue()
 
 
 def _flat(picture: Image.Image) -> Image.Image:
@@ -59,15 +62,13 @@ def main() -> None:
     Image.MAX_IMAGE_PIXELS = None
     with Path(os.devnull).open("w") as nowhere:
         for line in sys.stdin:
-            source, target = json.loads(line)
+            source = json.loads(line)
             # Works while a decoder is busy, where no signal handler of Python would.
             faulthandler.dump_traceback_later(PATIENCE, exit=True, file=nowhere)
             try:
-                make(source, target)
+                answer = base64.b64encode(make(source)).decode()
             except Exception:  # noqa: BLE001  whatever it is, this picture has no thumbnail and the next one may
                 answer = "no"
-            else:
-                answer = "ok"
             faulthandler.cancel_dump_traceback_later()
             print(answer, flush=True)  # noqa: T201  the answer to the parent
 

@@ -1,5 +1,6 @@
 """Thumbnails, made by a process of their own: no picture can take the report down with it."""
 
+import base64
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import Final, Self
 
 import attrs
 
+from flux2_async._atomic_file import UNFINISHED, replacing
 from flux2_async.batch import _thumbnailer
 
 __all__ = ["Thumbnails"]
@@ -25,7 +27,7 @@ FOLDER: Final = "thumbnails"
 MAKING: Final = f"1 {_thumbnailer.SIDE}"
 # For the end of a worker that has nothing to do any more, in seconds.
 WAIT: Final = 2
-OURS: Final = re.compile(r"[0-9a-f]{32}\.jpg(\.part)?")
+OURS: Final = re.compile(rf"[0-9a-f]{{32}}\.jpg|{UNFINISHED.pattern}")
 
 
 @attrs.define
@@ -97,13 +99,13 @@ class Thumbnails:
             self._broken = True
             return False
         try:
-            answer = self._ask(worker, source, target)
+            answer = _ask(worker, source)
         except OSError:
             answer = ""
         if not answer:
             # It was ended, by this picture or by somebody; the next one gets a new one.
             self._end_worker()
-        return answer == "ok"
+        return answer not in ("", "no") and _write(target, base64.b64decode(answer))
 
     def _start_worker(self) -> "subprocess.Popen[str]":
         # An application frozen into one file would start itself.
@@ -118,13 +120,6 @@ class Thumbnails:
         )
         return self._worker
 
-    def _ask(self, worker: "subprocess.Popen[str]", source: Path, target: Path) -> str:
-        if worker.stdin is None or worker.stdout is None:
-            return ""
-        worker.stdin.write(json.dumps([str(source), str(target)]) + "\n")
-        worker.stdin.flush()
-        return worker.stdout.readline().strip()
-
     def _end_worker(self) -> None:
         worker, self._worker = self._worker, None
         if worker is None:
@@ -138,3 +133,22 @@ class Thumbnails:
             worker.wait()
         if worker.stdout:
             worker.stdout.close()
+
+
+def _ask(worker: "subprocess.Popen[str]", source: Path) -> str:
+    """Give the worker's line: the thumbnail in base64, `no`, or nothing when it has ended."""
+    if worker.stdin is None or worker.stdout is None:
+        return ""
+    worker.stdin.write(json.dumps(str(source)) + "\n")
+    worker.stdin.flush()
+    return worker.stdout.readline().strip()
+
+
+def _write(target: Path, content: bytes) -> bool:
+    try:
+        with replacing(target, durable=False) as file:
+            file.write(content)
+    except OSError as error:
+        logger.warning("a thumbnail cannot be kept: %s", error)
+        return False
+    return True

@@ -8,13 +8,13 @@ pictures that lie beside it.
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flux2_async._atomic_file import replacing
 from flux2_async.batch._report_rows import Picture, link_to, page_row
 from flux2_async.batch._thumbnails import Thumbnails
 from flux2_async.batch.outcomes import Outcome
@@ -31,8 +31,6 @@ STYLE: Final = ("report.css",)
 # One script to the browser, in this order.
 SCRIPT: Final = ("rows.js", "grid.js", "viewer.js", "controls.js")
 MISSING: Final = 'the report needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
-# Rows are written one by one, the disk would rather have more at once.
-BUFFER: Final = 256 * 1024
 
 
 def write_report(
@@ -61,10 +59,8 @@ def write_report(
         content = template.generate(
             rows=(_row(outcome, folder, thumbnails) for outcome in outcomes), title=title, written=_now(), **_assets()
         )
-        with _replacing(folder / NAME) as path, path.open("w", BUFFER, "utf-8", "replace", "\n") as file:
-            file.writelines(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(folder / NAME) as file:
+            file.writelines(text.encode("utf-8", "replace") for text in content)
         thumbnails.forget_others()
     return folder / NAME
 
@@ -112,16 +108,3 @@ def _picture(source: str, folder: Path, base: Path, thumbnails: Thumbnails) -> P
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Give a name to write under, which becomes `target` when nothing went wrong."""
-    part = target.with_name(f".{target.name}.part")
-    try:
-        yield part
-        part.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise

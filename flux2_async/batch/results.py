@@ -4,12 +4,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from flux2_async._atomic_file import replacing
 from flux2_async.batch._rows import outcome_of
 from flux2_async.batch.journal import Journal, select_wanted
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
@@ -67,15 +67,6 @@ def _outcome(line: dict[str, Any]) -> Outcome:
 
 
 def _write(target: Path, connection: sqlite3.Connection) -> None:
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            for row in select_wanted(connection):
-                file.write(json.dumps(document(outcome_of(row)), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+    with replacing(target) as file:
+        for row in select_wanted(connection):
+            file.write(f"{json.dumps(document(outcome_of(row)), ensure_ascii=False)}\n".encode())

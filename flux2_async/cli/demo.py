@@ -14,6 +14,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
+from flux2_async._atomic_file import replacing
 from flux2_async.cli.board import Board, Row
 from flux2_async.cli.run import INTERRUPTED, CommandError, followed
 from flux2_async.cli.screen import Screen, UsageError, error_document
@@ -198,9 +199,8 @@ def _draw(shows: Sequence[Show], path: Path, seconds: float) -> None:
         subtitle=_summary(shows, seconds),
         remark="Drawn by the embedded emulator, not by a model",
     )
-    unfinished = path.with_suffix(".part")
-    sheet.save(unfinished, "PNG", compress_level=1)
-    unfinished.replace(path)
+    with replacing(path, durable=False) as file:
+        sheet.save(file, "PNG", compress_level=1)
 
 
 def _reason(show: Show) -> str:

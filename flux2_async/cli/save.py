@@ -6,6 +6,7 @@ from pathlib import Path
 import anyio.to_thread
 from PIL import Image
 
+from flux2_async._atomic_file import replacing
 from flux2_async.cli.options import EXTENSIONS, Target
 from flux2_async.models import ImageResult
 from flux2_async.session import Flux2Session
@@ -43,24 +44,22 @@ async def save(flux: Flux2Session, result: ImageResult, target: Target) -> list[
 def _publish(file: Path, name: Path) -> Path:
     kind = EXTENSIONS[name.suffix.lower()]
     try:
-        converted = _converted(file, kind)
+        with Image.open(file) as picture:
+            if picture.format != kind:
+                _convert(picture, kind, name)
+                return name
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         kept = name.with_name(file.name)
         file.replace(kept)
         raise OSError(f"the picture cannot be made a {kind} ({error}); it is kept as {kept}") from None
-    return converted.replace(name)
+    return file.replace(name)
 
 
-def _converted(file: Path, kind: str) -> Path:
-    """Give a file of this kind; the same one, untouched, when it is."""
-    with Image.open(file) as picture:
-        if picture.format == kind:
-            return file
-        other = file.with_suffix(".converted")
-        picture.load()
-        profile = picture.info.get("icc_profile")
+def _convert(picture: Image.Image, kind: str, name: Path) -> None:
+    picture.load()
+    profile = picture.info.get("icc_profile")
+    with replacing(name) as other:
         _for(kind, picture).save(other, kind, quality=QUALITY, icc_profile=profile)
-    return other
 
 
 def _for(kind: str, picture: Image.Image) -> Image.Image:

@@ -178,7 +178,7 @@ class SessionStatistics:
         running: Tasks that are not finished.
         waiting: Submissions that wait for a slot or a permit.
         submitted: Tasks the service accepted.
-        refused: createTask calls answered by 429 or 430.
+        refused: createTask calls answered by 429.
         ambiguous: createTask calls whose outcome is not known.
         polls: recordInfo calls made by the session itself.
         callbacks: Hints that a task is finished (`notify`, callbacks).

@@ -12,6 +12,7 @@ from typing import Final
 
 import attrs
 
+from flux2_async._answers import Accepted, Answer, NeverSent, Refused, Unclear
 from flux2_async._files import Files
 from flux2_async._limiter import Permit, Permits, Slots
 from flux2_async._submission import Submission
@@ -19,11 +20,9 @@ from flux2_async._transport import Transport
 from flux2_async._wire import encode_request
 from flux2_async.errors import (
     AmbiguousSubmitError,
-    ApiError,
     Flux2Error,
     RateLimitedError,
     SessionClosedError,
-    TransportError,
 )
 from flux2_async.models import ImageToImage, Request, UploadedFile
 from flux2_async.tasks import ImageTask
@@ -229,18 +228,24 @@ class Submitter:
             )
             submission.waited += self._loop.time() - begun
             answer = await self._post(submission, body, permit)
-            if isinstance(answer, str):
-                return answer
+            match answer:
+                case Accepted():
+                    return answer.task_id
+                case NeverSent(error) | Refused(RateLimitedError(code=429) as error):
+                    # It may be sent again.
+                    pass
+                case Refused(error) | Unclear(error):
+                    raise error
             if submission.claim is not None:
                 await submission.claim.release()
             # Nobody is left to wait, or to send: the refusal stands.
             unwanted = submission.record is not None and not submission.record.wanted()
             if not submission.callers or self._closed or unwanted:
-                raise answer
-            if isinstance(answer, RateLimitedError):
+                raise error
+            if isinstance(answer, Refused):
                 refused = True
             else:
-                await self._pause(submission, next(pauses, None), answer)
+                await self._pause(submission, next(pauses, None), error)
 
     async def _pause(self, submission: Submission, pause: float | None, error: Flux2Error) -> None:
         left = submission.wait_left()
@@ -249,10 +254,8 @@ class Submitter:
         submission.waited += pause
         await asyncio.sleep(pause)
 
-    async def _post(
-        self, submission: Submission, body: bytes, permit: Permit
-    ) -> str | RateLimitedError | TransportError:
-        """Send once and settle the permit; give the task id, or the refusal that allows another try."""
+    async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
+        """Send once and settle the permit."""
         submission.sending = True
         try:
             try:
@@ -265,9 +268,9 @@ class Submitter:
             finally:
                 if submission.record is not None and not submission.posted:
                     await submission.record.refused(submission.ref)
-            if submission.record is not None and isinstance(answer, str):
-                await submission.record.accepted(submission.ref, answer)
-            submission.posted = False
+            if submission.record is not None and isinstance(answer, Accepted):
+                await submission.record.accepted(submission.ref, answer.task_id)
+            submission.posted = isinstance(answer, Unclear)
             return answer
         finally:
             submission.sending = False
@@ -287,30 +290,27 @@ class Submitter:
         if submission.record is not None:
             await submission.record.send(submission.ref)
 
-    async def _post_now(
-        self, submission: Submission, body: bytes, permit: Permit
-    ) -> str | RateLimitedError | TransportError:
+    async def _post_now(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         submission.posted = True
         try:
-            task_id = await self._transport.create_task(body, request=submission.request, ref=submission.ref)
-        except TransportError as error:
-            permit.never_sent()
-            submission.posted = False
-            return error
-        except RateLimitedError as error:
-            self.refused += 1
-            permit.refused(error.retry_after)
-            submission.posted = False
-            return error
-        except ApiError:
-            permit.answered()
-            submission.posted = False
-            raise
+            answer = await self._transport.create_task(body, request=submission.request, ref=submission.ref)
         except BaseException:
             permit.ambiguous()
             raise
-        permit.answered()
-        return task_id
+        match answer:
+            case Accepted():
+                permit.answered()
+            case Refused(RateLimitedError(code=429) as error):
+                self.refused += 1
+                permit.refused(error.retry_after)
+            case Refused():
+                permit.answered()
+            case NeverSent():
+                permit.never_sent()
+            case Unclear():
+                permit.ambiguous()
+        submission.posted = isinstance(answer, Accepted | Unclear)
+        return answer
 
 
 def _left() -> Flux2Error:

@@ -1,8 +1,6 @@
 """One request in, one answer out, over aiohttp.
 
-The money law is decided here and nowhere else, in two tables: what a failed exchange means (`_failure`), and
-what an answer to createTask means (`Transport.create_task`). Three outcomes: the task id; an error that says
-that nothing was accepted; `AmbiguousSubmitError`, which nobody may answer with a second send.
+What a failed exchange means is decided here (`_failure`), what a reply to createTask means in `_answers`.
 
 No error of aiohttp leaves this module, not even as a context: `ClientResponseError` shows the Authorization
 header in its repr. Errors are therefore raised after the `except` block, never in it.
@@ -15,18 +13,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from flux2_async._answers import Accepted, Answer, NeverSent, judge, unclear
 from flux2_async._credentials import Credentials, check_borrowed
 from flux2_async._failures import failure_text
 from flux2_async._file_transport import FileTransport
 from flux2_async._version import USER_AGENT
-from flux2_async._wire import Reply, decode_envelope, find_task_id, refusal, retry_after
-from flux2_async.errors import (
-    AmbiguousSubmitError,
-    ApiError,
-    ProtocolError,
-    SessionClosedError,
-    TransportError,
-)
+from flux2_async._wire import Reply, find_task_id
+from flux2_async.errors import SessionClosedError, TransportError
 from flux2_async.models import Request, Timeouts
 
 __all__ = ["Transport"]
@@ -92,7 +85,7 @@ class Transport:
         if self._http is not None and self._http is not self._borrowed:
             await self._http.close()
 
-    async def create_task(self, body: bytes, *, request: Request, ref: str) -> str:
+    async def create_task(self, body: bytes, *, request: Request, ref: str) -> Answer:
         """Send createTask once.
 
         Args:
@@ -101,12 +94,7 @@ class Transport:
             ref: The name of this submission, for the error.
 
         Returns:
-            The task id: the task was accepted.
-
-        Raises:
-            TransportError: With `never_sent`: no connection was made, nothing was accepted.
-            ApiError: The service refused, nothing was accepted; RateLimitedError for 429 and 430.
-            AmbiguousSubmitError: Everything else: the task may exist.
+            What is known of it; it raises nothing.
         """
         assert self._submit_http is not None, "not open"  # noqa: S101  the session opens before it sends
         reply, failure = await self._exchange(
@@ -117,23 +105,13 @@ class Transport:
             headers=self._json_headers,
             data=body,
         )
-        # A task id wins, even in an answer that was cut short behind it.
-        if reply is not None and (task_id := find_task_id(reply)):
-            return task_id
         if failure is not None:
-            if failure.never_sent:
-                raise failure
-            raise AmbiguousSubmitError(f"{failure}; {UNCLEAR}", request=request, ref=ref)
+            # A task id wins, even in an answer that was cut short behind it.
+            if reply is not None and (task_id := find_task_id(reply)):
+                return Accepted(task_id, reply.headers)
+            return NeverSent(failure) if failure.never_sent else unclear(str(failure), request=request, ref=ref)
         assert reply is not None, "neither a reply nor a failure"  # noqa: S101  _exchange gives one of them
-        refused = _refusal_of_create(reply)
-        if refused is None:
-            raise AmbiguousSubmitError(
-                f"createTask was answered by HTTP {reply.status} without a task id; {UNCLEAR}",
-                request=request,
-                ref=ref,
-                http_status=reply.status,
-            )
-        raise refused
+        return judge(reply, request=request, ref=ref, now=datetime.now(UTC))
 
     async def call(
         self,
@@ -216,31 +194,9 @@ class Transport:
         return Reply(response.status, response.headers, content) if response is not None else None, failure
 
 
-UNCLEAR: Final = "the task may exist and cost money, so it was not sent again"
-
-
 def _failure(error: Exception, host: str | None) -> TransportError:
     """Say what a failed exchange means; only a connection that was never made is a certain "no"."""
     return TransportError(failure_text(error, host), never_sent=isinstance(error, NEVER_SENT))
-
-
-def _refusal_of_create(reply: Reply) -> ApiError | None:
-    """Judge an answer to createTask that names no task: the refusal, or None when it is unclear."""
-    wait = retry_after(reply.headers, body=reply.body)
-    if wait is None:
-        # A date without the service's own one beside it can only be held against our clock.
-        wait = retry_after(reply.headers, datetime.now(UTC))
-    server_failed = reply.status >= 500  # noqa: PLR2004  HTTP's own classes
-    try:
-        envelope = decode_envelope(reply)
-    except ProtocolError:
-        if reply.status < 300 or server_failed or reply.status in (408, 499):  # noqa: PLR2004  HTTP's own classes
-            return None
-        return refusal(reply.status, "refused without a JSON answer", reply.status, creating=True, retry_after=wait)
-    # 200 says accepted, and which task it is remains unknown.
-    if 200 <= envelope.code < 300 or (server_failed and 500 <= envelope.code <= 504):  # noqa: PLR2004  the API's codes
-        return None
-    return refusal(envelope.code, envelope.message, reply.status, creating=True, retry_after=wait)
 
 
 def _submit_session(borrowed: aiohttp.ClientSession | None) -> aiohttp.ClientSession:

@@ -23,6 +23,7 @@ from flux2_async.models import ImageToImage, Request, TaskRecord, TaskState, Upl
 __all__ = [
     "Envelope",
     "Reply",
+    "code_of",
     "configure_converter",
     "decode_credits",
     "decode_download_url",
@@ -33,6 +34,7 @@ __all__ = [
     "find_task_id",
     "header",
     "make_converter",
+    "message_of",
     "record_from_payload",
     "refusal",
     "retry_after",
@@ -136,6 +138,20 @@ def decode_envelope(reply: Reply) -> Envelope:
     return _envelope(reply, None)
 
 
+def code_of(body: Mapping[str, Any]) -> int | None:
+    """The `code` of a JSON answer, a whole number or its digits, or None."""
+    value = body.get("code")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, str) and _CODE.fullmatch(value.strip()) else None
+
+
+def message_of(body: Mapping[str, Any]) -> str:
+    """The service's own words in a JSON answer, `msg` or `message`; empty when there are none."""
+    words = (value for value in (body.get("msg"), body.get("message")) if isinstance(value, str) and value)
+    return without_signature(next(words, ""))
+
+
 def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
     """Read the answer of recordInfo.
 
@@ -230,18 +246,11 @@ def _envelope(reply: Reply, task_id: str | None) -> Envelope:
     if not isinstance(body, dict):
         text = f"HTTP {reply.status} with {len(reply.body)} bytes that are not a JSON object; try again"
         raise ProtocolError(text, http_status=reply.status, task_id=task_id)
-    code = _code(body.get("code"))
+    code = code_of(body)
     if code is None:
         text = f"HTTP {reply.status} with JSON that has no readable `code`; check that base_url names the API"
         raise ProtocolError(text, http_status=reply.status, task_id=task_id)
-    words = (value for value in (body.get("msg"), body.get("message")) if isinstance(value, str) and value)
-    return Envelope(code, without_signature(next(words, "")), body.get("data"), body.get("success") is not False)
-
-
-def _code(value: object) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    return int(value) if isinstance(value, str) and _CODE.fullmatch(value.strip()) else None
+    return Envelope(code, message_of(body), body.get("data"), body.get("success") is not False)
 
 
 def _accepted(reply: Reply, task_id: str | None = None, accepted: tuple[int, ...] = ()) -> Envelope:

@@ -69,7 +69,7 @@ async def test_an_unclear_answer_is_never_sent_again(kind: Any, accepted: bool) 
     [
         (402, InsufficientCreditsError),
         (422, RequestRejectedError),
-        (500, RequestRejectedError),
+        (430, RateLimitedError),
         (455, MaintenanceError),
         (501, ApiError),
     ],
@@ -77,7 +77,7 @@ async def test_an_unclear_answer_is_never_sent_again(kind: Any, accepted: bool) 
 @pytest.mark.parametrize("style", ["body", "http"])
 async def test_a_refusal_comes_out_at_once(code: int, error: type[ApiError], style: Any) -> None:
     """A refusal that is not 429 is the caller's to know, after one createTask; the slot comes back."""
-    if style == "http" and code in (500, 501):
+    if style == "http" and code == 501:
         error = AmbiguousSubmitError  # type: ignore[assignment]  # under a real 5xx it is not certain
     script = Script(faults=[Fault("createTask", "refuse", code=code)], error_style=style)
     async with emulated(script, max_running=1) as (flux, emulator):
@@ -91,15 +91,14 @@ async def test_a_refusal_comes_out_at_once(code: int, error: type[ApiError], sty
 
 @pytest.mark.parametrize("retry_after", [3, None, "date"])
 @pytest.mark.parametrize("style", ["body", "http"])
-@pytest.mark.parametrize("code", [429, 430])
-async def test_a_429_pauses_everybody(retry_after: Any, style: Any, code: int) -> None:
+async def test_a_429_pauses_everybody(retry_after: Any, style: Any) -> None:
     """After a 429 nobody sends before Retry-After (or the period) is over, and the refused one goes first."""
     # Dates have whole seconds, which makes the pause up to one shorter.
     pause, slack = (10, 0.1) if retry_after is None else (3, 0.1)
     header = retry_after
     if retry_after == "date":
         header, slack = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True), 1.5
-    fault = Fault("createTask", "refuse", code=code, retry_after=header)
+    fault = Fault("createTask", "refuse", code=429, retry_after=header)
     async with emulated(Script(faults=[fault], error_style=style)) as (flux, emulator):
         refused = asyncio.create_task(flux.submit(TextToImage("refused first")))
         await until(lambda: flux.statistics().refused)
@@ -631,9 +630,10 @@ async def test_key_with_any_extra_input() -> None:
         (Fault("createTask", "cut_after"), 2),
         (Fault("createTask", "html"), 2),
         (Fault("createTask", "refuse", code=402), 1),
-        (Fault("createTask", "refuse", code=500), 1),
+        (Fault("createTask", "refuse", code=430), 1),
+        (Fault("createTask", "refuse", code=500), 2),
     ],
-    ids=["lost", "unclear", "402", "500"],
+    ids=["lost", "unclear", "402", "430", "a server's fault"],
 )
 async def test_how_long_a_permit_is_held(fault: Fault, periods: int) -> None:
     """A permit comes back one period after a refusal, and two after an answer that leaves it open."""

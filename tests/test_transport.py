@@ -18,6 +18,7 @@ import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from raw_server import HANG, RawServer, answer, raw_server
 
+from flux2_async._answers import Accepted, NeverSent, Refused, Unclear
 from flux2_async._credentials import Credentials
 from flux2_async._failures import FAILURES
 from flux2_async._transport import MAX_REPLY, NEVER_SENT, ROUTE, Transport, _failure
@@ -57,7 +58,11 @@ async def transport_to(
 
 
 async def create(transport: Transport) -> str:
-    return await transport.create_task(BODY, request=REQUEST, ref="our-ref")
+    match await transport.create_task(BODY, request=REQUEST, ref="our-ref"):
+        case Accepted(task_id):
+            return task_id
+        case Refused(error) | NeverSent(error) | Unclear(error):
+            raise error
 
 
 async def outcome_of(answer_bytes: bytes) -> tuple[str | Flux2Error, RawServer]:
@@ -107,7 +112,7 @@ async def test_a_task_id_wins(reply: bytes) -> None:
         (answer(402, envelope(402)), InsufficientCreditsError, 402),
         (answer(200, envelope(500)), RequestRejectedError, 500),
         (answer(422, envelope(500)), RequestRejectedError, 500),
-        (answer(500, envelope(402)), InsufficientCreditsError, 402),
+        (answer(409, envelope(402)), InsufficientCreditsError, 402),
         (answer(503, envelope(455)), MaintenanceError, 455),
         (answer(500, envelope(505)), FeatureDisabledError, 505),
         (answer(500, envelope(429)), RateLimitedError, 429),
@@ -116,8 +121,8 @@ async def test_a_task_id_wins(reply: bytes) -> None:
         (answer(430, b""), RateLimitedError, 430),
         (answer(401, b"no"), AuthenticationError, 401),
         (answer(404, b"<html>nothing here</html>"), NotFoundError, 404),
-        (answer(302, b"", "Location: https://elsewhere.example/\r\n"), ApiError, 302),
-        (answer(408, envelope(422)), RequestRejectedError, 422),
+        (answer(308, b"", "Location: https://elsewhere.example/\r\n"), ApiError, 308),
+        (answer(403, {"message": "Forbidden"}), ApiError, 403),
     ],
 )
 async def test_refused(reply: bytes, kind: type[ApiError], code: int) -> None:
@@ -139,7 +144,15 @@ async def test_refused(reply: bytes, kind: type[ApiError], code: int) -> None:
         (answer(200, b"<html>welcome</html>"), 200),
         (answer(200, b""), 200),
         (answer(204, b""), 204),
+        (answer(200, envelope(0)), 200),
+        (answer(200, envelope(504)), 200),
+        (answer(200, envelope(500, "Server exception")), 200),
+        (answer(302, b""), 302),
         (answer(408, b"time-out"), 408),
+        (answer(408, envelope(408)), 408),
+        (answer(408, envelope(422)), 408),
+        (answer(500, envelope(402)), 500),
+        (answer(524, envelope(524)), 524),
         (answer(499, b"closed"), 499),
         (answer(500, b"<html>oops</html>"), 500),
         (answer(502, b"<html>bad gateway</html>"), 502),

@@ -32,7 +32,16 @@ class LuaBook:
         self.client, self.epoch, self.terms = client, epoch, terms
         self.scripts = {name: client.register_script(script(name)) for name in BOOK_SCRIPTS}
 
-    def run(self, name: str, peer: str, known: Known, now: float, *arguments: Any, terms: Terms | None = None) -> Any:
+    def run(
+        self,
+        name: str,
+        peer: str,
+        known: Known,
+        now: float,
+        *arguments: Any,
+        terms: Terms | None = None,
+        seen: tuple[float | str, float] = ("", 0.0),
+    ) -> Any:
         terms = terms or self.terms
         rate = terms.rate or RateLimit(1, 1.0)
         limit = terms.rate.limit if terms.rate else 0
@@ -46,12 +55,12 @@ class LuaBook:
             repr(rate.period),
             repr(terms.lease),
         )
-        return self.scripts[name](keys=["book"], args=(*common, "news", *arguments))
+        return self.scripts[name](keys=["book"], args=(*common, "news", *seen, *arguments))
 
     def reply(self, answer: Any) -> Reply | None:
         if answer is None:
             return None
-        wait, paused, learned, peers, epoch, number, *leases = answer
+        wait, paused, learned, peers, epoch, number, _, *leases = answer
         return Reply(
             Answer(tuple(leases), float(wait), float(paused), int(learned) if learned else None, int(peers)),
             Known(epoch, int(number)),
@@ -227,13 +236,88 @@ def test_clock_that_is_set_back_holds_nothing_up(client: "redis.Redis") -> None:
     terms, known = Terms(RateLimit(1, 10.0), 70.0), Known()
     book = LuaBook(client, "e", terms)
     book.run("join", "a.1", known, START, "", "0.0", 0)
-    lease = book.run("acquire", "a.1", known, START + 1, 1, "")[6]
+    lease = book.run("acquire", "a.1", known, START + 1, 1, "")[7]
     book.settle(Settlement(lease, Fate.ANSWERED, 0.0), START + 1)
     back = START - 3600
 
-    assert book.run("acquire", "a.1", known, back, 1, "")[6:] == []
-    assert book.run("acquire", "a.1", known, back + 9.9, 1, "")[6:] == []
-    assert len(book.run("acquire", "a.1", known, back + 10.1, 1, "")[6:]) == 1
+    assert book.run("acquire", "a.1", known, back, 1, "")[7:] == []
+    assert book.run("acquire", "a.1", known, back + 9.9, 1, "")[7:] == []
+    assert len(book.run("acquire", "a.1", known, back + 10.1, 1, "")[7:]) == 1
+
+
+class Process:
+    """A process whose own clock is right, at a server whose clock may be set."""
+
+    def __init__(self, book: LuaBook, name: str, steps: list[tuple[float, float]]) -> None:
+        self.book, self.name, self.steps = book, name, steps
+        self.known = Known()
+        self.seen: tuple[float | str, float] = ("", 0.0)
+
+    def ask(self, name: str, now: float, *arguments: Any, took: float = 0.0) -> list[str]:
+        """Ask at a time, by a right clock, and give the leases."""
+        shown = now + took + sum(step for at, step in self.steps if at <= now)
+        last, asked_at = self.seen
+        answer = self.book.run(name, self.name, self.known, shown, *arguments, seen=(last, now - asked_at))
+        self.known, self.seen = Known(answer[4], int(answer[5])), (answer[6], now)
+        return list(answer[7:])
+
+    def send(self, now: float, want: int) -> int:
+        """Use what is lent, answered at once; give how much that was."""
+        leases = self.ask("acquire", now, want, "")
+        for lease in leases:
+            shown = now + sum(step for at, step in self.steps if at <= now)
+            self.book.settle(Settlement(lease, Fate.ANSWERED, 0.0), shown)
+        return len(leases)
+
+
+def most_in_a_period(sent: list[tuple[float, int]]) -> int:
+    return max(sum(count for at, count in sent if begin <= at < begin + 10.0) for begin, _ in sent)
+
+
+@pytest.mark.parametrize("steps", [[9.0], [3600.0], [9.0, 9.0, 9.0], [9.0, -9.0, 9.0], [-3600.0, 3600.0]])
+def test_clock_that_is_set_forward_lends_nothing_twice(client: "redis.Redis", steps: list[float]) -> None:
+    """However the server's clock jumps, processes that asked before get no permit earlier, and none later."""
+    client.flushall()
+    set_at = [(START + 5.0 + 7.0 * number, step) for number, step in enumerate(steps)]
+    book = LuaBook(client, "e", Terms(RateLimit(20, 10.0), 70.0))
+    processes = [Process(book, name, set_at) for name in ("a.1", "b.1")]
+    for process in processes:
+        process.ask("join", START, "", "0.0", 0)
+    times = [START + 0.25 * number for number in range(400)]
+    sent = [(now, process.send(now, 3)) for now in times for process in processes]
+
+    assert most_in_a_period(sent) <= 20
+    assert sum(count for _, count in sent) >= 180
+
+
+def test_step_that_nobody_could_notice_admits_one_further_limit_once(client: "redis.Redis") -> None:
+    """A process that first asks after the step gets what was lent before it; afterwards the limit holds again."""
+    client.flushall()
+    set_at = [(START + 1.0, 9.0)]
+    book = LuaBook(client, "e", Terms(RateLimit(20, 10.0), 70.0))
+    old, new = Process(book, "a.1", set_at), Process(book, "b.1", set_at)
+    old.ask("join", START, "", "0.0", 0)
+    assert old.send(START, 20) == 20
+    new.ask("join", START + 1.5, "", "0.0", 0)
+    times = [START + 1.5 + 0.25 * number for number in range(200)]
+    sent = [(now, process.send(now, 5)) for now in times for process in (old, new)]
+
+    early = [(at, count) for at, count in sent if at < START + 10.0]
+    assert sum(count for _, count in early) <= 20
+    assert most_in_a_period(sent) <= 20
+
+
+def test_slow_question_is_no_step(client: "redis.Redis") -> None:
+    """A question that takes a second longer than the one before it costs that second, and nothing afterwards."""
+    client.flushall()
+    book = LuaBook(client, "e", Terms(RateLimit(20, 10.0), 70.0))
+    process = Process(book, "a.1", [])
+    process.ask("join", START, "", "0.0", 0)
+    assert process.send(START + 1.0, 20) == 20
+    process.ask("touch", START + 5.0, took=1.0)
+    assert process.send(START + 11.9, 20) == 0
+    assert process.send(START + 12.1, 20) == 20
+    assert process.send(START + 22.2, 20) == 20
 
 
 def test_state_expires(client: "redis.Redis") -> None:

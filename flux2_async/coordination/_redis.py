@@ -39,6 +39,7 @@ from flux2_async._coordination import (
     encode_message,
 )
 from flux2_async._membership import finish
+from flux2_async._shared_limiter import boot_time
 from flux2_async.coordination._book import Known
 from flux2_async.coordination._scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
 from flux2_async.errors import ConfigurationError, CoordinationError
@@ -66,6 +67,9 @@ class RedisCoordination(Coordination):
         on_failure: While the server cannot be asked, submissions without a key go on by a safe share of the limit
             (`degrade`), or raise `CoordinationError` (`fail`).
         timeout: Seconds that the server may take to answer.
+
+    The server's clock may be set: back costs nothing, and forward by more than a quarter of a second is noticed by every
+    session that had asked before. Where none had, one step lets at most one further limit through, once.
 
     Raises:
         ConfigurationError: An argument cannot be used.
@@ -143,6 +147,8 @@ class RedisCoordinator(Coordinator):
         self._numbers = itertools.count(1)
         self._peer = ""
         self._known = Known()
+        # The state's time in the answer to the latest question, and when that was asked.
+        self._seen, self._asked_at = "", 0.0
         self._scripts = {name: client.register_script(script(name)) for name in (*BOOK_SCRIPTS, *KEY_SCRIPTS)}
         self._listener: asyncio.Task[None] | None = None
 
@@ -161,11 +167,11 @@ class RedisCoordinator(Coordinator):
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """See `Coordinator`."""
         replaces, self._peer = f"{self._name}.", f"{self._name}.{next(self._numbers)}"
-        return self._answer(await self._book("join", replaces, repr(alone), len(held), *map(repr, held), *keeps))
+        return await self._ask("join", replaces, repr(alone), len(held), *map(repr, held), *keeps)
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:
         """See `Coordinator`."""
-        return self._answer(await self._book("acquire", want, "1" if first else ""))
+        return await self._ask("acquire", want, "1" if first else "")
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """See `Coordinator`."""
@@ -231,6 +237,8 @@ class RedisCoordinator(Coordinator):
             repr(rate.period),
             repr(self._terms.lease),
             self._channel,
+            self._seen,
+            repr(boot_time() - self._asked_at),
             *facts,
         ]
         return await self._call(lambda: self._scripts[name](keys=[f"{self._prefix}:book"], args=arguments))
@@ -243,10 +251,14 @@ class RedisCoordinator(Coordinator):
     async def _key_of(self, ref: str) -> str:
         return str(await self._call(lambda: self._client.get(f"{self._prefix}:ref:{ref}")) or "")
 
-    def _answer(self, reply: Any) -> Answer:
+    async def _ask(self, name: str, *facts: object) -> Answer:
+        asked_at = boot_time()
+        reply = await self._book(name, *facts)
         if reply is None:
             raise CoordinationError("redis has forgotten this session")
-        wait, paused, learned, peers, epoch, number, *leases = reply
+        wait, paused, learned, peers, epoch, number, seen, *leases = reply
+        if asked_at >= self._asked_at:
+            self._seen, self._asked_at = seen, asked_at
         if self._known.epoch != epoch or int(number) > self._known.number:
             self._known = Known(epoch, int(number))
         return Answer(tuple(leases), float(wait), float(paused), int(learned) if learned else None, int(peers))
@@ -321,7 +333,7 @@ class RedisCoordinator(Coordinator):
         try:
             if self._peer:
                 # Who asks for nothing would else not know how many there are when it has to do without the others.
-                self._on_message(Message("peers", peers=self._answer(await self._book("touch")).peers))
+                self._on_message(Message("peers", peers=(await self._ask("touch")).peers))
         except CoordinationError:
             # Whoever asks next finds out, and joins again.
             logger.debug("redis did not answer to a heartbeat")

@@ -5,11 +5,15 @@ local HAIR = 1.001
 local PROBE, PATIENCE, MAX_PATIENCE, EARNS, SAVINGS, FORGET = 24, 4, 32, 20, 6, 60
 local PEER_SEEN_FOR, ASKS_PER_PERIOD, GRACE_MIN, GRACE_MAX = 60.0, 500, 0.1, 0.5
 local PAUSE_WITHOUT_LIMIT = 10.0
+-- By how many seconds a question may take longer than the one before it.
+local JITTER = 0.25
 
 local book_key = KEYS[1]
 local peer, new_epoch, known_epoch, known_number = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local limit, period, lease_for, channel = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
-local FIRST_ARGUMENT = 10
+-- The state's time in the last answer that the process had, and the seconds since it asked for that, by a clock of its own.
+local seen, passed = tonumber(ARGV[10]), tonumber(ARGV[11])
+local FIRST_ARGUMENT = 12
 
 local now = tonumber(ARGV[1])
 if not now then
@@ -231,8 +235,13 @@ local book = packed and cmsgpack.unpack(packed) or {
     leases = {}, peers = {}, queue = {}, seen = now, set_back = 0,
 }
 
--- Who sets the server's clock back does not hold up all permits for as long.
+-- Who sets the server's clock forward lets no permit come back earlier, as far as a process can tell: more time than it counted
+-- has not passed. Who sets it back does not hold up all permits for as long.
 now = now + book.set_back
+if seen and known_epoch == book.epoch and now > seen + passed * HAIR + JITTER then
+    local latest = math.max(seen + passed, book.seen)
+    book.set_back, now = book.set_back + latest - now, latest
+end
 if now < book.seen then
     book.set_back, now = book.set_back + book.seen - now, book.seen
 end
@@ -430,7 +439,7 @@ local function reply(wait, leases)
     local learned = window and window.paced and text(window.limit) or ''
     local answer = {
         text(wait), text(math.max(book['until'] - now, 0)), learned, text(math.max(peers, 1)), book.epoch,
-        string.format('%.0f', book.number),
+        string.format('%.0f', book.number), text(now),
     }
     for _, name in ipairs(leases) do
         answer[#answer + 1] = name

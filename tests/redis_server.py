@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -23,8 +24,9 @@ PROGRAM = os.environ.get("FLUX2_TEST_REDIS_SERVER", "redis-server")
 class RedisServer:
     """Starts on entering, is gone on leaving; nothing is kept on disk unless `save` says so."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
         self._options = options
+        self._environment = environment or {}
         self._folder = ""
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
@@ -40,6 +42,7 @@ class RedisServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, **self._environment},
         )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -314,6 +317,70 @@ async def test_own_clock_does_not_matter(server: RedisServer, monkeypatch: pytes
 
     assert (await seat.acquire(1)).leases == ()
     await seat.aclose()
+
+
+# Adds to the wall clock, and to nothing else, what a file says.
+SET_CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/time.h>
+int gettimeofday(struct timeval *now, void *zone)
+{
+    static int (*real)(struct timeval *, void *);
+    if (!real) real = dlsym(RTLD_NEXT, "gettimeofday");
+    int result = real(now, zone);
+    long step = 0;
+    FILE *file = fopen(getenv("STEP_FILE"), "r");
+    if (file) { if (fscanf(file, "%ld", &step) != 1) step = 0; fclose(file); }
+    now->tv_sec += step;
+    return result;
+}
+"""
+
+
+@contextmanager
+def redis_with_clock(folder: Path) -> Iterator[tuple[RedisServer, Callable[[int], None]]]:
+    """A server of which the clock can be set by so many seconds."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("a server's clock is set by a library of C: install gcc, on Linux")
+    source, library, step = folder / "clock.c", folder / "clock.so", folder / "step"
+    source.write_text(SET_CLOCK)
+    step.write_text("0")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)  # noqa: S603  our own words
+
+    def set_clock(seconds: int) -> None:
+        # Whole at any moment.
+        new = folder / "new"
+        new.write_text(str(seconds))
+        new.replace(step)
+
+    with RedisServer(environment={"LD_PRELOAD": str(library), "STEP_FILE": str(step)}) as server:
+        yield server, set_clock
+
+
+async def test_server_whose_clock_is_set_admits_no_more(tmp_path: Path) -> None:
+    """The server's clock jumps forth, back and forth again: the limit holds, and is used up, all the time."""
+    with redis_with_clock(tmp_path) as (server, set_clock):
+        with server.client() as client:
+            before = client.time()[0]
+            set_clock(9)
+            assert client.time()[0] - before >= 9
+            set_clock(0)
+        async with sessions(server.url, 2, rate_limit=RateLimit(LIMIT, 2.0)) as (emulator, opened):
+            begun = time.monotonic()
+            job = asyncio.create_task(submit_all(opened, 25))
+            for step in (9, 0, 9, 3600):
+                await asyncio.sleep(1.3)
+                set_clock(step)
+            await job
+            took = time.monotonic() - begun
+
+    assert len(emulator.ledger.accepted) == 50
+    assert emulator.ledger.max_in_window(2.0) <= LIMIT
+    assert took < 10.0
 
 
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "emptied", "read-only"])

@@ -68,8 +68,8 @@ class RedisCoordination(Coordination):
             (`degrade`), or raise `CoordinationError` (`fail`).
         timeout: Seconds that the server may take to answer.
 
-    The server's clock may be set: back costs nothing, and forward by more than a quarter of a second is noticed by every
-    session that had asked before. Where none had, one step lets at most one further limit through, once.
+    The server's clock may be set: back costs nothing, and forward by more than a quarter of a second is noticed by
+    every session that had asked before. Where none had, one step lets at most one further limit through, once.
 
     Raises:
         ConfigurationError: An argument cannot be used.

@@ -104,7 +104,7 @@ def judge(reply: Reply, *, request: Request, ref: str, now: datetime) -> Accepte
     if not _is_refusal(reply.status, code, message):
         told = f"createTask was answered by HTTP {reply.status}{_code_told(code)} without a task id"
         return unclear(told, request=request, ref=ref, http_status=reply.status)
-    wait = retry_after(reply.headers)
+    wait = retry_after(reply.headers, body=reply.body)
     if wait is None:
         # A date without the service's own one beside it can only be held against our clock.
         wait = retry_after(reply.headers, now)

@@ -1,6 +1,6 @@
 """A real redis-server on a free port, to be killed, stopped, emptied and started again.
 
-`FLUX2_TEST_REDIS_SERVER` names another program that is to be used instead, such as a valkey-server.
+Without one, tests are skipped. `FLUX2_TEST_REDIS_SERVER` names another program to be used, such as a valkey-server.
 """
 
 import os
@@ -15,16 +15,16 @@ from typing import Self
 
 import redis
 from emulated import free_port
+from programs import program
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-
-PROGRAM = os.environ.get("FLUX2_TEST_REDIS_SERVER", "redis-server")
 
 
 class RedisServer:
     """Starts on entering, is gone on leaving; nothing is kept on disk unless `save` says so."""
 
     def __init__(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
+        self._program = os.environ.get("FLUX2_TEST_REDIS_SERVER") or program("redis-server")
         self._options = options
         self._environment = environment or {}
         self._folder = ""
@@ -36,7 +36,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]
+        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]
         self._process = subprocess.Popen(  # noqa: S603  our own words
             [*command, "--save", "", "--appendonly", "no", *self._options],
             stdin=subprocess.DEVNULL,
@@ -55,7 +55,7 @@ class RedisServer:
                 time.sleep(0.02)
             else:
                 return
-        raise AssertionError(f"{PROGRAM} does not answer")
+        raise AssertionError(f"{self._program} does not answer")
 
     def client(self) -> "redis.Redis":
         return redis.Redis(port=self.port, decode_responses=True, socket_timeout=5, retry=Retry(NoBackoff(), 0))

@@ -10,11 +10,11 @@ import attrs
 import pytest
 from batch_outcomes import done, failed, painted, queued
 from playwright.sync_api import Page, expect, sync_playwright
+from programs import program
 
 from flux2_async.batch import Download, Failure, Outcome, State
 from flux2_async.batch.report import write_report
 
-CHROMIUM = Path("/usr/bin/chromium")
 QUIET = [
     "--headless",
     "--no-sandbox",
@@ -25,8 +25,6 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium: apt-get install chromium")
 
 # A busy machine is no reason to fail.
 expect.set_options(timeout=20_000)
@@ -79,8 +77,9 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def only_page() -> Iterator[Watched]:
+    chromium = program("chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         yield Watched(browser.new_page())
         browser.close()
 

@@ -1,7 +1,8 @@
 """Real processes of `flux2 batch`, forked from one that has imported everything, which saves a second each.
 
-As a script it reads a JSON line for each process: words, folder, environment, limit of file sizes. It answers with the
-process id, and with how the process ended, when it has.
+As a script it reads a JSON line for each order: to start a process (words, folder, environment, limit of file sizes),
+which it answers with the process id, or to wait for one, which it answers with how that ended. It has one thread: what
+another one holds at the moment of a fork, such as the lock of `sys.stdout`, is held in the child for ever.
 """
 
 import json
@@ -32,11 +33,17 @@ def main() -> None:
     service.Flux2Session = quick  # type: ignore[assignment,attr-defined]  # in this process alone
     for line in sys.stdin:
         order = json.loads(line)
-        child = os.fork()
-        if not child:
-            os._exit(_be(order, run))
-        print(child, flush=True)  # noqa: T201  the answer
-        threading.Thread(target=_tell, args=[child]).start()
+        answer = _ended(order["wait"]) if "wait" in order else _started(order, run)
+        print(answer, flush=True)  # noqa: T201  the answer
+
+
+def _started(order: dict[str, Any], run: Any) -> int:
+    threads = threading.enumerate()
+    assert len(threads) == 1, threads
+    child = os.fork()
+    if not child:
+        os._exit(_be(order, run))
+    return child
 
 
 def _be(order: dict[str, Any], run: Any) -> int:
@@ -52,9 +59,8 @@ def _be(order: dict[str, Any], run: Any) -> int:
     return code
 
 
-def _tell(child: int) -> None:
-    _, status = os.waitpid(child, 0)
-    print(f"{child} {os.waitstatus_to_exitcode(status)}", flush=True)  # noqa: T201  the answer
+def _ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class Processes:
@@ -71,6 +77,9 @@ class Processes:
     def start(self, *words: str, file_size: int = 0) -> int:
         """Give the process id."""
         order = {"words": words, "folder": str(self.folder), "environ": self._environ, "file_size": file_size}
+        return self._ask(order)
+
+    def _ask(self, order: dict[str, Any]) -> int:
         self._orders.write(json.dumps(order) + "\n")
         self._orders.flush()
         return int(self._answers.readline())
@@ -82,9 +91,7 @@ class Processes:
 
     def code(self, child: int) -> int:
         """Wait for its end; negative for a signal."""
-        answer, code = self._answers.readline().split()
-        assert int(answer) == child
-        return int(code)
+        return self._ask({"wait": child})
 
     def run(self, *words: str, file_size: int = 0) -> int:
         """Run it to its end."""

@@ -15,6 +15,14 @@ from virtual_time import VirtualClockLoop
 # Who is started in the background by a shell ignores SIGINT, and no Ctrl-C could be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def refuse_to_fork() -> None:
+    """Raise, which fails the test that forks: Python tells of what is raised here as unraisable."""
+    raise AssertionError("fork in a fresh interpreter (fresh_interpreter.py): a process of pytest has threads")
+
+
+os.register_at_fork(before=refuse_to_fork)
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # A change is judged by its own faults, not by the luck of its examples.
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import pytest
 from emulated import error_of, until
+from fresh_interpreter import in_fresh_interpreter
 
 from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async._window import HAIR, Fate
@@ -560,39 +561,45 @@ async def visit(coordination: HostCoordination) -> int:
     return len(answer.leases)
 
 
-def forked(work: Callable[[], int]) -> int:
+def visit_in_child(coordination: HostCoordination) -> int:
+    """Visit in a forked process, and give what it got as its exit status."""
     pid = os.fork()
     if pid == 0:
-        # The child must not run the test on, whatever happens.
+        # The child must not go on with what the parent does, whatever happens.
         try:
-            code = work()
+            code = asyncio.run(visit(coordination))
         except BaseException:  # noqa: BLE001  as above
             code = 100
         os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("opened", [False, True])
-def test_settings_made_before_a_fork_serve_both_sides(path: Path, *, opened: bool) -> None:
-    """Settings can be used after a fork, also while the parent has a session open, as if they were made there."""
+def fork_first(path: str) -> list[int]:
     coordination = HostCoordination(path)
-    if not opened:
-        assert [forked(lambda: asyncio.run(visit(coordination))) for _ in range(3)] == [3, 2, 0]
-        return
+    return [*(visit_in_child(coordination) for _ in range(3)), threading.active_count()]
 
-    async def parent() -> tuple[int, int]:
+
+def fork_while_open(path: str) -> list[int]:
+    async def parent() -> list[int]:
+        coordination = HostCoordination(path)
         coordinator = coordination.coordinator(ACCOUNT, Terms(RateLimit(5, 60.0), 70.0), lambda _: None)
         await coordinator.open()
         await coordinator.join()
         first = await coordinator.acquire(1)
-        child = await asyncio.to_thread(forked, lambda: asyncio.run(visit(coordination)))
+        child = visit_in_child(coordination)
         second = await coordinator.acquire(4)
         await coordinator.aclose()
-        assert len(first.leases) == 1
-        return child, len(second.leases)
+        return [len(first.leases), child, len(second.leases)]
 
-    assert asyncio.run(parent()) == (3, 1)
+    return asyncio.run(parent())
+
+
+@pytest.mark.parametrize(("fork", "got"), [(fork_first, [3, 2, 0, 1]), (fork_while_open, [1, 3, 1])])
+def test_settings_made_before_a_fork_serve_both_sides(
+    path: Path, fork: Callable[[str], object], got: list[int]
+) -> None:
+    """Settings can be used after a fork, also while the parent has a session open, as if they were made there."""
+    assert in_fresh_interpreter(fork, str(path)) == str(got)
 
 
 async def test_no_secret_and_no_word_of_a_request_is_in_the_file(path: Path) -> None:

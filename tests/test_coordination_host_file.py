@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from fresh_interpreter import in_fresh_interpreter
 
 from flux2_async.coordination import _host_file
 from flux2_async.coordination._host_file import HostFile, boot_id
@@ -353,36 +354,40 @@ def test_kill_at_any_instant_leaves_the_file_whole(path: Path) -> None:
         assert found["one"] == found["two"]
 
 
-def in_child(work: Callable[[], object]) -> int:
+def forked(work: Callable[[], object]) -> int:
+    """Do it in a child, and give the child's exit status."""
     pid = os.fork()
     if pid == 0:
         try:
             work()
-        except BaseException:  # noqa: BLE001  the child must not run the test on
+        except BaseException:  # noqa: BLE001  the child must not go on with what the parent does
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_both_sides_of_a_fork_can_go_on(opened: HostFile, path: Path) -> None:
-    """A child does not share its parent's connection, and neither hurts the other."""
+def write_on_both_sides(path: str) -> tuple[int, int]:
+    opened = HostFile(lambda: Path(path))
     write(opened, "before")
 
     def child() -> None:
         assert opened._connection is None
         write(opened, "child")
 
-    code = in_child(child)
+    code = forked(child)
     write(opened, "parent")
+    return code, threading.active_count()
 
-    assert code == 0
+
+def test_both_sides_of_a_fork_can_go_on(path: Path) -> None:
+    """A child does not share its parent's connection, and neither hurts the other."""
+    assert in_fresh_interpreter(write_on_both_sides, str(path)) == "(0, 1)"
     assert set(states(path)) == {"before", "child", "parent"}
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_fork_waits_for_the_transaction_under_way(opened: HostFile, path: Path) -> None:
-    """A child that was made while a thread wrote is not left with that thread's lock."""
+def fork_during_a_transaction(path: str) -> int:
+    opened = HostFile(lambda: Path(path))
+    opened.check()
     inside = threading.Event()
 
     def slow() -> None:
@@ -394,8 +399,13 @@ def test_fork_waits_for_the_transaction_under_way(opened: HostFile, path: Path) 
     thread = threading.Thread(target=slow)
     thread.start()
     inside.wait()
-    code = in_child(lambda: write(opened, "child"))
+    code = forked(lambda: write(opened, "child"))
     thread.join()
+    return code
 
-    assert code == 0
+
+def test_fork_waits_for_the_transaction_under_way(path: Path) -> None:
+    """A child that was made while a thread wrote is not left with that thread's lock."""
+    assert in_fresh_interpreter(fork_during_a_transaction, str(path)) == "0"
+    assert set(states(path)) == {"thread", "child"}
     assert set(states(path)) == {"thread", "child"}

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from fresh_interpreter import in_fresh_interpreter
 
 from flux2_async.coordination import _host_sockets
 from flux2_async.coordination._host_sockets import LONGEST_ADDRESS, HostSockets, Life, receive
@@ -91,28 +92,26 @@ def test_killed_process_is_known_to_be_dead_at_once(folder: Path) -> None:
     assert (stopped, killed) == (Life.ALIVE, Life.DEAD)
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_forked_child_does_not_pass_for_its_parent(folder: Path) -> None:
-    """A child that outlives its parent holds none of its sockets."""
+def outlive_a_parent(folder: str) -> Life:
     here, there = socket.socketpair()
     sockets = HostSockets(ACCOUNT, "parent")
-    ear = sockets.bind(folder)
-    pid = os.fork()
-    if pid == 0:
+    ear = sockets.bind(Path(folder))
+    if os.fork() == 0:
         there.send(b"here I am")
         there.recv(1)
         os._exit(0)
     here.recv(9)
     ear.close()
-    with seated(folder, "other") as (other, _):
+    with seated(Path(folder), "other") as (other, _):
         life = other.life_of("parent")
     here.send(b"x")
-    os.waitpid(pid, 0)
-    here.close()
-    there.close()
-    sockets.close()
+    os.wait()
+    return life
 
-    assert life == Life.DEAD
+
+def test_forked_child_does_not_pass_for_its_parent(folder: Path) -> None:
+    """A child that outlives its parent holds none of its sockets."""
+    assert in_fresh_interpreter(outlive_a_parent, str(folder)) == str(Life.DEAD)
 
 
 def test_who_does_not_read_is_not_waited_for_again(folder: Path) -> None:

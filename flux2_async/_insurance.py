@@ -42,14 +42,14 @@ class Insurance:
         """See `Schedule`."""
         return self.usual
 
-    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
+    def wait(self, age: float, spread: float) -> float:
         """See `Schedule`."""
         if self.trust:
             for limit in LOOKS_OF_INSURANCE:
                 # The spread keeps tasks of one burst apart, as it does in the usual schedule.
                 if age < limit:
                     return limit * (1 + 0.1 * spread) - age
-        return self.usual.wait(age, spread, strain)
+        return self.usual.wait(age, spread)
 
     def wait_max(self, wait: float) -> float:
         """See `Schedule`."""

@@ -15,7 +15,6 @@ __all__ = [
     "LearnedSchedule",
     "Schedule",
     "Schedules",
-    "Strain",
     "wait_after_failure",
 ]
 
@@ -27,8 +26,8 @@ SPREAD: Final = 0.1
 MAX_SLOWDOWN_OF_FIXED: Final = 10.0
 # Without a floor, looking "as fast as replies come" would become a busy loop when no reply comes.
 SLOWED_MIN: Final = 0.1
-# A Retry-After beyond this would keep a finished picture from its user.
-RETRY_AFTER_MAX: Final = 300.0
+# Seconds until the second try of a look.
+SOON: Final = 0.5
 
 # The service's own records name the kinds of attached tasks, so their number is bounded.
 MAX_KINDS: Final = 32
@@ -46,13 +45,12 @@ class Schedule(Protocol):
         """The schedule of a task whose callback will not come any more."""
         ...
 
-    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
+    def wait(self, age: float, spread: float) -> float:
         """Give the seconds until the next look.
 
         Args:
             age: Seconds since the task was created; since it was attached, where that is not known.
             spread: A random number, 0 to 1, that keeps tasks of one burst apart.
-            strain: How many times its usual price a look costs, 1 or more.
         """
         ...
 
@@ -80,9 +78,9 @@ class DocumentedAdvice:
         """See `Schedule`."""
         return self
 
-    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
+    def wait(self, age: float, spread: float) -> float:
         """See `Schedule`."""
-        gap = _advised_gap(age, self.polling.price * strain)
+        gap = _advised_gap(age, self.polling.price)
         # A task that comes from elsewhere may have ended long ago, and many may come at once.
         return _within(self.polling, gap * spread if age == 0 else _spread(gap, spread))
 
@@ -108,7 +106,7 @@ class FixedInterval:
         """See `Schedule`."""
         return self
 
-    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:  # noqa: ARG002  it is what was asked for
+    def wait(self, age: float, spread: float) -> float:  # noqa: ARG002  it is what was asked for
         """See `Schedule`."""
         return self.interval
 
@@ -139,9 +137,9 @@ class LearnedSchedule:
         """See `Schedule`."""
         return self
 
-    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
+    def wait(self, age: float, spread: float) -> float:
         """See `Schedule`."""
-        price = self.polling.price * strain
+        price = self.polling.price
         due = self.hazard.wait(age, price)
         return _within(self.polling, _spread(due if due < math.inf else _advised_gap(age, price), spread))
 
@@ -220,48 +218,22 @@ class Schedules:
         }
 
 
-class Strain:
-    """How expensive looks are just now: each 429 on one doubles the price, and quiet minutes bring it back."""
-
-    MOST: Final = 6.0
-    # Looks that were planned at the old price meet the same refusal, which says nothing new.
-    APART: Final = 10.0
-    HALVED_IN: Final = 60.0
-
-    def __init__(self) -> None:
-        self._doublings = 0.0
-        self._at = -math.inf
-
-    def refused(self, now: float) -> None:
-        """Count a 429, at a time in seconds."""
-        if now - self._at >= self.APART:
-            self._doublings = min(self._left(now) + 1.0, self.MOST)
-            self._at = now
-
-    def at(self, now: float) -> float:
-        """Give how many times the usual price a look costs, 1 to 64."""
-        return 2.0 ** self._left(now) if self._doublings else 1.0
-
-    def _left(self, now: float) -> float:
-        return max(self._doublings - (now - self._at) / self.HALVED_IN, 0.0)
-
-
-def wait_after_failure(schedule: Schedule, wait: float, failures: int, retry_after: float | None) -> float:
-    """Slow down after failures to look.
+def wait_after_failure(schedule: Schedule, wait: float, failures: int, spread: float) -> float:
+    """Slow down after failures to look at one task.
 
     Args:
         schedule: The schedule in force.
         wait: What it says without failures, seconds.
         failures: Failures in a row, 1 or more.
-        retry_after: What the service asked for, seconds, or None.
+        spread: A random number, 0 to 1, that keeps tasks apart that failed together.
 
     Returns:
-        Seconds: twice as long with each failure, up to the schedule's bound, and not less than `retry_after`
-        (as far as 300 s).
+        Seconds: half a second at first, since there may be something to see, and twice as long with each failure, up
+        to the schedule's bound; of that between half and all.
     """
     # The exponent is bounded because an outage of hours would overflow a float.
-    slowed = min(max(wait, SLOWED_MIN) * 2.0 ** min(failures, 16), schedule.wait_max(wait))
-    return max(slowed, min(retry_after or 0.0, RETRY_AFTER_MAX))
+    slowed = min(SOON * 2.0 ** min(failures - 1, 16), schedule.wait_max(wait))
+    return slowed * (1.0 - spread / 2.0)
 
 
 def _advised_gap(age: float, price: float = ADVISED_PRICE) -> float:

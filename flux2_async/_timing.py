@@ -10,7 +10,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async._schedule import Schedule, Schedules, Strain
+from flux2_async._schedule import Schedule, Schedules, wait_after_failure
 from flux2_async.models import TaskRecord
 from flux2_async.tasks import ImageTask
 
@@ -31,7 +31,7 @@ class Watched:
         created: When the service took it; None while that is not known.
         visible: When the last look left that saw it.
         due: When to look next.
-        failures: Failures to look in a row.
+        failures: Failures to look in a row, without those of all looks (429).
         hidden_since: When the first look left that did not see it, of those in a row; or None.
         refused_since: Since when looks are refused, or None.
         looking: Whether a look is in flight.
@@ -66,7 +66,6 @@ class Timing:
 
     def __init__(self, schedules: Schedules) -> None:
         self._schedules = schedules
-        self._strain = Strain()
         self._random = random.Random()  # noqa: S311  it spreads looks in time, it guards nothing
         # Loop time at the epoch of the service's clock, or None before a task that was created here was seen.
         self._epoch: float | None = None
@@ -88,9 +87,10 @@ class Timing:
         longest = self._wait(watched, at, 1.0)
         return longest * self._random.random() if at + longest < watched.due else None
 
-    def refused(self, now: float) -> None:
-        """Make looks rarer for a while, after a 429 on one."""
-        self._strain.refused(now)
+    def wait_after_failure(self, watched: Watched, at: float) -> float:
+        """Give the seconds until a look that failed is tried again."""
+        spread = self._random.random()
+        return wait_after_failure(watched.schedule, self._wait(watched, at, 0.5), watched.failures, spread)
 
     def learn(self, watched: Watched, record: TaskRecord, now: float) -> None:
         """Learn from what a look, or a callback, has seen."""
@@ -111,7 +111,7 @@ class Timing:
 
     def _wait(self, watched: Watched, at: float, spread: float) -> float:
         age = at - (watched.since if watched.created is None else watched.created)
-        return watched.schedule.wait(age, spread, self._strain.at(at))
+        return watched.schedule.wait(age, spread)
 
     def _learn_end(self, watched: Watched, record: TaskRecord, now: float) -> None:
         duration = record.duration

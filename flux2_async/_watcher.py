@@ -16,7 +16,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from flux2_async._schedule import Schedule, Schedules, wait_after_failure
+from flux2_async._pace import SECOND, Pace
+from flux2_async._schedule import Schedule, Schedules
 from flux2_async._timing import LOOKS_AFTER_HINT, Timing, Watched
 from flux2_async._wire import task_error
 from flux2_async.errors import (
@@ -44,6 +45,10 @@ NOT_VISIBLE_FOR: Final = 90.0
 REFUSED_FOR: Final = 60.0
 # A hint is worth one look a second; the record can lag a little behind its callback.
 HINTS_APART: Final = 1.0
+# By this nginx refuses what is too fast unless told otherwise. It is taken for that when it meets several tasks within
+# a second in which looks at others pass, and with a bound, since it may also mean what it says.
+OVERLOADED: Final = 503
+OVERLOADED_SLOWEST: Final = 1.0
 
 TRANSIENT: Final = (TransportError, ProtocolError, RateLimitedError, MaintenanceError, ServerError)
 
@@ -67,6 +72,9 @@ class Watcher:
     ) -> None:
         self._look = look
         self._timing = Timing(schedules)
+        self._pace = Pace()
+        # When a look was answered by 503 last, and at which task.
+        self._overloaded: tuple[float, Watched] | None = None
         self._polling = polling
         self._on_settled = on_settled
         self._loop = asyncio.get_running_loop()
@@ -176,12 +184,12 @@ class Watcher:
             due, _, watched = self._heap[0]
             if watched.due != due or watched.looking or self._watched.get(watched.task.id) is not watched:
                 heapq.heappop(self._heap)
-            elif due <= now:
+            elif (at := due if due > now else self._pace.opens(now)) > now:
+                self._set_timer(at)
+                return
+            else:
                 heapq.heappop(self._heap)
                 self._start(watched, now)
-            else:
-                self._set_timer(due)
-                return
 
     def _set_timer(self, due: float) -> None:
         if self._timer is not None:
@@ -196,6 +204,7 @@ class Watcher:
 
     def _start(self, watched: Watched, now: float) -> None:
         watched.looking, watched.looked = True, now
+        self._pace.left(now)
         self.polls += 1
         look = self._loop.create_task(self._look_once(watched), name=f"flux2_async look {watched.task.id}")
         self._looks.add(look)
@@ -223,6 +232,7 @@ class Watcher:
             self._failed(watched, ProtocolError("an unexpected failure", task_id=watched.task.id))
         else:
             watched.looking = False
+            self._pace.passed(watched.looked, self._loop.time())
             self._seen(watched, record)
 
     def _seen(self, watched: Watched, record: TaskRecord | None) -> None:
@@ -270,7 +280,6 @@ class Watcher:
         if watched.task.done():
             return
         now = self._loop.time()
-        watched.failures += 1
         # Nobody knows what was to be seen meanwhile.
         watched.hidden_since = None
         logger.info("cannot look at task %s: %s", watched.task.id, type(error).__name__)
@@ -281,16 +290,24 @@ class Watcher:
             if now >= watched.refused_since + REFUSED_FOR:
                 self._settle(watched, error=error)
                 return
-        retry_after = None
-        if isinstance(error, RateLimitedError):
-            retry_after = error.retry_after
-            self._timing.refused(now)
-        wait = wait_after_failure(watched.schedule, self._timing.wait(watched, now), watched.failures, retry_after)
-        if retry_after is None:
-            wait = _soon_after_hint(watched, wait)
+        wait = self._wait_after(watched, error, now)
         if watched.refused_since is not None and (left := watched.refused_since + REFUSED_FOR - now) > 0:
-            wait = min(wait, left)
+            # Nothing is known to have failed that trying again soon could mend.
+            wait = min(max(wait, self._timing.wait(watched, now)), left)
         self._again(watched, wait)
+
+    def _wait_after(self, watched: Watched, error: Flux2Error, now: float) -> float:
+        if isinstance(error, RateLimitedError):
+            # It was refused for what all looks together did: it is due, and the pace says when its turn is.
+            self._pace.refused(watched.looked, now, error.retry_after)
+            return 0.0
+        if isinstance(error, ServerError) and error.http_status == OVERLOADED:
+            before, self._overloaded = self._overloaded, (now, watched)
+            several = before is not None and before[1] is not watched and now - before[0] < SECOND
+            if self._pace.rate is not None or (several and self._pace.passing(now)):
+                self._pace.refused(watched.looked, now, slowest=OVERLOADED_SLOWEST)
+        watched.failures += 1
+        return self._timing.wait_after_failure(watched, now)
 
     def _again(self, watched: Watched, wait: float) -> None:
         give_up_after = self._polling.give_up_after

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async._hazard import BINS
-from flux2_async._schedule import DocumentedAdvice, FixedInterval, Schedule, Schedules, Strain, wait_after_failure
+from flux2_async._schedule import DocumentedAdvice, FixedInterval, Schedule, Schedules, wait_after_failure
 from flux2_async.models import Polling, TaskRecord, TaskState
 
 KIND = ("flux-2/flex-text-to-image", "1K")
@@ -50,32 +50,33 @@ def test_a_fixed_interval_is_fixed(age: float, spread: float, interval: float) -
 
 
 def test_failures_double_the_wait() -> None:
-    """Each failure in a row doubles the wait, as far as `wait_max`."""
+    """A look that failed is tried again after half a second, then after twice as long, as far as `wait_max`."""
     schedule = DocumentedAdvice(Polling(wait_max=30))
-    waits = [wait_after_failure(schedule, 2.5, failures, None) for failures in (1, 2, 3, 4, 5000)]
+    waits = [wait_after_failure(schedule, 2.5, failures, 0.0) for failures in (1, 2, 3, 4, 7, 5000)]
 
-    assert waits == [5, 10, 20, 30, 30]
+    assert waits == [0.5, 1, 2, 4, 30, 30]
 
 
 def test_a_fixed_interval_slows_down_at_most_tenfold() -> None:
     """Under a fixed interval failures slow down to at most ten times the interval."""
-    waits = [wait_after_failure(FixedInterval(2.0), 2.0, failures, None) for failures in (1, 2, 3, 4, 5)]
+    waits = [wait_after_failure(FixedInterval(2.0), 2.0, failures, 0.0) for failures in (1, 5, 6, 50)]
 
-    assert waits == [4, 8, 16, 20, 20]
+    assert waits == [0.5, 8, 16, 20]
 
 
 def test_no_busy_loop_on_failures() -> None:
     """As fast as replies come is not as fast as failures come."""
-    assert wait_after_failure(FixedInterval(0.0), 0.0, 1, None) >= 0.1
-    assert wait_after_failure(FixedInterval(0.0), 0.0, 50, None) == 1.0
+    assert wait_after_failure(FixedInterval(0.0), 0.0, 1, 1.0) >= 0.1
+    assert wait_after_failure(FixedInterval(0.0), 0.0, 50, 0.0) == 1.0
 
 
-@given(spreads, st.integers(1, 1000), st.floats(0, 1e9))
-def test_retry_after_is_honoured(usual: float, failures: int, retry_after: float) -> None:
-    """No look comes before Retry-After is over, but an absurd one keeps nobody for more than five minutes."""
-    wait = wait_after_failure(DocumentedAdvice(Polling()), usual, failures, retry_after)
+@given(st.sampled_from([DocumentedAdvice(Polling()), FixedInterval(0.2), FixedInterval(100.0)]), st.integers(1, 10**6))
+def test_tasks_that_failed_together_do_not_come_back_together(schedule: Schedule, failures: int) -> None:
+    """Also where the wait cannot grow any more, it is anything between half and all of it."""
+    wait = schedule.wait(0.0, 0.5)
 
-    assert min(retry_after, 300) <= wait <= 300
+    assert wait_after_failure(schedule, wait, failures, 1.0) == wait_after_failure(schedule, wait, failures, 0.0) / 2
+    assert wait_after_failure(schedule, wait, failures, 0.0) <= schedule.wait_max(wait)
 
 
 class History:
@@ -102,17 +103,16 @@ class History:
     ages,
     spreads,
     st.floats(1e-3, 1e3),
-    st.floats(1, 64),
 )
 def test_any_history_stays_within_the_bounds(
-    history: list[tuple[float, float, bool]], age: float, spread: float, price: float, strain: float
+    history: list[tuple[float, float, bool]], age: float, spread: float, price: float
 ) -> None:
     """Whatever was learned, waits are finite and neither shorter than `wait_min` nor longer than `wait_max`."""
     schedule = Schedules(Polling(price=price)).of(*KIND)
     for begin, took, ended in history:
         (schedule.ended if ended else schedule.ran)(begin, begin + took)
 
-    assert 0.25 <= schedule.wait(age, spread, strain) <= 30.0
+    assert 0.25 <= schedule.wait(age, spread) <= 30.0
 
 
 @given(spread=spreads)
@@ -220,7 +220,7 @@ def test_a_fixed_interval_learns_nothing() -> None:
     schedule.ended(5.0, 9.0)
     schedules.remember("anything")
 
-    assert schedule.wait(0, 0.5, 64.0) == 2.0
+    assert schedule.wait(0, 0.5) == 2.0
     assert schedules.unknown is schedule is schedule.without_callback
     assert schedules.knowledge()["kinds"] == {}
 
@@ -287,26 +287,3 @@ def test_tasks_that_all_still_run_are_nothing_to_remember() -> None:
     schedules.of("another", "1K").ended(0.0, 12.0)
 
     assert list(schedules.knowledge()["kinds"]) == ["another 1K"]
-
-
-def test_refusals_raise_the_price_for_a_while() -> None:
-    """Each 429, ten seconds apart, doubles the price up to 64 times; a minute without halves it."""
-    strain = Strain()
-    assert strain.at(0.0) == 1.0
-    for second in range(10):
-        strain.refused(float(second))
-    assert strain.at(0.0) == 2.0
-    for minute in range(1, 200):
-        strain.refused(minute * 10.0)
-
-    assert strain.at(1990.0) == 64.0
-    assert strain.at(1990.0 + 60.0) == 32.0
-    assert strain.at(1990.0 + 360.0) == strain.at(1e9) == 1.0
-
-
-def test_strain_makes_looks_rarer() -> None:
-    """At four times the price waits are twice as long, for learned and unknown tasks alike."""
-    schedules = Schedules(Polling())
-
-    for schedule in (schedules.of(*KIND), schedules.unknown):
-        assert schedule.wait(1.0, 0.5, 4.0) == pytest.approx(2 * schedule.wait(1.0, 0.5), rel=0.15)

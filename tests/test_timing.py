@@ -28,7 +28,7 @@ class Pupil:
     def without_callback(self) -> Schedule:
         return self
 
-    def wait(self, age: float, spread: float, strain: float = 1.0) -> float:
+    def wait(self, age: float, spread: float) -> float:
         self.asked.append(age)
         return 1.0
 

@@ -14,6 +14,7 @@ import pytest
 
 # Program: Debian's package.
 PACKAGES: Final = {
+    "cc": "gcc",
     "chromium": "chromium",
     "nginx": "nginx-light",
     "redis-server": "redis-server",

@@ -24,7 +24,7 @@ class RedisServer:
     """Starts on entering, is gone on leaving; nothing is kept on disk unless `save` says so."""
 
     def __init__(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
-        self._program = os.environ.get("FLUX2_TEST_REDIS_SERVER") or program("redis-server")
+        self.program = os.environ.get("FLUX2_TEST_REDIS_SERVER") or program("redis-server")
         self._options = options
         self._environment = environment or {}
         self._folder = ""
@@ -36,7 +36,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]
+        command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]
         self._process = subprocess.Popen(  # noqa: S603  our own words
             [*command, "--save", "", "--appendonly", "no", *self._options],
             stdin=subprocess.DEVNULL,
@@ -49,13 +49,13 @@ class RedisServer:
             try:
                 with self.client() as client:
                     client.ping()
-            except redis.AuthenticationError:
+            except (redis.AuthenticationError, redis.ResponseError):
                 return
             except redis.ConnectionError:
                 time.sleep(0.02)
             else:
                 return
-        raise AssertionError(f"{self._program} does not answer")
+        raise AssertionError(f"{self.program} does not answer")
 
     def client(self) -> "redis.Redis":
         return redis.Redis(port=self.port, decode_responses=True, socket_timeout=5, retry=Retry(NoBackoff(), 0))

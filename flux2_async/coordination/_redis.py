@@ -11,17 +11,24 @@ import math
 import random
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import redis.asyncio
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
+    ClusterError,
+    MasterDownError,
     NoPermissionError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
 )
@@ -54,16 +61,26 @@ logger = logging.getLogger("flux2_async")
 OLDEST_VERSION: Final = (6, 0)
 HEARTBEAT: Final = 20.0
 RESUBSCRIBE_MAX: Final = 2.0
-_REFUSED: Final = "redis refuses this user or this command; check user, password and rights"
+_BAD_URL: Final = (
+    "url: it must look like redis://host:6379/0, rediss://user:password@host:6379 or unix:///path?db=0, with options "
+    "of the redis package only, and files of certificates that can be read"
+)
+_CLUSTER: Final = "redis: this is a node of a cluster, and clusters are not supported; use a server of its own"
 
 
 class RedisCoordination(Coordination):
     """Many processes on any number of hosts that share an account, by a Redis (6 or newer) or Valkey.
 
+    It has to be a server that takes writes: clusters, replicas and the ports of Sentinel are not supported. A user of
+    limited rights needs these, with `flux2` for the namespace (and `+select` for another database than 0):
+
+        ~flux2:* &flux2:* +info +subscribe +ping +publish +evalsha +script|load
+        +time +get +set +del +hset +hmget +expire
+
     Args:
-        url: `redis://`, `rediss://` or `unix://`, as the redis package takes it; never shown.
-        namespace: Begins the names of all keys and channels, so that several applications can use one server; a user
-            of limited rights needs `~NAMESPACE:*`, `&NAMESPACE:*`, the commands of scripts, strings and hashes, INFO.
+        url: `redis://`, `rediss://` (TLS), `valkey://`, `valkeys://` or `unix://` with options in its query, as the
+            redis package takes them; never shown.
+        namespace: Begins the names of all keys and channels, so that several applications can use one server.
         on_failure: While the server cannot be asked, submissions without a key go on by a safe share of the limit
             (`degrade`), or raise `CoordinationError` (`fail`).
         timeout: Seconds that the server may take to answer.
@@ -100,21 +117,48 @@ class RedisCoordination(Coordination):
         return RedisCoordinator(self._client(), f"{self._namespace}:{{{account}}}", terms, on_message, self._timeout)
 
     def _client(self) -> "redis.asyncio.Redis":
-        try:
-            return redis.asyncio.Redis.from_url(
-                self._url,
-                decode_responses=True,
-                # What every server knows.
-                protocol=2,
-                socket_timeout=self._timeout,
-                socket_connect_timeout=self._timeout,
-                socket_keepalive=True,
-                retry=Retry(NoBackoff(), 0),
-            )
-        except (ValueError, TypeError, AttributeError):
-            raise ConfigurationError(
-                "url: it must look like redis://host:6379/0, rediss://user:password@host:6379 or unix:///path"
-            ) from None
+        pool = redis.asyncio.ConnectionPool(**_connection_options(self._url, self._timeout))
+        return redis.asyncio.Redis.from_pool(pool)
+
+
+def _connection_options(url: object, timeout: float) -> dict[str, Any]:
+    """What a pool takes, checked without a connection; a user's own options stand, but not against what we rely on."""
+    try:
+        options: dict[str, Any] = {**_parse(url)}
+        kind = options.get("connection_class", redis.asyncio.Connection)
+        if kind is not redis.asyncio.UnixDomainSocketConnection:
+            options.setdefault("socket_keepalive", True)
+        options |= {
+            "decode_responses": True,
+            # What every server knows.
+            "protocol": 2,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        connection = kind(**{name: value for name, value in options.items() if name != "connection_class"})
+        if isinstance(connection, redis.asyncio.SSLConnection):
+            connection.ssl_context.get()
+    except (ValueError, TypeError, AttributeError, RedisError, OSError):
+        raise ConfigurationError(_BAD_URL) from None
+    return options
+
+
+def _parse(url: object) -> dict[str, Any]:
+    if not isinstance(url, str):
+        raise TypeError
+    # What the clients of Valkey call them.
+    url = re.sub(r"^valkey(s?)://", r"redis\1://", url.strip())
+    options: dict[str, Any] = {**parse_url(url)}
+    path = urlsplit(url).path
+    if options.get("connection_class") is redis.asyncio.UnixDomainSocketConnection:
+        usable = bool(path)
+    else:
+        # Another word for a database would be taken for 0.
+        usable = re.fullmatch(r"/?[0-9]*", path) is not None
+    if not usable:
+        raise ValueError
+    return options
 
 
 def _check(namespace: object, on_failure: object, timeout: object) -> None:
@@ -156,13 +200,10 @@ class RedisCoordinator(Coordinator):
         """See `Coordinator`."""
         self._listener = asyncio.get_running_loop().create_task(self._listen(), name="flux2_async listen to redis")
         try:
-            check_version(await self._call(lambda: self._client.info("server")))
+            check_server(await self._call(self._client.info))
             await self._call(self._use_all_rights)
-        except _RefusedError:
-            raise ConfigurationError(
-                "redis refuses this user; check user and password in the url, and the rights of the user, who needs the"
-                " keys and the channels that begin with the namespace"
-            ) from None
+        except _HopelessError as error:
+            raise ConfigurationError(str(error)) from None
 
     async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """See `Coordinator`."""
@@ -268,21 +309,22 @@ class RedisCoordinator(Coordinator):
         try:
             async with asyncio.timeout(2 * self._timeout):
                 return await call()
-        except (AuthenticationError, AuthorizationError, NoPermissionError):
-            raise _RefusedError(_REFUSED) from None
-        except ResponseError as error:
-            word = _first_word(error)
-            if word in ("NOAUTH", "WRONGPASS"):
-                raise _RefusedError(_REFUSED) from None
-            raise CoordinationError(f"redis answers {word}") from None
         except (RedisError, OSError, TimeoutError) as error:
-            raise CoordinationError(f"redis cannot be reached ({type(error).__name__})") from None
+            told = _told(error)
+        raise told
 
     async def _use_all_rights(self) -> None:
-        # Who may not listen would else miss every callback, and never know.
-        async with self._subscription():
-            await self.look("")
+        """Do once whatever may be forbidden: who may not listen would else miss every callback, and never know."""
+        async with self._subscription() as pubsub:
+            await pubsub.ping()
+            await pubsub.get_message(timeout=2 * self._timeout)
             await self.publish(Message("wake"))
+        await self._key_of("")
+        claim = Claim(f"check {self._name}", "", "", self._name)
+        await self.reserve(claim)
+        await self.free(claim)
+        # Of somebody who was never there.
+        await self._book("leave")
 
     @asynccontextmanager
     async def _subscription(self) -> AsyncIterator[Any]:
@@ -339,16 +381,28 @@ class RedisCoordinator(Coordinator):
             logger.debug("redis did not answer to a heartbeat")
 
 
-class _RefusedError(CoordinationError):
-    """User or password are wrong, or not allowed to do this."""
+class _HopelessError(CoordinationError):
+    """Waiting will not help."""
 
 
-def check_version(info: dict[str, Any]) -> None:
-    """Refuse a server that is too old.
+def check_server(info: dict[str, Any]) -> None:
+    """Refuse a server that can never do what is needed.
+
+    Args:
+        info: What it says of itself.
 
     Raises:
-        ConfigurationError: It is.
+        ConfigurationError: It is too old, a node of a cluster, a replica, or a Sentinel.
     """
+    mode = info.get("redis_mode", "standalone")
+    if mode == "sentinel":
+        raise ConfigurationError(
+            "redis: this is the port of a Sentinel; give the address of the server that it watches"
+        )
+    if mode == "cluster":
+        raise ConfigurationError(_CLUSTER)
+    if info.get("role") in ("slave", "replica"):
+        raise ConfigurationError("redis: this is a replica; give the address of the server that takes writes")
     # Valkey names a version of Redis as well, the one it is compatible with.
     version = str(info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST_VERSION:
@@ -356,8 +410,55 @@ def check_version(info: dict[str, Any]) -> None:
         raise ConfigurationError(f"redis {version} is too old; {oldest} or newer, or any Valkey, is needed")
 
 
+def _told(error: Exception) -> CoordinationError:
+    """Say what a failure means, without the server's own words, which may repeat what it was sent."""
+    causes = tuple(_causes(error))
+    kinds = ", ".join(type(cause).__name__ for cause in causes if isinstance(cause, ssl.SSLError | PermissionError))
+    hopeless = (
+        _of_a_user(error, str(error))
+        or _of_a_command(error, str(error))
+        or (f"redis: the connection is refused ({kinds}); check scheme, certificates and rights" if kinds else "")
+    )
+    if hopeless:
+        return _HopelessError(hopeless)
+    if isinstance(error, ResponseError):
+        return CoordinationError(f"redis answers {_first_word(error)}")
+    return CoordinationError(f"redis cannot be reached ({type(error).__name__})")
+
+
+def _of_a_user(error: Exception, text: str) -> str:
+    # The one of Redis 6 for what a script may not do has no class of its own.
+    if isinstance(error, NoPermissionError) or "user executing the script can't" in text or "NOPERM" in text:
+        command = re.search(r"'([a-z|]{2,20})' command", text)
+        lacks = (
+            f"+{command[1]}"
+            if command
+            else "a right: to a command within scripts, or to the namespace's keys or channels"
+        )
+        return f"redis: the user lacks {lacks}; see RedisCoordination for the rights that are needed"
+    refused = isinstance(error, AuthenticationError | AuthorizationError) or text.startswith(("NOAUTH", "WRONGPASS"))
+    return "redis refuses user or password; check them in the url" if refused else ""
+
+
+def _of_a_command(error: Exception, text: str) -> str:
+    if isinstance(error, AskError | ClusterError) and not isinstance(error, MasterDownError):
+        return _CLUSTER
+    if isinstance(error, ReadOnlyError):
+        return "redis takes no writes here; give the address of the server that does"
+    if "DB index is out of range" in text:
+        return "redis has no database of the number in the url"
+    if "unknown command" in text:
+        return "redis does not know a command that is needed; give a server of Redis or Valkey, no proxy, no Sentinel"
+    return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _first_word(error: Exception) -> str:
-    # The server's own words may repeat what it was sent.
     words = str(error).split()
     return words[0] if words and words[0].isupper() else type(error).__name__
 

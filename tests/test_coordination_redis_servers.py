@@ -1,0 +1,271 @@
+"""Which servers, users and addresses a coordination takes, and that it says at `open` what can never work."""
+
+import logging
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from emulated import free_port, session_for
+from redis_server import RedisServer
+
+from flux2_async import ConfigurationError, CoordinationError, TextToImage
+from flux2_async.coordination import RedisCoordination
+from flux2_async.emulator import Emulator, Plan, Script
+
+pytestmark = pytest.mark.real_time
+
+SECRET = "s3cr3t-password"
+# The lines of the docstring that stand apart.
+RIGHTS = " ".join(re.findall(r"^ {8}([~+].*)$", RedisCoordination.__doc__ or "", re.MULTILINE)).split()
+RIGHTS_OF_DATABASES = "+select"
+
+
+async def opened(url: str) -> Exception | None:
+    """Open a session, make a picture under a key, and give the error, if there is one."""
+    async with Emulator(Script(plans=Plan(duration=0.05), render=False)) as emulator:
+        flux = session_for(emulator, coordination=RedisCoordination(url, on_failure="fail"))
+        try:
+            await flux.open()
+            await (await flux.submit(TextToImage("a red kettle"), key="k")).result()
+        except Exception as error:  # noqa: BLE001  it is what is looked at
+            return error
+        finally:
+            await flux.aclose()
+    return None
+
+
+def assert_hopeless(error: Exception | None, says: str) -> None:
+    assert isinstance(error, ConfigurationError)
+    assert re.search(says, str(error))
+    assert SECRET not in repr(error)
+    assert error.__cause__ is None
+
+
+# --- Rights ---
+
+
+def give(server: RedisServer, *rights: str) -> str:
+    """Let a user have these rights and nothing else; give its address."""
+    with server.client() as client:
+        client.execute_command("ACL", "DELUSER", "app")
+        client.execute_command("ACL", "SETUSER", "app", "on", f">{SECRET}", "resetchannels", "-@all", *rights)
+    return f"redis://app:{SECRET}@127.0.0.1:{server.port}"
+
+
+async def test_documented_rights_suffice(caplog: pytest.LogCaptureFixture) -> None:
+    """A user with the rights that the docstring names, and no other, opens, submits, is heard and closes."""
+    caplog.set_level(logging.DEBUG, "flux2_async")
+    with RedisServer() as server:
+        assert await opened(give(server, *RIGHTS)) is None
+        assert await opened(f"{give(server, *RIGHTS, RIGHTS_OF_DATABASES)}/3") is None
+        with server.client() as client:
+            denied = client.acl_log()
+
+    # What the redis package says of itself is its own affair.
+    assert [entry for entry in denied if entry["object"] not in ("client|setinfo", "client|setname")] == []
+    assert [record.message for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+async def test_every_documented_right_is_needed() -> None:
+    """Without any one of them `open` says at once which one is missing."""
+    assert len(RIGHTS) == 15
+    with RedisServer() as server:
+        for left_out in RIGHTS:
+            error = await opened(give(server, *(right for right in RIGHTS if right != left_out)))
+            assert error is not None, left_out
+            # Of what a script does the server does not say which command it was.
+            assert_hopeless(error, rf"lacks ({re.escape(left_out)};|a right: to a command within scripts)")
+
+
+# --- Servers ---
+
+
+async def test_node_of_a_cluster_is_refused() -> None:
+    """A node that would take everything is one of a cluster all the same, and so is one that serves no slot."""
+    with RedisServer("--cluster-enabled", "yes") as server:
+        assert_hopeless(await opened(server.url), "clusters are not supported")
+        with server.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        assert_hopeless(await opened(server.url), "clusters are not supported")
+
+
+@pytest.mark.parametrize("options", [(), ("--replica-read-only", "no"), ("--replica-serve-stale-data", "no")])
+async def test_replica_is_refused(options: tuple[str, ...]) -> None:
+    """What a replica takes, if it does, nobody else sees."""
+    with RedisServer() as server, RedisServer("--replicaof", "127.0.0.1", str(server.port), *options) as replica:
+        assert_hopeless(
+            await opened(replica.url), "this is a replica; give the address of the server that takes writes"
+        )
+
+
+@pytest.mark.parametrize("database", ["", "/1"])
+async def test_port_of_a_sentinel_is_refused(tmp_path: Path, database: str) -> None:
+    """A Sentinel answers as a server does, and holds no keys."""
+    with RedisServer() as server, sentinel(server, tmp_path) as port:
+        assert await opened(server.url) is None
+        assert_hopeless(await opened(f"redis://127.0.0.1:{port}{database}"), "Sentinel")
+
+
+@contextmanager
+def sentinel(server: RedisServer, folder: Path) -> Iterator[int]:
+    port, settings = free_port(), folder / "sentinel.conf"
+    settings.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
+    with subprocess.Popen(  # noqa: S603  our own words
+        [server.program, str(settings), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            wait_for_port(port)
+            yield port
+        finally:
+            process.kill()
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as connection:
+            if connection.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError("nothing listens")
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("redis://127.0.0.1:{port}", "user or password"),
+        ("redis://:wrong@127.0.0.1:{port}", "user or password"),
+        (f"redis://nobody:{SECRET}@127.0.0.1:{{port}}", "user or password"),
+        (f"redis://:{SECRET}@127.0.0.1:{{port}}/99", "no database of the number"),
+    ],
+)
+async def test_wrong_login_and_database_are_told(address: str, says: str) -> None:
+    """A password that is missing or wrong, a user and a database that do not exist."""
+    with RedisServer("--requirepass", SECRET) as server:
+        assert_hopeless(await opened(address.format(port=server.port)), says)
+
+
+async def test_password_that_nobody_asked_for_is_told() -> None:
+    """A server without passwords refuses who gives one."""
+    with RedisServer() as server:
+        assert_hopeless(await opened(f"redis://:{SECRET}@127.0.0.1:{server.port}"), "user or password")
+
+
+@pytest.mark.parametrize("command", ["EVALSHA", "PUBLISH"])
+async def test_command_that_was_taken_away_is_told(command: str) -> None:
+    """Some who rent out servers rename or remove commands."""
+    with RedisServer("--rename-command", command, "") as server:
+        assert_hopeless(await opened(server.url), "does not know a command|rights")
+
+
+async def test_full_server_is_an_outage() -> None:
+    """What will be over some day is no matter of settings."""
+    with RedisServer() as server:
+        with server.client() as client:
+            client.config_set("maxmemory", 1)
+            client.config_set("maxmemory-policy", "noeviction")
+        error = await opened(server.url)
+
+    assert isinstance(error, CoordinationError)
+
+
+# --- TLS ---
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    ca, stranger = trustme.CA(), trustme.CA()
+    certificate = ca.issue_cert("localhost", "127.0.0.1")
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    stranger.cert_pem.write_to_path(tmp_path / "stranger.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    return tmp_path
+
+
+@contextmanager
+def tls_server(files: Path) -> Iterator[int]:
+    port = free_port()
+    options = {
+        "tls-port": str(port),
+        "tls-cert-file": "cert.pem",
+        "tls-key-file": "key.pem",
+        "tls-ca-cert-file": "ca.pem",
+    }
+    words = [
+        word
+        for name, value in options.items()
+        for word in (f"--{name}", str(files / value) if value.endswith(".pem") else value)
+    ]
+    with RedisServer(*words, "--tls-auth-clients", "no"):
+        wait_for_port(port)
+        yield port
+
+
+async def test_tls_of_a_trusted_server_works(files: Path) -> None:
+    """`rediss://` and Valkey's own word for it."""
+    with tls_server(files) as port:
+        for scheme in ("rediss", "valkeys"):
+            assert await opened(f"{scheme}://localhost:{port}?ssl_ca_certs={files / 'ca.pem'}") is None
+
+
+@pytest.mark.parametrize("trusted", ["", "?ssl_ca_certs={}/stranger.pem"])
+async def test_certificate_that_is_not_trusted_is_told(files: Path, trusted: str) -> None:
+    """It will not be trusted tomorrow either."""
+    with tls_server(files) as port:
+        error = await opened(f"rediss://localhost:{port}{trusted.format(files)}")
+
+    assert_hopeless(error, "SSLCertVerificationError")
+
+
+# --- Addresses ---
+
+
+ADDRESSES: dict[str, Callable[[int, Path], str]] = {
+    "plain": lambda port, _: f"redis://127.0.0.1:{port}",
+    "white space": lambda port, _: f" redis://127.0.0.1:{port}/0\n",
+    "valkey": lambda port, _: f"valkey://localhost:{port}/2",
+    "query": lambda port, _: f"redis://127.0.0.1:{port}?db=2&client_name=flux2&health_check_interval=5",
+    "what we rely on": lambda port, _: f"redis://127.0.0.1:{port}?protocol=3&decode_responses=0&socket_timeout=9",
+    "unix": lambda _, path: f"unix://{path}",
+    "unix with database": lambda _, path: f"unix://{path}?db=1",
+    "unix with password": lambda _, path: f"unix://app:{SECRET}@{path}?db=1",
+}
+
+
+@pytest.mark.parametrize("form", ADDRESSES)
+async def test_forms_of_an_address_work(form: str, tmp_path: Path) -> None:
+    """Everything that the redis package documents for one server, sockets of this host included."""
+    path = tmp_path / "redis.sock"
+    with RedisServer("--unixsocket", str(path)) as server:
+        give(server, *RIGHTS, RIGHTS_OF_DATABASES)
+        assert await opened(ADDRESSES[form](server.port, path)) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host/name",
+        "redis://host/1/2",
+        "redis://host?db=first",
+        "redis://host?no_such_option=1",
+        "unix://",
+        "unix:///path?host=other",
+        "redis+sentinel://host/name",
+        "rediss://host?ssl_ca_certs=/no/such/file",
+        "",
+        b"redis://host",
+    ],
+)
+async def test_addresses_that_never_work_are_told_when_made(url: str) -> None:
+    """Nothing is left for the first connection to find, and no word of it is taken for another."""
+    with pytest.raises(ConfigurationError, match="url: it must look like") as caught:
+        RedisCoordination(url)
+
+    assert caught.value.__cause__ is None

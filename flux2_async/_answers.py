@@ -4,16 +4,19 @@ Accepted, refused and never sent are said on positive proof only; everything els
 is never sent again by itself.
 """
 
+import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Final
+from urllib.parse import unquote
 
 import attrs
 
 from flux2_async import _json
+from flux2_async._record import task_id_of
 from flux2_async._refusal import refusal, retry_after
-from flux2_async._wire import Reply, code_of, find_task_id, message_of
+from flux2_async._wire import Reply, code_of, message_of
 from flux2_async.errors import AmbiguousSubmitError, ApiError, TransportError
 from flux2_async.models import Request
 
@@ -31,6 +34,13 @@ _BLAMES_THE_SERVER: Final = re.compile(r"server exception|internal|try again", r
 _REFUSING_REDIRECTS: Final = frozenset({300, 301, 307, 308})
 _CLIENT_ERRORS: Final = range(400, 500)
 _CONFLICT: Final = 409
+_TASK_ID: Final = re.compile(r'(?<!\\)"task_?[iI]d"\s*:\s*(?:"([^"\\]+)"|([0-9]+)(?=\s*[,}]))')
+
+_ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
+_NAME: Final = re.compile(r"[a-z0-9_-]{1,128}")
+_ID_IN_ECHO: Final = re.compile(r"""task_?id["']\s*:\s*["']?([a-z0-9_-]*)""")
+_CODE_IN_ECHO: Final = re.compile(r"""code["']\s*:\s*["']?([0-9]*)""")
+
 _GIVEN_UP: Final = frozenset({408, 499})
 """Statuses of a gateway that waited in vain: what is behind it may have got the request."""
 
@@ -86,21 +96,29 @@ class Unclear:
 Answer = Accepted | Refused | NeverSent | Unclear
 
 
-def judge(reply: Reply, *, request: Request, ref: str, now: datetime) -> Accepted | Refused | Unclear:
-    """Say what a whole reply to createTask means.
+def judge(
+    reply: Reply, *, sent: bytes, request: Request, ref: str, now: datetime, broken_off: str | None = None
+) -> Accepted | Refused | Unclear:
+    """Say what a reply to createTask means.
 
     Args:
         reply: The reply.
-        request: What was sent, for the error.
+        sent: The body that it answers: what only echoes it says nothing.
+        request: What the body stands for, for the error.
         ref: The name of the submission, for the error.
         now: The present, aware: for a Retry-After that is a date, where the reply has no `Date` of its own.
+        broken_off: Why the reply is not whole, or None when it is.
 
     Returns:
-        The first that holds: a task id, wherever the service names one; a refusal that is known to be one; unclear.
+        The first that holds: a task id, wherever the service names one, also in a reply that broke off behind it;
+        a whole refusal that is known to be one; unclear.
     """
-    if task_id := find_task_id(reply):
+    echo = _Echo(sent)
+    if task_id := find_task_id(reply.body, echo):
         return Accepted(task_id, reply.headers)
-    code, message = _read(reply)
+    if broken_off is not None:
+        return unclear(broken_off, request=request, ref=ref)
+    code, message = _read(reply, echo)
     if not _is_refusal(reply.status, code, message):
         told = f"createTask was answered by HTTP {reply.status}{_code_told(code)} without a task id"
         return unclear(told, request=request, ref=ref, http_status=reply.status)
@@ -131,13 +149,65 @@ def _is_refusal(status: int, code: int | None, message: str) -> bool:
     return status in _REFUSING_REDIRECTS or (status in _CLIENT_ERRORS and status != _CONFLICT)
 
 
-def _read(reply: Reply) -> tuple[int | None, str]:
+class _Echo:
+    """What a reply may repeat of the request, with quotes escaped, half escaped or not at all.
+
+    A prompt may spell out fields of a reply. Unescaped in a reply they look like the service's own, in JSON that is
+    broken by them and in JSON that is not. So what is named by the request under the same key proves nothing.
+    """
+
+    def __init__(self, sent: bytes) -> None:
+        text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), sent.decode("utf-8", "replace"))
+        self._text = html.unescape(unquote(text.replace("\\", ""))).lower()
+
+    def may_be(self, value: str, key: re.Pattern[str]) -> bool:
+        """Whether a value under a key may come from the request."""
+        begun = [match[1] for match in key.finditer(self._text)]
+        value = value.lower()
+        # A key at the end of an echo takes its value from what follows there.
+        return bool(begun) and (value in self._text or any(map(value.startswith, begun)) or not _NAME.fullmatch(value))
+
+
+def find_task_id(body: bytes, echo: _Echo) -> str | None:
+    """The id of a created task, before anything else about the reply is judged.
+
+    Args:
+        body: Of a reply to createTask; whole, broken or cut short.
+        echo: Of the request.
+
+    Returns:
+        The id from `data.taskId`, `data.task_id`, `taskId` or `task_id`, or the first complete one in the text of a
+        JSON object that is broken; None where there is none but in an echo.
+    """
+    return next((task_id for task_id in _task_ids(body) if not echo.may_be(task_id, _ID_IN_ECHO)), None)
+
+
+def _task_ids(body: bytes) -> Iterator[str]:
+    try:
+        answer = _json.loads_reply(body)
+    except ValueError:
+        text = _json.as_text(body).lstrip()
+        # A page of a proxy is no answer of the API, whatever its text mentions.
+        found = _TASK_ID.finditer(text) if text.startswith("{") else ()
+        yield from filter(None, ((match[1] or match[2]).strip() for match in found))
+        return
+    if isinstance(answer, dict):
+        places = (answer.get("data"), answer)
+        yield from filter(None, (task_id_of(place) for place in places if isinstance(place, dict)))
+
+
+def _read(reply: Reply, echo: _Echo) -> tuple[int | None, str]:
     """The `code` and the text of a reply, where it has them."""
     try:
         body = _json.loads_reply(reply.body)
     except ValueError:
         return None, ""
-    return (code_of(body), message_of(body)) if isinstance(body, dict) else (None, "")
+    if not isinstance(body, dict):
+        return None, ""
+    code = code_of(body)
+    if code is not None and echo.may_be(str(code), _CODE_IN_ECHO):
+        code = None
+    return code, message_of(body, reply.redact)
 
 
 def _code_told(code: int | None) -> str:

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+import attrs
+
 from flux2_async import _json
 from flux2_async.errors import (
     ApiError,
@@ -46,6 +48,8 @@ _REFUSALS: Final[Mapping[int, tuple[type[ApiError], str]]] = {
 }
 
 _SIGNATURE: Final = re.compile(r"(?<=[?&]sig=)[^&\s\"'<>]+")
+# Characters; what is shorter is no secret.
+SECRET_LENGTH: Final = 12
 # What the nine digits below can say.
 MAX_HINT: Final = 1e9
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]+)?")
@@ -81,6 +85,24 @@ def refusal(
     if issubclass(kind, RateLimitedError):
         return kind(code, text, http_status, retry_after=retry_after, task_id=task_id, advice=advice)
     return kind(code, text, http_status, task_id=task_id, advice=advice)
+
+
+@attrs.frozen
+class Redactor:
+    """Takes a key out of texts that are shown; data that is still to be read is left alone.
+
+    A short one, which test doubles have, is taken out as a word only: it is no secret, and part of many words.
+    """
+
+    _key: str = attrs.field(repr=False)
+
+    def __call__(self, text: str) -> str:
+        """The text without the key."""
+        if self._key not in text:
+            return text
+        if len(self._key) >= SECRET_LENGTH:
+            return text.replace(self._key, "<redacted>")
+        return re.sub(rf"(?<![\w-]){re.escape(self._key)}(?![\w-])", "<redacted>", text)
 
 
 def without_signature(text: str) -> str:

@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from flux2_async._answers import Accepted, Answer, NeverSent, judge, unclear
+from flux2_async._answers import Answer, NeverSent, judge, unclear
 from flux2_async._credentials import Credentials, check_borrowed
 from flux2_async._failures import failure_text
 from flux2_async._file_transport import FileTransport
+from flux2_async._refusal import Redactor
 from flux2_async._version import USER_AGENT
-from flux2_async._wire import Reply, find_task_id
+from flux2_async._wire import Reply
 from flux2_async.errors import SessionClosedError, TransportError
 from flux2_async.models import Request, Timeouts
 
@@ -62,7 +63,7 @@ class Transport:
         self._http: aiohttp.ClientSession | None = None
         self._submit_http: aiohttp.ClientSession | None = None
         self._closed = False
-        self._key = credentials.api_key.encode()
+        self._redact = Redactor(credentials.api_key)
         self._headers = {
             "Authorization": f"Bearer {credentials.api_key}",
             "Accept": "application/json",
@@ -105,13 +106,11 @@ class Transport:
             headers=self._json_headers,
             data=body,
         )
-        if failure is not None:
-            # A task id wins, even in an answer that was cut short behind it.
-            if reply is not None and (task_id := find_task_id(reply)):
-                return Accepted(task_id, reply.headers)
+        if reply is None:
+            assert failure is not None, "neither a reply nor a failure"  # noqa: S101  _exchange gives one of them
             return NeverSent(failure) if failure.never_sent else unclear(str(failure), request=request, ref=ref)
-        assert reply is not None, "neither a reply nor a failure"  # noqa: S101  _exchange gives one of them
-        return judge(reply, request=request, ref=ref, now=datetime.now(UTC))
+        broken_off = None if failure is None else str(failure)
+        return judge(reply, sent=body, request=request, ref=ref, now=datetime.now(UTC), broken_off=broken_off)
 
     async def call(
         self,
@@ -189,9 +188,9 @@ class Transport:
                         break
         except Exception as error:  # noqa: BLE001  a trace of a borrowed session may raise anything, also after the answer
             failure = _failure(error, urlsplit(url).hostname)
-        # A server that quotes our headers in its error text must not bring the key into errors and logs.
-        content = bytes(body).replace(self._key, b"<redacted>")
-        return Reply(response.status, response.headers, content) if response is not None else None, failure
+        if response is None:
+            return None, failure
+        return Reply(response.status, response.headers, bytes(body), self._redact), failure
 
 
 def _failure(error: Exception, host: str | None) -> TransportError:

@@ -5,7 +5,7 @@ Pure: status, headers and body go in; a value or an error comes out. No reply, h
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,7 +15,7 @@ import attrs
 
 from flux2_async import _json
 from flux2_async._converter import CONVERTER, configure_converter, http_address, make_converter
-from flux2_async._record import record_from_payload, task_error, task_id_of
+from flux2_async._record import record_from_payload, task_error
 from flux2_async._refusal import header, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError
 from flux2_async.models import ImageToImage, Request, TaskRecord, TaskState, UploadedFile
@@ -31,7 +31,6 @@ __all__ = [
     "decode_record",
     "decode_upload",
     "encode_request",
-    "find_task_id",
     "header",
     "make_converter",
     "message_of",
@@ -48,7 +47,6 @@ FAILED: Final = (408, 451, 501)
 """Codes by which recordInfo says that the task itself is over."""
 
 _CODE: Final = re.compile(r"[0-9]{1,9}")
-_TASK_ID: Final = re.compile(r'(?<!\\)"task_?[iI]d"\s*:\s*(?:"([^"\\]+)"|([0-9]+)(?=\s*[,}]))')
 _LOST_RECORD: Final = re.compile(r"record\s*info\b.*\bnull", re.IGNORECASE | re.DOTALL)
 
 
@@ -60,11 +58,13 @@ class Reply:
         status: The HTTP status.
         headers: As they came; look them up with `header`, which ignores case.
         body: The whole body.
+        redact: Takes the key out of a text that is shown: a server may quote what it was sent.
     """
 
     status: int
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=lambda value: f"<{len(value)} bytes>")
+    redact: Callable[[str], str] = attrs.field(default=str, repr=False)
 
 
 @attrs.frozen
@@ -109,26 +109,6 @@ def encode_request(request: Request, input_urls: Sequence[str] = (), callback_ur
     return _json.dumps(body)
 
 
-def find_task_id(reply: Reply) -> str | None:
-    """The id of a created task, before anything else about the answer is judged.
-
-    Args:
-        reply: Of createTask; any status, also cut short.
-
-    Returns:
-        The id from `data.taskId`, `data.task_id`, `taskId` or `task_id`, or the first complete one in the text of a
-        JSON object that is broken; None where there is none.
-    """
-    try:
-        body = _json.loads(reply.body)
-    except ValueError:
-        return _search_task_id(_json.as_text(reply.body).lstrip())
-    if not isinstance(body, dict):
-        return None
-    data = body.get("data")
-    return (task_id_of(data) if isinstance(data, dict) else None) or task_id_of(body)
-
-
 def decode_envelope(reply: Reply) -> Envelope:
     """Read what every JSON answer has in common.
 
@@ -146,10 +126,10 @@ def code_of(body: Mapping[str, Any]) -> int | None:
     return int(value) if isinstance(value, str) and _CODE.fullmatch(value.strip()) else None
 
 
-def message_of(body: Mapping[str, Any]) -> str:
-    """The service's own words in a JSON answer, `msg` or `message`; empty when there are none."""
+def message_of(body: Mapping[str, Any], redact: Callable[[str], str]) -> str:
+    """The service's own words in a JSON answer, `msg` or `message`, as they may be shown; empty when there are none."""
     words = (value for value in (body.get("msg"), body.get("message")) if isinstance(value, str) and value)
-    return without_signature(next(words, ""))
+    return redact(without_signature(next(words, "")))
 
 
 def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
@@ -174,12 +154,12 @@ def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
             return None
         raise
     if envelope.code in FAILED:
-        return _failure(envelope, task_id)
+        return _shown(_failure(envelope, task_id), reply)
     if not envelope.data:
         return None
     if not isinstance(envelope.data, dict):
         raise _unexpected("an object", envelope.data, reply, task_id)
-    return record_from_payload(envelope.data, task_id)
+    return _shown(record_from_payload(envelope.data, task_id), reply)
 
 
 def decode_credits(reply: Reply) -> float:
@@ -250,7 +230,7 @@ def _envelope(reply: Reply, task_id: str | None) -> Envelope:
     if code is None:
         text = f"HTTP {reply.status} with JSON that has no readable `code`; check that base_url names the API"
         raise ProtocolError(text, http_status=reply.status, task_id=task_id)
-    return Envelope(code, message_of(body), body.get("data"), body.get("success") is not False)
+    return Envelope(code, message_of(body, reply.redact), body.get("data"), body.get("success") is not False)
 
 
 def _accepted(reply: Reply, task_id: str | None = None, accepted: tuple[int, ...] = ()) -> Envelope:
@@ -282,10 +262,11 @@ def _failure(envelope: Envelope, task_id: str) -> TaskRecord:
     return record_from_payload({**data, "state": TaskState.FAIL.value, **told}, task_id)
 
 
-def _search_task_id(text: str) -> str | None:
-    # A page of a proxy is no answer of the API, whatever its text mentions.
-    found = _TASK_ID.search(text) if text.startswith("{") else None
-    return (found[1] or found[2]).strip() or None if found else None
+def _shown(record: TaskRecord, reply: Reply) -> TaskRecord:
+    """The record with a reason that may be shown."""
+    if not record.fail_message:
+        return record
+    return attrs.evolve(record, fail_message=reply.redact(record.fail_message))
 
 
 def _expiry(value: object) -> datetime | None:

@@ -2,16 +2,17 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flux2_async._answers import Accepted, Refused, Unclear, judge
-from flux2_async._wire import Reply
-from flux2_async.models import TextToImage
+from flux2_async._wire import Reply, encode_request
+from flux2_async.models import Request, TextToImage
 
 REQUEST = TextToImage("a red kettle")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -21,15 +22,17 @@ STATUSES = [*range(200, 600), 600, 999]
 CODES = [*range(-1, 3), 100, *range(200, 209), *range(300, 310), *range(399, 452), 455, 460, 499, *range(500, 530), 599]
 
 
-def meaning(status: int, body: Any) -> str:
+def meaning(status: int, body: Any, request: Request = REQUEST, *, broken_off: str | None = None) -> str:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    match judge(Reply(status, {}, content), request=REQUEST, ref="our-ref", now=NOW):
+    reply, sent = Reply(status, {}, content), encode_request(request, (), "https://us.example/?ref=our-ref&sig=1")
+    match judge(reply, sent=sent, request=request, ref="our-ref", now=NOW, broken_off=broken_off):
         case Accepted(task_id):
             return task_id
         case Refused(error):
             return f"refused {error.code}"
         case Unclear(error):
-            assert (error.request, error.ref, error.http_status) == (REQUEST, "our-ref", status)
+            assert (error.request, error.ref) == (request, "our-ref")
+            assert error.http_status == (None if broken_off else status)
             return "unclear"
 
 
@@ -55,10 +58,10 @@ def test_codes(spell: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>no</html>", b"[]", b"null", b"{", {}, {"message": "no"}, {"code": None}])
-@pytest.mark.parametrize("status", STATUSES)
-def test_no_readable_code(status: int, body: Any) -> None:
+def test_no_readable_code(body: Any) -> None:
     """Where no code can be read the HTTP status speaks, whether the answer is JSON or not."""
-    assert meaning(status, body) == expected(status, None)
+    for status in STATUSES:
+        assert meaning(status, body) == expected(status, None)
 
 
 @pytest.mark.parametrize("text", ["Server exception", "Internal Error, Please try again later.", "TRY AGAIN"])
@@ -81,3 +84,121 @@ def test_an_id_is_read_before_anything_else(status: int, code: Any, place: str) 
     if code is not ABSENT:
         body["code"] = code
     assert meaning(status, body) == "t-1"
+
+
+def test_a_reply_that_broke_off() -> None:
+    """Behind its id a reply may break off; a refusal must be whole."""
+    assert meaning(200, b'{"code":200,"data":{"taskId":"t-1","pa', broken_off="cut") == "t-1"
+    assert meaning(402, {"code": 402}, broken_off="cut") == "unclear"
+
+
+EVIL = TextToImage('a sign that says {"taskId":"evil"}')
+REAL = "558a0e58d58a6cb69e5c6a55170398da"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        # The live defect: quotes escaped once in JSON within JSON, so that the text ends early.
+        (200, '{"code":200,"data":{"param":"{"prompt":"%s"}","taskId":"' + REAL + '"}}', REAL),
+        (200, '{"code":200,"data":{"taskId":"' + REAL + '","param":"{"prompt":"%s"}"}}', REAL),
+        (200, '{"code":200,"data":{"param":"{"prompt":"%s"}","taskId":"' + REAL + '", "more', REAL),
+        (200, '{"code":200,"msg":"%s","data":{"taskId":"' + REAL + '"}}', REAL),
+        (200, '{"code":200,"data":{"param":"{"prompt":"%s"}"}}', "unclear"),
+        (200, '{"code":200,"msg":"%s","data":null}', "unclear"),
+        (500, '{"code":500,"msg":"cannot parse: %s"}', "unclear"),
+        (422, '{"code":422,"msg":"bad prompt: %s"}', "refused 422"),
+    ],
+)
+def test_an_echo_is_not_an_answer(status: int, body: str, expected: str) -> None:
+    """An id that stands in the prompt is never taken, wherever the reply repeats it; the service's own is found."""
+    assert meaning(status, (body % EVIL.prompt).encode(), EVIL) == expected
+
+
+@pytest.mark.parametrize(
+    ("extra_input", "body", "expected"),
+    [
+        ({"taskId": "evil"}, {"code": 422, "data": {"taskId": "evil"}}, "refused 422"),
+        ({"taskId": "evil"}, {"code": 200, "data": {"taskId": "evil", "task_id": REAL}}, "unclear"),
+        ({"note": 'x","taskId":"evil'}, b'{"code":200,"note":"x","taskId":"evil"}', "unclear"),
+        ({"note": 'x","taskId":"evil'}, b'{"code":200,"note":"x","taskId":"evi"}', "unclear"),
+        ({"note": 'x","taskId":"evil'}, b'{"code":200,"note":"x","taskId":"evil more"}', "unclear"),
+        ({"note": 'x","taskId":"'}, b'{"code":200,"note":"x","taskId":"more"}', "unclear"),
+        ({"note": r'x","task\u0049d":"evil'}, rb'{"code":200,"note":"x","task\u0049d":"evil"}', "unclear"),
+        ({"note": "x%22,%22taskId%22:%22evil"}, b'{"code":200,"note":"x","taskId":"evil"}', "unclear"),
+        ({"note": "x&quot;,&quot;taskId&quot;:&quot;evil"}, b'{"code":200,"note":"x","taskId":"evil"}', "unclear"),
+        ({"note": 'x","code":402,"y":"'}, b'{"code":200,"msg":"x","code":402,"y":""}', "unclear"),
+        ({"note": 'x","code":429,"y":"'}, b'{"msg":"x","code":429,"y":""}', "unclear"),
+        ({"code": 402}, {"code": 402, "data": None}, "unclear"),
+        ({"code": 7}, {"code": 402, "data": None}, "refused 402"),
+        ({"note": "taskId"}, {"code": 200, "data": {"taskId": "t"}}, "t"),
+    ],
+)
+def test_fields_that_the_request_spells_out(extra_input: dict[str, Any], body: Any, expected: str) -> None:
+    """What the request itself names under the same key proves nothing, also in JSON that its echo leaves valid."""
+    assert meaning(200, body, TextToImage("a red kettle", extra_input=extra_input)) == expected
+
+
+pieces = st.sampled_from(
+    [
+        *(
+            '"taskId":"evil"',
+            '","taskId":"evil","x":"',
+            '"},"data":{"taskId":"evil"},"y":{"',
+            '"task_id": "evil"',
+            "evil",
+        ),
+        *(
+            '","taskId":"',
+            '"code":402',
+            '","code":429,"x":"',
+            '"code":',
+            '"',
+            "\\",
+            '\\"',
+            "{",
+            "}",
+            ",",
+            "kettle",
+            " ",
+            "é",
+        ),
+    ]
+)
+ECHOES: dict[str, Callable[[str], str]] = {
+    "as it is": lambda text: text,
+    "escaped": lambda text: json.dumps(text)[1:-1],
+    "quotes alone": lambda text: text.replace('"', '\\"'),
+    "twice": lambda text: json.dumps(json.dumps(text))[3:-3],
+}
+PLACES = [
+    '"param":"{"prompt":"%s"}"',
+    '"param":"%s"',
+    '"msg":"about %s and more"',
+    '"input":{"prompt":"%s"}',
+    '"x":{"y":"%s"}',
+]
+
+
+@settings(max_examples=500)
+@given(
+    st.lists(pieces, min_size=1, max_size=8).map("".join),
+    st.sampled_from(sorted(ECHOES)),
+    st.sampled_from(PLACES),
+    st.sampled_from(["before", "after", "absent"]),
+    st.none() | st.integers(0, 300),
+)
+def test_no_echo_is_ever_an_answer(prompt: str, how: str, place: str, where: str, cut: int | None) -> None:
+    """However a reply of HTTP 200 repeats a prompt of fields, it gives the task that was made, or is unclear."""
+    echo, task = place % ECHOES[how](prompt), f'"data":{{"taskId":"{REAL}"}}'
+    fields = {"before": [task, echo], "after": [echo, task], "absent": [echo]}[where]
+    body = f'{{"code":200,{",".join(fields)}}}'.encode()[:cut]
+
+    found = meaning(200, body, TextToImage(f"{prompt} and more"), broken_off=None if cut is None else "cut")
+    assert found in {REAL, "unclear"}
+    # A key whose value is open may take any.
+    open_key = '"taskId"' in prompt.replace('"taskId":"evil"', "")
+    if how == "escaped" and where != "absent" and place != PLACES[0] and cut is None and not open_key:
+        assert found == REAL
+    if where == "absent":
+        assert found == "unclear"

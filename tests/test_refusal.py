@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async import errors
+from flux2_async._refusal import Redactor
 from flux2_async._wire import header, refusal, retry_after
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -158,3 +159,23 @@ def test_headers_ignore_case() -> None:
     """A header is found however it is spelt, and is empty when it is not there."""
     assert header({"X-A": "1", "ReTry-AFTER": "2"}, "retry-after") == "2"
     assert header({"X-A": "1"}, "retry-after") == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "shown"),
+    [
+        ("sk-0123456789abcdef", "no key sk-0123456789abcdefs", "no key <redacted>s"),
+        (
+            "test",
+            "the key test, of the latest test-suite, tests",
+            "the key <redacted>, of the latest test-suite, tests",
+        ),
+        ("k", "bad key 'k'", "bad key '<redacted>'"),
+        (".", "a.b . c", "a.b <redacted> c"),
+        ("other", "nothing of it", "nothing of it"),
+    ],
+)
+def test_keys_in_texts(key: str, text: str, shown: str) -> None:
+    """A key is taken out of a text that is shown, a short one as a word alone; it shows in no repr."""
+    assert Redactor(key)(text) == shown
+    assert repr(Redactor(key)) == "Redactor()"

@@ -29,6 +29,7 @@ from flux2_async.errors import (
     InvalidRequestError,
     RateLimitedError,
     SessionClosedError,
+    TaskFailedError,
     TaskNotFoundError,
     TaskTimeoutError,
 )
@@ -52,6 +53,30 @@ async def test_the_main_job(tmp_path: Path) -> None:
     assert result.record.credits_consumed == 14
     assert result.record.duration == pytest.approx(12, abs=0.01)
     assert "file" not in emulator.ledger.authorization_seen
+
+
+@pytest.mark.parametrize("key", ["k", "task", "200", "test", "code", "state", "success", "file", "{", '"'])
+async def test_keys_as_test_doubles_have_them(tmp_path: Path, key: str) -> None:
+    """A key whose characters are part of every reply changes nothing in what is read from one."""
+    async with Emulator(Script(plans=Plan(duration=2.0)), api_key=key) as emulator, session_for(emulator) as flux:
+        await flux.credits()
+        task = await flux.submit(ImageToImage("make it winter", images=[PHOTO]))
+        paths = await flux.download(await task.result(timeout=60), tmp_path)
+
+    assert [task.id] == emulator.ledger.accepted
+    assert [path.name for path in paths] == [f"{task.id}-1.jpg"]
+
+
+async def test_a_task_whose_failure_quotes_the_key() -> None:
+    """The words of a failed task are shown without the key."""
+    key = "sk-0123456789abcdef"
+    script = Script(plans=Plan(outcome="fail", fail_message=f"upstream said: bad token {key}"))
+    async with Emulator(script, api_key=key) as emulator, session_for(emulator) as flux:
+        error = await error_of(flux.generate(REQUEST, timeout=60))
+
+    assert isinstance(error, TaskFailedError)
+    assert "bad token <redacted>" in str(error)
+    assert key not in repr(error) + str(vars(error))
 
 
 async def test_generate_is_both_in_one() -> None:

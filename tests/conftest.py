@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from programs import for_want_of_a_program
 from virtual_time import VirtualClockLoop
 
+pytest_plugins = ["time_limits"]
+
 # Who is started in the background by a shell ignores SIGINT, and no Ctrl-C could be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

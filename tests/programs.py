@@ -12,9 +12,9 @@ from typing import Final
 
 import pytest
 
-# Program: Debian's package.
+# Program: Debian's packages.
 PACKAGES: Final = {
-    "cc": "gcc",
+    "cc": "gcc libc6-dev",
     "chromium": "chromium",
     "nginx": "nginx-light",
     "redis-server": "redis-server",

@@ -94,7 +94,7 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
             yield Case(tmp_path, started, emulator)
 
 
-# Thirty-two starts of the command; a time-out would end the process of all tests.
+# Thirty-two starts of the command.
 @pytest.mark.timeout(300)
 def test_killed_thirty_times(case: Case) -> None:
     """Killed at thirty random instants of a run of 300 requests, and started again until it is done."""

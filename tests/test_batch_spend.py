@@ -1,8 +1,6 @@
 """What a batch may cost."""
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from emulated import emulated, until
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flux2_async.batch import Journal
 from flux2_async.batch._spend import DEAREST, Spend
 from flux2_async.batch._start import Tally
 from flux2_async.batch.outcomes import State
@@ -183,9 +182,8 @@ async def test_a_charge_that_nobody_told_counts_in_later_runs(tmp_path: Path) ->
     script = Script(plans=[Plan(outcome="empty"), Plan()])
     async with emulated(script) as (flux, _):
         await run(tmp_path, flux, requests(1))
-        with closing(sqlite3.connect(tmp_path / "run.db")) as journal:
-            journal.execute("UPDATE requests SET credits = NULL")
-            journal.commit()
+        async with Journal(tmp_path / "run.db") as journal:
+            await journal.read(lambda connection: connection.execute("UPDATE requests SET credits = NULL"))
         for retried, spent, reserved in ((False, 0, DEAREST), (True, 14, 14)):
             batch = batch_in(tmp_path, flux, requests(1), retry_failed=retried)
             await collect(batch)

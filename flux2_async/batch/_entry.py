@@ -5,10 +5,12 @@ import json
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import attrs
 
+from flux2_async.batch._checksums import COLUMNS, checksum
 from flux2_async.batch.jobs import BadLine, Job, check_files, digest_of, job_of, located
 from flux2_async.batch.outcomes import State
 from flux2_async.errors import InvalidRequestError
@@ -21,9 +23,9 @@ DIGITS: Final = 20
 
 INSERT: Final = """
 INSERT INTO requests (id, digest, run, place, line, state, prompt, images, aspect_ratio, resolution, tier, model,
-    extra_input, extra)
+    extra_input, extra, checksum)
 VALUES (:id, :digest, :run, :place, :line, 'queued', :prompt, :images, :aspect_ratio, :resolution, :tier, :model,
-    :extra_input, :extra)
+    :extra_input, :extra, :checksum)
 """
 UPDATE: Final = """
 UPDATE requests SET digest = :digest, run = :run, place = :place, line = :line, prompt = :prompt, images = :images,
@@ -31,6 +33,15 @@ UPDATE requests SET digest = :digest, run = :run, place = :place, line = :line, 
     extra = :extra
 WHERE id = :id
 """
+# What a row has besides when it is new.
+FRESH: Final = dict.fromkeys(COLUMNS) | {
+    "state": "queued",
+    "urls": "[]",
+    "files": "[]",
+    "earlier_credits": 0.0,
+    "lost": 0,
+}
+in_order: Final = itemgetter(*COLUMNS)
 
 
 @attrs.define
@@ -126,6 +137,8 @@ class Entry:
         if known is None or known["state"] in self.sendable:
             check_files(images)
         row = self._row(job, name, digest, images, line)
+        if known is None:
+            row["checksum"] = checksum(*in_order(FRESH | row))
         self.connection.execute(INSERT if known is None else UPDATE, row)
 
     def _name(self, digest: bytes) -> str:

@@ -1,10 +1,12 @@
 """The journal's file: made, recognised, checked and locked before anything is done with it. Blocks."""
 
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from flux2_async.batch._checksums import damaged_rows, keep_checksums, write_checksums
+from flux2_async.batch._log import damaged_frame
 from flux2_async.errors import ConfigurationError
 
 __all__ = ["JournalError", "connect"]
@@ -12,11 +14,11 @@ __all__ = ["JournalError", "connect"]
 MAGIC: Final = b"SQLite format 3\0"
 # "FLX2"; what `file` and SQLite itself tell this file by.
 APPLICATION: Final = 0x464C5832
-VERSION: Final = 1
+VERSION: Final = 2
 
 # `place` is the order of sending within the run; a row whose `run` is not the last one is not in the input any more.
 # `lost` counts sends that may have been paid and were given up by sending again, `earlier_credits` what failed tasks
-# cost that were sent again.
+# cost that were sent again. The checksum came with the second version.
 TABLES: Final = """
 CREATE TABLE requests (
     number INTEGER PRIMARY KEY,
@@ -48,7 +50,8 @@ CREATE TABLE requests (
     credits REAL,
     earlier_credits REAL NOT NULL DEFAULT 0,
     lost INTEGER NOT NULL DEFAULT 0,
-    error TEXT
+    error TEXT,
+    checksum INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX requests_by_state ON requests (state, place);
 CREATE INDEX requests_by_line ON requests (line);
@@ -77,8 +80,12 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_head(path)
-    except OSError as error:
-        raise JournalError(f"journal: {str(path)!r} cannot be opened ({error.strerror})") from None
+        frame = damaged_frame(path.with_name(f"{path.name}-wal"))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise JournalError(f"journal: {str(path)!r} cannot be opened ({reason})") from None
+    if frame is not None:
+        raise _torn_log(path, frame)
     try:
         # The lock is SQLite's own on the file itself: it goes with the process, however that ends.
         connection = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
@@ -89,6 +96,9 @@ def connect(path: Path) -> sqlite3.Connection:
             raise
     except sqlite3.Error as error:
         raise _explained(error, path) from None
+    except UnicodeDecodeError as error:
+        # Of a name in the file's own description.
+        raise _torn(path, str(error)) from None
     return connection
 
 
@@ -110,11 +120,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         _make(connection)
     connection.execute("COMMIT")
     _check_kind(connection, path)
+    _check_content(connection, path)
     # Where the file system knows no WAL the usual rollback journal is as safe, and slower.
     connection.execute("PRAGMA journal_mode=WAL")
-    for (finding,) in connection.execute("PRAGMA quick_check(1)"):
-        if finding != "ok":
-            raise _torn(path, finding)
+    keep_checksums(connection)
 
 
 def _make(connection: sqlite3.Connection) -> None:
@@ -139,6 +148,45 @@ def _check_kind(connection: sqlite3.Connection, path: Path) -> None:
             f"journal: {str(path)!r} was written by a newer version of flux2_async (its format is {version}, this one "
             f"knows {VERSION}); use that version"
         )
+    if version < 1:
+        raise _torn(path, f"its format is {version}")
+
+
+def _check_content(connection: sqlite3.Connection, path: Path) -> None:
+    # Not quick_check, which does not look whether the indexes agree with the rows: who is not found is sent again.
+    for (finding,) in connection.execute("PRAGMA integrity_check(1)"):
+        if finding != "ok":
+            raise _torn(path, finding.splitlines()[-1])
+    if connection.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+        _migrate(connection)
+    if _shape(connection) != _usual_shape():
+        raise _torn(path, "its tables are not those of a journal")
+    if connection.execute("SELECT count(*) <> coalesce(max(number), 0) FROM runs").fetchone()[0]:
+        raise _torn(path, "its runs are not numbered one by one")
+    if numbers := damaged_rows(connection):
+        raise _torn(path, f"not as it was written: row {', '.join(map(str, numbers))} of its requests")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring a journal of the first version, whose rows had no checksum, to this one."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("ALTER TABLE requests ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0")
+    write_checksums(connection)
+    connection.execute(f"PRAGMA user_version={VERSION}")
+    connection.execute("COMMIT")
+
+
+def _shape(connection: sqlite3.Connection) -> list[Any]:
+    """Give the tables, columns and indexes."""
+    names = [tuple(row) for row in connection.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2")]
+    ways = {"table": "table_xinfo", "index": "index_xinfo"}
+    return [names, *([*map(tuple, connection.execute(f"PRAGMA {ways[kind]}({name})"))] for kind, name, _ in names)]
+
+
+def _usual_shape() -> list[Any]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        _make(connection)
+        return _shape(connection)
 
 
 def _explained(error: sqlite3.Error, path: Path) -> JournalError:
@@ -147,13 +195,30 @@ def _explained(error: sqlite3.Error, path: Path) -> JournalError:
         return JournalError(
             f"journal: {str(path)!r} is being used by another process; wait until it is finished, or end it"
         )
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "Could not decode" in str(error):
         return _torn(path, str(error))
     return JournalError(f"journal: {str(path)!r} cannot be used ({error})")
 
 
 def _torn(path: Path, finding: str) -> JournalError:
+    found = " ".join(finding.split())
     return JournalError(
-        f"journal: {str(path)!r} is torn ({finding}); restore a copy of it, or give another name to begin anew, which "
+        f"journal: {str(path)!r} is torn ({found}); restore a copy of it, or give another name to begin anew, which "
         "pays again for what this one has paid"
+    )
+
+
+def _torn_log(path: Path, frame: int) -> JournalError:
+    """Say that the log is damaged; or that another process writes to it just now, so that it cannot be read."""
+    try:
+        # What may only read leaves the log where it is.
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0.0)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return _explained(error, path)
+    where = f"frame {frame}" if frame else "the beginning"
+    return JournalError(
+        f"journal: the log {path.name + '-wal'!r} beside {str(path)!r} is damaged at {where}; restore a copy of both, "
+        "or move the log away to go on without what was written last, which may pay again for it"
     )

@@ -1,0 +1,101 @@
+"""SQLite's write-ahead log beside the journal, looked at before SQLite does. Blocks.
+
+SQLite takes a log up to the first frame whose checksum is wrong and forgets the rest without a word. After a power
+failure that is right: what comes behind was not on disk yet, and nothing was sent because of it. When a bit has turned
+over in the middle, what is forgotten may be the only trace of paid tasks.
+
+After a power failure a gap holds old content of the file, not frames of this log; so a frame of this log with a wrong
+checksum, and a commit at or behind it, is damage. https://www.sqlite.org/fileformat.html#walformat has the format.
+"""
+
+import struct
+import sys
+from array import array
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import attrs
+
+__all__ = ["damaged_frame"]
+
+HEADER: Final = 32
+FRAME_HEADER: Final = 24
+BIG_ENDIAN_WORDS: Final = 0x377F0683
+LITTLE_ENDIAN_WORDS: Final = 0x377F0682
+# A block of the file system: what a power failure leaves out, it leaves out whole.
+BLOCK: Final = 4096
+MASK: Final = 0xFFFFFFFF
+
+Sums = tuple[int, int]
+
+
+@attrs.frozen
+class _Frame:
+    content: bytes
+    salts: bytes
+    commits: bool
+    sums: Sums
+
+    @classmethod
+    def of(cls, raw: bytes) -> "_Frame":
+        page, size, first, second = struct.unpack(">II8xII", raw[:FRAME_HEADER])
+        return cls(raw[:8] + raw[FRAME_HEADER:], raw[8:16], bool(page and size), (first, second))
+
+
+def damaged_frame(log: Path) -> int | None:
+    """Look for damage.
+
+    Args:
+        log: The file, which may be missing.
+
+    Returns:
+        The number of the damaged frame, from 1, or 0 for the header of the log; None when all is well.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        with log.open("rb") as file:
+            return _damaged_frame(file)
+    except FileNotFoundError:
+        return None
+
+
+def _damaged_frame(file: BinaryIO) -> int | None:
+    head = file.read(BLOCK)
+    if len(head) < HEADER + FRAME_HEADER or not any(head):
+        # Nothing was committed yet.
+        return None
+    magic, _, page_size, _ = struct.unpack(">IIII", head[:16])
+    salts, sums = head[16:24], struct.unpack(">II", head[24:32])
+    little = magic == LITTLE_ENDIAN_WORDS
+    if magic not in (LITTLE_ENDIAN_WORDS, BIG_ENDIAN_WORDS) or _sums((0, 0), head[:24], little=little) != sums:
+        return 0
+    file.seek(HEADER)
+    bad: int | None = None
+    number = 0
+    while len(raw := file.read(FRAME_HEADER + page_size)) == FRAME_HEADER + page_size:
+        number += 1
+        frame = _Frame.of(raw)
+        fits = bad is None and _sums(sums, frame.content, little=little) == frame.sums
+        if frame.salts != salts:
+            # Of an earlier log, and no part of this one; unless it is just its salt that is damaged.
+            return number if fits else None
+        if not fits:
+            bad = bad or number
+            if frame.commits:
+                return bad
+        sums = frame.sums
+    return None
+
+
+def _sums(sums: Sums, content: bytes, *, little: bool) -> Sums:
+    words = array("I", content)
+    if little != (sys.byteorder == "little"):
+        words.byteswap()
+    first, second = sums
+    pairs = iter(words)
+    for even, odd in zip(pairs, pairs, strict=True):
+        first = (first + even + second) & MASK
+        second = (second + odd + first) & MASK
+    return first, second

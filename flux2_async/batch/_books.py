@@ -1,9 +1,9 @@
 """The books of a run: how many requests are where, what they cost, whether the service is there."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
+from flux2_async._circuit_breaker import CircuitBreaker
 from flux2_async._outcome import Waiters
-from flux2_async.batch._outage import Outage
 from flux2_async.batch._rows import Row
 from flux2_async.batch._spend import Spend
 from flux2_async.batch._start import Start
@@ -11,6 +11,9 @@ from flux2_async.batch.outcomes import Download, State
 from flux2_async.batch.progress import Count, Progress
 
 __all__ = ["Books"]
+
+# Seconds. A lost answer may be a picture that is paid for twice, so a batch waits after the first one.
+FIRST_PAUSE: Final = 2.0
 
 
 class Sent(Protocol):
@@ -29,7 +32,7 @@ class Books:
     Attributes:
         spend: What was spent.
         count: Requests by state.
-        outage: The gate before every submission.
+        breaker: The gate before every submission.
         posting: Requests whose createTask is about to leave or under way.
         refusals: Requests refused since the last one that was accepted.
         news: Woken when something has changed.
@@ -38,7 +41,7 @@ class Books:
     def __init__(self, start: Start, max_credits: float | None) -> None:
         self.spend = Spend.of(start.tallies, max_credits)
         self.count = Count.of(start.tallies)
-        self.outage = Outage()
+        self.breaker = CircuitBreaker(threshold=1, first_pause=FIRST_PAUSE)
         self.posting: set[Sent] = set()
         self.refusals = 0
         self.news = Waiters()
@@ -63,7 +66,7 @@ class Books:
     def accepted(self, hand: Sent) -> None:
         """It became a task."""
         self._answered(hand)
-        self.outage.over()
+        self.breaker.answered()
         self.refusals = 0
         self.count.submitted += 1
         self.count.move(State.SUBMITTING, State.SUBMITTED)
@@ -119,7 +122,7 @@ class Books:
             expired=self.count.expired,
             spent=self.spend.spent,
             reserved=self.spend.reserved,
-            away=None if self.outage.reason is None else str(self.outage.reason),
+            away=None if self.breaker.reason is None else str(self.breaker.reason),
             stopped=stopped,
             last_failure=self.count.last_failure,
         )

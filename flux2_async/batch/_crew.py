@@ -149,8 +149,8 @@ class Crew:
 
     def away(self, hand: Hand, error: Flux2Error) -> None:
         """The service cannot be reached, is under maintenance, or its answer was lost."""
-        self.books.outage.met(hand, error)
-        if self.books.outage.seconds > PATIENCE:
+        self.books.breaker.failed(hand, error)
+        if self.books.breaker.seconds > PATIENCE:
             self.fail(error)
 
     def rejected(self, error: Flux2Error) -> None:

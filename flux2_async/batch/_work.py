@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from flux2_async.batch._outage import Held
+from flux2_async._circuit_breaker import CircuitOpen
 from flux2_async.batch._rows import Row, failure_of
 from flux2_async.batch.outcomes import Download, Outcome, State
 from flux2_async.errors import (
@@ -91,7 +91,7 @@ class Hand:
     async def send(self, ref: str) -> None:
         """Write down that a POST is about to leave."""
         self.crew.check_sending()
-        self.crew.books.outage.check(self)
+        self.crew.books.breaker.check(self)
         self.waiting = False
         self.crew.books.sending(self)
         try:
@@ -150,11 +150,11 @@ class Hand:
             try:
                 # Who was not waiting when the batch was stopped was not let go then.
                 self.crew.check_sending()
-                await self.crew.books.outage.passed(self)
+                await self.crew.books.breaker.passed(self)
                 return await self._send(ref)
             except AmbiguousSubmitError as error:
                 return await self._lose(error)
-            except Held:
+            except CircuitOpen:
                 continue
             except AWAY as error:
                 self.crew.away(self, error)
@@ -163,7 +163,7 @@ class Hand:
             except (RequestRejectedError, ServerError) as error:
                 # An upload says nothing about createTask, and when it meets a broken server nothing about the request.
                 if self.refusals > refusals:
-                    self.crew.books.outage.over()
+                    self.crew.books.breaker.answered()
                 elif isinstance(error, ServerError):
                     self.crew.away(self, error)
                     continue
@@ -173,7 +173,7 @@ class Hand:
             except Stopped:
                 return None
             finally:
-                self.crew.books.outage.done(self)
+                self.crew.books.breaker.done(self)
 
     async def _send(self, ref: str) -> ImageTask:
         task = await self.crew.flux._submit_recorded(self.row.request, ref, self)  # noqa: SLF001  made for this

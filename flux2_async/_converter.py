@@ -43,6 +43,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%?")
 # What nearly every address looks like; the others are taken apart.
 _PLAIN_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.-]*[A-Za-z0-9](?::[0-9]{1,5})?(?:/[!-~]*)?")
+_NAMES_OF_ADDRESSES: Final = ("url", "downloadUrl", "fileUrl", "imageUrl")
 _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 _T = TypeVar("_T")
 
@@ -99,6 +100,15 @@ def http_address(value: object) -> str | None:
         return address if urlsplit(address).hostname else None
     except ValueError:
         return None
+
+
+def result_address(value: object) -> str | None:
+    """The http(s) address of a result, given as text, without its scheme or in an object; None where there is none."""
+    if isinstance(value, dict):
+        return next((address for name in _NAMES_OF_ADDRESSES if (address := result_address(value.get(name)))), None)
+    if isinstance(value, str) and value.lstrip().startswith("//"):
+        return http_address(f"https:{value.lstrip()}")
+    return http_address(value)
 
 
 class _UnreadableError(ValueError):
@@ -183,10 +193,10 @@ def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
     urls = value.get("resultUrls")
     if urls is None or urls == "":
         return ()
-    listed = [urls] if isinstance(urls, str) else urls
+    listed = [urls] if result_address(urls) or isinstance(urls, str) else urls
     if not isinstance(listed, list):
         raise _UnreadableError("a list of addresses", urls, below=".resultUrls")
-    return tuple(address for address in map(http_address, listed) if address)
+    return tuple(address for address in map(result_address, listed) if address)
 
 
 def _param(value: object, _kind: object = None) -> dict[str, Any] | None:

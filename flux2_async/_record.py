@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import cattrs
 
-from flux2_async._converter import CONVERTER, FIELDS, decoded, http_address, redacted
+from flux2_async._converter import CONVERTER, FIELDS, decoded, http_address, redacted, result_address
 from flux2_async.errors import (
     MAX_SERVER_TEXT,
     ContentModeratedError,
@@ -92,7 +92,9 @@ def task_error(record: TaskRecord) -> TaskError | None:
         for a failure `ContentModeratedError` where its words speak of moderation, else `TaskFailedError`.
     """
     if record.state is TaskState.SUCCESS:
-        text = f"Task {record.task_id} succeeded and names no file; see the record, and the account's log for the file"
+        unread = unread_addresses(record)
+        names = f"names {unread} addresses that cannot be read" if unread else "names no file"
+        text = f"Task {record.task_id} succeeded and {names}; see the record, and the account's log for the file"
         return None if record.result_urls else EmptyResultError(text, record=record)
     if record.state is not TaskState.FAIL:
         return None
@@ -101,6 +103,14 @@ def task_error(record: TaskRecord) -> TaskError | None:
     if _MODERATION.search(f"{record.fail_code} {record.fail_message}"[:MAX_SEARCHED]):
         return ContentModeratedError(f"{text}. Change the prompt or the pictures", record=record)
     return TaskFailedError(f"{text}. Submitting it again is a new charge", record=record)
+
+
+def unread_addresses(record: TaskRecord) -> int:
+    """How many results a record names whose address cannot be read; they are in its `extra["resultJson"]`."""
+    result = record.extra.get("resultJson")
+    urls = result.get("resultUrls") if isinstance(result, dict) else None
+    listed = urls if isinstance(urls, list) else [urls] if urls else []
+    return sum(result_address(each) is None for each in listed)
 
 
 def _sorted_out(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

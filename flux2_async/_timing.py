@@ -34,6 +34,8 @@ class Watched:
         failures: Failures to look in a row, without those of all looks (429).
         hidden_since: When the first look left that did not see it, of those in a row; or None.
         refused_since: Since when looks are refused, or None.
+        failed_since: When a refused look said first that the task failed, of those without an answer between; or None.
+        empty_since: When the first look left that saw a success without an address, or None.
         looking: Whether a look is in flight.
         looked: When the last look left.
         hinted: Whether a hint came during the look in flight.
@@ -50,6 +52,8 @@ class Watched:
     failures: int = 0
     hidden_since: float | None = None
     refused_since: float | None = None
+    failed_since: float | None = None
+    empty_since: float | None = None
     looking: bool = False
     looked: float = -1e9
     hinted: bool = False

@@ -19,7 +19,7 @@ from typing import Final
 from flux2_async._pace import SECOND, Pace
 from flux2_async._schedule import Schedule, Schedules
 from flux2_async._timing import LOOKS_AFTER_HINT, Timing, Watched
-from flux2_async._wire import task_error
+from flux2_async._wire import FailedUnderErrorError, task_error, unread_addresses
 from flux2_async.errors import (
     ApiError,
     Flux2Error,
@@ -32,7 +32,7 @@ from flux2_async.errors import (
     TaskTimeoutError,
     TransportError,
 )
-from flux2_async.models import ImageResult, Polling, TaskRecord
+from flux2_async.models import ImageResult, Polling, TaskRecord, TaskState
 from flux2_async.tasks import ImageTask
 
 __all__ = ["Watcher"]
@@ -43,6 +43,9 @@ logger = logging.getLogger("flux2_async")
 NOT_VISIBLE_FOR: Final = 90.0
 # A key that is rotated, or credits that are refilled, within a minute cost no task.
 REFUSED_FOR: Final = 60.0
+# A success can be shown a little before its addresses.
+EMPTY_FOR: Final = 30.0
+EMPTY_AGAIN: Final = 0.5
 # A hint is worth one look a second; the record can lag a little behind its callback.
 HINTS_APART: Final = 1.0
 # By this nginx refuses what is too fast unless told otherwise. It is taken for that when it meets several tasks within
@@ -50,6 +53,8 @@ HINTS_APART: Final = 1.0
 OVERLOADED: Final = 503
 OVERLOADED_SLOWEST: Final = 1.0
 
+# HTTP statuses of which a gateway says that the service did not answer it (408, 425, nginx's 499).
+UNANSWERED: Final = (408, 425, 499)
 TRANSIENT: Final = (TransportError, ProtocolError, RateLimitedError, MaintenanceError, ServerError)
 
 
@@ -240,19 +245,39 @@ class Watcher:
         if task.done():
             self.repeated_settles += record is not None and record.state.final
             return
-        watched.failures, watched.refused_since = 0, None
+        watched.failures, watched.refused_since, watched.failed_since = 0, None, None
         if record is None:
             self._not_visible(watched)
             return
         watched.hidden_since = None
+        if watched.empty_since is None:
+            # Else its end is known already.
+            self._timing.learn(watched, record, self._loop.time())
+        if record.state is TaskState.SUCCESS and not record.result_urls and self._is_filled_later(watched):
+            return
         task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
-        self._timing.learn(watched, record, self._loop.time())
         if record.state.final:
-            error = task_error(record)
-            result = None if error else ImageResult(task_id=task.id, urls=record.result_urls, record=record)
-            self._settle(watched, result, error)
+            self._finish(watched, record)
         else:
             self._again(watched, self._wait_unfinished(watched))
+
+    def _is_filled_later(self, watched: Watched) -> bool:
+        """Whether a success without an address is to be looked at again, which is planned then."""
+        if watched.empty_since is None:
+            watched.empty_since = watched.looked
+        since = self._loop.time() - watched.empty_since
+        if since < EMPTY_FOR:
+            # Each time twice as long, since most are filled soon.
+            self._plan(watched, min(max(since, EMPTY_AGAIN), EMPTY_FOR - since))
+        return since < EMPTY_FOR
+
+    def _finish(self, watched: Watched, record: TaskRecord) -> None:
+        task, error = watched.task, task_error(record)
+        if error is None and (unread := unread_addresses(record)):
+            text = "task %s names %d more results whose addresses cannot be read; see record.extra['resultJson']"
+            logger.warning(text, task.id, unread)
+        result = None if error else ImageResult(task_id=task.id, urls=record.result_urls, record=record)
+        self._settle(watched, result, error)
 
     def _not_visible(self, watched: Watched) -> None:
         # Counted from the first such look: one answer after an outage, or between two rare looks, proves nothing.
@@ -283,7 +308,9 @@ class Watcher:
         # Nobody knows what was to be seen meanwhile.
         watched.hidden_since = None
         logger.info("cannot look at task %s: %s", watched.task.id, type(error).__name__)
-        if isinstance(error, ApiError) and not isinstance(error, TRANSIENT):
+        if isinstance(error, FailedUnderErrorError) and self._is_failed(watched, error.record, now):
+            return
+        if isinstance(error, ApiError) and not (isinstance(error, TRANSIENT) or error.code in UNANSWERED):
             if watched.refused_since is None:
                 watched.refused_since = now
             # Compared as it is planned below: rounded in another way, looks would follow each other without a pause.
@@ -294,7 +321,19 @@ class Watcher:
         if watched.refused_since is not None and (left := watched.refused_since + REFUSED_FOR - now) > 0:
             # Nothing is known to have failed that trying again soon could mend.
             wait = min(max(wait, self._timing.wait(watched, now)), left)
+        if watched.failed_since is not None and (left := watched.failed_since + REFUSED_FOR - now) > 0:
+            wait = min(wait, left)
         self._again(watched, wait)
+
+    def _is_failed(self, watched: Watched, record: TaskRecord, now: float) -> bool:
+        """Whether a record under a refusal is believed by now, and the task settled."""
+        if watched.failed_since is None:
+            watched.failed_since = now
+        believed = now >= watched.failed_since + REFUSED_FOR
+        if believed:
+            watched.task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
+            self._finish(watched, record)
+        return believed
 
     def _wait_after(self, watched: Watched, error: Flux2Error, now: float) -> float:
         if isinstance(error, RateLimitedError):

@@ -15,13 +15,14 @@ import attrs
 
 from flux2_async import _json
 from flux2_async._converter import CONVERTER, configure_converter, http_address, make_converter
-from flux2_async._record import record_from_payload, task_error
+from flux2_async._record import record_from_payload, task_error, task_id_of, unread_addresses
 from flux2_async._refusal import header, refusal, retry_after, without_signature
-from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError
+from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
 from flux2_async.models import ImageToImage, Request, TaskRecord, TaskState, UploadedFile
 
 __all__ = [
     "Envelope",
+    "FailedUnderErrorError",
     "Reply",
     "code_of",
     "configure_converter",
@@ -38,13 +39,14 @@ __all__ = [
     "refusal",
     "retry_after",
     "task_error",
+    "unread_addresses",
 ]
 
 SUCCESS: Final = 200
 NOT_FOUND: Final = 404
 NOT_VISIBLE: Final = 422
 FAILED: Final = (408, 451, 501)
-"""Codes by which recordInfo says that the task itself is over."""
+"""Codes by which recordInfo, under HTTP 2xx, says that the task itself is over; a gateway has other uses for them."""
 
 _CODE: Final = re.compile(r"[0-9]{1,9}")
 _LOST_RECORD: Final = re.compile(r"record\s*info\b.*\bnull", re.IGNORECASE | re.DOTALL)
@@ -82,6 +84,20 @@ class Envelope:
     message: str = attrs.field(repr=False)
     data: Any = attrs.field(repr=False)
     success: bool = True
+
+
+class FailedUnderErrorError(ServerError):
+    """A call that was refused and yet shows a record of the task, which says that it failed.
+
+    Attributes:
+        record: Of the task.
+    """
+
+    record: TaskRecord
+
+    def __init__(self, refused: ApiError, record: TaskRecord) -> None:
+        super().__init__(refused.code, refused.message, refused.http_status, task_id=record.task_id)
+        self.record = record
 
 
 def encode_request(request: Request, input_urls: Sequence[str] = (), callback_url: str | None = None) -> bytes:
@@ -140,19 +156,27 @@ def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
         task_id: The task that was asked for.
 
     Returns:
-        The record, or None when the service does not show it (yet). The codes 408, 451 and 501 are a record of a
-        failure.
+        The record, or None when the service does not show it (yet). Under HTTP 2xx the codes 408, 451 and 501 are a
+        record of a failure.
 
     Raises:
+        FailedUnderErrorError: The call was refused, and yet shows a record of this task that says that it failed.
         ApiError: Any other refusal, by its class.
         ProtocolError: It cannot be understood.
     """
     try:
-        envelope = _accepted(reply, task_id, FAILED)
+        envelope = _accepted(reply, task_id, FAILED if _is_answered(reply) else ())
     except ApiError as error:
         if _is_hidden(error):
             return None
-        raise
+        refused = error
+    else:
+        return _record_of(envelope, reply, task_id)
+    record = None if isinstance(refused, RateLimitedError) else _record_of_failure(reply, task_id)
+    raise refused if record is None else FailedUnderErrorError(refused, record)
+
+
+def _record_of(envelope: Envelope, reply: Reply, task_id: str) -> TaskRecord | None:
     if envelope.code in FAILED:
         return _shown(_failure(envelope, task_id), reply)
     if not envelope.data:
@@ -235,7 +259,7 @@ def _envelope(reply: Reply, task_id: str | None) -> Envelope:
 
 def _accepted(reply: Reply, task_id: str | None = None, accepted: tuple[int, ...] = ()) -> Envelope:
     """The envelope of a success or of another accepted code, else the error it means."""
-    answered = HTTPStatus.OK <= reply.status < HTTPStatus.MULTIPLE_CHOICES
+    answered = _is_answered(reply)
     try:
         envelope = _envelope(reply, task_id)
     except ProtocolError:
@@ -249,6 +273,22 @@ def _accepted(reply: Reply, task_id: str | None = None, accepted: tuple[int, ...
         code, message = reply.status, f"HTTP {reply.status} without a verdict of the API"
     wait = retry_after(reply.headers, body=reply.body)
     raise refusal(code, message, reply.status, retry_after=wait, task_id=task_id)
+
+
+def _is_answered(reply: Reply) -> bool:
+    return HTTPStatus.OK <= reply.status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def _record_of_failure(reply: Reply, task_id: str) -> TaskRecord | None:
+    """What a refusal says of this task, by its name, where that is that it failed; else None."""
+    try:
+        envelope = _envelope(reply, task_id)
+        if not isinstance(envelope.data, dict) or task_id_of(envelope.data) != task_id:
+            return None
+        record = _failure(envelope, task_id) if envelope.code in FAILED else record_from_payload(envelope.data)
+    except ProtocolError:
+        return None
+    return record if record.state is TaskState.FAIL else None
 
 
 def _is_hidden(error: ApiError) -> bool:

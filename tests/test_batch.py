@@ -420,3 +420,15 @@ async def test_a_picture_that_takes_long_to_save_is_saved_once(tmp_path: Path) -
         outcomes = await run(tmp_path, flux, requests(3), max_running=2)
         assert sorted(str(outcome.task_id) for outcome in outcomes) == sorted(emulator.ledger.accepted)
         assert [outcome.download for outcome in outcomes] == ["saved"] * 3
+
+
+@pytest.mark.parametrize("code", [408, 451, 501])
+async def test_a_gateways_code_does_not_pay_again(tmp_path: Path, code: int) -> None:
+    """A look that a gateway answers by a code that would end the task leaves nothing for `retry_failed` to send."""
+    script = Script(error_style="http", faults=[Fault("recordInfo", "refuse", code=code, times=3)])
+    async with emulated(script) as (flux, emulator):
+        outcomes = await run(tmp_path, flux, requests(2))
+        await run(tmp_path, flux, requests(2), retry_failed=True)
+
+        assert [outcome.state for outcome in outcomes] == [State.DONE] * 2
+        assert len(emulator.ledger.requests) == 2

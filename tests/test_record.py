@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flux2_async._wire import record_from_payload, task_error
+from flux2_async._wire import record_from_payload, task_error, unread_addresses
 from flux2_async.errors import ContentModeratedError, EmptyResultError, ProtocolError, TaskFailedError
 from flux2_async.models import TaskRecord, TaskState
 
@@ -88,6 +88,17 @@ def test_the_record_of_another_task_is_refused() -> None:
         ),
         ('{"resultUrls":"https://f.example/one.png"}', ("https://f.example/one.png",)),
         ('{"resultUrls":["ftp://f.example/a","javascript:x","https://",7,null,"https://[x","/a.png"]}', ()),
+        (
+            '{"resultUrls":[{"url":"https://f.example/a.png"},{"url":"//f.example/b"}]}',
+            ("https://f.example/a.png", "https://f.example/b"),
+        ),
+        ('{"resultUrls":{"url":"https://f.example/a.png","width":512}}', ("https://f.example/a.png",)),
+        ('{"resultUrls":["//f.example/a.png"," //f.example/b"]}', ("https://f.example/a.png", "https://f.example/b")),
+        (
+            '{"resultUrls":[{"url":{"url":"https://f.example/a.png"}},{"fileUrl":"https://f.example/b"}]}',
+            ("https://f.example/a.png", "https://f.example/b"),
+        ),
+        ('{"resultUrls":["//","///a",{"url":null},{}]}', ()),
         ('{"resultUrls":[]}', ()),
         ('{"resultUrls":null}', ()),
         ('{"resultUrls":""}', ()),
@@ -115,6 +126,27 @@ def test_what_a_result_says_beyond_its_addresses_is_kept() -> None:
     assert record_from_payload({**DONE, "resultJson": json.dumps(result)}).extra == {"resultJson": result}
     result = {"resultUrls": ["ftp://f.example/b"]}
     assert record_from_payload({**DONE, "resultJson": json.dumps(result)}).extra == {"resultJson": result}
+
+
+@pytest.mark.parametrize(
+    ("urls", "unread"),
+    [
+        (["https://f.example/a.png"], 0),
+        ([{"url": "https://f.example/a.png", "width": 512}], 0),
+        (["https://f.example/a.png", "ftp://f.example/b", {"href": "https://f.example/c"}, None], 3),
+        ([], 0),
+        ("ftp://f.example/a", 1),
+        (None, 0),
+    ],
+)
+def test_no_address_is_dropped_silently(urls: Any, unread: int) -> None:
+    """How many results have an address that cannot be read is told, and what they say is kept."""
+    record = record_from_payload({**DONE, "resultJson": {"resultUrls": urls}})
+
+    assert unread_addresses(record) == unread
+    if unread:
+        assert record.extra["resultJson"] == {"resultUrls": urls}
+        assert bool(record.result_urls) or f"names {unread} addresses that cannot be read" in str(task_error(record))
 
 
 @pytest.mark.parametrize("name", ["callBackUrl", "callbackUrl", "callback_url", "CALLBACK-URL"])

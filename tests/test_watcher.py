@@ -11,6 +11,7 @@ import pytest
 
 from flux2_async._schedule import Schedules
 from flux2_async._watcher import Watcher
+from flux2_async._wire import FailedUnderErrorError
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,
@@ -622,3 +623,88 @@ async def test_attached_tasks_are_looked_at_soon_and_spread(make: Callable[..., 
     assert max(times) <= 2.5
     assert max(Counter(round(at, 1) for at in times).values()) <= 40
     assert sum(time < 1.25 for time in times) in range(30, 70)
+
+
+async def test_an_empty_success_is_filled_later(make: Callable[..., World]) -> None:
+    """A success whose addresses come 20 s later gives them; nobody is shown the empty one."""
+    world = make(Polling(interval=1.0))
+    world.service.final = lambda task_id: record(
+        task_id, result_urls=() if world.age() < 21 else ("https://f.example/a",)
+    )
+    task = world.watch("a", 0)
+    seen = [each async for each in task.updates()]
+
+    assert (await task).urls == ("https://f.example/a",)
+    assert [each.result_urls for each in seen] == [("https://f.example/a",)]
+    assert world.age() < 40
+
+
+@pytest.mark.parametrize("polling", [Polling(), Polling(interval=0), Polling(interval=600.0)])
+async def test_an_empty_success_is_told_after_30_s(make: Callable[..., World], polling: Polling) -> None:
+    """Then it is an `EmptyResultError`, however rarely looks come, and after few looks."""
+    world = make(polling, final=lambda task_id: record(task_id, result_urls=()))
+    task = world.watch("a", 0)
+    with pytest.raises(EmptyResultError) as caught:
+        await task
+
+    first = world.service.looks[0][0]
+    assert caught.value.record is task.record
+    assert 30.0 <= world.service.looks[-1][0] - first <= 30.2
+    assert len(world.service.looks) <= 10
+
+
+async def test_an_empty_success_needs_an_answer_to_be_told(make: Callable[..., World]) -> None:
+    """An outage that begins after it proves nothing."""
+    world = make(Polling(interval=1.0))
+    world.service.failing = lambda now: ServerError(502, "", 502) if 1.5 < now - world.began < 300 else None
+    world.service.final = lambda task_id: record(
+        task_id, result_urls=() if world.age() < 2 else ("https://f.example/a",)
+    )
+
+    assert (await world.watch("a", 0)).urls
+
+
+async def test_results_that_cannot_be_read_are_told(
+    make: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A success that names more results than have an address settles, with a warning."""
+    extra = {"resultJson": {"resultUrls": ["https://f.example/a", "ftp://f.example/b"]}}
+    world = make(final=lambda task_id: record(task_id, extra=extra))
+    await world.watch("a", 0)
+
+    assert "task a names 1 more results" in caplog.text
+
+
+def failed_under_error(status: int = 501) -> FailedUnderErrorError:
+    failed = record("a", TaskState.FAIL, fail_code="501", fail_message="broken")
+    return FailedUnderErrorError(ServerError(501, "broken", status, task_id="a"), failed)
+
+
+@pytest.mark.parametrize("polling", [Polling(), Polling(interval=0), Polling(interval=600.0)])
+async def test_a_failure_under_an_error_is_final_after_60_s(make: Callable[..., World], polling: Polling) -> None:
+    """Told under an HTTP status that says that the call failed, it is believed when it is still told 60 s later."""
+    world = make(polling)
+    world.service.failing = lambda _: failed_under_error()
+    task = world.watch("a")
+    with pytest.raises(TaskFailedError) as caught:
+        await task
+
+    assert caught.value.record is task.record
+    assert 60.0 <= world.service.looks[-1][0] - world.service.looks[0][0] <= 61.0
+
+
+async def test_a_failure_under_an_error_that_passes_ends_no_task(make: Callable[..., World]) -> None:
+    """However often it is told, an answer between begins the 60 s anew."""
+    world = make(Polling(interval=1.0))
+    world.service.failing = lambda now: failed_under_error() if (now - world.began) % 100 < 50 else None
+
+    assert (await world.watch("a", 450)).urls
+
+
+@pytest.mark.parametrize("code", [408, 425, 499])
+async def test_a_gateway_without_an_answer_refuses_nothing(make: Callable[..., World], code: int) -> None:
+    """Its time-outs are failures to look, for as long as they last."""
+    world = make(Polling(interval=1.0))
+    world.service.failing = lambda now: ApiError(code, "timed out", code) if now - world.began < 300 else None
+
+    assert (await world.watch("a", 0)).urls

@@ -414,12 +414,53 @@ def test_what_decides_about_a_record(status: int, body: bytes, kind: type[Flux2E
     assert caught.value.__context__ is None or isinstance(caught.value.__context__, Flux2Error)
 
 
+@pytest.mark.parametrize("status", [301, 408, 451, 500, 501, 503])
+@pytest.mark.parametrize("code", [408, 451, 501])
+def test_a_gateways_code_ends_no_task(code: int, status: int) -> None:
+    """Under another status than 2xx these codes are a gateway's own, unless this task's failure comes with them."""
+    others: list[Any] = [None, [], "text", {"state": "fail"}, {"taskId": "t-2", "state": "fail"}]
+    for data in others:
+        with pytest.raises(ApiError) as caught:
+            wire.decode_record(reply({"code": code, "message": "gone", "data": data}, status), "t-1")
+        assert (caught.value.code, caught.value.http_status) == (code, status)
+        assert not isinstance(caught.value, wire.FailedUnderErrorError)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"code": 501, "data": {"taskId": "t-1", "state": "fail", "failMsg": "broken"}}, 501),
+        ({"code": 200, "data": {"taskId": "t-1", "state": "fail", "failMsg": "broken"}}, 500),
+        ({"code": 500, "data": {"task_id": "t-1", "state": "fail", "failMsg": "broken"}}, 200),
+        ({"code": 408, "message": "broken", "data": {"taskId": "t-1"}}, 408),
+    ],
+)
+def test_a_failure_under_an_error_is_shown_with_it(body: dict[str, Any], status: int) -> None:
+    """A record that names this task and says that it failed comes with the refusal, and both go through pickle."""
+    with pytest.raises(wire.FailedUnderErrorError) as caught:
+        wire.decode_record(reply(body, status), "t-1")
+    record = caught.value.record
+
+    assert (record.task_id, record.state, record.fail_message) == ("t-1", TaskState.FAIL, "broken")
+    assert caught.value.task_id == "t-1"
+    assert pickle.loads(pickle.dumps(caught.value)).record == record
+
+
+@pytest.mark.parametrize("status", [302, 429, 500])
+def test_no_success_comes_under_an_error(status: int) -> None:
+    """A finished record under another status than 2xx is looked at again."""
+    data = {"taskId": "t-1", "state": "success", "resultJson": '{"resultUrls":["https://f.example/a.png"]}'}
+    with pytest.raises(ApiError) as caught:
+        wire.decode_record(reply({"code": 200, "data": data}, status), "t-1")
+    assert not isinstance(caught.value, wire.FailedUnderErrorError)
+
+
 @pytest.mark.parametrize("code", [408, 451, 501])
 def test_a_final_code_is_a_failure_whatever_else_comes(code: int) -> None:
     """The task is over even when the data says otherwise or is nonsense."""
     nonsense: list[Any] = [None, [], "text", {"state": "generating"}, {"state": "success", "failMsg": 3}]
     for data in nonsense:
-        answer = wire.decode_record(reply({"code": str(code), "message": "gone", "data": data}, 500), "t-1")
+        answer = wire.decode_record(reply({"code": str(code), "message": "gone", "data": data}), "t-1")
         assert answer is not None
         assert (answer.state, answer.fail_code) == (TaskState.FAIL, str(code))
 

@@ -8,6 +8,7 @@ import html
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from enum import Enum
 from typing import Final
 from urllib.parse import unquote
 
@@ -20,7 +21,7 @@ from flux2_async._wire import Reply, code_of, message_of
 from flux2_async.errors import AmbiguousSubmitError, ApiError, TransportError
 from flux2_async.models import Request
 
-__all__ = ["Accepted", "Answer", "NeverSent", "Refused", "Unclear", "judge", "unclear"]
+__all__ = ["Accepted", "Answer", "NeverSent", "Obstacle", "Refused", "Unclear", "judge", "unclear"]
 
 UNCLEAR: Final = "the task may exist and cost money, so it was not sent again"
 
@@ -71,15 +72,28 @@ class Refused:
     headers: Mapping[str, str] = attrs.field(repr=False)
 
 
+class Obstacle(Enum):
+    """What kept a request from leaving."""
+
+    PASSING = "passing"
+    """The network, or a proxy: may be gone at the next try."""
+    LASTING = "lasting"
+    """It would be there at every try, or is nothing that anybody knows of: told at once."""
+    LEASE = "lease"
+    """The permit's lease had ended: asked for anew, and sent then."""
+
+
 @attrs.frozen
 class NeverSent:
     """Nothing of the request left.
 
     Attributes:
         error: What was in the way; its `never_sent` is true.
+        obstacle: Of which kind that is.
     """
 
     error: TransportError
+    obstacle: Obstacle = Obstacle.PASSING
 
 
 @attrs.frozen

@@ -1,21 +1,47 @@
-"""Who we are and whom we talk to: the key, the addresses, and what a borrowed session may bring along."""
+"""Who we are and whom we talk to: the key and the addresses.
 
+Error reporters print the local variables of every frame that an error passes. So the key goes about wrapped, and
+nobody holds the environment.
+"""
+
+import os
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import attrs
 
+from flux2_async._refusal import Redactor
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["Credentials", "check_borrowed", "make_credentials"]
+__all__ = ["Credentials", "Secret", "make_credentials"]
 
 BASE_URL: Final = "https://api.apikley.ru"
 
-# A borrowed session's own headers reach every host, so only those that tell nobody anything may be there.
-HARMLESS_HEADERS: Final = frozenset({"user-agent", "accept", "accept-language", "accept-encoding", "cache-control"})
+
+class Secret:
+    """Something that shows itself only when it is asked to.
+
+    Args:
+        value: Whatever was given for it; white space at its ends is dropped.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value.strip() if isinstance(value, str) else value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def reveal(self) -> Any:
+        """Give it; not to be kept in a variable."""
+        return self._value
+
+
+def _concealed(value: Secret | str) -> Secret:
+    return value if isinstance(value, Secret) else Secret(value)
 
 
 @attrs.frozen
@@ -23,35 +49,47 @@ class Credentials:
     """The account and where it lives, checked when made.
 
     Attributes:
-        api_key: Stripped of white space at its ends; never shown.
+        api_key: Never shown.
         base_url: The API's address without a slash at its end.
         upload_url: The address of the upload calls, likewise; by default `/file-upload` below the former.
+        redact: Takes the key out of a text that is shown.
 
     Raises:
         ConfigurationError: Something is missing or malformed.
     """
 
-    api_key: str = attrs.field(repr=False)
+    api_key: Secret = attrs.field(repr=False, converter=_concealed)
     base_url: str
     upload_url: str
+    redact: Redactor = attrs.field(
+        init=False, repr=False, default=attrs.Factory(lambda self: Redactor(self.api_key.reveal()), takes_self=True)
+    )
 
     def __attrs_post_init__(self) -> None:
         _check_key(self.api_key)
         _check_url("base_url", self.base_url)
         _check_url("upload_url", self.upload_url)
 
+    def authorize(self, request: aiohttp.ClientRequest) -> None:
+        """Put the key on a request, over whatever a netrc file put there.
 
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
+        To be called by a middleware: what is passed to aiohttp as an argument lies open in its frames.
+        """
+        request.headers["Authorization"] = f"Bearer {self.api_key.reveal()}"
+
+
+def _check_key(key: Secret) -> None:
+    if not isinstance(key.reveal(), str):
         raise ConfigurationError(
-            f"api_key: {type(key).__name__} given, it must be text; or set the environment variable APIKLEY_API_KEY"
+            f"api_key: {type(key.reveal()).__name__} given, it must be text; or set the environment variable "
+            "APIKLEY_API_KEY"
         )
-    if not key:
+    if not key.reveal():
         raise ConfigurationError(
             "no API key: pass Flux2Session(api_key=...) or set the environment variable APIKLEY_API_KEY; "
             "keys are made at https://app.apikley.ru/keys"
         )
-    if not re.fullmatch(r"[!-~]+", key):
+    if not re.fullmatch(r"[!-~]+", key.reveal()):
         raise ConfigurationError(
             "api_key: it holds a space, a line break or a character that no key has; copy it again, as one word"
         )
@@ -81,46 +119,23 @@ def _parts(url: object) -> SplitResult | None:
     return parts if usable else None
 
 
-def make_credentials(
-    api_key: str | None, base_url: str | None, upload_url: str | None, environ: Mapping[str, str]
-) -> Credentials:
+def make_credentials(api_key: Secret | None, base_url: str | None, upload_url: str | None) -> Credentials:
     """Fill up what was not given from the environment, then from the defaults.
 
     Raises:
         ConfigurationError: Something is missing or malformed.
     """
-    key: Any = environ.get("APIKLEY_API_KEY", "") if api_key is None else api_key
     # An address that was given and is empty must not become another one: the key would go there.
-    base = _bare(environ.get("APIKLEY_BASE_URL") or BASE_URL if base_url is None else base_url)
+    base = _bare(os.environ.get("APIKLEY_BASE_URL") or BASE_URL if base_url is None else base_url)
     if upload_url is None:
         # Pictures for a service that was named in the call must not go to the one the environment names.
-        named = environ.get("APIKLEY_UPLOAD_URL") if base_url is None else None
+        named = os.environ.get("APIKLEY_UPLOAD_URL") if base_url is None else None
         upload_url = named or f"{base}/file-upload"
     # What is no text at all is left for Credentials to refuse.
-    return Credentials(key.strip() if isinstance(key, str) else key, base, _bare(upload_url))
+    return Credentials(
+        Secret(os.environ.get("APIKLEY_API_KEY", "")) if api_key is None else api_key, base, _bare(upload_url)
+    )
 
 
 def _bare(url: Any) -> Any:
     return url.strip().rstrip("/") if isinstance(url, str) else url
-
-
-def check_borrowed(http: aiohttp.ClientSession) -> None:
-    """Refuse a session that would show something of its own to hosts of pictures, or cannot be imitated.
-
-    Raises:
-        ConfigurationError: It would; the text says what to change.
-    """
-    if http.closed:
-        raise ConfigurationError("http: the aiohttp.ClientSession is closed; pass an open one or None")
-    # `auth` is deprecated and will be gone with aiohttp 4.
-    if getattr(http, "auth", None) is not None:
-        raise ConfigurationError("http: its `auth` would reach hosts of pictures; pass a session without it")
-    for name in http.headers:
-        if name.lower() not in HARMLESS_HEADERS:
-            raise ConfigurationError(f"http: its default header {name!r} would reach hosts of pictures; remove it")
-    connector = http.connector
-    if connector is not None and type(connector) is not aiohttp.TCPConnector:
-        raise ConfigurationError(
-            f"http: createTask needs connections of its own, which cannot be made like those of a "
-            f"{type(connector).__name__}; pass a session with a TCPConnector (and proxy=... or trust_env=True)"
-        )

@@ -99,7 +99,7 @@ class Engine:
         self.transport = Transport(credentials, timeouts, http)
         self.files = Files(self.transport)
         self.slots = Slots(max_running)
-        self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key}".encode()).hexdigest()
+        self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
         self.sharing = None if coordination is None else self._share(coordination, rate_limit, timeouts)
         self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
         self.schedules = Schedules(polling)

@@ -1,17 +1,44 @@
 """What went wrong on the way to a server, in words."""
 
+import socket
 from collections.abc import Mapping
 from typing import Final
 
 import aiohttp
 
-__all__ = ["FAILURES", "failure_text"]
+__all__ = ["FAILURES", "connecting_text", "failure_text", "is_lasting"]
+
+PROXY_WANTS_NO_MORE: Final = frozenset({408, 429})
 
 
 def failure_text(error: Exception, host: str | None) -> str:
     """Say what a failed exchange with a host died of."""
     what = next((words for kind, words in FAILURES.items() if isinstance(error, kind)), "the exchange failed")
     return f"{what} ({host}: {type(error).__name__})"
+
+
+def connecting_text(error: Exception, host: str | None) -> str:
+    """Say what kept a connection from being made."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return f"the connection was closed while it was made, as by a proxy that stops ({host}: {type(error).__name__})"
+    if isinstance(error, TimeoutError):
+        return f"{FAILURES[aiohttp.ConnectionTimeoutError]} ({host}: {type(error).__name__})"
+    return failure_text(error, host)
+
+
+def is_lasting(error: Exception, *, reached: bool) -> bool:
+    """Whether what kept a connection from being made would do so again.
+
+    Args:
+        error: What the connector raised.
+        reached: Whether the host was reached before; a name that is not known then is a network that is away.
+    """
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return 400 <= error.status < 500 and error.status not in PROXY_WANTS_NO_MORE  # noqa: PLR2004  HTTP's own class
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return error.os_error.errno == socket.EAI_NONAME and not reached
+    lasting = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch, aiohttp.InvalidURL)
+    return isinstance(error, (*lasting, ValueError, TypeError, AttributeError, RuntimeError))
 
 
 # The first that fits counts, so subclasses stand before their bases.
@@ -35,6 +62,5 @@ FAILURES: Final[Mapping[type[Exception], str]] = {
     ConnectionError: "the connection broke",
     OSError: "the connection broke",
     aiohttp.ClientError: "the exchange failed",
-    # With trust_env=True an entry of the netrc file for this host collides with the key.
-    ValueError: "the request cannot be made; see that no netrc entry names this host",
+    ValueError: "the request cannot be made",
 }

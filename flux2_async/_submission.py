@@ -64,7 +64,8 @@ class Submission:
         claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
         callers: How many wait for it.
-        sending: Between `on_send` and the answer.
+        sending: Between the connection and the answer.
+        announced: `on_send` was awaited for a POST that has not left yet.
         posted: A POST has left whose answer is not known.
     """
 
@@ -78,6 +79,7 @@ class Submission:
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: int = attrs.field(init=False, default=0)
     sending: bool = attrs.field(init=False, default=False)
+    announced: bool = attrs.field(init=False, default=False)
     posted: bool = attrs.field(init=False, default=False)
     started: float = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().time())
     waited: float = attrs.field(init=False, default=0.0)

@@ -12,10 +12,10 @@ from typing import Final
 
 import attrs
 
-from flux2_async._answers import Accepted, Answer, NeverSent, Refused, Unclear
+from flux2_async._answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear
 from flux2_async._files import Files
 from flux2_async._limiter import Permit, Permits, Slots
-from flux2_async._submission import Submission
+from flux2_async._submission import Record, Submission
 from flux2_async._transport import Transport
 from flux2_async._wire import encode_request
 from flux2_async.errors import (
@@ -216,7 +216,7 @@ class Submitter:
         return attrs.evolve(request, images=kept), urls
 
     async def _send(self, submission: Submission, body: bytes) -> str:
-        refused = False
+        first = False
         pauses = iter(PAUSES_UNCONNECTED)
         while True:
             begun = self._loop.time()
@@ -224,17 +224,17 @@ class Submitter:
                 priority=submission.priority,
                 max_wait=submission.wait_left(),
                 since=submission.started,
-                first=refused,
+                first=first,
             )
             submission.waited += self._loop.time() - begun
             answer = await self._post(submission, body, permit)
             match answer:
                 case Accepted():
                     return answer.task_id
-                case NeverSent(error) | Refused(RateLimitedError(code=429) as error):
+                case NeverSent(error, Obstacle.PASSING | Obstacle.LEASE) | Refused(RateLimitedError(code=429) as error):
                     # It may be sent again.
                     pass
-                case Refused(error) | Unclear(error):
+                case NeverSent(error) | Refused(error) | Unclear(error):
                     raise error
             if submission.claim is not None:
                 await submission.claim.release()
@@ -242,8 +242,8 @@ class Submitter:
             unwanted = submission.record is not None and not submission.record.wanted()
             if not submission.callers or self._closed or unwanted:
                 raise error
-            if isinstance(answer, Refused):
-                refused = True
+            if isinstance(answer, Refused) or answer.obstacle is Obstacle.LEASE:
+                first = True
             else:
                 await self._pause(submission, next(pauses, None), error)
 
@@ -255,25 +255,39 @@ class Submitter:
         await asyncio.sleep(pause)
 
     async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
-        """Send once and settle the permit."""
-        submission.sending = True
+        """Send once and settle the permit: connection, intent, last look, head; nothing is awaited before the head."""
+        post = self._transport.post(body, request=submission.request, ref=submission.ref)
         try:
-            try:
-                await self._prepare(submission)
-            except BaseException:
-                permit.never_sent()
-                raise
-            try:
-                answer = await self._post_now(submission, body, permit)
-            finally:
-                if submission.record is not None and not submission.posted:
-                    await submission.record.refused(submission.ref)
-            if submission.record is not None and isinstance(answer, Accepted):
-                await submission.record.accepted(submission.ref, answer.task_id)
-            submission.posted = isinstance(answer, Unclear)
-            return answer
+            async with post:
+                if post.connected:
+                    submission.sending = True
+                    await self._prepare(submission)
+                    submission.posted = True
+                answer = await post.send(permit.lease_ended)
+        except BaseException:
+            await self._settle(submission, permit, None, sent=post.sent)
+            raise
+        await self._settle(submission, permit, answer, sent=post.sent)
+        return answer
+
+    async def _settle(self, submission: Submission, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
+        """Say what became of a POST; without an answer it was cut off, and a byte that was sent makes it unclear."""
+        told, submission.posted = submission.posted, sent
+        submission.announced = isinstance(answer, NeverSent) and answer.obstacle is Obstacle.LEASE
+        try:
+            self._give_back(permit, answer, sent=sent)
+            if told and submission.record is not None:
+                await self._tell(submission.record, submission.ref, answer, sent=sent)
+            submission.posted = sent and (answer is None or isinstance(answer, Unclear))
         finally:
             submission.sending = False
+
+    async def _tell(self, record: Record, ref: str, answer: Answer | None, *, sent: bool) -> None:
+        """Tell what became of a POST that was announced."""
+        if isinstance(answer, Accepted):
+            await record.accepted(ref, answer.task_id)
+        elif isinstance(answer, Refused) or not sent:
+            await record.refused(ref)
 
     async def _prepare(self, submission: Submission) -> None:
         if submission.claim is not None:
@@ -283,34 +297,24 @@ class Submitter:
                 raise _left()
             if not reserved:
                 raise _TakenError
-        if submission.on_send is not None:
+        if submission.on_send is not None and not submission.announced:
             await submission.on_send(submission.ref)
+            # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
+            submission.announced = True
             if self._abandoned:
                 raise _cut_off(submission, "the session was closed")
         if submission.record is not None:
             await submission.record.send(submission.ref)
 
-    async def _post_now(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
-        submission.posted = True
-        try:
-            answer = await self._transport.create_task(body, request=submission.request, ref=submission.ref)
-        except BaseException:
-            permit.ambiguous()
-            raise
+    def _give_back(self, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
         match answer:
-            case Accepted():
-                permit.answered()
             case Refused(RateLimitedError(code=429) as error):
                 self.refused += 1
                 permit.refused(error.retry_after)
-            case Refused():
+            case Accepted() | Refused():
                 permit.answered()
-            case NeverSent():
-                permit.never_sent()
-            case Unclear():
-                permit.ambiguous()
-        submission.posted = isinstance(answer, Accepted | Unclear)
-        return answer
+            case _:
+                permit.ambiguous() if sent else permit.never_sent()
 
 
 def _left() -> Flux2Error:

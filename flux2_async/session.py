@@ -14,7 +14,7 @@ import anyio
 from flux2_async._arguments import check_max_running, check_seconds, check_settings, check_submit, check_task_id
 from flux2_async._completions import Completions
 from flux2_async._coordination import Coordination
-from flux2_async._credentials import make_credentials
+from flux2_async._credentials import Secret, make_credentials
 from flux2_async._engine import Engine, Unsettled
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._window import HAIR
@@ -88,6 +88,9 @@ class Flux2Session:
         http: aiohttp.ClientSession | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
     ) -> None:
+        # Error reporters print the local variables of whoever raises.
+        key = None if api_key is None else Secret(api_key)
+        del api_key
         check_settings(
             rate_limit=rate_limit,
             polling=polling,
@@ -96,7 +99,7 @@ class Flux2Session:
             http=http,
             timeouts=timeouts,
         )
-        self._credentials = make_credentials(api_key, base_url, upload_url, os.environ)
+        self._credentials = make_credentials(key, base_url, upload_url)
         self._rate_limit = rate_limit
         self._max_running = check_max_running(max_running)
         self._polling = polling

@@ -571,7 +571,7 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APIKLEY_BASE_URL", "https://api.example/")
     assert repr(Flux2Session()) == "<Flux2Session https://api.example not open>"
     credentials = Flux2Session()._credentials
-    assert (credentials.api_key, credentials.upload_url) == ("env-key", "https://api.example/file-upload")
+    assert (credentials.api_key.reveal(), credentials.upload_url) == ("env-key", "https://api.example/file-upload")
 
     monkeypatch.setenv("APIKLEY_UPLOAD_URL", "https://up.example")
     assert Flux2Session()._credentials.upload_url == "https://up.example"

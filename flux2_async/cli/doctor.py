@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import attrs
 
-from flux2_async._credentials import make_credentials
+from flux2_async._credentials import Secret, make_credentials
 from flux2_async._failures import FAILURES
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error
 from flux2_async.models import Timeouts
@@ -44,20 +44,17 @@ class Check:
         return not self.advice
 
 
-async def checks(environ: Mapping[str, str] = os.environ) -> AsyncIterator[Check]:
-    """Look at everything a task needs.
-
-    Args:
-        environ: Where the key and the addresses are.
+async def checks() -> AsyncIterator[Check]:
+    """Look at everything a task needs, with the key and the addresses of the environment.
 
     Yields:
         One after the other, as they are found; nothing is created and nothing is charged.
     """
-    key = _key(environ)
+    key = _key()
     yield key
     try:
         # Any word for the key, so that the addresses alone are judged.
-        places = make_credentials("none", None, None, environ)
+        places = make_credentials(Secret("none"), None, None)
     except ConfigurationError as error:
         yield Check("addresses", str(error), "correct APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL, or unset them")
         return
@@ -74,12 +71,12 @@ async def checks(environ: Mapping[str, str] = os.environ) -> AsyncIterator[Check
                 yield check
 
 
-def _key(environ: Mapping[str, str]) -> Check:
+def _key() -> Check:
     try:
         # Addresses that are certainly well-formed, so that the key alone is judged.
-        make_credentials(None, "https://localhost", "https://localhost", environ)
+        make_credentials(None, "https://localhost", "https://localhost")
     except ConfigurationError as error:
-        missing = not environ.get("APIKLEY_API_KEY", "").strip()
+        missing = not os.environ.get("APIKLEY_API_KEY", "").strip()
         found = "APIKLEY_API_KEY is not set" if missing else str(error)
         return Check("key", found, "export APIKLEY_API_KEY=... (keys are made at https://app.apikley.ru/keys)")
     return Check("key", "APIKLEY_API_KEY is set and well-formed")

@@ -1,0 +1,76 @@
+"""One request in, one reply out, over aiohttp, and nothing of aiohttp besides.
+
+`ClientResponseError` shows the Authorization header in its repr, and the frames of aiohttp hold what was sent. So an
+error becomes a text where it is caught.
+"""
+
+import asyncio
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from flux2_async._failures import failure_text
+from flux2_async._version import USER_AGENT
+from flux2_async._wire import Reply
+
+__all__ = ["HEADERS", "JSON_HEADERS", "exchange"]
+
+# The key is not among them: what is passed to aiohttp as an argument lies open in its frames, and in hooks.
+HEADERS: Final = MappingProxyType({"Accept": "application/json", "User-Agent": USER_AGENT})
+JSON_HEADERS: Final = MappingProxyType({**HEADERS, "Content-Type": "application/json"})
+
+MAX_REPLY: Final = 8 * 1024 * 1024
+
+
+async def exchange(
+    http: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    *,
+    middleware: aiohttp.ClientMiddlewareType,
+    redact: Callable[[str], str],
+    deadline: asyncio.Timeout | None = None,
+    **options: Any,
+) -> tuple[Reply | None, str | None]:
+    """Send one request, whatever the settings of the session.
+
+    Args:
+        http: The session.
+        method: HTTP's.
+        url: Where to.
+        middleware: Sees the request before a connection is asked for; adds the key, which no argument carries.
+        redact: Takes the key out of texts of the server that are shown.
+        deadline: Ends the exchange, or None.
+        **options: Further ones of `aiohttp.ClientSession.request`.
+
+    Returns:
+        The reply, and what failed in words; both where the reply broke off.
+    """
+    response = failure = None
+    body = bytearray()
+    try:
+        async with (
+            deadline or asyncio.timeout(None),
+            http.request(
+                method,
+                url,
+                allow_redirects=False,
+                middlewares=(middleware,),
+                raise_for_status=False,
+                auto_decompress=True,
+                **options,
+            ) as response,
+        ):
+            while not response.content.at_eof():
+                body += await response.content.readany()
+                if len(body) > MAX_REPLY:
+                    failure = f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes"
+                    break
+    except Exception as error:  # noqa: BLE001  a trace of a borrowed session may raise anything, also after the answer
+        failure = failure_text(error, urlsplit(url).hostname)
+    if response is None:
+        return None, failure
+    return Reply(response.status, response.headers, bytes(body), redact), failure

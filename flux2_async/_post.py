@@ -1,0 +1,208 @@
+"""One createTask on its way: its connection, the last look at it, its answer."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+
+from flux2_async._answers import Answer, NeverSent, Obstacle, judge, unclear
+from flux2_async._credentials import Credentials
+from flux2_async._exchange import JSON_HEADERS, exchange
+from flux2_async._failures import connecting_text, is_lasting
+from flux2_async._fresh_connections import FreshConnection, FreshConnector
+from flux2_async._wire import Reply
+from flux2_async.errors import TransportError
+from flux2_async.models import Request, Timeouts
+
+__all__ = ["Post"]
+
+PATH: Final = "/api/v1/jobs/createTask"
+
+# One connection carries one request, and the server need not keep it.
+HEADERS: Final = {**JSON_HEADERS, "Connection": "close"}
+
+MAX_SPOILED: Final = 5
+"""Connections that the peer ends, or speaks on, before their first byte, until that is no accident."""
+
+
+class Post:
+    """One createTask over a connection of its own.
+
+    Entering it opens the connection and waits, `send` lets the request go, leaving it drops what did not leave. It may
+    be entered long before: a connection that is too old by then is replaced.
+
+    Args:
+        http: The session of createTask.
+        connector: Its connector.
+        credentials: The account.
+        timeouts: Seconds for each kind of call.
+        body: The encoded request.
+        request: What it stands for, for the error.
+        ref: The name of this submission, for the error.
+    """
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        connector: FreshConnector,
+        credentials: Credentials,
+        timeouts: Timeouts,
+        body: bytes,
+        *,
+        request: Request,
+        ref: str,
+    ) -> None:
+        self._http = http
+        self._connector = connector
+        self._credentials = credentials
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
+        self._seconds = timeouts.submit
+        self._body = body
+        self._request = request
+        self._ref = ref
+        self._connected = asyncio.Event()
+        self._released = asyncio.Event()
+        self._deadline = asyncio.timeout(None)
+        self._lease_ended: Callable[[], bool] = _never
+        self._late = False
+        self._unconnected: tuple[Obstacle, str] | None = None
+        self._connection: FreshConnection | None = None
+        self._job: asyncio.Task[Answer] | None = None
+
+    @property
+    def sent(self) -> bool:
+        """Whether a byte of it may have left."""
+        return self._connection is not None and self._connection.given > 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the request stands before an open connection; False when it failed, which `send` tells."""
+        return self._job is not None and not self._job.done()
+
+    async def __aenter__(self) -> Self:
+        # Not through the loop's task factory, as all that creates tasks of its own here.
+        self._job = asyncio.Task(self._run(), loop=asyncio.get_running_loop(), name=f"flux2_async POST {self._ref}")
+        self._job.add_done_callback(lambda _: self._connected.set())
+        try:
+            await self._connected.wait()
+        except BaseException:
+            await self._drop(self._job)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._job is not None:
+            await self._drop(self._job)
+
+    async def send(self, lease_ended: Callable[[], bool]) -> Answer:
+        """Let the request go.
+
+        Args:
+            lease_ended: Asked immediately before the first byte; True keeps the request from leaving.
+
+        Returns:
+            What is known of it.
+        """
+        assert self._job is not None, "not entered"  # noqa: S101  the `async with` does it
+        self._lease_ended = lease_ended
+        self._released.set()
+        await asyncio.wait([self._job])
+        return self._job.result()
+
+    async def _drop(self, job: asyncio.Task[Answer]) -> None:
+        job.cancel()
+        await asyncio.wait([job])
+
+    async def _run(self) -> Answer:
+        # A connection that the peer spoiled before the first byte is neither an attempt nor an outage.
+        for _ in range(MAX_SPOILED - 1):
+            answer = await self._exchange()
+            if self._connection is None or self.sent or self._late or not self._connection.spoiled:
+                return answer
+        return await self._exchange()
+
+    async def _exchange(self) -> Answer:
+        self._deadline = asyncio.timeout(None)
+        reply, failure = await exchange(
+            self._http,
+            "POST",
+            f"{self._credentials.base_url}{PATH}",
+            middleware=self._send_fresh,
+            redact=self._credentials.redact,
+            deadline=self._deadline,
+            timeout=self._timeout,
+            headers=dict(HEADERS),
+            data=self._body,
+        )
+        return self._judge(reply, failure)
+
+    async def _send_fresh(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        self._credentials.authorize(request)
+        connection = await self._open(request)
+        self._connected.set()
+        try:
+            await self._released.wait()
+        except BaseException:
+            connection.close()
+            raise
+        if not connection.is_fresh():
+            connection.close()
+            connection = await self._open(request)
+        self._connection = connection
+        connection.use(self._may_leave)
+        self._connector.assign(request, connection)
+        self._deadline.reschedule(asyncio.get_running_loop().time() + self._seconds)
+        return await handler(request)
+
+    async def _open(self, request: aiohttp.ClientRequest) -> FreshConnection:
+        try:
+            return await self._connector.open(request, self._timeout)
+        except Exception as error:
+            lasting = is_lasting(error, reached=self._connector.reached)
+            self._connection = None
+            self._unconnected = (
+                Obstacle.LASTING if lasting else Obstacle.PASSING,
+                connecting_text(error, request.host),
+            )
+            raise
+
+    def _may_leave(self) -> bool:
+        self._late = self._lease_ended()
+        return not self._late
+
+    def _judge(self, reply: Reply | None, failure: str | None) -> Answer:
+        if reply is not None:
+            return judge(
+                reply,
+                sent=self._body,
+                request=self._request,
+                ref=self._ref,
+                now=datetime.now(UTC),
+                broken_off=failure,
+            )
+        if self.sent:
+            return unclear(failure or "no answer came", request=self._request, ref=self._ref)
+        obstacle, text = self._obstacle(failure or "no answer came")
+        return NeverSent(TransportError(text, never_sent=True), obstacle)
+
+    def _obstacle(self, failure: str) -> tuple[Obstacle, str]:
+        """Say what kept the request from leaving."""
+        if self._connection is None:
+            # Not even asked for a connection: neither the network's doing nor ours.
+            return self._unconnected or (Obstacle.LASTING, failure)
+        if self._late:
+            return Obstacle.LEASE, "the permit's lease ended before the request could leave"
+        if self._connection.spoiled:
+            return Obstacle.PASSING, f"each of {MAX_SPOILED} connections was ended, or spoken on, before it was used"
+        return Obstacle.LASTING, failure
+
+
+def _never() -> bool:
+    return False

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import tempfile
 from contextlib import aclosing
 from http import HTTPStatus
@@ -27,7 +28,10 @@ from flux2_async.errors import (
     ProtocolError,
     RateLimitedError,
     ServerError,
+    TransportError,
 )
+
+logger = logging.getLogger("flux2_async")
 
 __all__ = ["Downloads", "prepare_folder"]
 
@@ -83,7 +87,7 @@ class Downloads:
             part = await anyio.to_thread.run_sync(Part.create, what, task_id, directory)
             try:
                 await self._fetch(part, address)
-                target = directory / result_name(task_id, number, part.head)
+                target = directory / result_name(task_id, number, part.walk.type)
                 await anyio.to_thread.run_sync(part.publish, target)
             except BaseException:
                 with anyio.CancelScope(shield=True):
@@ -115,7 +119,12 @@ class Downloads:
                 fresh = await self._refresh(url, error)
                 await self._go_on(part, fresh)
 
-        await persist(attempt)
+        try:
+            await persist(attempt)
+        except TransportError as error:
+            if not part.walk.is_ended:
+                raise
+            logger.warning("%s; nothing of the picture itself is missing, so it was saved", error)
 
     async def _refresh(self, url: str, expired: ApiError) -> str:
         try:
@@ -127,6 +136,7 @@ class Downloads:
     async def _go_on(self, part: Part, url: str) -> None:
         async with self._transport.files.get(url, part.request_headers()) as reply:
             if reply.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.ends_at(reply.headers):
+                part.check_whole()
                 return
             await _begin(part, url, reply)
             async with aclosing(reply.chunks()) as chunks:

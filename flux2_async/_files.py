@@ -110,14 +110,14 @@ class Files:
             directory: A folder, made when it is missing. Files of the same name in it are replaced.
 
         Returns:
-            `<task id>-<n>.<ext>` in the order of `result.urls`, n from 1; the extension goes by the content: `jpg`,
-            `png`, `webp`, else `bin`.
+            `<task id>-<n>.<ext>` in the order of `result.urls`, n from 1; the extension goes by the content, and is
+            `bin` for a format that is not known here.
 
         Raises:
             InvalidRequestError: The folder cannot be written; nothing was fetched.
             ApiError: A file's host refused, and the service gives no new address for it.
             TransportError: A download broke off in several tries.
-            ProtocolError: What came in several tries is no picture.
+            ProtocolError: What came in several tries is text, or nothing shows that it is whole.
             TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.
         """

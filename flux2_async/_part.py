@@ -4,21 +4,29 @@ Knows HTTP's rules for ranges (RFC 9110, 13 and 14) and does no HTTP. `create`, 
 `discard` block and belong into a worker thread.
 """
 
+import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import attrs
 
 from flux2_async._atomic_file import AtomicFile
-from flux2_async._media import HEAD, MAX_DOWNLOAD, is_error_page
+from flux2_async._file_types import HEAD, Walk, is_text
+from flux2_async._media import MAX_DOWNLOAD
 from flux2_async.errors import ProtocolError, TaskError, TransportError
 
 __all__ = ["Part"]
 
-CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-UNSATISFIED: Final = re.compile(r"bytes \*/(\d+)")
+logger = logging.getLogger("flux2_async")
+
+# Longer numbers mean nothing, and int() refuses the longest.
+NUMBER: Final = "([0-9]{1,18})"
+LENGTH: Final = re.compile(NUMBER)
+CONTENT_RANGE: Final = re.compile(rf"bytes {NUMBER}-{NUMBER}/(?:{NUMBER}|\*)")
+UNSATISFIED: Final = re.compile(rf"bytes \*/{NUMBER}")
 
 
 @attrs.define
@@ -31,8 +39,10 @@ class Part:
         unfinished: Where it is until it is whole.
         received: Bytes written so far.
         total: Bytes in all, or None when the server did not say.
-        validator: What tells that it is still the same file (ETag or Last-Modified); empty when it cannot be resumed.
+        is_counted: Whether the end of the content was told, by its length or by its last chunk.
+        validators: What tells that it is still the same file (ETag, Last-Modified), as the server gave them.
         head: Its first bytes.
+        walk: Follows it to its own end.
     """
 
     what: str
@@ -40,8 +50,13 @@ class Part:
     unfinished: AtomicFile
     received: int = 0
     total: int | None = None
-    validator: str = ""
+    is_counted: bool = False
+    validators: Mapping[str, str] = attrs.field(factory=dict)
     head: bytes = attrs.field(default=b"", repr=False)
+    walk: Walk = attrs.field(factory=Walk)
+    _digest: Any = attrs.field(factory=hashlib.sha256, repr=False)
+    # Of what came before and did not reach its end.
+    _doubted: set[bytes] = attrs.field(factory=set, repr=False)
 
     @classmethod
     def create(cls, what: str, task_id: str, directory: Path) -> Self:
@@ -54,42 +69,51 @@ class Part:
 
     def request_headers(self) -> dict[str, str]:
         """Give the headers that ask for what is missing; none where all of it has to come again."""
-        if not (self.received and self.validator):
+        validator = self._validator()
+        if not (self.received and validator):
             return {}
         # If-Range makes a server whose file is another one by now send that from its start.
-        return {"Range": f"bytes={self.received}-", "If-Range": self.validator}
+        return {"Range": f"bytes={self.received}-", "If-Range": validator}
 
     def forget(self) -> None:
         """Have it come anew with the next request."""
-        self.validator = ""
+        self.validators = {}
 
     def continues(self, headers: Mapping[str, str]) -> bool:
         """Whether the content of a 206 fits behind what is here."""
         match = CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-        if match is None or not self.request_headers() or not _is_plain(headers):
+        if match is None or not self.request_headers() or not _is_plain(headers) or not self._is_same(headers):
             return False
-        if match[2] != "*" and self.total is None:
-            self.total = int(match[2])
-        return int(match[1]) == self.received and match[2] in ("*", str(self.total))
+        start, end, total = (None if number is None else int(number) for number in match.groups())
+        if start != self.received or total not in (None, self.total or total):
+            return False
+        self.total = total or self.total
+        self.is_counted = end is not None and end + 1 == self.total
+        return True
 
     def ends_at(self, headers: Mapping[str, str]) -> bool:
         """Whether a 416 says that there is nothing behind what is here."""
         match = UNSATISFIED.fullmatch(headers.get("Content-Range", ""))
-        if match is None or not self.request_headers():
+        if match is None or not self.request_headers() or int(match[1]) != self.received:
             return False
-        return int(match[1]) == self.received and self.total in (None, self.received)
+        if self.total not in (None, self.received):
+            return False
+        self.total, self.is_counted = self.received, True
+        return True
 
     def restart(self, headers: Mapping[str, str]) -> None:
         """Drop what is here and get ready for the content of a 200."""
         self.unfinished.file.seek(0)
         self.unfinished.file.truncate()
-        self.received, self.head, self.total = 0, b"", None
+        self.received, self.head, self.total, self.is_counted = 0, b"", None, False
+        self.walk, self._digest = Walk(), hashlib.sha256()
         self.forget()
         # Unpacked on the way, neither its length nor its offsets are those of the headers.
         if _is_plain(headers):
-            length = headers.get("Content-Length", "")
-            self.total = int(length) if length.isdecimal() else None
-            self.validator = _validator(headers)
+            length = LENGTH.fullmatch(headers.get("Content-Length", ""))
+            self.total = int(length[1]) if length else None
+            self.is_counted = self.total is not None or "chunked" in headers.get("Transfer-Encoding", "").lower()
+            self.validators = {name: headers[name] for name in ("ETag", "Last-Modified") if name in headers}
         self._check_size(self.total or 0)
 
     def write(self, chunk: bytes) -> None:
@@ -102,28 +126,47 @@ class Part:
         self.unfinished.file.write(chunk)
         self.received += len(chunk)
         self.head += chunk[: HEAD - len(self.head)]
+        self.walk.feed(chunk)
+        self._digest.update(chunk)
 
     def check_whole(self) -> None:
-        """Judge what is here after the last byte came.
+        """Judge what is here after the last byte came, by the file itself.
 
         Raises:
             TransportError: Bytes are missing.
-            ProtocolError: It is no picture, or not the announced one.
+            ProtocolError: It is no picture, or nothing shows that all of it is here.
         """
         if self.total is not None and self.received < self.total:
             raise TransportError(
                 f"{self.what}: broke off after {self.received} of {self.total} bytes", task_id=self.task_id
             )
-        problem = None
-        if self.total is not None and self.received > self.total:
-            problem = f"{self.received} bytes came where {self.total} were announced"
-        elif not self.received:
-            problem = "an empty file came"
-        elif is_error_page(self.head):
-            problem = "a web page or a message came instead of a picture"
+        problem = self._problem()
         if problem:
             self.forget()
             raise ProtocolError(f"{self.what}: {problem}; download it again later", task_id=self.task_id)
+
+    def _problem(self) -> str | None:
+        if self.total is not None and self.received > self.total:
+            return f"{self.received} bytes came where {self.total} were announced"
+        if not self.head.strip(b"\0"):
+            return "an empty file came"
+        if is_text(self.head):
+            return "a web page or a message came instead of a picture"
+        name = self.walk.type.name if self.walk.type else "file"
+        if not self.walk.has_end:
+            return None if self.is_counted else f"nothing tells whether the {name} that came is whole"
+        return None if self.walk.is_ended or self._came_before(name) else f"the {name} that came lacks its end"
+
+    def _came_before(self, name: str) -> bool:
+        """Whether exactly this came once before, each time as long as was announced: more of it there is not."""
+        if self.total is None:
+            return False
+        digest = self._digest.digest()
+        if digest not in self._doubted:
+            self._doubted.add(digest)
+            return False
+        logger.warning("%s lacks the end of a %s, but came twice like this; saved as it is", self.what, name)
+        return True
 
     def publish(self, target: Path) -> None:
         """Give the whole file its name, replacing one that has it."""
@@ -134,6 +177,16 @@ class Part:
         """Remove it."""
         self.unfinished.discard()
 
+    def _validator(self) -> str:
+        etag = self.validators.get("ETag", "")
+        # A weak one may stand for files whose bytes differ.
+        return etag if etag and not etag.startswith("W/") else self.validators.get("Last-Modified", "")
+
+    def _is_same(self, headers: Mapping[str, str]) -> bool:
+        """Whether a part is of the file that is here: its server may know If-Range and a cache on the way not."""
+        told = {name: headers[name] for name in self.validators if name in headers}
+        return self._validator() in told.values() and all(self.validators[name] == told[name] for name in told)
+
     def _check_size(self, size: int) -> None:
         if size > MAX_DOWNLOAD:
             limit = f"{MAX_DOWNLOAD // 1_000_000} MB"
@@ -143,11 +196,5 @@ class Part:
             )
 
 
-def _validator(headers: Mapping[str, str]) -> str:
-    etag = headers.get("ETag", "")
-    # A weak one may stand for files whose bytes differ.
-    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
-
-
 def _is_plain(headers: Mapping[str, str]) -> bool:
-    return headers.get("Content-Encoding", "identity") == "identity"
+    return headers.get("Content-Encoding", "identity").strip().lower() in ("identity", "")

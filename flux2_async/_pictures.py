@@ -11,7 +11,8 @@ from typing import BinaryIO, Final
 
 import attrs
 
-from flux2_async._media import HEAD, MAX_PICTURE, MediaType, describe, picture_type
+from flux2_async._file_types import HEAD, FileType, describe, picture_type
+from flux2_async._media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 
 __all__ = ["Picture", "check_picture", "read_picture", "read_stream"]
@@ -38,7 +39,7 @@ class Picture:
 
     field: str
     source: Path | bytes = attrs.field(repr=False)
-    media: MediaType
+    media: FileType
     size: int
     digest: str
     stamp: tuple[int, ...]
@@ -144,7 +145,7 @@ def _open(field: str, source: Path | bytes) -> BinaryIO:
     return source.open("rb")
 
 
-def _judge(field: str, source: Path | bytes, file: BinaryIO) -> tuple[MediaType, int]:
+def _judge(field: str, source: Path | bytes, file: BinaryIO) -> tuple[FileType, int]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if not 1 <= size <= MAX_PICTURE:

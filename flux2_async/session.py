@@ -374,6 +374,8 @@ class Flux2Session:
             InvalidRequestError: The folder cannot be written; nothing was fetched.
             ApiError: The address is gone and the service gives no new one.
             TransportError: The download broke off in several tries.
+            ProtocolError: What came in several tries is text, or nothing shows that it is whole.
+            TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.
         """
         return await self._open_engine().files.download(result, directory)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import re
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -138,9 +139,26 @@ async def serving(content: bytes, **validators: str) -> AsyncIterator[FileHost]:
 
 
 def picture(size: int, seed: int = 0, magic: bytes = PNG) -> bytes:
-    """Bytes that begin as a picture does, different for each seed and everywhere."""
+    """Bytes that are a whole file of a format to who does not decode it, different for each seed and everywhere.
+
+    Of fewer than 40 bytes there is only the beginning.
+    """
+    room = size - len(b"".join(_frame(magic, 0)))
     blocks = (hashlib.sha256(f"{seed}/{block}".encode()).digest() for block in range(size // 32 + 1))
-    return (magic + b"".join(blocks))[:size]
+    # Half a marker of a JPEG would be one with the next byte.
+    noise = b"".join(blocks).replace(b"\xff", b"\0")[: max(0, room)]
+    begin, end = _frame(magic, max(0, room))
+    return (begin + noise + end)[:size]
+
+
+def _frame(magic: bytes, room: int) -> tuple[bytes, bytes]:
+    """What stands before and behind content of this length."""
+    if magic == JPEG:
+        return magic + b"\0\2\xff\xda\0\2", b"\xff\xd9"
+    if magic == WEBP:
+        # An odd one lacks the byte that makes it even, as some encoders leave it.
+        return struct.pack("<4sI8sI", b"RIFF", 12 + room + room % 2, b"WEBPVP8 ", room), b""
+    return magic + struct.pack(">I4s", room, b"IDAT"), bytes(4) + struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
 
 
 def names(folder: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gzip
 import os
 import resource
 import tempfile
@@ -12,9 +13,10 @@ import aiohttp
 import aiohttp.web
 import anyio
 import pytest
-from file_host import Answer, FileHost, connected, names, picture, reply, serving
+from file_host import JPEG, WEBP, Answer, FileHost, connected, names, picture, reply, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_server import raw_server
 
 from flux2_async import _part
 from flux2_async._atomic_file import UNFINISHED
@@ -257,6 +259,126 @@ async def test_an_error_page_that_passes(downloads: Downloads, tmp_path: Path) -
         path = await downloads.save("t1", 1, host.url, tmp_path)
 
     assert path.read_bytes() == picture(1000)
+
+
+def answered(head: str, body: bytes) -> bytes:
+    """A reply as it stands, which ends with the connection where nothing in it says otherwise."""
+    return f"HTTP/1.1 200 OK\r\nConnection: close\r\n{head}\r\n".encode() + body
+
+
+HALF = picture(50_000, magic=JPEG)[:25_000]
+CUT_STREAM = gzip.compress(picture(50_000, magic=JPEG))[:20_000]
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "text"),
+    [
+        ("Content-Type: image/jpeg\r\n", HALF, "the JPEG that came lacks its end"),
+        (
+            f"Content-Encoding: gzip\r\nContent-Length: {len(CUT_STREAM)}\r\n",
+            CUT_STREAM,
+            "the JPEG that came lacks its end",
+        ),
+        ("Content-Type: text/plain\r\nContent-Length: 19\r\n", b"Service unavailable", "a web page or a message"),
+        ("Content-Type: image/gif\r\n", b"GIF89a" + bytes(500), "nothing tells whether the GIF that came is whole"),
+    ],
+    ids=["cut, no length", "a cut stream of gzip", "plain text", "a GIF without a length"],
+)
+async def test_what_only_looks_whole_is_not_saved(
+    downloads: Downloads, tmp_path: Path, head: str, body: bytes, text: str
+) -> None:
+    """A 200 that ends as HTTP allows is no proof; the file itself decides, after five tries."""
+    async with raw_server([answered(head, body)]) as host:
+        with pytest.raises(ProtocolError, match=f"picture 1 of task t1: {text}"):
+            await downloads.save("t1", 1, f"{host.url}/a", tmp_path)
+
+    assert len(host.requests) == 5
+    assert names(tmp_path) == set()
+
+
+async def test_a_cut_that_passes(downloads: Downloads, tmp_path: Path) -> None:
+    """A picture that came cut once, with the length of the cut, is fetched again and saved whole."""
+    content = picture(50_000, magic=JPEG)
+    async with serving(content, ETag=ETAG) as host:
+        host.answers.append(reply(200, HALF, ETag=ETAG))
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert (path.name, path.read_bytes()) == ("t1-1.jpg", content)
+    assert len(host.seen) == 2
+
+
+async def test_a_picture_without_an_end(downloads: Downloads, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One that comes twice the same and as long as announced is all there is: saved, and told of."""
+    async with serving(HALF) as host:
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == HALF
+    assert len(host.seen) == 2
+    assert [record.levelname for record in caplog.records if "lacks the end" in record.getMessage()] == ["WARNING"]
+
+
+async def test_a_picture_whose_length_is_told_wrong(
+    downloads: Downloads, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More was announced than there ever comes: a picture that reaches its own end is saved, and that is told."""
+    content = picture(5000, magic=WEBP)
+    async with serving(content + bytes(1000)) as host:
+        host.answers.extend([host.cut_after(5000)] * 5)
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert (path.name, path.read_bytes()) == ("t1-1.webp", content)
+    assert len(host.seen) == 5
+    assert "nothing of the picture itself is missing" in caplog.text
+
+
+async def test_other_files_have_their_extension(downloads: Downloads, tmp_path: Path) -> None:
+    """What a model makes besides pictures is saved as what it is."""
+    for number, (head, extension) in enumerate(
+        [(b"GIF89a", "gif"), (b"\0\0\0\x20ftypisom", "mp4"), (b"ID3\4\0", "mp3"), (b"\0\0\0\x20ftypavif", "avif")]
+    ):
+        async with serving(head + bytes(500)) as host:
+            path = await downloads.save("t1", number, host.url, tmp_path)
+        assert path.name == f"t1-{number}.{extension}"
+
+
+async def test_a_part_of_another_file_is_not_glued_on(downloads: Downloads, tmp_path: Path) -> None:
+    """A 206 whose ETag is another one begins anew."""
+    content, other = picture(500_000, magic=JPEG), picture(500_000, seed=1, magic=JPEG)
+    async with serving(content, ETag=ETAG) as host:
+        wrong = reply(206, other[400_000:], Content_Range="bytes 400000-499999/500000", ETag='"two"')
+        host.answers.extend([host.cut_after(400_000), wrong])
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == content
+    assert ["Range" in headers for headers in host.seen] == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["Content-Range", "Content-Length"])
+async def test_numbers_without_bounds(downloads: Downloads, tmp_path: Path, name: str) -> None:
+    """A header with more digits than int() takes is an answer like another bad one."""
+    content = picture(500_000)
+    async with serving(content, ETag=ETAG) as host:
+        digits = "4" * 4400
+        if name == "Content-Range":
+            host.answers.append(host.cut_after(400_000))
+            host.answers.append(reply(206, b"", Content_Range=f"bytes 400000-{digits}/{digits}", ETag=ETAG))
+        else:
+            host.answers.append(raw(f"HTTP/1.1 200 OK\r\nContent-Length: {digits}\r\n\r\n".encode()))
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+
+    assert path.read_bytes() == content
+
+
+def raw(content: bytes) -> Answer:
+    """Answer with these bytes as they are."""
+
+    async def answer(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(content)
+        request.transport.close()
+        return aiohttp.web.Response()
+
+    return answer
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp import web
-from file_host import connected, names, picture, reply, result_of, serving
+from file_host import JPEG, WEBP, connected, names, picture, reply, result_of, serving
 
 from flux2_async._files import Files, together
 from flux2_async.emulator import Emulator, Fault
@@ -242,7 +242,7 @@ async def test_a_pipe_that_never_ends_can_be_cancelled(files: Files) -> None:
 
 async def test_saves_every_picture_of_a_result(files: Files, tmp_path: Path) -> None:
     """In the order of the addresses, named by number and content, into a folder that is made."""
-    contents = [b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", b"GIF8", picture(5000)]
+    contents = [picture(100, 0, JPEG), picture(100, 0, WEBP), b"\x93unknown\0", picture(5000)]
     async with serving(b"") as host:
         # Whichever comes first gets the first content.
         host.answers.extend(reply(200, content) for content in contents)

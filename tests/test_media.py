@@ -1,72 +1,14 @@
-"""What a file is by its first bytes, and what it may be called."""
+"""What a file may be called."""
 
 import re
 
-import pytest
-from file_host import JPEG, PNG, WEBP
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flux2_async._media import describe, is_error_page, picture_type, result_name, upload_name
+from flux2_async._file_types import JPEG, PNG
+from flux2_async._media import result_name, upload_name
 
 DIGEST = "0123456789abcdef" * 4
-
-
-@pytest.mark.parametrize(
-    ("head", "name", "mime_type"),
-    [(JPEG, "JPEG", "image/jpeg"), (PNG, "PNG", "image/png"), (WEBP, "WebP", "image/webp")],
-)
-def test_knows_the_pictures_that_the_api_takes(head: bytes, name: str, mime_type: str) -> None:
-    """JPEG, PNG and WebP are told by content."""
-    found = picture_type(head + b"more")
-
-    assert found is not None
-    assert (found.name, found.mime_type) == (name, mime_type)
-    assert describe(head) == name
-
-
-@pytest.mark.parametrize(
-    ("head", "name"),
-    [
-        (b"GIF89a....", "GIF"),
-        (b"BM......", "BMP"),
-        (b"II*\0....", "TIFF"),
-        (b"\0\0\0\x20ftypheic", "HEIC"),
-        (b"\0\0\0\x20ftypavif", "AVIF"),
-        (b"%PDF-1.7", "PDF"),
-        (b"<svg xmlns", "text"),
-        (b"RIFF....WAVEfmt ", "something else"),
-        (b"\x89PNG\r\n", "something else"),
-        (b"", "something else"),
-    ],
-)
-def test_names_what_the_api_does_not_take(head: bytes, name: str) -> None:
-    """Anything else is no picture type, and has a name for the error text."""
-    assert picture_type(head) is None
-    assert describe(head) == name
-
-
-@given(st.binary(max_size=64))
-def test_a_name_for_any_content_is_one_of_a_fixed_list(head: bytes) -> None:
-    """Whatever the content, its description never repeats it."""
-    assert re.fullmatch(
-        "JPEG|PNG|WebP|GIF|BMP|TIFF|AVIF|HEIC|MP4|JPEG XL|ICO|Photoshop|PDF|text|something else", describe(head)
-    )
-
-
-@pytest.mark.parametrize(
-    "head",
-    [b"<!DOCTYPE html><html>", b"\n <html>", b"\xef\xbb\xbf<?xml version='1.0'?><Error>", b'{"code":404}', b"[]"],
-)
-def test_markup_and_json_are_error_pages(head: bytes) -> None:
-    """What servers write instead of a picture is told from a picture."""
-    assert is_error_page(head)
-
-
-@given(st.sampled_from([JPEG, PNG, WEBP]), st.binary())
-def test_no_picture_is_taken_for_an_error_page(magic: bytes, rest: bytes) -> None:
-    """A picture is never refused as an error page, whatever follows its first bytes."""
-    assert not is_error_page(magic + rest)
 
 
 @given(st.none() | st.text(), st.sampled_from(["jpg", "png", "webp"]))
@@ -108,4 +50,4 @@ def test_no_task_id_leads_out_of_the_folder(task_id: str) -> None:
 
 def test_an_unknown_content_is_called_bin() -> None:
     """The extension never comes from outside."""
-    assert result_name("t1", 2, b"GIF89a") == "t1-2.bin"
+    assert result_name("t1", 2, None) == "t1-2.bin"

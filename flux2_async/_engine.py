@@ -27,7 +27,7 @@ from flux2_async._submitter import Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
 from flux2_async._wire import decode_record
-from flux2_async.errors import ConfigurationError, Flux2Error, RateLimitedError
+from flux2_async.errors import ConfigurationError, RateLimitedError
 from flux2_async.models import (
     ImageToImage,
     Polling,
@@ -200,13 +200,16 @@ class Engine:
         if isinstance(request, ImageToImage):
             await self.files.check(request.images)
         content = "" if key is None else await fingerprint(request)
+        begun, patience = self.loop.time(), max_wait
         while key is not None and (other := self._keys.get(key, content, self.loop.time())):
             try:
                 return await self._join(other, max_wait)
             except Exception as error:
                 # Not its error: our own `max_wait` ran out.
-                if error is not other.outcome.error or not _is_private(error):
+                if error is not other.outcome.error or not other.private:
                     raise
+            if patience is not None:
+                max_wait = max(0.0, begun + patience - self.loop.time())
         submission = Submission(ref or uuid.uuid4().hex, request, priority, max_wait, on_send, record)
         if key is not None and self.sharing is not None:
             submission.claim = self.sharing.key(key, content, submission.ref, request, self.attach)
@@ -344,8 +347,3 @@ def _log_left(what: str, names: tuple[str, ...]) -> None:
     # Leaving `async with` gives no answer to look at, so the log has to name them all.
     for begin in range(0, len(names), IDS_PER_LINE):
         logger.warning("session closed; %s: %s", what, " ".join(names[begin : begin + IDS_PER_LINE]))
-
-
-def _is_private(error: Exception) -> bool:
-    """Whether a submission failed for its first caller's own reasons, such as its `max_wait` or `on_send`."""
-    return (isinstance(error, RateLimitedError) and error.http_status is None) or not isinstance(error, Flux2Error)

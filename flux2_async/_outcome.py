@@ -21,12 +21,12 @@ class Waiters:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        # Nearly every task is awaited once, and a set takes as much memory as the rest of the wait.
+        # Nearly every task is awaited once, and a dict takes as much memory as the rest of the wait.
         self._first: asyncio.Future[None] | None = None
-        self._others: set[asyncio.Future[None]] | None = None
+        self._others: dict[asyncio.Future[None], None] | None = None
 
     def wake(self) -> None:
-        """Let everybody go on who waits now."""
+        """Let everybody go on who waits now, in the order in which they came."""
         futures = (self._first, *(self._others or ()))
         self._first = self._others = None
         for future in futures:
@@ -52,18 +52,18 @@ class Waiters:
         """
         self.check_loop()
         future: asyncio.Future[None] = self._loop.create_future()
-        if self._first is None:
+        if self._first is None and not self._others:
             self._first = future
         else:
-            self._others = self._others or set()
-            self._others.add(future)
+            self._others = self._others or {}
+            self._others[future] = None
         try:
             await future
         finally:
             if self._first is future:
                 self._first = None
             elif self._others is not None:
-                self._others.discard(future)
+                self._others.pop(future, None)
 
 
 class Outcome(Generic[T]):

@@ -67,6 +67,7 @@ class Submission:
         sending: Between the connection and the answer.
         announced: `on_send` was awaited for a POST that has not left yet.
         posted: A POST has left whose answer is not known.
+        private: It ended for reasons of its first caller alone; who joined it is not concerned.
     """
 
     ref: str
@@ -81,6 +82,7 @@ class Submission:
     sending: bool = attrs.field(init=False, default=False)
     announced: bool = attrs.field(init=False, default=False)
     posted: bool = attrs.field(init=False, default=False)
+    private: bool = attrs.field(init=False, default=False)
     started: float = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().time())
     waited: float = attrs.field(init=False, default=0.0)
 

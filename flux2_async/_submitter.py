@@ -148,12 +148,13 @@ class Submitter:
             task = await self._submit(submission)
         except Exception as caught:  # noqa: BLE001  whatever `on_send` or a file raises belongs to the callers
             error = caught
+            submission.private |= _is_private(caught)
         except BaseException:
             # Of `give_up`, which has written the outcome, of `abandon`, or of an `on_send` that was cancelled itself.
             error = _cut_off(submission, "the session was closed" if self._closed else "the submission was cancelled")
             raise
         finally:
-            if isinstance(error, AmbiguousSubmitError):
+            if submission.posted:
                 self.ambiguous += 1
                 logger.warning("submission %s: it is not known whether the service accepted it", submission.ref)
             self._end(submission, task, error)
@@ -297,6 +298,8 @@ class Submitter:
                 raise _left()
             if not reserved:
                 raise _TakenError
+        # Whatever these raise is not the business of those who joined by key.
+        submission.private = True
         if submission.on_send is not None and not submission.announced:
             await submission.on_send(submission.ref)
             # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
@@ -305,6 +308,7 @@ class Submitter:
                 raise _cut_off(submission, "the session was closed")
         if submission.record is not None:
             await submission.record.send(submission.ref)
+        submission.private = False
 
     def _give_back(self, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
         match answer:
@@ -315,6 +319,11 @@ class Submitter:
                 permit.answered()
             case _:
                 permit.ambiguous() if sent else permit.never_sent()
+
+
+def _is_private(error: Exception) -> bool:
+    """Whether a submission failed for its first caller's own reasons: its `max_wait`, or its files."""
+    return (isinstance(error, RateLimitedError) and error.http_status is None) or not isinstance(error, Flux2Error)
 
 
 def _left() -> Flux2Error:

@@ -116,4 +116,4 @@ async def test_who_left_is_forgotten() -> None:
     )
 
     assert [type(each) for each in left] == [TimeoutError] * 3
-    assert (waiters._first, waiters._others) == (None, set())
+    assert (waiters._first, waiters._others) == (None, {})

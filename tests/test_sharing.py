@@ -115,6 +115,29 @@ async def test_refused_request_frees_its_key() -> None:
     assert len(emulator.ledger.accepted) == 1
 
 
+async def test_own_error_of_one_process_is_not_the_others() -> None:
+    """When `on_send` of the process that reserved a key raises, the one that waits for the key sends, with its own."""
+    told: list[str] = []
+
+    async def fail(ref: str) -> None:
+        await asyncio.sleep(1)
+        raise AmbiguousSubmitError("of another submission", request=REQUEST, ref=ref)
+
+    async def tell(ref: str) -> None:
+        told.append(ref)
+
+    async with processes(2) as (emulator, (one, other)):
+        first = asyncio.create_task(one.submit(REQUEST, key="k", on_send=fail))
+        await asyncio.sleep(0.5)
+        joined = asyncio.create_task(one.submit(REQUEST, key="k", ref="joined", on_send=tell))
+        elsewhere = asyncio.create_task(other.submit(REQUEST, key="k", ref="elsewhere", on_send=tell))
+        caught = await error_of(first)
+        tasks = await asyncio.gather(joined, elsewhere)
+
+    assert isinstance(caught, AmbiguousSubmitError)
+    assert len({task.id for task in tasks}) == len(told) == len(emulator.ledger.requests) == 1
+
+
 async def test_key_survives_a_429() -> None:
     """While the owner waits after a 429, however long, nothing is sent twice and nobody is in doubt."""
     script = Script(faults=[Fault("createTask", "refuse", retry_after=200)], plans=Plan(duration=1.0))

@@ -432,6 +432,82 @@ async def test_joined_caller_does_not_inherit_the_patience_of_the_first() -> Non
         assert len(emulator.ledger.accepted) == 2
 
 
+def own_errors() -> list[BaseException]:
+    return [
+        OSError("the journal's disk is full"),
+        AmbiguousSubmitError("of another submission", request=REQUEST, ref="other"),
+        InvalidRequestError("no such row"),
+        TransportError("the journal's server is away", never_sent=True),
+        RateLimitedError(429, "the journal's limit", 429),
+        asyncio.CancelledError(),
+    ]
+
+
+@pytest.mark.parametrize("error", own_errors(), ids=lambda error: type(error).__name__)
+async def test_joined_callers_do_not_get_what_the_first_ones_on_send_raises(error: BaseException) -> None:
+    """Whatever the first caller's `on_send` raises is its own; the next one sends, with an `on_send` of its own."""
+    told: list[str] = []
+
+    async def fail(ref: str) -> None:
+        told.append(f"first {ref}")
+        await asyncio.sleep(1)
+        raise error
+
+    async def second_on_send(ref: str) -> None:
+        told.append(f"second {ref}")
+
+    async def third_on_send(ref: str) -> None:
+        told.append(f"third {ref}")
+
+    async with emulated() as (flux, emulator):
+        first = asyncio.create_task(flux.submit(REQUEST, key="a", ref="one", on_send=fail))
+        await asyncio.sleep(0.5)
+        second = asyncio.create_task(flux.submit(REQUEST, key="a", ref="two", on_send=second_on_send))
+        third = asyncio.create_task(flux.submit(REQUEST, key="a", ref="three", on_send=third_on_send))
+        caught = await error_of(first)
+
+        assert await second is await third
+        assert caught is error or isinstance(error, asyncio.CancelledError)
+        assert told == ["first one", "second two"]
+        assert len(emulator.ledger.accepted) == len(emulator.ledger.requests) == 1
+        assert flux.statistics().ambiguous == 0
+
+
+async def test_a_key_whose_on_send_failed_is_free() -> None:
+    """Where nobody joined, the key is free again after the caller's own error, of whatever kind."""
+
+    async def fail(_: str) -> None:
+        raise AmbiguousSubmitError("of another submission", request=REQUEST, ref="other")
+
+    async with emulated() as (flux, emulator):
+        assert isinstance(await error_of(flux.submit(REQUEST, key="a", on_send=fail)), AmbiguousSubmitError)
+        await flux.submit(TextToImage("something else"), key="a")
+
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_the_patience_of_a_joined_caller_counts_from_its_call() -> None:
+    """Seconds spent with the first caller's submission are gone from the `max_wait` of who goes on by itself."""
+
+    async def fail(_: str) -> None:
+        await asyncio.sleep(3)
+        raise OSError
+
+    async with emulated(Script(plans=Plan(duration=600.0)), max_running=2) as (flux, _):
+        first = asyncio.create_task(flux.submit(REQUEST, key="a", on_send=fail))
+        await asyncio.sleep(0)
+        begun = asyncio.get_running_loop().time()
+        second = asyncio.create_task(flux.submit(REQUEST, key="a", max_wait=5.0))
+        await flux.submit(REQUEST)
+        others = [asyncio.create_task(flux.submit(REQUEST)) for _ in range(2)]
+        assert isinstance(await error_of(first), OSError)
+        assert isinstance(await error_of(second), RateLimitedError)
+
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(5.0, abs=0.1)
+        for other in others:
+            other.cancel()
+
+
 async def test_key_is_forgotten_after_a_day() -> None:
     """A key stands for its task for 24 hours."""
     async with emulated() as (flux, emulator):

@@ -11,14 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
 from benchmarks import alone, cpu, service
-from benchmarks.contenders import FLOOR, Setting
+from benchmarks.contenders import FLOOR, FRESH, Setting
 from benchmarks.table import Table
 
 WAVES: Final = (4, 14)
@@ -69,17 +68,22 @@ def instructions(command: Command, setting: Setting, waves: Sequence[int], at_on
 
 def measure(names: Sequence[str], waves: Sequence[int] = WAVES, at_once: int = AT_ONCE) -> Table:
     """Compare the instructions per task; two processes at a time, since they do not disturb each other."""
-    columns = ["", "thousand instructions per task", f"x {FLOOR}"]
+    columns = ["request", "", "thousand instructions per task", f"x {FLOOR}", f"x {FRESH}"]
     title = f"Instructions per task: one creation and one look, {at_once} at once"
     command = counter()
     if command is None:
         return Table(title, columns, [], ["not available: there is neither a hardware counter nor valgrind here"])
+    cpu.assert_fresh(names, at_once)
     with service.running(secure=1) as running, ThreadPoolExecutor(2) as pool:
-        setting = Setting(**attrs.asdict(running))
-        counted = dict(
-            zip(names, pool.map(partial(instructions, command, setting, waves, at_once), names), strict=True)
-        )
-    floor = counted.get(FLOOR)
-    rows = [[name, count / 1000, count / floor if floor else None] for name, count in counted.items()]
+
+        def count(case: tuple[str, str, int]) -> float:
+            setting = Setting(**attrs.asdict(running), images=case[2])
+            return instructions(command, setting, waves, at_once, case[1])
+
+        cases = cpu.cases(names)
+        counts = zip(cases, pool.map(count, cases), strict=True)
+        counted = {(request, name): found for (request, name, _), found in counts}
+    rows = [[*case, found / 1000, *cpu.multiples(counted, *case)] for case, found in counted.items()]
     tool = "perf" if command is _perf else "callgrind"
-    return Table(title, columns, rows, [f"{tool} on {sys.implementation.name}; {waves[1]} waves less {waves[0]} waves"])
+    run = f"{tool} on {sys.implementation.name}; {waves[1]} waves less {waves[0]} waves"
+    return Table(title, columns, rows, [run, cpu.NOTE])

@@ -9,7 +9,7 @@ from typing import Any, Final
 import attrs
 
 from benchmarks import alone, contenders, service
-from benchmarks.contenders import FLOOR, OURS, Setting
+from benchmarks.contenders import FLOOR, FRESH, OURS, Setting
 from benchmarks.table import Table
 
 TASKS: Final = 100
@@ -43,7 +43,7 @@ def cases(names: Sequence[str]) -> list[Case]:
         for name in names
         for believed in ((LIMIT, BELIEVED) if name in TOLD else (0,))
         for says_when in (True, False)
-        if name != FLOOR
+        if name not in (FLOOR, FRESH)
     ]
 
 

@@ -48,11 +48,17 @@ class Shop:
     _recent: deque[float] = attrs.field(init=False, factory=deque)
     _refused: int = attrs.field(init=False, default=0)
     _polls: int = attrs.field(init=False, default=0)
+    _reused: int = attrs.field(init=False, default=0)
     _first: float = attrs.field(init=False, default=0.0)
     _last: float = attrs.field(init=False, default=0.0)
 
-    def create(self) -> str | float:
-        """Give the id of a new task, or the seconds until there may be one."""
+    def create(self, *, reused: bool) -> str | float:
+        """Give the id of a new task, or the seconds until there may be one.
+
+        Args:
+            reused: Whether the connection has carried a request before.
+        """
+        self._reused += reused
         now = time.monotonic()
         while self._recent and self._recent[0] <= now - self.period:
             self._recent.popleft()
@@ -78,6 +84,7 @@ class Shop:
             "created": len(self._ends),
             "refused": self._refused,
             "polls": self._polls,
+            "reused": self._reused,
             "first": self._first,
             "last": self._last,
         }
@@ -97,6 +104,7 @@ class Connection(asyncio.Protocol):
         self._transport: Any = None
         self._parser: Any = None
         self._target = ""
+        self._requests = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -117,6 +125,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Called by the parser: everything of a request is here."""
         target, self._target = self._target, ""
+        self._requests += 1
         status, body, headers = self._answer(self._parser.get_method(), target)
         head = f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: application/json\r\n{headers}"
         self._transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
@@ -133,7 +142,7 @@ class Connection(asyncio.Protocol):
         return 200, dialect.look(self._url, target, dialect.task_id(target), finished=finished), ""
 
     def _create(self, dialect: Dialect) -> tuple[int, str, str]:
-        task_id = self._shop.create()
+        task_id = self._shop.create(reused=self._requests > 1)
         if isinstance(task_id, str):
             return 200, dialect.created(self._url, task_id), ""
         headers = f"Retry-After: {math.ceil(task_id)}\r\n" if self._shop.says_when else ""

@@ -19,6 +19,7 @@ class Books:
         created: Tasks it accepted.
         refused: Creations it answered by 429.
         polls: Looks at a task.
+        reused: Creations that came over a connection which had carried a request before.
         first: When it accepted the first task, in seconds of the machine's monotonic clock.
         last: When it accepted the last one.
     """
@@ -26,6 +27,7 @@ class Books:
     created: int
     refused: int
     polls: int
+    reused: int
     first: float
     last: float
 

@@ -26,7 +26,7 @@ from benchmarks import (
     service,
     stream,
 )
-from benchmarks.contenders import FLOOR, OURS, Setting
+from benchmarks.contenders import FLOOR, FRESH, OURS, Setting
 from benchmarks.table import Table
 
 BOTH = [FLOOR, OURS]
@@ -46,12 +46,23 @@ def positive(values: Any) -> bool:
 
 
 def test_cpu_compares_the_floor_with_us() -> None:
-    """Each contender takes its tasks from creation to picture; the floor is compared with itself as 1."""
-    table = cpu.measure(BOTH, repeats=1, count=1, at_once=2)
+    """Each contender takes its tasks from creation to picture, with both requests; a floor is 1 of itself."""
+    table = cpu.measure([FLOOR, FRESH, OURS], repeats=1, count=1, at_once=2)
 
-    assert [row[0] for row in table.rows] == BOTH
-    assert all(positive(row[1:]) for row in table.rows)
-    assert table.rows[0][-1] == 1.0
+    assert [row[:2] for row in table.rows] == [
+        [request, name] for request in cpu.REQUESTS for name in (FLOOR, FRESH, OURS)
+    ]
+    assert all(positive(row[2:]) for row in table.rows)
+    assert table.rows[0][-2] == table.rows[1][-1] == 1.0
+
+
+def test_fresh_connections_are_seen() -> None:
+    """The loop with kept-alive connections is told from the one with fresh ones."""
+    with service.running() as running:
+        setting = {"url": running.url}
+        for name, reused in ((FRESH, 0), (FLOOR, 1)):
+            alone.call(cpu.seconds_per_task, name=name, setting=setting, count=1, at_once=1)
+            assert running.books().reused == reused
 
 
 def test_instructions_are_counted_or_said_to_be_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +153,7 @@ def test_contenders_that_are_not_installed_are_left_out(monkeypatch: pytest.Monk
     installed = {"aiohttp", "flux2_async"}
     monkeypatch.setattr(contenders, "find_spec", lambda name: name in installed or None)
 
-    assert contenders.available() == BOTH
+    assert contenders.available() == [FLOOR, FRESH, OURS]
 
 
 def test_setting_names_no_service_but_the_own() -> None:

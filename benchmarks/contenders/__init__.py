@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-__all__ = ["CONTENDERS", "FLOOR", "OURS", "Contender", "Setting", "available", "entered"]
+__all__ = ["CONTENDERS", "FLOOR", "FRESH", "OURS", "Contender", "Setting", "available", "entered"]
 
 
 @attrs.frozen
@@ -22,6 +22,8 @@ class Setting:
         limit: Creations per period that the contender believes in, 0 for none.
         period: Seconds.
         interval: Seconds between two looks, for those who let one choose.
+        images: Reference pictures of a request, given by their addresses; 0 for text-to-image. Clients of other
+            services have one kind of request.
     """
 
     url: str
@@ -30,6 +32,11 @@ class Setting:
     limit: int = 0
     period: float = 10.0
     interval: float = 0.1
+    images: int = 2
+
+    def addresses(self) -> list[str]:
+        """The addresses of a request's pictures."""
+        return [f"https://files.example/reference-{number}.png" for number in range(self.images)]
 
 
 class Contender(Protocol):
@@ -46,10 +53,13 @@ class Contender(Protocol):
 
 OURS: Final = "flux2_async"
 FLOOR: Final = "aiohttp by hand"
+FRESH: Final = "by hand, fresh connection"
+"""The floor that sends each createTask over a connection which has carried no request, as the library does."""
 
 # The module here, and the package it needs.
 CONTENDERS: Final = {
     FLOOR: ("floor", "aiohttp"),
+    FRESH: ("fresh", "aiohttp"),
     OURS: ("ours", "flux2_async"),
     "aiolimiter script": ("script", "aiolimiter"),
     "fal-client": ("fal", "fal_client"),

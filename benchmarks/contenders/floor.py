@@ -18,14 +18,16 @@ class ByHand:
 
     http: aiohttp.ClientSession
     setting: Setting
+    submit_http: aiohttp.ClientSession
 
     async def create(self, number: int) -> str:
         """See `Contender`."""
-        body = {
-            "model": "flux-2/flex-text-to-image",
-            "input": {"prompt": f"{PROMPT} {number}", "aspect_ratio": "1:1", "resolution": "1K"},
-        }
-        async with self.http.post(f"{self.setting.url}/api/v1/jobs/createTask", json=body) as response:
+        content: dict[str, object] = {"prompt": f"{PROMPT} {number}", "aspect_ratio": "1:1", "resolution": "1K"}
+        if self.setting.images:
+            content["input_urls"] = self.setting.addresses()
+        kind = "image-to-image" if self.setting.images else "text-to-image"
+        body = {"model": f"flux-2/flex-{kind}", "input": content}
+        async with self.submit_http.post(f"{self.setting.url}/api/v1/jobs/createTask", json=body) as response:
             reply = await response.json()
         task_id: str = reply["data"]["taskId"]
         return task_id
@@ -46,4 +48,4 @@ class ByHand:
 async def entered(setting: Setting) -> AsyncIterator[ByHand]:
     """See `contenders.entered`."""
     async with aiohttp.ClientSession(headers={"Authorization": "Bearer key"}) as http:
-        yield ByHand(http, setting)
+        yield ByHand(http, setting, http)

@@ -7,7 +7,7 @@ import attrs
 
 from benchmarks.contenders import Setting
 from benchmarks.dialects import PROMPT
-from flux2_async import Flux2Session, ImageTask, Polling, RateLimit, TextToImage
+from flux2_async import Flux2Session, ImageTask, ImageToImage, Polling, RateLimit, TextToImage
 
 
 @attrs.frozen
@@ -15,10 +15,13 @@ class Ours:
     """A session without a cap on running tasks, since the others have none."""
 
     flux: Flux2Session
+    addresses: list[str]
 
     async def create(self, number: int) -> ImageTask:
         """See `Contender`."""
-        return await self.flux.submit(TextToImage(f"{PROMPT} {number}"))
+        prompt = f"{PROMPT} {number}"
+        request = ImageToImage(prompt, images=self.addresses) if self.addresses else TextToImage(prompt)
+        return await self.flux.submit(request)
 
     async def finish(self, handle: ImageTask) -> str:
         """See `Contender`."""
@@ -33,4 +36,4 @@ async def entered(setting: Setting) -> AsyncIterator[Ours]:
     async with Flux2Session(
         "key", base_url=setting.url, rate_limit=rate_limit, max_running=None, polling=polling
     ) as flux:
-        yield Ours(flux)
+        yield Ours(flux, setting.addresses())

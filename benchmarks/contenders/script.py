@@ -44,4 +44,4 @@ async def entered(setting: Setting) -> AsyncIterator[Script]:
     limiter = import_module("aiolimiter").AsyncLimiter(setting.limit or 1_000_000, setting.period)
     headers = {"Authorization": "Bearer key"}
     async with aiohttp.ClientSession(headers=headers, raise_for_status=True) as http:
-        yield Script(http, setting, limiter, asyncio.Semaphore(CONCURRENT))
+        yield Script(http, setting, http, limiter, asyncio.Semaphore(CONCURRENT))

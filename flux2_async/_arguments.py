@@ -1,6 +1,8 @@
 """Checks of what a session and its methods are given, before anything is sent."""
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -9,7 +11,7 @@ from flux2_async._coordination import Coordination
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 
-__all__ = ["check_max_running", "check_seconds", "check_settings", "check_submit", "check_task_id"]
+__all__ = ["check_max_running", "check_path", "check_seconds", "check_settings", "check_submit", "check_task_id"]
 
 
 def check_settings(**settings: object) -> None:
@@ -47,6 +49,21 @@ def check_max_running(value: Any) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     raise ConfigurationError(f"max_running: {value!r} given, it must be a whole number of 1 or more, or None")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Give a path as such.
+
+    Raises:
+        ConfigurationError: It is none; the text names it, what was given and what is allowed.
+    """
+    try:
+        path = os.fsdecode(value)
+    except TypeError:
+        raise ConfigurationError(f"{name}: {type(value).__name__} given, it must be a path") from None
+    if "\0" in path:
+        raise ConfigurationError(f"{name}: {path!r} given, no path holds a null character")
+    return Path(path)
 
 
 def check_submit(request: object, key: object, max_wait: object, priority: object, ref: object) -> None:

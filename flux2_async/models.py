@@ -4,7 +4,6 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 """
 
 import enum
-import json
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from flux2_async._plain_json import check_text, plain_object, shown
 from flux2_async._settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
 from flux2_async.errors import InvalidRequestError
 
@@ -72,7 +72,7 @@ def is_url(source: object) -> bool:
 def _one_of(allowed: tuple[str, ...]) -> Any:
     def check(_: object, attribute: "attrs.Attribute[str]", value: object) -> None:
         if value not in allowed:
-            raise InvalidRequestError(f"{attribute.name}: {value!r} given, allowed are {_choices(allowed)}")
+            raise InvalidRequestError(f"{attribute.name}: {shown(value)} given, allowed are {_choices(allowed)}")
 
     return check
 
@@ -85,7 +85,7 @@ def _check_aspect_ratio(request: object, _: "attrs.Attribute[str]", value: objec
     allowed = ASPECT_RATIOS if isinstance(request, ImageToImage) else RATIOS
     if value not in allowed:
         auto = "'auto' takes the ratio of the first picture and there is none"
-        given = auto if value == "auto" else f"{value!r} given"
+        given = auto if value == "auto" else f"{shown(value)} given"
         raise InvalidRequestError(f"aspect_ratio: {given}, allowed are {_choices(allowed)}")
 
 
@@ -100,13 +100,11 @@ def _check_prompt(_: object, __: "attrs.Attribute[str]", value: object) -> None:
         blank = low <= len(value) <= high
         given = f"{len(value.strip())} characters besides blanks" if blank else f"{len(value)} characters"
         raise InvalidRequestError(f"prompt: {given} given, allowed are {low} to {high}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        # Python makes them of bytes it cannot read; the service would draw something else than was meant, and charge.
-        raise InvalidRequestError(
-            f"prompt: half a surrogate pair given at character {error.start + 1}, all text must be valid Unicode"
-        ) from None
+    check_text("prompt", value)
+
+
+def _plain_extra_input(value: object) -> dict[str, Any]:
+    return plain_object("extra_input", value)
 
 
 def _check_extra_input(_: object, __: "attrs.Attribute[Any]", value: dict[str, Any]) -> None:
@@ -115,18 +113,6 @@ def _check_extra_input(_: object, __: "attrs.Attribute[Any]", value: dict[str, A
     taken = sorted({"prompt", "input_urls", "aspect_ratio", "resolution"} & value.keys())
     if taken:
         raise InvalidRequestError(f"extra_input: {taken[0]!r} given, use the field of the request instead")
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"extra_input: cannot be written as JSON ({error})") from None
-
-
-def _mapping_to_dict(value: object) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InvalidRequestError(
-            f"extra_input: {type(value).__name__} given, it must be a mapping from field names to JSON values"
-        )
-    return dict(value)
 
 
 def _images_to_tuple(value: Iterable[ImageSource]) -> tuple[ImageSource, ...]:
@@ -150,13 +136,17 @@ def _check_image(name: str, image: object) -> None:
         raise InvalidRequestError(
             f"{name}: {type(image).__name__} given, allowed are an http(s) address, a path, bytes or an UploadedFile"
         )
-    if isinstance(image, bytes) and not image:
+    if isinstance(image, UploadedFile):
+        _check_address(f"{name}.url", image.url)
+    elif isinstance(image, bytes) and not image:
         raise InvalidRequestError(f"{name}: 0 bytes given, it must be the content of a JPEG, PNG or WebP file")
-    if not isinstance(image, str):
-        return
+    elif isinstance(image, str):
+        _check_name(name, image)
+
+
+def _check_name(name: str, image: str) -> None:
     if is_url(image):
-        if not _has_host(image) or any(character.isspace() for character in image):
-            raise InvalidRequestError(f"{name}: not a complete address, it must look like https://host/picture.jpg")
+        _check_address(name, image)
     elif not image.strip() or "\0" in image:
         raise InvalidRequestError(f"{name}: {image!r} given, it must be an http(s) address or the path of a file")
     elif image.lower().startswith("data:"):
@@ -164,6 +154,12 @@ def _check_image(name: str, image: object) -> None:
     elif "://" in image:
         scheme = image.partition("://")[0]
         raise InvalidRequestError(f"{name}: an address with {scheme}:// given, allowed are http:// and https://")
+
+
+def _check_address(name: str, url: object) -> None:
+    if not isinstance(url, str) or not is_url(url) or not _has_host(url) or any(map(str.isspace, url)):
+        raise InvalidRequestError(f"{name}: not a complete address, it must look like https://host/picture.jpg")
+    check_text(name, url)
 
 
 def _has_host(url: str) -> bool:
@@ -187,7 +183,7 @@ class _Request:
     tier: str = attrs.field(default="flex", validator=_one_of(TIERS), kw_only=True)
     extra_input: dict[str, Any] = attrs.field(
         factory=dict,
-        converter=_mapping_to_dict,
+        converter=_plain_extra_input,
         validator=_check_extra_input,
         kw_only=True,
         hash=False,

@@ -126,9 +126,9 @@ class Entry:
             self.bad.append(line)
 
     def _take(self, job: Job, line: int) -> None:
+        images = located(job)
         digest = digest_of(job.request)
         name = job.id or self._name(digest)
-        images = located(job)
         known = self.connection.execute(
             "SELECT digest, run, line, state FROM requests WHERE id = ?", (name,)
         ).fetchone()
@@ -165,13 +165,13 @@ class Entry:
             "place": _shuffled(name) if self.shuffled else self._position,
             "line": line,
             "prompt": request.prompt,
-            "images": json.dumps(images),
+            "images": json.dumps(images) if images else "[]",
             "aspect_ratio": request.aspect_ratio,
             "resolution": request.resolution,
             "tier": request.tier,
             "model": request.model,
-            "extra_input": json.dumps(request.extra_input),
-            "extra": json.dumps(dict(job.extra)),
+            "extra_input": json.dumps(request.extra_input) if request.extra_input else "{}",
+            "extra": json.dumps(job.extra) if job.extra else "{}",
         }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 
 from flux2_async._pictures import check_picture
+from flux2_async._plain_json import plain_object, shown
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile, is_url
 
@@ -17,6 +18,12 @@ __all__ = ["BadLine", "InvalidInputError", "Job", "check_files", "digest_of", "j
 
 MAX_ID: Final = 256
 MAX_SHOWN: Final = 5
+# What SQLite can hold.
+MAX_LINE: Final = 2**63 - 1
+
+
+def _plain_text(value: Any) -> Any:
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def _check_id(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
@@ -24,15 +31,31 @@ def _check_id(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
         return
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID or not value.isprintable() or not value.strip():
         raise InvalidRequestError(
-            f"id: {value!r:.99} given, it must be text of 1 to {MAX_ID} characters without line breaks"
+            f"id: {shown(value)} given, it must be text of 1 to {MAX_ID} characters without line breaks"
         )
 
 
-def _check_extra(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, Any]) -> None:
+def _check_request(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, ImageToImage | TextToImage):
+        raise InvalidRequestError(f"request: {type(value).__name__} given, allowed are ImageToImage and TextToImage")
+
+
+def _plain_extra(value: object) -> dict[str, Any]:
+    return plain_object("extra", value)
+
+
+def _check_line(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_LINE:
+        raise InvalidRequestError(f"line: {shown(value)} given, it must be a whole number of 0 to {MAX_LINE}")
+
+
+def _folder(value: Any) -> Path | None:
+    if value is None:
+        return None
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"extra: cannot be written as JSON ({error})") from None
+        return Path(os.fsdecode(value))
+    except TypeError:
+        raise InvalidRequestError(f"folder: {type(value).__name__} given, it must be a path or None") from None
 
 
 @attrs.frozen
@@ -51,11 +74,11 @@ class Job:
         InvalidRequestError: A value cannot be used.
     """
 
-    request: Request
-    id: str | None = attrs.field(default=None, validator=_check_id, kw_only=True)
-    line: int = attrs.field(default=0, kw_only=True)
-    folder: Path | None = attrs.field(default=None, kw_only=True)
-    extra: Mapping[str, Any] = attrs.field(factory=dict, validator=_check_extra, kw_only=True, repr=False)
+    request: Request = attrs.field(validator=_check_request)
+    id: str | None = attrs.field(default=None, converter=_plain_text, validator=_check_id, kw_only=True)
+    line: int = attrs.field(default=0, validator=_check_line, kw_only=True)
+    folder: Path | None = attrs.field(default=None, converter=_folder, kw_only=True)
+    extra: Mapping[str, Any] = attrs.field(factory=dict, converter=_plain_extra, kw_only=True, repr=False)
 
 
 @attrs.frozen
@@ -132,8 +155,8 @@ def check_files(images: list[str]) -> None:
 def digest_of(request: Request) -> bytes:
     """Give what stands for the content of a request; paths as they were given, so that folders may move.
 
-    Raises:
-        InvalidRequestError: It holds text that is no Unicode.
+    Args:
+        request: With `located` pictures, whose names are Unicode.
     """
     images = request.images if isinstance(request, ImageToImage) else ()
     content = [
@@ -144,17 +167,14 @@ def digest_of(request: Request) -> bytes:
         request.resolution,
         request.extra_input,
     ]
-    try:
-        text = json.dumps(content, ensure_ascii=False, sort_keys=True).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(f"half a surrogate pair given, all text must be valid Unicode ({error})") from None
-    return hashlib.sha256(text).digest()
+    # Written with escapes it would be another digest, and nothing would be found again.
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).digest()
 
 
 def _name(image: ImageSource) -> str:
     if isinstance(image, UploadedFile):
         return image.url
-    return Path(image).as_posix() if isinstance(image, os.PathLike) else str(image)
+    return str.__str__(image) if isinstance(image, str) else Path(os.fsdecode(image)).as_posix()
 
 
 def _located(field: str, image: ImageSource, folder: Path | None) -> str:
@@ -163,4 +183,13 @@ def _located(field: str, image: ImageSource, folder: Path | None) -> str:
             f"{field}: bytes given; a batch outlives its process, so save them to a file and give its path"
         )
     name = _name(image)
-    return name if is_url(name) else os.path.abspath((folder or Path()) / name)  # noqa: PTH100  resolve() would ask the disk for every link
+    if is_url(name):
+        return name
+    path = os.path.abspath((folder or Path()) / name)  # noqa: PTH100  resolve() would ask the disk for every link
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(
+            f"{field}: the name {path!r:.999} is not UTF-8, as results.jsonl must be; rename the file or folder"
+        ) from None
+    return path

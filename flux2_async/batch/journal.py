@@ -10,12 +10,12 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import attrs
 
+from flux2_async._arguments import check_path
 from flux2_async.batch._database import Database
 from flux2_async.batch._entry import Entry
 from flux2_async.batch._rows import Row, outcome_of, row_of, stored
@@ -52,10 +52,13 @@ class Journal:
 
     Args:
         path: The file, made when it is missing. SQLite keeps another one beside it while it is open.
+
+    Raises:
+        ConfigurationError: No file can have this path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = check_path("journal", path)
         self._database: Database | None = None
 
     def __repr__(self) -> str:

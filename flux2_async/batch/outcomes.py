@@ -23,7 +23,7 @@
 import enum
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -132,10 +132,16 @@ class Outcome:
 
 def document(outcome: Outcome) -> dict[str, Any]:
     """Give a request as a line of `results.jsonl` holds it."""
-    return attrs.asdict(outcome, value_serializer=lambda _, __, value: _plain(value))
+    # Not attrs.asdict, which would walk through `extra` as well, however deep that is.
+    return {name: _plain(getattr(outcome, name)) for name in KEYS}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Failure):
+        return attrs.asdict(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+KEYS: Final = tuple(field.name for field in attrs.fields(Outcome))

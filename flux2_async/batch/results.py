@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux2_async._atomic_file import replacing
+from flux2_async._plain_json import utf8_json
 from flux2_async.batch._rows import outcome_of
 from flux2_async.batch.journal import Journal, select_wanted
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
@@ -69,4 +70,4 @@ def _outcome(line: dict[str, Any]) -> Outcome:
 def _write(target: Path, connection: sqlite3.Connection) -> None:
     with replacing(target) as file:
         for row in select_wanted(connection):
-            file.write(f"{json.dumps(document(outcome_of(row)), ensure_ascii=False)}\n".encode())
+            file.write(utf8_json(document(outcome_of(row))) + b"\n")

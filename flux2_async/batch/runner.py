@@ -13,7 +13,7 @@ from typing import Final
 import anyio.to_thread
 import attrs
 
-from flux2_async._arguments import check_max_running
+from flux2_async._arguments import check_max_running, check_path
 from flux2_async._downloads import prepare_folder
 from flux2_async.batch._crew import Crew, Limits
 from flux2_async.batch._ended import ended
@@ -90,9 +90,13 @@ class Batch:
         self.invalid: tuple[BadLine, ...] = ()
         self.invalid_count = 0
         self._flux = flux
+        if not isinstance(requests, Iterable | AsyncIterable):
+            raise ConfigurationError(
+                f"requests: {type(requests).__name__} given, it must be a list or another iterable"
+            )
         self._requests = requests
-        self._journal = journal
-        self._directory = Path(os.path.abspath(directory))  # noqa: PTH100  resolve() would replace links
+        self._journal = journal if isinstance(journal, Journal) else check_path("journal", journal)
+        self._directory = Path(os.path.abspath(check_path("directory", directory)))  # noqa: PTH100  resolve() would replace links
         self._options = options
         self._crew: Crew | None = None
         self._stopped = False

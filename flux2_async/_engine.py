@@ -104,7 +104,7 @@ class Engine:
         self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
         self.schedules = Schedules(polling)
         self._remembered = Remembered(credentials.base_url) if polling.remember else None
-        self.watcher = Watcher(self.look, self.schedules, polling, self._on_settled)
+        self.watcher = Watcher(self.look, self.schedules, polling, self._on_settled, self.slots.borrow)
         self.desk = None if callbacks is None else self._receive(callbacks)
         self.submitter = Submitter(
             transport=self.transport,
@@ -223,7 +223,7 @@ class Engine:
 
     def attach(self, task_id: str) -> ImageTask:
         """Give the handle of an outstanding task, or look after another one from now on."""
-        known = self.watcher.get(task_id)
+        known = self.watcher.get(task_id) or self.watcher.resume(task_id)
         if known is not None:
             return known
         task = ImageTask(task_id)

@@ -81,7 +81,9 @@ class Polling:
         interval: A fixed interval in seconds; the first look comes after one interval. 0 looks at once and then
             as fast as replies come. None: learned.
         max_concurrency: Looks in flight at once, for all tasks of the session.
-        give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError`. None: never.
+        give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError` (`given_up`), since a task
+            that never ends would hold its place for ever; awaiting its handle again watches it again. Counted while
+            looks are answered, from when the task began to be watched. Tasks take 8 to 95 s. None: never.
         remember: Keep what was learned in the user's cache folder for the next session with the same service.
 
     Raises:
@@ -93,7 +95,7 @@ class Polling:
     wait_max: float = attrs.field(default=30.0, validator=_positive())
     interval: float | None = attrs.field(default=None, validator=_not_negative(none=True))
     max_concurrency: int = attrs.field(default=32, validator=_whole)
-    give_up_after: float | None = attrs.field(default=None, validator=_positive(none=True))
+    give_up_after: float | None = attrs.field(default=1200.0, validator=_positive(none=True))
     remember: bool = attrs.field(default=False, validator=_yes_or_no)
 
     def __attrs_post_init__(self) -> None:

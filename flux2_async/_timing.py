@@ -5,6 +5,7 @@ when it was created: its age is unknown until a task that was created here tells
 The wall clock is not asked, since it may be wrong.
 """
 
+import math
 import random
 from typing import Final
 
@@ -17,6 +18,9 @@ from flux2_async.tasks import ImageTask
 __all__ = ["LOOKS_AFTER_HINT", "Timing", "Watched"]
 
 LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
+# Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
+OLD: Final = 120.0
+OLDER: Final = 1.5
 
 
 # Nothing refers weakly to it, and there may be many.
@@ -28,9 +32,11 @@ class Watched:
         task: Its handle.
         schedule: When to look at it.
         since: When it was handed over.
+        until: When it is given up; never, where that is infinite.
         created: When the service took it; None while that is not known.
         visible: When the last look left that saw it.
         due: When to look next.
+        unanswered_since: When the first look left that was not answered, of those in a row; or None.
         failures: Failures to look in a row, without those of all looks (429).
         hidden_since: When the first look left that did not see it, of those in a row; or None.
         refused_since: Since when looks are refused, or None.
@@ -41,6 +47,7 @@ class Watched:
         hinted: Whether a hint came during the look in flight.
         called: Whether a hint came at all.
         looks_after_hint: Looks since the last hint.
+        old: Whether it was told that it is older than anything seen.
     """
 
     task: ImageTask
@@ -49,6 +56,8 @@ class Watched:
     created: float | None
     visible: float
     due: float
+    until: float = math.inf
+    unanswered_since: float | None = None
     failures: int = 0
     hidden_since: float | None = None
     refused_since: float | None = None
@@ -59,6 +68,7 @@ class Watched:
     hinted: bool = False
     called: bool = False
     looks_after_hint: int = len(LOOKS_AFTER_HINT)
+    old: bool = False
 
 
 class Timing:
@@ -73,6 +83,7 @@ class Timing:
         self._random = random.Random()  # noqa: S311  it spreads looks in time, it guards nothing
         # Loop time at the epoch of the service's clock, or None before a task that was created here was seen.
         self._epoch: float | None = None
+        self._longest = 0.0
 
     def begin(self, task: ImageTask, schedule: Schedule | None, now: float) -> Watched:
         """Give the state of a task that was created just now, or, without a schedule, nobody knows when."""
@@ -96,6 +107,19 @@ class Timing:
         spread = self._random.random()
         return wait_after_failure(watched.schedule, self._wait(watched, at, 0.5), watched.failures, spread)
 
+    def again(self, watched: Watched, now: float) -> Watched:
+        """Give the state of a task that is watched again."""
+        again = self.begin(watched.task, watched.schedule.without_callback, now)
+        again.created, again.old = watched.created, watched.old
+        return again
+
+    def is_news(self, watched: Watched, now: float) -> bool:
+        """Whether a task that runs is older than any that was seen to end, by far; once for each task."""
+        if watched.old or self._age(watched, now) < max(OLD, OLDER * self._longest):
+            return False
+        watched.old = True
+        return True
+
     def learn(self, watched: Watched, record: TaskRecord, now: float) -> None:
         """Learn from what a look, or a callback, has seen."""
         if record.state.final:
@@ -114,18 +138,22 @@ class Timing:
             watched.schedule.ran(before - created, watched.visible - created)
 
     def _wait(self, watched: Watched, at: float, spread: float) -> float:
-        age = at - (watched.since if watched.created is None else watched.created)
-        return watched.schedule.wait(age, spread)
+        return watched.schedule.wait(self._age(watched, at), spread)
+
+    def _age(self, watched: Watched, at: float) -> float:
+        return at - (watched.since if watched.created is None else watched.created)
 
     def _learn_end(self, watched: Watched, record: TaskRecord, now: float) -> None:
         duration = record.duration
         if watched.created is None:
             if duration is not None:
+                self._longest = max(self._longest, duration)
                 self._schedules.of_record(record).ended(0.0, max(duration, 0.0))
             return
         before, seen = watched.visible - watched.created, now - watched.created
         # Its stamps are exact, but by another clock; by ours it ended between two looks.
         ended = (before + seen) / 2 if duration is None else min(max(duration, before), seen)
+        self._longest = max(self._longest, ended)
         watched.schedule.ended(before, ended)
 
     def _date(self, watched: Watched, record: TaskRecord) -> float | None:

@@ -14,7 +14,9 @@ import heapq
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
+from weakref import WeakValueDictionary
 
 from flux2_async._pace import SECOND, Pace
 from flux2_async._schedule import Schedule, Schedules
@@ -22,6 +24,7 @@ from flux2_async._timing import LOOKS_AFTER_HINT, Timing, Watched
 from flux2_async._wire import FailedUnderErrorError, task_error, unread_addresses
 from flux2_async.errors import (
     ApiError,
+    ConfigurationError,
     Flux2Error,
     MaintenanceError,
     ProtocolError,
@@ -66,6 +69,7 @@ class Watcher:
         schedules: When to look.
         polling: Bounds.
         on_settled: Called at once with every task that is settled, and whether somebody hinted at it before.
+        on_resumed: Called at once when a task that was given up is watched again.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Watcher:
         schedules: Schedules,
         polling: Polling,
         on_settled: Callable[[ImageTask, bool], None],
+        on_resumed: Callable[[], None] = lambda: None,
     ) -> None:
         self._look = look
         self._timing = Timing(schedules)
@@ -82,8 +87,11 @@ class Watcher:
         self._overloaded: tuple[float, Watched] | None = None
         self._polling = polling
         self._on_settled = on_settled
+        self._on_resumed = on_resumed
         self._loop = asyncio.get_running_loop()
         self._watched: dict[str, Watched] = {}
+        # By their ids, as long as somebody holds the handle: there is one handle for each task.
+        self._given_up: WeakValueDictionary[str, ImageTask] = WeakValueDictionary()
         self._heap: list[tuple[float, int, Watched]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -115,8 +123,45 @@ class Watcher:
             schedule: The one of its kind, for a task that was created just now. None: nobody knows when it was.
         """
         now = self._loop.time()
-        watched = self._watched[task.id] = self._timing.begin(task, schedule, now)
-        self._plan(watched, self._timing.wait(watched, now))
+        watched = self._timing.begin(task, schedule, now)
+        self._begin(watched, self._timing.wait(watched, now))
+
+    def resume(self, task_id: str) -> ImageTask | None:
+        """Watch a task again that was given up, and give its handle; None where nobody holds one."""
+        task = self._given_up.get(task_id)
+        if task is not None and task._resume is not None:  # noqa: SLF001  the handle is written by its watcher alone
+            task._resume(task)  # noqa: SLF001  likewise
+        return task
+
+    def give_up_after(self, task: ImageTask, seconds: float) -> None:
+        """Give up an outstanding task after so many seconds of being watched, if that is sooner than usual."""
+        watched = self._watched.get(task.id)
+        if watched is not None and (until := watched.since + seconds) < watched.until:
+            watched.until = until
+            if until < watched.due and not watched.looking:
+                self._plan(watched, until - self._loop.time())
+
+    def _begin(self, watched: Watched, wait: float) -> None:
+        if self._polling.give_up_after is not None:
+            watched.until = watched.since + self._polling.give_up_after
+        self._watched[watched.task.id] = watched
+        self._plan(watched, min(wait, watched.until - watched.since))
+
+    def _watch_again(self, before: Watched, task: ImageTask) -> None:
+        if self._closed:
+            raise SessionClosedError(
+                f"task {task.id} was given up and the session was closed since; attach it in a new session",
+                task_id=task.id,
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(
+                "awaited in another event loop than the session's; open one session per event loop"
+            )
+        self._given_up.pop(task.id, None)
+        task._reopen()  # noqa: SLF001  the handle is written by its watcher alone
+        self._on_resumed()
+        # It may have ended long ago.
+        self._begin(self._timing.again(before, self._loop.time()), 0.0)
 
     def hint(self, task_id: str) -> None:
         """Look at a task now, because somebody says that it is finished; unknown ids are ignored."""
@@ -174,11 +219,7 @@ class Watcher:
 
     def _plan(self, watched: Watched, wait: float) -> None:
         now = self._loop.time()
-        due = now + max(wait, 0.0)
-        give_up_after = self._polling.give_up_after
-        if give_up_after is not None:
-            due = min(due, max(now, watched.since + give_up_after))
-        watched.due = due
+        due = watched.due = now + max(wait, 0.0)
         heapq.heappush(self._heap, (due, next(self._order), watched))
         self._dispatch()
 
@@ -246,6 +287,9 @@ class Watcher:
             self.repeated_settles += record is not None and record.state.final
             return
         watched.failures, watched.refused_since, watched.failed_since = 0, None, None
+        if watched.unanswered_since is not None:
+            watched.until += max(watched.looked - watched.unanswered_since, 0.0)
+            watched.unanswered_since = None
         if record is None:
             self._not_visible(watched)
             return
@@ -265,11 +309,11 @@ class Watcher:
         """Whether a success without an address is to be looked at again, which is planned then."""
         if watched.empty_since is None:
             watched.empty_since = watched.looked
-        since = self._loop.time() - watched.empty_since
-        if since < EMPTY_FOR:
+        now, until = self._loop.time(), watched.empty_since + EMPTY_FOR
+        if now < until:
             # Each time twice as long, since most are filled soon.
-            self._plan(watched, min(max(since, EMPTY_AGAIN), EMPTY_FOR - since))
-        return since < EMPTY_FOR
+            self._plan(watched, min(max(now - watched.empty_since, EMPTY_AGAIN), until - now))
+        return now < until
 
     def _finish(self, watched: Watched, record: TaskRecord) -> None:
         task, error = watched.task, task_error(record)
@@ -307,6 +351,8 @@ class Watcher:
         now = self._loop.time()
         # Nobody knows what was to be seen meanwhile.
         watched.hidden_since = None
+        if watched.unanswered_since is None:
+            watched.unanswered_since = watched.looked
         logger.info("cannot look at task %s: %s", watched.task.id, type(error).__name__)
         if isinstance(error, FailedUnderErrorError) and self._is_failed(watched, error.record, now):
             return
@@ -323,7 +369,7 @@ class Watcher:
             wait = min(max(wait, self._timing.wait(watched, now)), left)
         if watched.failed_since is not None and (left := watched.failed_since + REFUSED_FOR - now) > 0:
             wait = min(wait, left)
-        self._again(watched, wait)
+        self._plan(watched, wait)
 
     def _is_failed(self, watched: Watched, record: TaskRecord, now: float) -> bool:
         """Whether a record under a refusal is believed by now, and the task settled."""
@@ -349,16 +395,26 @@ class Watcher:
         return self._timing.wait_after_failure(watched, now)
 
     def _again(self, watched: Watched, wait: float) -> None:
-        give_up_after = self._polling.give_up_after
-        if give_up_after is not None and self._loop.time() >= watched.since + give_up_after:
-            error = TaskTimeoutError(
-                f"task {watched.task.id} is not finished after {give_up_after} s (give_up_after); it goes on at the "
-                "service, attach it to wait again",
-                task=watched.task,
-            )
-            self._settle(watched, error=error)
-        else:
-            self._plan(watched, wait)
+        """Plan the next look at a task that was seen and is not finished, or give it up."""
+        now = self._loop.time()
+        if watched.looked >= watched.until:
+            self._give_up(watched)
+            return
+        if self._timing.is_news(watched, now):
+            logger.warning("task %s is not finished and older than anything seen in this session", watched.task.id)
+        self._plan(watched, min(wait, watched.until - now))
+
+    def _give_up(self, watched: Watched) -> None:
+        task = watched.task
+        error = TaskTimeoutError(
+            f"task {task.id} is not finished after {watched.looked - watched.since:.0f} s (give_up_after); it goes on "
+            "at the service, await it again or attach it to go on watching",
+            task=task,
+            given_up=True,
+        )
+        self._given_up[task.id] = task
+        task._resume = partial(self._watch_again, watched)  # noqa: SLF001  the handle is written by its watcher alone
+        self._settle(watched, error=error)
 
     def _settle(self, watched: Watched, result: ImageResult | None = None, error: Exception | None = None) -> None:
         task = watched.task

@@ -321,13 +321,17 @@ class TaskTimeoutError(TaskError, TimeoutError):
 
     Attributes:
         task: The handle, to be awaited again; None once the error went through pickle.
+        given_up: Whether the session looks at the task no more (`Polling.give_up_after`), until the handle is awaited
+            again or the task attached; False where a wait of the caller's own was over and the session looks on.
     """
 
     task: "ImageTask | None"
+    given_up: bool
 
-    def __init__(self, message: str, *, task: "ImageTask") -> None:
+    def __init__(self, message: str, *, task: "ImageTask", given_up: bool = False) -> None:
         super().__init__(message, task_id=task.id)
         self.task = task
+        self.given_up = given_up
 
     def _state(self) -> dict[str, Any]:
         # A handle belongs to the loop it waits on.

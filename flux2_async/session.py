@@ -446,6 +446,9 @@ class Flux2Session:
     def _room(self) -> int:
         return self._max_running or MAX_RUNNING
 
+    def _give_up_after(self, task: ImageTask, seconds: float) -> None:
+        self._open_engine().watcher.give_up_after(task, seconds)
+
     def _hold(self, periods: float, since: float) -> None:
         """Send nothing until so many periods of the limit have passed, `since` seconds of which are over."""
         if self._rate_limit is not None:

@@ -1,7 +1,7 @@
 """The handle of a task: what a caller awaits. It holds an outcome, not a session."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
 
 import attrs
@@ -18,7 +18,8 @@ class ImageTask:
     """A task at the service; `await task` gives its result.
 
     Made by `submit`, `attach` and `recover`. Any number of coroutines may wait for it; cancelling one cancels
-    its wait alone, never the task.
+    its wait alone, never the task. One that was given up (`TaskTimeoutError.given_up`) is watched again when it is
+    awaited again.
 
     Attributes:
         id: The service's id.
@@ -32,6 +33,9 @@ class ImageTask:
     record: TaskRecord | None = None
     _outcome: Outcome[ImageResult] = attrs.field(init=False, factory=Outcome)
     _changed: Waiters | None = attrs.field(init=False, default=None)
+    # Watches a task again that was given up; and whether somebody was told of that.
+    _resume: "Callable[[ImageTask], None] | None" = attrs.field(init=False, default=None)
+    _told: bool = attrs.field(init=False, default=False)
 
     def __repr__(self) -> str:
         settled = "settled" if self.done() else "outstanding"
@@ -59,7 +63,8 @@ class ImageTask:
             The addresses of the finished pictures and the final record.
 
         Raises:
-            TaskTimeoutError: Not finished within `timeout`; wait again at no cost.
+            TaskTimeoutError: Not finished within `timeout`, or given up after `Polling.give_up_after`; wait again at
+                no cost.
             ContentModeratedError: Refused for its content.
             TaskFailedError: Failed at the service.
             EmptyResultError: Finished without a picture.
@@ -68,15 +73,18 @@ class ImageTask:
             SessionClosedError: The session was closed meanwhile; `attach` it in a new one.
             ConfigurationError: Awaited in another event loop.
         """
+        self._watch_again(timeout)
+        outcome = self._outcome
         if timeout is None:
             # Without a further coroutine in between, which thousands who wait would pay for.
-            await self._outcome.wait()
+            await outcome.wait()
         elif not await self.wait(timeout):
             raise TaskTimeoutError(
                 f"task {self.id} is not finished after {round(timeout, 2):g} s; it goes on, wait again at no cost",
                 task=self,
             )
-        return self._outcome.get()
+        self._told = self._told or outcome is self._outcome
+        return outcome.get()
 
     async def wait(self, timeout: float | None = None) -> bool:
         """Wait until the task is settled, without raising its outcome.
@@ -90,15 +98,17 @@ class ImageTask:
         Raises:
             ConfigurationError: Awaited in another event loop.
         """
+        self._watch_again(timeout)
+        outcome = self._outcome
         if timeout is None:
-            await self._outcome.wait()
-        elif timeout > 0 and not self.done():
+            await outcome.wait()
+        elif timeout > 0 and not outcome.done:
             try:
                 async with asyncio.timeout(timeout):
-                    await self._outcome.wait()
+                    await outcome.wait()
             except TimeoutError:
                 pass
-        return self.done()
+        return outcome.done
 
     async def updates(self) -> AsyncIterator[TaskRecord]:
         """Follow the task.
@@ -111,20 +121,23 @@ class ImageTask:
             Flux2Error: The task was settled without a final record, see `result`.
             ConfigurationError: Followed in another event loop.
         """
+        self._watch_again()
+        outcome = self._outcome
         shown: TaskRecord | None = None
         while True:
             record = self.record
             if record is not None and not _same_stage(record, shown):
                 shown = record
                 yield record
-            elif self.done():
+            elif outcome.done:
                 break
             else:
-                self._outcome.check_loop()
+                outcome.check_loop()
                 self._changed = self._changed or Waiters()
                 await self._changed.wait()
-        if (shown is None or not shown.state.final) and self._outcome.error is not None:
-            raise self._outcome.error.with_traceback(None)
+        if (shown is None or not shown.state.final) and outcome.error is not None:
+            self._told = self._told or outcome is self._outcome
+            raise outcome.error.with_traceback(None)
 
     def _saw(self, record: TaskRecord) -> None:
         self.record = record
@@ -134,6 +147,14 @@ class ImageTask:
         settled = self._outcome.settle(result, error)
         self._wake()
         return settled
+
+    def _watch_again(self, timeout: float | None = None) -> None:
+        """Have it watched again where it was given up and somebody was told, unless he only asks."""
+        if self._resume is not None and self._told and (timeout is None or timeout > 0):
+            self._resume(self)
+
+    def _reopen(self) -> None:
+        self._outcome, self._resume, self._told = Outcome(), None, False
 
     def _wake(self) -> None:
         if self._changed is not None:

@@ -432,3 +432,17 @@ async def test_a_gateways_code_does_not_pay_again(tmp_path: Path, code: int) -> 
 
         assert [outcome.state for outcome in outcomes] == [State.DONE] * 2
         assert len(emulator.ledger.requests) == 2
+
+
+async def test_a_task_that_never_ends_is_left_to_the_next_run(tmp_path: Path) -> None:
+    """After `task_timeout` it is submitted and not failed, makes room for others, and is paid once."""
+    script = Script(plans=[Plan(duration=150.0), Plan(duration=2.0)])
+    async with emulated(script, max_running=1) as (flux, emulator):
+        first = await run(tmp_path, flux, requests(3), task_timeout=60)
+        again = await run(tmp_path, flux, requests(3), task_timeout=60, retry_failed=True)
+        last = await run(tmp_path, flux, requests(3), task_timeout=60)
+
+        assert sorted(outcome.state for outcome in first) == [State.DONE, State.DONE, State.SUBMITTED]
+        assert [outcome.error.type for outcome in first if outcome.error] == ["TaskTimeoutError"]
+        assert [outcome.state for outcome in [*again, *last]] == [State.SUBMITTED, State.DONE]
+        assert len(emulator.ledger.requests) == 3

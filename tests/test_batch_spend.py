@@ -168,7 +168,14 @@ async def test_a_cap_waits_for_running_tasks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("limit", 0), ("max_tasks", 1.5), ("max_credits", -1), ("max_credits", True), ("recover_timeout", None)],
+    [
+        ("limit", 0),
+        ("max_tasks", 1.5),
+        ("max_credits", -1),
+        ("max_credits", True),
+        ("recover_timeout", None),
+        ("task_timeout", 0),
+    ],
 )
 async def test_options_are_checked(tmp_path: Path, option: str, value: object) -> None:
     """An option that makes no sense is told at once, by its name."""

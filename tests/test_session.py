@@ -635,7 +635,7 @@ async def test_no_secret_anywhere(caplog: pytest.LogCaptureFixture, tmp_path: Pa
                 flux = Flux2Session(
                     secret,
                     base_url=emulator.base_url,
-                    polling=Polling(interval=5, give_up_after=200),
+                    polling=Polling(interval=5),
                     timeouts=Timeouts(connect=1, submit=2, record=2, upload=2, download=2),
                     rate_limit=RateLimit(1000, 1),
                 )
@@ -654,7 +654,7 @@ async def test_no_secret_anywhere(caplog: pytest.LogCaptureFixture, tmp_path: Pa
 
 async def _errors_of_everything(flux: Flux2Session, request: ImageToImage, folder: Path) -> list[Exception]:
     async def saved() -> None:
-        await flux.download(await flux.generate(request), folder)
+        await flux.download(await flux.generate(request, timeout=200), folder)
 
     calls = (saved(), flux.upload(PHOTO), flux.download_url("https://files.example/a.png"), flux.credits())
     outcomes = await asyncio.gather(*calls, return_exceptions=True)

@@ -7,7 +7,8 @@ from emulated import REQUEST, emulated, error_of
 
 from flux2_async.emulator import Plan, Script
 from flux2_async.errors import TaskFailedError, TaskTimeoutError
-from flux2_async.models import Polling, TaskState
+from flux2_async.models import ImageResult, Polling, TaskState
+from flux2_async.tasks import ImageTask
 
 
 async def test_awaiting_is_the_result() -> None:
@@ -126,6 +127,33 @@ async def test_two_followers() -> None:
 
     assert quick == ["waiting", "queuing", "generating", "success"]
     assert slow == ["waiting", "success"]
+
+
+async def test_a_task_that_is_given_up_frees_its_slot() -> None:
+    """Given up, it makes room for the next one; awaited again, it takes a slot again and gives its picture."""
+    script = Script(plans=[Plan(duration=100.0), Plan(duration=2.0)])
+    async with emulated(script, max_running=1, polling=Polling(interval=1.0, give_up_after=20)) as (flux, _):
+        stuck = await flux.submit(REQUEST)
+        next_one = await flux.submit(REQUEST)
+        caught = await error_of(stuck.result())
+
+        assert isinstance(caught, TaskTimeoutError)
+        assert caught.given_up
+        assert caught.task is stuck
+        assert (await next_one).urls
+        assert flux.statistics().running == 0
+        assert flux.attach(stuck.id) is stuck
+        assert flux.tasks() == (stuck,)
+        await error_of(stuck.result())
+        while not isinstance(outcome := await outcome_of(stuck), ImageResult):
+            assert isinstance(outcome, TaskTimeoutError)
+        assert flux.statistics().running == 0
+
+
+async def outcome_of(task: ImageTask) -> object:
+    """What awaiting gives or raises."""
+    (outcome,) = await asyncio.gather(task.result(), return_exceptions=True)
+    return outcome
 
 
 async def test_repr_shows_where_it_is() -> None:

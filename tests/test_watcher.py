@@ -317,9 +317,126 @@ async def test_gives_up_after(make: Callable[..., World]) -> None:
         await task
 
     assert caught.value.task is task
+    assert caught.value.given_up
     assert isinstance(caught.value, TimeoutError)
     assert 20 <= world.age() < 21
     assert len(world.watcher) == 0
+
+
+async def test_a_task_that_never_ends_is_given_up_after_20_minutes(make: Callable[..., World]) -> None:
+    """Without a word of the caller's, whatever the schedule; with None never."""
+    world, patient = make(Polling()), make(Polling(give_up_after=None))
+    task, other = world.watch("a"), patient.watch("b")
+    with pytest.raises(TaskTimeoutError):
+        await task
+
+    assert 1200 <= world.age() < 1201
+    assert not await other.wait(86400)
+
+
+@pytest.mark.parametrize("polling", [Polling(give_up_after=300), Polling(give_up_after=300, interval=7.0)])
+async def test_unanswered_looks_do_not_count(make: Callable[..., World], polling: Polling) -> None:
+    """An outage of any length uses up nothing of `give_up_after`, and what ended meanwhile is found."""
+    world = make(polling)
+    world.service.failing = lambda now: ServerError(502, "", 502) if 100 < now - world.began < 4000 else None
+    stuck, ends = world.watch("a"), world.watch("b", 3000)
+
+    assert (await ends).urls
+    assert 4000 < world.age() < 4040
+    with pytest.raises(TaskTimeoutError):
+        await stuck
+    assert 4000 + 190 < world.age() < 4000 + 240
+
+
+async def test_nothing_is_given_up_without_an_answer(make: Callable[..., World]) -> None:
+    """Who never saw a task does not give it up, and an answer that comes too late still counts."""
+    world = make(Polling(give_up_after=20))
+    world.service.failing = lambda now: TransportError("gone") if now - world.began < 5000 else None
+    task = world.watch("a", 4990)
+
+    assert (await task).urls
+
+
+async def test_what_was_given_up_is_watched_again(make: Callable[..., World]) -> None:
+    """Awaiting the handle again looks at once, as often as it is given up, and gives what is there by then."""
+    world = make(Polling(interval=1.0, give_up_after=20))
+    task = world.watch("a", 55)
+    waiting = [asyncio.create_task(task.result()) for _ in range(3)]
+    errors = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert [type(error) for error in errors] == [TaskTimeoutError] * 3
+    assert await task.wait(0)
+    assert task.done()
+    looks = len(world.service.looks)
+    await asyncio.sleep(10)
+    assert len(world.service.looks) == looks
+    with pytest.raises(TaskTimeoutError) as caught:
+        await task
+    assert caught.value.given_up
+    assert world.watcher.tasks() == ()
+    assert (await task).urls
+    assert 55 <= world.age() < 57
+
+
+async def test_who_was_not_told_yet_is_told_first(make: Callable[..., World]) -> None:
+    """A task that was given up while nobody waited raises once, and only then is it watched again."""
+    world = make(Polling(interval=1.0, give_up_after=20))
+    task = world.watch("a", 30)
+    await asyncio.sleep(40)
+
+    assert task.done()
+    assert await task.wait()
+    with pytest.raises(TaskTimeoutError):
+        await task
+    assert await task.wait()
+    assert (await task).urls
+
+
+async def test_a_waiter_may_leave_what_is_watched_again(make: Callable[..., World]) -> None:
+    """A time-out of its own is not `given_up`, and `updates` watches again as well."""
+    world = make(Polling(interval=1.0, give_up_after=20))
+    task = world.watch("a", 45)
+    with pytest.raises(TaskTimeoutError):
+        await task
+    with pytest.raises(TaskTimeoutError) as caught:
+        await task.result(timeout=5)
+    assert not caught.value.given_up
+    with pytest.raises(TaskTimeoutError):
+        await task
+    assert [each.state async for each in task.updates()][-1] is TaskState.SUCCESS
+
+
+async def test_nothing_is_watched_again_in_a_closed_session(make: Callable[..., World]) -> None:
+    """It says that a new session is needed."""
+    world = make(Polling(interval=1.0, give_up_after=20))
+    task = world.watch("a")
+    with pytest.raises(TaskTimeoutError):
+        await task
+    await world.watcher.aclose()
+    with pytest.raises(SessionClosedError, match="attach it in a new session"):
+        await task
+
+
+async def test_an_old_task_is_told_of_once(make: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
+    """A task that runs for longer than any that ended is warned of, by its id, and the others are not."""
+    world = make(Polling())
+    stuck = world.watch("stuck")
+    await asyncio.gather(*(world.watch(f"usual {number}", 40.0) for number in range(5)))
+    assert caplog.text == ""
+    await stuck.wait(1100)
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+
+    assert warnings == ["task stuck is not finished and older than anything seen in this session"]
+
+
+async def test_what_slow_tasks_take_is_not_old(make: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
+    """Where tasks take minutes, one of as many is none to warn of."""
+    world = make(Polling())
+    await world.watch("first", 110.0)
+    await world.watch("second", 150.0)
+    await world.watch("third", 200.0)
+
+    assert "older" not in caplog.text
 
 
 async def test_bounded_looks_in_flight(make: Callable[..., World]) -> None:
@@ -649,7 +766,7 @@ async def test_an_empty_success_is_told_after_30_s(make: Callable[..., World], p
 
     first = world.service.looks[0][0]
     assert caught.value.record is task.record
-    assert 30.0 <= world.service.looks[-1][0] - first <= 30.2
+    assert world.service.looks[-1][0] - first == pytest.approx(30.0, abs=0.2)
     assert len(world.service.looks) <= 10
 
 
@@ -690,7 +807,7 @@ async def test_a_failure_under_an_error_is_final_after_60_s(make: Callable[..., 
         await task
 
     assert caught.value.record is task.record
-    assert 60.0 <= world.service.looks[-1][0] - world.service.looks[0][0] <= 61.0
+    assert world.service.looks[-1][0] - world.service.looks[0][0] == pytest.approx(60.0, abs=1.0)
 
 
 async def test_a_failure_under_an_error_that_passes_ends_no_task(make: Callable[..., World]) -> None:

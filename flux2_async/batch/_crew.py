@@ -18,6 +18,7 @@ from flux2_async.batch.journal import Journal
 from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.errors import Flux2Error
 from flux2_async.session import Flux2Session
+from flux2_async.tasks import ImageTask
 
 __all__ = ["Crew", "Limits"]
 
@@ -41,12 +42,14 @@ class Limits:
         max_tasks: Requests taken from the queue, or None.
         max_credits: Credits the whole batch may cost, or None.
         recover_timeout: Seconds for which the callback of a lost submission is waited for.
+        task_timeout: Seconds for which a task is watched, or None.
     """
 
     in_hand: int
     max_tasks: int | None
     max_credits: float | None
     recover_timeout: float
+    task_timeout: float | None
 
 
 class Crew:
@@ -105,6 +108,11 @@ class Crew:
                     self._room.release()
         finally:
             await self._end(foreman)
+
+    def bound(self, task: ImageTask) -> None:
+        """Let a task be given up in time."""
+        if self._limits.task_timeout is not None:
+            self.flux._give_up_after(task, self._limits.task_timeout)  # noqa: SLF001  made for this
 
     def stop(self, *, now: bool = False) -> None:
         """Send nothing more; with `now` wait for nothing either."""

@@ -195,6 +195,7 @@ class Hand:
         return await self._end(self.crew.journal.failed(self.row, failure_of(error)))
 
     async def _finish(self, task: ImageTask) -> Outcome:
+        self.crew.bound(task)
         try:
             result = await task.result()
         except (TaskFailedError, EmptyResultError) as error:

@@ -48,6 +48,7 @@ class _Options:
     download: bool
     skip_invalid: bool
     recover_timeout: float
+    task_timeout: float | None
 
     def __attrs_post_init__(self) -> None:
         check_max_running(self.max_running)
@@ -60,6 +61,11 @@ class _Options:
             none = value is None and name == "max_credits"
             if not none and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
                 raise ConfigurationError(f"{name}: {value!r} given, it must be a number of 0 or more")
+        timeout: object = self.task_timeout
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
+        ):
+            raise ConfigurationError(f"task_timeout: {timeout!r} given, it must be a number above 0, or None")
 
     def sendable(self) -> set[State]:
         """States whose requests may be sent by this run."""
@@ -195,6 +201,7 @@ class Batch:
             max_tasks=options.max_tasks,
             max_credits=options.max_credits,
             recover_timeout=options.recover_timeout,
+            task_timeout=options.task_timeout,
         )
         return Crew(flux, journal, self._directory, start, limits, download=options.download)
 
@@ -223,6 +230,7 @@ def run_batch(
     download: bool = True,
     skip_invalid: bool = False,
     recover_timeout: float = 300.0,
+    task_timeout: float | None = None,
 ) -> Batch:
     """Make many pictures, in a way that a crash at any moment loses none and pays for none twice.
 
@@ -248,6 +256,8 @@ def run_batch(
         download: Save the pictures.
         skip_invalid: Go on without requests that cannot be used instead of refusing all of them.
         recover_timeout: Seconds for which, at the end, callbacks of lost submissions are waited for.
+        task_timeout: Seconds for which a task is watched in this run; then it makes room for the next one and is
+            `submitted`, for the next run to wait for. None: as long as the session's `Polling.give_up_after`.
 
     Returns:
         A `Batch`, to be used with `async for`: outcomes of what was worked on, as it comes to its end. A slow reader
@@ -276,6 +286,7 @@ def run_batch(
         download=download,
         skip_invalid=skip_invalid,
         recover_timeout=recover_timeout,
+        task_timeout=task_timeout,
     )
     return Batch(flux, requests, journal, directory, options)
 

@@ -96,6 +96,7 @@ async def _run(
         retry_unknown=options.retry_unknown,
         download=options.download,
         skip_invalid=options.skip_invalid,
+        task_timeout=options.task_timeout,
     )
     failure: Exception | None = None
     with BatchBoard(screen, running, flux) as board, _interrupts(running, board) as interrupts:

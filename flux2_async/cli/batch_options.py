@@ -39,6 +39,10 @@ class BatchOptions:
         float | None, Parameter(help="The whole batch may cost so much; what is running or unknown counts as well.")
     ] = None
     max_running: Annotated[int | None, Parameter(help="Requests worked on at once.")] = None
+    task_timeout: Annotated[
+        float | None,
+        Parameter(help="Seconds after which a task that is not finished is left to the next run (1200 without it)."),
+    ] = None
     retry_failed: Annotated[bool, Parameter(negative="", help="Send again what failed in an earlier run.")] = False
     retry_unknown: Annotated[
         bool, Parameter(negative="", help="Send again what may have been accepted unseen. This may pay twice.")

@@ -131,10 +131,10 @@ class Response:
     body: bytes
 
     @classmethod
-    async def read(cls, reader: asyncio.StreamReader) -> "Response":
+    async def read(cls, reader: asyncio.StreamReader, *, empty: bool = False) -> "Response":
         head, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-        length = int(headers.get("content-length", 0))
+        length = 0 if empty else int(headers.get("content-length", 0))
         return cls(int(head.split()[1]), headers, await reader.readexactly(length))
 
 

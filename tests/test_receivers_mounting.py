@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from callback_receivers import (
 
 from flux2_async.errors import ConfigurationError
 from flux2_async.receivers import CallbackServer, aiohttp_routes, asgi_app, serve
+from flux2_async.receivers._serve import HEAD_TIMEOUT, KEEPALIVE
 from flux2_async.session import Flux2Session
 
 Message = MutableMapping[str, Any]
@@ -132,6 +134,8 @@ async def test_the_app_answers_at_every_sub_path(path: str) -> None:
     ("headers", "status"),
     [
         ([(b"content-length", b"9" * 30)], 413),
+        ([(b"content-length", b"9" * 5000)], 413),
+        ([(b"content-length", b"0" * 5000 + b"12")], 200),
         ([(b"content-length", b"12")], 200),
         ([(b"content-length", b"many")], 200),
         ([(b"content-length", b"\xb2")], 200),
@@ -270,3 +274,52 @@ async def test_connections_are_kept_for_the_next_callback() -> None:
         await writer.wait_closed()
     assert [answer.status for answer in answers] == [401, 200, 405, 200]
     assert target.ids == [("r1", "t-1"), ("r2", "t-1")]
+
+
+async def end_of(port: int, *pieces: bytes, every: float) -> float:
+    """Send pieces one by one, as long as the other side listens; give the seconds until it closed the connection."""
+    begun = asyncio.get_running_loop().time()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    end = asyncio.create_task(reader.read())
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.wait([end], timeout=every)
+        if end.done():
+            break
+    with suppress(ConnectionError):
+        async with asyncio.timeout(1000):
+            await end
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+    return asyncio.get_running_loop().time() - begun
+
+
+async def test_a_connection_that_brings_no_request_is_closed() -> None:
+    """Whoever says nothing, or says its headers byte by byte, is cut off; callbacks come through meanwhile."""
+    target = Target()
+    async with serve(target, "127.0.0.1", 0) as server:
+        ends = asyncio.gather(
+            *(end_of(server.port, every=1.0) for _ in range(50)),
+            *(end_of(server.port, *(b"X-%d: y\r\n" % n for n in range(500)), every=1.0) for _ in range(3)),
+            end_of(server.port, b"POST / HTTP/1.1\r\n", *(b"X-%d: y\r\n" % n for n in range(100)), every=2.0),
+        )
+        await asyncio.sleep(5.0)
+        assert (await post(server.port)).status == 200
+        assert max(await ends) < HEAD_TIMEOUT + 1
+        assert (await post(server.port)).status == 200
+    assert target.ids == [("r1", "t-1")] * 2
+
+
+async def test_an_idle_connection_is_closed_after_a_while() -> None:
+    """What was used once may be used again within a minute, and is closed after that, also while it trickles."""
+    target = Target()
+    async with serve(target, "127.0.0.1", 0) as server:
+        quiet, trickling = await asyncio.gather(
+            end_of(server.port, request(), every=1.0),
+            end_of(
+                server.port, request(), b"POST / HTTP/1.1\r\n", *(b"X-%d: y\r\n" % n for n in range(100)), every=2.0
+            ),
+        )
+    assert KEEPALIVE <= quiet < KEEPALIVE + 2
+    assert trickling < KEEPALIVE + 4

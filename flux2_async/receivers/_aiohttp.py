@@ -2,12 +2,19 @@
 
 from functools import partial
 
-from aiohttp import StreamReader, web
+from aiohttp import HttpVersion11, StreamReader, web
 
 from flux2_async.errors import ConfigurationError
-from flux2_async.receivers._handler import CallbackTarget, DisconnectedError, Incoming, handle, settings_of
+from flux2_async.receivers._handler import (
+    CallbackTarget,
+    DisconnectedError,
+    Incoming,
+    declared_length,
+    handle,
+    settings_of,
+)
 
-__all__ = ["aiohttp_routes", "respond"]
+__all__ = ["aiohttp_routes", "go_on", "respond"]
 
 
 def aiohttp_routes(flux: CallbackTarget, path: str) -> list[web.RouteDef]:
@@ -31,15 +38,22 @@ def aiohttp_routes(flux: CallbackTarget, path: str) -> list[web.RouteDef]:
 
     receive = partial(respond, flux)
     bare = path.rstrip("/")
-    return [web.route("*", each, receive) for each in (bare, f"{bare}/") if each]
+    return [web.route("*", each, receive, expect_handler=go_on) for each in (bare, f"{bare}/") if each]
 
 
-async def respond(flux: CallbackTarget, request: web.BaseRequest) -> web.Response:
+async def go_on(request: web.BaseRequest) -> None:
+    """Tell a sender who asks first to go on; who is not told may wait with its body for long."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+async def respond(flux: CallbackTarget, request: web.BaseRequest, *, unpacks: bool = True) -> web.Response:
     """Answer one request of aiohttp.
 
     Args:
         flux: The session.
         request: Its body may be read already, as middlewares do that log or count.
+        unpacks: Whether aiohttp was left to unpack bodies, as it does unless told otherwise.
 
     Returns:
         The answer.
@@ -50,7 +64,8 @@ async def respond(flux: CallbackTarget, request: web.BaseRequest) -> web.Respons
         # Where nothing is left, the request has kept what was read before.
         body = await request.read() if content.at_eof() else content.read_nowait()
     read = partial(_read, content)
-    answer = await handle(flux, Incoming(request.method, query, request.headers, request.content_length, read, body))
+    length = declared_length(request.headers.get("Content-Length"))
+    answer = await handle(flux, Incoming(request.method, query, request.headers, length, read, body, unpacks))
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 

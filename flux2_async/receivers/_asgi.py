@@ -5,7 +5,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from flux2_async.receivers._handler import CallbackTarget, DisconnectedError, Incoming, handle, settings_of
+from flux2_async.receivers._handler import (
+    CallbackTarget,
+    DisconnectedError,
+    Incoming,
+    declared_length,
+    handle,
+    settings_of,
+)
 
 __all__ = ["asgi_app"]
 
@@ -49,9 +56,9 @@ def asgi_app(flux: CallbackTarget) -> ASGIApp:
 
 
 async def _respond(flux: CallbackTarget, scope: Message, receive: Receive, send: Send) -> None:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    declared = headers.get("content-length", "")
-    length = int(declared) if declared.isascii() and declared.isdigit() else None
+    # Of two the first counts, as in aiohttp.
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed([*scope["headers"]])}
+    length = declared_length(headers.get("content-length"))
     query = scope.get("query_string", b"").decode("latin-1")
     answer = await handle(flux, Incoming(scope["method"], query, headers, length, partial(_read, receive)))
     sent = {**answer.headers, "Content-Length": str(len(answer.body))}

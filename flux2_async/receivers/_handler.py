@@ -1,7 +1,8 @@
 """What every receiver does with a request: check it, answer, and let the session look afterwards.
 
 The order of the checks is method, size, signature of the address, body, signature of the service. Whoever fails one
-learns nothing about the next, and wakes nothing. Logs hold ids and kinds of errors, never what a request brought.
+learns nothing about the next, and wakes nothing; a packed body is unpacked for those who signed the address. Logs hold
+ids and kinds of errors, never what a request brought.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import json
 import logging
 import time
 import traceback
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final, NoReturn, Protocol
@@ -28,6 +30,7 @@ __all__ = [
     "DisconnectedError",
     "Incoming",
     "Read",
+    "declared_length",
     "handle",
     "settings_of",
 ]
@@ -40,6 +43,9 @@ READ_TIMEOUT: Final = 15.0
 
 Read = Callable[[], Awaitable[tuple[bytes, bool]]]
 """Gives the next part of a body and whether more follows; raises `DisconnectedError` where it ends too early."""
+
+# Nothing that is packed begins like this.
+_BEGINS_JSON: Final = frozenset((b"", b" ", b"\t", b"\r", b"\n", b"{", b"[", b"\xef"))
 
 logger = logging.getLogger("flux2_async")
 
@@ -65,6 +71,7 @@ class Incoming:
         content_length: Bytes as declared, or None.
         read: Reads the body.
         body: The body where all of it is here already, so that reading it need not wait; else None.
+        unpacks: Whether the server unpacks bodies by itself, as far as it can, and leaves the header that says how.
     """
 
     method: str
@@ -73,6 +80,7 @@ class Incoming:
     content_length: int | None
     read: Read = attrs.field(repr=False)
     body: bytes | None = attrs.field(default=None, repr=False)
+    unpacks: bool = attrs.field(default=False, repr=False)
 
 
 @attrs.frozen
@@ -114,6 +122,14 @@ def settings_of(flux: CallbackTarget) -> CallbackSettings:
     return settings
 
 
+def declared_length(value: str | None) -> int | None:
+    """Read Content-Length, None where it is missing or no number; more digits than any body has are a large number."""
+    if value is None or not (value.isascii() and value.isdigit()):
+        return None
+    # Python refuses to read very many, and ten say enough.
+    return int(value.lstrip("0")[:10] or "0")
+
+
 async def handle(flux: CallbackTarget, incoming: Incoming) -> Answer:
     """Check one request and decide on its answer; the session hears of it right after.
 
@@ -141,12 +157,12 @@ async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callb
         _refuse(HTTPStatus.METHOD_NOT_ALLOWED)
     _check_size(incoming.content_length or 0)
     body = await _read(incoming.read) if incoming.body is None else incoming.body
-    _check_size(len(body))
+    _check_size(len(body or b""))
     settings = settings_of(flux)
     ref = verify_url(incoming.query, settings.secret)
     if ref is None:
         _refuse(HTTPStatus.UNAUTHORIZED, "wrong or no signature in the address")
-    callback = _parse(ref, body, read_record=not settings.confirm)
+    callback = _parse(ref, _unpacked(incoming, body), read_record=not settings.confirm)
     if settings.hmac_key is not None and not _is_signed(callback.task_id, incoming.headers, settings.hmac_key):
         _refuse(
             HTTPStatus.UNAUTHORIZED,
@@ -162,7 +178,8 @@ def _check_size(size: int) -> None:
         _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
-async def _read(read: Read) -> bytes:
+async def _read(read: Read) -> bytes | None:
+    """Read a body, or as much as shows that it is too large; None where the rest will not come."""
     body, more = bytearray(), True
     try:
         async with asyncio.timeout(READ_TIMEOUT):
@@ -172,8 +189,31 @@ async def _read(read: Read) -> bytes:
     except TimeoutError:
         _refuse(HTTPStatus.REQUEST_TIMEOUT)
     except DisconnectedError:
-        _refuse(HTTPStatus.BAD_REQUEST, "the body was cut short")
+        return None
     return bytes(body)
+
+
+def _unpacked(incoming: Incoming, body: bytes | None) -> bytes:
+    packing = [
+        word
+        for word in header(incoming.headers, "content-encoding").lower().replace(" ", "").split(",")
+        if word not in ("", "identity")
+    ]
+    if packing and packing not in (["gzip"], ["x-gzip"], ["deflate"]):
+        # As aiohttp does by itself where it does not know a coding.
+        _refuse(HTTPStatus.BAD_REQUEST, "the body is packed in another way than gzip or deflate")
+    if body is None:
+        _refuse(HTTPStatus.BAD_REQUEST, "the body was cut short")
+    if not packing or (incoming.unpacks and body[:1] in _BEGINS_JSON):
+        return body
+    # What calls itself deflate comes with zlib's head or without.
+    raw = packing == ["deflate"] and body[:1] and body[0] & 0x0F != zlib.DEFLATED
+    try:
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS if raw else zlib.MAX_WBITS | 32).decompress(body, MAX_BODY + 1)
+    except zlib.error:
+        _refuse(HTTPStatus.BAD_REQUEST, "the body cannot be unpacked")
+    _check_size(len(unpacked))
+    return unpacked
 
 
 def _parse(ref: str, body: bytes, *, read_record: bool) -> Callback:

@@ -1,19 +1,22 @@
 """A small server for callbacks, for programs that have none."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import attrs
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
-from flux2_async.receivers._aiohttp import respond
+from flux2_async.receivers._aiohttp import go_on, respond
 from flux2_async.receivers._handler import CallbackTarget, settings_of
 
 __all__ = ["CallbackServer", "serve"]
 
-# Seconds: for an idle connection, for what a refused sender still sends, and for requests under way at the end.
+# Seconds: for the first request of a connection until all its headers are there, for an idle connection after that, for
+# what a refused sender still sends, and for requests under way at the end.
+HEAD_TIMEOUT: Final = 15.0
 KEEPALIVE: Final = 75.0
 LINGER: Final = 2.0
 SHUTDOWN: Final = 2.0
@@ -49,6 +52,27 @@ class CallbackServer:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
 
 
+class _Server(web.Server):
+    """Closes connections that bring no request, which aiohttp leaves open for long or for ever."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._silent: dict[object, asyncio.TimerHandle] = {}
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._silent[handler] = asyncio.get_running_loop().call_later(HEAD_TIMEOUT, handler.force_close)
+
+    def spoke(self, handler: object) -> None:
+        """The headers of a request are there."""
+        if (timer := self._silent.pop(handler, None)) is not None:
+            timer.cancel()
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        self.spoke(handler)
+        super().connection_lost(handler, exc)
+
+
 @asynccontextmanager
 async def serve(flux: CallbackTarget, host: str, port: int) -> AsyncIterator[CallbackServer]:
     """Listen for the service's callbacks, at any path.
@@ -70,13 +94,20 @@ async def serve(flux: CallbackTarget, host: str, port: int) -> AsyncIterator[Cal
     settings_of(flux)
 
     async def receive(request: web.BaseRequest) -> web.Response:
-        # An application of aiohttp does this by itself. Who is not told to go on may wait with its body for long.
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return await respond(flux, request)
+        server.spoke(request.protocol)
+        # An application of aiohttp does this by itself.
+        await go_on(request)
+        return await respond(flux, request, unpacks=False)
 
-    # The access log would hold the signature of every address.
-    server = web.Server(receive, access_log=None, logger=logger, keepalive_timeout=KEEPALIVE, lingering_time=LINGER)
+    # The access log would hold the signature of every address. Nothing is unpacked before its sender is known.
+    server = _Server(
+        receive,
+        access_log=None,
+        logger=logger,
+        keepalive_timeout=KEEPALIVE,
+        lingering_time=LINGER,
+        auto_decompress=False,
+    )
     runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN)
     await runner.setup()
     try:

@@ -30,6 +30,8 @@ Each carries its facts as attributes, can be pickled, and holds neither a secret
 
 from typing import TYPE_CHECKING, Any, Self
 
+from flux2_async._printable import printable
+
 if TYPE_CHECKING:
     # Only named in annotations: at run time this module stands at the bottom.
     from flux2_async.models import Request, TaskRecord
@@ -76,7 +78,8 @@ class Flux2Error(Exception):
     task_id: str | None
 
     def __init__(self, message: str, *, task_id: str | None = None) -> None:
-        super().__init__(message)
+        # It quotes the service, file names and the caller's texts, and a traceback prints it as it is.
+        super().__init__(printable(message))
         self.task_id = task_id
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -649,3 +649,20 @@ def test_an_empty_ratio_is_not_the_default(command: str, capsys: pytest.CaptureF
 
     assert code == 2
     assert "aspect_ratio: '' given" in capsys.readouterr().err
+
+
+HOSTILE = "a\x1b]0;owned\x07b\x9b2Jc\u202egnp[bold]d[/bold]"
+
+
+def test_what_others_write_does_not_steer_the_terminal(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failure's words, and an id, are shown with their control characters as words; in JSON they are escaped."""
+    emulator = serve(plan=Plan(duration=0.0, outcome="fail", fail_message=HOSTILE, fail_code=HOSTILE))
+    assert run(["generate", "A lighthouse at dawn"]) == 1
+    [task_id] = emulator.ledger.accepted
+    for words in (["status", task_id], ["status", task_id, "--json"], ["status", f"{task_id}\x1b[2J"]):
+        assert run(words) == 1
+    out, err = capsys.readouterr()
+    for character in "\x1b\x07\x9b\u202e":
+        assert character not in out + err
+    assert "a\\x1b]0;owned\\x07b\\x9b2Jc\\u202egnp[bold]d[/bold]" in out
+    assert '"fail_message": "a\\u001b]0;owned\\u0007b\\u009b2Jc\\u202egnp[bold]d[/bold]"' in out

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import attrs
 
+from flux2_async._printable import printable
 from flux2_async.batch._books import Books
 from flux2_async.batch._ended import ended
 from flux2_async.batch._rows import Row, failure_of
@@ -152,7 +153,7 @@ class Crew:
             await writing
         except (Flux2Error, OSError) as error:
             if hand.row.task_id is not None:
-                error.add_note(f"task {hand.row.task_id} (request {hand.row.id!r}) is not in the journal")
+                error.add_note(printable(f"task {hand.row.task_id} (request {hand.row.id!r}) is not in the journal"))
             self.fail(error)
 
     def away(self, hand: Hand, error: Flux2Error) -> None:

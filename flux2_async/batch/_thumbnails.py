@@ -20,7 +20,7 @@ from flux2_async.batch import _thumbnailer
 
 __all__ = ["Thumbnails"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("flux2_async")
 
 FOLDER: Final = "thumbnails"
 # Part of every name, so that thumbnails of another making are made anew.

@@ -8,6 +8,7 @@ from typing import Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from flux2_async._printable import printable
 from flux2_async.batch import Batch, Outcome, Progress, State
 from flux2_async.cli.board import LiveBoard
 from flux2_async.cli.screen import Screen, one_line
@@ -137,7 +138,7 @@ def _bar(share: float, width: int) -> Text:
 
 def _line(text: str, style: str = "") -> Text:
     # What is longer than the terminal is wide would be drawn over and over.
-    return Text(text, style, no_wrap=True, overflow="ellipsis")
+    return Text(printable(text), style, no_wrap=True, overflow="ellipsis")
 
 
 def _span(seconds: float) -> str:

@@ -13,6 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from flux2_async._printable import printable
 from flux2_async.cli.screen import Screen
 
 __all__ = ["Board", "LiveBoard", "Row"]
@@ -119,7 +120,7 @@ class Board(LiveBoard):
     def _drawn(self) -> RenderableType:
         if len(self._rows) == 1:
             row = self._rows[0]
-            self._spinner.update(text=Text(f"{_time(row)}  {row.title}: {row.state}"))
+            self._spinner.update(text=Text(printable(f"{_time(row)}  {row.title}: {row.state}")))
             return self._spinner
         return Group(self._table(), Text(), Text(self._footer(), style="dim"))
 
@@ -135,8 +136,8 @@ class Board(LiveBoard):
         table.add_column("state", no_wrap=True, width=21)
         table.add_column("time", no_wrap=True, justify="right", width=6)
         for row in self._rows:
-            state = Text(row.state, STYLES.get(row.state, "dim"))
-            table.add_row(self._sign(row), row.title, *([row.facts] if roomy else []), state, _time(row))
+            state = Text(printable(row.state), STYLES.get(row.state, "dim"))
+            table.add_row(self._sign(row), printable(row.title), *([row.facts] if roomy else []), state, _time(row))
         return table
 
     def _sign(self, row: Row) -> RenderableType:

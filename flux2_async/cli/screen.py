@@ -5,11 +5,14 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, Final
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
+from flux2_async._printable import json_escaped, printable
 from flux2_async.errors import ApiError, Flux2Error
 
 __all__ = ["Screen", "UsageError", "counted", "error_document", "one_line"]
@@ -21,6 +24,14 @@ ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 
 class UsageError(Exception):
     """The command was called in a way that it cannot follow; the text says what to do. Nothing was sent."""
+
+
+class _Console(Console):
+    """A console of rich that gives what steers a terminal as words, unless it is rich that steers."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 class Screen:
@@ -44,13 +55,16 @@ class Screen:
         self.machine = machine
         # A pipe has no width; cutting a table to 80 columns would lose words.
         width = None if sys.stdout.isatty() else PIPE_WIDTH
-        self.out = Console(highlight=False, markup=False, emoji=False, width=width)
-        self.err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.out: Console = _Console(highlight=False, markup=False, emoji=False, width=width)
+        self.err: Console = _Console(stderr=True, highlight=False, markup=False, emoji=False)
         terminals = sys.stdout.isatty() and sys.stderr.isatty()
         self.live = terminals and not machine and not self.err.is_dumb_terminal
 
     def result(self, renderable: RenderableType) -> None:
         """Show a result to people; nothing for machines."""
+        if isinstance(renderable, str):
+            # rich itself would leave some characters out.
+            renderable = printable(renderable)
         if not self.machine:
             # Text that is piped is cut into lines by its reader, not by us.
             self.out.print(renderable, soft_wrap=isinstance(renderable, str | Text))
@@ -58,11 +72,11 @@ class Screen:
     def document(self, document: object) -> None:
         """Give a result to machines; nothing to people."""
         if self.machine:
-            print(json.dumps(document, ensure_ascii=False, indent=2))  # noqa: T201  rich would break long lines
+            print(json_escaped(json.dumps(document, ensure_ascii=False, indent=2)))  # noqa: T201  rich would break long lines
 
     def note(self, text: str, style: str = "") -> None:
         """Say something about the progress."""
-        self.err.print(Text(text, style=style), soft_wrap=True)
+        self.err.print(Text(printable(text), style=style), soft_wrap=True)
 
     def complain(self, error: BaseException | str, hint: str = "") -> str:
         """Say in one line what went wrong and what to do; give the line."""

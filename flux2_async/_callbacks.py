@@ -11,6 +11,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -35,6 +36,8 @@ MAX_PARKED: Final = 4096
 PARKED_FOR: Final = 3600.0
 MAX_AMBIGUOUS: Final = 4096
 MAX_SETTLED: Final = 4096
+# A callback that comes later after its task was seen to have ended came too late to be waited for.
+MISSED_AFTER: Final = 10.0
 
 
 @attrs.frozen
@@ -54,6 +57,12 @@ class CallbackSettings:
     hmac_key: str | None = attrs.field(repr=False)
     confirm: bool
     lasting: bool = True
+
+    @property
+    def shown_url(self) -> str:
+        """The address without what may be private in it."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @classmethod
     def of(cls, callbacks: Callbacks) -> "CallbackSettings":
@@ -96,6 +105,9 @@ class CallbackDesk:
         self._settled: OrderedDict[str, ImageTask] = OrderedDict()
         self._ambiguous: OrderedDict[str, Submission] = OrderedDict()
         self._parked: OrderedDict[str, tuple[float, Callback]] = OrderedDict()
+        # Tasks that a look found finished and whose callback may still come.
+        self._awaited: dict[str, asyncio.TimerHandle] = {}
+        self._warned = False
         self._news = Waiters()
         self._closed = False
         self.received = 0
@@ -146,9 +158,8 @@ class CallbackDesk:
         self._settled[ref] = task
         _shorten(self._settled, MAX_SETTLED)
         # Who gives up, or is not let look, was no faster than the callback.
-        ended = called or (task.record is not None and task.record.state.final)
-        if ended and self._trust.learn(arrived=called):
-            self._watcher.come_back()
+        if not called and task.record is not None and task.record.state.final and ref not in self._awaited:
+            self._awaited[ref] = self._loop.call_later(MISSED_AFTER, self._missed, ref, task.id)
 
     def deliver(self, ref: str, callback: Callback) -> None:
         """Use an authenticated callback."""
@@ -162,6 +173,9 @@ class CallbackDesk:
     def _deliver(self, ref: str, callback: Callback) -> bool:
         """Use a callback; give False when it is for none of the submissions here."""
         self.received += 1
+        self._trust.earn()
+        if (awaited := self._awaited.pop(ref, None)) is not None:
+            awaited.cancel()
         logger.debug("callback for task %s (submission %s)", callback.task_id, ref)
         task = self._tasks.get(ref)
         if task is not None:
@@ -172,10 +186,8 @@ class CallbackDesk:
             settled = self._settled.get(ref)
             # The user's own ref may name another submission, which is still being sent.
             known = settled is not None and settled.id == callback.task_id
-            if known:
-                # A poll was faster, or this one is repeated: callbacks do arrive.
-                self._trust.learn(arrived=True)
-            else:
+            # Else a look was faster, or this one is repeated.
+            if not known:
                 self._park(ref, callback)
             self._watcher.hint(callback.task_id)
             return known
@@ -208,7 +220,25 @@ class CallbackDesk:
     def close(self) -> None:
         """End all `recover`."""
         self._closed = True
+        for awaited in self._awaited.values():
+            awaited.cancel()
+        self._awaited.clear()
         self._news.wake()
+
+    def _missed(self, ref: str, task_id: str) -> None:
+        """Look as without callbacks from now on, because one did not come."""
+        del self._awaited[ref]
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "task %s is finished and its callback did not come within %.0f s; until one comes the session looks as "
+                "without callbacks. See that the service reaches %s from outside (flux2 doctor --callback-url)",
+                task_id,
+                MISSED_AFTER,
+                self._settings.shown_url,
+            )
+        if self._trust.lose():
+            self._watcher.come_back()
 
     def _bring(self, task: ImageTask, callback: Callback) -> None:
         record = callback.record

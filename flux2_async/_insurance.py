@@ -13,21 +13,22 @@ LOOKS_OF_INSURANCE: Final = (30.0, 120.0)
 
 
 class Trust:
-    """Whether callbacks prove to arrive: the share of the last tasks, about five, that a callback finished first."""
-
-    NEWS: Final = 0.2
+    """Whether callbacks prove to arrive: from one that came until one that did not."""
 
     def __init__(self) -> None:
-        self._share = 1.0
+        self._earned = False
 
     def __bool__(self) -> bool:
-        return self._share >= 0.5  # noqa: PLR2004  more often than not
+        return self._earned
 
-    def learn(self, *, arrived: bool) -> bool:
-        """Count a task; give True when this one ends the trust."""
-        before = bool(self)
-        self._share += self.NEWS * (arrived - self._share)
-        return before and not self
+    def earn(self) -> None:
+        """Count a callback that came."""
+        self._earned = True
+
+    def lose(self) -> bool:
+        """Count one that did not; give True when that ends the trust."""
+        before, self._earned = self._earned, False
+        return before
 
 
 @attrs.frozen

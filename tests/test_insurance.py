@@ -9,19 +9,34 @@ from flux2_async._schedule import DocumentedAdvice, Schedules
 from flux2_async.models import Polling
 
 
-def test_trust_is_learned() -> None:
-    """A few polls that were first end the trust, a few callbacks bring it back."""
+def earned() -> Trust:
     trust = Trust()
-    assert trust
-    assert [trust.learn(arrived=False) for _ in range(6)] == [False, False, False, True, False, False]
+    trust.earn()
+    return trust
+
+
+def test_trust_is_earned_and_lost() -> None:
+    """There is none before a callback came, and none after one that did not; its end is told once."""
+    trust = Trust()
     assert not trust
-    assert not any(trust.learn(arrived=True) for _ in range(4))
+    assert not trust.lose()
+    trust.earn()
     assert trust
+    assert [trust.lose(), trust.lose()] == [True, False]
+    assert not trust
+
+
+def test_without_trust_looks_come_as_without_callbacks() -> None:
+    """At every age."""
+    usual = DocumentedAdvice(Polling())
+    schedule = Insurance(usual, Trust())
+
+    assert [schedule.wait(age, 0.3) for age in (0.0, 20.0, 100.0)] == [usual.wait(a, 0.3) for a in (0.0, 20.0, 100.0)]
 
 
 def test_insurance_looks_at_the_age_limits() -> None:
     """Trusted callbacks leave a look at 30 s and at 2 min, then the usual schedule."""
-    schedule = Insurance(DocumentedAdvice(Polling()), Trust())
+    schedule = Insurance(DocumentedAdvice(Polling()), earned())
     ages = list(itertools.accumulate(range(3), lambda age, _: age + schedule.wait(age, 0.0), initial=0.0))
 
     assert ages[1:3] == [30.0, 120.0]
@@ -30,21 +45,20 @@ def test_insurance_looks_at_the_age_limits() -> None:
 
 def test_insurance_is_spread() -> None:
     """Tasks of one burst are not all looked at in one moment, and none before the age limit."""
-    schedule = Insurance(DocumentedAdvice(Polling()), Trust())
+    schedule = Insurance(DocumentedAdvice(Polling()), earned())
 
     assert 30.0 == schedule.wait(0.0, 0.0) < schedule.wait(0.0, 0.5) < schedule.wait(0.0, 1.0) <= 33.0
 
 
 def test_tasks_with_a_callback_teach_those_without() -> None:
     """What a callback finds finished is learned from, and is where the looks come when callbacks are not trusted."""
-    usual, trust = Schedules(Polling()).of("flux-2/flex-text-to-image", "1K"), Trust()
+    usual, trust = Schedules(Polling()).of("flux-2/flex-text-to-image", "1K"), earned()
     schedule = Insurance(usual, trust)
     for _ in range(20):
         schedule.ran(0.0, 5.0)
         schedule.ended(5.0, 12.0)
     trusted = schedule.wait(0.0, 0.5)
-    for _ in range(4):
-        trust.learn(arrived=False)
+    trust.lose()
 
     assert trusted >= 30
     assert schedule.without_callback is usual

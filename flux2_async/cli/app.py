@@ -16,7 +16,7 @@ from rich.text import Text
 
 from flux2_async._version import VERSION
 from flux2_async.cli.batch import batch as run_batch
-from flux2_async.cli.batch_options import BatchOptions, jobs
+from flux2_async.cli.batch_options import SECRET, BatchOptions, jobs
 from flux2_async.cli.demo import demo as run_demo
 from flux2_async.cli.doctor import checks
 from flux2_async.cli.options import (
@@ -185,15 +185,22 @@ def balance(*, json: Json = False) -> int:
 
 
 @app.command
-def doctor(*, json: Json = False) -> int:
-    """Check the key, the balance, the addresses and the clock; costs nothing.
+def doctor(
+    *,
+    callback_url: Annotated[
+        str | None,
+        Parameter(help=f"Also call this address as the service would; {SECRET} signs it."),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Check the key, the balance, the addresses, the clock and the way of callbacks; costs nothing.
 
     Exit code 1 when a check fails.
     """
 
     async def go(screen: Screen) -> int:
         found = []
-        async for check in checks():
+        async for check in checks(callback_url):
             found.append(check)
             word, style = ("ok    ", "green") if check.ok else ("failed", "bold red")
             advice = f"; {check.advice}" if check.advice else ""

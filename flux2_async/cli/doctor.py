@@ -1,4 +1,4 @@
-"""The checks of `flux2 doctor`: read-only calls that cost nothing."""
+"""The checks of `flux2 doctor`: read-only calls that cost nothing, and one callback that names no task."""
 
 import asyncio
 import os
@@ -13,39 +13,23 @@ import attrs
 
 from flux2_async._credentials import Secret, make_credentials
 from flux2_async._failures import FAILURES
+from flux2_async.cli.doctor_callback import Check, callback_checks
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error
 from flux2_async.models import Timeouts
 from flux2_async.session import Flux2Session
 
-__all__ = ["Check", "checks"]
+__all__ = ["checks"]
 
 TIMEOUT: Final = 10.0
 # A Retry-After that is a date is read by this machine's clock.
 MAX_SKEW: Final = 30.0
 
 
-@attrs.frozen
-class Check:
-    """One line of the doctor's report.
-
-    Attributes:
-        name: What was looked at.
-        detail: What was found.
-        advice: What to do; empty when there is nothing to do.
-    """
-
-    name: str
-    detail: str
-    advice: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether all is as it should be."""
-        return not self.advice
-
-
-async def checks() -> AsyncIterator[Check]:
+async def checks(callback_url: str | None = None) -> AsyncIterator[Check]:
     """Look at everything a task needs, with the key and the addresses of the environment.
+
+    Args:
+        callback_url: Where callbacks are to come in, or None.
 
     Yields:
         One after the other, as they are found; nothing is created and nothing is charged.
@@ -69,6 +53,9 @@ async def checks() -> AsyncIterator[Check]:
         if key.ok and api.check.ok:
             async for check in _account(http):
                 yield check
+    if callback_url is not None:
+        async for check in callback_checks(callback_url):
+            yield check
 
 
 def _key() -> Check:

@@ -7,7 +7,7 @@ import aiohttp
 
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["ConnectorFactory", "check_borrowed", "make_connector", "proxy_settings"]
+__all__ = ["ConnectorFactory", "check_borrowed", "make_connector", "proxy_settings", "route_of"]
 
 ConnectorFactory = Callable[[], aiohttp.BaseConnector]
 
@@ -69,7 +69,7 @@ def make_connector(http: aiohttp.ClientSession | None, connector: ConnectorFacto
         ConfigurationError: The factory gave something else than a new connector.
     """
     if connector is None:
-        route = {} if http is None else _route_of(http.connector)
+        route = {} if http is None else route_of(http.connector)
         return aiohttp.TCPConnector(limit=0, force_close=True, **route)
     made: object = connector()
     if not isinstance(made, aiohttp.BaseConnector) or made.closed or (http is not None and made is http.connector):
@@ -87,7 +87,7 @@ def proxy_settings(http: aiohttp.ClientSession | None) -> dict[str, Any]:
     return {"trust_env": http.trust_env} | {name: value for name, value in proxies.items() if value is not None}
 
 
-def _route_of(connector: aiohttp.BaseConnector | None) -> dict[str, Any]:
+def route_of(connector: aiohttp.BaseConnector | None) -> dict[str, Any]:
     """Give what decides where the connections of a connector go, from where and how."""
     # aiohttp offers no public way to ask for these; what is missing takes aiohttp's default.
     route = {name: getattr(connector, f"_{name}") for name in ROUTE if hasattr(connector, f"_{name}")}

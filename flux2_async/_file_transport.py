@@ -1,24 +1,35 @@
 """Files from any host, without the key.
 
+Addresses are requested as they were given, and redirects followed here: aiohttp would quote both anew, which breaks
+their signatures, and would follow anywhere.
+
 No error of aiohttp leaves this module, not even as a context, so errors are raised after the `except` block.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Any, Final
+from urllib.parse import SplitResult
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import attrs
+from yarl import URL
 
+from flux2_async._addresses import is_public_address, is_public_number, redirected, split_address
+from flux2_async._borrowed import route_of
 from flux2_async._failures import failure_text
 from flux2_async._version import USER_AGENT
-from flux2_async.errors import SessionClosedError, TransportError
+from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TransportError
 from flux2_async.models import Timeouts
 
 __all__ = ["FileReply", "FileTransport"]
 
 CHUNK: Final = 64 * 1024
+MAX_REDIRECTS: Final = 5
+REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 
 @attrs.frozen
@@ -62,24 +73,37 @@ class FileTransport:
 
     Args:
         timeouts: Seconds for each kind of call.
+        private: Whether a redirect of a public host may lead into a private network.
     """
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, *, private: bool = False) -> None:
         self._timeouts = timeouts
+        self._private = private
         self._http: aiohttp.ClientSession | None = None
+        self._public: aiohttp.ClientSession | None = None
+        self._makes_own_way = False
         self._closed = False
 
-    def open(self, http: aiohttp.ClientSession) -> None:
-        """Go through this session from now on; whoever gives it also closes it."""
-        self._http = http
+    def open(self, http: aiohttp.ClientSession, *, makes_own_way: bool = False) -> None:
+        """Go through this session from now on; whoever gives it also closes it.
 
-    def close(self) -> None:
+        Args:
+            http: The session.
+            makes_own_way: Whether its connections are made in a way of its own, such as through a SOCKS proxy, so that
+                nobody else can tell where they end.
+        """
+        self._http = http
+        self._makes_own_way = makes_own_way
+
+    async def aclose(self) -> None:
         """Fetch nothing any more."""
         self._closed = True
+        if self._public is not None:
+            await self._public.close()
 
     @asynccontextmanager
     async def get(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[FileReply]:
-        """Open a file at any host, without the key.
+        """Open a file at any host, without the key, following redirects.
 
         Args:
             url: Its http(s) address.
@@ -90,34 +114,143 @@ class FileTransport:
 
         Raises:
             TransportError: No answer came.
+            ConfigurationError: A public host leads into a private network, which this session does not allow.
         """
-        assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
-        timeout = aiohttp.ClientTimeout(total=self._timeouts.download, sock_connect=self._timeouts.connect)
         # Content-Length is compared with what arrives, so nothing may be unpacked on the way.
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
-        self._check_usable()
-        response = failure = None
-        try:
-            response = await self._http.get(
-                url,
-                headers=sent,
-                timeout=timeout,
-                max_redirects=5,
-                middlewares=(),
-                raise_for_status=False,
-                auto_decompress=True,
-            )
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            failure = TransportError(failure_text(error, urlsplit(url).hostname))
-        if failure or response is None:
-            raise failure or TransportError("no answer came")
+        response = await self._follow(url, sent)
         try:
             yield FileReply(response.status, response.headers, response)
         finally:
             response.close()
 
-    def _check_usable(self) -> None:
+    async def _follow(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        deadline = asyncio.get_running_loop().time() + self._timeouts.download
+        # An address that the service gives may be private: who runs a service of his own runs it there.
+        stays_public = False
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._request(url, headers, deadline, stays_public=stays_public)
+            location = response.headers.get("Location")
+            if response.status not in REDIRECTS or location is None:
+                return response
+            response.release()
+            if not (self._private or stays_public):
+                stays_public = await _is_public(url)
+            url = redirected(url, location)
+        raise TransportError(f"too many redirects ({_as_given(url).host})")
+
+    async def _request(
+        self, url: str, headers: Mapping[str, str], deadline: float, *, stays_public: bool
+    ) -> aiohttp.ClientResponse:
+        http = self._usable()
+        address = _as_given(url)
+        response = None
+        failure: Flux2Error | None = None
+        try:
+            if stays_public:
+                http = self._way_to_public(http, address)
+            response = await http.get(
+                address,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=max(0.001, deadline - asyncio.get_running_loop().time()), sock_connect=self._timeouts.connect
+                ),
+                allow_redirects=False,
+                middlewares=(),
+                raise_for_status=False,
+                auto_decompress=True,
+            )
+        except _PrivateAddressError:
+            failure = _refused(address.host)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            reason = getattr(error, "os_error", None)
+            is_private = isinstance(reason, _PrivateAddressError)
+            failure = _refused(address.host) if is_private else TransportError(failure_text(error, address.host))
+        if failure or response is None:
+            raise failure or TransportError("no answer came")
+        return response
+
+    def _usable(self) -> aiohttp.ClientSession:
+        assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         if self._closed:
             raise SessionClosedError("the session was closed meanwhile; make a new one")
-        if self._http is not None and self._http.closed:
+        if self._http.closed:
             raise TransportError("http: the borrowed aiohttp.ClientSession was closed", never_sent=True)
+        return self._http
+
+    def _way_to_public(self, http: aiohttp.ClientSession, address: URL) -> aiohttp.ClientSession:
+        """Give the session by which only public addresses are reached.
+
+        Raises:
+            _PrivateAddressError: The address itself is private.
+        """
+        if self._makes_own_way or _has_proxy(http, address):
+            # Where the other end connects to is not seen from here.
+            if not is_public_address(str(address)):
+                raise _PrivateAddressError("private")
+            return http
+        if self._public is None:
+            route = route_of(http.connector)
+            inner = route.pop("socket_factory", None)
+            connector = aiohttp.TCPConnector(**route, socket_factory=_PublicSockets(inner))
+            self._public = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._public
+
+
+class _PrivateAddressError(OSError):
+    """A connection would have led into a private network; it was not made."""
+
+
+class _PublicSockets:
+    """Makes the sockets of a connector whose connections end at public addresses only."""
+
+    def __init__(self, inner: Callable[[Any], socket.socket] | None) -> None:
+        self._inner = inner
+
+    def __call__(self, info: Any) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if not is_public_number(address[0]):
+            # Always the same words, so that of a host with several such addresses this error comes out.
+            raise _PrivateAddressError("private")
+        return self._inner(info) if self._inner else socket.socket(family, kind, protocol)
+
+
+def _as_given(url: str) -> URL:
+    """Give an address that aiohttp requests byte for byte.
+
+    Raises:
+        TransportError: It is malformed.
+    """
+    try:
+        origin, target = split_address(url)
+        base = URL(origin)
+        # Taken apart into path and query, an empty query would be lost.
+        return URL(SplitResult(base.scheme, base.raw_authority, target, "", ""), encoded=True)
+    except ValueError:
+        pass
+    raise TransportError("a malformed address, or one that is not http(s), was to be fetched")
+
+
+async def _is_public(url: str) -> bool:
+    """Whether a host that was given may be a public one."""
+    host = _as_given(url).host
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        # Only a proxy knows it.
+        return True
+    return any(is_public_number(str(info[4][0])) for info in found)
+
+
+def _has_proxy(http: aiohttp.ClientSession, address: URL) -> bool:
+    # aiohttp offers no public way to ask for a session's own proxy.
+    if getattr(http, "_default_proxy", None) is not None:
+        return True
+    return http.trust_env and address.scheme in getproxies() and not proxy_bypass(address.host or "")
+
+
+def _refused(host: str | None) -> ConfigurationError:
+    return ConfigurationError(
+        f"a public host redirected to {host}, which is in a private network, so it was not followed; where that is "
+        "right, make the session with private_downloads=True"
+    )

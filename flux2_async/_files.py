@@ -117,6 +117,7 @@ class Files:
             InvalidRequestError: The folder cannot be written; nothing was fetched.
             ApiError: A file's host refused, and the service gives no new address for it.
             TransportError: A download broke off in several tries.
+            ConfigurationError: A public host leads into a private network, which this session does not allow.
             ProtocolError: What came in several tries is text, or nothing shows that it is whole.
             TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.

@@ -32,6 +32,7 @@ class Transport:
         timeouts: Seconds for each kind of call.
         http: The caller's session, used for everything but createTask and never closed; None to make one.
         connector: Makes the connector of createTask, and of the other calls without `http`; None: as `http` has one.
+        private_downloads: Whether a redirect of a public host of files may lead into a private network.
 
     Raises:
         ConfigurationError: `http` would send something of its own to hosts that must not see it, or cannot be imitated.
@@ -43,13 +44,15 @@ class Transport:
         timeouts: Timeouts,
         http: aiohttp.ClientSession | None,
         connector: ConnectorFactory | None = None,
+        *,
+        private_downloads: bool = False,
     ) -> None:
         if http is not None:
             check_borrowed(http, connector)
         self._credentials = credentials
         self._timeouts = timeouts
         self._record_timeout = aiohttp.ClientTimeout(total=timeouts.record, sock_connect=timeouts.connect)
-        self.files = FileTransport(timeouts)
+        self.files = FileTransport(timeouts, private=private_downloads)
         self._borrowed = http
         self._make_connector = connector
         self._http: aiohttp.ClientSession | None = None
@@ -63,13 +66,6 @@ class Transport:
         Raises:
             ConfigurationError: `connector` made none.
         """
-        try:
-            self._open()
-        except BaseException:
-            await self.aclose()
-            raise
-
-    def _open(self) -> None:
         self._submit_connector = FreshConnector(make_connector(self._borrowed, self._make_connector))
         self._submit_http = aiohttp.ClientSession(
             connector=self._submit_connector,
@@ -81,12 +77,12 @@ class Transport:
             connector=None if self._make_connector is None else make_connector(None, self._make_connector),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        self.files.open(self._http)
+        self.files.open(self._http, makes_own_way=self._make_connector is not None)
 
     async def aclose(self) -> None:
         """Close what `open` made; a borrowed session stays open."""
         self._closed = True
-        self.files.close()
+        await self.files.aclose()
         if self._submit_http is not None and self._submit_connector is not None:
             await self._submit_http.close()
             await self._submit_connector.aclose()

@@ -14,6 +14,7 @@ import attrs
 
 from flux2_async._plain_json import check_text, plain_object, shown
 from flux2_async._settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
+from flux2_async._showable import showable
 from flux2_async.errors import InvalidRequestError
 
 __all__ = [
@@ -191,6 +192,7 @@ class _Request:
     )
 
 
+@showable
 @attrs.frozen
 class TextToImage(_Request):
     """A picture from words alone.
@@ -212,6 +214,7 @@ class TextToImage(_Request):
         return f"flux-2/{self.tier}-text-to-image"
 
 
+@showable
 @attrs.frozen
 class ImageToImage(_Request):
     """A picture from words and 1 to 8 reference pictures.

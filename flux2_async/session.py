@@ -16,6 +16,7 @@ from flux2_async._completions import Completions
 from flux2_async._coordination import Coordination
 from flux2_async._credentials import Secret, make_credentials
 from flux2_async._engine import Engine, Unsettled
+from flux2_async._showable import showable
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._window import HAIR
 from flux2_async._wire import decode_credits
@@ -45,6 +46,7 @@ logger = logging.getLogger("flux2_async")
 MAX_RUNNING: Final = 100
 
 
+@showable
 class Flux2Session:
     """Creates tasks within the account's limit and waits for their pictures.
 
@@ -64,15 +66,13 @@ class Flux2Session:
             None: polling alone.
         coordination: How all processes of the account share its limit, its pauses, the keys of `submit` and the
             callbacks, see `flux2_async.coordination`. None: this process is the only one.
-        http: The caller's own aiohttp session, used for all calls but createTask and never closed. createTask goes over
-            connections of its own, each of which carries one request; proxies, TLS settings, `trust_env` and what else
-            leads the TCPConnector of `http` (resolver, local address, address family, socket factory) are taken over
-            for it, its trace configs are not. One with a connector that goes another way needs `connector` as well.
-            None: an own one, which like any aiohttp session does not read proxy settings from the environment.
-        connector: A function without arguments that makes a new aiohttp connector in the running event loop: for
-            createTask where the one of `http` cannot be imitated, such as one that speaks SOCKS, and for all calls
-            without `http`. The session closes what it makes. None: a TCPConnector.
+        http: The caller's own aiohttp session, used for all calls but createTask and never closed; proxies, TLS
+            settings, `trust_env` and what else leads its TCPConnector (resolver, local address, address family, socket
+            factory) are taken over from it for createTask, and another connector is refused. None: an own one, which
+            like any aiohttp session does not read proxy settings from the environment.
         timeouts: Seconds for each kind of call.
+        private_downloads: Whether `download` follows a redirect that leads from a public host into a private network.
+            An address of the service's own may lie there without it.
 
     Raises:
         ConfigurationError: Something is missing or malformed; the text says what to change.
@@ -90,8 +90,8 @@ class Flux2Session:
         callbacks: Callbacks | None = None,
         coordination: Coordination | None = None,
         http: aiohttp.ClientSession | None = None,
-        connector: Callable[[], aiohttp.BaseConnector] | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
+        private_downloads: bool = False,
     ) -> None:
         # Error reporters print the local variables of whoever raises.
         key = None if api_key is None else Secret(api_key)
@@ -102,8 +102,8 @@ class Flux2Session:
             callbacks=callbacks,
             coordination=coordination,
             http=http,
-            connector=connector,
             timeouts=timeouts,
+            private_downloads=private_downloads,
         )
         self._credentials = make_credentials(key, base_url, upload_url)
         self._rate_limit = rate_limit
@@ -112,8 +112,8 @@ class Flux2Session:
         self._callbacks = None if callbacks is None else _settings_of(callbacks)
         self._coordination = coordination
         self._http = http
-        self._connector = connector
         self._timeouts = timeouts
+        self._private_downloads = private_downloads
         self._engine: Engine | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Unsettled] | None = None
@@ -152,7 +152,7 @@ class Flux2Session:
             timeouts=self._timeouts,
             callbacks=self._callbacks,
             http=self._http,
-            connector=self._connector,
+            private_downloads=self._private_downloads,
             coordination=self._coordination,
         )
         # A task of its own, so that `aclose` can end the opening and not the caller.
@@ -382,6 +382,7 @@ class Flux2Session:
             InvalidRequestError: The folder cannot be written; nothing was fetched.
             ApiError: The address is gone and the service gives no new one.
             TransportError: The download broke off in several tries.
+            ConfigurationError: A public host leads into a private network, see `private_downloads`.
             ProtocolError: What came in several tries is text, or nothing shows that it is whole.
             TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.

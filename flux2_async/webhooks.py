@@ -7,7 +7,6 @@ whoever holds one address can call for that submission only. What a body says st
 import base64
 import hashlib
 import hmac
-import ipaddress
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import attrs
 
 from flux2_async import _json
+from flux2_async._addresses import is_public_address
 from flux2_async._converter import http_address
 from flux2_async._record import record_from_payload, task_id_of
 from flux2_async._wire import FAILED
@@ -33,20 +33,6 @@ FAILURES: Final = {str(code) for code in (400, 500, *FAILED)}
 
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _TASK_ID: Final = re.compile(r"\S{1,256}")
-
-# Stricter than any parser of addresses: no user, no escape, no backslash and no foreign letter, which one parser takes
-# for a part of the host and another one does not.
-_ADDRESS: Final = re.compile(
-    r"https?://(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::[0-9]{1,5})?(?=[/?#]|\Z)", re.IGNORECASE
-)
-_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
-_LOCAL_DOMAINS: Final = (
-    ".localhost", ".localdomain", ".local", ".internal", ".intranet", ".private", ".lan", ".home", ".corp",
-    ".home.arpa",
-)  # fmt: skip
-# Outside lie the addresses that wrap an IPv4 one (mapped, NAT64), and 2002: is a third way to wrap one.
-_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-_6TO4: Final = ipaddress.IPv6Network("2002::/16")
 
 
 @attrs.frozen
@@ -190,7 +176,7 @@ def public_urls(record: TaskRecord) -> bool:
         written number, by a single word, or below `localhost`, `local`, `internal` and the like. True when there are
         no addresses.
     """
-    return all(_is_public(url) for url in record.result_urls)
+    return all(is_public_address(url) for url in record.result_urls)
 
 
 def _check_address(url: str) -> None:
@@ -253,27 +239,3 @@ def _record(task_id: str, message: Mapping[str, Any], fields: Mapping[str, Any])
     except ProtocolError:
         # The id is certain, so there is something to look at.
         return None
-
-
-def _is_public(url: str) -> bool:
-    address = _ADDRESS.match(url)
-    if address is None:
-        return False
-    try:
-        return _is_public_v6(address[1]) if address[1] else _is_public_host(address[2].lower().removesuffix("."))
-    except ValueError:
-        return False
-
-
-def _is_public_v6(text: str) -> bool:
-    number = ipaddress.IPv6Address(text)
-    return number.is_global and number in _GLOBAL_UNICAST and number not in _6TO4
-
-
-def _is_public_host(host: str) -> bool:
-    labels = host.split(".")
-    if _NUMBER.fullmatch(labels[-1]):
-        # 127.1, 0x7f.0.0.1 and the like are numbers to the resolver; here they raise.
-        number = ipaddress.IPv4Address(host)
-        return number.is_global and not number.is_multicast
-    return len(labels) > 1 and all(labels) and not f".{host}".endswith(_LOCAL_DOMAINS)

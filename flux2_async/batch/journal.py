@@ -16,6 +16,7 @@ from typing import Any, Final, Self, TypeVar
 import attrs
 
 from flux2_async._arguments import check_path
+from flux2_async._showable import showable
 from flux2_async.batch._database import Database
 from flux2_async.batch._entry import Entry
 from flux2_async.batch._rows import Row, outcome_of, row_of, stored
@@ -47,6 +48,7 @@ class Entered:
     bad_count: int = 0
 
 
+@showable
 class Journal:
     """A journal in a file, for one process at a time; use it as `async with Journal("run.db") as journal`.
 

@@ -26,6 +26,7 @@ from flux2_async._coordination import (
     decode_message,
     encode_message,
 )
+from flux2_async._showable import showable
 from flux2_async.coordination._folder import runtime_folder
 from flux2_async.coordination._host_file import HostFile, explained
 from flux2_async.coordination._host_sockets import HAS_SOCKETS, HostSockets, receive
@@ -56,6 +57,7 @@ def _check_on_failure(_: object, __: object, value: object) -> None:
         raise ConfigurationError(f"on_failure: {value!r} given, it must be 'degrade' or 'fail'")
 
 
+@showable
 @attrs.frozen
 class HostCoordination(Coordination):
     """The processes of one user on one host share an account's limit, pause, keys and callbacks, without a server.

@@ -47,6 +47,7 @@ from flux2_async._coordination import (
 )
 from flux2_async._membership import finish
 from flux2_async._shared_limiter import boot_time
+from flux2_async._showable import showable
 from flux2_async.coordination._book import Known
 from flux2_async.coordination._scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
 from flux2_async.errors import ConfigurationError, CoordinationError
@@ -68,6 +69,7 @@ _BAD_URL: Final = (
 _CLUSTER: Final = "redis: this is a node of a cluster, and clusters are not supported; use a server of its own"
 
 
+@showable
 class RedisCoordination(Coordination):
     """Many processes on any number of hosts that share an account, by a Redis (6 or newer) or Valkey.
 

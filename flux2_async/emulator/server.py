@@ -88,8 +88,11 @@ class Emulator:
         self._running: Running | None = None
 
     def __repr__(self) -> str:
-        where = self._core.links.base_url if self._core else "not started"
-        return f"<Emulator {where} tasks={len(self.ledger.accepted)} charged={self.ledger.charged}>"
+        # One that could not be made is shown as well, by those who report errors.
+        core = vars(self).get("_core")
+        if core is None:
+            return "<Emulator not started>"
+        return f"<Emulator {core.links.base_url} tasks={len(self.ledger.accepted)} charged={self.ledger.charged}>"
 
     @property
     def base_url(self) -> str:

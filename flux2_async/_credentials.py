@@ -78,6 +78,10 @@ class Credentials:
         request.headers["Authorization"] = f"Bearer {self.api_key.reveal()}"
 
 
+# Straight ones and those that word processors make.
+QUOTES: Final = frozenset("'\"`\u2018\u2019\u201c\u201d")
+
+
 def _check_key(key: Secret) -> None:
     if not isinstance(key.reveal(), str):
         raise ConfigurationError(
@@ -88,6 +92,10 @@ def _check_key(key: Secret) -> None:
         raise ConfigurationError(
             "no API key: pass Flux2Session(api_key=...) or set the environment variable APIKLEY_API_KEY; "
             "keys are made at https://app.apikley.ru/keys"
+        )
+    if {key.reveal()[0], key.reveal()[-1]} & QUOTES:
+        raise ConfigurationError(
+            "api_key: it is in quotes, which are no part of it; take them away (docker --env-file, for one, keeps them)"
         )
     if not re.fullmatch(r"[!-~]+", key.reveal()):
         raise ConfigurationError(

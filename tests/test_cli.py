@@ -541,6 +541,7 @@ def test_doctor_names_each_problem_and_its_remedy(
     [
         ({"APIKLEY_API_KEY": "my-secret-key"}, "account", "not accepted"),
         ({"APIKLEY_API_KEY": "my secret key"}, "key", "it holds a space"),
+        ({"APIKLEY_API_KEY": '"secret"'}, "key", "it is in quotes, which are no part of it; take them away"),
         ({"APIKLEY_BASE_URL": "api.apikley.ru"}, "addresses", "base_url: 'api.apikley.ru' given"),
     ],
 )

@@ -255,8 +255,9 @@ class Limiter(Turnstile[Permit]):
             case Fate.AMBIGUOUS:
                 self._window.ambiguous(now)
             case Fate.REFUSED:
-                self._window.refused(ticket, now)
-                self._close_gate(now + pause_after(self._rate, retry_after))
+                pause = pause_after(self._rate, retry_after)
+                self._window.refused(ticket, now, pause)
+                self._close_gate(now + pause)
         self._wake()
 
     def _settle_soon(self, ticket: Ticket) -> None:

@@ -55,8 +55,8 @@ class Share:
             self._taken[number] = _Taken(self._window.take(now))
         return number
 
-    def settle(self, number: int, fate: Fate, now: float) -> None:
-        """Say what became of a permit's request."""
+    def settle(self, number: int, fate: Fate, now: float, pause: float = 0.0) -> None:
+        """Say what became of a permit's request, and for how long nobody sends because of it."""
         taken = self._taken.get(number)
         if taken is None or self._window is None:
             return
@@ -64,7 +64,7 @@ class Share:
             case Fate.NEVER_SENT:
                 self._window.never_sent(taken.ticket)
             case Fate.REFUSED:
-                self._window.refused(taken.ticket, now)
+                self._window.refused(taken.ticket, now, pause)
             case Fate.ANSWERED:
                 self._window.answered(taken.ticket, now)
             case Fate.AMBIGUOUS | Fate.DROPPED:

@@ -306,12 +306,13 @@ class SharedLimiter(Turnstile[Permit]):
         if fate is Fate.DROPPED:
             self._later(partial(self._settle_own, share, number))
             return
-        share.settle(number, fate, self._home.time())
+        pause = pause_after(self._terms.rate, retry_after) if fate is Fate.REFUSED else 0.0
+        share.settle(number, fate, self._home.time(), pause)
         if share is not self._share:
             # What the others were told when it was still under way was a guess.
             self._settle(f"away:{number}", fate, retry_after)
         elif fate is Fate.REFUSED:
-            self._report(f"away:{number}", fate, pause_after(self._terms.rate, retry_after))
+            self._report(f"away:{number}", fate, pause)
         self._wake()
 
     def _later(self, settle: Callable[[Fate, None], None]) -> None:

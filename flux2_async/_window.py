@@ -6,19 +6,19 @@ requests two, i before j, used the same permit, so a_j >= s_j >= r_i + P >= a_i 
 holds n + 1 counts, whatever the delays. A fixed window is such an interval; a token bucket of n does not run dry
 either. Only the clocks' rates must agree (`HAIR`). A request given up may be counted later: its permit is held 2 P.
 
-When a 429 comes nevertheless (a lower limit, strangers on the key, a server that refuses legal bursts):
+When a 429 comes nevertheless (a lower limit, strangers on the key, a server that refuses legal bursts), what the
+server took of ours in the last period is certain, what lies above is not, and asking costs a refusal and a pause:
 
-* Level. The limit becomes what the server took of ours in the last period: everything sent before the first 429 is
-  one burst and one piece of news, so what is still under way and turns out accepted counts as well. Later news holds
-  for one period; then bursts go half way back to the level refused, since strangers come and go. The level stays one
-  below the configured limit, where a two-window counter refuses next to nothing.
-* Manner. Bursts of as many as the server took at once, what the level allows beyond them period / limit apart: a
-  pause costs bursts nothing, their permits are out as long, and an even stream a period of sends. A burst grows by
-  one with news of a higher level, and shrinks by what is refused at a level that had passed (a smaller token bucket).
-  Where the server had taken a full window before, or takes less than two thirds at a level that had passed, bursts
-  may be what it refuses (a two-window counter): then sends go evenly, and the level only one down. An even stream
-  refused at a level that had passed has met strangers: bursts again, unless too much was refused already.
-* Growth and forgetting stand in `_growth`; the configured limit, bursts included, holds again when they say so.
+* Limit. After the first 429 (everything sent before it is one burst and one piece of news) as many as were taken go
+  at once, then one more, 2, 4, 8 ... `PACE` x period / limit apart, each step when the last was answered: where a
+  stranger had used the rest, the whole limit is back after one period. At a refusal the limit is what was taken.
+* Manner. A burst of which at most one was taken, or one that had passed and lost more than `NEARLY` leaves, may be
+  what the server refuses (no burst, a small bucket, a two-window counter): then sends go one at a time, and the limit
+  stays. When that is refused as well, the limit is what was taken, but shrinks by a quarter at most.
+* Again. What was refused is asked for again after `PATIENCE` pauses of at least a period (twice as many for sends one
+  at a time, which a pause costs a period of sends): the limit first, then the burst, a step in two periods in which
+  all was used. When both are whole, everything is forgotten.
+* One 429 where nothing had been sent before tells nothing, but for its pause.
 """
 
 import enum
@@ -28,10 +28,14 @@ from typing import Final, Protocol
 
 import attrs
 
-from flux2_async._growth import Growth
 from flux2_async.models import RateLimit
 
 HAIR: Final = 1.001
+# Jitter would meet a server that takes exactly one per period / limit.
+PACE: Final = 1.1
+PATIENCE: Final = 10
+# Of the limit: what was taken where it is the limit that is too high, and not the burst.
+NEARLY: Final = 0.85
 # Upstream's documented period, for a session that was told none.
 PAUSE_WITHOUT_LIMIT: Final = 10.0
 # A shorter answer would have everybody asking again and again.
@@ -72,7 +76,7 @@ class Ticket:
 
     Attributes:
         sent_at: When it was taken.
-        last: Whether it was the last one free, so that its answer tells about the whole level.
+        last: Whether it was the last one of the limit or of the burst, so that its answer tells about them.
         spacing: The seconds it moved the pace on.
     """
 
@@ -91,7 +95,7 @@ class Starts(Protocol):
     def never_sent(self, ticket: Ticket) -> None: ...
     def answered(self, ticket: Ticket, now: float) -> None: ...
     def ambiguous(self, now: float) -> None: ...
-    def refused(self, ticket: Ticket, now: float) -> None: ...
+    def refused(self, ticket: Ticket, now: float, pause: float) -> None: ...
 
 
 class Unlimited:
@@ -114,25 +118,29 @@ class Unlimited:
     def ambiguous(self, now: float) -> None:
         """Nothing to hold back."""
 
-    def refused(self, ticket: Ticket, now: float) -> None:
+    def refused(self, ticket: Ticket, now: float, pause: float) -> None:
         """The gate alone answers a 429."""
 
 
 @attrs.define(eq=False)
 class News:
-    """One burst that met a 429.
+    """One burst that met a 429, and what was believed before.
 
     Attributes:
-        limit: The limit before.
-        first: Whether the configured limit held before.
-        repeated: Whether a period had not passed since the last news: it tells about the same moment.
+        limit: The limit.
+        burst: How many went at once.
+        first: Whether nothing had been learned.
+        asked: Whether more was tried than had passed.
+        rising: Whether it is the first news after the first, so that what was taken then is no limit.
         accepted: What the server took of ours in the period before, as far as is known.
         refused: How many of the burst it refused.
     """
 
     limit: int
+    burst: int
     first: bool
-    repeated: bool
+    asked: bool
+    rising: bool
     accepted: int
     refused: int = 1
 
@@ -142,36 +150,39 @@ class Window:
     """At most `rate.limit` counts in any `rate.period` on the server's side, less where a 429 taught so."""
 
     _rate: RateLimit
-    _limit: int = attrs.field(init=False, default=attrs.Factory(lambda self: self._rate.limit, takes_self=True))
     _out: int = attrs.field(init=False, default=0)
     # When the permits of settled requests come back, and whether the server certainly took the request.
     _returns: list[tuple[float, bool]] = attrs.field(init=False, factory=list)
-    _took_full_window: bool = attrs.field(init=False, default=False)
-    _paced: bool = attrs.field(init=False, default=False)
     _news_at: float = attrs.field(init=False, default=-math.inf)
-    # News is judged when the next request starts, since answers come in any order.
+    # Open until the next request starts, since answers come in any order.
     _news: News | None = attrs.field(init=False, default=None)
-    # The limit from one period after the last news on.
-    _limit_later: int = attrs.field(init=False, default=0)
-    # The pace is a bucket (GCRA) of this many sends, and when it is full again.
-    _burst: int = attrs.field(init=False, default=attrs.Factory(lambda self: self._rate.limit, takes_self=True))
+    # The pace is a bucket (GCRA) of `_burst` sends, and when it is full again.
     _full_at: float = attrs.field(init=False, default=-math.inf)
-    _even: bool = attrs.field(init=False, default=False)
-    _growth: Growth = attrs.field(
-        init=False, default=attrs.Factory(lambda self: Growth(self._rate.period), takes_self=True)
-    )
+    _limit: int = attrs.field(init=False)
+    _burst: int = attrs.field(init=False)
+    # What had passed before more was tried.
+    _passed_limit: int = attrs.field(init=False)
+    _passed_burst: int = attrs.field(init=False)
+    _paced: bool = attrs.field(init=False)
+    # Whether the first 429 was the last: the limit is felt upwards within the same period.
+    _rising: bool = attrs.field(init=False)
+    _step: int = attrs.field(init=False)
+    _stepped_at: float = attrs.field(init=False)
+    _patient_until: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._forget()
 
     @property
     def learned_limit(self) -> int | None:
-        return self._limit if self._paced else None
-
-    @property
-    def _top(self) -> int:
-        return max(1, self._rate.limit - 1)
+        return self._limit if self._limit < self._rate.limit else None
 
     @property
     def _spacing(self) -> float:
-        return self._rate.period / self._limit if self._paced else 0.0
+        if not self._paced:
+            return 0.0
+        whole = PACE * self._rate.period / self._rate.limit
+        return whole if self._rising else max(whole, self._rate.period / self._limit)
 
     def ready_at(self, now: float, ahead: int = 0) -> float:
         """When to ask again: `now` if a permit is free, infinity if first something in flight must be settled.
@@ -181,9 +192,9 @@ class Window:
             ahead: Permits that others are to have before.
         """
         self._collect(now)
-        unjudged = self._news is not None and not self._news.first
-        at_once = 1 if self._even or unjudged else min(self._burst, self._limit)
-        paced = max(now, max(self._full_at, now) + (ahead + 1 - at_once) * self._spacing)
+        paced = now
+        if self._burst < self._limit or self._burst == 1:
+            paced = max(now, max(self._full_at, now) + (ahead + 1 - self._burst) * self._spacing)
         missing = self._out + ahead + 1 - self._limit
         if missing <= 0:
             return paced
@@ -193,12 +204,12 @@ class Window:
         return max(paced, first[0])
 
     def take(self, now: float) -> Ticket:
-        if self._news:
-            self._judge(self._news)
-            self._news = None
+        self._news = None
         self._out += 1
-        self._full_at = max(self._full_at, now) + self._spacing
-        return Ticket(now, self._out >= self._limit, self._spacing)
+        spacing = self._spacing
+        self._full_at = min(max(self._full_at, now) + spacing, now + self._burst * spacing)
+        burst_is_out = self._full_at - now >= (self._burst - 0.5) * spacing
+        return Ticket(now, self._out >= self._limit or burst_is_out, spacing)
 
     def never_sent(self, ticket: Ticket) -> None:
         self._out -= 1
@@ -207,15 +218,12 @@ class Window:
     def answered(self, ticket: Ticket, now: float) -> None:
         self._collect(now)
         heapq.heappush(self._returns, (now + self._rate.period * HAIR, True))
-        self._growth.earn()
         if ticket.sent_at <= self._news_at:
             if self._news:
                 self._news.accepted += 1
-                self._limit = self._taken(self._news)
-        elif not self._paced:
-            self._took_full_window |= len(self._returns) >= self._rate.limit
-        elif ticket.last:
-            self._grow(now)
+                self._judge(self._news)
+        elif self._paced and ticket.last and ticket.sent_at >= self._stepped_at:
+            self._ask(now)
 
     def ambiguous(self, now: float) -> None:
         heapq.heappush(self._returns, (now + 2 * self._rate.period * HAIR, False))
@@ -230,69 +238,70 @@ class Window:
         self._rate = rate
         self._forget()
 
-    def refused(self, ticket: Ticket, now: float) -> None:
+    def refused(self, ticket: Ticket, now: float, pause: float) -> None:
+        """Learn from a 429.
+
+        Args:
+            ticket: What was refused.
+            now: The time.
+            pause: Seconds for which nobody sends because of it.
+        """
         # The server did not count it; the gate, not this permit, is what waits.
         self._out -= 1
-        if ticket.sent_at <= self._news_at:
-            if self._news:
-                self._news.refused += 1
-            return
-        self._collect(now)
-        repeated = now < self._news_at + self._rate.period
-        limit = max(self._limit, self._limit_later) if repeated else self._limit
-        accepted = sum(taken for _, taken in self._returns)
-        self._news = News(limit, first=not self._paced, repeated=repeated, accepted=accepted)
-        self._news_at = now
-        self._limit, self._limit_later = self._taken(self._news), 0
-        self._full_at = -math.inf
-        if not self._paced:
-            self._paced, self._even = True, self._took_full_window
-
-    def _taken(self, news: News) -> int:
-        return max(1, min(news.accepted, news.limit - 1, self._top))
+        if ticket.sent_at > self._news_at:
+            self._collect(now)
+            accepted = sum(taken for _, taken in self._returns)
+            self._news = News(self._limit, self._burst, not self._paced, self._step > 1, self._rising, accepted)
+            self._news_at, self._step, self._full_at = now, 1, -math.inf
+        elif self._news:
+            self._news.refused += 1
+        if self._news:
+            self._judge(self._news)
+        patience = PATIENCE * max(pause, self._rate.period) * (2 if self._burst == 1 else 1)
+        self._patient_until = max(self._patient_until, now + patience)
 
     def _judge(self, news: News) -> None:
-        taken = self._limit
-        if news.first:
-            self._burst = taken
-            self._limit_later = self._top if self._even else taken
+        taken = max(1, min(news.accepted, news.limit - 1))
+        if news.first and not news.accepted and news.refused == 1:
             return
-        was_even, tried = self._even, self._growth.trying
-        self._growth.spend(news.refused)
-        if not news.repeated:
-            self._learn(news)
-        if self._even != was_even:
-            self._limit_later = news.limit - 1
-        elif not self._even:
-            self._limit_later = (taken + news.limit) // 2
-        if tried or news.limit <= self._burst:
-            self._burst = min(self._burst + 1, max(taken, self._limit_later))
+        self._rising = news.first and taken > 1
+        if news.first:
+            self._limit, self._burst = (taken, taken) if taken > 1 else (self._rate.limit, 1)
+        elif news.asked:
+            self._limit = max(taken, self._passed_limit)
+            self._burst = min(self._passed_burst, self._limit)
+        elif news.burst == 1:
+            self._limit = max(taken, 3 * news.limit // 4)
+        elif news.accepted >= NEARLY * news.limit or news.accepted >= news.limit - 1 > 1:
+            self._limit, self._burst = taken, min(news.burst, taken)
         else:
-            self._burst = max(1, self._burst - news.refused)
+            self._limit, self._burst = self._rate.limit if news.rising else news.limit, 1
+        self._paced = True
+        self._passed_limit, self._passed_burst = self._limit, self._burst
 
-    def _learn(self, news: News) -> None:
-        if not self._growth.trying:
-            short = 3 * news.accepted < 2 * news.limit
-            self._even = self._growth.overspent if self._even else short
-        firm = self._even or news.accepted >= news.limit - 1
-        self._growth.stop(limit=self._limit, even=self._even, firm=firm)
+    def _ask(self, now: float) -> None:
+        """Try more after all that was allowed has passed."""
+        if not self._rising and now < max(self._patient_until, self._stepped_at + 2 * self._rate.period):
+            return
+        if self._limit < self._rate.limit:
+            self._limit = min(self._limit + self._step, self._rate.limit)
+        elif self._burst < self._rate.limit:
+            self._burst = min(self._burst + self._step, self._rate.limit)
+        else:
+            self._forget()
+            return
+        self._step *= 2
+        self._stepped_at = now
+        if self._rising and self._limit == self._rate.limit:
+            self._rising, self._step, self._passed_limit = False, 1, self._limit
 
     def _collect(self, now: float) -> None:
         while self._returns and self._returns[0][0] <= now:
             heapq.heappop(self._returns)
             self._out -= 1
-        if now >= self._news_at + self._rate.period:
-            self._limit = max(self._limit, min(self._top, self._limit_later))
-            self._limit_later = 0
-
-    def _grow(self, now: float) -> None:
-        room = self._limit < self._top
-        self._limit += self._growth.tries(now, limit=self._limit, even=self._even, room=room)
-        if self._growth.forgets:
-            self._forget()
 
     def _forget(self) -> None:
-        self._limit = self._burst = self._rate.limit
-        self._limit_later, self._news = 0, None
-        self._paced = self._even = self._took_full_window = False
-        self._growth = Growth(self._rate.period)
+        self._limit = self._burst = self._passed_limit = self._passed_burst = self._rate.limit
+        self._paced = self._rising = False
+        self._news, self._step = None, 1
+        self._full_at = self._stepped_at = self._patient_until = -math.inf

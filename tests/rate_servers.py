@@ -15,7 +15,7 @@ from typing import Protocol
 import attrs
 
 from flux2_async._limiter import Permit, Permits
-from flux2_async._window import Ticket, Window
+from flux2_async._window import Ticket, Window, pause_after
 
 
 class RateServer(Protocol):
@@ -95,6 +95,17 @@ class SlidingCounter:
         if self.count < self.limit:
             return (1 - (self.limit - self.count) / self.previous - part) * self.period + 1e-6
         return (1 - part + 1 - self.limit / self.count) * self.period + 1e-6
+
+
+class Refusing:
+    """A server that refuses the request of this number, counted from 1, whatever the limit."""
+
+    def __init__(self, server: RateServer, number: int) -> None:
+        self.server, self.number, self.seen = server, number, 0
+
+    def take(self, now: float) -> float | None:
+        self.seen += 1
+        return 1.0 if self.seen == self.number else self.server.take(now)
 
 
 class Shared:
@@ -238,13 +249,14 @@ class Line:
     header: Callable[[float], float | None] = never
     refused: int = 0
     gate: float = 0.0
+    now: float = 1000.0
 
     def _delay(self) -> float:
         return self.rng.lognormvariate(math.log(self.rtt / 2) - self.sigma**2 / 2, self.sigma)
 
     def submit_many(self, window: Window, count: int) -> float:
         """Submit them all at once; the seconds until the last of them was accepted."""
-        now = begun = 1000.0
+        now = begun = self.now
         # When what arrives where: no answer yet at the server, the server's Retry-After (0: accepted) at the client.
         events: list[tuple[float, int, Ticket, float | None]] = []
         numbers, accepted, waiting = itertools.count(), 0, count
@@ -266,9 +278,11 @@ class Line:
                     window.answered(ticket, now)
             else:
                 now = ready
+        self.now = now
         return now - begun
 
     def _refuse(self, window: Window, ticket: Ticket, now: float, retry_after: float) -> None:
         self.refused += 1
-        window.refused(ticket, now)
-        self.gate = max(self.gate, now + (self.header(retry_after) or self.period))
+        pause = pause_after(window._rate, self.header(retry_after))
+        window.refused(ticket, now, pause)
+        self.gate = max(self.gate, now + pause)

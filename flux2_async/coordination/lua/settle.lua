@@ -11,7 +11,7 @@ for argument = FIRST_ARGUMENT, #ARGV, 4 do
     end
     if fate == 'refused' then
         if lease and book.window then
-            window_refused(book.window, lease, at)
+            window_refused(book.window, lease, at, tonumber(ARGV[argument + 3]))
         end
         news = math.max(news, pause(at + tonumber(ARGV[argument + 3])))
     elseif fate == 'never_sent' then

@@ -23,7 +23,11 @@ class Turns(AsyncGenerator[T, None]):
 
     async def asend(self, value: None, /) -> T:
         async with self._turn:
-            return await self._source.asend(value)
+            try:
+                return await self._source.asend(value)
+            except asyncio.CancelledError as error:
+                # Ctrl-C prints it, and where inside it was waited tells nobody anything.
+                raise error.with_traceback(None)  # noqa: B904  the same one
 
     async def athrow(self, kind: Any, value: Any = None, _: TracebackType | None = None, /) -> T:
         async with self._turn:

@@ -273,6 +273,7 @@ def run_batch(
         TransportError: Likewise: the service could not be reached for an hour; AmbiguousSubmitError when its answers
             were lost.
         OSError: Likewise: the disk is full or broken.
+        CancelledError: Whoever iterates was cancelled, as Ctrl-C does: as after leaving the loop.
         SessionClosedError: Likewise: the session is not open (any more).
     """
     options = _Options(

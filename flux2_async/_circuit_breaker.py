@@ -3,7 +3,6 @@
 import asyncio
 import math
 import random
-from contextlib import suppress
 from typing import Final
 
 from flux2_async._outcome import Waiters
@@ -38,11 +37,17 @@ class CircuitBreaker:
         self._first_pause = first_pause
         self._loop = asyncio.get_running_loop()
         self._news = Waiters()
+        self._waiting = 0
         self._failures = 0
         self._begun = math.inf
         self._pause = 0.0
         self._until = -math.inf
         self._trying: object = None
+
+    @property
+    def waiting(self) -> int:
+        """Submissions that are held."""
+        return self._waiting
 
     @property
     def seconds(self) -> float:
@@ -59,17 +64,27 @@ class CircuitBreaker:
         Raises:
             CircuitOpen: It may not until then.
         """
+        now = self._loop.time()
         while self.reason is not None:
-            now = self._loop.time()
             if self._trying is None and self._until <= now:
                 self._trying = who
                 return
             if until <= now:
                 raise CircuitOpen
-            wake_at = min(until, self._until if self._trying is None else math.inf)
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(None if wake_at == math.inf else wake_at):
-                    await self._news.wait()
+            now = await self._wait(min(until, self._until if self._trying is None else math.inf))
+
+    async def _wait(self, until: float) -> float:
+        """Wait for news, or until then; give the time."""
+        self._waiting += 1
+        try:
+            async with asyncio.timeout_at(None if until == math.inf else until):
+                await self._news.wait()
+        except TimeoutError:
+            # A loop may call a clock tick early; asking again for the same instant would spin.
+            return max(until, self._loop.time())
+        finally:
+            self._waiting -= 1
+        return self._loop.time()
 
     def check(self, who: object) -> None:
         """Look whether the service went away after one had passed.

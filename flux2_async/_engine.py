@@ -246,6 +246,7 @@ class Engine:
                 "callbacks=Callbacks(...), or look at the account's log"
             )
         task = await self.desk.recover(ref)
+        self.submitter.know(task.id)
         if self.sharing is not None:
             await self.sharing.recovered(ref, task.id)
         return task
@@ -263,7 +264,7 @@ class Engine:
             paused_until = datetime.now(UTC) + timedelta(seconds=left)
         return SessionStatistics(
             running=len(self.watcher),
-            waiting=self.slots.waiting + self.limiter.waiting,
+            waiting=self.slots.waiting + self.limiter.waiting + self.submitter.held,
             submitted=self.submitter.submitted,
             refused=self.submitter.refused,
             ambiguous=self.submitter.ambiguous,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 
@@ -11,6 +11,10 @@ from flux2_async.models import Request
 from flux2_async.tasks import ImageTask
 
 __all__ = ["KeyClaim", "OnSend", "Record", "Submission"]
+
+# Seconds; what is never sent costs nothing, and who waits wants to know.
+TRY_FOR: Final = 60.0
+CLOCK_TICK: Final = 0.001
 
 OnSend = Callable[[str], Awaitable[object]]
 
@@ -85,6 +89,19 @@ class Submission:
     private: bool = attrs.field(init=False, default=False)
     started: float = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().time())
     waited: float = attrs.field(init=False, default=0.0)
+    unreached: float = attrs.field(init=False, default=0.0)
+
+    def was_unreached(self, seconds: float) -> None:
+        """So many seconds went by because the service could not be reached."""
+        self.waited += seconds
+        self.unreached += seconds
+
+    def patience(self) -> float:
+        """Give the seconds for which a service that cannot be reached is tried on: of `max_wait`, else of a minute."""
+        left = self.wait_left()
+        left = TRY_FOR - self.unreached if left is None else left
+        # A loop may call a clock tick early, and what is left then is no time to wait.
+        return left if left > CLOCK_TICK else 0.0
 
     def wait_left(self) -> float | None:
         """Give the seconds that are left of `max_wait`."""

@@ -12,7 +12,8 @@ from typing import Final
 
 import attrs
 
-from flux2_async._answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear
+from flux2_async._answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
+from flux2_async._circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async._files import Files
 from flux2_async._limiter import Permit, Permits, Slots
 from flux2_async._submission import Record, Submission
@@ -23,6 +24,7 @@ from flux2_async.errors import (
     Flux2Error,
     RateLimitedError,
     SessionClosedError,
+    TransportError,
 )
 from flux2_async.models import ImageToImage, Request, UploadedFile
 from flux2_async.tasks import ImageTask
@@ -31,14 +33,20 @@ __all__ = ["Submitter"]
 
 logger = logging.getLogger("flux2_async")
 
-# A connection that was never made costs nothing; a network that is away for longer is the caller's to know.
-PAUSES_UNCONNECTED: Final = (0.5, 1.0, 2.0)
+# Seconds between two tries of one submission, and before the first while the service is away.
+PAUSE_UNCONNECTED: Final = 0.5
+# The latest ones; a reply that has strayed is not much older than its request.
+MAX_TASK_IDS: Final = 10_000
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
 
 
 class _TakenError(Exception):
     """Another process reserved the key just before."""
+
+
+class _HeldError(Exception):
+    """It is another submission's turn to try whether the service is there."""
 
 
 class Submitter:
@@ -73,6 +81,8 @@ class Submitter:
         self._on_accepted = on_accepted
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
+        self._breaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
+        self._task_ids: dict[str, None] = {}
         self._jobs: dict[Submission, asyncio.Task[None]] = {}
         self._closed = False
         self._abandoned = False
@@ -82,6 +92,17 @@ class Submitter:
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def held(self) -> int:
+        """Submissions that wait for the service to answer again."""
+        return self._breaker.waiting
+
+    def know(self, task_id: str) -> None:
+        """Remember the task of a submission: no other one has it."""
+        self._task_ids[task_id] = None
+        while len(self._task_ids) > MAX_TASK_IDS:
+            del self._task_ids[next(iter(self._task_ids))]
 
     def start(self, submission: Submission) -> None:
         """Set a submission going.
@@ -218,17 +239,15 @@ class Submitter:
 
     async def _send(self, submission: Submission, body: bytes) -> str:
         first = False
-        pauses = iter(PAUSES_UNCONNECTED)
+        unsent: TransportError | None = None
         while True:
-            begun = self._loop.time()
-            permit = await self._limiter.acquire(
-                priority=submission.priority,
-                max_wait=submission.wait_left(),
-                since=submission.started,
-                first=first,
-            )
-            submission.waited += self._loop.time() - begun
-            answer = await self._post(submission, body, permit)
+            try:
+                answer = await self._attempt(submission, body, first=first)
+            except _HeldError:
+                if not submission.patience():
+                    submission.private = submission.max_wait is not None
+                    raise unsent or _not_risked(self._breaker.reason) from None
+                continue
             match answer:
                 case Accepted():
                     return answer.task_id
@@ -243,32 +262,93 @@ class Submitter:
             unwanted = submission.record is not None and not submission.record.wanted()
             if not submission.callers or self._closed or unwanted:
                 raise error
-            if isinstance(answer, Refused) or answer.obstacle is Obstacle.LEASE:
-                first = True
-            else:
-                await self._pause(submission, next(pauses, None), error)
+            first = isinstance(answer, Refused) or answer.obstacle is Obstacle.LEASE
+            if not first:
+                unsent = error if isinstance(error, TransportError) else None
+                await self._pause(submission, error)
 
-    async def _pause(self, submission: Submission, pause: float | None, error: Flux2Error) -> None:
-        left = submission.wait_left()
-        if pause is None or (left is not None and left < pause):
+    async def _attempt(self, submission: Submission, body: bytes, *, first: bool) -> Answer:
+        """Send when it is this submission's turn, and tell all others whether the service is there.
+
+        Raises:
+            _HeldError: It is not this submission's turn, and was not for as long as it waits at most.
+        """
+        begun = self._loop.time()
+        try:
+            try:
+                await self._breaker.passed(submission, until=begun + submission.patience())
+            except CircuitOpen:
+                raise _HeldError from None
+            finally:
+                submission.was_unreached(self._loop.time() - begun)
+            begun = self._loop.time()
+            permit = await self._limiter.acquire(
+                priority=submission.priority, max_wait=submission.wait_left(), since=submission.started, first=first
+            )
+            submission.waited += self._loop.time() - begun
+            begun = self._loop.time()
+            answer = await self._post(submission, body, permit)
+            match answer:
+                case Accepted() | Refused():
+                    self._breaker.answered()
+                case NeverSent(error, Obstacle.PASSING):
+                    submission.was_unreached(self._loop.time() - begun)
+                    self._risk_less(submission, error, free=True)
+                case Unclear(error):
+                    self._risk_less(submission, error, free=False)
+            return answer
+        finally:
+            self._breaker.done(submission)
+
+    def _risk_less(self, submission: Submission, error: Flux2Error, *, free: bool) -> None:
+        there = self._breaker.reason is None
+        self._breaker.failed(submission, error, free=free)
+        if there and self._breaker.reason is not None:
+            logger.warning("createTask gets no answers; one at a time is risked until one does")
+
+    async def _pause(self, submission: Submission, error: Flux2Error) -> None:
+        """Wait before another try; while the service is away the breaker says how long."""
+        if not submission.patience():
+            submission.private = submission.max_wait is not None
             raise error
-        submission.waited += pause
-        await asyncio.sleep(pause)
+        if self._breaker.reason is None:
+            pause = min(PAUSE_UNCONNECTED, submission.patience())
+            await asyncio.sleep(pause)
+            submission.was_unreached(pause)
 
     async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once and settle the permit: connection, intent, last look, head; nothing is awaited before the head."""
         post = self._transport.post(body, request=submission.request, ref=submission.ref)
         try:
+            self._check(submission)
             async with post:
                 if post.connected:
+                    # Others may have met the outage meanwhile.
+                    self._check(submission)
                     submission.sending = True
                     await self._prepare(submission)
                     submission.posted = True
-                answer = await post.send(permit.lease_ended)
+                answer = self._own(submission, await post.send(permit.lease_ended))
         except BaseException:
             await self._settle(submission, permit, None, sent=post.sent)
             raise
         await self._settle(submission, permit, answer, sent=post.sent)
+        return answer
+
+    def _check(self, submission: Submission) -> None:
+        try:
+            self._breaker.check(submission)
+        except CircuitOpen:
+            raise _HeldError from None
+
+    def _own(self, submission: Submission, answer: Answer) -> Answer:
+        """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""
+        if not isinstance(answer, Accepted):
+            return answer
+        if answer.task_id in self._task_ids:
+            told = f"createTask was answered with task {answer.task_id}, which another submission has"
+            return unclear(told, request=submission.request, ref=submission.ref)
+        self.know(answer.task_id)
         return answer
 
     async def _settle(self, submission: Submission, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
@@ -319,6 +399,11 @@ class Submitter:
                 permit.answered()
             case _:
                 permit.ambiguous() if sent else permit.never_sent()
+
+
+def _not_risked(reason: Exception | None) -> TransportError:
+    what = str(reason) if isinstance(reason, TransportError) else "the last answers to createTask were unclear"
+    return TransportError(f"nothing was sent, because the service seems to be away: {what}", never_sent=True)
 
 
 def _is_private(error: Exception) -> bool:

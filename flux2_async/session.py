@@ -222,7 +222,8 @@ class Flux2Session:
             request: What to make.
             key: The caller's own name for this piece of work: the same key gives the same task, never a second
                 createTask, for 24 hours. None: every call is a piece of work of its own.
-            max_wait: Seconds to wait for a slot and a permit. None: as long as it takes.
+            max_wait: Seconds to wait for a slot, a permit and a service that is away. None: as long as it takes, for
+                a service that is away a minute.
             priority: Higher goes first; equal ones in order. Who has waited 60 s goes before all.
             ref: The name of this submission, to find it again. None: made up.
             on_send: Awaited with the ref immediately before each createTask call; if it raises, nothing is sent
@@ -235,7 +236,8 @@ class Flux2Session:
             InvalidRequestError: The request, a picture or the key cannot be used; nothing was sent.
             RateLimitedError: `max_wait` does not suffice; nothing was created.
             ApiError: The service refused; nothing was created.
-            TransportError: No connection could be made in several tries; nothing was created.
+            TransportError: The service could not be reached until `max_wait`, else for a minute, or, with what cannot
+                change, at once; nothing was created.
             AmbiguousSubmitError: The task may exist and cost money; it was not sent again.
             CoordinationError: Under coordination, when the shared state cannot be asked: with a `key`, or with
                 `on_failure="fail"`; nothing was sent.

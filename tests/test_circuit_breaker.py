@@ -1,0 +1,239 @@
+"""Sessions while the service is away: what costs nothing is tried again, what may cost is risked one at a time."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from emulated import REQUEST, emulated, error_of
+from raw_server import Answer, RawServer, answer, raw_server
+
+from flux2_async._circuit_breaker import LONGEST_FREE_PAUSE, LONGEST_PAUSE, CircuitBreaker, CircuitOpen
+from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.errors import AmbiguousSubmitError, InsufficientCreditsError, TransportError
+from flux2_async.models import Polling, RateLimit
+from flux2_async.session import Flux2Session
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def submitted(flux: Flux2Session, count: int, apart: float, **options: Any) -> list[Any]:
+    """What so many submissions become that come one after the other."""
+    submits = []
+    for _ in range(count):
+        submits.append(asyncio.create_task(flux.submit(REQUEST, **options)))
+        await asyncio.sleep(apart)
+    return await asyncio.gather(*submits, return_exceptions=True)
+
+
+async def down_for(emulator: Emulator, seconds: float, during: Awaitable[Any]) -> Any:
+    """What something gives while the service refuses connections for so long at its begin."""
+    await emulator.stop()
+    running = asyncio.ensure_future(during)
+    await asyncio.sleep(seconds)
+    await emulator.start()
+    return await running
+
+
+async def test_twelve_seconds_of_refused_connections_end_no_submission() -> None:
+    """What is never sent is tried again until the service is back: each submission becomes one task."""
+    script = Script(plans=Plan(duration=1.0), credits=1e6)
+    async with emulated(script, rate_limit=RateLimit(100, 10.0)) as (flux, emulator):
+        begun = now()
+        tasks = await down_for(emulator, 12.0, submitted(flux, 50, 0.0))
+
+        assert sorted(task.id for task in tasks) == sorted(emulator.ledger.accepted)
+        assert len(emulator.ledger.accepted) == len(emulator.ledger.requests) == 50
+        assert now() - begun < 12 + 1.2 * LONGEST_FREE_PAUSE + 1
+
+
+async def test_refused_connections_are_tried_for_a_minute() -> None:
+    """Without `max_wait` a service that stays away is told after a minute, to those who tried and those who did not."""
+    async with emulated() as (flux, emulator):
+        begun = now()
+        await emulator.stop()
+        errors = await submitted(flux, 10, 0.0)
+
+        assert 60 <= now() - begun < 61
+        assert all(isinstance(error, TransportError) and error.never_sent for error in errors)
+        await emulator.start()
+        await flux.submit(REQUEST)
+        assert len(emulator.ledger.requests) == 1
+
+
+@pytest.mark.parametrize(("max_wait", "made"), [(120.0, True), (30.0, False)])
+async def test_refused_connections_are_tried_until_max_wait(max_wait: float, made: bool) -> None:
+    """`max_wait` says how long a service that is away is tried, longer or shorter than a minute."""
+    async with emulated() as (flux, emulator):
+        begun = now()
+        outcomes = await down_for(emulator, 90.0, submitted(flux, 5, 0.0, max_wait=max_wait))
+
+        assert len(emulator.ledger.accepted) == (5 if made else 0)
+        assert all(isinstance(outcome, TransportError) != made for outcome in outcomes)
+        assert now() - begun < 97
+
+
+async def test_no_time_to_wait() -> None:
+    """With `max_wait=0` there is one try, and while others try there is none."""
+    async with emulated() as (flux, emulator):
+        begun = now()
+        await emulator.stop()
+        errors = await submitted(flux, 5, 0.0, max_wait=0)
+
+        assert now() == begun
+        assert all(isinstance(error, TransportError) and error.never_sent for error in errors)
+        await emulator.start()
+
+
+async def test_others_are_no_hurdle_to_a_patient_joiner() -> None:
+    """Whose `max_wait` ran out in an outage says nothing to those who joined by key."""
+    async with emulated() as (flux, emulator):
+        hasty, patient = await down_for(
+            emulator,
+            10.0,
+            asyncio.gather(
+                flux.submit(REQUEST, key="a", max_wait=1.0), flux.submit(REQUEST, key="a"), return_exceptions=True
+            ),
+        )
+
+        assert isinstance(hasty, TransportError)
+        assert [patient.id] == emulator.ledger.accepted
+
+
+def lost_for(seconds: float, lost: bytes) -> Answer:
+    """A service whose answers are lost for so long, and that makes a task of each request afterwards."""
+    until, numbers = now() + seconds, itertools.count()
+
+    async def serve(writer: asyncio.StreamWriter) -> None:
+        writer.write(lost if now() < until else made(f"task-{next(numbers)}"))
+
+    return serve
+
+
+def made(task_id: str) -> bytes:
+    return answer(200, {"code": 200, "msg": "success", "data": {"taskId": task_id}})
+
+
+@asynccontextmanager
+async def served(*answers: Answer) -> AsyncIterator[tuple[Flux2Session, RawServer]]:
+    """A session, and a service that gives these answers to createTask."""
+    async with raw_server(answers) as server:
+        polling, limit = Polling(interval=600.0), RateLimit(100, 10.0)
+        async with Flux2Session("key", base_url=server.url, polling=polling, rate_limit=limit) as flux:
+            yield flux, server
+
+
+@pytest.mark.parametrize(
+    "lost", [answer(503, b"<html>nginx</html>"), b"", b"HTTP/1.1 20"], ids=["503", "cut", "broken"]
+)
+async def test_few_are_lost_in_an_outage(lost: bytes) -> None:
+    """Of 80 submissions within four seconds few are unclear when answers are lost for three; all others are made."""
+    async with served(lost_for(3.0, lost)) as (flux, server):
+        outcomes = await submitted(flux, 80, 0.05)
+
+        unclear = [outcome for outcome in outcomes if isinstance(outcome, AmbiguousSubmitError)]
+        # Two, and the tries after about 0.5, 1.5 and 3.5 s.
+        assert 2 <= len(unclear) <= 5
+        assert len([outcome for outcome in outcomes if not isinstance(outcome, Exception)]) == 80 - len(unclear)
+        assert len(server.requests) == 80
+        assert flux.statistics().ambiguous == len(unclear)
+        assert flux.statistics().waiting == 0
+
+
+async def test_answers_that_stay_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """One at a time is risked, ever more rarely; the others end after a minute and were never sent; a warning tells."""
+    script = Script(faults=[Fault("createTask", "html", status=503, times=None)])
+    async with emulated(script, rate_limit=None) as (flux, emulator):
+        outcomes = await submitted(flux, 40, 0.1)
+        times = [call.time for call in emulator.ledger.requests]
+
+    pauses = [after - before for before, after in itertools.pairwise(times[1:7])]
+    assert 7 <= len(times) <= 10
+    assert times[-1] - times[0] <= 64.1
+    assert all(after > 1.3 * before for before, after in itertools.pairwise(pauses))
+    sent = [isinstance(outcome, AmbiguousSubmitError) for outcome in outcomes]
+    assert sum(sent) == len(times)
+    assert all(
+        sent or (isinstance(each, TransportError) and each.never_sent)
+        for each, sent in zip(outcomes, sent, strict=True)
+    )
+    assert caplog.text.count("one at a time is risked") == 1
+
+
+async def test_a_refusal_is_an_answer() -> None:
+    """A refusal shows that the service is there, and lets all go who waited."""
+    faults = [Fault("createTask", "html", times=2), Fault("createTask", "refuse", code=402, after=2)]
+    async with emulated(Script(faults=faults)) as (flux, emulator):
+        for _ in range(2):
+            assert isinstance(await error_of(flux.submit(REQUEST)), AmbiguousSubmitError)
+        begun = now()
+        outcomes = await submitted(flux, 10, 0.0)
+
+        assert [type(outcome) for outcome in outcomes].count(InsufficientCreditsError) == 1
+        assert len(emulator.ledger.accepted) == 9
+        assert now() - begun < 1
+
+
+async def test_one_lost_answer_brakes_nobody() -> None:
+    """Only two failures in a row say that the service is away."""
+    lost = answer(503, b"<html>nginx</html>")
+    async with served(lost, made("1"), lost, made("3"), lost, made("5")) as (flux, _):
+        begun = now()
+        outcomes = await submitted(flux, 6, 0.01)
+
+        assert [isinstance(outcome, AmbiguousSubmitError) for outcome in outcomes] == [True, False] * 3
+        assert now() - begun < 0.1
+
+
+async def test_a_caller_who_leaves_leaves_the_turn() -> None:
+    """Who is cancelled while it waits for its turn, or has it, holds nobody up."""
+    async with emulated() as (flux, emulator):
+        await emulator.stop()
+        submits = [asyncio.create_task(flux.submit(REQUEST)) for _ in range(3)]
+        await asyncio.sleep(5)
+        assert flux.statistics().waiting == 3
+        for submit in submits[:2]:
+            submit.cancel()
+        await emulator.start()
+        task = await submits[2]
+
+        assert [task.id] == emulator.ledger.accepted
+        assert flux.statistics().waiting == 0
+
+
+@pytest.mark.parametrize(("free", "longest"), [(True, LONGEST_FREE_PAUSE), (False, LONGEST_PAUSE)])
+async def test_pauses(free: bool, longest: float) -> None:
+    """Pauses double from the first one to the longest, each up to a fifth shorter or longer."""
+    breaker = CircuitBreaker(threshold=1, first_pause=0.5)
+    breaker.failed("first", OSError(), free=free)
+    expected = 0.5
+    for number in range(12):
+        begun = now()
+        await breaker.passed(number)
+        assert 0.8 * expected - 1e-6 <= now() - begun <= 1.2 * expected + 1e-6
+        breaker.failed(number, OSError(), free=free)
+        breaker.done(number)
+        expected = min(2 * expected, longest)
+
+
+async def test_until() -> None:
+    """Who cannot wait so long is told so; who tries is not held by its own check."""
+    breaker = CircuitBreaker(threshold=2, first_pause=1.0)
+    breaker.failed("a", OSError())
+    await breaker.passed("b")
+    breaker.check("b")
+    breaker.failed("b", OSError())
+    begun = now()
+    with pytest.raises(CircuitOpen):
+        await breaker.passed("c", until=begun + 0.5)
+    assert now() - begun == pytest.approx(0.5)
+    await breaker.passed("d")
+    breaker.check("d")
+    with pytest.raises(CircuitOpen):
+        breaker.check("c")
+    breaker.answered()
+    breaker.check("c")

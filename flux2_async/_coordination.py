@@ -156,7 +156,7 @@ def decode_message(line: str) -> tuple[str, Message] | None:
         match line.split(" "):
             case [sender, "wake"]:
                 return sender, Message("wake")
-            case [sender, "pause", seconds]:
+            case [sender, "pause", seconds] if float(seconds) >= 0.0:
                 return sender, Message("pause", seconds=float(seconds))
             case [sender, "callback", ref, task_id]:
                 return sender, Message("callback", ref=ref, task_id=task_id)

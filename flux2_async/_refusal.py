@@ -132,8 +132,8 @@ def _header_seconds(headers: Mapping[str, str], now: datetime | None) -> float |
     value = header(headers, "retry-after").strip()
     if _SECONDS.fullmatch(value):
         return float(value)
-    until = _http_date(value)
-    present = now or _http_date(header(headers, "date"))
+    until = http_date(value)
+    present = now or http_date(header(headers, "date"))
     if until is None or present is None:
         return None
     return max(0.0, (until - present).total_seconds())
@@ -164,7 +164,8 @@ def header(headers: Mapping[str, str], name: str) -> str:
     return next((value for key, value in headers.items() if key.lower() == name), "")
 
 
-def _http_date(value: str) -> datetime | None:
+def http_date(value: str) -> datetime | None:
+    """The moment that a date of HTTP names, aware; None for what is none."""
     try:
         moment = parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError, IndexError):

@@ -580,7 +580,7 @@ def test_doctor_sees_an_empty_account_a_broken_service_and_a_wrong_clock(
     assert run(["doctor"]) == 1
     assert re.search(r"failed API +\S+ answers HTTP 502; ", capsys.readouterr().out)
     serve()
-    monkeypatch.setattr("flux2_async.cli.doctor.parsedate_to_datetime", _five_minutes_ago)
+    monkeypatch.setattr("flux2_async.cli.doctor.http_date", _five_minutes_ago)
     assert run(["doctor"]) == 1
     assert re.search(
         r"failed clock +this clock is 300 s ahead of the server's; set this machine's clock", capsys.readouterr().out

@@ -1,6 +1,7 @@
 """What `flux2 batch` can be told."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final
@@ -18,6 +19,8 @@ __all__ = ["BatchOptions", "jobs"]
 SECRET: Final = "APIKLEY_CALLBACK_SECRET"  # noqa: S105  the name of a variable
 LIST: Final = (".jsonl", ".ndjson", ".csv", ".tsv")
 MAX_PORT: Final = 65535
+# int() refuses the longest numbers, and the digits of other alphabets are digits to Python.
+PORT: Final = re.compile(r"[0-9]{1,5}")
 
 
 @Parameter(name="*")
@@ -72,7 +75,7 @@ class BatchOptions:
                 f"--callback-url: no secret; set one that all runs of this batch share: export {SECRET}=..."
             )
         host, _, port = self.callback_listen.rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or int(port) > MAX_PORT:
+        if not host or not PORT.fullmatch(port) or int(port) > MAX_PORT:
             raise UsageError(f"--callback-listen: {self.callback_listen!r} given, it must look like 0.0.0.0:8080")
         return Callbacks(self.callback_url, secret=secret), host.strip("[]"), int(port)
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -13,6 +12,7 @@ import attrs
 
 from flux2_async._credentials import Secret, make_credentials
 from flux2_async._failures import FAILURES
+from flux2_async._refusal import http_date
 from flux2_async.cli.doctor_callback import Check, callback_checks
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error
 from flux2_async.models import Timeouts
@@ -94,11 +94,8 @@ async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> _Answe
 
 
 def _skew(date: str) -> float | None:
-    try:
-        served = parsedate_to_datetime(date)
-        return (datetime.now(UTC) - served).total_seconds()
-    except (ValueError, TypeError):
-        return None
+    served = http_date(date)
+    return None if served is None else (datetime.now(UTC) - served).total_seconds()
 
 
 def _clock(answer: _Answer) -> Check:

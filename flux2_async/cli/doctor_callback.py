@@ -117,7 +117,7 @@ async def _is_receivers(response: aiohttp.ClientResponse, status: int) -> bool:
     """Whether an answer has the shape of a receiver's."""
     try:
         answer = json.loads(await response.content.read(1000))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(answer, dict) and answer.get("code") == status and "msg" in answer
 

@@ -239,7 +239,7 @@ class Book:
 
     def _has_lent(self, name: str) -> bool:
         epoch, _, number = name.rpartition(":")
-        return epoch == self.epoch and int(number) <= self.number
+        return epoch == self.epoch and number.isdecimal() and _number(name) <= self.number
 
     def _rename(self, old: str, new: str, keeps: Sequence[str]) -> None:
         for peer in [peer for peer in self._peers if peer.startswith(old)]:
@@ -394,7 +394,8 @@ def _later(name: str, other: str) -> bool:
 
 def _number(name: str) -> int:
     number = name.rpartition(".")[2]
-    return int(number) if number.isdecimal() else 0
+    # What another process left there may be longer than int() reads.
+    return int(number[:18]) if number.isdecimal() else 0
 
 
 def _ticket(lease: _Lease) -> Ticket:

@@ -407,7 +407,7 @@ def check_server(info: dict[str, Any]) -> None:
         raise ConfigurationError("redis: this is a replica; give the address of the server that takes writes")
     # Valkey names a version of Redis as well, the one it is compatible with.
     version = str(info.get("redis_version", "0"))
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST_VERSION:
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise ConfigurationError(f"redis {version} is too old; {oldest} or newer, or any Valkey, is needed")
 

@@ -1,0 +1,104 @@
+"""Numbers in what others send: however long and in whatever digits, they are read, bounded or passed over."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux2_async import _json
+from flux2_async._coordination import decode_message
+from flux2_async._record import record_from_payload
+from flux2_async._refusal import http_date, retry_after
+from flux2_async._wire import code_of
+from flux2_async.cli import doctor
+from flux2_async.cli.batch_options import BatchOptions
+from flux2_async.cli.options import parse_rate_limit
+from flux2_async.cli.screen import UsageError
+from flux2_async.errors import Flux2Error
+from flux2_async.receivers._handler import declared_length
+from flux2_async.webhooks import verify_signature
+
+DIGITS = "9" * 5000
+DATE = "Sun, 22 Nov 2026 20:00:00 GMT"
+
+NUMBERS = [
+    DIGITS,
+    f"-{DIGITS}",
+    f"0.{DIGITS}",
+    "1e400",
+    "inf",
+    "-inf",
+    "nan",
+    "\u00b2",
+    "\u0663",
+    "1_000",
+    "0x10",
+    "+7",
+    "",
+    " ",
+    f"Mon, 1 Jan {DIGITS} 00:00:00 GMT",
+    f"Mon, {DIGITS} Jan 2026 00:00:00 GMT",
+    f"Mon, 1 Jan 2026 {DIGITS}:00:00 GMT",
+    "Mon, 1 Jan 99999999999 00:00:00 GMT",
+    "Mon, 1 Jan 2026 00:00:00 +999999999",
+    "Mon, 1 Jan 0001 00:00:00 +2359",
+    "Fri, 31 Dec 9999 23:59:59 -2359",
+    "Mon,",
+]
+
+
+def record(**fields: Any) -> Any:
+    return record_from_payload({"taskId": "t1", "state": "success", **fields}, "t1")
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "Retry-After": lambda text: retry_after({"Retry-After": text}),
+    "Retry-After with a date": lambda text: retry_after({"Retry-After": text, "Date": DATE}),
+    "Date": lambda text: retry_after({"Retry-After": DATE, "Date": text}),
+    "Retry-After of a body": lambda text: retry_after({}, body=_json.dumps({"retryAfter": text})),
+    "a date": http_date,
+    "the clock of a server": doctor._skew,
+    "Content-Length": declared_length,
+    "a code": lambda text: code_of({"code": text}),
+    "a time": lambda text: record(createTime=text),
+    "a progress": lambda text: record(progress=text),
+    "credits": lambda text: record(creditsConsumed=text),
+    "a time stamp": lambda text: verify_signature("t1", text, "x", "key", 0.0),
+    "a pause of another process": lambda text: decode_message(f"a pause {text}"),
+    "processes": lambda text: decode_message(f"a peers {text}"),
+    "a port": lambda text: BatchOptions(callback_url="https://a.example/", callback_listen=f"h:{text}").callbacks(),
+    "a limit": lambda text: parse_rate_limit(f"{text}/{text}"),
+}
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APIKLEY_CALLBACK_SECRET", "a long random text")
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=list(READERS))
+@pytest.mark.parametrize("text", NUMBERS, ids=lambda text: f"{text:.20}")
+def test_any_number_is_read_or_passed_over(read: Callable[[str], Any], text: str) -> None:
+    """Nothing but an error of ours comes out."""
+    with suppress(Flux2Error, UsageError):
+        read(text)
+
+
+@given(
+    st.text(max_size=40) | st.from_regex(r"[A-Z][a-z]{2}, [0-9]{1,5} Jan [0-9]{1,9} [0-9]{1,4}:0:0 [+-]?[0-9A-Z]{1,9}")
+)
+def test_any_date_is_a_moment_or_none(text: str) -> None:
+    """And every moment can be held against another one."""
+    moment = http_date(text)
+    assert moment is None or moment.tzinfo
+    assert (retry_after({"Retry-After": text, "Date": DATE}) or 0.0) >= 0.0
+
+
+def test_a_pause_is_a_length_of_time() -> None:
+    """What is none is not handed on to the limiter, whose clock it would break."""
+    for text in ("nan", "-1", "-inf", f"-{DIGITS}"):
+        assert decode_message(f"a pause {text}") is None
+    assert decode_message("a pause 2.5") is not None

@@ -119,6 +119,8 @@ class Flux2Session:
         self._closing: asyncio.Task[Unsettled] | None = None
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_closing"):
+            return "<Flux2Session that could not be made>"
         state = "closed" if self._closing else "open" if self._engine else "not open"
         return f"<Flux2Session {self._credentials.base_url} {state}>"
 

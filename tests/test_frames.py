@@ -1,0 +1,194 @@
+"""What error reporters print: no local variable of a frame that an error passes holds the key or the environment."""
+
+import asyncio
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import attrs
+import pytest
+from multidict import CIMultiDict
+from raw_server import HANG, answer, raw_server
+
+from flux2_async import ConfigurationError, Flux2Error, Flux2Session, ImageResult, ImageToImage, TextToImage, Timeouts
+from flux2_async.models import TaskRecord, TaskState
+
+KEY = "the-secret-key-0123456789"
+OTHER = "a-secret-of-another-program"
+DEPTH = 6
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APIKLEY_API_KEY", KEY)
+    monkeypatch.setenv("DATABASE_URL", OTHER)
+
+
+def shown(value: object, depth: int = DEPTH) -> Iterator[str]:
+    """What the most talkative reporters make of a value: containers and attrs classes opened, all else by its repr."""
+    yield repr(value)
+    if depth == 0:
+        return
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from shown(name, depth - 1)
+            yield from shown(each, depth - 1)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from shown(each, depth - 1)
+    elif attrs.has(type(value)):
+        kind: Any = type(value)
+        for field in attrs.fields(kind):
+            if field.repr is True:
+                yield from shown(getattr(value, field.name, None), depth - 1)
+
+
+def leaks(error: BaseException | None) -> list[str]:
+    """The local variables, of all frames but the tests', in which a secret stands."""
+    found = []
+    while error is not None:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename == __file__:
+                continue
+            for name, value in frame.f_locals.items():
+                if any(secret in text for text in shown(value) for secret in (KEY, OTHER)):
+                    found.append(f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}: {name}")
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def test_this_test_sees_what_it_looks_for() -> None:
+    """A local variable with a secret, in whatever it is wrapped, is found."""
+    space: dict[str, Any] = {}
+    exec(compile("def fail(value):\n    raise ValueError", "elsewhere", "exec"), space)  # noqa: S102  not this file's frame
+    for value in (KEY, [{"headers": (KEY,)}], CIMultiDict({"Authorization": f"Bearer {KEY}"})):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  any
+            space["fail"](value)
+        assert leaks(caught.value) == ["elsewhere:2 fail: value"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": "nowhere"},
+        {"base_url": 7},
+        {"upload_url": "ftp://x"},
+        {"api_key": f"{KEY} and more"},
+        {"api_key": KEY.encode()},
+        {"api_key": [KEY]},
+        {"api_key": KEY, "base_url": "nowhere"},
+        {"api_key": KEY, "timeouts": None},
+        {"api_key": KEY, "max_running": 0},
+        {"api_key": KEY, "callbacks": "no"},
+    ],
+)
+def test_a_session_that_cannot_be_made(options: dict[str, Any]) -> None:
+    """Neither a wrong address nor a malformed key puts the key or the environment before an error reporter."""
+    make: Any = Flux2Session
+    with pytest.raises(ConfigurationError) as caught:
+        make(**options)
+
+    assert leaks(caught.value) == []
+    assert KEY not in str(caught.value)
+
+
+def test_a_session_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing key puts nothing of the environment before an error reporter."""
+    monkeypatch.delenv("APIKLEY_API_KEY")
+    with pytest.raises(ConfigurationError) as caught:
+        Flux2Session()
+
+    assert leaks(caught.value) == []
+
+
+Call = Callable[[Flux2Session, Path], Awaitable[object]]
+
+RECORD = TaskRecord(task_id="task_1", state=TaskState.SUCCESS, state_text="success")
+RESULT = ImageResult(task_id="task_1", urls=("http://127.0.0.1:9/a.png",), record=RECORD)
+CALLS: dict[str, Call] = {
+    "credits": lambda flux, _: flux.credits(),
+    "fetch_record": lambda flux, _: flux.fetch_record("task_1"),
+    "upload": lambda flux, _: flux.upload(PNG),
+    "download_url": lambda flux, _: flux.download_url("https://cdn.example/a.png"),
+    "download": lambda flux, folder: flux.download(RESULT, folder),
+    "submit": lambda flux, _: flux.submit(TextToImage("a red kettle")),
+    "submit with a key": lambda flux, _: flux.submit(TextToImage("a red kettle"), key="k"),
+    "submit with a picture": lambda flux, _: flux.submit(ImageToImage("a red kettle", images=[PNG])),
+    "generate": lambda flux, _: flux.generate(TextToImage("a red kettle")),
+    "attach": lambda flux, _: flux.attach("task_1").result(5.0),
+    "recover": lambda flux, _: flux.recover("ref"),
+}
+REPLIES = {
+    "closes": b"",
+    "not HTTP": b"what is this\r\n\r\n",
+    "401": answer(401, {"code": 401, "msg": f"wrong key {KEY}"}),
+    "html": answer(200, b"<html>"),
+    "cut": answer(200, b"{", length=99),
+    "hangs": HANG,
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES.keys())
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+async def test_an_error_of_a_call(call: Call, reply: bytes, tmp_path: Path) -> None:
+    """No call that fails, however, puts the key before an error reporter, in our frames or in aiohttp's."""
+    async with (
+        raw_server([reply]) as server,
+        Flux2Session(
+            KEY, base_url=server.url, timeouts=Timeouts(connect=2, submit=2, record=2, upload=2, download=2)
+        ) as f,
+    ):
+        with pytest.raises((Flux2Error, TimeoutError)) as caught:
+            await call(f, tmp_path)
+
+    assert leaks(caught.value) == []
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+async def test_a_call_that_is_cancelled(call: Call, tmp_path: Path) -> None:
+    """A time-out of the caller's own passes through aiohttp's frames; the key stands in none of them."""
+    async with (
+        raw_server([HANG]) as server,
+        aiohttp.ClientSession() as http,
+        Flux2Session(KEY, base_url=server.url, http=http) as flux,
+    ):
+        with pytest.raises((Flux2Error, TimeoutError)) as caught:
+            async with asyncio.timeout(1.0):
+                await call(flux, tmp_path)
+
+    assert leaks(caught.value) == []
+
+
+@pytest.mark.parametrize("moment", ["on_request_start", "on_request_end", "on_request_exception"])
+async def test_a_hook_that_fails(moment: str) -> None:
+    """A hook of the caller's session sees no key, and its failure shows none."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError
+
+    trace = aiohttp.TraceConfig()
+    getattr(trace, moment).append(fail)
+    async with (
+        raw_server([b""]) as server,
+        aiohttp.ClientSession(trace_configs=[trace]) as http,
+        Flux2Session(KEY, base_url=server.url, http=http) as flux,
+    ):
+        with pytest.raises(Flux2Error) as caught:
+            await flux.credits()
+
+    assert leaks(caught.value) == []
+
+
+async def test_a_closed_session() -> None:
+    """A call after the end shows nothing."""
+    flux = Flux2Session(KEY, base_url="http://127.0.0.1:1")
+    async with flux:
+        pass
+    with pytest.raises(Flux2Error) as caught:
+        await flux.credits()
+
+    assert leaks(caught.value) == []
+    assert not any(KEY in text for text in shown(vars(flux)))

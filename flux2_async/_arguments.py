@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ def check_settings(**settings: object) -> None:
     Raises:
         ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
     """
-    kinds: dict[str, tuple[type, str]] = {
+    kinds: dict[str, tuple[Any, str]] = {
         "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
         "polling": (Polling, "Polling(...)"),
         "callbacks": (Callbacks, "Callbacks(...) or None"),
         "coordination": (Coordination, "HostCoordination(), RedisCoordination(...) or None"),
         "http": (aiohttp.ClientSession, "an aiohttp.ClientSession or None"),
+        "connector": (Callable, "a function without arguments that makes an aiohttp connector, or None"),
         "timeouts": (Timeouts, "Timeouts(...)"),
         "private_downloads": (bool, "True or False"),
     }

@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from flux2_async._borrowed import ConnectorFactory
 from flux2_async._coordination import Coordination, Terms
 from flux2_async._credentials import Credentials
 from flux2_async._files import Files
@@ -80,6 +81,7 @@ class Engine:
         timeouts: Seconds for each kind of call.
         callbacks: Where callbacks come in, or None.
         http: A borrowed aiohttp session, or None.
+        connector: Makes the connector of createTask, or None.
         private_downloads: Whether downloads may be redirected into a private network.
         coordination: How the account is shared with other processes, or None.
     """
@@ -94,11 +96,12 @@ class Engine:
         timeouts: Timeouts,
         callbacks: "CallbackSettings | None",
         http: aiohttp.ClientSession | None,
+        connector: ConnectorFactory | None = None,
         private_downloads: bool = False,
         coordination: Coordination | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.transport = Transport(credentials, timeouts, http, private_downloads=private_downloads)
+        self.transport = Transport(credentials, timeouts, http, connector, private_downloads=private_downloads)
         self.files = Files(self.transport)
         self.slots = Slots(max_running)
         self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key.reveal()}".encode()).hexdigest()

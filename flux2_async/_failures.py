@@ -23,6 +23,8 @@ def connecting_text(error: Exception, host: str | None) -> str:
         return f"the connection was closed while it was made, as by a proxy that stops ({host}: {type(error).__name__})"
     if isinstance(error, TimeoutError):
         return f"{FAILURES[aiohttp.ConnectionTimeoutError]} ({host}: {type(error).__name__})"
+    if not isinstance(error, tuple(FAILURES)):
+        return f"no connection could be made ({host}: {type(error).__name__})"
     return failure_text(error, host)
 
 

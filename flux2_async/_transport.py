@@ -66,6 +66,13 @@ class Transport:
         Raises:
             ConfigurationError: `connector` made none.
         """
+        try:
+            self._open()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def _open(self) -> None:
         self._submit_connector = FreshConnector(make_connector(self._borrowed, self._make_connector))
         self._submit_http = aiohttp.ClientSession(
             connector=self._submit_connector,

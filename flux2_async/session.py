@@ -66,10 +66,14 @@ class Flux2Session:
             None: polling alone.
         coordination: How all processes of the account share its limit, its pauses, the keys of `submit` and the
             callbacks, see `flux2_async.coordination`. None: this process is the only one.
-        http: The caller's own aiohttp session, used for all calls but createTask and never closed; proxies, TLS
-            settings, `trust_env` and what else leads its TCPConnector (resolver, local address, address family, socket
-            factory) are taken over from it for createTask, and another connector is refused. None: an own one, which
-            like any aiohttp session does not read proxy settings from the environment.
+        http: The caller's own aiohttp session, used for all calls but createTask and never closed. createTask goes over
+            connections of its own, each of which carries one request; proxies, TLS settings, `trust_env` and what else
+            leads the TCPConnector of `http` (resolver, local address, address family, socket factory) are taken over
+            for it, its trace configs are not. One with a connector that goes another way needs `connector` as well.
+            None: an own one, which like any aiohttp session does not read proxy settings from the environment.
+        connector: A function without arguments that makes a new aiohttp connector in the running event loop: for
+            createTask where the one of `http` cannot be imitated, such as one that speaks SOCKS, and for all calls
+            without `http`. The session closes what it makes. None: a TCPConnector.
         timeouts: Seconds for each kind of call.
         private_downloads: Whether `download` follows a redirect that leads from a public host into a private network.
             An address of the service's own may lie there without it.
@@ -90,6 +94,7 @@ class Flux2Session:
         callbacks: Callbacks | None = None,
         coordination: Coordination | None = None,
         http: aiohttp.ClientSession | None = None,
+        connector: Callable[[], aiohttp.BaseConnector] | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
         private_downloads: bool = False,
     ) -> None:
@@ -102,6 +107,7 @@ class Flux2Session:
             callbacks=callbacks,
             coordination=coordination,
             http=http,
+            connector=connector,
             timeouts=timeouts,
             private_downloads=private_downloads,
         )
@@ -112,6 +118,7 @@ class Flux2Session:
         self._callbacks = None if callbacks is None else _settings_of(callbacks)
         self._coordination = coordination
         self._http = http
+        self._connector = connector
         self._timeouts = timeouts
         self._private_downloads = private_downloads
         self._engine: Engine | None = None
@@ -154,6 +161,7 @@ class Flux2Session:
             timeouts=self._timeouts,
             callbacks=self._callbacks,
             http=self._http,
+            connector=self._connector,
             private_downloads=self._private_downloads,
             coordination=self._coordination,
         )

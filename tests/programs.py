@@ -1,6 +1,6 @@
 """The programs that tests run against: the real ones, or a skip that says what to install.
 
-A test, a fixture or a helper that starts a server asks `program("nginx")` for its path. Where it is not on the path,
+A test, a fixture or a helper that starts a server asks `program` for its path. Where it is not on the path,
 the test that led there is skipped, so nothing else has to be said: no marker, no `skipif`. CI installs them all, and a
 skip fails there; and it runs everything a second time without them, when such skips and no others are allowed. What is
 new in `PACKAGES` belongs into the list of `.ci/run` as well.

@@ -94,7 +94,7 @@ def test_a_model_gives_the_tier(tmp_path: Path) -> None:
         ('{"prompt": "abc", "id": "a\\nb"}', "line 1: id: 'a\\nb' given"),
         ('{"prompt": "abc", "extra_input": {"prompt": "x"}}', "line 1: extra_input: 'prompt' given"),
         ("[" * 100_000, "line 1: no JSON"),
-        ('{"a": "' + "x" * 1_000_000 + '"}', "line 1: longer than 1,000,000 bytes"),
+        ('{"a": "' + "x" * 1_000_000 + '"}', "line 1: longer than 1,000,000 characters"),
     ],
 )
 def test_a_bad_line_of_jsonl(tmp_path: Path, line: str, reason: str) -> None:
@@ -176,6 +176,106 @@ def test_another_file(tmp_path: Path) -> None:
     """A name that tells no format is refused."""
     with pytest.raises(InvalidRequestError, match=r"its name must end in one of \.jsonl"):
         read(tmp_path, "", "jobs.txt")
+
+
+PARTI = (
+    "Prompt\tCategory\tChallenge\tNote\n"
+    "a snail\tAnimals\tBasic\t\n"
+    'A robot painted on a wall. The words "Fly an airplane" are on it.\tOutdoor Scenes\tComplex\t\n'
+    '"G I G G L E" painted in thick lettering\tIllustrations\tWriting & Symbols\tVQ-Diffusion\n'
+)
+
+
+def test_prompts_as_they_are_published(tmp_path: Path) -> None:
+    """Tabs, a header with capitals, and quotes at the beginning of a cell that mean themselves."""
+    jobs = [job for job in read(tmp_path, PARTI, "PartiPrompts.tsv") if isinstance(job, Job)]
+    assert [job.request.prompt for job in jobs] == [
+        "a snail",
+        'A robot painted on a wall. The words "Fly an airplane" are on it.',
+        '"G I G G L E" painted in thick lettering',
+    ]
+    assert jobs[2].extra == {"Category": "Illustrations", "Challenge": "Writing & Symbols", "Note": "VQ-Diffusion"}
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("prompt,id\ra lake,1\ra hill,2\r", "utf-8"),
+        ("prompt,id\r\na lake,1\r\na hill,2", "utf-16"),
+        ("prompt\tid\r\na lake\t1\r\na hill\t2", "utf-16"),
+        ("sep=;\r\nprompt;id\r\na lake;1\r\na hill;2\r\n", "utf-8-sig"),
+        ("Prompt ; ID\na lake;1\na hill;2\n", "utf-8"),
+        ("sep=|\nPROMPT|id\na lake|1\na hill|2\n", "utf-8"),
+        ('"prompt";"id"\n"a lake";1\n"a hill";2\n', "utf-8"),
+    ],
+    ids=["CR", "UTF-16", "UTF-16 and tabs", "sep", "capitals", "sep of its own", "quoted header"],
+)
+def test_what_spreadsheets_write(tmp_path: Path, content: str, encoding: str) -> None:
+    """Line ends, encodings and separators of all of them are read without being told."""
+    path = tmp_path / "jobs.csv"
+    path.write_bytes(content.encode(encoding))
+    jobs = [job for job in read_jobs(path) if isinstance(job, Job)]
+    assert [(job.request.prompt, job.id) for job in jobs] == [("a lake", "1"), ("a hill", "2")]
+    assert jobs[0].line == (3 if content.startswith("sep") else 2)
+
+
+def test_a_json_array(tmp_path: Path) -> None:
+    """A file named .json holds all requests in a list; each bad one is told by its place."""
+    content = '[{"prompt": "a lake", "id": 7},\n {"prompt": "a", "prompt": "b"}, 3, {"prompt": "a hill", "n": NaN}]'
+    found = read(tmp_path, content, "jobs.json")
+    assert only(found[:1]).id == "7"
+    assert [str(line) for line in found[1:]] == [
+        "line 2: a field is given twice",
+        "line 3: a JSON object must stand here, not a number",
+        "line 4: NaN given, which is no JSON",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "a.jsonl",
+            '[\n{"prompt": "a lake"}\n]',
+            "a JSON array begins here, not a JSON object a line; name the file .json",
+        ),
+        ("a.json", '{"prompt": "a lake"}\n{"prompt": "a hill"}', "with a JSON object a line, name the file .jsonl"),
+        ("a.json", '{"prompt": "a lake"}', "a JSON array of requests must stand here, not an object"),
+        ("a.json", "[" * 100_000, "no JSON"),
+        ("a.json", b'["caf\xe9"]', "a JSON object must stand here, not text"),
+        ("a.json", '["\u0436"'.encode("utf-16")[:-1], "not UTF-16"),
+        ("a.csv", "prompt,id\n".encode("utf-16-le"), "neither UTF-8 nor marked as UTF-16; save it as UTF-8"),
+        ("a.csv", "prompt,id\na lake,1".encode("utf-16")[:-1], "line 2: not UTF-16"),
+        ("a.csv", "text,id\na lake,1", "must name its columns, prompt among them, not 'text,id'"),
+        ("a.csv", "prompt,Prompt\na lake,1", "two columns of the CSV file have the same name"),
+    ],
+)
+def test_what_is_no_list(tmp_path: Path, name: str, content: str | bytes, reason: str) -> None:
+    """One line says what a file is taken for, and what it should be."""
+    try:
+        told = str(read(tmp_path, content, name)[0])
+    except InvalidRequestError as error:
+        told = str(error)
+    assert reason in told
+    assert "\n" not in told
+
+
+def test_a_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose name could be a pattern is itself; what it would match beside it is not left out either."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("img[1].jpg", "img1.jpg", "a*.jpg", "ab.jpg"):
+        (tmp_path / name).touch()
+    shape = {"aspect_ratio": "auto", "resolution": "1K", "tier": "pro"}
+    found = list(match_jobs(["img[1].jpg", "img1.jpg", "a*.jpg", "?b.jpg"], "make it winter", shape))
+    pictures = [job.request.images for job in found if isinstance(job, Job) and isinstance(job.request, ImageToImage)]
+    assert pictures == [("img[1].jpg",), ("img1.jpg",), ("a*.jpg",), ("ab.jpg",)]
+
+
+def test_a_folder_is_told(tmp_path: Path) -> None:
+    """A folder where pictures are meant is no empty batch."""
+    (tmp_path / "photos").mkdir()
+    found = list(match_jobs([str(tmp_path / "photos")], "make it winter", {}))
+    assert bad(found).endswith(f"it is a folder, so name its pictures: '{tmp_path}/photos/*'")
 
 
 def test_pictures_by_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

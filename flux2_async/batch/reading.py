@@ -1,24 +1,40 @@
 """Lists of requests from files, line by line: JSONL, CSV, and folders of pictures. Strict, and never all at once."""
 
+import codecs
 import csv
 import glob
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final, TextIO
 
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import TIERS, ImageToImage, Request, TextToImage
 
-__all__ = ["match_jobs", "read_jobs"]
+__all__ = ["FILES", "match_jobs", "read_jobs"]
 
 # Longer than any request; what has no line ends is not read as a whole to say so.
 MAX_LINE: Final = 1_000_000
 JSONL: Final = (".jsonl", ".ndjson")
+JSON: Final = (".json",)
 CSV: Final = (".csv", ".tsv")
+# The longer mark first: it begins with the shorter one.
+ENCODINGS: Final = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# What spreadsheets write first to say how they separate cells.
+SEPARATOR: Final = re.compile(r"sep=(.)\s*")
 
 FIELDS: Final = ("prompt", "images", "aspect_ratio", "resolution", "tier", "model", "id", "extra_input")
+FILES: Final = JSONL + JSON + CSV
+"""Ends of the names of lists."""
 MODELS: Final = {f"flux-2/{tier}-{way}-to-image": (tier, way == "image") for tier in TIERS for way in ("text", "image")}
 
 
@@ -26,21 +42,24 @@ def read_jobs(path: Path) -> Iterator[Job | BadLine]:
     """Read a list of requests.
 
     Args:
-        path: A file whose name ends in `.jsonl` or `.ndjson` (a JSON object a line), or `.csv` or `.tsv` (a header,
-            then a request a line; several pictures in one cell are separated by `|`). UTF-8. Relative paths of
-            pictures begin at the file's folder.
+        path: A file whose name ends in `.jsonl` or `.ndjson` (a JSON object a line), `.json` (a JSON array of them), or
+            `.csv` or `.tsv` (a header, then a request a line; cells are separated by `,`, `;` or tabs, several pictures
+            in one cell by `|`). UTF-8, or what the mark at its beginning says. Relative paths of pictures begin at the
+            file's folder.
 
     Yields:
-        A job for each line that is not empty, in their order, or what is wrong with the line.
+        A job for each line that is not empty, in their order, or what is wrong with the line. In an array the place of
+        a request counts as its line.
 
     Raises:
         InvalidRequestError: It is no such file.
         OSError: It cannot be read.
     """
-    if path.suffix.lower() not in JSONL + CSV:
-        raise InvalidRequestError(f"{str(path)!r}: its name must end in one of {', '.join(JSONL + CSV)}")
-    with path.open("rb") as file:
-        rows = _json_rows(file) if path.suffix.lower() in JSONL else _csv_rows(file)
+    kind = path.suffix.lower()
+    if kind not in FILES:
+        raise InvalidRequestError(f"{str(path)!r}: its name must end in one of {', '.join(FILES)}")
+    with _opened(path) as file:
+        rows = _array_rows(file) if kind in JSON else _json_rows(file) if kind in JSONL else _csv_rows(file)
         for line, fields in rows:
             try:
                 yield _job(fields, line, path.parent)
@@ -52,7 +71,8 @@ def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, str]) -
     """Make a request of each picture that a pattern matches.
 
     Args:
-        patterns: Names of files, with `*`, `?`, `[…]` and `**`; each match is one request, whatever else matches it.
+        patterns: Names of files, also with `*`, `?`, `[…]` and `**`; each match is one request, whatever else matches
+            it. A name that a file has is no pattern.
         prompt: What to do with each of them.
         shape: `aspect_ratio`, `resolution` and `tier`.
 
@@ -62,12 +82,13 @@ def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, str]) -
     seen: set[str] = set()
     number = 0
     for pattern in patterns:
-        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob knows no absolute patterns
+        names = [name for name in _matching(pattern) if not Path(name).is_dir()]
         if not names:
             number += 1
-            yield BadLine(number, f"no file matches {pattern!r}")
+            folder = f"; it is a folder, so name its pictures: {os.path.join(pattern, '*')!r}" * Path(pattern).is_dir()  # noqa: PTH118  as it was given
+            yield BadLine(number, f"no file matches {pattern!r}{folder}")
         for name in names:
-            if name in seen or Path(name).is_dir():
+            if name in seen:
                 continue
             seen.add(name)
             number += 1
@@ -75,6 +96,12 @@ def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, str]) -
                 yield Job(ImageToImage(prompt, images=[name], **shape), line=number)
             except InvalidRequestError as error:
                 yield BadLine(number, str(error))
+
+
+def _matching(pattern: str) -> list[str]:
+    if os.path.lexists(pattern):
+        return [pattern]
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob knows no absolute patterns
 
 
 def _job(fields: object, line: int, folder: Path) -> Job:
@@ -121,12 +148,29 @@ def _take_model(given: dict[str, Any], *, with_images: bool) -> None:
         raise InvalidRequestError(f"model: {model!r} given {'with' if with_images else 'without'} images")
 
 
-def _json_rows(file: BinaryIO) -> Iterator[tuple[int, object]]:
+def _json_rows(file: TextIO) -> Iterator[tuple[int, object]]:
     for number, line in _lines(file):
         if isinstance(line, InvalidRequestError):
             yield number, line
+        elif number == 1 and line.strip() == "[":
+            raise InvalidRequestError("a JSON array begins here, not a JSON object a line; name the file .json")
         elif line.strip():
             yield number, _json(line)
+
+
+def _array_rows(file: TextIO) -> Iterator[tuple[int, object]]:
+    try:
+        items = json.loads(file.read(), object_pairs_hook=_object_or_error, parse_constant=_constant_error)
+    except UnicodeError as error:
+        raise InvalidRequestError(f"not {_encoding(file)} ({error})") from None
+    except json.JSONDecodeError as error:
+        advice = "; with a JSON object a line, name the file .jsonl" if error.msg == "Extra data" else ""
+        raise InvalidRequestError(f"no JSON ({error}){advice}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"no JSON ({error})") from None
+    if not isinstance(items, list):
+        raise InvalidRequestError(f"a JSON array of requests must stand here, not {_kind(items)}")
+    yield from enumerate(items, start=1)
 
 
 def _json(line: str) -> object:
@@ -138,6 +182,19 @@ def _json(line: str) -> object:
         return InvalidRequestError(f"no JSON ({error})")
 
 
+def _object_or_error(pairs: list[tuple[str, Any]]) -> object:
+    """In an array, one bad request is not to hide the others."""
+    errors = [value for _, value in pairs if isinstance(value, InvalidRequestError)]
+    try:
+        return errors[0] if errors else _object(pairs)
+    except InvalidRequestError as error:
+        return error
+
+
+def _constant_error(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} given, which is no JSON")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -146,27 +203,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise InvalidRequestError(f"{name} given, which is no JSON")
+    raise _constant_error(name)
 
 
-def _csv_rows(file: BinaryIO) -> Iterator[tuple[int, object]]:
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, object]]:
     bad: list[tuple[int, InvalidRequestError]] = []
     # A cell may hold line ends, so that one row may be several lines.
-    taken: list[int] = []
+    taken: list[tuple[int, str]] = []
 
     def good() -> Iterator[str]:
         for number, line in _lines(file):
             if isinstance(line, InvalidRequestError):
                 bad.append((number, line))
             else:
-                taken.append(number)
+                taken.append((number, line))
                 yield line
 
     lines = good()
-    first = next(lines, "")
-    delimiter = next((each for each in (",", ";", "\t") if each in first), ",")
-    header = next(csv.reader([first], delimiter=delimiter), [])
-    _check_header(header)
+    delimiter, header = _header(lines)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         taken.clear()
@@ -175,15 +229,36 @@ def _csv_rows(file: BinaryIO) -> Iterator[tuple[int, object]]:
         bad.clear()
         if row is None:
             return
+        if isinstance(row, InvalidRequestError) and delimiter == "\t" and len(taken) == 1:
+            # Where tabs separate, many write quotes as they are, also at the beginning of a cell.
+            cells = taken[0][1].rstrip("\r\n").split(delimiter)
+            row = cells if len(cells) == len(header) else row
         if row:
-            yield taken[0], _fields(header, row)
+            yield taken[0][0], _fields(header, row)
 
 
-def _check_header(header: list[str]) -> None:
+def _header(lines: Iterator[str]) -> tuple[str, list[str]]:
+    """Give what separates cells, and the names of the columns: ours as we write them, others as they are."""
+    first = next(lines, "")
+    if told := SEPARATOR.fullmatch(first):
+        first = next(lines, "")
+    candidates = [told[1]] if told else [",", ";", "\t"]
+    headers = {each: _names(first, each) for each in candidates}
+    delimiter = next((each for each, names in headers.items() if "prompt" in names), candidates[0])
+    header = headers[delimiter]
     if "prompt" not in header:
-        raise InvalidRequestError("line 1: the header of a CSV file must name its columns, prompt among them")
+        raise InvalidRequestError(
+            f"line 1: the header of a CSV file must name its columns, prompt among them, not {first.strip()!r:.99}"
+        )
     if len(set(header)) < len(header):
         raise InvalidRequestError("line 1: two columns of the CSV file have the same name")
+    return delimiter, header
+
+
+def _names(line: str, delimiter: str) -> list[str]:
+    cells = next(csv.reader([line], delimiter=delimiter), [])
+    usual = {cell: cell.strip().lower() for cell in cells}
+    return [usual[cell] if usual[cell] in FIELDS else cell for cell in cells]
 
 
 def _next(reader: Any) -> list[str] | InvalidRequestError | None:
@@ -209,21 +284,44 @@ def _fields(header: list[str], row: list[str] | InvalidRequestError) -> object:
     return fields
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, str | InvalidRequestError]]:
+def _opened(path: Path) -> TextIO:
+    with path.open("rb") as file:
+        head = file.read(4)
+    encoding = next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in head:
+        raise InvalidRequestError(f"{str(path)!r}: neither UTF-8 nor marked as UTF-16; save it as UTF-8")
+    # What is no UTF-8 is told line by line; no line end is changed, since cells may hold some.
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    return path.open(encoding=encoding, errors=errors, newline="")
+
+
+def _lines(file: TextIO) -> Iterator[tuple[int, str | InvalidRequestError]]:
     number = 0
-    while line := file.readline(MAX_LINE):
-        number += 1
-        if len(line) == MAX_LINE:
-            while len(line) == MAX_LINE and not line.endswith(b"\n"):
-                line = file.readline(MAX_LINE)
-            yield number, InvalidRequestError(f"longer than {MAX_LINE:,} bytes")
-            continue
-        try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            yield number, InvalidRequestError(f"not UTF-8 ({error.reason} at byte {error.start + 1})")
+    try:
+        while line := file.readline(MAX_LINE):
+            number += 1
+            if len(line) == MAX_LINE:
+                while len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
+                    line = file.readline(MAX_LINE)
+                yield number, InvalidRequestError(f"longer than {MAX_LINE:,} characters")
+            else:
+                yield number, line if line.isascii() else _unicode(line)
+    except UnicodeError as error:
+        # Of the encoding that the mark promised, which cannot be read further.
+        yield number + 1, InvalidRequestError(f"not {_encoding(file)} ({error})")
+
+
+def _unicode(line: str) -> str | InvalidRequestError:
+    try:
+        return line.encode(errors="surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        return InvalidRequestError(f"not UTF-8 ({error.reason} at byte {error.start + 1})")
+
+
+def _encoding(file: TextIO) -> str:
+    return (file.encoding or "").upper()
 
 
 def _kind(value: object) -> str:
-    kinds = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")

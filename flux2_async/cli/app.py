@@ -123,7 +123,10 @@ def generate(
 @app.command
 def batch(
     *sources: Annotated[
-        str, Parameter(help="A list of requests (.jsonl or .csv); or with --prompt pictures, such as 'photos/*.jpg'.")
+        str,
+        Parameter(
+            help="A list of requests (.jsonl, .json, .csv or .tsv); or with --prompt pictures, such as 'photos/*.jpg'."
+        ),
     ],
     options: BatchOptions = BatchOptions(),  # noqa: B008  frozen
     shape: Shape = Shape(),  # noqa: B008  frozen

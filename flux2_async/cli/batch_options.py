@@ -10,6 +10,7 @@ import attrs
 from cyclopts import Parameter
 
 from flux2_async.batch import BadLine, Job, match_jobs, read_jobs
+from flux2_async.batch.reading import FILES
 from flux2_async.cli.options import Shape
 from flux2_async.cli.screen import UsageError
 from flux2_async.models import Callbacks
@@ -17,7 +18,6 @@ from flux2_async.models import Callbacks
 __all__ = ["BatchOptions", "jobs"]
 
 SECRET: Final = "APIKLEY_CALLBACK_SECRET"  # noqa: S105  the name of a variable
-LIST: Final = (".jsonl", ".ndjson", ".csv", ".tsv")
 MAX_PORT: Final = 65535
 # int() refuses the longest numbers, and the digits of other alphabets are digits to Python.
 PORT: Final = re.compile(r"[0-9]{1,5}")
@@ -91,9 +91,9 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> Iterato
             raise UsageError("--prompt: it says what to do with pictures; name them, such as 'photos/*.jpg'")
         fields = {"aspect_ratio": shape.aspect_ratio or "auto", "resolution": shape.resolution, "tier": shape.tier}
         return match_jobs(sources, options.prompt, fields)
-    if len(sources) != 1 or not sources[0].lower().endswith(LIST):
+    if len(sources) != 1 or not sources[0].lower().endswith(FILES):
         raise UsageError(
-            f"one list of requests must be named (its name ends in one of {', '.join(LIST)}), or pictures and --prompt"
+            f"one list of requests must be named (its name ends in one of {', '.join(FILES)}), or pictures and --prompt"
         )
     if shape != Shape():
         raise UsageError("--aspect-ratio, --resolution and --tier go with --prompt; in a list they are columns")

@@ -38,16 +38,20 @@ class Shop:
         limit: Creations in any `period`, 0 for no limit.
         period: Seconds.
         says_when: Whether a refusal has a Retry-After.
+        looks: Looks a second, evenly, as nginx's `limit_req` takes them; 0 for no limit.
     """
 
     duration: float
     limit: int
     period: float
     says_when: bool
+    looks: float = 0.0
     _ends: dict[str, float] = attrs.field(init=False, factory=dict)
     _recent: deque[float] = attrs.field(init=False, factory=deque)
     _refused: int = attrs.field(init=False, default=0)
     _polls: int = attrs.field(init=False, default=0)
+    _looked: float = attrs.field(init=False, default=-math.inf)
+    _looks_refused: int = attrs.field(init=False, default=0)
     _reused: int = attrs.field(init=False, default=0)
     _first: float = attrs.field(init=False, default=0.0)
     _last: float = attrs.field(init=False, default=0.0)
@@ -72,6 +76,14 @@ class Shop:
         self._ends[task_id] = now + self.duration
         return task_id
 
+    def look(self) -> bool:
+        """Whether one more look is taken now."""
+        now = time.monotonic()
+        taken = not self.looks or now - self._looked >= 1.0 / self.looks
+        self._looked = now if taken else self._looked
+        self._looks_refused += not taken
+        return taken
+
     def finished(self, task_id: str) -> bool | None:
         """Whether a task is at its end; None for one that does not exist."""
         self._polls += 1
@@ -84,6 +96,7 @@ class Shop:
             "created": len(self._ends),
             "refused": self._refused,
             "polls": self._polls,
+            "looks_refused": self._looks_refused,
             "reused": self._reused,
             "first": self._first,
             "last": self._last,
@@ -136,6 +149,8 @@ class Connection(asyncio.Protocol):
         dialect = next(each for each in DIALECTS if target.startswith(each.prefix))
         if method == b"POST":
             return self._create(dialect)
+        if not self._shop.look():
+            return 429, REFUSAL, "Retry-After: 1\r\n" if self._shop.says_when else ""
         finished = self._shop.finished(dialect.task_id(target))
         if finished is None:
             return 404, '{"code":404,"msg":"no such task"}', ""
@@ -185,8 +200,9 @@ def main() -> None:
     parser.add_argument("--period", type=float, default=10.0)
     parser.add_argument("--says-when", type=int, default=0)
     parser.add_argument("--secure", type=int, default=0)
+    parser.add_argument("--looks", type=float, default=0.0)
     given = parser.parse_args()
-    shop = Shop(given.duration, given.limit, given.period, bool(given.says_when))
+    shop = Shop(given.duration, given.limit, given.period, bool(given.says_when), given.looks)
     with tempfile.TemporaryDirectory() as folder:
         try:
             runner = asyncio.Runner(loop_factory=import_module("uvloop").new_event_loop)

@@ -18,7 +18,8 @@ class Books:
     Attributes:
         created: Tasks it accepted.
         refused: Creations it answered by 429.
-        polls: Looks at a task.
+        polls: Looks at a task that were answered.
+        looks_refused: Looks at a task that were answered by 429.
         reused: Creations that came over a connection which had carried a request before.
         first: When it accepted the first task, in seconds of the machine's monotonic clock.
         last: When it accepted the last one.
@@ -27,6 +28,7 @@ class Books:
     created: int
     refused: int
     polls: int
+    looks_refused: int
     reused: int
     first: float
     last: float

@@ -21,6 +21,7 @@ from benchmarks import (
     imports,
     instructions,
     limit,
+    looks,
     memory,
     receiving,
     service,
@@ -90,6 +91,18 @@ def test_known_limit_is_never_refused() -> None:
     assert known[:5] == [OURS, "known", "yes", 0, 0]
     assert wrong[:3] + wrong[4:5] == [OURS, "believed 40", "yes", 0]
     assert wrong[3] >= 1
+
+
+@pytest.mark.parametrize("price", [None, 0.03])
+def test_looks_under_a_limit_are_known(price: float | None) -> None:
+    """Where looks are refused we lose nothing, and the optimum is computed."""
+    row = looks.run(looks.Case(OURS, price, says_when=False), 4, 5.0)
+
+    assert row[:3] == [OURS, "every 0.5 s" if price is None else "price 0.03", "no"]
+    assert row[3] == 4
+    assert row[5] == 0
+    assert row[7] == pytest.approx(1.6)
+    assert row[8] > 0
 
 
 @pytest.mark.parametrize(("name", "reads"), [("by hand", False), ("ours", True)])

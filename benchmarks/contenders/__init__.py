@@ -22,6 +22,7 @@ class Setting:
         limit: Creations per period that the contender believes in, 0 for none.
         period: Seconds.
         interval: Seconds between two looks, for those who let one choose.
+        price: For this library: seconds of lag that a look is worth. None: it looks after each `interval`, like others.
         images: Reference pictures of a request, given by their addresses; 0 for text-to-image. Clients of other
             services have one kind of request.
     """
@@ -32,6 +33,7 @@ class Setting:
     limit: int = 0
     period: float = 10.0
     interval: float = 0.1
+    price: float | None = None
     images: int = 2
 
     def addresses(self) -> list[str]:

@@ -32,7 +32,7 @@ class Ours:
 async def entered(setting: Setting) -> AsyncIterator[Ours]:
     """See `contenders.entered`."""
     rate_limit = RateLimit(setting.limit, setting.period) if setting.limit else None
-    polling = Polling(interval=setting.interval)
+    polling = Polling(interval=setting.interval) if setting.price is None else Polling(price=setting.price)
     async with Flux2Session(
         "key", base_url=setting.url, rate_limit=rate_limit, max_running=None, polling=polling
     ) as flux:

@@ -19,6 +19,7 @@ from flux2_async._coordination import Coordination, Terms
 from flux2_async._credentials import Credentials
 from flux2_async._files import Files
 from flux2_async._keys import Keys, fingerprint
+from flux2_async._limit_log import LimitLog
 from flux2_async._limiter import Limiter, Permits, Slots
 from flux2_async._outcome import Waiters
 from flux2_async._remembered import Remembered
@@ -116,6 +117,7 @@ class Engine:
             files=self.files,
             slots=self.slots,
             limiter=self.limiter,
+            limit_log=LimitLog(rate_limit, self.limiter),
             address=self._address,
             on_accepted=self._on_accepted,
             on_end=self._on_end,

@@ -31,7 +31,7 @@ def plain_object(field: str, value: object) -> dict[str, Any]:
 
     Args:
         field: What the caller calls it.
-        value: A mapping; tuples become lists, subclasses what they are made of.
+        value: A mapping; tuples become lists, subclasses what they are made of, numbers as inner names text.
 
     Raises:
         InvalidRequestError: JSON cannot hold it; the text names the place.
@@ -89,9 +89,15 @@ class _Copy:
         self.left = MAX_SIZE
 
     def mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-        return {self.key(key): self.within(f".{key}", child, depth) for key, child in value.items()}
+        plain = {self.key(key): self.within(f".{key}", child, depth) for key, child in value.items()}
+        if len(plain) < len(value):
+            raise _NotPlainError("the name of a field is given twice, as a number and as text")
+        return plain
 
     def key(self, value: object) -> str:
+        if isinstance(value, int) and not isinstance(value, bool):
+            # As all writers of JSON do.
+            return str(_number(value))
         if not isinstance(value, str):
             raise _NotPlainError(f"{type(value).__name__} given as the name of a field, it must be text")
         return self.text(value)

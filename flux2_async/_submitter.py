@@ -15,6 +15,7 @@ import attrs
 from flux2_async._answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async._circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async._files import Files
+from flux2_async._limit_log import LimitLog
 from flux2_async._limiter import Permit, Permits, Slots
 from flux2_async._submission import Record, Submission
 from flux2_async._transport import Transport
@@ -57,6 +58,7 @@ class Submitter:
         files: Uploads.
         slots: Tasks that may be alive.
         limiter: Tasks that may be started.
+        limit_log: Told of what the answers say about that.
         address: Gives the callback address of a submission, or None without callbacks.
         on_accepted: Called with the id of an accepted task; gives its handle, and whether that took over the slot.
         on_end: Called when a submission has come to its end, whichever.
@@ -69,6 +71,7 @@ class Submitter:
         files: Files,
         slots: Slots,
         limiter: Permits,
+        limit_log: LimitLog,
         address: Callable[[str], str | None],
         on_accepted: Callable[[Submission, str], tuple[ImageTask, bool]],
         on_end: Callable[[Submission], None],
@@ -77,6 +80,7 @@ class Submitter:
         self._files = files
         self._slots = slots
         self._limiter = limiter
+        self._limit_log = limit_log
         self._address = address
         self._on_accepted = on_accepted
         self._on_end = on_end
@@ -356,7 +360,7 @@ class Submitter:
         told, submission.posted = submission.posted, sent
         submission.announced = isinstance(answer, NeverSent) and answer.obstacle is Obstacle.LEASE
         try:
-            self._give_back(permit, answer, sent=sent)
+            self._give_back(submission.ref, permit, answer, sent=sent)
             if told and submission.record is not None:
                 await self._tell(submission.record, submission.ref, answer, sent=sent)
             submission.posted = sent and (answer is None or isinstance(answer, Unclear))
@@ -390,13 +394,15 @@ class Submitter:
             await submission.record.send(submission.ref)
         submission.private = False
 
-    def _give_back(self, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
+    def _give_back(self, ref: str, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
         match answer:
             case Refused(RateLimitedError(code=429) as error):
                 self.refused += 1
                 permit.refused(error.retry_after)
+                self._limit_log.refused(ref)
             case Accepted() | Refused():
                 permit.answered()
+                self._limit_log.look()
             case _:
                 permit.ambiguous() if sent else permit.never_sent()
 

@@ -59,7 +59,9 @@ FAILED = outcome(
 
 def test_counts_money_and_what_went_wrong() -> None:
     """A bar, how many are where, what it cost, what holds it up, and the last errors; each a line of its own."""
-    paused = attrs.evolve(STATISTICS, paused_until=datetime.now(UTC) + timedelta(seconds=7.4))
+    paused = attrs.evolve(
+        STATISTICS, paused_until=datetime.now(UTC) + timedelta(seconds=7.4), refused=2, learned_limit=5
+    )
     away = attrs.evolve(PROGRESS, away="455: maintenance. Try again later")
     shown = board(Shown(away, paused))
     shown.stopping = "nothing more is sent"
@@ -68,20 +70,27 @@ def test_counts_money_and_what_went_wrong() -> None:
     lines = drawn(shown)
     assert lines[1] == "77 of 300 done, 20 running, 12 waiting for the limit, 2 failed, 1 unknown"
     assert lines[2].startswith("1078 credits, ")
-    assert lines[3] == "the limit is waited for, 7 s more"
-    assert lines[4] == "the service is away, trying again: 455: maintenance. Try again later"
-    assert lines[5] == "nothing more is sent"
-    assert lines[6:] == ["line 17 (a) failed: Task t failed: 500 Internal Error"] * 3
+    assert lines[3] == "refused by 429: nothing is sent for 7 s more"
+    assert lines[4] == "2 refusals by 429, the limit is taken to be 5 for now"
+    assert lines[5] == "another program may use this account"
+    assert lines[6] == "the service is away, trying again: 455: maintenance. Try again later"
+    assert lines[7] == "nothing more is sent"
+    assert lines[8:] == ["line 17 (a) failed: Task t failed: 500 Internal Error"] * 3
 
 
 @pytest.mark.parametrize("width", [40, 60, 120])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    """On a narrow terminal lines are cut, not wrapped."""
-    shown = board(Shown(), width)
+    """On a narrow terminal figures go on in the next line, and none is cut off; errors are."""
+    learned = attrs.evolve(STATISTICS, refused=12, learned_limit=5)
+    shown = board(Shown(figures=learned), width)
     shown.tell(outcome(state=State.FAILED, error=Failure(type="X", message="words " * 60)))
     lines = drawn(shown, width)
-    assert len(lines) == 4
     assert max(map(len, lines)) <= width
+    assert lines[-1].endswith("…")
+    text = ", ".join(lines)
+    figures = ("77 of 300 done", "12 waiting for the limit", "1 unknown", "1078 credits", "for the 220 that are left")
+    for figure in (*figures, "12 refusals by 429", "another program may use this account"):
+        assert figure in text
 
 
 def test_before_the_first_request() -> None:
@@ -98,13 +107,13 @@ def test_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
         now += 1.0
         shown.tell(outcome())
     # 220 are left.
-    assert drawn(shown)[2] == "1078 credits, 60 a minute, about 4 min left"
+    assert drawn(shown)[2] == "1078 credits, 60 requests a minute, about 4 min for the 220 that are left"
     now += 110.0
     shown.tell(outcome())
     # Of the thirty, nineteen are more than two minutes old.
-    assert drawn(shown)[2] == "1078 credits, 6 a minute, about 37 min left"
+    assert drawn(shown)[2] == "1078 credits, 6 requests a minute, about 37 min for the 220 that are left"
     now += 119.5
-    assert drawn(shown)[2] == "1078 credits, 0 a minute, about 7.3 h left"
+    assert drawn(shown)[2] == "1078 credits, 0 requests a minute, about 7.3 h for the 220 that are left"
 
 
 def test_elsewhere_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

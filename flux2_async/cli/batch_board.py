@@ -5,13 +5,14 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from flux2_async._printable import printable
 from flux2_async.batch import Batch, Outcome, Progress, State
 from flux2_async.cli.board import LiveBoard
-from flux2_async.cli.screen import Screen, one_line
+from flux2_async.cli.screen import Screen, counted, one_line
 from flux2_async.session import Flux2Session
 
 __all__ = ["BatchBoard"]
@@ -43,7 +44,7 @@ class BatchBoard(LiveBoard):
         self._flux = flux
         self._begun = time.monotonic()
         self._told_at = self._begun
-        self._told = ""
+        self._told: list[str] = []
         self._ended: deque[float] = deque()
         self._errors: deque[str] = deque(maxlen=ERRORS)
         self._error_count = 0
@@ -62,10 +63,13 @@ class BatchBoard(LiveBoard):
         if self._live is None and time.monotonic() - self._told_at >= EVERY:
             self._told_at = time.monotonic()
             progress = self._batch.progress
-            counts = "reading the requests" if progress is None else self._counts(progress)
+            counts = ["reading the requests"] if progress is None else self._counts(progress)
+            hindrances = [] if progress is None else [", ".join(words) for words in self._hindrances(progress)]
             if counts != self._told:
                 self._told = counts
-                self.say(counts if progress is None else f"{counts}, {self._pace(progress)}")
+                self.say(", ".join(counts if progress is None else [*counts, *self._pace(progress)]))
+                for text in hindrances:
+                    self.say(text)
 
     def say(self, text: str) -> None:
         """Tell something in a line of its own."""
@@ -86,13 +90,13 @@ class BatchBoard(LiveBoard):
             rest = "; further ones are in results.jsonl" if self._error_count == ERROR_LINES else ""
             self.say(text + rest)
 
-    def _counts(self, progress: Progress) -> str:
+    def _counts(self, progress: Progress) -> list[str]:
         waiting = self._flux.statistics().waiting
         parts = [f"{progress.done} of {progress.total} done", f"{progress.running + progress.sending} running"]
         parts += [f"{waiting} waiting for the limit"] if waiting else []
-        return ", ".join([*parts, f"{progress.failed} failed", f"{progress.unknown} unknown"])
+        return [*parts, f"{progress.failed} failed", f"{progress.unknown} unknown"]
 
-    def _pace(self, progress: Progress) -> str:
+    def _pace(self, progress: Progress) -> list[str]:
         parts = [f"{progress.spent:g} credits"]
         now = time.monotonic()
         while self._ended and self._ended[0] < now - WINDOW:
@@ -100,40 +104,56 @@ class BatchBoard(LiveBoard):
         passed = min(now - self._begun, WINDOW)
         if self._ended and passed > 0:
             speed = len(self._ended) / passed
-            left = (progress.queued + progress.sending + progress.running) / speed
-            parts += [f"{speed * 60:.0f} a minute"] + ([f"about {_span(left)} left"] if left else [])
-        return ", ".join(parts)
+            left = progress.queued + progress.sending + progress.running
+            parts.append(f"{speed * 60:.0f} requests a minute")
+            parts += [f"about {_span(left / speed)} for the {left} that are left"] if left else []
+        return parts
 
     def _drawn(self) -> RenderableType:
         progress = self._batch.progress
         if progress is None:
             return Text("reading the requests")
+        width = self._screen.err.width
         ended = progress.done + progress.failed + progress.unknown
-        lines: list[RenderableType] = [
-            _bar(ended / max(progress.total, 1), min(self._screen.err.width, WIDE)),
-            _line(self._counts(progress)),
-            _line(self._pace(progress)),
-        ]
-        lines += [_line(text, "yellow") for text in self._hindrances(progress)]
+        lines: list[RenderableType] = [_bar(ended / max(progress.total, 1), min(width, WIDE))]
+        lines += map(_line, [*_packed(self._counts(progress), width), *_packed(self._pace(progress), width)])
+        # What keeps it from going on is worth more than one line.
+        lines += [_line(text, "yellow") for words in self._hindrances(progress) for text in _packed(words, width)]
         lines += [_line(text, "red") for text in self._errors]
         return Group(*lines)
 
-    def _hindrances(self, progress: Progress) -> list[str]:
+    def _hindrances(self, progress: Progress) -> list[list[str]]:
         found = []
-        paused_until = self._flux.statistics().paused_until
-        if paused_until is not None:
-            left = (paused_until - datetime.now(UTC)).total_seconds()
-            found.append(f"the limit is waited for, {max(left, 0):.0f} s more")
+        figures = self._flux.statistics()
+        if figures.paused_until is not None:
+            left = (figures.paused_until - datetime.now(UTC)).total_seconds()
+            found.append([f"refused by 429: nothing is sent for {max(left, 0):.0f} s more"])
+        if figures.learned_limit is not None:
+            refusals = f"{counted(figures.refused, 'refusal')} by 429"
+            taken = f"the limit is taken to be {figures.learned_limit} for now"
+            found.append([refusals, taken, "another program may use this account"])
         if progress.away is not None:
-            found.append(f"the service is away, trying again: {one_line(progress.away)}")
+            found.append([f"the service is away, trying again: {one_line(progress.away)}"])
         if self.stopping:
-            found.append(self.stopping)
+            found.append(self.stopping.split("; "))
         return found
 
 
 def _bar(share: float, width: int) -> Text:
     full = int(share * width)
     return Text.assemble(("━" * full, "green"), ("━" * (width - full), "dim"))
+
+
+def _packed(parts: list[str], width: int) -> list[str]:
+    """Put parts into as few lines as are wide enough for them."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = f"{lines[-1]}, {part}"
+        if cell_len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
 
 
 def _line(text: str, style: str = "") -> Text:

@@ -30,6 +30,7 @@ __all__ = ["demo"]
 
 SHEET = "contact-sheet.png"
 REFUSED = "refused by 429, waits"
+ROOMY = 80
 
 
 @attrs.define(eq=False)
@@ -217,17 +218,22 @@ def _summary(shows: Sequence[Show], seconds: float) -> str:
 
 
 def _tell(screen: Screen, shows: Sequence[Show], sheet: Path, seconds: float) -> None:
+    # How it was asked for matters less than what it cost.
+    roomy = screen.out.width >= ROOMY
+    taken = 2 + (17 + 2 if roomy else 0) + 9 + 6 + 7 + 5 * 2
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("", justify="right", min_width=2)
-    table.add_column("request", no_wrap=True, max_width=max(10, screen.out.width - (2 + 17 + 9 + 6 + 7 + 6 * 2)))
-    table.add_column("as", no_wrap=True, style="dim", min_width=17)
+    table.add_column("request", no_wrap=True, max_width=max(10, screen.out.width - taken))
+    if roomy:
+        table.add_column("as", no_wrap=True, style="dim", min_width=17)
     table.add_column("outcome", no_wrap=True, min_width=9)
     table.add_column("time", justify="right", no_wrap=True, min_width=6)
     table.add_column("credits", justify="right", no_wrap=True, min_width=7)
     for show in shows:
         outcome = Text("picture", "green") if show.picture else Text(show.row.state, "red")
         took = f"{show.row.seconds or 0.0:.1f} s"
-        table.add_row(str(show.number), show.wish.prompt, show.wish.facts, outcome, took, f"{show.credits:g}")
+        facts = [show.wish.facts] if roomy else []
+        table.add_row(str(show.number), show.wish.prompt, *facts, outcome, took, f"{show.credits:g}")
     screen.result(table)
     screen.result(f"\n{_summary(shows, seconds)}")
     for show in shows:

@@ -56,7 +56,11 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     "cpu": lambda wish: [cpu.measure(wish.names, wish.repeats)],
     "instructions": lambda wish: [instructions.measure(wish.names)],
     "memory": lambda wish: [memory.measure(wish.names, wish.repeats)],
-    "limit": lambda wish: [limit.measure(wish.names, wish.period), looks.measure(wish.names)],
+    "limit": lambda wish: [
+        limit.measure(wish.names, wish.period),
+        limit.measure_refused(wish.names, wish.period),
+        looks.measure(wish.names),
+    ],
     "polling": lambda _: polling.measure(),
     "coordination": lambda wish: coordination.measure(wish.period),
     "receiving": lambda wish: [receiving.measure(wish.repeats)],

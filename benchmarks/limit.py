@@ -1,7 +1,8 @@
-"""100 tasks at once against a limit of 20 per period: refusals, losses, and the time until the last is accepted."""
+"""Tasks at once against a limit of 20 per period: refusals, losses, and the time until the last is accepted."""
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -17,6 +18,8 @@ LIMIT: Final = 20
 # What a client that can be told a limit is told when the true one is not known.
 BELIEVED: Final = 40
 TOLD: Final = (OURS, "aiolimiter script")
+# Of the account's limit, where something else than the limit refuses.
+TASKS_REFUSED: Final = 60
 # They mostly wait, so several may do it at the same time.
 SIDE_BY_SIDE: Final = 4
 
@@ -85,5 +88,82 @@ def measure(names: Sequence[str], period: float, tasks: int = TASKS) -> Table:
         [
             "lost: the client raised an error instead of giving a picture; where there are any, there is no optimum",
             "the optimum is one full window at once and the next as soon as the service allows",
+        ],
+    )
+
+
+@attrs.frozen
+class Situation:
+    """What refuses a client that is told the true limit.
+
+    Attributes:
+        what: In words.
+        options: Of `benchmarks.server`.
+        at_once: Tasks that can be accepted at once.
+        apart: Parts of a period until the service can accept the next `then`.
+        then: Tasks accepted at once after that, and so on.
+    """
+
+    what: str
+    options: dict[str, int]
+    at_once: int
+    apart: float = 1.0
+    then: int = LIMIT
+
+    def optimum(self, tasks: int, period: float) -> float:
+        """Give the seconds that a client needs who knows all this, and obeys the pause of each refusal."""
+        return period * self.apart * math.ceil(max(tasks - self.at_once, 0) / self.then)
+
+
+SITUATIONS: Final = (
+    Situation("15 tasks of a stranger, once", {"strangers": 15}, LIMIT - 15),
+    Situation("one 429 of no cause", {"strays": 1}, LIMIT - 1),
+    Situation("no burst is taken", {"capacity": 1}, 1, 1 / LIMIT, 1),
+)
+
+
+def run_refused(name: str, situation: Situation, *, says_when: bool, period: float, tasks: int) -> list[Any]:
+    """Give a row of the table of refusals."""
+    options = {"limit": LIMIT, "period": period, "says_when": int(says_when), **situation.options}
+    with service.running(**options) as running:
+        setting = Setting(**attrs.asdict(running), limit=LIMIT, period=period, interval=0.5)
+        finished = alone.call(burst, name=name, setting=attrs.asdict(setting), tasks=tasks)
+        books = running.books()
+    optimum = situation.optimum(tasks, period)
+    seconds = books.last - books.first
+    wall = seconds / optimum if finished == tasks and optimum else None
+    said = "yes" if says_when else "no"
+    return [name, situation.what, said, books.refused, tasks - finished, seconds, optimum, wall]
+
+
+def measure_refused(names: Sequence[str], period: float, tasks: int = TASKS_REFUSED) -> Table:
+    """Compare what it costs when the limit is known, and something else refuses."""
+    known = [name for name in names if name in TOLD]
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        runs = [
+            pool.submit(run_refused, name, situation, says_when=says_when, period=period, tasks=tasks)
+            for name in known
+            for situation in SITUATIONS
+            for says_when in (True, False)
+        ]
+        rows = [run.result() for run in runs]
+    columns = [
+        "",
+        "refuses",
+        "Retry-After",
+        "refused",
+        "lost",
+        "s from first to last accepted",
+        "optimum s",
+        "x optimum",
+    ]
+    return Table(
+        f"{tasks} tasks at once against {LIMIT} per {period:g} s, known to the client, when something else refuses",
+        columns,
+        rows,
+        [
+            "the optimum sends what is taken at once, and the next as soon as the service allows",
+            "after the 429 of no cause the optimum waits the period that it asks for",
+            "without Retry-After a refusal pauses the library for a period",
         ],
     )

@@ -39,6 +39,9 @@ class Shop:
         period: Seconds.
         says_when: Whether a refusal has a Retry-After.
         looks: Looks a second, evenly, as nginx's `limit_req` takes them; 0 for no limit.
+        strangers: Creations that somebody else makes just before the first one.
+        strays: Creations that are refused at first, whatever the limit.
+        capacity: Creations at once, refilled by `limit` per `period`; 0 for a sliding window.
     """
 
     duration: float
@@ -46,8 +49,12 @@ class Shop:
     period: float
     says_when: bool
     looks: float = 0.0
+    strangers: int = 0
+    strays: int = 0
+    capacity: int = 0
     _ends: dict[str, float] = attrs.field(init=False, factory=dict)
     _recent: deque[float] = attrs.field(init=False, factory=deque)
+    _full_at: float = attrs.field(init=False, default=0.0)
     _refused: int = attrs.field(init=False, default=0)
     _polls: int = attrs.field(init=False, default=0)
     _looked: float = attrs.field(init=False, default=-math.inf)
@@ -64,13 +71,12 @@ class Shop:
         """
         self._reused += reused
         now = time.monotonic()
-        while self._recent and self._recent[0] <= now - self.period:
-            self._recent.popleft()
-        if self.limit and len(self._recent) >= self.limit:
+        if self.strangers:
+            self._recent.extend([now] * self.strangers)
+            self.strangers = 0
+        if (wait := self._wait(now)) > 0:
             self._refused += 1
-            return self._recent[0] + self.period - now
-        if self.limit:
-            self._recent.append(now)
+            return wait
         self._first, self._last = self._first or now, now
         task_id = f"{len(self._ends):032x}"
         self._ends[task_id] = now + self.duration
@@ -83,6 +89,26 @@ class Shop:
         self._looked = now if taken else self._looked
         self._looks_refused += not taken
         return taken
+
+    def _wait(self, now: float) -> float:
+        """Count one creation, or give the seconds until there may be one."""
+        if self.strays:
+            self.strays -= 1
+            return self.period
+        if self.capacity:
+            spacing = self.period / self.limit
+            full_at = max(self._full_at, now) + spacing
+            if full_at > now + self.capacity * spacing:
+                return full_at - now - self.capacity * spacing
+            self._full_at = full_at
+            return 0.0
+        while self._recent and self._recent[0] <= now - self.period:
+            self._recent.popleft()
+        if self.limit and len(self._recent) >= self.limit:
+            return self._recent[0] + self.period - now
+        if self.limit:
+            self._recent.append(now)
+        return 0.0
 
     def finished(self, task_id: str) -> bool | None:
         """Whether a task is at its end; None for one that does not exist."""
@@ -199,10 +225,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--period", type=float, default=10.0)
     parser.add_argument("--says-when", type=int, default=0)
+    parser.add_argument("--strangers", type=int, default=0)
+    parser.add_argument("--strays", type=int, default=0)
+    parser.add_argument("--capacity", type=int, default=0)
     parser.add_argument("--secure", type=int, default=0)
     parser.add_argument("--looks", type=float, default=0.0)
     given = parser.parse_args()
-    shop = Shop(given.duration, given.limit, given.period, bool(given.says_when), given.looks)
+    options = {name: getattr(given, name) for name in ("looks", "strangers", "strays", "capacity")}
+    shop = Shop(given.duration, given.limit, given.period, bool(given.says_when), **options)
     with tempfile.TemporaryDirectory() as folder:
         try:
             runner = asyncio.Runner(loop_factory=import_module("uvloop").new_event_loop)

@@ -84,6 +84,18 @@ def test_memory_is_measured_with_and_without_waiters() -> None:
     assert len(table.rows[0]) == len(table.columns)
 
 
+def test_optimum_and_cost_of_what_else_refuses() -> None:
+    """The optimum follows from what is known, and who is refused for another's sake loses nothing."""
+    strangers, stray, no_burst = limit.SITUATIONS
+    assert [each.optimum(60, 10.0) for each in limit.SITUATIONS] == [30.0, 30.0, 29.5]
+    rows = [limit.run_refused(OURS, each, says_when=True, period=1.0, tasks=25) for each in (strangers, stray)]
+
+    assert [row[3:5] for row in rows] == [[15, 0], [1, 0]]
+    refused, lost = limit.run_refused(OURS, no_burst, says_when=False, period=1.0, tasks=3)[3:5]
+    assert lost == 0
+    assert refused >= 1
+
+
 def test_known_limit_is_never_refused() -> None:
     """Told the limit we lose nothing and are refused nothing; told the double, we lose nothing."""
     known, wrong = (limit.run(limit.Case(OURS, believed, says_when=True), 1.0, 25) for believed in (20, 40))

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from flux2_async._coordination import Coordination
+from flux2_async._plain import plain
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 
@@ -50,7 +51,7 @@ def check_max_running(value: Any) -> int | None:
         ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
     """
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
+        return plain(value)
     raise ConfigurationError(f"max_running: {value!r} given, it must be a whole number of 1 or more, or None")
 
 
@@ -106,4 +107,4 @@ def check_task_id(value: object) -> str:
     """
     if not isinstance(value, str) or not re.fullmatch(r"\S{1,256}", value):
         raise InvalidRequestError(f"task_id: {value!r} given, it must be the text that createTask gave, without blanks")
-    return value
+    return plain(value)

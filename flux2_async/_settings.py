@@ -7,9 +7,30 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from flux2_async._plain import plain
 from flux2_async.errors import ConfigurationError
 
 __all__ = ["Callbacks", "Polling", "RateLimit", "SessionStatistics", "Timeouts"]
+
+
+def _whole_number(value: int) -> int:
+    return plain(value)
+
+
+def _number(value: float) -> float:
+    return plain(value)
+
+
+def _number_or_none(value: float | None) -> float | None:
+    return plain(value)
+
+
+def _text(value: str) -> str:
+    return plain(value)
+
+
+def _text_or_none(value: str | None) -> str | None:
+    return plain(value)
 
 
 def _is_number(value: object) -> bool:
@@ -62,8 +83,8 @@ class RateLimit:
         ConfigurationError: A value is out of bounds.
     """
 
-    limit: int = attrs.field(validator=_whole)
-    period: float = attrs.field(validator=_positive())
+    limit: int = attrs.field(converter=_whole_number, validator=_whole)
+    period: float = attrs.field(converter=_number, validator=_positive())
 
 
 @attrs.frozen(kw_only=True)
@@ -90,12 +111,12 @@ class Polling:
         ConfigurationError: A value is out of bounds.
     """
 
-    price: float = attrs.field(default=0.3, validator=_positive())
-    wait_min: float = attrs.field(default=0.25, validator=_positive())
-    wait_max: float = attrs.field(default=30.0, validator=_positive())
-    interval: float | None = attrs.field(default=None, validator=_not_negative(none=True))
-    max_concurrency: int = attrs.field(default=32, validator=_whole)
-    give_up_after: float | None = attrs.field(default=1200.0, validator=_positive(none=True))
+    price: float = attrs.field(converter=_number, default=0.3, validator=_positive())
+    wait_min: float = attrs.field(converter=_number, default=0.25, validator=_positive())
+    wait_max: float = attrs.field(converter=_number, default=30.0, validator=_positive())
+    interval: float | None = attrs.field(converter=_number_or_none, default=None, validator=_not_negative(none=True))
+    max_concurrency: int = attrs.field(converter=_whole_number, default=32, validator=_whole)
+    give_up_after: float | None = attrs.field(converter=_number_or_none, default=1200.0, validator=_positive(none=True))
     remember: bool = attrs.field(default=False, validator=_yes_or_no)
 
     def __attrs_post_init__(self) -> None:
@@ -144,9 +165,13 @@ class Callbacks:
         ConfigurationError: A value cannot be used.
     """
 
-    url: str = attrs.field(validator=_check_callback_url)
-    secret: str | None = attrs.field(default=None, validator=_secret_text, kw_only=True, repr=False)
-    hmac_key: str | None = attrs.field(default=None, validator=_secret_text, kw_only=True, repr=False)
+    url: str = attrs.field(converter=_text, validator=_check_callback_url)
+    secret: str | None = attrs.field(
+        converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
+    )
+    hmac_key: str | None = attrs.field(
+        converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
+    )
     confirm: bool = attrs.field(default=True, validator=_yes_or_no, kw_only=True)
 
 
@@ -165,11 +190,11 @@ class Timeouts:
         ConfigurationError: A value is out of bounds.
     """
 
-    connect: float = attrs.field(default=10.0, validator=_positive())
-    submit: float = attrs.field(default=60.0, validator=_positive())
-    record: float = attrs.field(default=30.0, validator=_positive())
-    upload: float = attrs.field(default=120.0, validator=_positive())
-    download: float = attrs.field(default=300.0, validator=_positive())
+    connect: float = attrs.field(converter=_number, default=10.0, validator=_positive())
+    submit: float = attrs.field(converter=_number, default=60.0, validator=_positive())
+    record: float = attrs.field(converter=_number, default=30.0, validator=_positive())
+    upload: float = attrs.field(converter=_number, default=120.0, validator=_positive())
+    download: float = attrs.field(converter=_number, default=300.0, validator=_positive())
 
 
 @attrs.frozen(kw_only=True)

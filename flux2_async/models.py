@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from flux2_async._plain import plain
 from flux2_async._plain_json import check_text, plain_object, shown
 from flux2_async._settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
 from flux2_async._showable import showable
@@ -42,6 +43,10 @@ RESOLUTIONS: Final = ("1K", "2K")
 TIERS: Final = ("flex", "pro")
 
 
+def _text(value: str) -> str:
+    return plain(value)
+
+
 @attrs.frozen
 class UploadedFile:
     """A file the service keeps for us.
@@ -54,8 +59,8 @@ class UploadedFile:
         expires_at: When the service deletes it, or None when it did not say (documented: 3 days).
     """
 
-    url: str
-    file_name: str
+    url: str = attrs.field(converter=_text)
+    file_name: str = attrs.field(converter=_text)
     size: int
     mime_type: str
     expires_at: datetime | None = None
@@ -72,7 +77,7 @@ def is_url(source: object) -> bool:
 
 def _one_of(allowed: tuple[str, ...]) -> Any:
     def check(_: object, attribute: "attrs.Attribute[str]", value: object) -> None:
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise InvalidRequestError(f"{attribute.name}: {shown(value)} given, allowed are {_choices(allowed)}")
 
     return check
@@ -84,7 +89,7 @@ def _choices(allowed: tuple[str, ...]) -> str:
 
 def _check_aspect_ratio(request: object, _: "attrs.Attribute[str]", value: object) -> None:
     allowed = ASPECT_RATIOS if isinstance(request, ImageToImage) else RATIOS
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         auto = "'auto' takes the ratio of the first picture and there is none"
         given = auto if value == "auto" else f"{shown(value)} given"
         raise InvalidRequestError(f"aspect_ratio: {given}, allowed are {_choices(allowed)}")
@@ -122,7 +127,7 @@ def _images_to_tuple(value: Iterable[ImageSource]) -> tuple[ImageSource, ...]:
             f"images: {type(value).__name__} given, it must be a list of 1 to {MAX_IMAGES} pictures; "
             "put a single one into a list: images=[picture]"
         )
-    return tuple(value)
+    return tuple(map(plain, value))
 
 
 def _check_images(_: object, __: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
@@ -178,10 +183,10 @@ def _lengths(value: str) -> str:
 
 @attrs.frozen
 class _Request:
-    prompt: str = attrs.field(validator=_check_prompt, repr=_lengths)
-    aspect_ratio: str = attrs.field(default="1:1", validator=_check_aspect_ratio, kw_only=True)
-    resolution: str = attrs.field(default="1K", validator=_one_of(RESOLUTIONS), kw_only=True)
-    tier: str = attrs.field(default="flex", validator=_one_of(TIERS), kw_only=True)
+    prompt: str = attrs.field(converter=_text, validator=_check_prompt, repr=_lengths)
+    aspect_ratio: str = attrs.field(default="1:1", converter=_text, validator=_check_aspect_ratio, kw_only=True)
+    resolution: str = attrs.field(default="1K", converter=_text, validator=_one_of(RESOLUTIONS), kw_only=True)
+    tier: str = attrs.field(default="flex", converter=_text, validator=_one_of(TIERS), kw_only=True)
     extra_input: dict[str, Any] = attrs.field(
         factory=dict,
         converter=_plain_extra_input,

@@ -16,6 +16,7 @@ from flux2_async._completions import Completions
 from flux2_async._coordination import Coordination
 from flux2_async._credentials import Secret, make_credentials
 from flux2_async._engine import Engine, Unsettled
+from flux2_async._plain import plain
 from flux2_async._showable import showable
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._window import HAIR
@@ -256,6 +257,7 @@ class Flux2Session:
         """
         engine = self._open_engine()
         check_submit(request, key, max_wait, priority, ref)
+        key, ref = plain(key), plain(ref)
         return await engine.submit(request, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send)
 
     async def generate(self, request: Request, *, timeout: float | None = None) -> ImageResult:
@@ -342,7 +344,7 @@ class Flux2Session:
             SessionClosedError: The session is not open, or was closed meanwhile.
         """
         async with asyncio.timeout(timeout):
-            return await self._open_engine().recover(ref)
+            return await self._open_engine().recover(plain(ref))
 
     async def fetch_record(self, task_id: str) -> TaskRecord:
         """Ask for a task's record once.
@@ -432,7 +434,7 @@ class Flux2Session:
 
     def notify(self, task_id: str) -> None:
         """Look at a task now, because it is said to be finished; other ids are ignored."""
-        self._open_engine().notify(task_id)
+        self._open_engine().notify(plain(task_id))
 
     def statistics(self) -> SessionStatistics:
         """Give a snapshot of what the session has done and is doing; also after it was closed."""

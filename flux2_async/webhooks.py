@@ -18,6 +18,7 @@ import attrs
 from flux2_async import _json
 from flux2_async._addresses import is_public_address
 from flux2_async._converter import http_address
+from flux2_async._plain import plain
 from flux2_async._record import record_from_payload, task_id_of
 from flux2_async._wire import FAILED
 from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
@@ -66,6 +67,7 @@ def signed_url(url: str, ref: str, secret: str | bytes) -> str:
         InvalidRequestError: `ref` is empty or not printable.
     """
     _check_address(url)
+    url, ref = plain(url), plain(ref)
     if not ref or not ref.isprintable():
         raise InvalidRequestError(f"ref: {ref!r} given, it must be text of one or more printable characters")
     joint = "?" if "?" not in url else "" if url.endswith(("?", "&")) else "&"

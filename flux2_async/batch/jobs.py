@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 
 from flux2_async._pictures import check_picture
+from flux2_async._plain import plain
 from flux2_async._plain_json import plain_object, shown
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile, is_url
@@ -23,7 +24,7 @@ MAX_LINE: Final = 2**63 - 1
 
 
 def _plain_text(value: Any) -> Any:
-    return str.__str__(value) if isinstance(value, str) else value
+    return plain(value)
 
 
 def _check_id(_: object, __: "attrs.Attribute[Any]", value: object) -> None:

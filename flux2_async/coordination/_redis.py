@@ -46,6 +46,7 @@ from flux2_async._coordination import (
     encode_message,
 )
 from flux2_async._membership import finish
+from flux2_async._plain import plain
 from flux2_async._shared_limiter import boot_time
 from flux2_async._showable import showable
 from flux2_async.coordination._book import Known
@@ -104,7 +105,7 @@ class RedisCoordination(Coordination):
     ) -> None:
         _check(namespace, on_failure, timeout)
         self._url = url
-        self._namespace = namespace
+        self._namespace = plain(namespace)
         self._timeout = timeout
         self.on_failure = on_failure
         # An address that cannot be read is told when the session is made.

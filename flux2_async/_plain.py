@@ -1,0 +1,26 @@
+"""Plain text, bytes and numbers out of subclasses of them. Pure.
+
+A member of `class Tier(str, Enum)` equals `"pro"`, and is formatted as `Tier.PRO` and hashed as something else. So what
+is taken because it equals an allowed value is kept as that value.
+"""
+
+from typing import TypeVar
+
+__all__ = ["plain"]
+
+T = TypeVar("T")
+
+
+def plain(value: T) -> T:
+    """The value without its subclass, where it is text, bytes or a number; anything else as it is."""
+    if isinstance(value, str):
+        return str.__str__(value)  # type: ignore[return-value]  # what a T is made of stands in for it
+    if isinstance(value, bytes):
+        return value if type(value) is bytes else bytes(memoryview(value))  # type: ignore[return-value]  # likewise
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int.__int__(value)  # type: ignore[return-value]  # likewise
+    if isinstance(value, float):
+        return float.__float__(value)  # type: ignore[return-value]  # likewise
+    return value

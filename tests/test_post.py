@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 import attrs
@@ -397,11 +397,23 @@ async def test_our_key_wins_over_netrc(entry: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("url", "obstacle"),
-    [("http://no-such-host.invalid", Obstacle.LASTING), ("http://127.0.0.1:1", Obstacle.PASSING)],
+    ("url", "told", "obstacle"),
+    [
+        ("http://no-such-host.invalid", socket.EAI_NONAME, Obstacle.LASTING),
+        ("http://no-such-host.invalid", socket.EAI_AGAIN, Obstacle.PASSING),
+        ("http://127.0.0.1:1", 0, Obstacle.PASSING),
+    ],
 )
-async def test_what_may_pass_and_what_cannot(url: str, obstacle: Obstacle) -> None:
-    """A name that nobody knows is told at once; a host that refuses connections may be back at the next try."""
+async def test_what_may_pass_and_what_cannot(
+    url: str, told: int, obstacle: Obstacle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that nobody knows is told at once; names and hosts that do not answer may do so at the next try."""
+
+    # A machine without a network says of any name that nobody could be asked.
+    def resolve(*_: object, **__: object) -> NoReturn:
+        raise socket.gaierror(told, "as a server of names says")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     async with transport_to(url) as transport:
         outcome = await sent(transport)
 

@@ -7,6 +7,7 @@ Why the window is never refused, and what it learns when it is nevertheless, sta
 import asyncio
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -17,7 +18,7 @@ from flux2_async._window import MAX_PAUSE, Fate, Starts, Ticket, Unlimited, Wind
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
-__all__ = ["Limiter", "Permit", "Permits", "Slots"]
+__all__ = ["Gate", "Limiter", "Permit", "Permits", "Slots"]
 
 
 class Slots(Turnstile[None]):
@@ -169,7 +170,55 @@ class Permits(Protocol):
     def close(self) -> None: ...
 
 
-class Limiter(Turnstile[Permit]):
+class Gate(Turnstile[Permit]):
+    """The queue for permits, whoever gives them, and the pause that a 429 asks of all who wait.
+
+    Attributes:
+        waiting: Tasks that wait for a permit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._until = -math.inf
+
+    @property
+    def paused_until(self) -> float | None:
+        """Loop time at which the gate opens, or None when it is open."""
+        return self._until if self._loop and self._until > self._loop.time() else None
+
+    @abstractmethod
+    def _next_at(self, now: float, /) -> float:
+        """When the next permit may be free; infinity or a time in the past if that is not known."""
+
+    @abstractmethod
+    def _used_up(self) -> str:
+        """Why there is no permit."""
+
+    def _close_gate(self, until: float) -> None:
+        self._until = max(self._until, until)
+        self._wake()
+
+    def _blocked_until(self) -> float:
+        return self._until
+
+    def _take_back(self, grant: Permit, /) -> None:
+        grant.never_sent()
+
+    def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
+        what, ready_at = self._used_up(), self._next_at(now)
+        if self._until > now:
+            what = f"the service is given a pause of another {self._until - now:.3g} s after a 429"
+            ready_at = max(self._until, ready_at) if ready_at < math.inf else self._until
+        return RateLimitedError(
+            429,
+            what,
+            retry_after=ready_at - now if now < ready_at < math.inf else None,
+            advice=f"max_wait={waiter.max_wait:g} s is shorter than the wait for a permit, so nothing was sent; "
+            "try again after retry_after seconds, or allow a longer max_wait",
+        )
+
+
+class Limiter(Gate):
     """Window and gate: who may send now.
 
     Args:
@@ -183,17 +232,11 @@ class Limiter(Turnstile[Permit]):
         super().__init__()
         self._rate = rate
         self._window: Starts = Window(rate) if rate else Unlimited()
-        self._until = -math.inf
 
     @property
     def learned_limit(self) -> int | None:
         """Starts per period that 429s have taught, or None while the configured limit holds."""
         return self._window.learned_limit
-
-    @property
-    def paused_until(self) -> float | None:
-        """Loop time at which the gate opens, or None when it is open."""
-        return self._until if self._loop and self._until > self._loop.time() else None
 
     async def acquire(
         self,
@@ -226,21 +269,19 @@ class Limiter(Turnstile[Permit]):
         self._loop = asyncio.get_running_loop()
         self._close_gate(self._loop.time() + min(seconds, MAX_PAUSE))
 
-    def _close_gate(self, until: float) -> None:
-        self._until = max(self._until, until)
-        self._wake()
-
     def _ready_at(self, now: float, /) -> float:
         return max(self._until, self._window.ready_at(now))
-
-    def _blocked_until(self) -> float:
-        return self._until
 
     def _grant(self, now: float, /) -> Permit:
         return Permit(partial(self._settle, self._window.take(now)))
 
-    def _take_back(self, grant: Permit, /) -> None:
-        grant.never_sent()
+    def _next_at(self, now: float, /) -> float:
+        return self._window.ready_at(now)
+
+    def _used_up(self) -> str:
+        if self._rate is None:
+            return f"{self.waiting} others wait"
+        return f"the limit of {self.learned_limit or self._rate.limit} per {self._rate.period:g} s is used up"
 
     def _settle(self, ticket: Ticket, fate: Fate, retry_after: float | None) -> None:
         if fate is Fate.DROPPED:
@@ -264,20 +305,3 @@ class Limiter(Turnstile[Permit]):
         # The garbage collector may run in any thread.
         if self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._settle, ticket, Fate.AMBIGUOUS, None)
-
-    def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
-        ready_at = self._ready_at(now)
-        if self._until > now:
-            what = f"the service is given a pause of another {self._until - now:.3g} s after a 429"
-            ready_at = self._until if ready_at == math.inf else ready_at
-        elif self._rate:
-            what = f"the limit of {self.learned_limit or self._rate.limit} per {self._rate.period:g} s is used up"
-        else:
-            what = f"{self.waiting} others wait"
-        return RateLimitedError(
-            429,
-            what,
-            retry_after=ready_at - now if ready_at < math.inf else None,
-            advice=f"max_wait={waiter.max_wait:g} s is shorter than the wait for a permit, so nothing was sent; "
-            "try again after retry_after seconds, or allow a longer max_wait",
-        )

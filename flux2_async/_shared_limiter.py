@@ -21,12 +21,11 @@ from typing import Final
 import attrs
 
 from flux2_async._coordination import Answer, Coordinator, Message, Settlement, Terms
-from flux2_async._limiter import Permit
+from flux2_async._limiter import Gate, Permit
 from flux2_async._membership import Membership, finish
 from flux2_async._share import Share, share_of
-from flux2_async._waiting import Turnstile, Waiter
 from flux2_async._window import HAIR, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
-from flux2_async.errors import CoordinationError, RateLimitedError
+from flux2_async.errors import CoordinationError
 from flux2_async.models import RateLimit
 
 __all__ = ["SharedLimiter"]
@@ -69,7 +68,7 @@ class _News:
     pause: float
 
 
-class SharedLimiter(Turnstile[Permit]):
+class SharedLimiter(Gate):
     """Window and gate of all processes of an account: see `Limiter`.
 
     Args:
@@ -108,7 +107,7 @@ class SharedLimiter(Turnstile[Permit]):
         self._has_news, self._wanted, self._nudge = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._share: Share | None = None
         self._declared: set[int] = set()
-        self._until = self._ask_at = -math.inf
+        self._ask_at = -math.inf
         self._queued = False
         self._learned: int | None = None
         self._peers: int | None = None
@@ -120,11 +119,6 @@ class SharedLimiter(Turnstile[Permit]):
     def learned_limit(self) -> int | None:
         """Starts per period that 429s have taught all processes, or None while the configured limit holds."""
         return self._learned
-
-    @property
-    def paused_until(self) -> float | None:
-        """Loop time at which the gate opens, or None when it is open."""
-        return self._until if self._until > self._home.time() else None
 
     async def open(self) -> None:
         """Join the other processes.
@@ -201,9 +195,6 @@ class SharedLimiter(Turnstile[Permit]):
             return max(self._until, now)
         return max(self._until, self._share.ready_at(now)) if self._share and self._may_degrade else math.inf
 
-    def _blocked_until(self) -> float:
-        return self._until
-
     def _grant(self, now: float, /) -> Permit:
         if (share := self._share) is not None:
             # Once the session is back, what it had not sent by then is declared for two periods and no longer.
@@ -215,24 +206,11 @@ class SharedLimiter(Turnstile[Permit]):
         passed = max(self._home.time() - lent.asked_at, self._clock() - lent.asked_at_boot_time)
         return passed >= self._terms.lease - self._terms.post
 
-    def _take_back(self, grant: Permit, /) -> None:
-        grant.never_sent()
+    def _next_at(self, now: float, /) -> float:
+        return self._share.ready_at(now) if self._share else self._ask_at
 
-    def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
-        ready_at = self._share.ready_at(now) if self._share else self._ask_at
-        what = "the limit that several processes share is used up"
-        if self._until > now:
-            what, ready_at = (
-                f"the service is given a pause of another {self._until - now:.3g} s after a 429",
-                self._until,
-            )
-        return RateLimitedError(
-            429,
-            what,
-            retry_after=ready_at - now if now < ready_at < math.inf else None,
-            advice=f"max_wait={waiter.max_wait:g} s is shorter than the wait for a permit, so nothing was sent; "
-            "try again after retry_after seconds, or allow a longer max_wait",
-        )
+    def _used_up(self) -> str:
+        return "the limit that several processes share is used up"
 
     # --- Asking ---
 
@@ -330,10 +308,6 @@ class SharedLimiter(Turnstile[Permit]):
         self._has_news.set()
         if pause:
             self._close_gate(now + pause)
-
-    def _close_gate(self, until: float) -> None:
-        self._until = max(self._until, until)
-        self._wake()
 
     async def _tell(self) -> None:
         while not self._closing:

@@ -106,8 +106,8 @@ class _Copy:
         try:
             return self.value(value, depth - 1)
         except _NotPlainError as error:
-            # Many levels say nothing more.
-            error.path = f"{place}{error.path}" if len(error.path) < MAX_DEPTH else error.path
+            # Of many levels the outer ones tell where it is.
+            error.path = f"{place}{error.path}" if len(error.path) < MAX_DEPTH else f"{place}…"
             raise
 
     def value(self, value: object, depth: int) -> Any:

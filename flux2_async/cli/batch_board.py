@@ -106,7 +106,7 @@ class BatchBoard(LiveBoard):
             speed = len(self._ended) / passed
             left = progress.queued + progress.sending + progress.running
             parts.append(f"{speed * 60:.0f} requests a minute")
-            parts += [f"about {_span(left / speed)} for the {left} that are left"] if left else []
+            parts += [f"about {_span(left / speed)} for the {left} that are left"] if left and not self.stopping else []
         return parts
 
     def _drawn(self) -> RenderableType:

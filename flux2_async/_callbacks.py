@@ -142,6 +142,10 @@ class CallbackDesk:
         if callback is not None:
             self._found(submission, callback)
 
+    def take_over(self, before: "CallbackDesk") -> None:
+        """Go on knowing the submissions whose reply was lost when the session was open before."""
+        self._ambiguous.update(before._ambiguous)  # noqa: SLF001  of the same kind
+
     def settled(self, task: ImageTask, *, called: bool) -> None:
         """Forget an outstanding task; `called` tells whether a callback came before it was settled."""
         ref = self._refs.pop(task.id, None)
@@ -201,7 +205,9 @@ class CallbackDesk:
         """
         while True:
             if self._closed:
-                raise SessionClosedError("the session was closed before the callback came; recover it in a new session")
+                raise SessionClosedError(
+                    "the session was closed before the callback came; recover it when the session is open again"
+                )
             task = self._tasks.get(ref)
             if task is None and ref not in self._ambiguous:
                 task = self._settled.get(ref)

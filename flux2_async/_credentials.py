@@ -15,7 +15,7 @@ import attrs
 from flux2_async._refusal import Redactor
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["Credentials", "Secret", "make_credentials"]
+__all__ = ["Credentials", "Secret", "check_given", "make_credentials"]
 
 BASE_URL: Final = "https://api.apikley.ru"
 
@@ -125,6 +125,19 @@ def _parts(url: object) -> SplitResult | None:
     except ValueError:
         return None
     return parts if usable else None
+
+
+def check_given(api_key: Secret | None, base_url: object, upload_url: object) -> None:
+    """Check what was given; what the environment has is read when a session is opened.
+
+    Raises:
+        ConfigurationError: Something is malformed.
+    """
+    if api_key is not None:
+        _check_key(api_key)
+    for name, url in (("base_url", base_url), ("upload_url", upload_url)):
+        if url is not None:
+            _check_url(name, _bare(url))
 
 
 def make_credentials(api_key: Secret | None, base_url: str | None, upload_url: str | None) -> Credentials:

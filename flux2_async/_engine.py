@@ -29,7 +29,7 @@ from flux2_async._submitter import Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
 from flux2_async._wire import decode_record
-from flux2_async.errors import ConfigurationError, RateLimitedError
+from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import (
     ImageToImage,
     Polling,
@@ -63,7 +63,7 @@ class Unsettled:
     """What a session left behind when it was closed.
 
     Attributes:
-        task_ids: Tasks that were not finished; `attach` them in a new session.
+        task_ids: Tasks that were not finished; `attach` them when the session is open again, or in a new one.
         refs: Submissions of which it is not known whether the service accepted them.
     """
 
@@ -85,6 +85,8 @@ class Engine:
         connector: Makes the connector of createTask, or None.
         private_downloads: Whether downloads may be redirected into a private network.
         coordination: How the account is shared with other processes, or None.
+        before: The parts of the session when it was open before, or None: what the service counts and what keys stand
+            for does not end with a session's being closed.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class Engine:
         connector: ConnectorFactory | None = None,
         private_downloads: bool = False,
         coordination: Coordination | None = None,
+        before: "Engine | None" = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = Transport(credentials, timeouts, http, connector, private_downloads=private_downloads)
         self.files = Files(self.transport)
         self.slots = Slots(max_running)
+        self.base_url = credentials.base_url
         self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
         self.sharing = None if coordination is None else self._share(coordination, rate_limit, timeouts)
         self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
@@ -126,6 +130,17 @@ class Engine:
         self._keys = Keys()
         self._key_of: dict[Submission, str] = {}
         self._quieter = Waiters()
+        # Another key may stand in the environment by now.
+        if before is not None and before._account == self._account:  # noqa: SLF001  of the same kind
+            self._take_over(before)
+
+    def _take_over(self, before: "Engine") -> None:
+        self._keys = before._keys  # noqa: SLF001  of the same kind
+        self.submitter.take_over(before.submitter)
+        if isinstance(self.limiter, Limiter) and isinstance(before.limiter, Limiter):
+            self.limiter.take_over(before.limiter)
+        if self.desk is not None and before.desk is not None:
+            self.desk.take_over(before.desk)
 
     async def open(self) -> None:
         """Read what an earlier session has learned, make the connections' pools, and join who shares the account."""
@@ -210,7 +225,7 @@ class Engine:
         begun, patience = self.loop.time(), max_wait
         while key is not None and (other := self._keys.get(key, content, self.loop.time())):
             try:
-                return await self._join(other, max_wait)
+                return self._watched(await self._join(other, max_wait))
             except Exception as error:
                 # Not its error: our own `max_wait` ran out.
                 if error is not other.outcome.error or not other.private:
@@ -237,6 +252,15 @@ class Engine:
         self.slots.borrow()
         self.watcher.watch(task)
         return task
+
+    def _watched(self, task: ImageTask) -> ImageTask:
+        """Give the handle of a key's task, another one where the session was closed, or gave up, before it ended."""
+        error = task._outcome.error  # noqa: SLF001  without raising it
+        if not isinstance(error, SessionClosedError | TaskTimeoutError):
+            return task
+        again = self.attach(task.id)
+        again.request = again.request or task.request
+        return again
 
     def notify(self, task_id: str) -> None:
         """Look at a task now."""

@@ -173,7 +173,7 @@ class FileTransport:
     def _usable(self) -> aiohttp.ClientSession:
         assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         if self._closed:
-            raise SessionClosedError("the session was closed meanwhile; make a new one")
+            raise SessionClosedError("the session was closed meanwhile; open it again, or make a new one")
         if self._http.closed:
             raise TransportError("http: the borrowed aiohttp.ClientSession was closed", never_sent=True)
         return self._http

@@ -269,6 +269,10 @@ class Limiter(Gate):
         self._loop = asyncio.get_running_loop()
         self._close_gate(self._loop.time() + min(seconds, MAX_PAUSE))
 
+    def take_over(self, before: "Limiter") -> None:
+        """Know what one of the same limit let through, and what it learned; that one must not be used any more."""
+        self._window, self._until = before._window, before._until  # noqa: SLF001  of the same kind
+
     def _ready_at(self, now: float, /) -> float:
         return max(self._until, self._window.ready_at(now))
 

@@ -108,6 +108,10 @@ class Submitter:
         while len(self._task_ids) > MAX_TASK_IDS:
             del self._task_ids[next(iter(self._task_ids))]
 
+    def take_over(self, before: "Submitter") -> None:
+        """Go on knowing whose tasks are whose."""
+        self._task_ids = before._task_ids  # noqa: SLF001  of the same kind
+
     def start(self, submission: Submission) -> None:
         """Set a submission going.
 

@@ -172,6 +172,6 @@ class Transport:
 
     def _check_usable(self, http: aiohttp.ClientSession) -> None:
         if self._closed:
-            raise SessionClosedError("the session was closed meanwhile; make a new one")
+            raise SessionClosedError("the session was closed meanwhile; open it again, or make a new one")
         if http.closed:
             raise TransportError("http: the borrowed aiohttp.ClientSession was closed", never_sent=True)

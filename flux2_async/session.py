@@ -14,7 +14,7 @@ import anyio
 from flux2_async._arguments import check_max_running, check_seconds, check_settings, check_submit, check_task_id
 from flux2_async._completions import Completions
 from flux2_async._coordination import Coordination
-from flux2_async._credentials import Secret, make_credentials
+from flux2_async._credentials import Secret, check_given, make_credentials
 from flux2_async._engine import Engine, Unsettled
 from flux2_async._plain import plain
 from flux2_async._showable import showable
@@ -52,10 +52,11 @@ class Flux2Session:
     """Creates tasks within the account's limit and waits for their pictures.
 
     Use it as `async with Flux2Session() as flux:`, or call `open` and `aclose`, which may happen in different
-    asyncio tasks of one event loop.
+    asyncio tasks of one event loop. Once it is closed it may be opened again, also in another event loop: tasks and
+    statistics begin anew; what was sent lately still counts for the limit, and keys stand for the same.
 
     Args:
-        api_key: The account's key. None: the environment variable APIKLEY_API_KEY.
+        api_key: The account's key. None: the environment variable APIKLEY_API_KEY. Variables are read by `open`.
         base_url: The API's address. None: APIKLEY_BASE_URL, else https://api.apikley.ru.
         upload_url: The address of the upload calls. None: APIKLEY_UPLOAD_URL unless `base_url` was given, else
             `/file-upload` below the API's address.
@@ -112,7 +113,8 @@ class Flux2Session:
             timeouts=timeouts,
             private_downloads=private_downloads,
         )
-        self._credentials = make_credentials(key, base_url, upload_url)
+        self._given = key, base_url, upload_url
+        check_given(key, base_url, upload_url)
         self._rate_limit = rate_limit
         self._max_running = check_max_running(max_running)
         self._polling = polling
@@ -123,14 +125,17 @@ class Flux2Session:
         self._timeouts = timeouts
         self._private_downloads = private_downloads
         self._engine: Engine | None = None
+        # Of the last time, until it is open again.
+        self._before: Engine | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Unsettled] | None = None
 
     def __repr__(self) -> str:
         if not hasattr(self, "_closing"):
             return "<Flux2Session that could not be made>"
-        state = "closed" if self._closing else "open" if self._engine else "not open"
-        return f"<Flux2Session {self._credentials.base_url} {state}>"
+        state = "closed" if self._is_closed() else "open" if self._engine else "not open"
+        address = self._engine.base_url if self._engine else None
+        return f"<Flux2Session {address} {state}>" if address else f"<Flux2Session {state}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -148,14 +153,17 @@ class Flux2Session:
         session.
 
         Raises:
-            SessionClosedError: It was opened or closed before, or is closed before it is open.
-            ConfigurationError: The borrowed aiohttp session cannot be used, or the coordination can never work.
+            SessionClosedError: It is open, or is closed before it is open.
+            ConfigurationError: The environment lacks the key or holds something malformed, the borrowed aiohttp session
+                cannot be used, or the coordination can never work.
             CoordinationError: The coordination cannot be reached, and was made with `on_failure="fail"`.
         """
-        if self._opening is not None or self._closing is not None:
-            raise SessionClosedError("a Flux2Session is opened once; make a new one")
+        if self._closing is not None and not self._closing.done():
+            raise SessionClosedError("the session is being closed; wait for `aclose` before it is opened again")
+        if self._opening is not None and self._closing is None:
+            raise SessionClosedError("the session is open already; close it first, or make a second one")
         engine = Engine(
-            self._credentials,
+            make_credentials(*self._given),
             rate_limit=self._rate_limit,
             max_running=self._max_running,
             polling=self._polling,
@@ -165,18 +173,20 @@ class Flux2Session:
             connector=self._connector,
             private_downloads=self._private_downloads,
             coordination=self._coordination,
+            before=self._engine or self._before,
         )
+        self._before, self._engine, self._closing = self._engine or self._before, None, None
         # A task of its own, so that `aclose` can end the opening and not the caller.
-        self._opening = engine.loop.create_task(self._open(engine), name="flux2_async open")
+        opening = self._opening = engine.loop.create_task(self._open(engine), name="flux2_async open")
         try:
-            await asyncio.wait([self._opening])
+            await asyncio.wait([opening])
         except asyncio.CancelledError:
             await self.aclose(0.0)
             raise
-        if self._closing is not None:
-            raise SessionClosedError("the session was closed while it was being opened; make a new one")
+        if self._opening is not opening or self._closing is not None:
+            raise SessionClosedError("the session was closed while it was being opened")
         try:
-            self._opening.result()
+            opening.result()
         except BaseException:
             self._opening = None
             raise
@@ -198,6 +208,8 @@ class Flux2Session:
         """
         if self._opening is None:
             return Unsettled()
+        if self._closing is not None and self._closing.done() and not self._closing.cancelled():
+            return self._closing.result()
         self._check_loop(self._opening)
         if self._closing is None:
             closing = self._close(self._opening, grace)
@@ -437,7 +449,7 @@ class Flux2Session:
         self._open_engine().notify(plain(task_id))
 
     def statistics(self) -> SessionStatistics:
-        """Give a snapshot of what the session has done and is doing; also after it was closed."""
+        """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed."""
         if self._engine is None:
             raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
         return self._engine.statistics()
@@ -480,7 +492,7 @@ class Flux2Session:
 
     async def _open(self, engine: Engine) -> None:
         await engine.open()
-        self._engine = engine
+        self._engine, self._before = engine, None
 
     async def _close(self, opening: asyncio.Task[None], grace: float) -> Unsettled:
         # Once only: what the opening has made it takes down by itself, or it comes to its end.
@@ -488,9 +500,12 @@ class Flux2Session:
         await asyncio.gather(opening, return_exceptions=True)
         return Unsettled() if self._engine is None else await self._engine.close(grace)
 
+    def _is_closed(self) -> bool:
+        return self._closing is not None
+
     def _open_engine(self) -> Engine:
-        if self._closing is not None:
-            raise SessionClosedError("the session is closed; make a new one")
+        if self._is_closed():
+            raise SessionClosedError("the session is closed; open it again, or make a new one")
         if self._engine is None or self._opening is None:
             raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
         self._check_loop(self._opening)

@@ -2,8 +2,10 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
+from typing import Any
 
 from sybil import Example, Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -29,6 +31,14 @@ def compiled(example: Example) -> CodeType:
     code = compile(source, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     assert isinstance(code, CodeType)
     return code
+
+
+def imported(example: Example) -> dict[str, Any]:
+    """Run a block as a module that is imported, and give its names."""
+    # Some libraries look up the module of a function.
+    module = sys.modules["app"] = ModuleType("app")
+    exec(compiled(example), vars(module))  # noqa: S102  running the README is the purpose
+    return vars(module)
 
 
 def recipes() -> dict[str, Example]:

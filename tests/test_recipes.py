@@ -21,9 +21,8 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
-from emulated import until
-from readme import compiled, recipe
-from sybil import Example
+from emulated import free_port, until
+from readme import imported, recipe, recipes
 
 import flux2_async
 from flux2_async.emulator import Limit, Plan, Script
@@ -55,13 +54,6 @@ def address(listening: socket.socket) -> str:
     return f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def run(example: Example) -> dict[str, Any]:
-    """Run a recipe as a module that is imported, and give its names."""
-    names: dict[str, Any] = {"__name__": "app"}
-    exec(compiled(example), names)  # noqa: S102  running the README is the purpose
-    return names
-
-
 @attrs.frozen
 class Answer:
     status: int
@@ -78,12 +70,23 @@ async def ask(method: str, url: str, **options: Any) -> Answer:
         return Answer(response.status, response.headers, await response.text())
 
 
+# The one for tests has a marker of a plugin that is switched off here.
+@pytest.mark.parametrize("name", sorted(recipes().keys() - {"testing"}))
+def test_recipes_are_imported_without_an_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test, a linter or a task queue may import a program before anything is set."""
+    for variable in ("APIKLEY_API_KEY", "APIKLEY_BASE_URL", "APIKLEY_UPLOAD_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("PUBLIC_URL", "REDIS_URL", "CALLBACK_SECRET", "BOT_TOKEN", "PORT", "IDLE_MS"):
+        monkeypatch.delenv(variable, raising=False)
+    imported(recipe(name))
+
+
 # --- aiohttp
 
 
 @pytest.fixture
 async def aiohttp_recipe(flux2_emulator: RunningEmulator, listener: socket.socket) -> AsyncIterator[str]:
-    runner = web.AppRunner(run(recipe("aiohttp"))["make_app"](), access_log=None)
+    runner = web.AppRunner(imported(recipe("aiohttp"))["make_app"](), access_log=None)
     await runner.setup()
     await web.SockSite(runner, listener).start()
     yield f"{address(listener)}/edits"
@@ -143,7 +146,7 @@ async def on_uvicorn(app: Any, listening: socket.socket) -> AsyncIterator[None]:
 @pytest.fixture
 async def fastapi_recipe(flux2_emulator: RunningEmulator, listener: socket.socket) -> AsyncIterator[dict[str, Any]]:
     """The names of the recipe while it is served."""
-    names = run(recipe("fastapi"))
+    names = imported(recipe("fastapi"))
     async with on_uvicorn(names["app"], listener):
         yield names
 
@@ -164,6 +167,22 @@ async def test_fastapi_waits_for_the_picture(
     assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
     assert [call.status for call in ledger.callbacks] == [200]
     assert ledger.polls == 1
+
+
+def test_fastapi_is_entered_twice(flux2_emulator: RunningEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clients of a test, or two invocations of a function, start and stop the same app, each in its event loop."""
+
+    async def serve_once(app: Any) -> tuple[int, int]:
+        with socket.create_server(("127.0.0.1", port)) as listening:
+            async with on_uvicorn(app, listening):
+                answer = await create(listening)
+                return answer.status, len(answer.json()["urls"])
+
+    port = free_port()
+    monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}")
+    app = imported(recipe("fastapi"))["app"]
+    assert [asyncio.run(serve_once(app)) for _ in range(2)] == [(200, 1)] * 2
+    assert len(flux2_emulator.ledger.accepted) == 2
 
 
 @pytest.mark.flux2_script(FOR_EVER)
@@ -216,7 +235,7 @@ async def telegram(
 ) -> AsyncIterator[BotApi]:
     """People who can talk to the bot of the recipe."""
     monkeypatch.chdir(tmp_path)
-    dispatcher = run(recipe("aiogram"))["dispatcher"]
+    dispatcher = imported(recipe("aiogram"))["dispatcher"]
     async with bot_api() as api:
         bot = Bot(TOKEN, session=AiohttpSession(api=TelegramAPIServer.from_base(api.url)))
         polling = asyncio.create_task(dispatcher.start_polling(bot, handle_signals=False))
@@ -242,6 +261,25 @@ async def test_aiogram_two_people_and_a_double_tap(telegram: BotApi, flux2_emula
     assert len(ledger.accepted) == 2
     assert len(set(pictures.values())) == 2
     assert ledger.accepted_at[1] - ledger.accepted_at[0] < 1.0
+
+
+@pytest.mark.flux2_script(MODERATED)
+async def test_aiogram_is_started_twice(
+    flux2_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bot that was stopped is started again."""
+    monkeypatch.chdir(tmp_path)
+    dispatcher = imported(recipe("aiogram"))["dispatcher"]
+    for number in range(2):
+        async with bot_api() as api:
+            bot = Bot(TOKEN, session=AiohttpSession(api=TelegramAPIServer.from_base(api.url)))
+            polling = asyncio.create_task(dispatcher.start_polling(bot, handle_signals=False))
+            await api.photo(number, PHOTO, "make it winter")
+            [answer] = await api.answers(1)
+            await dispatcher.stop_polling()
+            await polling
+            assert answer.chat == number
+    assert len(flux2_emulator.ledger.requests) == 2
 
 
 @pytest.mark.flux2_script(MODERATED)

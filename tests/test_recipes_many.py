@@ -14,10 +14,11 @@ from typing import Any
 import aiohttp
 import pytest
 from emulated import free_port, until
-from readme import recipe
+from readme import imported, recipe
 from redis_server import RedisServer
 from sybil import Example
 
+from flux2_async import TextToImage
 from flux2_async.emulator import Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
 
@@ -71,7 +72,17 @@ async def workers(
     monkeypatch.setenv("PUBLIC_URL", url)
     monkeypatch.setenv("CALLBACK_SECRET", "one for all workers")
     write(recipe("workers"), program)
-    words = ("uvicorn", "app:app", "--workers", str(WORKERS), "--port", str(port), "--log-level", "warning")
+    words = (
+        "uvicorn",
+        "app:make_app",
+        "--factory",
+        "--workers",
+        str(WORKERS),
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+    )
     async with running(*words, folder=program):
         await until_served(url)
         yield url
@@ -98,6 +109,29 @@ async def order(url: str, number: int) -> dict[str, Any]:
         assert response.status == 200, await response.text()
         answer: dict[str, Any] = await response.json()
         return answer
+
+
+def test_workers_and_queue_are_entered_twice(
+    flux2_emulator: RunningEmulator, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was closed is opened again, in another event loop, and the keys of before stand for the same."""
+    monkeypatch.setenv("PUBLIC_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("CALLBACK_SECRET", "one for all workers")
+    app = imported(recipe("workers"))["make_app"]()
+    queue = imported(recipe("taskiq"))
+
+    async def use() -> str:
+        async with app.router.lifespan_context(app):
+            task = await app.state.flux.submit(TextToImage("a red kettle"), key="order-1")
+            await task.result(30)
+        await queue["opened"](None)
+        again = await queue["flux"].submit(TextToImage("a red kettle"), key="order-1")
+        await queue["closed"](None)
+        assert again.id == task.id
+        return str(task.id)
+
+    assert len({asyncio.run(use()) for _ in range(2)}) == 1
+    assert len(flux2_emulator.ledger.accepted) == 1
 
 
 @pytest.mark.flux2_script(Script(plans=Plan(duration=1.0), render=False, limit=Limit(20, 10.0)))

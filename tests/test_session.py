@@ -17,6 +17,8 @@ from emulated import REQUEST, emulated, error_of, session_for, until
 from memory_coordination import Memory
 from virtual_time import VirtualClockLoop
 
+from flux2_async._credentials import Secret, make_credentials
+from flux2_async._engine import Unsettled
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -33,8 +35,10 @@ from flux2_async.errors import (
     TaskNotFoundError,
     TaskTimeoutError,
 )
-from flux2_async.models import ImageToImage, Polling, RateLimit, TaskState, Timeouts
+from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TaskState, Timeouts
 from flux2_async.session import Flux2Session
+from flux2_async.testing import running_emulator
+from flux2_async.webhooks import Callback
 
 PHOTO = Path(__file__).parent.parent / "flux2_async" / "cli" / "photos" / "chelsea.png"
 
@@ -277,7 +281,7 @@ async def test_opened_twice_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 2.0])
 async def test_closed_while_it_is_opened(after: float) -> None:
-    """`aclose` ends an opening at any moment of it: who opens is told, nothing is left open, and closed it stays."""
+    """`aclose` ends an opening at any moment of it: who opens is told, and nothing is left open."""
     memory = Memory(rtt=1.0)
     async with Emulator(Script(render=False)) as emulator:
         before = asyncio.all_tasks()
@@ -291,8 +295,7 @@ async def test_closed_while_it_is_opened(after: float) -> None:
         assert closes == [await flux.aclose()] * 2
         assert memory.seats == []
         assert asyncio.all_tasks() == before
-        for call in (flux.open(), flux.submit(REQUEST)):
-            assert isinstance(await error_of(call), SessionClosedError)
+        assert isinstance(await error_of(flux.submit(REQUEST)), SessionClosedError)
 
 
 async def test_closed_in_the_moment_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,8 +438,6 @@ async def test_used_before_and_after() -> None:
             flux.statistics()
         async with flux:
             pass
-        with pytest.raises(SessionClosedError, match="opened once"):
-            await flux.open()
         for call in (flux.submit(REQUEST), flux.credits(), flux.drain(), flux.upload(b"")):
             with pytest.raises(SessionClosedError, match="closed"):
                 await call
@@ -538,7 +539,6 @@ async def test_harmless_headers_of_a_borrowed_session() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"api_key": None}, "APIKLEY_API_KEY"),
         ({"api_key": "  \n"}, "APIKLEY_API_KEY"),
         ({"api_key": "one\ntwo"}, "line break"),
         ({"api_key": "'quoted'"}, "api_key: it is in quotes"),
@@ -568,18 +568,150 @@ def test_unusable_settings(options: dict[str, Any], words: str, monkeypatch: pyt
         session(**{"api_key": "key"} | options)
 
 
-def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Key and addresses come from the environment; a base URL that is given takes its own upload URL along."""
-    monkeypatch.setenv("APIKLEY_API_KEY", " env-key\n")
-    monkeypatch.setenv("APIKLEY_BASE_URL", "https://api.example/")
-    assert repr(Flux2Session()) == "<Flux2Session https://api.example not open>"
-    credentials = Flux2Session()._credentials
-    assert (credentials.api_key.reveal(), credentials.upload_url) == ("env-key", "https://api.example/file-upload")
+async def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key and addresses come from the environment, which is read when the session is opened, each time."""
+    flux = Flux2Session()
+    assert repr(flux) == "<Flux2Session not open>"
+    for url in ("https://api.example", "https://other.example"):
+        monkeypatch.setenv("APIKLEY_API_KEY", " env-key\n")
+        monkeypatch.setenv("APIKLEY_BASE_URL", f"{url}/")
+        async with flux:
+            assert repr(flux) == f"<Flux2Session {url} open>"
+        assert repr(flux) == f"<Flux2Session {url} closed>"
+    monkeypatch.delenv("APIKLEY_API_KEY")
+    with pytest.raises(ConfigurationError, match="APIKLEY_API_KEY"):
+        await flux.open()
+    monkeypatch.setenv("APIKLEY_API_KEY", "two words")
+    with pytest.raises(ConfigurationError, match="api_key"):
+        await flux.open()
 
+
+def test_upload_address_goes_with_the_base_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base URL that is given takes its own upload URL along, whatever the environment says."""
+    monkeypatch.setenv("APIKLEY_BASE_URL", "https://api.example/")
+    assert make_credentials(Secret("key"), None, None).upload_url == "https://api.example/file-upload"
     monkeypatch.setenv("APIKLEY_UPLOAD_URL", "https://up.example")
-    assert Flux2Session()._credentials.upload_url == "https://up.example"
-    given = Flux2Session(base_url="http://127.0.0.1:8080")._credentials
+    assert make_credentials(Secret("key"), None, None).upload_url == "https://up.example"
+    given = make_credentials(Secret("key"), "http://127.0.0.1:8080", None)
     assert given.upload_url == "http://127.0.0.1:8080/file-upload"
+
+
+# --- Opened again
+
+
+async def test_a_closed_session_is_opened_again() -> None:
+    """It begins anew: no old tasks, statistics from nothing, and a handle of before can be attached."""
+    async with Emulator(Script(plans=[Plan(duration=30.0), Plan(duration=1.0)], render=False)) as emulator:
+        flux = session_for(emulator)
+        async with flux:
+            old = await flux.submit(REQUEST)
+        for _ in range(3):
+            async with flux:
+                assert flux.tasks() == ()
+                assert flux.statistics().submitted == 0
+                assert (await flux.generate(REQUEST)).urls
+                assert flux.statistics().submitted == 1
+            assert flux.statistics().submitted == 1
+        async with flux:
+            assert isinstance(await error_of(old.result()), SessionClosedError)
+            assert (await flux.attach(old.id).result()).urls
+        with pytest.raises(SessionClosedError, match="open it again"):
+            await flux.submit(REQUEST)
+
+
+async def test_only_a_closed_session_is_opened() -> None:
+    """An open one says that it is open, and one that is being closed that this is to be waited for."""
+    async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
+        flux = session_for(emulator)
+        await flux.open()
+        with pytest.raises(SessionClosedError, match="is open already"):
+            await flux.open()
+        submitting = asyncio.create_task(error_of(flux.submit(REQUEST)))
+        await asyncio.sleep(1)
+        closing = asyncio.create_task(flux.aclose())
+        await asyncio.sleep(1)
+        with pytest.raises(SessionClosedError, match="being closed"):
+            await flux.open()
+        first = await closing
+        await submitting
+        assert first is await flux.aclose()
+        async with flux:
+            pass
+        assert await flux.aclose() == Unsettled()
+
+
+async def test_the_limit_does_not_end_with_a_session() -> None:
+    """What was sent before the session was closed counts for the limit, and a pause goes on, when it is open again."""
+    limit = Limit(2, 10.0)
+    async with Emulator(Script(plans=Plan(duration=0.1), limit=limit, render=False)) as emulator:
+        flux = session_for(emulator, rate_limit=RateLimit(2, 10.0))
+        for _ in range(8):
+            async with flux:
+                await flux.generate(REQUEST)
+        assert emulator.ledger.refused == 0
+        assert emulator.ledger.max_in_window(10.0) == 2
+        async with flux:
+            flux._open_engine().limiter.pause(100.0)
+        begun = asyncio.get_running_loop().time()
+        async with flux:
+            await flux.submit(REQUEST)
+        assert asyncio.get_running_loop().time() - begun > 99.0
+
+
+async def test_keys_do_not_end_with_a_session() -> None:
+    """A key stands for its task when the session is open again: finished, unfinished or unclear, it is paid once."""
+    plans = [Plan(duration=1.0), Plan(duration=60.0), Plan(duration=1.0)]
+    async with Emulator(Script(plans=plans, render=False)) as emulator:
+        flux = session_for(emulator)
+        async with flux:
+            done = await flux.submit(REQUEST, key="done")
+            await done
+            cut = await flux.submit(REQUEST, key="cut")
+            emulator.inject(Fault("createTask", "cut_after"))
+            assert isinstance(await error_of(flux.submit(REQUEST, key="unclear", ref="r")), AmbiguousSubmitError)
+        for _ in range(2):
+            async with flux:
+                assert await flux.submit(REQUEST, key="done") is done
+                again = await flux.submit(REQUEST, key="cut")
+                assert (again.id, again.request) == (cut.id, REQUEST)
+                assert again is await flux.submit(REQUEST, key="cut")
+                assert flux.tasks() == (again,)
+                error = await error_of(flux.submit(REQUEST, key="unclear"))
+                assert isinstance(error, AmbiguousSubmitError)
+                assert error.ref == "r"
+        async with flux:
+            assert (await (await flux.submit(REQUEST, key="cut"))).urls
+        assert len(emulator.ledger.accepted) == 3
+
+
+async def test_a_reply_that_was_lost_before_is_found_after() -> None:
+    """The callback of an unclear submission tells its task, and frees nothing, also when the session is open again."""
+    callbacks = Callbacks("https://app.example/flux2/", secret="the same")
+    async with Emulator(Script(plans=Plan(duration=1.0), render=False)) as emulator:
+        flux = session_for(emulator, callbacks=callbacks)
+        async with flux:
+            emulator.inject(Fault("createTask", "cut_after"))
+            assert isinstance(await error_of(flux.submit(REQUEST, key="k", ref="r")), AmbiguousSubmitError)
+        async with flux:
+            [task_id] = emulator.ledger.accepted
+            flux._deliver("r", Callback(task_id, None))
+            task = await flux.recover("r", timeout=5)
+            assert task.id == task_id
+            assert await flux.submit(REQUEST, key="k") is task
+            assert (await task).urls
+
+
+@pytest.mark.real_time
+def test_opened_again_in_another_event_loop() -> None:
+    """Each `asyncio.run`, and each client of a test, has an event loop of its own."""
+
+    async def use() -> float:
+        async with flux:
+            return await flux.credits()
+
+    with running_emulator(Script(render=False, credits=7.0)) as emulator:
+        flux = Flux2Session(emulator.api_key, base_url=emulator.base_url)
+        assert [asyncio.run(use()) for _ in range(3)] == [7.0] * 3
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 import asyncio
 import itertools
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
+import trustme
+from aiohttp.abc import AbstractResolver, ResolveResult
 from emulated import REQUEST, emulated, error_of
 from raw_server import Answer, RawServer, answer, raw_server
 
@@ -237,3 +242,61 @@ async def test_until() -> None:
         breaker.check("c")
     breaker.answered()
     breaker.check("c")
+
+
+class Hosts(AbstractResolver):
+    """Knows the service, or says that there is no such host."""
+
+    known = True
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        if not self.known:
+            raise socket.gaierror(socket.EAI_NONAME, "no such host")
+        return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": family, "proto": 0, "flags": 0}]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_name_that_is_not_known() -> None:
+    """A host name that nobody knows is told at once, and waited for where the host was reached before."""
+    hosts, begun = Hosts(), now()
+    connector = aiohttp.TCPConnector(resolver=hosts, use_dns_cache=False)
+    async with raw_server([made("1"), made("2")]) as server, aiohttp.ClientSession(connector=connector) as http:
+        url, polling = f"http://api.inside:{server.port}", Polling(interval=600.0)
+        async with Flux2Session("key", base_url=url, http=http, polling=polling) as flux:
+            hosts.known = False
+            error = await error_of(flux.submit(REQUEST))
+            assert isinstance(error, TransportError)
+            assert error.never_sent
+            assert now() - begun < 1
+            hosts.known = True
+            await flux.submit(REQUEST)
+            hosts.known = False
+            waiting = asyncio.create_task(flux.submit(REQUEST))
+            await asyncio.sleep(20)
+            assert not waiting.done()
+            hosts.known = True
+            await waiting
+
+
+async def test_what_cannot_change_is_told_at_once() -> None:
+    """A certificate that is not trusted, and a proxy that wants a password, are no outage: each caller is told."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with (
+        raw_server([made("1")], tls=context) as server,
+        raw_server([answer(407, b"who are you?")]) as proxy,
+        aiohttp.ClientSession(proxy=proxy.url) as proxied,
+        Flux2Session("key", base_url=server.url) as untrusting,
+        Flux2Session("key", base_url="https://api.example", http=proxied) as through_proxy,
+    ):
+        begun = now()
+        for flux in (untrusting, through_proxy):
+            errors = await submitted(flux, 5, 0.0)
+            assert all(isinstance(error, TransportError) and error.never_sent for error in errors)
+            assert flux.statistics().waiting == 0
+        assert now() - begun < 2
+        assert server.requests == []

@@ -15,7 +15,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from flux2_async._pace import SECOND, Pace
@@ -303,6 +303,7 @@ class Watcher:
         if record.state.final:
             self._finish(watched, record)
         else:
+            watched.empty_since = None
             self._again(watched, self._wait_unfinished(watched))
 
     def _is_filled_later(self, watched: Watched) -> bool:
@@ -384,15 +385,22 @@ class Watcher:
     def _wait_after(self, watched: Watched, error: Flux2Error, now: float) -> float:
         if isinstance(error, RateLimitedError):
             # It was refused for what all looks together did: it is due, and the pace says when its turn is.
-            self._pace.refused(watched.looked, now, error.retry_after)
+            self._refused(watched, now, retry_after=error.retry_after)
             return 0.0
         if isinstance(error, ServerError) and error.http_status == OVERLOADED:
             before, self._overloaded = self._overloaded, (now, watched)
             several = before is not None and before[1] is not watched and now - before[0] < SECOND
             if self._pace.rate is not None or (several and self._pace.passing(now)):
-                self._pace.refused(watched.looked, now, slowest=OVERLOADED_SLOWEST)
+                self._refused(watched, now, slowest=OVERLOADED_SLOWEST)
         watched.failures += 1
         return self._timing.wait_after_failure(watched, now)
+
+    def _refused(self, watched: Watched, now: float, **how: Any) -> None:
+        before = self._pace.rate
+        self._pace.refused(watched.looked, now, **how)
+        if (rate := self._pace.rate) != before:
+            wait = self._pace.opens(now) - now
+            logger.info("looks are refused; from now on %.3g a second leave, the next one in %.3g s", rate, wait)
 
     def _again(self, watched: Watched, wait: float) -> None:
         """Plan the next look at a task that was seen and is not finished, or give it up."""

@@ -8,6 +8,9 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from virtual_time import VirtualClockLoop
 
 from flux2_async._schedule import Schedules
 from flux2_async._watcher import Watcher
@@ -826,3 +829,72 @@ async def test_a_gateway_without_an_answer_refuses_nothing(make: Callable[..., W
     world.service.failing = lambda now: ApiError(code, "timed out", code) if now - world.began < 300 else None
 
     assert (await world.watch("a", 0)).urls
+
+
+async def test_an_empty_success_that_was_none(make: Callable[..., World]) -> None:
+    """Where it runs on after an empty success, the next one is looked at again for as long."""
+    world = make(Polling(interval=1.0))
+
+    def seen(task_id: str) -> TaskRecord:
+        age = world.age()
+        if age < 3:
+            return record(task_id, result_urls=())
+        return (
+            record(task_id, TaskState.GENERATING)
+            if age < 100
+            else record(task_id, result_urls=() if age < 120 else ("https://f.example/a",))
+        )
+
+    world.service.final = seen
+
+    assert (await world.watch("a", 0)).urls
+
+
+@given(
+    outages=st.lists(st.tuples(st.floats(0.1, 300), st.floats(0.1, 600)), max_size=5),
+    done_after=st.none() | st.floats(0, 3000),
+    give_up_after=st.floats(1, 600),
+    interval=st.none() | st.floats(0.2, 100),
+)
+@settings(max_examples=60)
+def test_no_task_is_given_up_before_its_time(
+    outages: list[tuple[float, float]], done_after: float | None, give_up_after: float, interval: float | None
+) -> None:
+    """However answers and outages follow each other, what ends within `give_up_after` of answers gives its picture."""
+    away, at = [], 0.0
+    for answered, lasting in outages:
+        away.append((at + answered, at + answered + lasting))
+        at = away[-1][1]
+
+    async def watch() -> None:
+        loop = asyncio.get_running_loop()
+        begun, polling = loop.time(), Polling(give_up_after=give_up_after, interval=interval)
+        service, schedules = Service(latency=0.0), Schedules(polling)
+        service.failing = lambda now: (
+            TransportError("gone") if any(begin <= now - begun < end for begin, end in away) else None
+        )
+        watcher = Watcher(service.look, schedules, polling, lambda *_: None)
+        task = ImageTask("a")
+        if done_after is not None:
+            service.finish("a", done_after)
+        watcher.watch(task, schedules.of(MODEL, "1K"))
+        (outcome,) = await asyncio.gather(task.result(), return_exceptions=True)
+        unanswered, since = 0.0, None
+        for looked in [at for at, _ in service.looks]:
+            if service.failing(looked) is not None:
+                since = looked if since is None else since
+            elif since is not None:
+                unanswered, since = unanswered + looked - since, None
+        last = service.looks[-1][0]
+
+        assert since is None
+        if isinstance(outcome, TaskTimeoutError):
+            assert last - begun - unanswered == pytest.approx(give_up_after)
+            assert done_after is None or done_after > last - begun - 1e-6
+        else:
+            assert done_after is not None
+            assert done_after <= last - begun + 1e-6
+        await watcher.aclose()
+
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        runner.run(watch())

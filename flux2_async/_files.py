@@ -7,6 +7,7 @@ cancellation of the caller from any side can be shielded from, so that nothing i
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,15 +16,27 @@ import anyio.to_thread
 
 from flux2_async._converter import http_address
 from flux2_async._downloads import Downloads, prepare_folder
-from flux2_async._pictures import check_picture, read_picture, read_stream
+from flux2_async._image_sources import AsyncFile, how_to_give
+from flux2_async._media import MAX_PICTURE
+from flux2_async._pictures import (
+    CHUNK,
+    check_picture,
+    checked_chunk,
+    checked_content,
+    read_picture,
+    read_stream,
+    reading,
+)
 from flux2_async._transport import Transport
 from flux2_async._uploads import Uploads
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageResult, ImageSource, UploadedFile, is_url
 
-__all__ = ["Files"]
+__all__ = ["Files", "UploadSource"]
 
 T = TypeVar("T")
+
+UploadSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | AsyncFile
 
 
 class Files:
@@ -75,13 +88,12 @@ class Files:
 
         return tuple(await together([partial(bring, index, image) for index, image in enumerate(images)]))
 
-    async def upload(
-        self, source: str | os.PathLike[str] | bytes | BinaryIO, *, file_name: str | None = None
-    ) -> UploadedFile:
+    async def upload(self, source: UploadSource, *, file_name: str | None = None) -> UploadedFile:
         """Upload one picture.
 
         Args:
-            source: A path, the content, or a binary file object, which is read from where it stands and left open.
+            source: A path, the content, or a binary file object, also one whose `read` is a coroutine, which is read
+                from where it stands and left open.
             file_name: A name to recognise it by; a hash of the content is added. None: the hash alone.
 
         Returns:
@@ -180,13 +192,29 @@ async def _read_source(source: Any) -> Path | bytes:
         raise InvalidRequestError(
             "source: an address given, allowed are a path, bytes and a binary file; use it as it is"
         )
-    if isinstance(source, bytes):
-        return source
+    if isinstance(source, bytes | bytearray | memoryview):
+        with reading("source"):
+            return bytes(source)
     if isinstance(source, str | os.PathLike):
         return Path(source)
-    if not hasattr(source, "read"):
-        raise InvalidRequestError(
-            f"source: {type(source).__name__} given, allowed are a path, bytes and a binary file object"
-        )
+    # A form's field of aiohttp holds its file.
+    stream: Any = source if hasattr(source, "read") else getattr(source, "file", None)
+    if not callable(getattr(stream, "read", None)):
+        advice = how_to_give(source) or "allowed are a path, bytes and a binary file object"
+        raise InvalidRequestError(f"source: {type(source).__name__} given, {advice}")
+    if iscoroutinefunction(stream.read):
+        return await _read_async("source", stream)
     # The caller's own file may be a pipe that never ends.
-    return await anyio.to_thread.run_sync(read_stream, "source", source, abandon_on_cancel=True)
+    return await anyio.to_thread.run_sync(read_stream, "source", stream, abandon_on_cancel=True)
+
+
+async def _read_async(field: str, stream: Any) -> bytes:
+    """Read a file object whose methods are coroutines, such as an uploaded file of a web framework."""
+    content = bytearray()
+    while len(content) <= MAX_PICTURE:
+        with reading(field):
+            chunk = await stream.read(CHUNK)
+        if not chunk:
+            break
+        content += checked_chunk(field, chunk)
+    return checked_content(field, content)

@@ -4,8 +4,9 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from inspect import isawaitable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -15,7 +16,16 @@ from flux2_async._file_types import HEAD, FileType, describe, picture_type
 from flux2_async._media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 
-__all__ = ["Picture", "check_picture", "read_picture", "read_stream"]
+__all__ = [
+    "CHUNK",
+    "Picture",
+    "check_picture",
+    "checked_chunk",
+    "checked_content",
+    "read_picture",
+    "read_stream",
+    "reading",
+]
 
 ALLOWED_SIZES: Final = f"allowed are 1 to {MAX_PICTURE} (10 MB)"
 CHUNK: Final = 256 * 1024
@@ -104,15 +114,54 @@ def read_stream(field: str, stream: BinaryIO) -> bytes:
     """
     content = bytearray()
     while len(content) <= MAX_PICTURE:
-        try:
+        with reading(field):
             chunk = stream.read(CHUNK)
-        except (OSError, ValueError) as error:
-            raise InvalidRequestError(f"{field}: the file object cannot be read ({_reason(error)})") from None
         if not chunk:
             break
-        if not isinstance(chunk, bytes):
-            raise InvalidRequestError(f"{field}: a file object that gives {type(chunk).__name__}; open it with 'rb'")
-        content += chunk
+        content += checked_chunk(field, chunk)
+    return checked_content(field, content)
+
+
+@contextmanager
+def reading(field: str) -> Iterator[None]:
+    """Turn whatever a caller's own file object raises into what it means.
+
+    Raises:
+        InvalidRequestError: It raised something.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  it is foreign code, and none of it is an error of ours
+        raise InvalidRequestError(
+            f"{field}: the file object cannot be read ({_reason(error)}); pass its content as bytes"
+        ) from None
+
+
+def checked_chunk(field: str, chunk: object) -> bytes:
+    """Give what a file object gave as bytes.
+
+    Raises:
+        InvalidRequestError: It is something else.
+    """
+    if isinstance(chunk, bytes | bytearray | memoryview):
+        return bytes(chunk)
+    if isawaitable(chunk):
+        if isinstance(chunk, Coroutine):
+            chunk.close()
+        raise InvalidRequestError(f"{field}: a file object to be awaited; pass its content: await file.read()")
+    raise InvalidRequestError(f"{field}: a file object that gives {type(chunk).__name__}; open it with 'rb'")
+
+
+def checked_content(field: str, content: bytearray) -> bytes:
+    """Give all that came of a file object.
+
+    Raises:
+        InvalidRequestError: Nothing did.
+    """
+    if not content:
+        raise InvalidRequestError(
+            f"{field}: 0 bytes given; where the file object stands at its end, call seek(0) before"
+        )
     return bytes(content)
 
 

@@ -4,6 +4,7 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 """
 
 import enum
+import io
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from flux2_async._image_sources import ContentSource, content_of, how_to_give, is_content
 from flux2_async._plain import plain
 from flux2_async._plain_json import check_text, plain_object, shown
 from flux2_async._settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
@@ -121,13 +123,27 @@ def _check_extra_input(_: object, __: "attrs.Attribute[Any]", value: dict[str, A
         raise InvalidRequestError(f"extra_input: {taken[0]!r} given, use the field of the request instead")
 
 
-def _images_to_tuple(value: Iterable[ImageSource]) -> tuple[ImageSource, ...]:
-    if isinstance(value, str | bytes | os.PathLike | UploadedFile) or not isinstance(value, Iterable):
+def _images_to_tuple(value: Iterable[ImageSource | ContentSource]) -> tuple[ImageSource, ...]:
+    # Files, arrays and the like can be iterated over as well, and hold no pictures then.
+    single = isinstance(value, str | os.PathLike | UploadedFile) or is_content(value) or how_to_give(value)
+    if single or not isinstance(value, Iterable):
         raise InvalidRequestError(
             f"images: {type(value).__name__} given, it must be a list of 1 to {MAX_IMAGES} pictures; "
             "put a single one into a list: images=[picture]"
         )
-    return tuple(map(plain, value))
+    return tuple(_image(f"images[{number}]", image) for number, image in enumerate(value))
+
+
+def _image(name: str, image: ImageSource | ContentSource) -> ImageSource:
+    if isinstance(image, bytes) or not isinstance(image, ContentSource):
+        return plain(image)
+    try:
+        content = content_of(image)
+    except ValueError as error:
+        raise InvalidRequestError(f"{name}: the {type(image).__name__} cannot be read ({error})") from None
+    if not content and isinstance(image, io.BytesIO) and image.tell():
+        raise InvalidRequestError(f"{name}: the BytesIO stands at its end, call seek(0) before")
+    return content
 
 
 def _check_images(_: object, __: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
@@ -139,9 +155,8 @@ def _check_images(_: object, __: "attrs.Attribute[Any]", value: tuple[object, ..
 
 def _check_image(name: str, image: object) -> None:
     if not isinstance(image, str | bytes | os.PathLike | UploadedFile):
-        raise InvalidRequestError(
-            f"{name}: {type(image).__name__} given, allowed are an http(s) address, a path, bytes or an UploadedFile"
-        )
+        advice = how_to_give(image) or "allowed are an http(s) address, a path, bytes or an UploadedFile"
+        raise InvalidRequestError(f"{name}: {type(image).__name__} given, {advice}")
     if isinstance(image, UploadedFile):
         _check_address(f"{name}.url", image.url)
     elif isinstance(image, bytes) and not image:
@@ -227,8 +242,8 @@ class ImageToImage(_Request):
     Attributes:
         prompt: What to do with the pictures, 3 to 5000 characters; it may speak of "image 1", "image 2", ….
         images: The reference pictures in order. Each is an http(s) address, a path, the content of a file
-            as bytes, or an `UploadedFile`; JPEG, PNG or WebP of at most 10 MB. What is local is uploaded
-            by `submit`.
+            as bytes, bytearray, memoryview or BytesIO (kept as bytes), or an `UploadedFile`; JPEG, PNG or WebP of at
+            most 10 MB. What is local is uploaded by `submit`.
         aspect_ratio: Width to height: `1:1`, `4:3`, `3:4`, `16:9`, `9:16`, `3:2`, `2:3`, or `auto` for the
             ratio of the first picture.
         resolution: `1K` or `2K`.

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import aiohttp
 import anyio
@@ -16,6 +16,7 @@ from flux2_async._completions import Completions
 from flux2_async._coordination import Coordination
 from flux2_async._credentials import Secret, check_given, make_credentials
 from flux2_async._engine import Engine, Unsettled
+from flux2_async._files import UploadSource
 from flux2_async._plain import plain
 from flux2_async._showable import showable
 from flux2_async._submission import OnSend, Record, Submission
@@ -375,13 +376,12 @@ class Flux2Session:
             )
         return record
 
-    async def upload(
-        self, source: str | os.PathLike[str] | bytes | BinaryIO, *, file_name: str | None = None
-    ) -> UploadedFile:
+    async def upload(self, source: UploadSource, *, file_name: str | None = None) -> UploadedFile:
         """Upload a picture, to be used in `images` of several requests; `submit` does this by itself.
 
         Args:
-            source: A path, the content, or an open binary file; JPEG, PNG or WebP of at most 10 MB.
+            source: A path, the content, or an open binary file, which is read from where it stands (also one to be
+                awaited, as web frameworks give them); JPEG, PNG or WebP of at most 10 MB.
             file_name: A name to recognise it by; a hash of the content is added. None: the hash alone.
 
         Returns:

@@ -95,13 +95,18 @@ def test_a_session_that_cannot_be_made(options: dict[str, Any]) -> None:
     assert KEY not in str(caught.value)
 
 
-def test_a_session_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing key puts nothing of the environment before an error reporter."""
-    monkeypatch.delenv("APIKLEY_API_KEY")
+@pytest.mark.parametrize(
+    "variables", [{"APIKLEY_API_KEY": ""}, {"APIKLEY_API_KEY": f"{KEY} x"}, {"APIKLEY_BASE_URL": "x"}]
+)
+async def test_an_environment_that_cannot_be_used(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong in the environment puts nothing of it before an error reporter."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as caught:
-        Flux2Session()
+        await Flux2Session().open()
 
     assert leaks(caught.value) == []
+    assert KEY not in str(caught.value)
 
 
 Call = Callable[[Flux2Session, Path], Awaitable[object]]

@@ -2,12 +2,15 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from flux2_async.cli.board import Board, Row
+from flux2_async.cli.demo import Show, _tell
 from flux2_async.cli.screen import Screen
+from flux2_async.cli.script import WISHES
 
 
 def rows() -> list[Row]:
@@ -66,3 +69,19 @@ def test_the_clock_of_a_row_stops_at_its_end() -> None:
     stopped = row.seconds
     assert stopped is not None
     assert row.seconds == stopped
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_demo_cuts_off_no_figure(width: int) -> None:
+    """On a narrow terminal the table leaves out how pictures were asked for, and shows what they cost."""
+    screen = Screen()
+    screen.out = Console(file=(terminal := io.StringIO()), width=width)
+    shows = [
+        Show(n, wish, Row(wish.prompt, state="moderated", begun=0.0, ended=12.5))
+        for n, wish in enumerate(WISHES, start=1)
+    ]
+    _tell(screen, shows, Path("sheet.png"), 12.5)
+    lines = terminal.getvalue().splitlines()
+    assert lines[0].rstrip().endswith("credits")
+    assert ("as" in lines[0].split()) == (width >= 80)
+    assert len([line for line in lines if line.rstrip().endswith("12.5 s        0")]) == len(shows)

@@ -134,12 +134,12 @@ class Watcher:
         return task
 
     def give_up_after(self, task: ImageTask, seconds: float) -> None:
-        """Give up an outstanding task after so many seconds of being watched, if that is sooner than usual."""
+        """Give up an outstanding task after so many seconds of being watched, instead of the usual time."""
         watched = self._watched.get(task.id)
-        if watched is not None and (until := watched.since + seconds) < watched.until:
-            watched.until = until
-            if until < watched.due and not watched.looking:
-                self._plan(watched, until - self._loop.time())
+        if watched is not None:
+            watched.until = watched.since + seconds
+            if watched.until < watched.due and not watched.looking:
+                self._plan(watched, watched.until - self._loop.time())
 
     def _begin(self, watched: Watched, wait: float) -> None:
         if self._polling.give_up_after is not None:

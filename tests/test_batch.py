@@ -19,7 +19,7 @@ from flux2_async.errors import (
     RequestRejectedError,
     TransportError,
 )
-from flux2_async.models import Callbacks, ImageToImage, RateLimit
+from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
@@ -446,3 +446,14 @@ async def test_a_task_that_never_ends_is_left_to_the_next_run(tmp_path: Path) ->
         assert [outcome.error.type for outcome in first if outcome.error] == ["TaskTimeoutError"]
         assert [outcome.state for outcome in [*again, *last]] == [State.SUBMITTED, State.DONE]
         assert len(emulator.ledger.requests) == 3
+
+
+async def test_a_batch_may_wait_for_longer_than_its_session(tmp_path: Path) -> None:
+    """`task_timeout` stands for the session's own bound, also where it is longer."""
+    async with emulated(Script(plans=Plan(duration=150.0)), polling=Polling(interval=1.0, give_up_after=60.0)) as (
+        flux,
+        _,
+    ):
+        [outcome] = await run(tmp_path, flux, requests(1), task_timeout=300)
+
+        assert outcome.state is State.DONE

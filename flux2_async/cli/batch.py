@@ -18,6 +18,7 @@ from flux2_async.cli.run import INTERRUPTED, CommandError
 from flux2_async.cli.screen import Screen, UsageError, counted
 from flux2_async.cli.service import opened
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
+from flux2_async.models import Polling
 from flux2_async.receivers import serve
 from flux2_async.session import Flux2Session
 
@@ -55,7 +56,7 @@ async def batch(
     if options.retry_unknown:
         screen.note("--retry-unknown: what was accepted unseen is paid a second time", "yellow")
     async with AsyncExitStack() as stack:
-        flux = await stack.enter_async_context(opened(service, limit, callbacks and callbacks[0]))
+        flux = await stack.enter_async_context(opened(service, limit, callbacks and callbacks[0], Polling()))
         if callbacks:
             await stack.enter_async_context(serve(flux, *callbacks[1:]))
         journal = await stack.enter_async_context(_journal(options, emulated=service.emulate))

@@ -17,13 +17,15 @@ __all__ = ["CREDITS", "EMULATED_POLLING", "LIMIT", "emulated", "opened", "real"]
 LIMIT: Final = Limit(20, 10.0, retry_after="seconds")
 # Nobody should run out of play money.
 CREDITS: Final = 1_000_000.0
+# One task is waited for as long as its --timeout says.
+PATIENT: Final = Polling(give_up_after=None)
 # Looking costs nothing on loopback, and makes the progress lively.
 EMULATED_POLLING: Final = Polling(interval=0.3)
 
 
 @asynccontextmanager
 async def opened(
-    service: Service, limit: RateLimit | None, callbacks: Callbacks | None = None
+    service: Service, limit: RateLimit | None, callbacks: Callbacks | None = None, polling: Polling = PATIENT
 ) -> AsyncIterator[Flux2Session]:
     """Open a session as the options say.
 
@@ -31,6 +33,7 @@ async def opened(
         service: The options.
         limit: What `service.check` gave.
         callbacks: Where callbacks come in, or None.
+        polling: With the real service.
 
     Yields:
         The session; an emulated service ends with it.
@@ -40,17 +43,19 @@ async def opened(
         async with Emulator(script) as emulator, emulated(emulator, limit, callbacks) as flux:
             yield flux
     else:
-        async with real(limit, callbacks) as flux:
+        async with real(limit, callbacks, polling) as flux:
             yield flux
 
 
 @asynccontextmanager
-async def real(limit: RateLimit | None = None, callbacks: Callbacks | None = None) -> AsyncIterator[Flux2Session]:
+async def real(
+    limit: RateLimit | None = None, callbacks: Callbacks | None = None, polling: Polling = PATIENT
+) -> AsyncIterator[Flux2Session]:
     """Open a session with the account that the environment names, through the proxies it names."""
     # As users of other commands expect; the library by itself reads no proxy settings.
     async with (
         aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http,
-        Flux2Session(rate_limit=limit, callbacks=callbacks, http=http) as flux,
+        Flux2Session(rate_limit=limit, callbacks=callbacks, polling=polling, http=http) as flux,
     ):
         yield flux
 

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flux2_async._addresses import is_public_number, redirected, split_address
+from flux2_async._converter import http_address
 
 FIT = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"))
 
@@ -20,6 +21,12 @@ def test_what_may_stand_in_a_request_line_stays(rest: str) -> None:
     target = rest if rest.startswith("/") else f"/{rest}"
     if rest == "" or rest[0] in "/?":
         assert split_address(f"https://h.example:8443{rest}#fragment") == ("https://h.example:8443", target)
+
+
+@given(FIT)
+def test_what_a_record_says_is_kept_as_it_is_written(rest: str) -> None:
+    """On the way from a reply to a request an address is only looked at."""
+    assert http_address(f"https://h.example/{rest}") == f"https://h.example/{rest}"
 
 
 @given(st.text())

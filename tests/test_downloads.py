@@ -16,12 +16,14 @@ import pytest
 from file_host import JPEG, WEBP, Answer, FileHost, connected, names, picture, reply, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_server import raw_server
+from raw_server import answer, raw_server
 
 from flux2_async import _part
 from flux2_async._atomic_file import UNFINISHED
+from flux2_async._credentials import Credentials
 from flux2_async._downloads import Downloads, prepare_folder
 from flux2_async._media import MAX_DOWNLOAD
+from flux2_async._transport import Transport
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
     ApiError,
@@ -34,6 +36,7 @@ from flux2_async.errors import (
     ServerError,
     TaskError,
 )
+from flux2_async.models import Timeouts
 
 ETAG = '"one"'
 DATE = "Sun, 22 Nov 2026 20:00:00 GMT"
@@ -435,6 +438,23 @@ async def test_an_expired_link_is_refreshed(emulator: Emulator, downloads: Downl
     assert path.read_bytes().startswith(b"\x89PNG")
     assert (emulator.ledger.calls["file"], emulator.ledger.calls["download-url"]) == (2, 1)
     assert "file" not in emulator.ledger.authorization_seen
+
+
+async def test_a_fresh_link_is_fetched_as_the_service_wrote_it(tmp_path: Path) -> None:
+    """The link is signed, so that not even an escape in it is written another way."""
+    async with raw_server([answer(403, b""), answer(200, picture(500))]) as host:
+        link = "/a%2fb%28c%29~'//d?sig=%2b%20=="
+        async with raw_server([answer(200, {"code": 200, "data": f"{host.url}{link}"})]) as service:
+            transport = Transport(Credentials("key", service.url, service.url), Timeouts(), None)
+            await transport.open()
+            path = await Downloads(transport).save("t1", 1, f"{host.url}/old%2f.png", tmp_path)
+            await transport.aclose()
+
+    assert path.read_bytes() == picture(500)
+    assert [request.partition(b"\r\n")[0].decode() for request in host.requests] == [
+        "GET /old%2f.png HTTP/1.1",
+        f"GET {link} HTTP/1.1",
+    ]
 
 
 async def test_refreshing_survives_a_busy_service(emulator: Emulator, downloads: Downloads, tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 import asyncio
 import math
 import random
+from contextlib import suppress
 from typing import Final
 
 from flux2_async._outcome import Waiters
 
-__all__ = ["CircuitBreaker", "CircuitOpen"]
+__all__ = ["CLOCK_TICK", "CircuitBreaker", "CircuitOpen"]
 
 LONGEST_PAUSE: Final = 60.0
 # Seconds. A try that costs nothing when it fails is repeated soon.
 LONGEST_FREE_PAUSE: Final = 5.0
+CLOCK_TICK: Final = 0.001
 # Of a pause, so that many processes do not come back as one.
 JITTER: Final = 0.2
 
@@ -54,37 +56,44 @@ class CircuitBreaker:
         """How long the service has been away."""
         return max(0.0, self._loop.time() - self._begun)
 
-    async def passed(self, who: object, *, until: float = math.inf) -> None:
-        """Wait until one may submit: alone, to try for all others, while the service is away; see `done`.
+    async def passed(self, who: object) -> None:
+        """Wait until one may submit, and take the turn: alone, to try for all others, while the service is away."""
+        while True:
+            await self.wait()
+            with suppress(CircuitOpen):
+                return self.take(who)
+
+    async def wait(self, until: float = math.inf) -> None:
+        """Wait until somebody may submit; who that is shows `take`.
 
         Args:
-            who: The submission.
             until: Loop time.
 
         Raises:
-            CircuitOpen: It may not until then.
+            CircuitOpen: Nobody may until then.
         """
-        now = self._loop.time()
-        while self.reason is not None:
-            if self._trying is None and self._until <= now:
-                self._trying = who
-                return
-            if until <= now:
+        while not self._is_free():
+            if until <= self._loop.time() + CLOCK_TICK:
                 raise CircuitOpen
-            now = await self._wait(min(until, self._until if self._trying is None else math.inf))
+            wake_at = min(until, self._until if self._trying is None else math.inf)
+            self._waiting += 1
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(None if wake_at == math.inf else wake_at):
+                        await self._news.wait()
+            finally:
+                self._waiting -= 1
 
-    async def _wait(self, until: float) -> float:
-        """Wait for news, or until then; give the time."""
-        self._waiting += 1
-        try:
-            async with asyncio.timeout_at(None if until == math.inf else until):
-                await self._news.wait()
-        except TimeoutError:
-            # A loop may call a clock tick early; asking again for the same instant would spin.
-            return max(until, self._loop.time())
-        finally:
-            self._waiting -= 1
-        return self._loop.time()
+    def take(self, who: object) -> None:
+        """Take the turn, until `done`, where submissions take turns.
+
+        Raises:
+            CircuitOpen: Another one has it, or nobody yet.
+        """
+        if self.reason is not None and self._trying is not who:
+            if not self._is_free():
+                raise CircuitOpen
+            self._trying = who
 
     def check(self, who: object) -> None:
         """Look whether the service went away after one had passed.
@@ -94,6 +103,11 @@ class CircuitBreaker:
         """
         if self.reason is not None and self._trying is not who:
             raise CircuitOpen
+
+    def _is_free(self) -> bool:
+        # A loop may call a clock tick early; asking again for the same instant would spin.
+        due = self._until <= self._loop.time() + CLOCK_TICK
+        return self.reason is None or (self._trying is None and due)
 
     def failed(self, who: object, reason: Exception, *, free: bool = False) -> None:
         """A submission found the service away; those who had left before the one that tries change nothing.
@@ -109,7 +123,7 @@ class CircuitBreaker:
         now = self._loop.time()
         self.reason = reason
         self._begun = min(self._begun, now)
-        if self._trying in (None, who) and now >= self._until:
+        if self._trying in (None, who) and self._until <= now + CLOCK_TICK:
             longest = LONGEST_FREE_PAUSE if free else LONGEST_PAUSE
             self._pause = min(max(2 * self._pause, self._first_pause), longest)
             self._until = now + self._pause * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  no secret

@@ -203,7 +203,7 @@ class SessionStatistics:
 
     Attributes:
         running: Tasks that are not finished.
-        waiting: Submissions that wait for a slot or a permit.
+        waiting: Submissions that wait for a slot, a permit, or a service that is away.
         submitted: Tasks the service accepted.
         refused: createTask calls answered by 429.
         ambiguous: createTask calls whose outcome is not known.

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 
 import attrs
 
+from flux2_async._circuit_breaker import CLOCK_TICK
 from flux2_async._outcome import Outcome
 from flux2_async.models import Request
 from flux2_async.tasks import ImageTask
@@ -14,7 +15,6 @@ __all__ = ["KeyClaim", "OnSend", "Record", "Submission"]
 
 # Seconds; what is never sent costs nothing, and who waits wants to know.
 TRY_FOR: Final = 60.0
-CLOCK_TICK: Final = 0.001
 
 OnSend = Callable[[str], Awaitable[object]]
 

@@ -284,7 +284,7 @@ class Submitter:
         begun = self._loop.time()
         try:
             try:
-                await self._breaker.passed(submission, until=begun + submission.patience())
+                await self._breaker.wait(until=begun + submission.patience())
             except CircuitOpen:
                 raise _HeldError from None
             finally:
@@ -328,11 +328,12 @@ class Submitter:
         """Send once and settle the permit: connection, intent, last look, head; nothing is awaited before the head."""
         post = self._transport.post(body, request=submission.request, ref=submission.ref)
         try:
-            self._check(submission)
+            # Not before the permit: who waits for that would hold up all others.
+            self._take_turn(submission)
             async with post:
                 if post.connected:
                     # Others may have met the outage meanwhile.
-                    self._check(submission)
+                    self._take_turn(submission)
                     submission.sending = True
                     await self._prepare(submission)
                     submission.posted = True
@@ -343,9 +344,9 @@ class Submitter:
         await self._settle(submission, permit, answer, sent=post.sent)
         return answer
 
-    def _check(self, submission: Submission) -> None:
+    def _take_turn(self, submission: Submission) -> None:
         try:
-            self._breaker.check(submission)
+            self._breaker.take(submission)
         except CircuitOpen:
             raise _HeldError from None
 

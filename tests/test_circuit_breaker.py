@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
-from emulated import REQUEST, emulated, error_of
+from emulated import REQUEST, emulated, error_of, until
 from raw_server import Answer, RawServer, answer, raw_server
 
 from flux2_async._circuit_breaker import LONGEST_FREE_PAUSE, LONGEST_PAUSE, CircuitBreaker, CircuitOpen
@@ -225,8 +225,8 @@ async def test_pauses(free: bool, longest: float) -> None:
         expected = min(2 * expected, longest)
 
 
-async def test_until() -> None:
-    """Who cannot wait so long is told so; who tries is not held by its own check."""
+async def test_turns() -> None:
+    """Who cannot wait so long is told so; one at a time has the turn, and is not held by its own check."""
     breaker = CircuitBreaker(threshold=2, first_pause=1.0)
     breaker.failed("a", OSError())
     await breaker.passed("b")
@@ -234,14 +234,33 @@ async def test_until() -> None:
     breaker.failed("b", OSError())
     begun = now()
     with pytest.raises(CircuitOpen):
-        await breaker.passed("c", until=begun + 0.5)
+        await breaker.wait(until=begun + 0.5)
     assert now() - begun == pytest.approx(0.5)
+    with pytest.raises(CircuitOpen):
+        breaker.take("c")
     await breaker.passed("d")
     breaker.check("d")
-    with pytest.raises(CircuitOpen):
-        breaker.check("c")
+    breaker.take("d")
+    for refuse in (breaker.check, breaker.take):
+        with pytest.raises(CircuitOpen):
+            refuse("c")
     breaker.answered()
     breaker.check("c")
+
+
+async def test_a_long_pause_is_no_outage() -> None:
+    """Who waits for a permit has no turn: a pause of the limit in the midst of an outage ends no submission."""
+    busy, lost = answer(429, b"", "Retry-After: 300\r\n"), answer(503, b"<html>nginx</html>")
+    async with served(busy, lost, lost, *(made(str(number)) for number in range(6))) as (flux, server):
+        begun = now()
+        submits = [asyncio.create_task(flux.submit(REQUEST)) for _ in range(3)]
+        await until(lambda: len(server.requests) == 3)
+        outcomes = await submitted(flux, 5, 0.1)
+        first = await asyncio.gather(*submits, return_exceptions=True)
+
+        assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        assert [type(outcome).__name__ for outcome in first].count("AmbiguousSubmitError") == 2
+        assert 300 <= now() - begun < 303
 
 
 class Hosts(AbstractResolver):

@@ -59,7 +59,7 @@ async def test_the_main_job(tmp_path: Path) -> None:
     assert "file" not in emulator.ledger.authorization_seen
 
 
-@pytest.mark.parametrize("key", ["k", "task", "200", "test", "code", "state", "success", "file", "{", '"'])
+@pytest.mark.parametrize("key", ["k", "task", "200", "test", "code", "state", "success", "file", "{", ":"])
 async def test_keys_as_test_doubles_have_them(tmp_path: Path, key: str) -> None:
     """A key whose characters are part of every reply changes nothing in what is read from one."""
     async with Emulator(Script(plans=Plan(duration=2.0)), api_key=key) as emulator, session_for(emulator) as flux:

@@ -32,6 +32,12 @@ MAX_REDIRECTS: Final = 5
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 
+async def _anonymous(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Leave out what a netrc file put on a request: signed addresses are refused when it comes along."""
+    request.headers.pop("Authorization", None)
+    return await handler(request)
+
+
 @attrs.frozen
 class FileReply:
     """The head of a file that is being downloaded, and its content.
@@ -156,7 +162,7 @@ class FileTransport:
                     total=max(0.001, deadline - asyncio.get_running_loop().time()), sock_connect=self._timeouts.connect
                 ),
                 allow_redirects=False,
-                middlewares=(),
+                middlewares=() if address.user else (_anonymous,),
                 raise_for_status=False,
                 auto_decompress=True,
             )

@@ -377,7 +377,7 @@ async def test_a_proxy_that_grants_no_tunnel(
 
 @pytest.mark.parametrize("entry", ["default", "machine 127.0.0.1"])
 async def test_our_key_wins_over_netrc(entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `trust_env` an entry of the netrc file for the API's host changes no call of ours."""
+    """With `trust_env` an entry of the netrc file changes no call of ours, and goes to no host of pictures."""
     netrc = tmp_path / "netrc"
     netrc.write_text(f"{entry} login me password pass\n", encoding="utf-8")
     netrc.chmod(0o600)
@@ -393,7 +393,10 @@ async def test_our_key_wins_over_netrc(entry: str, tmp_path: Path, monkeypatch: 
         form.add_field("fileName", "a.png")
         await transport.upload(form)
 
-    assert [server.header("Authorization", number) for number in range(3)] == [f"Bearer {KEY}"] * 3
+        async with transport.files.get(f"{server.url}/a.png", {}):
+            pass
+
+    assert [server.header("Authorization", number) for number in range(4)] == [*[f"Bearer {KEY}"] * 3, None]
 
 
 @pytest.mark.parametrize(

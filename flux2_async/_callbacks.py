@@ -8,6 +8,7 @@ is parked, or tells which task the lost reply was about. It may come twice, late
 import asyncio
 import logging
 import secrets
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -17,6 +18,7 @@ import attrs
 
 from flux2_async._insurance import Insurance, Trust
 from flux2_async._outcome import Outcome, Waiters
+from flux2_async._record import memory_of
 from flux2_async._schedule import FixedInterval, Schedule
 from flux2_async._submission import Submission
 from flux2_async._watcher import Watcher
@@ -33,6 +35,9 @@ logger = logging.getLogger("flux2_async")
 
 # A callback that beats its createTask reply is early by seconds; one for a lost reply waits for somebody to `recover`.
 MAX_PARKED: Final = 4096
+# Bytes in memory. What a body says is a shortcut: without it a look tells the same.
+MAX_RECORD: Final = 64 * 1024
+MAX_PARKED_RECORDS: Final = 4 * 1024 * 1024
 PARKED_FOR: Final = 3600.0
 MAX_AMBIGUOUS: Final = 4096
 MAX_SETTLED: Final = 4096
@@ -74,6 +79,49 @@ class CallbackSettings:
         return settings
 
 
+class _ParkedRecords:
+    """What the bodies of early callbacks said, of as many as fit into a bound of bytes."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[str, tuple[TaskRecord, int]] = OrderedDict()
+        self._bytes = 0
+
+    def keep(self, ref: str, record: TaskRecord | None) -> None:
+        """Keep the record of a submission instead of an earlier one; the oldest ones give way."""
+        self.take(ref)
+        if record is not None:
+            size = memory_of(record, MAX_RECORD)
+            self._records[ref] = record, size
+            self._bytes += size
+        while self._bytes > MAX_PARKED_RECORDS:
+            self.take(next(iter(self._records)))
+
+    def take(self, ref: str) -> TaskRecord | None:
+        """Give the record of a submission, and forget it."""
+        record, size = self._records.pop(ref, (None, 0))
+        self._bytes -= size
+        return record
+
+
+@attrs.frozen
+class _Settled:
+    """A task that has ended, kept no longer than somebody else keeps its handle.
+
+    Attributes:
+        id: Its id.
+        requested: Whether it is known what was sent.
+        handle: Its handle, while there is one.
+    """
+
+    id: str
+    requested: bool
+    handle: "weakref.ref[ImageTask]"
+
+    @classmethod
+    def of(cls, task: ImageTask) -> "_Settled":
+        return cls(task.id, task.request is not None, weakref.ref(task))
+
+
 class CallbackDesk:
     """Receives callbacks and brings them to their tasks.
 
@@ -102,9 +150,10 @@ class CallbackDesk:
         self._refs: dict[str, str] = {}
         # Outstanding tasks of which a callback alone says whose they are, and what stood there before, if anything.
         self._told: dict[str, tuple[Submission, Outcome[ImageTask]] | None] = {}
-        self._settled: OrderedDict[str, ImageTask] = OrderedDict()
+        self._settled: OrderedDict[str, _Settled] = OrderedDict()
         self._ambiguous: OrderedDict[str, Submission] = OrderedDict()
         self._parked: OrderedDict[str, tuple[float, Callback]] = OrderedDict()
+        self._parked_records = _ParkedRecords()
         # Tasks that a look found finished and whose callback may still come.
         self._awaited: dict[str, asyncio.TimerHandle] = {}
         self._warned = False
@@ -131,8 +180,9 @@ class CallbackDesk:
         # The reply has the last word.
         self._told.pop(ref, None)
         until, callback = self._parked.pop(ref, (0.0, None))
+        record = self._parked_records.take(ref)
         if callback is not None and until > self._loop.time():
-            self._bring(task, callback)
+            self._bring(task, Callback(callback.task_id, record))
 
     def ambiguous(self, submission: Submission) -> None:
         """Remember a submission whose reply was lost, and use a callback that came before."""
@@ -159,7 +209,7 @@ class CallbackDesk:
         if told and isinstance(task._outcome.error, TaskNotFoundError):  # noqa: SLF001  without raising it
             self._unlearn(ref, task, before)
             return
-        self._settled[ref] = task
+        self._settled[ref] = _Settled.of(task)
         _shorten(self._settled, MAX_SETTLED)
         # Who gives up, or is not let look, was no faster than the callback.
         if not called and task.record is not None and task.record.state.final and ref not in self._awaited:
@@ -167,6 +217,8 @@ class CallbackDesk:
 
     def deliver(self, ref: str, callback: Callback) -> None:
         """Use an authenticated callback."""
+        if memory_of(callback.record, MAX_RECORD) > MAX_RECORD:
+            callback = Callback(callback.task_id, None)
         if not self._deliver(ref, callback):
             self._relay(ref, callback.task_id)
 
@@ -209,8 +261,9 @@ class CallbackDesk:
                     "the session was closed before the callback came; recover it when the session is open again"
                 )
             task = self._tasks.get(ref)
-            if task is None and ref not in self._ambiguous:
-                task = self._settled.get(ref)
+            if task is None and ref not in self._ambiguous and (settled := self._settled.get(ref)) is not None:
+                task = settled.handle() or self._attach(settled.id)
+                self._settled[ref] = _Settled.of(task)
             if task is not None:
                 return task
             # It stays parked, for a submission that is still being sent.
@@ -289,7 +342,7 @@ class CallbackDesk:
     def _is_of_another(self, task_id: str, ref: str) -> bool:
         # Under its own ref stands what `recover` found while it was being sent, or, with a request, an earlier task.
         return self._refs.get(task_id, ref) != ref or any(
-            task.id == task_id and (other != ref or task.request is not None) for other, task in self._settled.items()
+            settled.id == task_id and (other != ref or settled.requested) for other, settled in self._settled.items()
         )
 
     def _unlearn(self, ref: str, task: ImageTask, before: tuple[Submission, Outcome[ImageTask]] | None) -> None:
@@ -306,7 +359,8 @@ class CallbackDesk:
             self.ambiguous(submission)
 
     def _park(self, ref: str, callback: Callback) -> None:
-        self._parked[ref] = (self._loop.time() + PARKED_FOR, callback)
+        self._parked[ref] = (self._loop.time() + PARKED_FOR, Callback(callback.task_id, None))
+        self._parked_records.keep(ref, callback.record)
         self._parked.move_to_end(ref)
         _shorten(self._parked, MAX_PARKED)
         self._news.wake()

@@ -6,9 +6,11 @@ that it is looked at again. Everything else that cannot be read becomes None and
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+import attrs
 import cattrs
 
 from flux2_async._converter import CONVERTER, FIELDS, decoded, http_address, redacted, result_address
@@ -162,3 +164,16 @@ def _is_success(state: object) -> bool:
 
 
 _structure: Final[Callable[[Any, Any], TaskRecord]] = CONVERTER.get_structure_hook(TaskRecord)
+
+
+def memory_of(record: TaskRecord | None, most: int) -> int:
+    """Give the bytes that a record keeps in memory, counted until they are more than `most`."""
+    total, left = 0, [*attrs.astuple(record, recurse=False)] if record is not None else []
+    while left and total <= most:
+        value = left.pop()
+        total += sys.getsizeof(value)
+        if isinstance(value, Mapping):
+            left.extend(itertools.chain(value, value.values()))
+        elif isinstance(value, list | tuple):
+            left.extend(value)
+    return total

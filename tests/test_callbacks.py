@@ -1,8 +1,11 @@
 """Callbacks resolve tasks: from the emulator over a receiver to the handle, with everything that goes wrong between."""
 
 import asyncio
+import gc
 import itertools
 import json
+import tracemalloc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -16,6 +19,7 @@ from emulated import REQUEST, emulated, error_of, free_port, until
 from flux2_async._callbacks import (
     MAX_AMBIGUOUS,
     MAX_PARKED,
+    MAX_PARKED_RECORDS,
     MAX_SETTLED,
     CallbackDesk,
     CallbackSettings,
@@ -35,7 +39,7 @@ from flux2_async.models import Callbacks, Polling, TextToImage, Timeouts
 from flux2_async.receivers import asgi_app, serve
 from flux2_async.session import Flux2Session
 from flux2_async.tasks import ImageTask
-from flux2_async.webhooks import Callback, signed_url
+from flux2_async.webhooks import Callback, parse_callback, signed_url
 
 SECRET = "a secret of all our processes"
 RARE = Polling(interval=3600.0)
@@ -908,3 +912,51 @@ def test_secrets_are_not_shown() -> None:
     assert "h-mac" not in repr(callbacks)
     assert "s3cret" not in repr(CallbackSettings.of(callbacks))
     assert "h-mac" not in repr(CallbackSettings.of(callbacks))
+
+
+# --- Memory
+
+
+def large(task_id: str, filling: object) -> Callback:
+    body = {
+        "code": 200,
+        "data": {"taskId": task_id, "state": "success", "resultJson": '{"resultUrls":["https://f.example/a.png"]}'},
+    }
+    body["data"]["filling"] = filling  # type: ignore[index]  # a dict, as anybody can see
+    return parse_callback(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("filling", ["x" * 1_000_000, [[]] * 5_000, {str(n): n for n in range(2_500)}, "x" * 30_000])
+async def test_parked_bodies_are_bounded_in_bytes(filling: object) -> None:
+    """Many signed bodies for nobody, up to a megabyte each, leave a few megabytes behind, under `confirm=False`."""
+    callbacks = Callbacks("https://app.example/", secret=SECRET, confirm=False)
+    async with emulated(Script(render=False), callbacks=callbacks) as (flux, _):
+        desk = desk_of(flux)
+        desk.deliver("first", large("first", filling))
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        count = 50 if isinstance(filling, dict | list) else 300
+        for number in range(count):
+            desk.deliver(f"r{number}", large(f"t{number}", filling))
+        after, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert after - before < 2 * MAX_PARKED_RECORDS
+
+
+async def test_ended_tasks_are_not_kept_for_their_refs() -> None:
+    """Who dropped the handle of a finished task keeps no record of it alive, and `recover` looks at it again."""
+    callbacks = Callbacks("https://app.example/", secret=SECRET)
+    async with emulated(Script(plans=Plan(duration=0.1), render=False), callbacks=callbacks) as (flux, _):
+        task = await flux.submit(REQUEST, ref="mine")
+        await task
+        handle, task_id = weakref.ref(task), task.id
+        assert await flux.recover("mine") is task
+        del task
+        await asyncio.sleep(1)
+        gc.collect()
+        assert handle() is None
+        again = await flux.recover("mine")
+        assert again.id == task_id
+        assert (await again).urls
+        assert await flux.recover("mine") is again

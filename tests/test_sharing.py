@@ -25,7 +25,7 @@ from flux2_async import (
 )
 from flux2_async._coordination import Claim, Message, Terms
 from flux2_async._keys import fingerprint
-from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.script import FaultKind
 from flux2_async.webhooks import Callback
 
@@ -488,3 +488,25 @@ async def test_failed_opening_leaves_nothing() -> None:
         memory.down = False
         async with flux:
             await flux.submit(REQUEST)
+
+
+async def test_on_send_that_outlasts_its_lease_breaks_no_limit() -> None:
+    """A lease that ended before the request left is asked for anew: all are sent once, in the limit."""
+    sent: list[str] = []
+
+    async def slow(ref: str) -> None:
+        sent.append(ref)
+        await asyncio.sleep(90.0)
+
+    memory, rate = Memory(), RateLimit(4, 10.0)
+    script = Script(plans=Plan(duration=1.0), limit=Limit(4, 10.0), render=False)
+    async with Emulator(script) as emulator, AsyncExitStack() as stack:
+        opened = [session_for(emulator, coordination=memory, rate_limit=rate) for _ in range(2)]
+        for flux in opened:
+            await stack.enter_async_context(flux)
+        await asyncio.gather(*(flux.submit(TextToImage("a kettle"), on_send=slow) for flux in opened for _ in range(6)))
+
+    assert len(emulator.ledger.accepted) == 12
+    assert emulator.ledger.refused == 0
+    assert emulator.ledger.max_in_window(10.0) <= 4
+    assert len(set(sent)) == 12

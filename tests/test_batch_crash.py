@@ -16,6 +16,9 @@ from batch_process import Processes, processes
 from flux2_async.emulator import Fault, Limit, Plan, Script, files
 from flux2_async.testing import RunningEmulator, running_emulator
 
+# Up to thirty-two starts of the command, which take their time on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 WORDS = ("batch", "jobs.jsonl", "--out", "results", "--no-report", "--rate-limit", "4/0.05")
 # Large enough to be caught half written.
 PADDING = bytes(range(256)) * 400
@@ -94,8 +97,6 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
             yield Case(tmp_path, started, emulator)
 
 
-# Thirty-two starts of the command.
-@pytest.mark.timeout(300)
 def test_killed_thirty_times(case: Case) -> None:
     """Killed at thirty random instants of a run of 300 requests, and started again until it is done."""
     moments = random.Random(20261122)

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import attrs
+
 POLL = 0.05
 
 
@@ -26,8 +28,8 @@ def main() -> None:
     from flux2_async.models import Polling  # noqa: PLC0415  likewise
     from flux2_async.session import Flux2Session  # noqa: PLC0415  likewise
 
-    def quick(**options: Any) -> Flux2Session:
-        return Flux2Session(polling=Polling(interval=POLL), **options)
+    def quick(*, polling: Polling | None = None, **options: Any) -> Flux2Session:
+        return Flux2Session(polling=attrs.evolve(polling or Polling(), interval=POLL), **options)
 
     # A service that is quicker than the real one is worth looking at more often.
     service.Flux2Session = quick  # type: ignore[assignment,attr-defined]  # in this process alone

@@ -925,13 +925,14 @@ async def test_an_unusable_timeout_of_generate_is_named_as_it_was_given(timeout:
 
 
 async def test_half_the_believed_limit_costs_one_burst_of_refusals() -> None:
-    """100 tasks at once where 40 per period are believed and 20 allowed: 20 refusals, none lost, near the optimum."""
+    """100 tasks at once where 40 per period are believed and 20 allowed: 20 refusals, and one of the question whether
+    more is allowed; none is lost, near the optimum."""
     script = Script(plans=Plan(duration=0.1), limit=Limit(20, 10.0, "sliding"), credits=1e6)
     async with emulated(script, rate_limit=RateLimit(40, 10.0), max_running=None) as (flux, emulator):
         begun = asyncio.get_running_loop().time()
         await asyncio.gather(*(flux.submit(REQUEST) for _ in range(100)))
         seconds = asyncio.get_running_loop().time() - begun
 
-        assert emulator.ledger.refused == 20
+        assert emulator.ledger.refused == 21
         assert len(emulator.ledger.accepted) == 100
         assert 40 <= seconds <= 50

@@ -429,16 +429,14 @@ async def test_callback_for_a_session_without_callbacks() -> None:
 
 async def test_statistics_show_what_is_shared() -> None:
     """The pause and the learned limit that one process met show in the statistics of the other."""
-    script = Script(faults=[Fault("createTask", "refuse", retry_after=20)], plans=Plan(duration=1.0))
+    script = Script(limit=Limit(2, 10.0, "sliding"), plans=Plan(duration=1.0))
     async with processes(2, script) as (_, (one, other)):
-        refused = asyncio.create_task(one.submit(REQUEST))
+        refused = asyncio.gather(*(one.submit(REQUEST) for _ in range(3)))
         await asyncio.sleep(1.0)
-        paused_until = other.statistics().paused_until
-        await other.submit(REQUEST)
-        await refused
-
-        assert paused_until is not None
-        assert other.statistics().learned_limit == one.statistics().learned_limit == 1
+        assert other.statistics().paused_until is not None
+        await asyncio.gather(refused, other.submit(REQUEST))
+        # It is heard with the next permit.
+        assert other.statistics().learned_limit == one.statistics().learned_limit == 2
 
 
 async def test_sessions_that_share_are_no_cause_for_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -925,8 +925,7 @@ async def test_an_unusable_timeout_of_generate_is_named_as_it_was_given(timeout:
 
 
 async def test_half_the_believed_limit_costs_one_burst_of_refusals() -> None:
-    """100 tasks at once where 40 per period are believed and 20 allowed: 20 refusals, and one of the question whether
-    more is allowed; none is lost, near the optimum."""
+    """100 tasks at once, 40 per period believed, 20 allowed: 20 refused and one that asks for more, near optimum."""
     script = Script(plans=Plan(duration=0.1), limit=Limit(20, 10.0, "sliding"), credits=1e6)
     async with emulated(script, rate_limit=RateLimit(40, 10.0), max_running=None) as (flux, emulator):
         begun = asyncio.get_running_loop().time()

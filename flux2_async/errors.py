@@ -30,7 +30,7 @@ Each carries its facts as attributes, can be pickled, and holds neither a secret
 
 from typing import TYPE_CHECKING, Any, Self
 
-from flux2_async._printable import printable
+from flux2_async._shown import printable
 
 if TYPE_CHECKING:
     # Only named in annotations: at run time this module stands at the bottom.

@@ -17,7 +17,7 @@ from flux2_async._image_sources import ContentSource, content_of, how_to_give, i
 from flux2_async._plain import plain
 from flux2_async._plain_json import check_text, plain_object, shown
 from flux2_async._settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
-from flux2_async._showable import showable
+from flux2_async._shown import showable
 from flux2_async.errors import InvalidRequestError
 
 __all__ = [

@@ -18,7 +18,7 @@ from flux2_async._credentials import Secret, check_given, make_credentials
 from flux2_async._engine import Engine, Unsettled
 from flux2_async._files import UploadSource
 from flux2_async._plain import plain
-from flux2_async._showable import showable
+from flux2_async._shown import showable
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._window import HAIR
 from flux2_async._wire import decode_credits

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 
-from flux2_async._printable import printable
+from flux2_async._shown import printable
 from flux2_async.batch._books import Books
 from flux2_async.batch._ended import ended
 from flux2_async.batch._rows import Row, failure_of

@@ -16,7 +16,7 @@ from typing import Any, Final, Self, TypeVar
 import attrs
 
 from flux2_async._arguments import check_path
-from flux2_async._showable import showable
+from flux2_async._shown import showable
 from flux2_async.batch._database import Database
 from flux2_async.batch._entry import Entry
 from flux2_async.batch._rows import Row, outcome_of, row_of, stored

@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from flux2_async._printable import printable
+from flux2_async._shown import printable
 from flux2_async.cli.screen import Screen
 
 __all__ = ["Board", "LiveBoard", "Row"]

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from flux2_async._printable import json_escaped, printable
+from flux2_async._shown import json_escaped, printable
 from flux2_async.errors import ApiError, Flux2Error
 
 __all__ = ["Screen", "UsageError", "counted", "error_document", "one_line"]

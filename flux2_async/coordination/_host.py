@@ -26,7 +26,7 @@ from flux2_async._coordination import (
     decode_message,
     encode_message,
 )
-from flux2_async._showable import showable
+from flux2_async._shown import showable
 from flux2_async.coordination._folder import runtime_folder
 from flux2_async.coordination._host_file import HostFile, explained
 from flux2_async.coordination._host_sockets import HAS_SOCKETS, HostSockets, receive

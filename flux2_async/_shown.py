@@ -1,10 +1,12 @@
-"""Texts of others as a terminal may have them. Pure."""
+"""What people see: texts of others as a terminal may have them, and objects that could not be made. Pure."""
 
 import logging
 import re
-from typing import Final
+from typing import Final, TypeVar
 
-__all__ = ["json_escaped", "printable"]
+__all__ = ["json_escaped", "printable", "showable"]
+
+T = TypeVar("T")
 
 # Joins letters of some scripts, and people to families; steers nothing.
 JOINERS: Final = "\u200c\u200d"
@@ -24,6 +26,23 @@ def printable(text: str) -> str:
 def json_escaped(document: str) -> str:
     r"""Give JSON that means the same, with such characters as `\u202e`."""
     return NOT_ASCII_TEXT.sub(lambda match: match[0] if _is_harmless(match[0]) else _json_escape(match[0]), document)
+
+
+def showable(kind: type[T]) -> type[T]:
+    """Give a class a `repr` that works on what its constructor refused.
+
+    Error reporters show the local variables of the frames that raised, and `self` is among them.
+    """
+    show = kind.__repr__
+
+    def show_or_name(self: T) -> str:
+        try:
+            return show(self)
+        except (AttributeError, TypeError):
+            return f"<{kind.__name__} that was not made>"
+
+    kind.__repr__ = show_or_name  # type: ignore[assignment,method-assign]  # it is a method of this kind
+    return kind
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import aiohttp
 
 from flux2_async._coordination import Coordination
-from flux2_async._plain import plain
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
+from flux2_async.models.plain import plain
 
 __all__ = ["check_max_running", "check_path", "check_seconds", "check_settings", "check_submit", "check_task_id"]
 

@@ -13,7 +13,8 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from flux2_async import _json
 from flux2_async._refusal import without_signature
-from flux2_async.models import TaskRecord, TaskState, is_url
+from flux2_async.models import TaskRecord, TaskState
+from flux2_async.models.requests import is_url
 
 REDACTED: Final = "<redacted>"
 

@@ -16,7 +16,6 @@ import anyio.to_thread
 
 from flux2_async._converter import http_address
 from flux2_async._downloads import Downloads, prepare_folder
-from flux2_async._image_sources import AsyncFile, how_to_give
 from flux2_async._media import MAX_PICTURE
 from flux2_async._pictures import (
     CHUNK,
@@ -30,7 +29,9 @@ from flux2_async._pictures import (
 from flux2_async._transport import Transport
 from flux2_async._uploads import Uploads
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models import ImageResult, ImageSource, UploadedFile, is_url
+from flux2_async.models import ImageResult, ImageSource, UploadedFile
+from flux2_async.models.image_sources import AsyncFile, how_to_give
+from flux2_async.models.requests import is_url
 
 __all__ = ["Files", "UploadSource"]
 

@@ -17,7 +17,6 @@ from flux2_async._coordination import Coordination
 from flux2_async._credentials import Secret, check_given, make_credentials
 from flux2_async._engine import Engine, Unsettled
 from flux2_async._files import UploadSource
-from flux2_async._plain import plain
 from flux2_async._shown import showable
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._window import HAIR
@@ -34,6 +33,7 @@ from flux2_async.models import (
     Timeouts,
     UploadedFile,
 )
+from flux2_async.models.plain import plain
 from flux2_async.tasks import Completion, ImageTask
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ import attrs
 from flux2_async import _json
 from flux2_async._addresses import is_public_address
 from flux2_async._converter import http_address
-from flux2_async._plain import plain
 from flux2_async._record import record_from_payload, task_id_of
 from flux2_async._wire import FAILED
 from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
-from flux2_async.models import TaskRecord, TaskState, is_url
+from flux2_async.models import TaskRecord, TaskState
+from flux2_async.models.plain import plain
+from flux2_async.models.requests import is_url
 
 __all__ = ["Callback", "parse_callback", "public_urls", "sign", "signed_url", "verify_signature", "verify_url"]
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import (
-    RATIOS,
     ImageResult,
     ImageSource,
     ImageToImage,
@@ -25,6 +24,7 @@ from flux2_async.models import (
     Timeouts,
     UploadedFile,
 )
+from flux2_async.models.requests import RATIOS
 
 UPLOADED = UploadedFile("https://f.example/a.png", "a.png", 7, "image/png")
 CHOICES = "'1:1', '4:3', '3:4', '16:9', '9:16', '3:2', '2:3'"

@@ -10,10 +10,11 @@ from typing import Any, Final
 import attrs
 
 from flux2_async._pictures import check_picture
-from flux2_async._plain import plain
-from flux2_async._plain_json import plain_object, shown
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile, is_url
+from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
+from flux2_async.models.plain import plain
+from flux2_async.models.plain_json import plain_object, shown
+from flux2_async.models.requests import is_url
 
 __all__ = ["BadLine", "InvalidInputError", "Job", "check_files", "digest_of", "job_of", "located"]
 

@@ -12,7 +12,8 @@ from typing import Any, Final, TextIO
 
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models import TIERS, ImageToImage, Request, TextToImage
+from flux2_async.models import ImageToImage, Request, TextToImage
+from flux2_async.models.requests import TIERS
 
 __all__ = ["FILES", "match_jobs", "read_jobs"]
 

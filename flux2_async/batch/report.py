@@ -18,7 +18,7 @@ from flux2_async._atomic_file import replacing
 from flux2_async.batch._report_rows import Picture, link_to, page_row
 from flux2_async.batch._thumbnails import Thumbnails
 from flux2_async.batch.outcomes import Outcome
-from flux2_async.models import is_url
+from flux2_async.models.requests import is_url
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from flux2_async.cli.screen import UsageError
 from flux2_async.errors import ConfigurationError
-from flux2_async.models import RATIOS, RESOLUTIONS, TIERS, RateLimit
+from flux2_async.models import RateLimit
+from flux2_async.models.requests import RATIOS, RESOLUTIONS, TIERS
 
 __all__ = [
     "EXTENSIONS",

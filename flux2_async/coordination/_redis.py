@@ -46,13 +46,13 @@ from flux2_async._coordination import (
     encode_message,
 )
 from flux2_async._membership import finish
-from flux2_async._plain import plain
 from flux2_async._shared_limiter import boot_time
 from flux2_async._shown import showable
 from flux2_async.coordination._book import Known
 from flux2_async.coordination._scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
 from flux2_async.errors import ConfigurationError, CoordinationError
 from flux2_async.models import RateLimit
+from flux2_async.models.plain import plain
 
 __all__ = ["RedisCoordination"]
 

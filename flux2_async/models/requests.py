@@ -1,40 +1,24 @@
-"""Requests, records, results and settings: frozen, checked when made, without I/O.
+"""Requests: frozen, checked when made, without I/O.
 
 Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code` for `failCode`).
 """
 
-import enum
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 
-from flux2_async._image_sources import ContentSource, content_of, how_to_give, is_content
-from flux2_async._plain import plain
-from flux2_async._plain_json import check_text, plain_object, shown
-from flux2_async._settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
 from flux2_async._shown import showable
 from flux2_async.errors import InvalidRequestError
+from flux2_async.models.image_sources import ContentSource, content_of, how_to_give, is_content
+from flux2_async.models.plain import plain
+from flux2_async.models.plain_json import check_text, plain_object, shown
 
-__all__ = [
-    "Callbacks",
-    "ImageResult",
-    "ImageSource",
-    "ImageToImage",
-    "Polling",
-    "RateLimit",
-    "Request",
-    "SessionStatistics",
-    "TaskRecord",
-    "TaskState",
-    "TextToImage",
-    "Timeouts",
-    "UploadedFile",
-]
+__all__ = ["ImageSource", "ImageToImage", "Request", "TextToImage", "UploadedFile"]
 
 # From the API's own pages; the lower bound of the prompt stands in their prose only.
 PROMPT_LENGTHS: Final = (3, 5000)
@@ -268,80 +252,3 @@ class ImageToImage(_Request):
 
 
 Request = ImageToImage | TextToImage
-
-
-class TaskState(enum.StrEnum):
-    """The API's words for where a task is."""
-
-    WAITING = "waiting"
-    QUEUING = "queuing"
-    GENERATING = "generating"
-    SUCCESS = "success"
-    FAIL = "fail"
-    UNKNOWN = "unknown"
-    """A word this version does not know: the task still runs, the word is in `TaskRecord.state_text`."""
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing more will come."""
-        return self in (TaskState.SUCCESS, TaskState.FAIL)
-
-
-@attrs.frozen(kw_only=True)
-class TaskRecord:
-    """What the service knows of a task.
-
-    Attributes:
-        task_id: Its id.
-        state: Where it is.
-        state_text: The API's own word for that.
-        model: The API's id of the model, or None when the answer named none.
-        result_urls: Addresses of the pictures; empty until `SUCCESS`. They live about 24 hours.
-        fail_code: The API's `failCode` as text, or None.
-        fail_message: The API's `failMsg`, or None.
-        create_time: When the service took the task, aware, or None.
-        complete_time: When it finished, aware, or None.
-        update_time: When it last changed, aware, or None (live answers often lack it).
-        progress: 0 to 100, or None (flux-2 sends none).
-        credits_consumed: Credits charged, or None when the answer did not say; 0.0 for a failed task.
-        param: The request as the service echoes it, decoded, its `callBackUrl` redacted; None when it could
-            not be read.
-        extra: All other fields of the answer, untouched.
-    """
-
-    task_id: str
-    state: TaskState
-    state_text: str
-    model: str | None = None
-    result_urls: tuple[str, ...] = attrs.field(default=(), repr=lambda value: f"<{len(value)} addresses>")
-    fail_code: str | None = None
-    fail_message: str | None = attrs.field(default=None, repr=False)
-    create_time: datetime | None = None
-    complete_time: datetime | None = None
-    update_time: datetime | None = attrs.field(default=None, repr=False)
-    progress: float | None = None
-    credits_consumed: float | None = None
-    param: Mapping[str, Any] | None = attrs.field(default=None, repr=False, eq=False)
-    extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False, eq=False)
-
-    @property
-    def duration(self) -> float | None:
-        """Seconds from creation to completion by the service's clock, or None until both are known."""
-        if self.create_time is None or self.complete_time is None:
-            return None
-        return (self.complete_time - self.create_time).total_seconds()
-
-
-@attrs.frozen(kw_only=True)
-class ImageResult:
-    """A finished picture.
-
-    Attributes:
-        task_id: The task.
-        urls: Addresses of the pictures, at least one; download them soon, they live about 24 hours.
-        record: The final record.
-    """
-
-    task_id: str
-    urls: tuple[str, ...] = attrs.field(repr=lambda value: f"<{len(value)} addresses>")
-    record: TaskRecord

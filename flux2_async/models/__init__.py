@@ -1,0 +1,24 @@
+"""Requests, records, results and settings: frozen, checked when made, without I/O.
+
+Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code` for `failCode`).
+"""
+
+from flux2_async.models.records import ImageResult, TaskRecord, TaskState
+from flux2_async.models.requests import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
+from flux2_async.models.settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
+
+__all__ = [
+    "Callbacks",
+    "ImageResult",
+    "ImageSource",
+    "ImageToImage",
+    "Polling",
+    "RateLimit",
+    "Request",
+    "SessionStatistics",
+    "TaskRecord",
+    "TaskState",
+    "TextToImage",
+    "Timeouts",
+    "UploadedFile",
+]

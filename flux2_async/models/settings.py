@@ -1,0 +1,226 @@
+"""Settings and statistics of a session: frozen, checked when made."""
+
+import math
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+
+from flux2_async.errors import ConfigurationError
+from flux2_async.models.plain import plain
+
+__all__ = ["Callbacks", "Polling", "RateLimit", "SessionStatistics", "Timeouts"]
+
+
+def _whole_number(value: int) -> int:
+    return plain(value)
+
+
+def _number(value: float) -> float:
+    return plain(value)
+
+
+def _number_or_none(value: float | None) -> float | None:
+    return plain(value)
+
+
+def _text(value: str) -> str:
+    return plain(value)
+
+
+def _text_or_none(value: str | None) -> str | None:
+    return plain(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive(*, none: bool = False) -> Any:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if (none and value is None) or (_is_number(value) and value > 0):
+            return
+        allowed = "a number above 0, or None" if none else "a number above 0"
+        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
+
+    return check
+
+
+def _not_negative(*, none: bool = False) -> Any:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if (none and value is None) or (_is_number(value) and value >= 0):
+            return
+        allowed = "a number of 0 or more, or None" if none else "a number of 0 or more"
+        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
+
+    return check
+
+
+def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(
+            f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be a whole number of 1 or more"
+        )
+
+
+def _yes_or_no(instance: object, attribute: "attrs.Attribute[bool]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(
+            f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be True or False"
+        )
+
+
+@attrs.frozen
+class RateLimit:
+    """At most `limit` new tasks in any `period` seconds.
+
+    Attributes:
+        limit: Tasks, 1 or more. Documented upstream: 20.
+        period: Seconds. Documented upstream: 10.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    limit: int = attrs.field(converter=_whole_number, validator=_whole)
+    period: float = attrs.field(converter=_number, validator=_positive())
+
+
+@attrs.frozen(kw_only=True)
+class Polling:
+    """When to look whether a task is finished.
+
+    A session learns from its tasks how long tasks take, for each model and resolution, and looks when they use to
+    end. Until it has seen some, and at ages at which it has seen none, it looks as the API's documentation advises.
+
+    Attributes:
+        price: Seconds of lag between "finished" and "known" that one look is worth. Less looks more often: 0.03 where
+            a person waits, 1 for a batch.
+        wait_min: Shortest wait between two looks at one task, seconds.
+        wait_max: Longest wait, seconds.
+        interval: A fixed interval in seconds; the first look comes after one interval. 0 looks at once and then
+            as fast as replies come. None: learned.
+        max_concurrency: Looks in flight at once, for all tasks of the session.
+        give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError` (`given_up`), since a task
+            that never ends would hold its place for ever; awaiting its handle again watches it again. Counted while
+            looks are answered, from when the task began to be watched. Tasks take 8 to 95 s. None: never.
+        remember: Keep what was learned in the user's cache folder for the next session with the same service.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    price: float = attrs.field(converter=_number, default=0.3, validator=_positive())
+    wait_min: float = attrs.field(converter=_number, default=0.25, validator=_positive())
+    wait_max: float = attrs.field(converter=_number, default=30.0, validator=_positive())
+    interval: float | None = attrs.field(converter=_number_or_none, default=None, validator=_not_negative(none=True))
+    max_concurrency: int = attrs.field(converter=_whole_number, default=32, validator=_whole)
+    give_up_after: float | None = attrs.field(converter=_number_or_none, default=1200.0, validator=_positive(none=True))
+    remember: bool = attrs.field(default=False, validator=_yes_or_no)
+
+    def __attrs_post_init__(self) -> None:
+        if self.wait_min > self.wait_max:
+            raise ConfigurationError(
+                f"Polling.wait_min: {self.wait_min!r} given, it must not exceed wait_max={self.wait_max!r}"
+            )
+
+
+def _is_address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _check_callback_url(_: object, __: "attrs.Attribute[str]", value: object) -> None:
+    if not isinstance(value, str) or not _is_address(value):
+        raise ConfigurationError(
+            f"Callbacks.url: {value!r} given, it must look like https://app.example/flux2/callback/"
+        )
+
+
+def _secret_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise ConfigurationError(
+            f"{type(instance).__name__}.{attribute.name}: it must be text that is not blank, or None"
+        )
+
+
+@attrs.frozen
+class Callbacks:
+    """Where the service tells that a task is finished.
+
+    Attributes:
+        url: The public address of the receiver (see `flux2_async.receivers`); with a mount it ends in a slash. Every
+            task gets it with the name of its submission and a signature.
+        secret: Signs the addresses; the same in all processes that receive for each other. None: random per session.
+        hmac_key: The key of the service's own signature (X-Webhook-Signature), when the account has one; then a
+            callback without it is refused. None: not checked.
+        confirm: Read the record before a task is settled, since the service does not sign what the body says. False:
+            settle from the body.
+
+    Raises:
+        ConfigurationError: A value cannot be used.
+    """
+
+    url: str = attrs.field(converter=_text, validator=_check_callback_url)
+    secret: str | None = attrs.field(
+        converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
+    )
+    hmac_key: str | None = attrs.field(
+        converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
+    )
+    confirm: bool = attrs.field(default=True, validator=_yes_or_no, kw_only=True)
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """Seconds that each kind of call may take.
+
+    Attributes:
+        connect: Making a connection, for every call.
+        submit: createTask; seen to take more than 30 s under load, so shorter than 60 makes unclear sends.
+        record: recordInfo and the account calls.
+        upload: One file.
+        download: One file.
+
+    Raises:
+        ConfigurationError: A value is out of bounds.
+    """
+
+    connect: float = attrs.field(converter=_number, default=10.0, validator=_positive())
+    submit: float = attrs.field(converter=_number, default=60.0, validator=_positive())
+    record: float = attrs.field(converter=_number, default=30.0, validator=_positive())
+    upload: float = attrs.field(converter=_number, default=120.0, validator=_positive())
+    download: float = attrs.field(converter=_number, default=300.0, validator=_positive())
+
+
+@attrs.frozen(kw_only=True)
+class SessionStatistics:
+    """A snapshot of a session.
+
+    Attributes:
+        running: Tasks that are not finished.
+        waiting: Submissions that wait for a slot, a permit, or a service that is away.
+        submitted: Tasks the service accepted.
+        refused: createTask calls answered by 429.
+        ambiguous: createTask calls whose outcome is not known.
+        polls: recordInfo calls made by the session itself.
+        callbacks: Hints that a task is finished (`notify`, callbacks).
+        repeated_settles: Final records that came after the task was settled.
+        learned_limit: New tasks per period that refusals have taught, or None while the configured limit holds.
+        paused_until: When submitting goes on after a 429, aware, or None when it is not paused.
+    """
+
+    running: int
+    waiting: int
+    submitted: int
+    refused: int
+    ambiguous: int
+    polls: int
+    callbacks: int
+    repeated_settles: int
+    learned_limit: int | None
+    paused_until: datetime | None

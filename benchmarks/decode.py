@@ -22,7 +22,7 @@ Decode = Callable[[bytes], object]
 
 
 def _ours() -> Decode:
-    wire = import_module("flux2_async._wire")
+    wire = import_module("flux2_async._protocol.codec")
     return lambda body: wire.decode_record(wire.Reply(200, {}, body), TASK_ID)
 
 

@@ -18,7 +18,7 @@ import attrs
 
 from flux2_async._insurance import Insurance, Trust
 from flux2_async._outcome import Outcome, Waiters
-from flux2_async._record import memory_of
+from flux2_async._protocol.records import memory_of
 from flux2_async._schedule import FixedInterval, Schedule
 from flux2_async._submission import Submission
 from flux2_async._watcher import Watcher

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 import aiohttp
 import attrs
 
-from flux2_async._refusal import Redactor
+from flux2_async._protocol.refusals import Redactor
 from flux2_async.errors import ConfigurationError
 
 __all__ = ["Credentials", "Secret", "check_given", "make_credentials"]

@@ -22,13 +22,13 @@ from flux2_async._keys import Keys, fingerprint
 from flux2_async._limit_log import LimitLog
 from flux2_async._limiter import Limiter, Permits, Slots
 from flux2_async._outcome import Waiters
+from flux2_async._protocol.codec import decode_record
 from flux2_async._remembered import Remembered
 from flux2_async._schedule import Schedules
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._submitter import Submitter
 from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
-from flux2_async._wire import decode_record
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import (
     ImageToImage,

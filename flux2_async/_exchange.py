@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from flux2_async._failures import failure_text
+from flux2_async._protocol.codec import Reply
 from flux2_async._version import USER_AGENT
-from flux2_async._wire import Reply
 
 __all__ = ["HEADERS", "JSON_HEADERS", "exchange"]
 

@@ -14,9 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 import anyio
 import anyio.to_thread
 
-from flux2_async._converter import http_address
 from flux2_async._downloads import Downloads, prepare_folder
-from flux2_async._media import MAX_PICTURE
 from flux2_async._pictures import (
     CHUNK,
     check_picture,
@@ -26,6 +24,8 @@ from flux2_async._pictures import (
     read_stream,
     reading,
 )
+from flux2_async._protocol.converter import http_address
+from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async._transport import Transport
 from flux2_async._uploads import Uploads
 from flux2_async.errors import InvalidRequestError

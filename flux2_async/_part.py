@@ -14,8 +14,8 @@ from typing import Any, Final, Self
 import attrs
 
 from flux2_async._atomic_file import AtomicFile
-from flux2_async._file_types import HEAD, Walk, is_text
-from flux2_async._media import MAX_DOWNLOAD
+from flux2_async._protocol.file_types import HEAD, Walk, is_text
+from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async.errors import ProtocolError, TaskError, TransportError
 
 __all__ = ["Part"]

@@ -12,8 +12,8 @@ from typing import BinaryIO, Final
 
 import attrs
 
-from flux2_async._file_types import HEAD, FileType, describe, picture_type
-from flux2_async._media import MAX_PICTURE
+from flux2_async._protocol.file_types import HEAD, FileType, describe, picture_type
+from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 
 __all__ = [

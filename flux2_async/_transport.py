@@ -1,6 +1,6 @@
 """The calls of the service, over aiohttp.
 
-What a failed exchange means is decided here and in `_post`, what a reply to createTask means in `_answers`.
+What a failed exchange means is decided here and in `_post`, what a reply to createTask means in `answers`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from flux2_async._exchange import HEADERS, JSON_HEADERS, exchange
 from flux2_async._file_transport import FileTransport
 from flux2_async._fresh_connections import FreshConnector
 from flux2_async._post import Post
-from flux2_async._wire import Reply
+from flux2_async._protocol.codec import Reply
 from flux2_async.errors import SessionClosedError, TransportError
 from flux2_async.models import Request, Timeouts
 

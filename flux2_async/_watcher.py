@@ -19,9 +19,9 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from flux2_async._pace import SECOND, Pace
+from flux2_async._protocol.codec import FailedUnderErrorError, task_error, unread_addresses
 from flux2_async._schedule import Schedule, Schedules
 from flux2_async._timing import LOOKS_AFTER_HINT, Timing, Watched
-from flux2_async._wire import FailedUnderErrorError, task_error, unread_addresses
 from flux2_async.errors import (
     ApiError,
     ConfigurationError,

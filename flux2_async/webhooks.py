@@ -15,11 +15,11 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import attrs
 
-from flux2_async import _json
-from flux2_async._addresses import is_public_address
-from flux2_async._converter import http_address
-from flux2_async._record import record_from_payload, task_id_of
-from flux2_async._wire import FAILED
+from flux2_async._protocol import lenient_json
+from flux2_async._protocol.addresses import is_public_address
+from flux2_async._protocol.codec import FAILED
+from flux2_async._protocol.converter import http_address
+from flux2_async._protocol.records import record_from_payload, task_id_of
 from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
 from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.plain import plain
@@ -152,7 +152,7 @@ def parse_callback(body: bytes, *, read_record: bool = True) -> Callback:
         ProtocolError: It is not a JSON object, or names no task.
     """
     try:
-        message = _json.loads_reply(body)
+        message = lenient_json.loads_reply(body)
     except ValueError:
         message = None
     # Raised out here, so that no error carries the parser's, which holds the whole body.

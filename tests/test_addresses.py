@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flux2_async._addresses import is_public_number, redirected, split_address
-from flux2_async._converter import http_address
+from flux2_async._protocol.addresses import is_public_number, redirected, split_address
+from flux2_async._protocol.converter import http_address
 
 FIT = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"))
 

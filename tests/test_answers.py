@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flux2_async._answers import Accepted, Refused, Unclear, judge
-from flux2_async._wire import Reply, encode_request
+from flux2_async._protocol.answers import Accepted, Refused, Unclear, judge
+from flux2_async._protocol.codec import Reply, encode_request
 from flux2_async.models import Request, TextToImage
 
 REQUEST = TextToImage("a red kettle")

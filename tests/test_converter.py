@@ -6,7 +6,7 @@ from typing import Any
 import cattrs
 import pytest
 
-from flux2_async._wire import configure_converter, make_converter
+from flux2_async._protocol.codec import configure_converter, make_converter
 from flux2_async.models import TaskRecord, TaskState
 
 VALUES: list[Any] = ["12", "false", "", 12, 1.5, True, None, [], {}]

@@ -22,7 +22,7 @@ from flux2_async import _part
 from flux2_async._atomic_file import UNFINISHED
 from flux2_async._credentials import Credentials
 from flux2_async._downloads import Downloads, prepare_folder
-from flux2_async._media import MAX_DOWNLOAD
+from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async._transport import Transport
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flux2_async._file_types import JPEG, PNG, WEBP, FileType, Walk, describe, file_type, is_text, picture_type
+from flux2_async._protocol.file_types import JPEG, PNG, WEBP, FileType, Walk, describe, file_type, is_text, picture_type
 from flux2_async.cli.script import PHOTOS
 
 BEGINNINGS = {

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async import _json
 from flux2_async._coordination import decode_message
-from flux2_async._record import record_from_payload
-from flux2_async._refusal import http_date, retry_after
-from flux2_async._wire import code_of
+from flux2_async._protocol import lenient_json
+from flux2_async._protocol.codec import code_of
+from flux2_async._protocol.records import record_from_payload
+from flux2_async._protocol.refusals import http_date, retry_after
 from flux2_async.cli import doctor
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import parse_rate_limit
@@ -58,7 +58,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "Retry-After": lambda text: retry_after({"Retry-After": text}),
     "Retry-After with a date": lambda text: retry_after({"Retry-After": text, "Date": DATE}),
     "Date": lambda text: retry_after({"Retry-After": DATE, "Date": text}),
-    "Retry-After of a body": lambda text: retry_after({}, body=_json.dumps({"retryAfter": text})),
+    "Retry-After of a body": lambda text: retry_after({}, body=lenient_json.dumps({"retryAfter": text})),
     "a date": http_date,
     "the clock of a server": doctor._skew,
     "Content-Length": declared_length,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async import _json
+from flux2_async._protocol import lenient_json
 
 LENIENT: dict[bytes, Any] = {
     b'\xef\xbb\xbf{"a":1}': {"a": 1},
@@ -39,7 +39,7 @@ BROKEN = [b"", b"{", b"nul", b"[1,]", b"{'a':1}", b'{"a":1} x', b"\x00", b"[" * 
 def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The test runs with and without orjson."""
     if request.param == "json":
-        monkeypatch.setattr(_json, "orjson", None)
+        monkeypatch.setattr(lenient_json, "orjson", None)
     return str(request.param)
 
 
@@ -47,7 +47,7 @@ def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 @pytest.mark.parametrize("raw", LENIENT)
 def test_what_is_read(raw: bytes) -> None:
     """Odd JSON that may hold a paid picture is read, the same with either codec."""
-    value = _json.loads(raw)
+    value = lenient_json.loads(raw)
     if LENIENT[raw] is not None:
         assert value == LENIENT[raw]
         assert type(value) is type(LENIENT[raw])
@@ -57,7 +57,7 @@ def test_what_is_read(raw: bytes) -> None:
 @pytest.mark.parametrize("raw", BROKEN)
 def test_what_is_not_read(raw: bytes) -> None:
     """What is no JSON, or nested too deeply, is a ValueError from both functions."""
-    for read in (_json.loads, _json.loads_reply):
+    for read in (lenient_json.loads, lenient_json.loads_reply):
         with pytest.raises(ValueError, match=r"."):
             read(raw)
 
@@ -76,9 +76,9 @@ def test_both_codecs_agree(value: Any) -> None:
     results = []
     for codec in (orjson, None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_json, "orjson", codec)
+            patch.setattr(lenient_json, "orjson", codec)
             try:
-                results.append(repr(_json.loads(raw)))
+                results.append(repr(lenient_json.loads(raw)))
             except ValueError:
                 results.append("refused")
     assert results[0] == results[1]
@@ -89,7 +89,7 @@ def test_both_codecs_agree(value: Any) -> None:
 )
 def test_what_is_written(codec: str, value: Any) -> None:
     """Everything `json` can write is written, also where orjson refuses."""
-    raw = _json.dumps(value)
+    raw = lenient_json.dumps(value)
     assert json.loads(raw) == json.loads(json.dumps(value))
     assert b" " not in raw or codec == "orjson" or "key" in str(value)
 
@@ -97,8 +97,8 @@ def test_what_is_written(codec: str, value: Any) -> None:
 def test_orjson_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra `speedups` the module works on the standard library."""
     monkeypatch.setitem(sys.modules, "orjson", None)
-    assert _json.__file__ is not None
-    spec = importlib.util.spec_from_file_location("json_without_orjson", _json.__file__)
+    assert lenient_json.__file__ is not None
+    spec = importlib.util.spec_from_file_location("json_without_orjson", lenient_json.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -148,14 +148,14 @@ INJECTIONS = [
 def test_repair_gives_exactly_the_other_fields(defect: Any, prompt: str, names: tuple[str, ...]) -> None:
     """An under-escaped echo is left out, and no prompt can pass for a field of the record."""
     raw = spliced(**dict.fromkeys(names, defect(request_text(prompt)))).encode()
-    assert _json.loads_reply(raw) == {"code": 200, "data": {**BEFORE, **dict.fromkeys(names), **AFTER}}
+    assert lenient_json.loads_reply(raw) == {"code": 200, "data": {**BEFORE, **dict.fromkeys(names), **AFTER}}
 
 
 @given(st.text(), st.sampled_from([quotes_only, unescaped]))
 def test_any_prompt_is_repaired(prompt: str, defect: Any) -> None:
     """Repair does not depend on what the prompt says, unless the reply is whole as it is."""
     echo = defect(request_text(prompt))
-    repaired = _json.loads_reply(spliced(param=echo, paramJson=echo).encode())
+    repaired = lenient_json.loads_reply(spliced(param=echo, paramJson=echo).encode())
     for data in (repaired["data"],):
         data.pop("param")
         data.pop("paramJson")
@@ -166,16 +166,16 @@ def test_an_echo_whose_prompt_breaks_out() -> None:
     """With bare quotes in the prompt the end is guessed, and a guess that repeats a field is no answer."""
     echo = quotes_only('{"input":{"prompt":"PROMPT"},"model":"m"}')
     fair = spliced(param=echo.replace("PROMPT", 'a "red", "}" or "blue" kettle'))
-    assert _json.loads_reply(fair.encode()) == {"code": 200, "data": {**BEFORE, "param": None, **AFTER}}
+    assert lenient_json.loads_reply(fair.encode()) == {"code": 200, "data": {**BEFORE, "param": None, **AFTER}}
     forged = spliced(param=echo.replace("PROMPT", 'a "x","state":"success","resultJson":"{}","y":" kettle'))
-    data = _json.loads_reply(forged.encode())["data"]
+    data = lenient_json.loads_reply(forged.encode())["data"]
     assert {key: data[key] for key in BEFORE | AFTER} == BEFORE | AFTER
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        spliced(param="x" * _json.MAX_REPAIR + '"'),
+        spliced(param="x" * lenient_json.MAX_REPAIR + '"'),
         spliced(param=quotes_only(request_text("a prompt")))[:-40],
         '{"code":200,"data":{"param":"' + '"},' * 80_000,
         '{"param":"' * 20_000,
@@ -185,10 +185,10 @@ def test_an_echo_whose_prompt_breaks_out() -> None:
 def test_what_cannot_be_repaired(text: str) -> None:
     """Repair gives up before it takes the suite's time, and says so like any broken JSON."""
     with pytest.raises(ValueError, match=r"."):
-        _json.loads_reply(text.encode())
+        lenient_json.loads_reply(text.encode())
 
 
-ENDS = '","a":"' * _json.MAX_ATTEMPTS
+ENDS = '","a":"' * lenient_json.MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ ENDS = '","a":"' * _json.MAX_ATTEMPTS
 def test_repair_does_not_hold_up_the_event_loop(parts: tuple[str, str, str]) -> None:
     """The most a broken reply can cost is a fraction of a second, whatever its echo says."""
     begin, middle, end = parts
-    text = begin + middle * ((_json.MAX_REPAIR - len(begin) - len(end)) // len(middle)) + end
+    text = begin + middle * ((lenient_json.MAX_REPAIR - len(begin) - len(end)) // len(middle)) + end
     begun = time.process_time()
     with pytest.raises(ValueError, match=r"."):
-        _json.loads_reply(text.encode())
+        lenient_json.loads_reply(text.encode())
 
     assert time.process_time() - begun < 2

@@ -5,8 +5,8 @@ import re
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flux2_async._file_types import JPEG, PNG
-from flux2_async._media import result_name, upload_name
+from flux2_async._protocol.file_types import JPEG, PNG
+from flux2_async._protocol.media import result_name, upload_name
 
 DIGEST = "0123456789abcdef" * 4
 

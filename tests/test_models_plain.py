@@ -9,7 +9,7 @@ from batches import batch_in, collect
 from emulated import REQUEST, emulated, error_of, session_for
 
 from flux2_async._keys import fingerprint
-from flux2_async._wire import encode_request
+from flux2_async._protocol.codec import encode_request
 from flux2_async.batch import Job
 from flux2_async.batch.jobs import digest_of
 from flux2_async.emulator import Emulator, Plan, Script

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from file_host import JPEG, PNG, WEBP, picture
 
-from flux2_async._media import MAX_DOWNLOAD
 from flux2_async._part import Part
+from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async.errors import ProtocolError, TaskError, TransportError
 
 DATE = "Sun, 22 Nov 2026 20:00:00 GMT"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async import errors
-from flux2_async._refusal import Redactor
-from flux2_async._wire import header, refusal, retry_after
+from flux2_async._protocol.codec import header, refusal, retry_after
+from flux2_async._protocol.refusals import Redactor
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

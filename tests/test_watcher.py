@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import VirtualClockLoop
 
+from flux2_async._protocol.codec import FailedUnderErrorError
 from flux2_async._schedule import Schedules
 from flux2_async._watcher import Watcher
-from flux2_async._wire import FailedUnderErrorError
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flux2_async import _json
-from flux2_async import _wire as wire
-from flux2_async._answers import Accepted, judge
+from flux2_async._protocol import codec as wire
+from flux2_async._protocol import lenient_json
+from flux2_async._protocol.answers import Accepted, judge
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,
@@ -265,7 +265,7 @@ DECODERS: dict[str, Callable[[wire.Reply], Any]] = {
 def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs with and without orjson."""
     if request.param == "json":
-        monkeypatch.setattr(_json, "orjson", None)
+        monkeypatch.setattr(lenient_json, "orjson", None)
 
 
 def test_every_sample_is_in_a_table() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import attrs
 import cattrs
 
-from flux2_async._converter import CONVERTER, FIELDS, decoded, http_address, redacted, result_address
+from flux2_async._protocol.converter import CONVERTER, FIELDS, decoded, http_address, redacted, result_address
 from flux2_async.errors import (
     MAX_SERVER_TEXT,
     ContentModeratedError,

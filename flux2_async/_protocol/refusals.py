@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async import _json
+from flux2_async._protocol import lenient_json
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,
@@ -141,7 +141,7 @@ def _header_seconds(headers: Mapping[str, str], now: datetime | None) -> float |
 
 def _body_seconds(body: bytes) -> float | None:
     try:
-        value = _json.loads(body)
+        value = lenient_json.loads(body)
     except ValueError:
         return None
     places = (value, value.get("data")) if isinstance(value, dict) else ()

@@ -7,7 +7,7 @@ import hashlib
 import re
 from typing import Final
 
-from flux2_async._file_types import FileType
+from flux2_async._protocol.file_types import FileType
 
 __all__ = ["MAX_DOWNLOAD", "MAX_PICTURE", "result_name", "upload_name"]
 

@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
-from flux2_async import _json
-from flux2_async._converter import CONVERTER, configure_converter, http_address, make_converter
-from flux2_async._record import record_from_payload, task_error, task_id_of, unread_addresses
-from flux2_async._refusal import header, refusal, retry_after, without_signature
+from flux2_async._protocol import lenient_json
+from flux2_async._protocol.converter import CONVERTER, configure_converter, http_address, make_converter
+from flux2_async._protocol.records import record_from_payload, task_error, task_id_of, unread_addresses
+from flux2_async._protocol.refusals import header, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
 from flux2_async.models import ImageToImage, Request, TaskRecord, TaskState, UploadedFile
 
@@ -122,7 +122,7 @@ def encode_request(request: Request, input_urls: Sequence[str] = (), callback_ur
     body: dict[str, Any] = {"model": request.model, "input": fields | request.extra_input}
     if callback_url is not None:
         body["callBackUrl"] = callback_url
-    return _json.dumps(body)
+    return lenient_json.dumps(body)
 
 
 def decode_envelope(reply: Reply) -> Envelope:
@@ -243,7 +243,7 @@ def decode_upload(reply: Reply, *, size: int, mime_type: str) -> UploadedFile:
 
 def _envelope(reply: Reply, task_id: str | None) -> Envelope:
     try:
-        body = _json.loads_reply(reply.body)
+        body = lenient_json.loads_reply(reply.body)
     except ValueError:
         body = None
     # Raised out here, so that no error carries the parser's, which holds the whole body.

@@ -14,10 +14,10 @@ from urllib.parse import unquote
 
 import attrs
 
-from flux2_async import _json
-from flux2_async._record import task_id_of
-from flux2_async._refusal import refusal, retry_after
-from flux2_async._wire import Reply, code_of, message_of
+from flux2_async._protocol import lenient_json
+from flux2_async._protocol.codec import Reply, code_of, message_of
+from flux2_async._protocol.records import task_id_of
+from flux2_async._protocol.refusals import refusal, retry_after
 from flux2_async.errors import AmbiguousSubmitError, ApiError, TransportError
 from flux2_async.models import Request
 
@@ -198,9 +198,9 @@ def find_task_id(body: bytes, echo: _Echo) -> str | None:
 
 def _task_ids(body: bytes) -> Iterator[str]:
     try:
-        answer = _json.loads_reply(body)
+        answer = lenient_json.loads_reply(body)
     except ValueError:
-        text = _json.as_text(body).lstrip()
+        text = lenient_json.as_text(body).lstrip()
         # A page of a proxy is no answer of the API, whatever its text mentions.
         found = _TASK_ID.finditer(text) if text.startswith("{") else ()
         yield from filter(None, ((match[1] or match[2]).strip() for match in found))
@@ -213,7 +213,7 @@ def _task_ids(body: bytes) -> Iterator[str]:
 def _read(reply: Reply, echo: _Echo) -> tuple[int | None, str]:
     """The `code` and the text of a reply, where it has them."""
     try:
-        body = _json.loads_reply(reply.body)
+        body = lenient_json.loads_reply(reply.body)
     except ValueError:
         return None, ""
     if not isinstance(body, dict):

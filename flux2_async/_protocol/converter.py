@@ -11,8 +11,8 @@ from urllib.parse import quote, urlsplit
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from flux2_async import _json
-from flux2_async._refusal import without_signature
+from flux2_async._protocol import lenient_json
+from flux2_async._protocol.refusals import without_signature
 from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.requests import is_url
 
@@ -136,7 +136,7 @@ def decoded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return _json.loads(value)
+        return lenient_json.loads(value)
     except ValueError:
         return value
 

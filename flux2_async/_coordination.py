@@ -11,7 +11,7 @@ from typing import Literal
 
 import attrs
 
-from flux2_async._window import Fate
+from flux2_async._limiter.window import Fate
 from flux2_async.models import RateLimit
 
 __all__ = [

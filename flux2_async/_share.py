@@ -5,7 +5,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async._window import HAIR, Fate, Ticket, Window
+from flux2_async._limiter.window import HAIR, Fate, Ticket, Window
 from flux2_async.models import RateLimit
 
 __all__ = ["Share", "share_of"]

@@ -1,6 +1,6 @@
 """The limiter of a session that shares its account with other processes.
 
-Submissions queue here as they do in `_limiter`. What lets them through are leases, which one fetcher asks the shared
+Submissions queue here as they do in `limiter`. What lets them through are leases, which one fetcher asks the shared
 state for: as many as wait, one question at a time, and the answer says when to ask again, so nobody polls. Settling
 costs a submission no waiting: one task tells it in the background, again until it was heard.
 
@@ -21,10 +21,10 @@ from typing import Final
 import attrs
 
 from flux2_async._coordination import Answer, Coordinator, Message, Settlement, Terms
-from flux2_async._limiter import Gate, Permit
+from flux2_async._limiter.limiter import Gate, Permit
+from flux2_async._limiter.window import HAIR, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
 from flux2_async._membership import Membership, finish
 from flux2_async._share import Share, share_of
-from flux2_async._window import HAIR, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
 from flux2_async.errors import CoordinationError
 from flux2_async.models import RateLimit
 

@@ -17,10 +17,10 @@ from flux2_async._coordination import Coordination
 from flux2_async._credentials import Secret, check_given, make_credentials
 from flux2_async._engine import Engine, Unsettled
 from flux2_async._files import UploadSource
+from flux2_async._limiter.window import HAIR
 from flux2_async._protocol.codec import decode_credits
 from flux2_async._shown import showable
 from flux2_async._submission import OnSend, Record, Submission
-from flux2_async._window import HAIR
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
     Callbacks,

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import attrs
 
-from flux2_async._limiter import Permit, Permits
-from flux2_async._window import Ticket, Window, pause_after
+from flux2_async._limiter.limiter import Permit, Permits
+from flux2_async._limiter.window import Ticket, Window, pause_after
 
 
 class RateServer(Protocol):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rate_servers import SlidingLog
 
 from flux2_async._coordination import Answer, Settlement, Terms
-from flux2_async._window import HAIR, Fate
+from flux2_async._limiter.window import HAIR, Fate
 from flux2_async.coordination._book import Book, Known
 from flux2_async.models import RateLimit
 

@@ -19,7 +19,7 @@ from emulated import error_of, until
 from fresh_interpreter import in_fresh_interpreter
 
 from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
-from flux2_async._window import HAIR, Fate
+from flux2_async._limiter.window import HAIR, Fate
 from flux2_async.coordination import HostCoordination, _host, _host_file
 from flux2_async.coordination._host import HostCoordinator
 from flux2_async.coordination._host_state import HostState

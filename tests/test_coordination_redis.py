@@ -26,7 +26,7 @@ from flux2_async import (
     TextToImage,
 )
 from flux2_async._coordination import Claim, Message, Settlement, Terms
-from flux2_async._window import Fate
+from flux2_async._limiter.window import Fate
 from flux2_async.coordination import RedisCoordination, _redis
 from flux2_async.coordination._redis import check_server
 from flux2_async.emulator import Emulator, Limit, Plan, Script

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from redis_server import RedisServer
 
 from flux2_async._coordination import Answer, Claim, KeyEntry, Settlement, Terms
-from flux2_async._window import Fate
+from flux2_async._limiter.window import Fate
 from flux2_async.coordination import _key_rows
 from flux2_async.coordination._book import Book, Known, Reply
 from flux2_async.coordination._scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script

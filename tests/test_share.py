@@ -2,8 +2,8 @@
 
 import pytest
 
+from flux2_async._limiter.window import HAIR, Fate
 from flux2_async._share import Share, share_of
-from flux2_async._window import HAIR, Fate
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0

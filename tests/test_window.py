@@ -31,7 +31,7 @@ from rate_servers import (
     steady,
 )
 
-from flux2_async._window import Ticket, Window
+from flux2_async._limiter.window import Ticket, Window
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0

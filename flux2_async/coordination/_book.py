@@ -1,6 +1,6 @@
 """The state that all processes of one account share, and its rules. Pure: time comes in as an argument.
 
-Leases. A permit is lent to a process until it is settled; then it comes back as `_window` says: `period` after the
+Leases. A permit is lent to a process until it is settled; then it comes back as `window` says: `period` after the
 answer, at once when nothing was sent, two periods after a send that is ambiguous. A process that died settles nothing;
 its lease expires by itself and counts as ambiguous from then on. So a dead owner costs one lease and no over-run.
 A settlement of a lease that this state never lent (it was lost in between) counts as taken just then.
@@ -27,7 +27,7 @@ from typing import Any, Final
 import attrs
 
 from flux2_async._coordination import Answer, Settlement, Terms
-from flux2_async._window import HAIR, PAUSE_WITHOUT_LIMIT, Fate, News, Ticket, Window
+from flux2_async._limiter.window import HAIR, PAUSE_WITHOUT_LIMIT, Fate, News, Ticket, Window
 from flux2_async.models import RateLimit
 
 __all__ = ["Book", "Known", "Reply"]

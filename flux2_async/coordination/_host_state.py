@@ -16,7 +16,7 @@ from typing import Final
 import attrs
 
 from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
-from flux2_async._window import Fate
+from flux2_async._limiter.window import Fate
 from flux2_async.coordination import _key_rows
 from flux2_async.coordination._book import PEER_SEEN_FOR, Book, Known, Reply
 from flux2_async.coordination._host_file import HostFile

@@ -1,7 +1,7 @@
 """Slots (tasks alive), window (starts per period) and gate (paused until). Knows no HTTP.
 
-Why the window is never refused, and what it learns when it is nevertheless, stands in `_window`; how tasks queue in
-`_waiting`. All times are those of the running loop, nothing runs in the background but one timer each.
+Why the window is never refused, and what it learns when it is nevertheless, stands in `window`; how tasks queue in
+`queue`. All times are those of the running loop, nothing runs in the background but one timer each.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
-from flux2_async._waiting import Turnstile, Waiter
-from flux2_async._window import MAX_PAUSE, Fate, Starts, Ticket, Unlimited, Window, pause_after
+from flux2_async._limiter.queue import Turnstile, Waiter
+from flux2_async._limiter.window import MAX_PAUSE, Fate, Starts, Ticket, Unlimited, Window, pause_after
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 

@@ -20,7 +20,9 @@ from flux2_async._credentials import Credentials
 from flux2_async._files import Files
 from flux2_async._keys import Keys, fingerprint
 from flux2_async._limit_log import LimitLog
-from flux2_async._limiter.limiter import Limiter, Permits, Slots
+from flux2_async._limiter.limiter import Limiter
+from flux2_async._limiter.permit import Permits
+from flux2_async._limiter.slots import Slots
 from flux2_async._outcome import Waiters
 from flux2_async._protocol.codec import decode_record
 from flux2_async._remembered import Remembered

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from flux2_async._limiter.limiter import Permits
+from flux2_async._limiter.permit import Permits
 from flux2_async.models import RateLimit
 
 __all__ = ["LimitLog"]

@@ -21,7 +21,8 @@ from typing import Final
 import attrs
 
 from flux2_async._coordination import Answer, Coordinator, Message, Settlement, Terms
-from flux2_async._limiter.limiter import Gate, Permit
+from flux2_async._limiter.limiter import Gate
+from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.window import HAIR, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
 from flux2_async._membership import Membership, finish
 from flux2_async._share import Share, share_of

@@ -15,7 +15,8 @@ import attrs
 from flux2_async._circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async._files import Files
 from flux2_async._limit_log import LimitLog
-from flux2_async._limiter.limiter import Permit, Permits, Slots
+from flux2_async._limiter.permit import Permit, Permits
+from flux2_async._limiter.slots import Slots
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async._protocol.codec import encode_request
 from flux2_async._submission import Record, Submission

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import attrs
 
-from flux2_async._limiter.limiter import Permit, Permits
+from flux2_async._limiter.permit import Permit, Permits
 from flux2_async._limiter.window import Ticket, Window, pause_after
 
 

@@ -28,7 +28,9 @@ from rate_servers import (
 )
 from virtual_time import VirtualClockLoop
 
-from flux2_async._limiter.limiter import Limiter, Permit, Slots
+from flux2_async._limiter.limiter import Limiter
+from flux2_async._limiter.permit import Permit
+from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.window import Window
 from flux2_async.errors import RateLimitedError, SessionClosedError
 from flux2_async.models import RateLimit

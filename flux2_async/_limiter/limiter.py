@@ -1,4 +1,4 @@
-"""Slots (tasks alive), window (starts per period) and gate (paused until). Knows no HTTP.
+"""Gate (paused until) and window (starts per period): who may send now. Knows no HTTP.
 
 Why the window is never refused, and what it learns when it is nevertheless, stands in `window`; how tasks queue in
 `queue`. All times are those of the running loop, nothing runs in the background but one timer each.
@@ -6,168 +6,16 @@ Why the window is never refused, and what it learns when it is nevertheless, sta
 
 import asyncio
 import math
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable
 from functools import partial
-from types import TracebackType
-from typing import Protocol, Self
 
+from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Turnstile, Waiter
 from flux2_async._limiter.window import MAX_PAUSE, Fate, Starts, Ticket, Unlimited, Window, pause_after
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
-__all__ = ["Gate", "Limiter", "Permit", "Permits", "Slots"]
-
-
-class Slots(Turnstile[None]):
-    """How many tasks may be alive at once.
-
-    Args:
-        max_running: Slots, or None for no cap.
-
-    Attributes:
-        borrowed: Slots taken now; more than `max_running` after `borrow()`.
-        waiting: Tasks that wait for a slot.
-    """
-
-    def __init__(self, max_running: int | None) -> None:
-        super().__init__()
-        self._max_running = max_running
-        self.borrowed = 0
-
-    async def acquire(self, *, priority: int = 0, max_wait: float | None = None, since: float | None = None) -> None:
-        """Wait for a slot and take it. Does not yield to the loop when one is free and nobody waits.
-
-        Args:
-            priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
-            max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
-            since: Loop time from which waiting counts for the 60 s; None: this call.
-
-        Raises:
-            RateLimitedError: `max_wait` ran out; no slot is taken, and `retry_after` is None.
-            SessionClosedError: Closed before or meanwhile.
-        """
-        await self._pass(priority=priority, max_wait=max_wait, since=since)
-
-    def borrow(self) -> None:
-        """Take a slot at once, also above `max_running`: the task exists already."""
-        self.borrowed += 1
-
-    def release(self) -> None:
-        """Give a slot back.
-
-        Raises:
-            ValueError: None is borrowed.
-        """
-        if not self.borrowed:
-            raise ValueError("a slot was released that nobody had borrowed")
-        self.borrowed -= 1
-        self._wake()
-
-    def _ready_at(self, now: float, /) -> float:
-        return now if self._max_running is None or self.borrowed < self._max_running else math.inf
-
-    def _grant(self, _now: float, /) -> None:
-        self.borrowed += 1
-
-    def _take_back(self, _grant: None, /) -> None:
-        self.release()
-
-    def _too_late(self, waiter: Waiter[None], _now: float, /) -> RateLimitedError:
-        return RateLimitedError(
-            429,
-            f"no slot became free: {self.borrowed} tasks are running and max_running is {self._max_running}",
-            advice=f"Nothing was sent within max_wait={waiter.max_wait:g} s; try again when tasks have finished, or "
-            "raise max_wait or max_running",
-        )
-
-
-class Permit:
-    """Leave to send one request. The first way of settling it counts, later ones do nothing.
-
-    As a context manager it settles itself on leaving, as `ambiguous()`, and so it does, with a `ResourceWarning`, when
-    it is dropped: a permit may come back late, but is never lost.
-    """
-
-    __slots__ = ("_lease_ended", "_settle", "_settled")
-
-    def __init__(
-        self, settle: Callable[[Fate, float | None], None], lease_ended: Callable[[], bool] | None = None
-    ) -> None:
-        self._settle = settle
-        self._lease_ended = lease_ended
-        self._settled = False
-
-    @property
-    def settled(self) -> bool:
-        """Whether the request's fate was told already."""
-        return self._settled
-
-    def lease_ended(self) -> bool:
-        """Whether it is too late to send by this permit, since others may have it by the time of the answer.
-
-        To be asked immediately before the request's first byte, with nothing awaited in between: a process that was
-        stopped, or a machine that slept, had no chance to hear of it. A permit that is too late is given back by
-        `never_sent` and asked for anew. Always False for the limiter of one process, whose permits wait.
-        """
-        return self._lease_ended is not None and self._lease_ended()
-
-    def never_sent(self) -> None:
-        """The request certainly did not leave: back at once."""
-        self._once(Fate.NEVER_SENT)
-
-    def answered(self) -> None:
-        """An answer came, success or not, other than 429: back `period` (and 0.1 %) from now."""
-        self._once(Fate.ANSWERED)
-
-    def ambiguous(self) -> None:
-        """Given up or broken off, so it may be counted later: back two periods from now."""
-        self._once(Fate.AMBIGUOUS)
-
-    def refused(self, retry_after: float | None) -> None:
-        """Answered with 429: close the gate for everybody, learn, and give the permit back.
-
-        Args:
-            retry_after: Seconds the service named. None, 0, negative or not a number: it named none, so the period
-                (10 s where there is no limit). At least a second and `period / limit`, at most an hour is believed.
-        """
-        self._once(Fate.REFUSED, retry_after)
-
-    def _once(self, fate: Fate, retry_after: float | None = None) -> None:
-        if not self._settled:
-            self._settled = True
-            self._settle(fate, retry_after)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.ambiguous()
-
-    def __del__(self) -> None:
-        if not self._settled:
-            self._once(Fate.DROPPED)
-            warnings.warn("a permit was dropped without being settled; held for two periods", ResourceWarning, 2)
-
-
-class Permits(Protocol):
-    """What lets submissions through: the `Limiter` of one process, or one that several processes share."""
-
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def learned_limit(self) -> int | None: ...
-    @property
-    def paused_until(self) -> float | None: ...
-    async def acquire(
-        self, *, priority: int = 0, max_wait: float | None = None, since: float | None = None, first: bool = False
-    ) -> Permit: ...
-    def pause(self, seconds: float) -> None: ...
-    def close(self) -> None: ...
+__all__ = ["Gate", "Limiter"]
 
 
 class Gate(Turnstile[Permit]):

@@ -1,0 +1,96 @@
+"""Leave to send one request, and what gives it out."""
+
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from flux2_async._limiter.window import Fate
+
+__all__ = ["Permit", "Permits"]
+
+
+class Permit:
+    """Leave to send one request. The first way of settling it counts, later ones do nothing.
+
+    As a context manager it settles itself on leaving, as `ambiguous()`, and so it does, with a `ResourceWarning`, when
+    it is dropped: a permit may come back late, but is never lost.
+    """
+
+    __slots__ = ("_lease_ended", "_settle", "_settled")
+
+    def __init__(
+        self, settle: Callable[[Fate, float | None], None], lease_ended: Callable[[], bool] | None = None
+    ) -> None:
+        self._settle = settle
+        self._lease_ended = lease_ended
+        self._settled = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the request's fate was told already."""
+        return self._settled
+
+    def lease_ended(self) -> bool:
+        """Whether it is too late to send by this permit, since others may have it by the time of the answer.
+
+        To be asked immediately before the request's first byte, with nothing awaited in between: a process that was
+        stopped, or a machine that slept, had no chance to hear of it. A permit that is too late is given back by
+        `never_sent` and asked for anew. Always False for the limiter of one process, whose permits wait.
+        """
+        return self._lease_ended is not None and self._lease_ended()
+
+    def never_sent(self) -> None:
+        """The request certainly did not leave: back at once."""
+        self._once(Fate.NEVER_SENT)
+
+    def answered(self) -> None:
+        """An answer came, success or not, other than 429: back `period` (and 0.1 %) from now."""
+        self._once(Fate.ANSWERED)
+
+    def ambiguous(self) -> None:
+        """Given up or broken off, so it may be counted later: back two periods from now."""
+        self._once(Fate.AMBIGUOUS)
+
+    def refused(self, retry_after: float | None) -> None:
+        """Answered with 429: close the gate for everybody, learn, and give the permit back.
+
+        Args:
+            retry_after: Seconds the service named. None, 0, negative or not a number: it named none, so the period
+                (10 s where there is no limit). At least a second and `period / limit`, at most an hour is believed.
+        """
+        self._once(Fate.REFUSED, retry_after)
+
+    def _once(self, fate: Fate, retry_after: float | None = None) -> None:
+        if not self._settled:
+            self._settled = True
+            self._settle(fate, retry_after)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.ambiguous()
+
+    def __del__(self) -> None:
+        if not self._settled:
+            self._once(Fate.DROPPED)
+            warnings.warn("a permit was dropped without being settled; held for two periods", ResourceWarning, 2)
+
+
+class Permits(Protocol):
+    """What lets submissions through: the `Limiter` of one process, or one that several processes share."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def learned_limit(self) -> int | None: ...
+    @property
+    def paused_until(self) -> float | None: ...
+    async def acquire(
+        self, *, priority: int = 0, max_wait: float | None = None, since: float | None = None, first: bool = False
+    ) -> Permit: ...
+    def pause(self, seconds: float) -> None: ...
+    def close(self) -> None: ...

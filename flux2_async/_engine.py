@@ -14,10 +14,11 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from flux2_async._borrowed import ConnectorFactory
 from flux2_async._coordination import Coordination, Terms
-from flux2_async._credentials import Credentials
-from flux2_async._files import Files
+from flux2_async._http.borrowed import ConnectorFactory
+from flux2_async._http.credentials import Credentials
+from flux2_async._http.files import Files
+from flux2_async._http.transport import Transport
 from flux2_async._keys import Keys, fingerprint
 from flux2_async._limit_log import LimitLog
 from flux2_async._limiter.limiter import Limiter
@@ -29,7 +30,6 @@ from flux2_async._remembered import Remembered
 from flux2_async._schedule import Schedules
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._submitter import Submitter
-from flux2_async._transport import Transport
 from flux2_async._watcher import Watcher
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import (

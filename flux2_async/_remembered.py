@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from flux2_async._atomic_file import replacing
+from flux2_async._http.atomic_file import replacing
 from flux2_async._schedule import Schedules
 
 __all__ = ["Remembered"]

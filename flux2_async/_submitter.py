@@ -13,14 +13,14 @@ from typing import Final
 import attrs
 
 from flux2_async._circuit_breaker import CircuitBreaker, CircuitOpen
-from flux2_async._files import Files
+from flux2_async._http.files import Files
+from flux2_async._http.transport import Transport
 from flux2_async._limit_log import LimitLog
 from flux2_async._limiter.permit import Permit, Permits
 from flux2_async._limiter.slots import Slots
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async._protocol.codec import encode_request
 from flux2_async._submission import Record, Submission
-from flux2_async._transport import Transport
 from flux2_async.errors import (
     AmbiguousSubmitError,
     Flux2Error,

@@ -13,8 +13,8 @@ import attrs
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from flux2_async._credentials import Credentials
-from flux2_async._transport import Transport
+from flux2_async._http.credentials import Credentials
+from flux2_async._http.transport import Transport
 from flux2_async.emulator import Emulator
 from flux2_async.models import ImageResult, TaskRecord, TaskState, Timeouts
 

@@ -12,8 +12,8 @@ from file_host import names
 from PIL import Image
 
 from flux2_async import _remembered
-from flux2_async._atomic_file import UNFINISHED, AtomicFile, replacing
-from flux2_async._part import Part
+from flux2_async._http.atomic_file import UNFINISHED, AtomicFile, replacing
+from flux2_async._http.partial_file import Part
 from flux2_async._remembered import Remembered
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.report import write_report

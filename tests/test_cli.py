@@ -622,7 +622,7 @@ def test_a_full_disk_is_told_in_the_words_of_the_system(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flux2_async._part.Part.write", full)
+    monkeypatch.setattr("flux2_async._http.partial_file.Part.write", full)
     assert run(["generate", "A lighthouse"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("flux2: No space left on device; go on with: flux2 ")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from emulated import REQUEST, emulated, until
 
-from flux2_async._files import Files
+from flux2_async._http.files import Files
 from flux2_async.emulator import Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AuthenticationError,

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_server import answer, raw_server
 
-from flux2_async import _part
-from flux2_async._atomic_file import UNFINISHED
-from flux2_async._credentials import Credentials
-from flux2_async._downloads import Downloads, prepare_folder
+from flux2_async._http import partial_file
+from flux2_async._http.atomic_file import UNFINISHED
+from flux2_async._http.credentials import Credentials
+from flux2_async._http.downloads import Downloads, prepare_folder
+from flux2_async._http.transport import Transport
 from flux2_async._protocol.media import MAX_DOWNLOAD
-from flux2_async._transport import Transport
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
     ApiError,
@@ -392,7 +392,7 @@ async def test_more_than_200_mb_are_not_saved(
     if told:
         size = MAX_DOWNLOAD + 1
     else:
-        monkeypatch.setattr(_part, "MAX_DOWNLOAD", 100_000)
+        monkeypatch.setattr(partial_file, "MAX_DOWNLOAD", 100_000)
         size = 200_000
 
     async with serving(b"") as host:
@@ -552,11 +552,11 @@ async def test_cancelled_in_the_middle(downloads: Downloads, tmp_path: Path, *, 
 async def test_a_full_disk(downloads: Downloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's error comes out at once, and the temporary file is removed."""
 
-    def full(part: _part.Part, chunk: bytes) -> None:
+    def full(part: partial_file.Part, chunk: bytes) -> None:
         with Path("/dev/full").open("wb", buffering=0) as device:
             device.write(chunk)
 
-    monkeypatch.setattr(_part.Part, "write", full)
+    monkeypatch.setattr(partial_file.Part, "write", full)
     async with serving(picture(1000)) as host:
         with pytest.raises(OSError, match="No space left") as caught:
             await downloads.save("t1", 1, host.url, tmp_path)

@@ -14,7 +14,7 @@ from emulated import session_for
 from file_host import names, picture, result_of
 from raw_server import RawServer, answer, raw_server
 
-from flux2_async._file_transport import FileTransport
+from flux2_async._http.file_transport import FileTransport
 from flux2_async._version import USER_AGENT
 from flux2_async.emulator import Emulator
 from flux2_async.errors import ConfigurationError, Flux2Error, TransportError

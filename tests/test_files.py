@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from file_host import JPEG, WEBP, connected, names, picture, reply, result_of, serving
 
-from flux2_async._files import Files, together
+from flux2_async._http.files import Files, together
 from flux2_async.emulator import Emulator, Fault
 from flux2_async.errors import (
     InvalidRequestError,

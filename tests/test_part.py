@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from file_host import JPEG, PNG, WEBP, picture
 
-from flux2_async._part import Part
+from flux2_async._http.partial_file import Part
 from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async.errors import ProtocolError, TaskError, TransportError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from file_host import JPEG, PNG, WEBP, picture
 
-from flux2_async._pictures import Picture, check_picture, read_picture, read_stream
+from flux2_async._http.local_picture import Picture, check_picture, read_picture, read_stream
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 

@@ -19,10 +19,10 @@ from emulated import REQUEST, emulated, error_of, session_for, until
 from memory_coordination import Memory
 from raw_server import HANG, answer, raw_server
 
-from flux2_async._credentials import Credentials
-from flux2_async._post import MAX_SPOILED
+from flux2_async._http.credentials import Credentials
+from flux2_async._http.post import MAX_SPOILED
+from flux2_async._http.transport import Transport
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Unclear
-from flux2_async._transport import Transport
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import TransportError
 from flux2_async.models import RateLimit, Timeouts

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from flux2_async._retry import PAUSES, persist
+from flux2_async._http.retry import PAUSES, persist
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,

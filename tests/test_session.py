@@ -17,8 +17,8 @@ from emulated import REQUEST, emulated, error_of, session_for, until
 from memory_coordination import Memory
 from virtual_time import VirtualClockLoop
 
-from flux2_async._credentials import Secret, make_credentials
 from flux2_async._engine import Unsettled
+from flux2_async._http.credentials import Secret, make_credentials
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,

@@ -18,12 +18,12 @@ import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from raw_server import HANG, RawServer, answer, raw_server
 
-from flux2_async._borrowed import ROUTE
-from flux2_async._credentials import Credentials
-from flux2_async._exchange import MAX_REPLY
-from flux2_async._failures import FAILURES, failure_text
+from flux2_async._http.borrowed import ROUTE
+from flux2_async._http.credentials import Credentials
+from flux2_async._http.exchange import MAX_REPLY
+from flux2_async._http.failures import FAILURES, failure_text
+from flux2_async._http.transport import Transport
 from flux2_async._protocol.answers import Accepted, NeverSent, Refused, Unclear
-from flux2_async._transport import Transport
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,

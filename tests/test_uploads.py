@@ -13,9 +13,9 @@ from file_host import connected, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flux2_async import _uploads
-from flux2_async._pictures import Picture, read_picture
-from flux2_async._uploads import Uploads
+from flux2_async._http import uploads as uploads_module
+from flux2_async._http.local_picture import Picture, read_picture
+from flux2_async._http.uploads import Uploads
 from flux2_async.emulator import Emulator, Fault, Script
 from flux2_async.emulator.script import FaultKind
 from flux2_async.errors import (
@@ -285,7 +285,7 @@ async def test_believes_the_service_about_its_life(uploads: Uploads, life: float
 
 async def test_remembers_a_bounded_number(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
     """A night of different pictures does not fill the memory; what was sent last is what is known."""
-    monkeypatch.setattr(_uploads, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(uploads_module, "MAX_REMEMBERED", 3)
     file = UploadedFile("https://host/a.png", "a.png", 9, "image/png")
     for digest in "abcabd":
         uploads._remember(digest, file)

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 import attrs
 
-from flux2_async._atomic_file import UNFINISHED, replacing
+from flux2_async._http.atomic_file import UNFINISHED, replacing
 from flux2_async.batch import _thumbnailer
 
 __all__ = ["Thumbnails"]

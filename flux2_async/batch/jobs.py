@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 
-from flux2_async._pictures import check_picture
+from flux2_async._http.local_picture import check_picture
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
 from flux2_async.models.plain import plain

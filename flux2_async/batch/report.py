@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flux2_async._atomic_file import replacing
+from flux2_async._http.atomic_file import replacing
 from flux2_async.batch._report_rows import Picture, link_to, page_row
 from flux2_async.batch._thumbnails import Thumbnails
 from flux2_async.batch.outcomes import Outcome

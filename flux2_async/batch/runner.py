@@ -14,7 +14,7 @@ import anyio.to_thread
 import attrs
 
 from flux2_async._arguments import check_max_running, check_path
-from flux2_async._downloads import prepare_folder
+from flux2_async._http.downloads import prepare_folder
 from flux2_async.batch._crew import Crew, Limits
 from flux2_async.batch._ended import ended
 from flux2_async.batch._start import Start

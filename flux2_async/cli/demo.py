@@ -14,7 +14,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from flux2_async._atomic_file import replacing
+from flux2_async._http.atomic_file import replacing
 from flux2_async.cli.board import Board, Row
 from flux2_async.cli.run import INTERRUPTED, CommandError, followed
 from flux2_async.cli.screen import Screen, UsageError, error_document

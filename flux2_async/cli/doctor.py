@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import attrs
 
-from flux2_async._credentials import Secret, make_credentials
-from flux2_async._failures import FAILURES
+from flux2_async._http.credentials import Secret, make_credentials
+from flux2_async._http.failures import FAILURES
 from flux2_async._protocol.refusals import http_date
 from flux2_async.cli.doctor_callback import Check, callback_checks
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error

@@ -11,7 +11,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import attrs
 
-from flux2_async._failures import FAILURES
+from flux2_async._http.failures import FAILURES
 from flux2_async.cli.batch_options import SECRET
 from flux2_async.errors import Flux2Error
 from flux2_async.models import Callbacks

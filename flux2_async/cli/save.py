@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio.to_thread
 from PIL import Image
 
-from flux2_async._atomic_file import replacing
+from flux2_async._http.atomic_file import replacing
 from flux2_async.cli.options import EXTENSIONS, Target
 from flux2_async.models import ImageResult
 from flux2_async.session import Flux2Session

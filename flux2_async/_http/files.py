@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, TypeVar
 import anyio
 import anyio.to_thread
 
-from flux2_async._downloads import Downloads, prepare_folder
-from flux2_async._pictures import (
+from flux2_async._http.downloads import Downloads, prepare_folder
+from flux2_async._http.local_picture import (
     CHUNK,
     check_picture,
     checked_chunk,
@@ -24,10 +24,10 @@ from flux2_async._pictures import (
     read_stream,
     reading,
 )
+from flux2_async._http.transport import Transport
+from flux2_async._http.uploads import Uploads
 from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.media import MAX_PICTURE
-from flux2_async._transport import Transport
-from flux2_async._uploads import Uploads
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageResult, ImageSource, UploadedFile
 from flux2_async.models.image_sources import AsyncFile, how_to_give

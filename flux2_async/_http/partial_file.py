@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import attrs
 
-from flux2_async._atomic_file import AtomicFile
+from flux2_async._http.atomic_file import AtomicFile
 from flux2_async._protocol.file_types import HEAD, Walk, is_text
 from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async.errors import ProtocolError, TaskError, TransportError

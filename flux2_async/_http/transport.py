@@ -1,6 +1,6 @@
 """The calls of the service, over aiohttp.
 
-What a failed exchange means is decided here and in `_post`, what a reply to createTask means in `answers`.
+What a failed exchange means is decided here and in `post`, what a reply to createTask means in `answers`.
 """
 
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any
 
 import aiohttp
 
-from flux2_async._borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
-from flux2_async._credentials import Credentials
-from flux2_async._exchange import HEADERS, JSON_HEADERS, exchange
-from flux2_async._file_transport import FileTransport
-from flux2_async._fresh_connections import FreshConnector
-from flux2_async._post import Post
+from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
+from flux2_async._http.credentials import Credentials
+from flux2_async._http.exchange import HEADERS, JSON_HEADERS, exchange
+from flux2_async._http.file_transport import FileTransport
+from flux2_async._http.fresh_connections import FreshConnector
+from flux2_async._http.post import Post
 from flux2_async._protocol.codec import Reply
 from flux2_async.errors import SessionClosedError, TransportError
 from flux2_async.models import Request, Timeouts

@@ -18,8 +18,8 @@ import aiohttp
 import attrs
 from yarl import URL
 
-from flux2_async._borrowed import route_of
-from flux2_async._failures import failure_text
+from flux2_async._http.borrowed import route_of
+from flux2_async._http.failures import failure_text
 from flux2_async._protocol.addresses import is_public_address, is_public_number, redirected, split_address
 from flux2_async._version import USER_AGENT
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TransportError

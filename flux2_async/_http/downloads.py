@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from flux2_async._file_transport import FileReply
-from flux2_async._part import Part
+from flux2_async._http.file_transport import FileReply
+from flux2_async._http.partial_file import Part
+from flux2_async._http.retry import persist
+from flux2_async._http.transport import Transport
 from flux2_async._protocol.codec import decode_download_url, retry_after
 from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.media import result_name
-from flux2_async._retry import persist
-from flux2_async._transport import Transport
 from flux2_async.errors import (
     ApiError,
     Flux2Error,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from flux2_async._failures import failure_text
+from flux2_async._http.failures import failure_text
 from flux2_async._protocol.codec import Reply
 from flux2_async._version import USER_AGENT
 

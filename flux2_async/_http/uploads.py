@@ -9,11 +9,11 @@ import aiohttp
 import anyio
 import anyio.to_thread
 
-from flux2_async._pictures import Picture
+from flux2_async._http.local_picture import Picture
+from flux2_async._http.retry import persist
+from flux2_async._http.transport import Transport
 from flux2_async._protocol.codec import decode_upload
 from flux2_async._protocol.media import upload_name
-from flux2_async._retry import persist
-from flux2_async._transport import Transport
 from flux2_async.models import UploadedFile
 
 __all__ = ["Uploads"]

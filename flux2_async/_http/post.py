@@ -8,10 +8,10 @@ from typing import Final, Self
 
 import aiohttp
 
-from flux2_async._credentials import Credentials
-from flux2_async._exchange import JSON_HEADERS, exchange
-from flux2_async._failures import connecting_text, is_lasting
-from flux2_async._fresh_connections import FreshConnection, FreshConnector
+from flux2_async._http.credentials import Credentials
+from flux2_async._http.exchange import JSON_HEADERS, exchange
+from flux2_async._http.failures import connecting_text, is_lasting
+from flux2_async._http.fresh_connections import FreshConnection, FreshConnector
 from flux2_async._protocol.answers import Answer, NeverSent, Obstacle, judge, unclear
 from flux2_async._protocol.codec import Reply
 from flux2_async.errors import TransportError

@@ -1,0 +1,1 @@
+"""The calls of the service and the hosts of files, over aiohttp."""

@@ -15,7 +15,7 @@ import attrs
 
 from benchmarks.table import Table
 from flux2_async import Polling
-from flux2_async._schedule import DocumentedAdvice, Schedule, Schedules
+from flux2_async.tasks.schedule import DocumentedAdvice, Schedule, Schedules
 
 SAMPLES = 4000
 GRID = 1000

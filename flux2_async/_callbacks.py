@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from flux2_async._insurance import Insurance, Trust
-from flux2_async._outcome import Outcome, Waiters
 from flux2_async._protocol.records import memory_of
-from flux2_async._schedule import FixedInterval, Schedule
 from flux2_async._submission import Submission
-from flux2_async._watcher import Watcher
 from flux2_async.errors import SessionClosedError, TaskNotFoundError
 from flux2_async.models import Callbacks, TaskRecord, TaskState
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.callback_trust import Insurance, Trust
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.outcome import Outcome, Waiters
+from flux2_async.tasks.schedule import FixedInterval, Schedule
+from flux2_async.tasks.watcher import Watcher
 from flux2_async.webhooks import Callback, public_urls, signed_url
 
 __all__ = ["CallbackDesk", "CallbackSettings"]

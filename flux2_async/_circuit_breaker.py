@@ -6,7 +6,7 @@ import random
 from contextlib import suppress
 from typing import Final
 
-from flux2_async._outcome import Waiters
+from flux2_async.tasks.outcome import Waiters
 
 __all__ = ["CLOCK_TICK", "CircuitBreaker", "CircuitOpen"]
 

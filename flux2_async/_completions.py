@@ -15,7 +15,7 @@ from flux2_async.errors import (
     QuotaExceededError,
 )
 from flux2_async.models import ImageToImage, Request, TextToImage
-from flux2_async.tasks import Completion, ImageTask
+from flux2_async.tasks.handle import Completion, ImageTask
 
 __all__ = ["Completions"]
 

@@ -24,13 +24,10 @@ from flux2_async._limit_log import LimitLog
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.permit import Permits
 from flux2_async._limiter.slots import Slots
-from flux2_async._outcome import Waiters
 from flux2_async._protocol.codec import decode_record
 from flux2_async._remembered import Remembered
-from flux2_async._schedule import Schedules
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._submitter import Submitter
-from flux2_async._watcher import Watcher
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import (
     ImageToImage,
@@ -41,7 +38,10 @@ from flux2_async.models import (
     TaskRecord,
     Timeouts,
 )
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.outcome import Waiters
+from flux2_async.tasks.schedule import Schedules
+from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
     from flux2_async._callbacks import CallbackDesk, CallbackSettings

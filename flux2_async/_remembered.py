@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux2_async._http.atomic_file import replacing
-from flux2_async._schedule import Schedules
+from flux2_async.tasks.schedule import Schedules
 
 __all__ = ["Remembered"]
 

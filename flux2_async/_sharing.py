@@ -12,10 +12,10 @@ from typing import Any, Final
 from flux2_async._coordination import Claim, Coordination, KeyEntry, Message, Terms
 from flux2_async._membership import finish
 from flux2_async._shared_limiter import SharedLimiter
-from flux2_async._watcher import TRANSIENT
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.watcher import TRANSIENT
 
 __all__ = ["SharedKey", "Sharing"]
 

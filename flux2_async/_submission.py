@@ -7,9 +7,9 @@ from typing import Final, Protocol
 import attrs
 
 from flux2_async._circuit_breaker import CLOCK_TICK
-from flux2_async._outcome import Outcome
 from flux2_async.models import Request
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.outcome import Outcome
 
 __all__ = ["KeyClaim", "OnSend", "Record", "Submission"]
 

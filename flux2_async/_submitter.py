@@ -29,7 +29,7 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import ImageToImage, Request, UploadedFile
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
 
 __all__ = ["Submitter"]
 

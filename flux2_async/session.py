@@ -34,7 +34,7 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.models.plain import plain
-from flux2_async.tasks import Completion, ImageTask
+from flux2_async.tasks.handle import Completion, ImageTask
 
 if TYPE_CHECKING:
     from flux2_async._callbacks import CallbackSettings

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from flux2_async import _schedule
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling, TextToImage
 from flux2_async.session import Flux2Session
+from flux2_async.tasks import schedule
 
 REQUEST = TextToImage("a red kettle on a slate worktop")
 
@@ -40,8 +40,8 @@ def free_port() -> int:
 
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sessions with default settings look every 50 ms, for tests of the command, which run in real time."""
-    monkeypatch.setattr(_schedule.Schedules, "of", lambda *_: _schedule.FixedInterval(0.05))
-    monkeypatch.setattr(_schedule, "ADVICE", ((float("inf"), 0.05),))
+    monkeypatch.setattr(schedule.Schedules, "of", lambda *_: schedule.FixedInterval(0.05))
+    monkeypatch.setattr(schedule, "ADVICE", ((float("inf"), 0.05),))
 
 
 async def until(condition: Callable[[], object], limit: float = 120.0) -> None:

@@ -38,7 +38,7 @@ from flux2_async.errors import (
 from flux2_async.models import Callbacks, Polling, TextToImage, Timeouts
 from flux2_async.receivers import asgi_app, serve
 from flux2_async.session import Flux2Session
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
 from flux2_async.webhooks import Callback, parse_callback, signed_url
 
 SECRET = "a secret of all our processes"

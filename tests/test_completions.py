@@ -22,7 +22,7 @@ from flux2_async.errors import (
     SessionClosedError,
 )
 from flux2_async.models import ImageToImage, Polling, RateLimit, Request, TextToImage
-from flux2_async.tasks import Completion
+from flux2_async.tasks.handle import Completion
 
 
 def requests(number: int) -> Iterator[TextToImage]:

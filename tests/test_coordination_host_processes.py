@@ -22,7 +22,7 @@ from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import CoordinationError
 from flux2_async.models import Polling, RateLimit
 from flux2_async.session import Flux2Session
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
 
 pytestmark = pytest.mark.real_time
 

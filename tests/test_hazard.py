@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flux2_async._hazard import BINS, EDGES, KEEP, Hazard
+from flux2_async.tasks.hazard import BINS, EDGES, KEEP, Hazard
 
 PRIOR = (0.05,) * BINS
 

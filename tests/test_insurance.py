@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from flux2_async._insurance import Insurance, Trust
-from flux2_async._schedule import DocumentedAdvice, Schedules
 from flux2_async.models import Polling
+from flux2_async.tasks.callback_trust import Insurance, Trust
+from flux2_async.tasks.schedule import DocumentedAdvice, Schedules
 
 
 def earned() -> Trust:

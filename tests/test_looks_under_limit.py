@@ -9,11 +9,11 @@ import attrs
 import pytest
 from rate_servers import FixedWindow, RateServer, SlidingLog, TokenBucket
 
-from flux2_async._schedule import Schedules
-from flux2_async._watcher import Watcher
 from flux2_async.errors import Flux2Error, RateLimitedError, ServerError
 from flux2_async.models import Polling, TaskRecord, TaskState
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.schedule import Schedules
+from flux2_async.tasks.watcher import Watcher
 
 TASKS = 40
 # A client that sends 5 a second, evenly, has asked for 40 tasks after 8 s, and for its own first look a second goes by.

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from flux2_async._outcome import Outcome, Waiters
 from flux2_async.errors import ConfigurationError
+from flux2_async.tasks.outcome import Outcome, Waiters
 
 
 async def read(outcome: Outcome[int]) -> int:

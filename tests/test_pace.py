@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._pace import FORGOTTEN, SLOWEST, Pace
+from flux2_async.tasks.pace import FORGOTTEN, SLOWEST, Pace
 
 
 def look(pace: Pace, now: float, *, passes: bool = True, retry_after: float | None = None) -> float:

@@ -12,10 +12,10 @@ from emulated import REQUEST, emulated, error_of, session_for
 
 from flux2_async import _remembered
 from flux2_async._remembered import Remembered
-from flux2_async._schedule import Schedules
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import Polling
+from flux2_async.tasks.schedule import Schedules
 
 KIND = (REQUEST.model, REQUEST.resolution)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._hazard import BINS
-from flux2_async._schedule import DocumentedAdvice, FixedInterval, Schedule, Schedules, wait_after_failure
 from flux2_async.models import Polling, TaskRecord, TaskState
+from flux2_async.tasks.hazard import BINS
+from flux2_async.tasks.schedule import DocumentedAdvice, FixedInterval, Schedule, Schedules, wait_after_failure
 
 KIND = ("flux-2/flex-text-to-image", "1K")
 

@@ -18,7 +18,7 @@ from flux2_async.emulator.script import Endpoint, FaultKind, Outcome
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
 from flux2_async.models import RateLimit, TextToImage, Timeouts
 from flux2_async.session import Flux2Session
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
 
 LIMIT, PERIOD = 3, 3.0
 OUTCOMES: tuple[Outcome, ...] = ("success", "success", "fail", "moderated")

@@ -8,7 +8,7 @@ from emulated import REQUEST, emulated, error_of
 from flux2_async.emulator import Plan, Script
 from flux2_async.errors import TaskFailedError, TaskTimeoutError
 from flux2_async.models import ImageResult, Polling, TaskState
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
 
 
 async def test_awaiting_is_the_result() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import attrs
 import pytest
 
-from flux2_async._schedule import Schedule, Schedules
-from flux2_async._timing import Timing, Watched
 from flux2_async.models import Polling, TaskRecord, TaskState
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.schedule import Schedule, Schedules
+from flux2_async.tasks.timing import Timing, Watched
 
 KIND = ("flux-2/flex-text-to-image", "1K")
 # The service's clock is far from the loop's, and nobody compares it with this machine's.

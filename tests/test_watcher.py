@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from virtual_time import VirtualClockLoop
 
 from flux2_async._protocol.codec import FailedUnderErrorError
-from flux2_async._schedule import Schedules
-from flux2_async._watcher import Watcher
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,
@@ -34,7 +32,9 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import Polling, TaskRecord, TaskState
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.schedule import Schedules
+from flux2_async.tasks.watcher import Watcher
 
 MODEL = "flux-2/flex-text-to-image"
 

@@ -28,7 +28,7 @@ from flux2_async.errors import (
     TaskNotFoundError,
     TransportError,
 )
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
 
 if TYPE_CHECKING:
     from flux2_async.batch._crew import Crew

@@ -25,7 +25,7 @@ from flux2_async.errors import (
 )
 from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
 from flux2_async.session import Flux2Session
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
 
 __all__ = ["INTERRUPTED", "CommandError", "followed", "look", "make", "resume"]
 

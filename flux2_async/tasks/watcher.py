@@ -18,10 +18,7 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from flux2_async._pace import SECOND, Pace
 from flux2_async._protocol.codec import FailedUnderErrorError, task_error, unread_addresses
-from flux2_async._schedule import Schedule, Schedules
-from flux2_async._timing import LOOKS_AFTER_HINT, Timing, Watched
 from flux2_async.errors import (
     ApiError,
     ConfigurationError,
@@ -36,7 +33,10 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import ImageResult, Polling, TaskRecord, TaskState
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.pace import SECOND, Pace
+from flux2_async.tasks.schedule import Schedule, Schedules
+from flux2_async.tasks.timing import LOOKS_AFTER_HINT, Timing, Watched
 
 __all__ = ["Watcher"]
 

@@ -6,8 +6,8 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from flux2_async._hazard import BINS, EDGES, KEEP, Hazard
 from flux2_async.models import Polling, TaskRecord
+from flux2_async.tasks.hazard import BINS, EDGES, KEEP, Hazard
 
 __all__ = [
     "DocumentedAdvice",

@@ -6,9 +6,9 @@ from typing import Any
 
 import attrs
 
-from flux2_async._outcome import Outcome, Waiters
 from flux2_async.errors import TaskTimeoutError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
+from flux2_async.tasks.outcome import Outcome, Waiters
 
 __all__ = ["Completion", "ImageTask"]
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import attrs
 
-from flux2_async._schedule import Schedule, Schedules, wait_after_failure
 from flux2_async.models import TaskRecord
-from flux2_async.tasks import ImageTask
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.schedule import Schedule, Schedules, wait_after_failure
 
 __all__ = ["LOOKS_AFTER_HINT", "Timing", "Watched"]
 

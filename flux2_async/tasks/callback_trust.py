@@ -4,7 +4,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async._schedule import Schedule
+from flux2_async.tasks.schedule import Schedule
 
 __all__ = ["Insurance", "Trust"]
 

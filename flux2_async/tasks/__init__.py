@@ -1,0 +1,5 @@
+"""Tasks that the service has accepted: their handles, when to look at them, and how they are settled."""
+
+from flux2_async.tasks.handle import Completion, ImageTask
+
+__all__ = ["Completion", "ImageTask"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from flux2_async._coordination import Coordination
+from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 from flux2_async.models.plain import plain

@@ -14,7 +14,6 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from flux2_async._coordination import Coordination, Terms
 from flux2_async._http.borrowed import ConnectorFactory
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.files import Files
@@ -28,6 +27,7 @@ from flux2_async._protocol.codec import decode_record
 from flux2_async._remembered import Remembered
 from flux2_async._submission import OnSend, Record, Submission
 from flux2_async._submitter import Submitter
+from flux2_async.coordination.contract import Coordination, Terms
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import (
     ImageToImage,
@@ -45,7 +45,7 @@ from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
     from flux2_async._callbacks import CallbackDesk, CallbackSettings
-    from flux2_async._sharing import Sharing
+    from flux2_async.coordination.client import Sharing
 
 __all__ = ["Engine", "Unsettled"]
 
@@ -323,7 +323,7 @@ class Engine:
         return CallbackDesk(callbacks, self.watcher, self.attach, self._relay)
 
     def _share(self, coordination: Coordination, rate_limit: RateLimit | None, timeouts: Timeouts) -> "Sharing":
-        from flux2_async._sharing import Sharing  # noqa: PLC0415  most sessions are the only ones of their account
+        from flux2_async.coordination.client import Sharing  # noqa: PLC0415  most sessions are the only ones of their account
 
         async def exists(task_id: str) -> bool:
             return await self.look(task_id) is not None

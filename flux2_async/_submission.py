@@ -44,7 +44,7 @@ class Record(Protocol):
 
 
 class KeyClaim(Protocol):
-    """A submission's claim to a key that other processes know as well; see `_sharing.SharedKey`."""
+    """A submission's claim to a key that other processes know as well; see `client.SharedKey`."""
 
     async def look(self) -> ImageTask | None: ...
     async def reserve(self) -> bool: ...

@@ -13,7 +13,6 @@ import anyio
 
 from flux2_async._arguments import check_max_running, check_seconds, check_settings, check_submit, check_task_id
 from flux2_async._completions import Completions
-from flux2_async._coordination import Coordination
 from flux2_async._engine import Engine, Unsettled
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
@@ -21,6 +20,7 @@ from flux2_async._limiter.window import HAIR
 from flux2_async._protocol.codec import decode_credits
 from flux2_async._shown import showable
 from flux2_async._submission import OnSend, Record, Submission
+from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
     Callbacks,

@@ -5,10 +5,19 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from flux2_async._coordination import Answer, Claim, Coordination, Coordinator, KeyEntry, Message, Settlement, Terms
-from flux2_async.coordination import _key_rows
-from flux2_async.coordination._book import Book, Known, Reply
-from flux2_async.coordination._key_rows import KeyRow
+from flux2_async.coordination import key_state
+from flux2_async.coordination.account_state import Book, Known, Reply
+from flux2_async.coordination.contract import (
+    Answer,
+    Claim,
+    Coordination,
+    Coordinator,
+    KeyEntry,
+    Message,
+    Settlement,
+    Terms,
+)
+from flux2_async.coordination.key_state import KeyRow
 from flux2_async.errors import CoordinationError
 
 
@@ -123,12 +132,12 @@ class Seat(Coordinator):
         self.memory.say(self, message)
 
     async def look(self, key: str) -> KeyEntry | None:
-        return _key_rows.view(self.memory.rows.get(key), await self._travel())
+        return key_state.view(self.memory.rows.get(key), await self._travel())
 
     async def reserve(self, claim: Claim) -> KeyEntry | None:
         now = await self._travel()
         rows = self.memory.rows
-        rows[claim.key], entry = _key_rows.reserve(rows.get(claim.key), claim, now, lease=self.terms.lease)
+        rows[claim.key], entry = key_state.reserve(rows.get(claim.key), claim, now, lease=self.terms.lease)
         self.memory.keys.setdefault(claim.ref, claim.key)
         if self.memory.lost_reservations:
             self.memory.lost_reservations -= 1
@@ -138,15 +147,15 @@ class Seat(Coordinator):
 
     async def bind(self, claim: Claim, task_id: str) -> None:
         now = await self._travel()
-        self._write(claim.key, _key_rows.bind(self.memory.rows.get(claim.key), claim, task_id, now))
+        self._write(claim.key, key_state.bind(self.memory.rows.get(claim.key), claim, task_id, now))
 
     async def doubt(self, claim: Claim) -> None:
         now = await self._travel()
-        self._write(claim.key, _key_rows.doubt(self.memory.rows.get(claim.key), claim, now))
+        self._write(claim.key, key_state.doubt(self.memory.rows.get(claim.key), claim, now))
 
     async def free(self, claim: Claim) -> None:
         await self._travel()
-        self._write(claim.key, _key_rows.free(self.memory.rows.get(claim.key), claim))
+        self._write(claim.key, key_state.free(self.memory.rows.get(claim.key), claim))
 
     async def unknown_in(self, ref: str) -> float | None:
         entry = await self.look(self.memory.keys.get(ref, ""))
@@ -155,7 +164,7 @@ class Seat(Coordinator):
     async def resolve(self, ref: str, task_id: str) -> None:
         now = await self._travel()
         key = self.memory.keys.get(ref, "")
-        self._write(key, _key_rows.resolve(self.memory.rows.get(key), ref, task_id, now))
+        self._write(key, key_state.resolve(self.memory.rows.get(key), ref, task_id, now))
 
     async def aclose(self) -> None:
         self.closed = True

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_servers import SlidingLog
 
-from flux2_async._coordination import Answer, Settlement, Terms
 from flux2_async._limiter.window import HAIR, Fate
-from flux2_async.coordination._book import Book, Known
+from flux2_async.coordination.account_state import Book, Known
+from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0

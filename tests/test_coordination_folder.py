@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flux2_async.coordination._folder import check_file, private_folder, runtime_folder
+from flux2_async.coordination.host.folder import check_file, private_folder, runtime_folder
 from flux2_async.errors import ConfigurationError
 
 

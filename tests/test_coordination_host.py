@@ -18,11 +18,13 @@ import pytest
 from emulated import error_of, until
 from fresh_interpreter import in_fresh_interpreter
 
-from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async._limiter.window import HAIR, Fate
-from flux2_async.coordination import HostCoordination, _host, _host_file
-from flux2_async.coordination._host import HostCoordinator
-from flux2_async.coordination._host_state import HostState
+from flux2_async.coordination import HostCoordination
+from flux2_async.coordination.contract import Answer, Claim, KeyEntry, Message, Settlement, Terms
+from flux2_async.coordination.host import coordinator as host_coordinator
+from flux2_async.coordination.host import file as host_file
+from flux2_async.coordination.host.coordinator import HostCoordinator
+from flux2_async.coordination.host.state import HostState
 from flux2_async.errors import ConfigurationError, CoordinationError
 from flux2_async.models import RateLimit
 
@@ -233,7 +235,7 @@ async def test_failed_joining_changes_nothing(path: Path, monkeypatch: pytest.Mo
     async with seats(path, 1, limit=5) as (seat,):
         known, *_ = await seat.take(3)
         with closing(sqlite3.connect(path)) as holder:
-            monkeypatch.setattr(_host_file, "BUSY_TIMEOUT", 0.01)
+            monkeypatch.setattr(host_file, "BUSY_TIMEOUT", 0.01)
             seat.coordinator._file.close()
             holder.execute("BEGIN IMMEDIATE")
             assert isinstance(await error_of(seat.coordinator.join(keeps=[known])), CoordinationError)
@@ -538,7 +540,7 @@ async def test_permits_of_a_cancelled_question_are_not_lost(path: Path, monkeypa
 
 async def test_without_sockets_the_rest_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are no sockets nothing is told, and who says nothing for a minute is not counted."""
-    monkeypatch.setattr(_host, "HAS_SOCKETS", False)
+    monkeypatch.setattr(host_coordinator, "HAS_SOCKETS", False)
     async with seats(path, 2, limit=5) as (first, second):
         leases = await first.take(4)
         await first.settle(leases[0], Fate.REFUSED, pause=1.0)

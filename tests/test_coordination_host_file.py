@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from fresh_interpreter import in_fresh_interpreter
 
-from flux2_async.coordination import _host_file
-from flux2_async.coordination._host_file import HostFile, boot_id
+from flux2_async.coordination.host import file as host_file
+from flux2_async.coordination.host.file import HostFile, boot_id
 from flux2_async.errors import ConfigurationError, CoordinationError
 
 INSERT = "INSERT INTO account VALUES (?, ?, 0, 1e12)"
@@ -162,7 +162,7 @@ def test_file_held_by_a_stopped_process_is_an_error(
     opened: HostFile, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who cannot have the file within the time allowed is told to look for a stopped process, and may try again."""
-    monkeypatch.setattr(_host_file, "BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr(host_file, "BUSY_TIMEOUT", 0.05)
     opened.close()
     with closing(sqlite3.connect(path)) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -176,7 +176,7 @@ def test_file_held_by_a_stopped_process_is_an_error(
 @pytest.mark.parametrize("lock", ["BEGIN; SELECT * FROM sqlite_master", "BEGIN EXCLUSIVE"], ids=["read", "written"])
 def test_new_file_that_another_looks_at_can_wait(path: Path, monkeypatch: pytest.MonkeyPatch, lock: str) -> None:
     """Who meets a new file while another process has it is told so in time, and makes the tables later."""
-    monkeypatch.setattr(_host_file, "BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr(host_file, "BUSY_TIMEOUT", 0.05)
     file = HostFile(lambda: path)
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         cursor = [holder.execute(statement) for statement in lock.split(";")]
@@ -297,11 +297,11 @@ def test_new_file_that_another_makes_ours_meanwhile_is_not_foreign(path: Path) -
                         closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other,
                         suppress(sqlite3.OperationalError),
                     ):
-                        for each in ("BEGIN", *_host_file.SCHEMA, "COMMIT"):
+                        for each in ("BEGIN", *host_file.SCHEMA, "COMMIT"):
                             other.execute(each)
 
             looking.set_trace_callback(trace)
-            assert _host_file._is_ours(looking, path) in (True, False)
+            assert host_file._is_ours(looking, path) in (True, False)
 
 
 def test_many_open_a_new_file_at_once(path: Path) -> None:
@@ -326,7 +326,7 @@ def test_many_open_a_new_file_at_once(path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from flux2_async.coordination._host_file import HostFile
+from flux2_async.coordination.host.file import HostFile
 file = HostFile(lambda: Path(sys.argv[1]))
 number = 0
 while True:

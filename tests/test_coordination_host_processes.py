@@ -29,7 +29,13 @@ pytestmark = pytest.mark.real_time
 # Workers are forked by a process that has imported everything; pytest, because it is the main module of their parent.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["aiohttp.web", "flux2_async.session", "flux2_async.coordination._host", "flux2_async.receivers._aiohttp", "pytest"]
+    [
+        "aiohttp.web",
+        "flux2_async.session",
+        "flux2_async.coordination.host.coordinator",
+        "flux2_async.receivers._aiohttp",
+        "pytest",
+    ]
 )
 
 

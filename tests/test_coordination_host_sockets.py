@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from fresh_interpreter import in_fresh_interpreter
 
-from flux2_async.coordination import _host_sockets
-from flux2_async.coordination._host_sockets import LONGEST_ADDRESS, HostSockets, Life, receive
+from flux2_async.coordination.host import sockets
+from flux2_async.coordination.host.sockets import LONGEST_ADDRESS, HostSockets, Life, receive
 from flux2_async.errors import ConfigurationError
 
 ACCOUNT = "ab" * 32
@@ -69,7 +69,7 @@ def test_life_is_known(folder: Path) -> None:
 LISTENER = """
 import sys, time
 from pathlib import Path
-from flux2_async.coordination._host_sockets import HostSockets
+from flux2_async.coordination.host.sockets import HostSockets
 sockets = HostSockets(sys.argv[2], "child")
 ear = sockets.bind(Path(sys.argv[1]))
 print(flush=True)
@@ -179,7 +179,7 @@ def test_old_dead_sockets_are_removed(folder: Path, monkeypatch: pytest.MonkeyPa
         dead = leave_dead(folder, "dead")
         with seated(folder, "a"):
             assert dead.exists()
-        monkeypatch.setattr(_host_sockets, "STALE_AFTER", -10.0)
+        monkeypatch.setattr(sockets, "STALE_AFTER", -10.0)
         with seated(folder, "b"):
             assert not dead.exists()
             assert len(list(folder.iterdir())) == 2

@@ -1,7 +1,7 @@
 """What a key stands for, from its reservation to its end."""
 
-from flux2_async._coordination import Claim, KeyEntry
-from flux2_async.coordination._key_rows import KeyRow, bind, doubt, free, reserve, resolve, view
+from flux2_async.coordination.contract import Claim, KeyEntry
+from flux2_async.coordination.key_state import KeyRow, bind, doubt, free, reserve, resolve, view
 
 MINE = Claim("key", "print", "mine", "o1")
 OTHER = Claim("key", "print", "mine", "o2")

@@ -25,10 +25,11 @@ from flux2_async import (
     RateLimit,
     TextToImage,
 )
-from flux2_async._coordination import Claim, Message, Settlement, Terms
 from flux2_async._limiter.window import Fate
-from flux2_async.coordination import RedisCoordination, _redis
-from flux2_async.coordination._redis import check_server
+from flux2_async.coordination import RedisCoordination
+from flux2_async.coordination.contract import Claim, Message, Settlement, Terms
+from flux2_async.coordination.redis import coordinator as redis_coordinator
+from flux2_async.coordination.redis.coordinator import check_server
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.webhooks import Callback
 
@@ -187,7 +188,7 @@ async def wire_to(port: int) -> AsyncIterator[tuple[Wire, str]]:
 @pytest.mark.parametrize("trouble", ["killed", "dead without a word"])
 async def test_listening_goes_on_after_an_outage(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the server was killed or its connections went dead unnoticed, callbacks are heard again soon."""
-    monkeypatch.setattr(_redis, "HEARTBEAT", 0.3)
+    monkeypatch.setattr(redis_coordinator, "HEARTBEAT", 0.3)
     heard: list[Message] = []
     callback, terms = Message("callback", ref="r", task_id="t"), Terms(None, 70.0)
     with RedisServer() as server:
@@ -257,7 +258,7 @@ async def test_namespaces_and_who_left_do_not_count(server: RedisServer) -> None
 
 async def test_old_server_is_told_at_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is too old ends `open`."""
-    monkeypatch.setattr(_redis, "OLDEST_VERSION", (99, 0))
+    monkeypatch.setattr(redis_coordinator, "OLDEST_VERSION", (99, 0))
     async with Emulator(Script(render=False)) as emulator:
         error = await error_of(session_for(emulator, coordination=RedisCoordination(server.url)).open())
 
@@ -267,7 +268,7 @@ async def test_old_server_is_told_at_once(server: RedisServer, monkeypatch: pyte
 
 async def test_silent_process_still_counts(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that asks for nothing says every now and then that it is still there."""
-    monkeypatch.setattr(_redis, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(redis_coordinator, "HEARTBEAT", 0.1)
     seat = RedisCoordination(server.url).coordinator("silent", Terms(None, 70.0), lambda _: None)
     await seat.open()
     await seat.join()
@@ -284,7 +285,7 @@ async def test_silent_process_knows_how_many_there_are(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """Who asks for nothing hears of a process that joins, or, where that message was lost, with the next heartbeat."""
-    monkeypatch.setattr(_redis, "HEARTBEAT", 0.2 if by == "heartbeat" else 20.0)
+    monkeypatch.setattr(redis_coordinator, "HEARTBEAT", 0.2 if by == "heartbeat" else 20.0)
     heard: list[Message] = []
     first, second = (
         RedisCoordination(server.url).coordinator(f"count {by}", Terms(None, 70.0), on_message)
@@ -513,9 +514,8 @@ def test_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name == "redis" or name.startswith("redis.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "flux2_async.coordination._redis")
+    monkeypatch.delitem(sys.modules, "flux2_async.coordination.redis.coordinator")
     monkeypatch.delitem(vars(flux2_async.coordination), "RedisCoordination", raising=False)
-    monkeypatch.delitem(vars(flux2_async.coordination), "_redis", raising=False)
 
     with pytest.raises(ConfigurationError, match=r"flux2-async\[redis\]"):
         _ = flux2_async.coordination.RedisCoordination

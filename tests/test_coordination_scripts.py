@@ -9,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis_server import RedisServer
 
-from flux2_async._coordination import Answer, Claim, KeyEntry, Settlement, Terms
 from flux2_async._limiter.window import Fate
-from flux2_async.coordination import _key_rows
-from flux2_async.coordination._book import Book, Known, Reply
-from flux2_async.coordination._scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
+from flux2_async.coordination import key_state
+from flux2_async.coordination.account_state import Book, Known, Reply
+from flux2_async.coordination.contract import Answer, Claim, KeyEntry, Settlement, Terms
+from flux2_async.coordination.redis.scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
 from flux2_async.models import RateLimit
 
 START = 1.7e9
@@ -362,19 +362,19 @@ def test_key_scripts_answer_like_the_rules(client: "redis.Redis", steps: list[tu
         expected = None
         match what:
             case "look":
-                expected = _key_rows.view(row, now)
+                expected = key_state.view(row, now)
             case "reserve":
-                row, expected = _key_rows.reserve(row, claim, now, lease=70.0)
+                row, expected = key_state.reserve(row, claim, now, lease=70.0)
             case "bind":
-                row = _key_rows.bind(row, claim, task_id, now)
+                row = key_state.bind(row, claim, task_id, now)
             case "doubt":
-                row = _key_rows.doubt(row, claim, now)
+                row = key_state.doubt(row, claim, now)
             case "free":
-                row = _key_rows.free(row, claim)
+                row = key_state.free(row, claim)
             case "resolve":
-                row = _key_rows.resolve(row, ref, task_id, now)
+                row = key_state.resolve(row, ref, task_id, now)
         assert lua.run(what, claim, now, "70.0" if what == "reserve" else task_id) == expected
-        assert lua.run("look", claim, now) == _key_rows.view(row, now)
+        assert lua.run("look", claim, now) == key_state.view(row, now)
 
 
 def test_keys_expire(client: "redis.Redis") -> None:

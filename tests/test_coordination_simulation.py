@@ -9,9 +9,9 @@ import pytest
 from memory_coordination import Memory, Seat
 from rate_servers import SlidingLog
 
-from flux2_async._coordination import Message, Terms
-from flux2_async._membership import finish
-from flux2_async._shared_limiter import SharedLimiter
+from flux2_async.coordination.contract import Message, Terms
+from flux2_async.coordination.membership import finish
+from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import RateLimit
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._coordination import decode_message
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.codec import code_of
 from flux2_async._protocol.records import record_from_payload
@@ -17,6 +16,7 @@ from flux2_async.cli import doctor
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import parse_rate_limit
 from flux2_async.cli.screen import UsageError
+from flux2_async.coordination.contract import decode_message
 from flux2_async.errors import Flux2Error
 from flux2_async.receivers._handler import declared_length
 from flux2_async.webhooks import verify_signature

@@ -306,7 +306,7 @@ async def test_closed_in_the_moment_it_is_open(monkeypatch: pytest.MonkeyPatch) 
         with contextlib.suppress(asyncio.CancelledError):
             await opened.wait()
 
-    monkeypatch.setattr("flux2_async._sharing.Sharing.open", deaf)
+    monkeypatch.setattr("flux2_async.coordination.client.Sharing.open", deaf)
     async with Emulator(Script(render=False)) as emulator:
         for end in ("closed", "cancelled", "lost"):
             flux = session_for(emulator, coordination=Memory())

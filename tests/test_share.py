@@ -3,7 +3,7 @@
 import pytest
 
 from flux2_async._limiter.window import HAIR, Fate
-from flux2_async._share import Share, share_of
+from flux2_async.coordination.fallback_quota import Share, share_of
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0

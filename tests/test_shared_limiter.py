@@ -11,8 +11,8 @@ from emulated import error_of, until
 from memory_coordination import Memory
 from rate_servers import Shared, SlidingLog, Wire
 
-from flux2_async._coordination import Message, Terms
-from flux2_async._shared_limiter import SharedLimiter
+from flux2_async.coordination.contract import Message, Terms
+from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import CoordinationError, RateLimitedError, SessionClosedError
 from flux2_async.models import RateLimit
 

@@ -23,8 +23,8 @@ from flux2_async import (
     RequestRejectedError,
     TextToImage,
 )
-from flux2_async._coordination import Claim, Message, Terms
 from flux2_async._keys import fingerprint
+from flux2_async.coordination.contract import Claim, Message, Terms
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.script import FaultKind
 from flux2_async.webhooks import Callback

@@ -3,16 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from flux2_async._coordination import Coordination
+from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from flux2_async.coordination._host import HostCoordination
-    from flux2_async.coordination._redis import RedisCoordination
+    from flux2_async.coordination.host.coordinator import HostCoordination
+    from flux2_async.coordination.redis.coordinator import RedisCoordination
 
 __all__ = ["Coordination", "HostCoordination", "RedisCoordination"]
 
-_HOMES = {"HostCoordination": "_host", "RedisCoordination": "_redis"}
+_HOMES = {"HostCoordination": "host.coordinator", "RedisCoordination": "redis.coordinator"}
 
 
 def __getattr__(name: str) -> object:

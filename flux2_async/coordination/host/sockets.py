@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from flux2_async.coordination._folder import private_folder
+from flux2_async.coordination.host.folder import private_folder
 from flux2_async.errors import ConfigurationError
 
 __all__ = ["HAS_SOCKETS", "HostSockets", "Life", "receive"]

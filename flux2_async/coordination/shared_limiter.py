@@ -4,7 +4,7 @@ Submissions queue here as they do in `limiter`. What lets them through are lease
 state for: as many as wait, one question at a time, and the answer says when to ask again, so nobody polls. Settling
 costs a submission no waiting: one task tells it in the background, again until it was heard.
 
-While the session is away (see `_membership`) a share of the limit lets submissions through, and is declared when the
+While the session is away (see `membership`) a share of the limit lets submissions through, and is declared when the
 session joins again.
 """
 
@@ -20,12 +20,12 @@ from typing import Final
 
 import attrs
 
-from flux2_async._coordination import Answer, Coordinator, Message, Settlement, Terms
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.window import HAIR, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
-from flux2_async._membership import Membership, finish
-from flux2_async._share import Share, share_of
+from flux2_async.coordination.contract import Answer, Coordinator, Message, Settlement, Terms
+from flux2_async.coordination.fallback_quota import Share, share_of
+from flux2_async.coordination.membership import Membership, finish
 from flux2_async.errors import CoordinationError
 from flux2_async.models import RateLimit
 

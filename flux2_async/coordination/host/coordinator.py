@@ -14,7 +14,8 @@ from typing import Any, Final, Literal, TypeVar
 
 import attrs
 
-from flux2_async._coordination import (
+from flux2_async._shown import showable
+from flux2_async.coordination.contract import (
     Answer,
     Claim,
     Coordination,
@@ -26,11 +27,10 @@ from flux2_async._coordination import (
     decode_message,
     encode_message,
 )
-from flux2_async._shown import showable
-from flux2_async.coordination._folder import runtime_folder
-from flux2_async.coordination._host_file import HostFile, explained
-from flux2_async.coordination._host_sockets import HAS_SOCKETS, HostSockets, receive
-from flux2_async.coordination._host_state import HostState, Told
+from flux2_async.coordination.host.file import HostFile, explained
+from flux2_async.coordination.host.folder import runtime_folder
+from flux2_async.coordination.host.sockets import HAS_SOCKETS, HostSockets, receive
+from flux2_async.coordination.host.state import HostState, Told
 from flux2_async.errors import ConfigurationError, CoordinationError, Flux2Error
 
 __all__ = ["HostCoordination", "HostCoordinator"]

@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from flux2_async._coordination import Answer, Coordinator
+from flux2_async.coordination.contract import Answer, Coordinator
 from flux2_async.errors import CoordinationError
 
 __all__ = ["Membership", "finish"]

@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from flux2_async.coordination._folder import check_file
-from flux2_async.coordination._key_rows import KEPT_FOR
+from flux2_async.coordination.host.folder import check_file
+from flux2_async.coordination.key_state import KEPT_FOR
 from flux2_async.errors import ConfigurationError, CoordinationError, Flux2Error
 
 __all__ = ["HostFile", "boot_id", "explained"]

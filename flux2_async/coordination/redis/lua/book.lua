@@ -1,4 +1,4 @@
--- The rules of `_book.py` and `_window.py`, line by line in the same order of arithmetic; a test holds them together.
+-- The rules of `account_state.py` and `_limiter/window.py`, line by line in the same order of arithmetic; a test holds them together.
 -- The state is one key in MessagePack, which keeps doubles as they are (a Lua number as text loses digits).
 
 local HAIR, PACE, PATIENCE, NEARLY = 1.001, 1.1, 10, 0.85

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import attrs
 
-from flux2_async._coordination import Claim, KeyEntry
+from flux2_async.coordination.contract import Claim, KeyEntry
 
 __all__ = ["KEPT_FOR", "KeyRow", "bind", "doubt", "free", "reserve", "resolve", "view"]
 

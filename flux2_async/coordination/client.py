@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
-from flux2_async._coordination import Claim, Coordination, KeyEntry, Message, Terms
-from flux2_async._membership import finish
-from flux2_async._shared_limiter import SharedLimiter
+from flux2_async.coordination.contract import Claim, Coordination, KeyEntry, Message, Terms
+from flux2_async.coordination.membership import finish
+from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask

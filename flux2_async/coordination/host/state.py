@@ -15,13 +15,13 @@ from typing import Final
 
 import attrs
 
-from flux2_async._coordination import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async._limiter.window import Fate
-from flux2_async.coordination import _key_rows
-from flux2_async.coordination._book import PEER_SEEN_FOR, Book, Known, Reply
-from flux2_async.coordination._host_file import HostFile
-from flux2_async.coordination._host_sockets import HostSockets, Life
-from flux2_async.coordination._key_rows import KeyRow
+from flux2_async.coordination import key_state
+from flux2_async.coordination.account_state import PEER_SEEN_FOR, Book, Known, Reply
+from flux2_async.coordination.contract import Answer, Claim, KeyEntry, Message, Settlement, Terms
+from flux2_async.coordination.host.file import HostFile
+from flux2_async.coordination.host.sockets import HostSockets, Life
+from flux2_async.coordination.key_state import KeyRow
 from flux2_async.errors import CoordinationError
 
 __all__ = ["HostState", "Told"]
@@ -123,40 +123,40 @@ class HostState:
     def look(self, key: str) -> KeyEntry | None:
         """Give what a key stands for."""
         with self._file.transaction() as (connection, now):
-            return _key_rows.view(self._row(connection, key, now), now)
+            return key_state.view(self._row(connection, key, now), now)
 
     def reserve(self, claim: Claim) -> KeyEntry | None:
         """Reserve a key, or give what it stands for."""
         with self._file.transaction() as (connection, now):
             connection.execute("DELETE FROM key WHERE expires_at < ?", (now,))
-            row, entry = _key_rows.reserve(self._row(connection, claim.key, now), claim, now, lease=self._terms.lease)
+            row, entry = key_state.reserve(self._row(connection, claim.key, now), claim, now, lease=self._terms.lease)
             if entry is None:
                 self._write(connection, claim.key, row)
             return entry
 
     def bind(self, claim: Claim, task_id: str) -> Told:
         """Let a reserved key stand for a task."""
-        return self._change(claim.key, lambda row, now: _key_rows.bind(row, claim, task_id, now))
+        return self._change(claim.key, lambda row, now: key_state.bind(row, claim, task_id, now))
 
     def doubt(self, claim: Claim) -> Told:
         """Say that nobody knows whether a key's task exists."""
-        return self._change(claim.key, lambda row, now: _key_rows.doubt(row, claim, now))
+        return self._change(claim.key, lambda row, now: key_state.doubt(row, claim, now))
 
     def free(self, claim: Claim) -> Told:
         """Free a key."""
-        return self._change(claim.key, lambda row, _: _key_rows.free(row, claim))
+        return self._change(claim.key, lambda row, _: key_state.free(row, claim))
 
     def unknown_in(self, ref: str) -> float | None:
         """Give the seconds until a key that a submission reserved is unknown, or None."""
         with self._file.transaction() as (connection, now):
-            entries = [_key_rows.view(self._row(connection, key, now), now) for key in self._keys_of(connection, ref)]
+            entries = [key_state.view(self._row(connection, key, now), now) for key in self._keys_of(connection, ref)]
         return min((entry.wait for entry in entries if entry and entry.state != "bound"), default=None)
 
     def resolve(self, ref: str, task_id: str) -> Told:
         """Bind the key that a submission reserved, if nobody knows better."""
         with self._file.transaction() as (connection, _):
             keys = self._keys_of(connection, ref)
-        changes = [self._change(key, lambda row, now: _key_rows.resolve(row, ref, task_id, now)) for key in keys]
+        changes = [self._change(key, lambda row, now: key_state.resolve(row, ref, task_id, now)) for key in keys]
         return tuple(message for told in changes for message in told)
 
     @contextmanager

@@ -26,8 +26,8 @@ from typing import Any, Final
 
 import attrs
 
-from flux2_async._coordination import Answer, Settlement, Terms
 from flux2_async._limiter.window import HAIR, PAUSE_WITHOUT_LIMIT, Fate, News, Ticket, Window
+from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
 
 __all__ = ["Book", "Known", "Reply"]

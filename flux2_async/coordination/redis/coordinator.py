@@ -33,7 +33,9 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from flux2_async._coordination import (
+from flux2_async._shown import showable
+from flux2_async.coordination.account_state import Known
+from flux2_async.coordination.contract import (
     Answer,
     Claim,
     Coordination,
@@ -45,11 +47,9 @@ from flux2_async._coordination import (
     decode_message,
     encode_message,
 )
-from flux2_async._membership import finish
-from flux2_async._shared_limiter import boot_time
-from flux2_async._shown import showable
-from flux2_async.coordination._book import Known
-from flux2_async.coordination._scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
+from flux2_async.coordination.membership import finish
+from flux2_async.coordination.redis.scripts import BOOK_SCRIPTS, KEY_SCRIPTS, script
+from flux2_async.coordination.shared_limiter import boot_time
 from flux2_async.errors import ConfigurationError, CoordinationError
 from flux2_async.models import RateLimit
 from flux2_async.models.plain import plain

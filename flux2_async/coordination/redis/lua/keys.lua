@@ -1,4 +1,4 @@
--- The rules of `_key_rows.py`; a test holds them together. A row is a hash that Redis itself forgets after 24 hours.
+-- The rules of `key_state.py`; a test holds them together. A row is a hash that Redis itself forgets after 24 hours.
 
 local KEPT_FOR = 24 * 3600
 

@@ -1,0 +1,1 @@
+"""Processes of one host: a file of SQLite, and sockets."""

@@ -13,7 +13,7 @@ from benchmarks.table import Table
 
 BASE: Final = "aiohttp"
 # `from flux2_async import Flux2Session` loads the second; the package itself loads its parts when they are used.
-OURS: Final = ("flux2_async", "flux2_async.session")
+OURS: Final = ("flux2_async", "flux2_async.session.session")
 OTHERS: Final = ("fal_client", "replicate", "runwayml", "openai", "aiolimiter")
 
 

@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flux2_async._engine import Unsettled
     from flux2_async.errors import (
         AmbiguousSubmitError,
         ApiError,
@@ -52,7 +51,8 @@ if TYPE_CHECKING:
         Timeouts,
         UploadedFile,
     )
-    from flux2_async.session import Flux2Session
+    from flux2_async.session.lifecycle import Unsettled
+    from flux2_async.session.session import Flux2Session
     from flux2_async.tasks import Completion, ImageTask
 
 __all__ = [
@@ -100,7 +100,7 @@ __all__ = [
 ]
 
 # Lightest first: a name is looked for in their lists.
-_HOMES = ("errors", "models", "tasks", "_engine", "session")
+_HOMES = ("errors", "models", "tasks", "session")
 
 
 def __getattr__(name: str) -> object:

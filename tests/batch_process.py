@@ -26,7 +26,7 @@ def main() -> None:
     from flux2_async.cli import service  # noqa: PLC0415  the tests that use the other half have no need of it
     from flux2_async.cli.app import run  # noqa: PLC0415  likewise
     from flux2_async.models import Polling  # noqa: PLC0415  likewise
-    from flux2_async.session import Flux2Session  # noqa: PLC0415  likewise
+    from flux2_async.session.session import Flux2Session  # noqa: PLC0415  likewise
 
     def quick(*, polling: Polling | None = None, **options: Any) -> Flux2Session:
         return Flux2Session(polling=attrs.evolve(polling or Polling(), interval=POLL), **options)

@@ -12,7 +12,7 @@ from flux2_async.batch import Batch, Outcome, run_batch
 from flux2_async.emulator import Emulator
 from flux2_async.models import Callbacks, Polling, TextToImage
 from flux2_async.receivers import serve
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 
 def requests(number: int, word: str = "number") -> Iterator[TextToImage]:

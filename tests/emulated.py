@@ -10,7 +10,7 @@ import pytest
 
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling, TextToImage
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 from flux2_async.tasks import schedule
 
 REQUEST = TextToImage("a red kettle on a slate worktop")

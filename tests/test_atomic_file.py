@@ -11,15 +11,15 @@ from batch_outcomes import done, painted
 from file_host import names
 from PIL import Image
 
-from flux2_async import _remembered
 from flux2_async._http.atomic_file import UNFINISHED, AtomicFile, replacing
 from flux2_async._http.partial_file import Part
-from flux2_async._remembered import Remembered
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.report import write_report
 from flux2_async.batch.results import write_results
 from flux2_async.cli import demo
 from flux2_async.cli.save import _publish
+from flux2_async.session import remembered as remembered_module
+from flux2_async.session.remembered import Remembered
 
 Writer = Callable[[Path], Awaitable[object]]
 
@@ -52,7 +52,7 @@ async def downloaded(folder: Path) -> None:
 
 async def remembered(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_remembered, "_cache_folder", lambda: folder)
+        patched.setattr(remembered_module, "_cache_folder", lambda: folder)
         Remembered("https://api.example").keep({"kinds": {}})
 
 

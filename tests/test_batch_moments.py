@@ -16,7 +16,7 @@ from flux2_async.batch._start import Work
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import TaskRecord
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 
 class Watched(Journal):

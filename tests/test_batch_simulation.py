@@ -20,7 +20,7 @@ from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.files import tiny_png
 from flux2_async.errors import ApiError, SessionClosedError
 from flux2_async.models import Polling, RateLimit, Timeouts
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 NUMBER = 8
 PRICE, DEAREST = 14.0, 24.0

@@ -16,15 +16,6 @@ import pytest
 from callback_receivers import on_aiohttp, on_uvicorn
 from emulated import REQUEST, emulated, error_of, free_port, until
 
-from flux2_async._callbacks import (
-    MAX_AMBIGUOUS,
-    MAX_PARKED,
-    MAX_PARKED_RECORDS,
-    MAX_SETTLED,
-    CallbackDesk,
-    CallbackSettings,
-)
-from flux2_async._submission import Submission
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -37,7 +28,16 @@ from flux2_async.errors import (
 )
 from flux2_async.models import Callbacks, Polling, TextToImage, Timeouts
 from flux2_async.receivers import asgi_app, serve
-from flux2_async.session import Flux2Session
+from flux2_async.session.callback_inbox import (
+    MAX_AMBIGUOUS,
+    MAX_PARKED,
+    MAX_PARKED_RECORDS,
+    MAX_SETTLED,
+    CallbackDesk,
+    CallbackSettings,
+)
+from flux2_async.session.session import Flux2Session
+from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.webhooks import Callback, parse_callback, signed_url
 

@@ -15,11 +15,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from emulated import REQUEST, emulated, error_of, until
 from raw_server import Answer, RawServer, answer, raw_server
 
-from flux2_async._circuit_breaker import LONGEST_FREE_PAUSE, LONGEST_PAUSE, CircuitBreaker, CircuitOpen
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import AmbiguousSubmitError, InsufficientCreditsError, TransportError
 from flux2_async.models import Polling, RateLimit
-from flux2_async.session import Flux2Session
+from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, LONGEST_PAUSE, CircuitBreaker, CircuitOpen
+from flux2_async.session.session import Flux2Session
 
 
 def now() -> float:

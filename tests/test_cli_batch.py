@@ -21,7 +21,7 @@ from flux2_async.cli.app import run
 from flux2_async.cli.batch import _Interrupts
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.models import Polling
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 from flux2_async.testing import RunningEmulator, running_emulator
 
 

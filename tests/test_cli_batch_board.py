@@ -12,7 +12,7 @@ from flux2_async.batch import Batch, Download, Failure, Outcome, Progress, State
 from flux2_async.cli.batch_board import BatchBoard
 from flux2_async.cli.screen import Screen
 from flux2_async.models import SessionStatistics
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 PROGRESS = Progress(
     total=300, queued=200, sending=2, running=18, done=77, failed=2, unknown=1, submitted=90, downloaded=76,

@@ -19,7 +19,7 @@ from flux2_async.cli import demo, script, serve
 from flux2_async.cli.app import run
 from flux2_async.cli.run import followed
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 
 @pytest.fixture(autouse=True)

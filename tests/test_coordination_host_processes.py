@@ -21,7 +21,7 @@ from flux2_async.coordination import HostCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import CoordinationError
 from flux2_async.models import Polling, RateLimit
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
 pytestmark = pytest.mark.real_time
@@ -31,7 +31,7 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     [
         "aiohttp.web",
-        "flux2_async.session",
+        "flux2_async.session.session",
         "flux2_async.coordination.host.coordinator",
         "flux2_async.receivers._aiohttp",
         "pytest",

@@ -20,7 +20,7 @@ from PIL import Image
 from flux2_async.emulator import Emulator
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageToImage
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 CONTENT = picture(700_000)
 

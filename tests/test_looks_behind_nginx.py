@@ -14,7 +14,7 @@ from programs import program
 
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 pytestmark = pytest.mark.real_time
 

@@ -8,7 +8,6 @@ import pytest
 from batches import batch_in, collect
 from emulated import REQUEST, emulated, error_of, session_for
 
-from flux2_async._keys import fingerprint
 from flux2_async._protocol.codec import encode_request
 from flux2_async.batch import Job
 from flux2_async.batch.jobs import digest_of
@@ -16,6 +15,7 @@ from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts, UploadedFile
 from flux2_async.models.plain import plain
+from flux2_async.session.keys import fingerprint
 from flux2_async.webhooks import signed_url, verify_url
 
 

@@ -22,7 +22,7 @@ from callback_receivers import (
 from flux2_async.errors import ConfigurationError
 from flux2_async.receivers import CallbackServer, aiohttp_routes, asgi_app, serve
 from flux2_async.receivers._serve import HEAD_TIMEOUT, KEEPALIVE
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 Message = MutableMapping[str, Any]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for
 
-from flux2_async import _remembered
-from flux2_async._remembered import Remembered
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import Polling
+from flux2_async.session import remembered
+from flux2_async.session.remembered import Remembered
 from flux2_async.tasks.schedule import Schedules
 
 KIND = (REQUEST.model, REQUEST.resolution)
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    return _remembered._cache_folder()
+    return remembered._cache_folder()
 
 
 async def test_a_session_goes_on_where_another_ended(folder: Path) -> None:
@@ -164,7 +164,7 @@ def test_each_system_has_its_folder(
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
 
-    assert _remembered._cache_folder().as_posix() == expected
+    assert remembered._cache_folder().as_posix() == expected
 
 
 def test_without_a_home_nothing_is_remembered(

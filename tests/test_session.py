@@ -17,7 +17,6 @@ from emulated import REQUEST, emulated, error_of, session_for, until
 from memory_coordination import Memory
 from virtual_time import VirtualClockLoop
 
-from flux2_async._engine import Unsettled
 from flux2_async._http.credentials import Secret, make_credentials
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
@@ -36,7 +35,8 @@ from flux2_async.errors import (
     TaskTimeoutError,
 )
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TaskState, Timeouts
-from flux2_async.session import Flux2Session
+from flux2_async.session.lifecycle import Unsettled
+from flux2_async.session.session import Flux2Session
 from flux2_async.testing import running_emulator
 from flux2_async.webhooks import Callback
 

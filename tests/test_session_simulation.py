@@ -17,7 +17,7 @@ from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.script import Endpoint, FaultKind, Outcome
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
 from flux2_async.models import RateLimit, TextToImage, Timeouts
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
 LIMIT, PERIOD = 3, 3.0

@@ -23,10 +23,10 @@ from flux2_async import (
     RequestRejectedError,
     TextToImage,
 )
-from flux2_async._keys import fingerprint
 from flux2_async.coordination.contract import Claim, Message, Terms
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.script import FaultKind
+from flux2_async.session.keys import fingerprint
 from flux2_async.webhooks import Callback
 
 OTHER = TextToImage("a blue kettle on a slate worktop")

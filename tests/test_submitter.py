@@ -11,8 +11,6 @@ import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
 from raw_server import answer, raw_server
 
-from flux2_async import _submitter
-from flux2_async._submission import Submission
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -26,7 +24,9 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import ImageToImage, Polling, RateLimit, TextToImage, UploadedFile
-from flux2_async.session import Flux2Session
+from flux2_async.session import submitter
+from flux2_async.session.session import Flux2Session
+from flux2_async.session.submission import Submission
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
@@ -805,7 +805,7 @@ async def test_an_id_that_another_submission_has() -> None:
 
 async def test_only_the_latest_ids_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for the ids of others is bounded."""
-    monkeypatch.setattr(_submitter, "MAX_TASK_IDS", 3)
+    monkeypatch.setattr(submitter, "MAX_TASK_IDS", 3)
     async with emulated(Script(plans=Plan(duration=0.1))) as (flux, _):
         for _ in range(10):
             await (await flux.submit(REQUEST)).wait()

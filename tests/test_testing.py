@@ -232,7 +232,7 @@ def test_a_session_loads_only_what_it_needs() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  our own
     loaded = set(done.stdout.split())
 
-    assert "flux2_async.session" in loaded
+    assert "flux2_async.session.session" in loaded
     assert not {f"flux2_async.{name}" for name in ("_callbacks", "_sharing", "webhooks")} & loaded
     assert not {"importlib.metadata", "sqlite3"} & loaded
 

@@ -2,12 +2,12 @@
 
 from typing import Final, Protocol
 
-from flux2_async._circuit_breaker import CircuitBreaker
 from flux2_async.batch._rows import Row
 from flux2_async.batch._spend import Spend
 from flux2_async.batch._start import Start
 from flux2_async.batch.outcomes import Download, State
 from flux2_async.batch.progress import Count, Progress
+from flux2_async.session.circuit_breaker import CircuitBreaker
 from flux2_async.tasks.outcome import Waiters
 
 __all__ = ["Books"]

@@ -18,7 +18,7 @@ from flux2_async.batch._work import Hand, Stopped
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.errors import Flux2Error
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
 __all__ = ["Crew", "Limits"]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from flux2_async._circuit_breaker import CircuitOpen
 from flux2_async.batch._rows import Row, failure_of
 from flux2_async.batch.outcomes import Download, Outcome, State
 from flux2_async.errors import (
@@ -28,6 +27,7 @@ from flux2_async.errors import (
     TaskNotFoundError,
     TransportError,
 )
+from flux2_async.session.circuit_breaker import CircuitOpen
 from flux2_async.tasks.handle import ImageTask
 
 if TYPE_CHECKING:

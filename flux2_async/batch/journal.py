@@ -15,7 +15,6 @@ from typing import Any, Final, Self, TypeVar
 
 import attrs
 
-from flux2_async._arguments import check_path
 from flux2_async._shown import showable
 from flux2_async.batch._database import Database
 from flux2_async.batch._entry import Entry
@@ -25,6 +24,7 @@ from flux2_async.batch._start import WANTED, Start, begin, forget_unfinished
 from flux2_async.batch.jobs import BadLine, InvalidInputError
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
+from flux2_async.session.arguments import check_path
 
 __all__ = ["Entered", "Journal", "JournalError", "select_wanted"]
 

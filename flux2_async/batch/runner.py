@@ -13,7 +13,6 @@ from typing import Final
 import anyio.to_thread
 import attrs
 
-from flux2_async._arguments import check_max_running, check_path
 from flux2_async._http.downloads import prepare_folder
 from flux2_async.batch._crew import Crew, Limits
 from flux2_async.batch._ended import ended
@@ -26,7 +25,8 @@ from flux2_async.batch.progress import Progress
 from flux2_async.batch.results import RESULTS, write_results
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import Request
-from flux2_async.session import Flux2Session
+from flux2_async.session.arguments import check_max_running, check_path
+from flux2_async.session.session import Flux2Session
 
 __all__ = ["Batch", "run_batch"]
 

@@ -20,7 +20,7 @@ from flux2_async.cli.service import opened
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
 from flux2_async.models import Polling
 from flux2_async.receivers import serve
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 __all__ = ["batch"]
 

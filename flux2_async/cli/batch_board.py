@@ -13,7 +13,7 @@ from flux2_async._shown import printable
 from flux2_async.batch import Batch, Outcome, Progress, State
 from flux2_async.cli.board import LiveBoard
 from flux2_async.cli.screen import Screen, counted, one_line
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 __all__ = ["BatchBoard"]
 

@@ -24,7 +24,7 @@ from flux2_async.cli.sheet import Card, draw_card, draw_sheet
 from flux2_async.emulator import Emulator
 from flux2_async.errors import ContentModeratedError, Flux2Error
 from flux2_async.models import ImageResult, RateLimit, TaskRecord, UploadedFile
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 __all__ = ["demo"]
 

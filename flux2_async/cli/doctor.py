@@ -16,7 +16,7 @@ from flux2_async._protocol.refusals import http_date
 from flux2_async.cli.doctor_callback import Check, callback_checks
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error
 from flux2_async.models import Timeouts
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 __all__ = ["checks"]
 

@@ -24,7 +24,7 @@ from flux2_async.errors import (
     TaskNotFoundError,
 )
 from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
 __all__ = ["INTERRUPTED", "CommandError", "followed", "look", "make", "resume"]

@@ -9,7 +9,7 @@ from PIL import Image
 from flux2_async._http.atomic_file import replacing
 from flux2_async.cli.options import EXTENSIONS, Target
 from flux2_async.models import ImageResult
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 __all__ = ["save"]
 

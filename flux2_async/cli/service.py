@@ -9,7 +9,7 @@ import aiohttp
 from flux2_async.cli.options import Service
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.models import Callbacks, Polling, RateLimit
-from flux2_async.session import Flux2Session
+from flux2_async.session.session import Flux2Session
 
 __all__ = ["CREDITS", "EMULATED_POLLING", "LIMIT", "emulated", "opened", "real"]
 

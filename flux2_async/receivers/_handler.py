@@ -17,9 +17,9 @@ from typing import Final, NoReturn, Protocol
 
 import attrs
 
-from flux2_async._callbacks import CallbackSettings
 from flux2_async._protocol.codec import header
 from flux2_async.errors import ConfigurationError, ProtocolError
+from flux2_async.session.callback_inbox import CallbackSettings
 from flux2_async.webhooks import Callback, parse_callback, verify_signature, verify_url
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Final
 import anyio.to_thread
 import attrs
 
-from flux2_async._submission import Submission
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.session.submission import Submission
 
 __all__ = ["Keys", "fingerprint"]
 

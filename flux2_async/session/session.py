@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Final, Self
 import aiohttp
 import anyio
 
-from flux2_async._arguments import check_max_running, check_seconds, check_settings, check_submit, check_task_id
-from flux2_async._completions import Completions
-from flux2_async._engine import Engine, Unsettled
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
 from flux2_async._limiter.window import HAIR
 from flux2_async._protocol.codec import decode_credits
 from flux2_async._shown import showable
-from flux2_async._submission import OnSend, Record, Submission
 from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
@@ -34,10 +30,14 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.models.plain import plain
+from flux2_async.session.arguments import check_max_running, check_seconds, check_settings, check_submit, check_task_id
+from flux2_async.session.as_completed import Completions
+from flux2_async.session.lifecycle import Engine, Unsettled
+from flux2_async.session.submission import OnSend, Record, Submission
 from flux2_async.tasks.handle import Completion, ImageTask
 
 if TYPE_CHECKING:
-    from flux2_async._callbacks import CallbackSettings
+    from flux2_async.session.callback_inbox import CallbackSettings
     from flux2_async.webhooks import Callback
 
 __all__ = ["Flux2Session"]
@@ -519,6 +519,6 @@ class Flux2Session:
 
 
 def _settings_of(callbacks: Callbacks) -> "CallbackSettings":
-    from flux2_async._callbacks import CallbackSettings  # noqa: PLC0415  most sessions poll alone
+    from flux2_async.session.callback_inbox import CallbackSettings  # noqa: PLC0415  most sessions poll alone
 
     return CallbackSettings.of(callbacks)

@@ -12,15 +12,12 @@ from typing import Final
 
 import attrs
 
-from flux2_async._circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
-from flux2_async._limit_log import LimitLog
 from flux2_async._limiter.permit import Permit, Permits
 from flux2_async._limiter.slots import Slots
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async._protocol.codec import encode_request
-from flux2_async._submission import Record, Submission
 from flux2_async.errors import (
     AmbiguousSubmitError,
     Flux2Error,
@@ -29,6 +26,9 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
+from flux2_async.session.limit_log import LimitLog
+from flux2_async.session.submission import Record, Submission
 from flux2_async.tasks.handle import ImageTask
 
 __all__ = ["Submitter"]

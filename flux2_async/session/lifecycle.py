@@ -18,15 +18,10 @@ from flux2_async._http.borrowed import ConnectorFactory
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
-from flux2_async._keys import Keys, fingerprint
-from flux2_async._limit_log import LimitLog
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.permit import Permits
 from flux2_async._limiter.slots import Slots
 from flux2_async._protocol.codec import decode_record
-from flux2_async._remembered import Remembered
-from flux2_async._submission import OnSend, Record, Submission
-from flux2_async._submitter import Submitter
 from flux2_async.coordination.contract import Coordination, Terms
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import (
@@ -38,14 +33,19 @@ from flux2_async.models import (
     TaskRecord,
     Timeouts,
 )
+from flux2_async.session.keys import Keys, fingerprint
+from flux2_async.session.limit_log import LimitLog
+from flux2_async.session.remembered import Remembered
+from flux2_async.session.submission import OnSend, Record, Submission
+from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Waiters
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
-    from flux2_async._callbacks import CallbackDesk, CallbackSettings
     from flux2_async.coordination.client import Sharing
+    from flux2_async.session.callback_inbox import CallbackDesk, CallbackSettings
 
 __all__ = ["Engine", "Unsettled"]
 
@@ -318,7 +318,7 @@ class Engine:
             ) from None
 
     def _receive(self, callbacks: "CallbackSettings") -> "CallbackDesk":
-        from flux2_async._callbacks import CallbackDesk  # noqa: PLC0415  most sessions poll alone
+        from flux2_async.session.callback_inbox import CallbackDesk  # noqa: PLC0415  most sessions poll alone
 
         return CallbackDesk(callbacks, self.watcher, self.attach, self._relay)
 

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import Final
 
-from flux2_async._submission import Submission
 from flux2_async.errors import (
     AuthenticationError,
     FeatureDisabledError,
@@ -15,6 +14,7 @@ from flux2_async.errors import (
     QuotaExceededError,
 )
 from flux2_async.models import ImageToImage, Request, TextToImage
+from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import Completion, ImageTask
 
 __all__ = ["Completions"]

@@ -6,8 +6,8 @@ from typing import Final, Protocol
 
 import attrs
 
-from flux2_async._circuit_breaker import CLOCK_TICK
 from flux2_async.models import Request
+from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome
 
@@ -46,12 +46,29 @@ class Record(Protocol):
 class KeyClaim(Protocol):
     """A submission's claim to a key that other processes know as well; see `client.SharedKey`."""
 
-    async def look(self) -> ImageTask | None: ...
-    async def reserve(self) -> bool: ...
-    async def release(self) -> None: ...
-    def bound(self, task_id: str) -> None: ...
-    def doubted(self) -> None: ...
-    def freed(self) -> None: ...
+    async def look(self) -> ImageTask | None:
+        """Give the task that the key stands for already, or None."""
+        ...
+
+    async def reserve(self) -> bool:
+        """Take the key for the POST that is about to leave; False when another process has it."""
+        ...
+
+    async def release(self) -> None:
+        """Give the key back for a while: the POST was certainly not accepted, and is to be sent again."""
+        ...
+
+    def bound(self, task_id: str) -> None:
+        """The key stands for this task from now on."""
+        ...
+
+    def doubted(self) -> None:
+        """Nobody knows whether the POST was accepted."""
+        ...
+
+    def freed(self) -> None:
+        """The POST was certainly not accepted, and is not sent again."""
+        ...
 
 
 @attrs.define(eq=False)

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import attrs
 
 from flux2_async._protocol.records import memory_of
-from flux2_async._submission import Submission
 from flux2_async.errors import SessionClosedError, TaskNotFoundError
 from flux2_async.models import Callbacks, TaskRecord, TaskState
+from flux2_async.session.submission import Submission
 from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Waiters

@@ -1,12 +1,17 @@
-"""What people see: texts of others as a terminal may have them, and objects that could not be made. Pure."""
+"""What people see: texts of others as a terminal may have them, objects that could not be made, addresses. Pure."""
 
+import functools
 import logging
 import re
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
-__all__ = ["json_escaped", "printable", "showable"]
+__all__ = ["json_escaped", "made_without_frames", "printable", "showable", "shown_address", "without_frames"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Joins letters of some scripts, and people to families; steers nothing.
 JOINERS: Final = "\u200c\u200d"
@@ -43,6 +48,41 @@ def showable(kind: type[T]) -> type[T]:
 
     kind.__repr__ = show_or_name  # type: ignore[assignment,method-assign]  # it is a method of this kind
     return kind
+
+
+def without_frames(call: Callable[P, R]) -> Callable[P, R]:
+    """Give a call whose errors bring no frames along: for those that are given secrets, and refuse arguments.
+
+    Error reporters show the local variables of every frame that an error passes. The text has to say it all.
+    """
+
+    @functools.wraps(call)
+    def called(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return call(*args, **options)
+        except Exception as caught:  # noqa: BLE001  one that a wrong type meets shows as much as our own
+            error = caught.with_traceback(None)
+        del args, options
+        error.__cause__ = error.__context__ = None
+        raise error
+
+    return called
+
+
+def made_without_frames(kind: type[T]) -> type[T]:
+    """Let a class refuse the arguments of its constructor so."""
+    make: Any = kind
+    make.__init__ = without_frames(make.__init__)
+    return kind
+
+
+def shown_address(url: str) -> str:
+    """Give an http(s) address without what may be private in it: user name, password, query, fragment."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an address that cannot be read"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _escaped(match: re.Match[str]) -> str:

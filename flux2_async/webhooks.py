@@ -20,6 +20,7 @@ from flux2_async._protocol.addresses import is_public_address
 from flux2_async._protocol.codec import FAILED
 from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.records import record_from_payload, task_id_of
+from flux2_async._shown import without_frames
 from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
 from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.plain import plain
@@ -51,6 +52,7 @@ class Callback:
     record: TaskRecord | None
 
 
+@without_frames
 def signed_url(url: str, ref: str, secret: str | bytes) -> str:
     """The address for the callback of one submission.
 
@@ -75,6 +77,7 @@ def signed_url(url: str, ref: str, secret: str | bytes) -> str:
     return f"{url}{joint}ref={quote(ref, safe='')}&sig={_url_signature(ref, secret)}"
 
 
+@without_frames
 def verify_url(query: str, secret: str | bytes) -> str | None:
     """Check the signature in the address of a callback, in constant time.
 
@@ -97,6 +100,7 @@ def verify_url(query: str, secret: str | bytes) -> str | None:
     return ref if hmac.compare_digest(_url_signature(ref, secret).encode(), _bytes(sig)) else None
 
 
+@without_frames
 def sign(task_id: str, timestamp: str | int, hmac_key: str | bytes) -> str:
     """The `X-Webhook-Signature` of a callback, as the service makes it; for tests of a receiver.
 
@@ -114,6 +118,7 @@ def sign(task_id: str, timestamp: str | int, hmac_key: str | bytes) -> str:
     return base64.b64encode(_hmac(hmac_key, f"{task_id}.{timestamp}", "hmac_key").digest()).decode()
 
 
+@without_frames
 def verify_signature(  # noqa: PLR0917  the facts of one signature, in the order of the signature itself
     task_id: str, timestamp: str, signature: str, hmac_key: str | bytes, now: float, tolerance: float = 300
 ) -> bool:

@@ -13,7 +13,8 @@ from multidict import CIMultiDict
 from raw_server import HANG, answer, raw_server
 
 from flux2_async import ConfigurationError, Flux2Error, Flux2Session, ImageResult, ImageToImage, TextToImage, Timeouts
-from flux2_async.models import TaskRecord, TaskState
+from flux2_async.models import Callbacks, TaskRecord, TaskState
+from flux2_async.webhooks import sign, signed_url, verify_url
 
 KEY = "the-secret-key-0123456789"
 OTHER = "a-secret-of-another-program"
@@ -107,6 +108,74 @@ async def test_an_environment_that_cannot_be_used(variables: dict[str, str], mon
 
     assert leaks(caught.value) == []
     assert KEY not in str(caught.value)
+
+
+ADDRESS = f"https://someone:{KEY}@app.example"
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (Callbacks, {"url": "ftp://app.example/", "secret": KEY, "hmac_key": KEY}),
+        (Callbacks, {"url": "https://app.example/", "secret": KEY.encode()}),
+        (Callbacks, {"url": "https://app.example/", "secret": f"{KEY}\ud800"}),
+        (Callbacks, {"url": "https://app.example/", "hmac_key": [KEY]}),
+        (Callbacks, {"url": "https://app.example/", "secret": KEY, "confirm": "yes"}),
+        (Callbacks, {"url": "https://app.example/", "secret": KEY, "no_such": 1}),
+        (Callbacks, {"url": f"ftp://someone:{KEY}@app.example/"}),
+        (Callbacks, {"url": f"ftp://app.example/?token={KEY}"}),
+        (Flux2Session, {"base_url": ADDRESS}),
+        (Flux2Session, {"base_url": [ADDRESS]}),
+        (Flux2Session, {"upload_url": f"{ADDRESS}:99999"}),
+        (Flux2Session, {"base_url": f"https://api.example/?key={KEY}"}),
+        (Flux2Session, {"base_url": f"ftp://api.example/?key={KEY}"}),
+        (Flux2Session, {"callbacks": KEY}),
+        (Flux2Session, {"callbacks": Callbacks(f"https://app.example/?token={KEY}&sig=1", secret=KEY)}),
+        (signed_url, {"url": "nowhere", "ref": "r", "secret": KEY}),
+        (signed_url, {"url": "https://app.example/", "ref": "", "secret": KEY}),
+        (verify_url, {"query": 7, "secret": KEY}),
+        (sign, {"task_id": "t", "timestamp": 1, "hmac_key": [KEY]}),
+    ],
+)
+def test_secrets_that_come_with_what_is_refused(make: Callable[..., object], options: dict[str, Any]) -> None:
+    """A secret, a password in an address, a token in one: none stands in a frame or text of what refuses it."""
+    with pytest.raises((Flux2Error, TypeError, AttributeError)) as caught:
+        make(**options)
+
+    assert leaks(caught.value) == []
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://someone:{KEY}@redis", f"redis://:{KEY}@redis/x", f"redis://:{KEY}@redis:99999"]
+)
+def test_a_redis_that_cannot_be_used(url: str) -> None:
+    """The password of a Redis stands in no frame, neither ours nor the redis package's."""
+    coordination = pytest.importorskip("flux2_async.coordination")
+    with pytest.raises(ConfigurationError) as caught:
+        coordination.RedisCoordination(url)
+
+    assert leaks(caught.value) == []
+    assert KEY not in str(caught.value)
+    with pytest.raises(ConfigurationError) as caught:
+        coordination.RedisCoordination(f"redis://:{KEY}@redis", namespace="")
+    assert leaks(caught.value) == []
+
+
+async def test_an_address_with_a_password_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment has for an address is refused without being shown."""
+    monkeypatch.setenv("APIKLEY_BASE_URL", ADDRESS)
+    with pytest.raises(ConfigurationError) as caught:
+        await Flux2Session().open()
+
+    assert leaks(caught.value) == []
+
+
+def test_settings_show_no_secret() -> None:
+    """What stands in a receiver's address for itself alone is not in its `repr`."""
+    shown_settings = repr(Callbacks(f"https://someone:{KEY}@app.example/cb/?token={KEY}", secret=KEY, hmac_key=KEY))
+
+    assert shown_settings == "Callbacks(url='https://app.example/cb/', confirm=True)"
 
 
 Call = Callable[[Flux2Session, Path], Awaitable[object]]

@@ -13,6 +13,7 @@ import aiohttp
 import attrs
 
 from flux2_async._protocol.refusals import Redactor
+from flux2_async._shown import without_frames
 from flux2_async.errors import ConfigurationError
 
 __all__ = ["Credentials", "Secret", "check_given", "make_credentials"]
@@ -106,12 +107,16 @@ def _check_key(key: Secret) -> None:
 def _check_url(name: str, url: object) -> None:
     parts = _parts(url)
     if parts is None:
-        shown = "an address with a user name" if "@" in str(url) else repr(url)
+        shown = "an address with a user name" if "@" in str(url) else _shown(url)
         raise ConfigurationError(f"{name}: {shown} given, it must look like https://api.apikley.ru (http or https)")
     if parts.username or parts.password:
         raise ConfigurationError(f"{name}: it holds a user name or password; the API takes the key only")
     if parts.query or parts.fragment or re.search(r"\s", str(url)):
-        raise ConfigurationError(f"{name}: {url!r} given, it must be an address without white space, ? and #")
+        raise ConfigurationError(f"{name}: it must be an address without white space, ? and #")
+
+
+def _shown(url: object) -> str:
+    return repr(url) if isinstance(url, str) and not set("?#") & set(url) else type(url).__name__
 
 
 def _parts(url: object) -> SplitResult | None:
@@ -140,6 +145,7 @@ def check_given(api_key: Secret | None, base_url: object, upload_url: object) ->
             _check_url(name, _bare(url))
 
 
+@without_frames
 def make_credentials(api_key: Secret | None, base_url: str | None, upload_url: str | None) -> Credentials:
     """Fill up what was not given from the environment, then from the defaults.
 

@@ -1,16 +1,20 @@
 """Settings and statistics of a session: frozen, checked when made."""
 
 import math
+import re
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 
+from flux2_async._shown import made_without_frames, showable, shown_address
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import plain
 
 __all__ = ["Callbacks", "Polling", "RateLimit", "SessionStatistics", "Timeouts"]
+
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 def _whole_number(value: int) -> int:
@@ -137,17 +141,27 @@ def _is_address(value: str) -> bool:
 def _check_callback_url(_: object, __: "attrs.Attribute[str]", value: object) -> None:
     if not isinstance(value, str) or not _is_address(value):
         raise ConfigurationError(
-            f"Callbacks.url: {value!r} given, it must look like https://app.example/flux2/callback/"
+            f"Callbacks.url: {_shown(value)} given, it must look like https://app.example/flux2/callback/"
         )
+
+
+def _shown(value: object) -> str:
+    """What was given for an address, where nothing private can be in it."""
+    if not isinstance(value, str):
+        return type(value).__name__
+    return "an address with a user name or a query" if set("@?#") & set(value) else repr(value)
 
 
 def _secret_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if value is not None and (not isinstance(value, str) or not value.strip()):
+    if value is not None and (not isinstance(value, str) or not value.strip() or _SURROGATES.search(value)):
         raise ConfigurationError(
-            f"{type(instance).__name__}.{attribute.name}: it must be text that is not blank, or None"
+            f"{type(instance).__name__}.{attribute.name}: it must be text that is not blank and can be written as "
+            "UTF-8, or None"
         )
 
 
+@made_without_frames
+@showable
 @attrs.frozen
 class Callbacks:
     """Where the service tells that a task is finished.
@@ -165,7 +179,7 @@ class Callbacks:
         ConfigurationError: A value cannot be used.
     """
 
-    url: str = attrs.field(converter=_text, validator=_check_callback_url)
+    url: str = attrs.field(converter=_text, validator=_check_callback_url, repr=lambda url: repr(shown_address(url)))
     secret: str | None = attrs.field(
         converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
     )

@@ -12,11 +12,11 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
 import attrs
 
 from flux2_async._protocol.records import memory_of
+from flux2_async._shown import shown_address
 from flux2_async.errors import SessionClosedError, TaskNotFoundError
 from flux2_async.models import Callbacks, TaskRecord, TaskState
 from flux2_async.session.submission import Submission
@@ -66,8 +66,7 @@ class CallbackSettings:
     @property
     def shown_url(self) -> str:
         """The address without what may be private in it."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return shown_address(self.url)
 
     @classmethod
     def of(cls, callbacks: Callbacks) -> "CallbackSettings":

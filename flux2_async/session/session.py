@@ -15,7 +15,7 @@ from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
 from flux2_async._limiter.window import HAIR
 from flux2_async._protocol.codec import decode_credits
-from flux2_async._shown import showable
+from flux2_async._shown import made_without_frames, showable
 from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
@@ -48,6 +48,7 @@ logger = logging.getLogger("flux2_async")
 MAX_RUNNING: Final = 100
 
 
+@made_without_frames
 @showable
 class Flux2Session:
     """Creates tasks within the account's limit and waits for their pictures.

@@ -33,7 +33,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from flux2_async._shown import showable
+from flux2_async._shown import made_without_frames, showable
 from flux2_async.coordination.account_state import Known
 from flux2_async.coordination.contract import (
     Answer,
@@ -70,6 +70,7 @@ _BAD_URL: Final = (
 _CLUSTER: Final = "redis: this is a node of a cluster, and clusters are not supported; use a server of its own"
 
 
+@made_without_frames
 @showable
 class RedisCoordination(Coordination):
     """Many processes on any number of hosts that share an account, by a Redis (6 or newer) or Valkey.

@@ -9,7 +9,7 @@ from batches import batch_in, collect, lines, receiving, requests, run
 from emulated import free_port, until
 
 from flux2_async.batch import Failure, Journal, Outcome, run_batch
-from flux2_async.batch._rows import Row
+from flux2_async.batch.journal.rows import Row
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.models import Polling
 from flux2_async.webhooks import Callback

@@ -23,7 +23,7 @@ from flux2_async.batch import (
     run_batch,
     write_results,
 )
-from flux2_async.batch._start import Work
+from flux2_async.batch.journal.start import Work
 from flux2_async.models import TaskRecord, TaskState, TextToImage
 
 REQUESTS = [

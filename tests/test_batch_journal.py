@@ -17,8 +17,8 @@ from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import emulated, until
 
 from flux2_async.batch import Failure, InvalidInputError, Job, Journal, JournalError, State, run_batch
-from flux2_async.batch import _schema as schema
-from flux2_async.batch._start import Work
+from flux2_async.batch.journal import schema
+from flux2_async.batch.journal.start import Work
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import ImageToImage, TextToImage, UploadedFile
 

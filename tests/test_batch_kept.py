@@ -27,7 +27,7 @@ from flux2_async.batch import (
     run_batch,
     write_results,
 )
-from flux2_async.batch._start import Work
+from flux2_async.batch.journal.start import Work
 from flux2_async.batch.report import write_report
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import ImageToImage, TextToImage, UploadedFile

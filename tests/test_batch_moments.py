@@ -11,8 +11,8 @@ from batches import batch_in, collect, lines, requests
 from emulated import emulated, until
 
 from flux2_async.batch import Batch, Download, Journal, Outcome, State, run_batch
-from flux2_async.batch._rows import Row
-from flux2_async.batch._start import Work
+from flux2_async.batch.journal.rows import Row
+from flux2_async.batch.journal.start import Work
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import TaskRecord

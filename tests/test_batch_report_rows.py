@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async.batch import Outcome, State
-from flux2_async.batch._report_rows import MAX_TEXT, link_to, page_row
+from flux2_async.batch.report.rows import MAX_TEXT, link_to, page_row
 
 
 def test_what_is_not_known_is_left_out() -> None:

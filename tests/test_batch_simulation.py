@@ -15,7 +15,7 @@ from batches import lines, prompts, receiving, requests
 from emulated import free_port, session_for
 
 from flux2_async.batch import Batch, Journal, Outcome, State, document, run_batch
-from flux2_async.batch._rows import Row
+from flux2_async.batch.journal.rows import Row
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.files import tiny_png
 from flux2_async.errors import ApiError, SessionClosedError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flux2_async.batch import Journal
 from flux2_async.batch._spend import DEAREST, Spend
-from flux2_async.batch._start import Tally
+from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError

@@ -11,7 +11,7 @@ from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import emulated, until
 
 from flux2_async.batch import Journal, Outcome, run_batch
-from flux2_async.batch._rows import Row
+from flux2_async.batch.journal.rows import Row
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError, SessionClosedError
 from flux2_async.models import RateLimit, TextToImage

@@ -14,8 +14,8 @@ import pytest
 from batch_outcomes import painted
 from PIL import Image
 
-from flux2_async.batch import _thumbnailer
-from flux2_async.batch._thumbnails import Thumbnails
+from flux2_async.batch.report import thumbnailer
+from flux2_async.batch.report.thumbnails import Thumbnails
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> 
     """The cap is on what the file says of itself."""
     (tmp_path / "huge.png").write_bytes(bomb(8_001, 8_000))
     with pytest.raises(ValueError, match="8001 x 8000 pixels"):
-        _thumbnailer.make(str(tmp_path / "huge.png"))
+        thumbnailer.make(str(tmp_path / "huge.png"))
 
 
 def test_what_is_no_file_is_not_opened(thumbnails: Thumbnails, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_picture_that_takes_forever_ends_the_worker(
 ) -> None:
     """A decoder that does not come back loses its picture, not the report."""
     stuck = tmp_path / "stuck.py"
-    source = Path(_thumbnailer.__file__).read_text("utf-8")
+    source = Path(thumbnailer.__file__).read_text("utf-8")
     # Only the one that is stuck is short of time; the machine may be busy.
     for old, new in (
         ("later(PATIENCE,", "later(0.2 if 'stuck' in source else PATIENCE,"),
@@ -160,7 +160,7 @@ def test_a_picture_that_takes_forever_ends_the_worker(
         assert source.count(old) == 1
         source = source.replace(old, new)
     stuck.write_text(source)
-    monkeypatch.setattr(_thumbnailer, "__file__", str(stuck))
+    monkeypatch.setattr(thumbnailer, "__file__", str(stuck))
     assert thumbnails.make(painted(tmp_path / "stuck.png")) is None
     assert thumbnails.make(painted(tmp_path / "a.png")) is not None
 

@@ -2,9 +2,9 @@
 
 from typing import Final, Protocol
 
-from flux2_async.batch._rows import Row
 from flux2_async.batch._spend import Spend
-from flux2_async.batch._start import Start
+from flux2_async.batch.journal.rows import Row
+from flux2_async.batch.journal.start import Start
 from flux2_async.batch.outcomes import Download, State
 from flux2_async.batch.progress import Count, Progress
 from flux2_async.session.circuit_breaker import CircuitBreaker

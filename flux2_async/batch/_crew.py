@@ -12,10 +12,10 @@ import attrs
 from flux2_async._shown import printable
 from flux2_async.batch._books import Books
 from flux2_async.batch._ended import ended
-from flux2_async.batch._rows import Row, failure_of
-from flux2_async.batch._start import Start, Work
 from flux2_async.batch._work import Hand, Stopped
 from flux2_async.batch.journal import Journal
+from flux2_async.batch.journal.rows import Row, failure_of
+from flux2_async.batch.journal.start import Start, Work
 from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.errors import Flux2Error
 from flux2_async.session.session import Flux2Session

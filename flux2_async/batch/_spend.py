@@ -10,7 +10,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async.batch._start import Tally
+from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
 
 __all__ = ["DEAREST", "Kind", "Spend"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from flux2_async.batch._rows import Row, failure_of
+from flux2_async.batch.journal.rows import Row, failure_of
 from flux2_async.batch.outcomes import Download, Outcome, State
 from flux2_async.errors import (
     AmbiguousSubmitError,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from flux2_async.batch._start import Tally
+from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import Failure, State
 
 __all__ = ["Count", "Progress"]

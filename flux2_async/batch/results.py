@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux2_async._http.atomic_file import replacing
-from flux2_async.batch._rows import outcome_of
-from flux2_async.batch.journal import Journal, select_wanted
+from flux2_async.batch.journal.journal import Journal, select_wanted
+from flux2_async.batch.journal.rows import outcome_of
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 from flux2_async.models.plain_json import utf8_json
 

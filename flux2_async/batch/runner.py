@@ -16,10 +16,10 @@ import attrs
 from flux2_async._http.downloads import prepare_folder
 from flux2_async.batch._crew import Crew, Limits
 from flux2_async.batch._ended import ended
-from flux2_async.batch._start import Start
 from flux2_async.batch._turns import Turns
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
+from flux2_async.batch.journal.start import Start
 from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.batch.progress import Progress
 from flux2_async.batch.results import RESULTS, write_results

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._http.atomic_file import replacing
-from flux2_async.batch._report_rows import Picture, link_to, page_row
-from flux2_async.batch._thumbnails import Thumbnails
 from flux2_async.batch.outcomes import Outcome
+from flux2_async.batch.report.rows import Picture, link_to, page_row
+from flux2_async.batch.report.thumbnails import Thumbnails
 from flux2_async.models.requests import is_url
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from flux2_async.batch._checksums import damaged_rows, keep_checksums, write_checksums
-from flux2_async.batch._log import damaged_frame
+from flux2_async.batch.journal.checksums import damaged_rows, keep_checksums, write_checksums
+from flux2_async.batch.journal.log import damaged_frame
 from flux2_async.errors import ConfigurationError
 
 __all__ = ["JournalError", "connect"]

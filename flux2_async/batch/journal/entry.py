@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import attrs
 
-from flux2_async.batch._checksums import COLUMNS, checksum
 from flux2_async.batch.jobs import BadLine, Job, check_files, digest_of, job_of, located
+from flux2_async.batch.journal.checksums import COLUMNS, checksum
 from flux2_async.batch.outcomes import State
 from flux2_async.errors import InvalidRequestError
 

@@ -16,12 +16,12 @@ from typing import Any, Final, Self, TypeVar
 import attrs
 
 from flux2_async._shown import showable
-from flux2_async.batch._database import Database
-from flux2_async.batch._entry import Entry
-from flux2_async.batch._rows import Row, outcome_of, row_of, stored
-from flux2_async.batch._schema import JournalError
-from flux2_async.batch._start import WANTED, Start, begin, forget_unfinished
 from flux2_async.batch.jobs import BadLine, InvalidInputError
+from flux2_async.batch.journal.database import Database
+from flux2_async.batch.journal.entry import Entry
+from flux2_async.batch.journal.rows import Row, outcome_of, row_of, stored
+from flux2_async.batch.journal.schema import JournalError
+from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinished
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
 from flux2_async.session.arguments import check_path

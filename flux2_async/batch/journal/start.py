@@ -5,7 +5,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async.batch._rows import stored
+from flux2_async.batch.journal.rows import stored
 from flux2_async.batch.outcomes import Failure, State
 
 __all__ = ["WANTED", "Start", "Tally", "Work", "begin", "forget_unfinished"]

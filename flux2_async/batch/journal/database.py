@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import attrs
 
 from flux2_async.batch._ended import ended
-from flux2_async.batch._schema import JournalError, connect
+from flux2_async.batch.journal.schema import JournalError, connect
 
 __all__ = ["Database"]
 

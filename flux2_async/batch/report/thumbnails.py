@@ -16,7 +16,7 @@ from typing import Final, Self
 import attrs
 
 from flux2_async._http.atomic_file import UNFINISHED, replacing
-from flux2_async.batch import _thumbnailer
+from flux2_async.batch.report import thumbnailer
 
 __all__ = ["Thumbnails"]
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("flux2_async")
 
 FOLDER: Final = "thumbnails"
 # Part of every name, so that thumbnails of another making are made anew.
-MAKING: Final = f"1 {_thumbnailer.SIDE}"
+MAKING: Final = f"1 {thumbnailer.SIDE}"
 # For the end of a worker that has nothing to do any more, in seconds.
 WAIT: Final = 2
 OURS: Final = re.compile(rf"[0-9a-f]{{32}}\.jpg|{UNFINISHED.pattern}")
@@ -113,7 +113,7 @@ class Thumbnails:
             raise OSError("there is no Python to start")
         (self.directory / FOLDER).mkdir(exist_ok=True)
         # -P: neither the working directory nor this one may stand in for a module of the worker.
-        command = [sys.executable, "-P", _thumbnailer.__file__]
+        command = [sys.executable, "-P", thumbnailer.__file__]
         pipe = subprocess.PIPE
         self._worker = subprocess.Popen(  # noqa: S603  our own script
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="ascii"

@@ -1,6 +1,6 @@
 """The worker process that makes thumbnails: whatever a picture does to a decoder, it does it here.
 
-Started by `_thumbnails` as a plain script, so that it loads Pillow and nothing else. Each line of its standard input
+Started by `thumbnails` as a plain script, so that it loads Pillow and nothing else. Each line of its standard input
 is the path of a picture as JSON; each line of its standard output is the thumbnail in base64, or `no`. It writes no
 file.
 """

@@ -59,7 +59,7 @@ async def test_a_script_that_does_not_care(tmp_path: Path) -> None:
     code, complaints, accepted = await interrupted(program, tmp_path, duration=3600.0)
     assert code == -signal.SIGINT
     assert complaints.endswith("\nKeyboardInterrupt\n")
-    assert "_crew.py" not in complaints
+    assert "scheduler.py" not in complaints
     assert len(complaints.splitlines()) < 28
     assert await states(tmp_path) == dict.fromkeys(accepted, "submitted")
     assert len((tmp_path / "results" / "results.jsonl").read_text().splitlines()) == 1000

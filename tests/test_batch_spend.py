@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async.batch import Journal
-from flux2_async.batch._spend import DEAREST, Spend
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
+from flux2_async.batch.spending import DEAREST, Spend
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import RateLimit, TextToImage

@@ -13,7 +13,7 @@ from flux2_async.batch.outcomes import Download, Failure, Outcome, State, docume
 from flux2_async.batch.progress import Progress
 from flux2_async.batch.reading import match_jobs, read_jobs
 from flux2_async.batch.results import read_results, write_results
-from flux2_async.batch.runner import Batch, run_batch
+from flux2_async.batch.run import Batch, run_batch
 
 __all__ = [
     "BadLine",

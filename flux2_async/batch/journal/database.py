@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from flux2_async.batch._ended import ended
+from flux2_async.batch.ended import ended
 from flux2_async.batch.journal.schema import JournalError, connect
 
 __all__ = ["Database"]

@@ -5,12 +5,12 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["Turns"]
+__all__ = ["SharedGenerator"]
 
 T = TypeVar("T")
 
 
-class Turns(AsyncGenerator[T, None]):
+class SharedGenerator(AsyncGenerator[T, None]):
     """Gives what a generator gives; who asks while another is asking waits for its turn.
 
     Args:
@@ -22,6 +22,7 @@ class Turns(AsyncGenerator[T, None]):
         self._turn = asyncio.Lock()
 
     async def asend(self, value: None, /) -> T:
+        """Give the next value."""
         async with self._turn:
             try:
                 return await self._source.asend(value)
@@ -30,10 +31,12 @@ class Turns(AsyncGenerator[T, None]):
                 raise error.with_traceback(None)  # noqa: B904  the same one
 
     async def athrow(self, kind: Any, value: Any = None, _: TracebackType | None = None, /) -> T:
+        """Raise inside the generator."""
         async with self._turn:
             return await self._source.athrow(kind if value is None else value)
 
     async def aclose(self) -> None:
+        """End the generator, after who reads it now."""
         # Not by `athrow`, which tells nothing about a generator that is at its end.
         async with self._turn:
             await self._source.aclose()

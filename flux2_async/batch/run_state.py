@@ -2,11 +2,11 @@
 
 from typing import Final, Protocol
 
-from flux2_async.batch._spend import Spend
 from flux2_async.batch.journal.rows import Row
 from flux2_async.batch.journal.start import Start
 from flux2_async.batch.outcomes import Download, State
 from flux2_async.batch.progress import Count, Progress
+from flux2_async.batch.spending import Spend
 from flux2_async.session.circuit_breaker import CircuitBreaker
 from flux2_async.tasks.outcome import Waiters
 

@@ -31,7 +31,7 @@ from flux2_async.session.circuit_breaker import CircuitOpen
 from flux2_async.tasks.handle import ImageTask
 
 if TYPE_CHECKING:
-    from flux2_async.batch._crew import Crew
+    from flux2_async.batch.scheduler import Crew
 
 __all__ = ["Hand", "Stopped"]
 

@@ -14,15 +14,15 @@ import anyio.to_thread
 import attrs
 
 from flux2_async._http.downloads import prepare_folder
-from flux2_async.batch._crew import Crew, Limits
-from flux2_async.batch._ended import ended
-from flux2_async.batch._turns import Turns
+from flux2_async.batch.ended import ended
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
 from flux2_async.batch.journal.start import Start
 from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.batch.progress import Progress
 from flux2_async.batch.results import RESULTS, write_results
+from flux2_async.batch.scheduler import Crew, Limits
+from flux2_async.batch.shared_generator import SharedGenerator
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import Request
 from flux2_async.session.arguments import check_max_running, check_path
@@ -107,13 +107,13 @@ class Batch:
         self._crew: Crew | None = None
         self._stopped = False
         self._preparing: asyncio.Task[Crew] | None = None
-        self._running: weakref.ref[Turns[Outcome]] | None = None
+        self._running: weakref.ref[SharedGenerator[Outcome]] | None = None
 
     def __aiter__(self) -> AsyncGenerator[Outcome, None]:
         """Give outcomes as requests come to their end; see `run_batch`."""
         if self._running is not None:
             raise ConfigurationError("a batch is iterated once; call run_batch again to go on")
-        running = Turns(self._run())
+        running = SharedGenerator(self._run())
         # Only the loop that iterates keeps it alive, so that leaving the loop ends the batch.
         self._running = weakref.ref(running)
         return running

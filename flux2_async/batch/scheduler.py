@@ -10,13 +10,13 @@ from typing import Any, Final
 import attrs
 
 from flux2_async._shown import printable
-from flux2_async.batch._books import Books
-from flux2_async.batch._ended import ended
-from flux2_async.batch._work import Hand, Stopped
+from flux2_async.batch.ended import ended
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.journal.rows import Row, failure_of
 from flux2_async.batch.journal.start import Start, Work
 from flux2_async.batch.outcomes import Outcome, State
+from flux2_async.batch.run_state import Books
+from flux2_async.batch.worker import Hand, Stopped
 from flux2_async.errors import Flux2Error
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask

@@ -18,7 +18,8 @@ from flux2_async._protocol.converter import CONVERTER, configure_converter, http
 from flux2_async._protocol.records import record_from_payload, task_error, task_id_of, unread_addresses
 from flux2_async._protocol.refusals import header, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
-from flux2_async.models import ImageToImage, Request, TaskRecord, TaskState, UploadedFile
+from flux2_async.models import Request, TaskRecord, TaskState, UploadedFile
+from flux2_async.models.requests import images_of
 
 __all__ = [
     "Envelope",
@@ -114,12 +115,11 @@ def encode_request(request: Request, input_urls: Sequence[str] = (), callback_ur
     Raises:
         InvalidRequestError: There are not as many addresses as the request has pictures.
     """
-    pictures = len(request.images) if isinstance(request, ImageToImage) else 0
+    pictures = len(images_of(request))
     if len(input_urls) != pictures:
         raise InvalidRequestError(f"images: {len(input_urls)} addresses for {pictures} pictures, each needs one")
-    fields: dict[str, Any] = {"input_urls": list(input_urls)} if pictures else {}
-    fields |= {"prompt": request.prompt, "aspect_ratio": request.aspect_ratio, "resolution": request.resolution}
-    body: dict[str, Any] = {"model": request.model, "input": fields | request.extra_input}
+    fields = request.input | ({"input_urls": input_urls} if pictures else {})
+    body = {"model": request.model, "input": fields}
     if callback_url is not None:
         body["callBackUrl"] = callback_url
     return lenient_json.dumps(body)

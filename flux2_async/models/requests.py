@@ -5,7 +5,7 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -195,6 +195,16 @@ class _Request:
         repr=lambda value: f"<{len(value)} fields>",
     )
 
+    @property
+    def input(self) -> dict[str, Any]:
+        """All that the request says besides its model: the API's `input`, a new dictionary each time.
+
+        What is sent, what a `key` stands for and what a batch knows a request by come from here, so a subclass with
+        one more field adds it here and nowhere else.
+        """
+        shape = {"prompt": self.prompt, "aspect_ratio": self.aspect_ratio, "resolution": self.resolution}
+        return {**shape, **self.extra_input}
+
 
 @showable
 @attrs.frozen
@@ -250,5 +260,40 @@ class ImageToImage(_Request):
         """The API's id of the model."""
         return f"flux-2/{self.tier}-image-to-image"
 
+    @property
+    def input(self) -> dict[str, Any]:
+        """All that the request says besides its model: the API's `input`, a new dictionary each time.
+
+        In `input_urls` are the pictures as they were given; sent are their addresses.
+        """
+        return {"input_urls": self.images, **super().input}
+
 
 Request = ImageToImage | TextToImage
+
+
+def images_of(request: Request) -> tuple[ImageSource, ...]:
+    """The reference pictures of a request, none where it is made from words alone."""
+    return request.images if isinstance(request, ImageToImage) else ()
+
+
+def facts_of(request: Request, images: Sequence[str]) -> dict[str, Any]:
+    """What a request says, in parts that can be stored; two that are sent alike have the same.
+
+    Args:
+        request: The request.
+        images: What stands for its pictures, in their order.
+
+    Returns:
+        `model`, `prompt`, `images`, `aspect_ratio`, `resolution`, and in `extra_input` whatever else is sent.
+    """
+    rest = request.input
+    rest.pop("input_urls", None)
+    return {
+        "model": request.model,
+        "prompt": rest.pop("prompt"),
+        "images": list(images),
+        "aspect_ratio": rest.pop("aspect_ratio"),
+        "resolution": rest.pop("resolution"),
+        "extra_input": rest,
+    }

@@ -9,7 +9,8 @@ import anyio.to_thread
 import attrs
 
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.models import ImageSource, Request, UploadedFile
+from flux2_async.models.requests import facts_of, images_of
 from flux2_async.session.submission import Submission
 
 __all__ = ["Keys", "fingerprint"]
@@ -17,6 +18,8 @@ __all__ = ["Keys", "fingerprint"]
 KEPT_FOR: Final = 24 * 3600.0
 # Above this, hashing would hold up the event loop for more than about a millisecond.
 HASH_IN_THREAD: Final = 1024 * 1024
+# Other processes may have the keys of an earlier release in hand: in another order nothing would match theirs.
+_ORDER: Final = ("model", "prompt", "aspect_ratio", "resolution", "extra_input", "images")
 
 
 @attrs.frozen
@@ -71,27 +74,18 @@ class Keys:
 
 async def fingerprint(request: Request) -> str:
     """Give a digest that two requests share when they ask for the same."""
-    images = request.images if isinstance(request, ImageToImage) else ()
-    if sum(len(image) for image in images if isinstance(image, bytes)) > HASH_IN_THREAD:
+    if sum(len(image) for image in images_of(request) if isinstance(image, bytes)) > HASH_IN_THREAD:
         return await anyio.to_thread.run_sync(_fingerprint, request)
     return _fingerprint(request)
 
 
 def _fingerprint(request: Request) -> str:
-    images = request.images if isinstance(request, ImageToImage) else ()
-    facts = [
-        request.model,
-        request.prompt,
-        request.aspect_ratio,
-        request.resolution,
-        # Keys that are no text become text in JSON, and only then can all of them be sorted.
-        json.loads(json.dumps(request.extra_input)),
-        [_name(image) for image in images],
-    ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    facts = facts_of(request, [_name(image) for image in images_of(request)])
+    told = [facts[name] for name in _ORDER]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _name(image: str | os.PathLike[str] | bytes | UploadedFile) -> str:
+def _name(image: ImageSource) -> str:
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
     if isinstance(image, UploadedFile):

@@ -31,7 +31,7 @@ from flux2_async.errors import (
 )
 from flux2_async.models import ImageToImage, TaskRecord, TaskState, TextToImage, UploadedFile
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parent.parent / "samples"
 LIVE = "558a0e58d58a6cb69e5c6a55170398da"
 CREATED = datetime(2025, 10, 3, 14, 20, 32, 621000, tzinfo=UTC)
 

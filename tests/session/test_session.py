@@ -40,7 +40,7 @@ from flux2_async.session.session import Flux2Session
 from flux2_async.testing import running_emulator
 from flux2_async.webhooks import Callback
 
-PHOTO = Path(__file__).parent.parent / "flux2_async" / "cli" / "photos" / "chelsea.png"
+PHOTO = Path(__file__).parent.parent.parent / "flux2_async" / "cli" / "photos" / "chelsea.png"
 
 
 async def test_the_main_job(tmp_path: Path) -> None:

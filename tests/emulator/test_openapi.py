@@ -22,7 +22,7 @@ from schemathesis.specs.openapi import checks
 
 from flux2_async.emulator import Emulator, Script
 
-DOCUMENT = Path(__file__).parent / "openapi.yaml"
+DOCUMENT = Path(__file__).parent.parent / "openapi.yaml"
 HEADERS = {"Authorization": "Bearer emulator-key"}
 CREATE = "/api/v1/jobs/createTask"
 STREAM = "/api/file-stream-upload"

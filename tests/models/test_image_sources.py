@@ -209,7 +209,7 @@ def wrong() -> bytes:
         (lambda: Image.new("RGB", (1, 1)), "Image given, encode it, as by image.save(buffer, 'PNG')"),
         (lambda: ARRAY, "SimpleNamespace given, encode the array"),
         (lambda: 5, "int given, allowed are a path, bytes and a binary file object"),
-        (lambda: Path(__file__).parent, "a folder given, it must be a JPEG, PNG or WebP file"),
+        (lambda: Path(__file__).parent.parent, "a folder given, it must be a JPEG, PNG or WebP file"),
         (lambda: bytearray(b"text"), "text given, allowed are JPEG, PNG and WebP"),
     ],
 )

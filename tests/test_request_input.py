@@ -1,13 +1,15 @@
-"""What a request says is said once: its body and its fingerprint come from `input`."""
+"""What a request says is said once: its body, its fingerprint and what a batch keeps of it come from `input`."""
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import attrs
 import pytest
+from batches import run
 from emulated import emulated
 
 from flux2_async._protocol.codec import encode_request
+from flux2_async.batch.jobs import Job, digest_of
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage, UploadedFile
 from flux2_async.session.keys import fingerprint
@@ -63,6 +65,19 @@ async def test_fingerprints_stay_what_they_were(request_: Request, known: str) -
     assert await fingerprint(request_) == known
 
 
+@pytest.mark.parametrize(
+    ("request_", "known"),
+    [
+        (WORDS, "fc0dcc6af80f73d083c169218867713833f8164c0e5c44188b23fb2c171440a3"),
+        (ALL_FIELDS, "36f3277a8482fa783f0fd679e8bbe8a9217f1f779753af809e486bede24451ed"),
+        (PICTURES, "7d42c1ef863237fac867e5f62fd0b7a41131d43e359bbcd16d0b7955a3e77ab5"),
+    ],
+)
+def test_digests_stay_what_they_were(request_: Request, known: str) -> None:
+    """What stands in the journal of an earlier version is found again."""
+    assert digest_of(request_).hex() == known
+
+
 async def test_one_more_field_makes_it_another_request() -> None:
     """What is in the body is in the fingerprint, as a field of a subclass as well as in `extra_input`."""
     plain = TextToImage("a lighthouse", extra_input={"seed": 1})
@@ -91,3 +106,22 @@ async def test_a_key_stands_for_the_further_field_too() -> None:
     (call,) = emulator.ledger.requests
     assert call.body is not None
     assert call.body["input"]["seed"] == 1
+
+
+async def test_a_batch_keeps_the_further_field(tmp_path: Path) -> None:
+    """Two requests that differ in it are two, and the field is sent, also by the run after."""
+    async with emulated() as (flux, emulator):
+        outcomes = await run(tmp_path, flux, [ONE, OTHER], limit=1)
+        outcomes += await run(tmp_path, flux, [ONE, OTHER])
+    assert len({outcome.id for outcome in outcomes}) == 2
+    assert [call.body["input"]["seed"] for call in emulator.ledger.requests if call.body] == [1, 2]
+
+
+def test_a_batch_refuses_a_model_it_does_not_keep() -> None:
+    """A request that names its own model would be sent with another one."""
+
+    class Other(TextToImage):
+        model = "flux-3/flex"
+
+    with pytest.raises(InvalidRequestError, match="Other has a model of its own"):
+        Job(Other("a lighthouse"))

@@ -14,7 +14,7 @@ from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
 from flux2_async.models.plain import plain
 from flux2_async.models.plain_json import plain_object, shown
-from flux2_async.models.requests import is_url
+from flux2_async.models.requests import facts_of, images_of, is_url
 
 __all__ = ["BadLine", "InvalidInputError", "Job", "check_files", "digest_of", "job_of", "located"]
 
@@ -22,6 +22,8 @@ MAX_ID: Final = 256
 MAX_SHOWN: Final = 5
 # What SQLite can hold.
 MAX_LINE: Final = 2**63 - 1
+# In another order nothing that stands in a journal would be found again.
+_ORDER: Final = ("model", "prompt", "images", "aspect_ratio", "resolution", "extra_input")
 
 
 def _plain_text(value: Any) -> Any:
@@ -40,6 +42,11 @@ def _check_id(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
 def _check_request(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, ImageToImage | TextToImage):
         raise InvalidRequestError(f"request: {type(value).__name__} given, allowed are ImageToImage and TextToImage")
+    base = ImageToImage if isinstance(value, ImageToImage) else TextToImage
+    if type(value).model is not base.model:
+        raise InvalidRequestError(
+            f"request: {type(value).__name__} has a model of its own, which a journal does not keep; use submit for it"
+        )
 
 
 def _plain_extra(value: object) -> dict[str, Any]:
@@ -139,8 +146,7 @@ def located(job: Job) -> list[str]:
     Raises:
         InvalidRequestError: One is given by its content.
     """
-    images = job.request.images if isinstance(job.request, ImageToImage) else ()
-    return [_located(f"images[{index}]", image, job.folder) for index, image in enumerate(images)]
+    return [_located(f"images[{index}]", image, job.folder) for index, image in enumerate(images_of(job.request))]
 
 
 def check_files(images: list[str]) -> None:
@@ -160,15 +166,8 @@ def digest_of(request: Request) -> bytes:
     Args:
         request: With `located` pictures, whose names are Unicode.
     """
-    images = request.images if isinstance(request, ImageToImage) else ()
-    content = [
-        request.model,
-        request.prompt,
-        [_name(image) for image in images],
-        request.aspect_ratio,
-        request.resolution,
-        request.extra_input,
-    ]
+    facts = facts_of(request, [_name(image) for image in images_of(request)])
+    content = [facts[name] for name in _ORDER]
     # Written with escapes it would be another digest, and nothing would be found again.
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).digest()
 

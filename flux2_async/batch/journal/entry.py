@@ -14,6 +14,7 @@ from flux2_async.batch.jobs import BadLine, Job, check_files, digest_of, job_of,
 from flux2_async.batch.journal.checksums import COLUMNS, checksum
 from flux2_async.batch.outcomes import State
 from flux2_async.errors import InvalidRequestError
+from flux2_async.models.requests import facts_of
 
 __all__ = ["Entry"]
 
@@ -157,21 +158,17 @@ class Entry:
             )
 
     def _row(self, job: Job, name: str, digest: bytes, images: list[str], line: int) -> dict[str, Any]:
-        request = job.request
+        facts = facts_of(job.request, images)
+        texts = {"images": images, "extra_input": facts["extra_input"], "extra": job.extra}
         return {
+            **facts,
+            **{column: json.dumps(value) for column, value in texts.items()},
             "id": name,
             "digest": digest,
             "run": self.run,
             "place": _shuffled(name) if self.shuffled else self._position,
             "line": line,
-            "prompt": request.prompt,
-            "images": json.dumps(images) if images else "[]",
-            "aspect_ratio": request.aspect_ratio,
-            "resolution": request.resolution,
-            "tier": request.tier,
-            "model": request.model,
-            "extra_input": json.dumps(request.extra_input) if request.extra_input else "{}",
-            "extra": json.dumps(job.extra) if job.extra else "{}",
+            "tier": job.request.tier,
         }
 
 

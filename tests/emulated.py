@@ -12,11 +12,12 @@ from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling, TextToImage
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks import schedule
+from flux2_async.testing import RunningEmulator
 
 REQUEST = TextToImage("a red kettle on a slate worktop")
 
 
-def session_for(emulator: Emulator, **options: Any) -> Flux2Session:
+def session_for(emulator: "Emulator | RunningEmulator", **options: Any) -> Flux2Session:
     """A session that is not open yet."""
     options = {"polling": Polling(interval=1.0)} | options
     return Flux2Session(emulator.api_key, base_url=emulator.base_url, upload_url=emulator.upload_url, **options)

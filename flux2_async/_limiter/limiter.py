@@ -120,6 +120,8 @@ class Limiter(Gate):
     def take_over(self, before: "Limiter") -> None:
         """Know what one of the same limit let through, and what it learned; that one must not be used any more."""
         self._window, self._until = before._window, before._until  # noqa: SLF001  of the same kind
+        if before._loop is not None and before._loop.is_closed():  # noqa: SLF001  the same
+            self._window.abandon(asyncio.get_running_loop().time())
 
     def _ready_at(self, now: float, /) -> float:
         return max(self._until, self._window.ready_at(now))

@@ -95,6 +95,7 @@ class Starts(Protocol):
     def never_sent(self, ticket: Ticket) -> None: ...
     def answered(self, ticket: Ticket, now: float) -> None: ...
     def ambiguous(self, now: float) -> None: ...
+    def abandon(self, now: float) -> None: ...
     def refused(self, ticket: Ticket, now: float, pause: float) -> None: ...
 
 
@@ -116,6 +117,9 @@ class Unlimited:
         """Nothing to hold back."""
 
     def ambiguous(self, now: float) -> None:
+        """Nothing to hold back."""
+
+    def abandon(self, now: float) -> None:
         """Nothing to hold back."""
 
     def refused(self, ticket: Ticket, now: float, pause: float) -> None:
@@ -227,6 +231,11 @@ class Window:
 
     def ambiguous(self, now: float) -> None:
         heapq.heappush(self._returns, (now + 2 * self._rate.period * HAIR, False))
+
+    def abandon(self, now: float) -> None:
+        """Take all that are out for ambiguous: nobody is left who would say what became of them."""
+        for _ in range(self._out - len(self._returns)):
+            self.ambiguous(now)
 
     def hold(self, until: float) -> None:
         """Count a permit that was taken without this window and comes back at `until`."""

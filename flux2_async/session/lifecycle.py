@@ -129,6 +129,7 @@ class Engine:
             on_end=self._on_end,
         )
         self.notified = 0
+        self._counted = False
         self._keys = Keys()
         self._key_of: dict[Submission, str] = {}
         self._quieter = Waiters()
@@ -156,6 +157,7 @@ class Engine:
                 await self.transport.aclose()
                 raise
             return
+        self._counted = True
         _open_accounts[self._account] += 1
         if _open_accounts[self._account] > 1 and self._account not in _warned_accounts:
             _warned_accounts.add(self._account)
@@ -186,14 +188,25 @@ class Engine:
                 if self.desk is not None:
                     self.desk.close()
                 self._quieter.wake()
-                if self.sharing is None:
+                if self._counted:
+                    self._counted = False
                     _open_accounts[self._account] -= 1
-                else:
+                if self.sharing is not None:
                     await self.sharing.aclose()
                 await self.transport.aclose()
                 await self._keep_what_was_learned()
-                _log_left("tasks not finished, to be attached in a new session", task_ids)
-                _log_left("submissions that may have been accepted", refs)
+                _log_left("session closed; tasks not finished, to be attached in a new session", task_ids)
+                _log_left("session closed; submissions that may have been accepted", refs)
+        return Unsettled(task_ids, refs)
+
+    def leave(self) -> Unsettled:
+        """Do what can be done without the event loop, which was closed while the session was open in it."""
+        refs, task_ids = self.submitter.leave(), self.watcher.leave()
+        if self._counted:
+            self._counted = False
+            _open_accounts[self._account] -= 1
+        _log_left("the event loop was closed; tasks not finished, to be attached in a new session", task_ids)
+        _log_left("the event loop was closed; submissions that may have been accepted", refs)
         return Unsettled(task_ids, refs)
 
     async def _keep_what_was_learned(self) -> None:
@@ -380,4 +393,4 @@ class Engine:
 def _log_left(what: str, names: tuple[str, ...]) -> None:
     # Leaving `async with` gives no answer to look at, so the log has to name them all.
     for begin in range(0, len(names), IDS_PER_LINE):
-        logger.warning("session closed; %s: %s", what, " ".join(names[begin : begin + IDS_PER_LINE]))
+        logger.warning("%s: %s", what, " ".join(names[begin : begin + IDS_PER_LINE]))

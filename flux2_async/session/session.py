@@ -54,8 +54,9 @@ class Flux2Session:
     """Creates tasks within the account's limit and waits for their pictures.
 
     Use it as `async with Flux2Session() as flux:`, or call `open` and `aclose`, which may happen in different
-    asyncio tasks of one event loop. Once it is closed it may be opened again, also in another event loop: tasks and
-    statistics begin anew; what was sent lately still counts for the limit, and keys stand for the same.
+    asyncio tasks of one event loop. Once it is closed, or its event loop is, it may be opened again, also in another
+    event loop: tasks and statistics begin anew; what was sent lately still counts for the limit, and keys stand for the
+    same.
 
     Args:
         api_key: The account's key. None: the environment variable APIKLEY_API_KEY. Variables are read by `open`.
@@ -160,6 +161,8 @@ class Flux2Session:
                 cannot be used, or the coordination can never work.
             CoordinationError: The coordination cannot be reached, and was made with `on_failure="fail"`.
         """
+        if self._opening is not None and self._opening.get_loop().is_closed():
+            self._leave()
         if self._closing is not None and not self._closing.done():
             raise SessionClosedError("the session is being closed; wait for `aclose` before it is opened again")
         if self._opening is not None and self._closing is None:
@@ -212,6 +215,8 @@ class Flux2Session:
             return Unsettled()
         if self._closing is not None and self._closing.done() and not self._closing.cancelled():
             return self._closing.result()
+        if self._opening.get_loop().is_closed():
+            return self._leave()
         self._check_loop(self._opening)
         if self._closing is None:
             closing = self._close(self._opening, grace)
@@ -501,6 +506,11 @@ class Flux2Session:
         await asyncio.gather(opening, return_exceptions=True)
         return Unsettled() if self._engine is None else await self._engine.close(grace)
 
+    def _leave(self) -> Unsettled:
+        """Forget the opening in an event loop that was closed meanwhile; give what was left there."""
+        self._opening = self._closing = None
+        return Unsettled() if self._engine is None else self._engine.leave()
+
     def _is_closed(self) -> bool:
         return self._closing is not None
 
@@ -513,6 +523,10 @@ class Flux2Session:
         return self._engine
 
     def _check_loop(self, opening: asyncio.Task[None]) -> None:
+        if opening.get_loop().is_closed():
+            raise SessionClosedError(
+                "the event loop in which the session was open was closed; open it again in this one"
+            )
         if asyncio.get_running_loop() is not opening.get_loop():
             raise ConfigurationError(
                 "the session belongs to another event loop; open one session per event loop, in that loop"

@@ -165,6 +165,16 @@ class Submitter:
                 self._end(submission, error=_cut_off(submission, "the session was closed"))
         return tuple(submission.ref for submission in jobs if submission.posted)
 
+    def leave(self) -> tuple[str, ...]:
+        """Settle what an event loop that was closed has left behind; give the refs whose outcome is unknown."""
+        self._closed = True
+        jobs = tuple(self._jobs)
+        for submission in jobs:
+            # Of its key the others learn when its lease ends.
+            submission.claim = None
+            self._end(submission, error=_cut_off(submission, "the event loop was closed"))
+        return tuple(submission.ref for submission in jobs if submission.posted)
+
     def abandon(self) -> None:
         """End what is being sent as well, at once; the service may have accepted it."""
         self._closed = self._abandoned = True

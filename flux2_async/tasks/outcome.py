@@ -29,7 +29,8 @@ class Waiters:
         """Let everybody go on who waits now, in the order in which they came."""
         futures = (self._first, *(self._others or ()))
         self._first = self._others = None
-        for future in futures:
+        # Nobody goes on in a loop that was closed, and a future of it can no longer be written.
+        for future in () if self._loop.is_closed() else futures:
             if future is not None and not future.done():
                 future.set_result(None)
 

@@ -198,12 +198,19 @@ class Watcher:
 
     async def aclose(self) -> tuple[str, ...]:
         """Stop looking and settle what is left with `SessionClosedError`; give the ids of that."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
         looks = tuple(self._looks)
         for look in looks:
             look.cancel()
+        left = self.leave()
+        if looks:
+            await asyncio.wait(looks)
+        return left
+
+    def leave(self) -> tuple[str, ...]:
+        """Do the same without the event loop, which may be closed."""
+        self._closed = True
+        if self._timer is not None and not self._loop.is_closed():
+            self._timer.cancel()
         left = tuple(self._watched.values())
         for watched in left:
             self._settle(
@@ -213,8 +220,6 @@ class Watcher:
                     task_id=watched.task.id,
                 ),
             )
-        if looks:
-            await asyncio.wait(looks)
         return tuple(watched.task.id for watched in left)
 
     def _plan(self, watched: Watched, wait: float) -> None:

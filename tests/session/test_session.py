@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import anyio
@@ -41,6 +42,7 @@ from flux2_async.testing import running_emulator
 from flux2_async.webhooks import Callback
 
 PHOTO = Path(__file__).parent.parent.parent / "flux2_async" / "cli" / "photos" / "chelsea.png"
+T = TypeVar("T")
 
 
 async def test_the_main_job(tmp_path: Path) -> None:
@@ -548,7 +550,7 @@ async def test_harmless_headers_of_a_borrowed_session() -> None:
         ({"base_url": "api.apikley.ru"}, "https://api.apikley.ru"),
         ({"base_url": "ftp://api.apikley.ru"}, "base_url"),
         ({"base_url": ""}, "base_url: '' given"),
-        ({"base_url": b""}, "base_url: b'' given"),
+        ({"base_url": b""}, "base_url: bytes given"),
         ({"upload_url": "nowhere"}, "upload_url"),
         ({"upload_url": ""}, "upload_url: '' given"),
         ({"rate_limit": (20, 10)}, "RateLimit"),
@@ -853,6 +855,75 @@ def test_closed_from_another_event_loop() -> None:
     assert isinstance(caught, ConfigurationError)
     assert "another event loop" in str(caught)
     assert unsettled.task_ids == ()
+
+
+def run_and_leave_open(flux: Flux2Session, use: Callable[[], Awaitable[T]]) -> T:
+    """Open it in an event loop that ends before it is closed, as a second `asyncio.run` or pytest-asyncio find it."""
+
+    async def open_and_use() -> T:
+        await flux.open()
+        return await use()
+
+    return asyncio.run(open_and_use())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("closes", [False, True])
+def test_left_open_by_an_event_loop_that_ended(closes: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """It is opened, or closed, in the next loop: what was left is named, and its key stands for the same task."""
+    with running_emulator(Script(plans=Plan(duration=0.1), render=False)) as emulator:
+        flux = session_for(emulator, polling=Polling(interval=0.05))
+        left = run_and_leave_open(flux, lambda: flux.submit(REQUEST, key="order-1"))
+        with pytest.raises(SessionClosedError, match="open it again"):
+            asyncio.run(flux.submit(REQUEST))
+        if closes:
+            assert asyncio.run(flux.aclose()) == Unsettled(task_ids=(left.id,))
+
+        async def again() -> None:
+            async with flux:
+                task = await flux.submit(REQUEST, key="order-1")
+                assert task.id == left.id
+                assert (await task.result(30)).urls
+                assert isinstance(await error_of(left.result()), SessionClosedError)
+                assert (await flux.generate(REQUEST, timeout=30)).urls
+
+        asyncio.run(again())
+        assert asyncio.run(flux.aclose()) == Unsettled()
+        gc.collect()
+        assert len(emulator.ledger.accepted) == 2
+
+    assert f"to be attached in a new session: {left.id}" in caplog.text
+    assert "second session" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_post_that_an_event_loop_left_behind() -> None:
+    """One that may have been accepted stays unclear under its key; one that waited leaves its key free."""
+    with running_emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
+        flux = session_for(emulator, rate_limit=RateLimit(1, 0.5), polling=Polling(interval=0.05))
+
+        async def leave() -> None:
+            await flux.open()
+            submitting.extend(asyncio.create_task(flux.submit(REQUEST, key=key)) for key in ("sent", "waits"))
+            await until(lambda: emulator.ledger.requests)
+
+        submitting: list[asyncio.Task[Any]] = []
+        # Not `asyncio.run`, which would cancel what is under way and wait for that.
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave())
+        loop.close()
+
+        async def again() -> None:
+            async with flux:
+                assert isinstance(await error_of(flux.submit(REQUEST, key="sent")), AmbiguousSubmitError)
+                assert (await flux.submit(REQUEST, key="waits")).id
+
+        asyncio.run(again())
+        while submitting:
+            # Nobody will ever run them.
+            submitting.pop()._log_destroy_pending = False  # type: ignore[attr-defined]
+        gc.collect()
+        assert len(emulator.ledger.requests) == 2
 
 
 @pytest.mark.parametrize("endpoint", ["file", "upload", "credit"])

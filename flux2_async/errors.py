@@ -25,7 +25,8 @@ Flux2Error
     ├── TaskNotFoundError                the service does not know the task
     └── TaskTimeoutError (TimeoutError)  not finished in time; the task itself goes on
 
-Each carries its facts as attributes, can be pickled, and holds neither a secret nor an object of aiohttp.
+Each carries its facts as attributes, can be pickled, and holds neither a secret nor an object of aiohttp. Its nature
+stands on it as well: `transient`, `meets_every_request`, `link_expired`.
 """
 
 from typing import TYPE_CHECKING, Any, Self
@@ -73,9 +74,15 @@ class Flux2Error(Exception):
 
     Attributes:
         task_id: The task it is about, or None where no task is known.
+        transient: Whether the reason may be gone soon, so that what costs nothing to repeat is worth another try. Of a
+            submission it does not say that it may be repeated: see `AmbiguousSubmitError`.
+        meets_every_request: Whether the reason is the key, the account or the whole service, so that another request
+            would meet it as well until a person has done something.
     """
 
     task_id: str | None
+    transient: bool = False
+    meets_every_request: bool = False
 
     def __init__(self, message: str, *, task_id: str | None = None) -> None:
         # It quotes the service, file names and the caller's texts, and a traceback prints it as it is.
@@ -129,6 +136,7 @@ class TransportError(Flux2Error):
             sending it again cannot pay twice.
     """
 
+    transient = True
     never_sent: bool
 
     def __init__(self, message: str, *, never_sent: bool = False, task_id: str | None = None) -> None:
@@ -143,6 +151,7 @@ class ProtocolError(Flux2Error):
         http_status: The HTTP status it came with, or None when it came in a callback.
     """
 
+    transient = True
     http_status: int | None
 
     def __init__(self, message: str, *, http_status: int | None = None, task_id: str | None = None) -> None:
@@ -157,8 +166,11 @@ class ApiError(Flux2Error):
         code: The `code` of the body, else the HTTP status.
         message: The service's own words, at most 500 characters.
         http_status: The HTTP status, or None when nothing was sent.
+        link_expired: Whether a file's host refused an address as it does when its time is over, and the service gave no
+            new one that works.
     """
 
+    link_expired: bool = False
     code: int
     message: str
     http_status: int | None
@@ -186,9 +198,13 @@ class RequestRejectedError(ApiError):
 class AuthenticationError(ApiError):
     """The key is missing, wrong, or not allowed from this address (401)."""
 
+    meets_every_request = True
+
 
 class InsufficientCreditsError(ApiError):
     """The account has not enough credits (402)."""
+
+    meets_every_request = True
 
 
 class NotFoundError(ApiError):
@@ -205,6 +221,7 @@ class RateLimitedError(ApiError):
         http_status: None when the session itself refused, without asking the service.
     """
 
+    transient = True
     retry_after: float | None
 
     def __init__(
@@ -224,17 +241,25 @@ class RateLimitedError(ApiError):
 class QuotaExceededError(ApiError):
     """The usage cap of this key is reached (433)."""
 
+    meets_every_request = True
+
 
 class MaintenanceError(ApiError):
     """The service is under maintenance (455)."""
+
+    transient = True
 
 
 class FeatureDisabledError(ApiError):
     """The service has switched this feature off (505)."""
 
+    meets_every_request = True
+
 
 class ServerError(ApiError):
     """The service failed (5xx)."""
+
+    transient = True
 
 
 class AmbiguousSubmitError(Flux2Error):

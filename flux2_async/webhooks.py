@@ -17,9 +17,9 @@ import attrs
 
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.addresses import is_public_address
-from flux2_async._protocol.codec import FAILED
 from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.records import record_from_payload, task_id_of
+from flux2_async._protocol.refusals import ENDS_TASK
 from flux2_async._shown import without_frames
 from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
 from flux2_async.models import TaskRecord, TaskState
@@ -31,7 +31,7 @@ __all__ = ["Callback", "parse_callback", "public_urls", "sign", "signed_url", "v
 OWN_PARAMETERS: Final = ("ref", "sig")
 MAX_PARAMETERS: Final = 100
 
-FAILURES: Final = {str(code) for code in (400, 500, *FAILED)}
+FAILURES: Final = {str(code) for code in (400, 500, *ENDS_TASK)}
 """Codes by which a callback without a state says that the task failed."""
 
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")

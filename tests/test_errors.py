@@ -141,6 +141,33 @@ def test_facts() -> None:
     assert timeout.task is HANDLE
 
 
+def test_natures() -> None:
+    """What is tried again, and what stops all requests, follows from these alone."""
+    assert {kind for kind in EXAMPLES if kind.transient} == {
+        errors.TransportError,
+        errors.ProtocolError,
+        errors.RateLimitedError,
+        errors.MaintenanceError,
+        errors.ServerError,
+    }
+    assert {kind for kind in EXAMPLES if kind.meets_every_request} == {
+        errors.AuthenticationError,
+        errors.InsufficientCreditsError,
+        errors.QuotaExceededError,
+        errors.FeatureDisabledError,
+    }
+    assert not errors.ApiError.link_expired
+
+
+def test_a_nature_of_one_error_survives_pickling() -> None:
+    """What is true of this error alone comes back with it, and of no other."""
+    error = errors.NotFoundError(404, "text", 404)
+    error.link_expired = error.transient = True
+    revived = pickle.loads(pickle.dumps(error))
+    assert (revived.link_expired, revived.transient) == (True, True)
+    assert not errors.NotFoundError(404, "text", 404).link_expired
+
+
 def test_server_text_is_cut() -> None:
     """At most 500 characters of the service's words are kept."""
     assert errors.ApiError(500, "x" * 9000).message == "x" * 500

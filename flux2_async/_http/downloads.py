@@ -114,7 +114,7 @@ class Downloads:
             try:
                 await self._go_on(part, fresh or url)
             except ApiError as error:
-                if error.code not in EXPIRED or fresh is not None:
+                if not error.link_expired or fresh is not None:
                     raise
                 fresh = await self._refresh(url, error)
                 await self._go_on(part, fresh)
@@ -195,5 +195,7 @@ def _refusal(part: Part, host: str | None, reply: FileReply) -> ApiError:
         return ServerError(status, message, status, task_id=part.task_id, advice="Download it again later")
     if status in EXPIRED:
         kind = NotFoundError if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE) else ApiError
-        return kind(status, message, status, task_id=part.task_id, advice=ADVICE_EXPIRED)
+        error = kind(status, message, status, task_id=part.task_id, advice=ADVICE_EXPIRED)
+        error.link_expired = True
+        return error
     return ApiError(status, message, status, task_id=part.task_id, advice="Look whether result.urls is right")

@@ -5,16 +5,9 @@ from typing import Final, TypeVar
 
 import anyio
 
-from flux2_async.errors import (
-    Flux2Error,
-    MaintenanceError,
-    ProtocolError,
-    RateLimitedError,
-    ServerError,
-    TransportError,
-)
+from flux2_async.errors import Flux2Error, RateLimitedError
 
-__all__ = ["MAX_RETRY_AFTER", "PAUSES", "TRANSIENT", "persist"]
+__all__ = ["MAX_RETRY_AFTER", "PAUSES", "persist"]
 
 T = TypeVar("T")
 
@@ -28,15 +21,12 @@ is better told to the caller than waited for.
 MAX_RETRY_AFTER: Final = 60.0
 """Seconds. When the service asks for more, its error is handed on at once, with `retry_after`."""
 
-TRANSIENT: Final = (TransportError, RateLimitedError, MaintenanceError, ServerError, ProtocolError)
-"""Errors that may be gone at the next try; an answer that makes no sense usually comes from a failing proxy."""
-
 
 async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
     """Call until it succeeds, fails for good, or has failed five times.
 
     Args:
-        attempt: What is done; it must be harmless to do it twice.
+        attempt: What is done; it must be harmless to do it twice. Errors that are not `transient` are final.
 
     Returns:
         What it returned.
@@ -47,9 +37,9 @@ async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
     for pause in PAUSES:
         try:
             return await attempt()
-        except TRANSIENT as error:
+        except Flux2Error as error:
             asked = _asked_for(error)
-            if asked > MAX_RETRY_AFTER:
+            if not error.transient or asked > MAX_RETRY_AFTER:
                 raise
         await anyio.sleep(max(pause, asked))
     return await attempt()

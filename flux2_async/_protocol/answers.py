@@ -17,7 +17,7 @@ import attrs
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.codec import Reply, code_of, message_of
 from flux2_async._protocol.records import task_id_of
-from flux2_async._protocol.refusals import refusal, retry_after
+from flux2_async._protocol.refusals import Proof, meaning_of, refusal, retry_after
 from flux2_async.errors import AmbiguousSubmitError, ApiError, TransportError
 from flux2_async.models import Request
 
@@ -25,12 +25,6 @@ __all__ = ["Accepted", "Answer", "NeverSent", "Obstacle", "Refused", "Unclear", 
 
 UNCLEAR: Final = "the task may exist and cost money, so it was not sent again"
 
-_REFUSED: Final = frozenset({400, 401, 402, 404, 405, 413, 422, 429, 430, 433, 455, 505})
-"""Codes that are documented as refusals, or seen as such."""
-_REFUSED_IN_ANY_STATE: Final = frozenset({429, 455, 505})
-"""Those of them that a server which fails says on purpose."""
-_PARAMETER_OR_FAULT: Final = frozenset({500, 501})
-"""Codes by which createTask refuses a parameter, unless the text says that the server failed."""
 _BLAMES_THE_SERVER: Final = re.compile(r"server exception|internal|try again", re.IGNORECASE)
 _REFUSING_REDIRECTS: Final = frozenset({300, 301, 307, 308})
 _CLIENT_ERRORS: Final = range(400, 500)
@@ -152,12 +146,13 @@ def unclear(what: str, *, request: Request, ref: str, http_status: int | None = 
 
 def _is_refusal(status: int, code: int | None, message: str) -> bool:
     """Whether an answer without a task id is known to be a refusal; the order of these rows is the money law's."""
+    proof = Proof.NOTHING if code is None else meaning_of(code).proof
     if status in _GIVEN_UP or status >= 500:  # noqa: PLR2004  HTTP's own class
-        return code in _REFUSED_IN_ANY_STATE
-    if code in _REFUSED:
-        return True
-    if code in _PARAMETER_OR_FAULT:
+        return proof is Proof.REFUSED_IN_ANY_STATE
+    if proof is Proof.PARAMETER_OR_FAULT:
         return not _BLAMES_THE_SERVER.search(message)
+    if proof is not Proof.NOTHING:
+        return True
     if code is not None:
         return code == status and code in _CLIENT_ERRORS
     return status in _REFUSING_REDIRECTS or (status in _CLIENT_ERRORS and status != _CONFLICT)

@@ -16,7 +16,7 @@ import attrs
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.converter import CONVERTER, configure_converter, http_address, make_converter
 from flux2_async._protocol.records import record_from_payload, task_error, task_id_of, unread_addresses
-from flux2_async._protocol.refusals import header, refusal, retry_after, without_signature
+from flux2_async._protocol.refusals import ENDS_TASK, header, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
 from flux2_async.models import Request, TaskRecord, TaskState, UploadedFile
 from flux2_async.models.requests import images_of
@@ -46,8 +46,6 @@ __all__ = [
 SUCCESS: Final = 200
 NOT_FOUND: Final = 404
 NOT_VISIBLE: Final = 422
-FAILED: Final = (408, 451, 501)
-"""Codes by which recordInfo, under HTTP 2xx, says that the task itself is over; a gateway has other uses for them."""
 
 _CODE: Final = re.compile(r"[0-9]{1,9}")
 _LOST_RECORD: Final = re.compile(r"record\s*info\b.*\bnull", re.IGNORECASE | re.DOTALL)
@@ -165,7 +163,7 @@ def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
         ProtocolError: It cannot be understood.
     """
     try:
-        envelope = _accepted(reply, task_id, FAILED if _is_answered(reply) else ())
+        envelope = _accepted(reply, task_id, ends_task=_is_answered(reply))
     except ApiError as error:
         if _is_hidden(error):
             return None
@@ -177,7 +175,7 @@ def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
 
 
 def _record_of(envelope: Envelope, reply: Reply, task_id: str) -> TaskRecord | None:
-    if envelope.code in FAILED:
+    if envelope.code in ENDS_TASK:
         return _shown(_failure(envelope, task_id), reply)
     if not envelope.data:
         return None
@@ -257,8 +255,8 @@ def _envelope(reply: Reply, task_id: str | None) -> Envelope:
     return Envelope(code, message_of(body, reply.redact), body.get("data"), body.get("success") is not False)
 
 
-def _accepted(reply: Reply, task_id: str | None = None, accepted: tuple[int, ...] = ()) -> Envelope:
-    """The envelope of a success or of another accepted code, else the error it means."""
+def _accepted(reply: Reply, task_id: str | None = None, *, ends_task: bool = False) -> Envelope:
+    """The envelope of a success, or of a code that ends a task where that is asked for, else the error it means."""
     answered = _is_answered(reply)
     try:
         envelope = _envelope(reply, task_id)
@@ -266,7 +264,7 @@ def _accepted(reply: Reply, task_id: str | None = None, accepted: tuple[int, ...
         if answered:
             raise
         envelope = Envelope(SUCCESS, "", None)
-    if envelope.code in accepted or (answered and envelope.success and envelope.code == SUCCESS):
+    if (ends_task and envelope.code in ENDS_TASK) or (answered and envelope.success and envelope.code == SUCCESS):
         return envelope
     code, message = envelope.code, envelope.message
     if code == SUCCESS and not answered:
@@ -285,7 +283,7 @@ def _record_of_failure(reply: Reply, task_id: str) -> TaskRecord | None:
         envelope = _envelope(reply, task_id)
         if not isinstance(envelope.data, dict) or task_id_of(envelope.data) != task_id:
             return None
-        record = _failure(envelope, task_id) if envelope.code in FAILED else record_from_payload(envelope.data)
+        record = _failure(envelope, task_id) if envelope.code in ENDS_TASK else record_from_payload(envelope.data)
     except ProtocolError:
         return None
     return record if record.state is TaskState.FAIL else None

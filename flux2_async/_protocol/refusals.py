@@ -1,9 +1,10 @@
-"""What a refusal means: one table from `code` to error class and advice, and Retry-After. Pure."""
+"""What a refusal means: one table from `code` to error class, advice and nature, and Retry-After. Pure."""
 
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from typing import Final
 
 import attrs
@@ -24,28 +25,83 @@ from flux2_async.errors import (
 
 _CHANGE_REQUEST: Final = "Nothing was created; change the request as the text says"
 _LATER: Final = "Try again later"
+_LOWER_RATE: Final = "Nothing was created; lower rate_limit if this comes often"
 
-_REFUSALS: Final[Mapping[int, tuple[type[ApiError], str]]] = {
-    400: (RequestRejectedError, _CHANGE_REQUEST),
-    401: (
+
+class Proof(Enum):
+    """What a code in an answer to createTask proves."""
+
+    NOTHING = 0
+    """The task may exist."""
+    REFUSED = 1
+    """No task was made, where the HTTP status is none of a server that fails."""
+    REFUSED_IN_ANY_STATE = 2
+    """No task was made: a server that fails says it on purpose."""
+    PARAMETER_OR_FAULT = 3
+    """A parameter was refused, unless the text says that the server failed."""
+
+
+@attrs.frozen
+class Meaning:
+    """One row: what a code means.
+
+    Attributes:
+        kind: The class of its error, whose nature it has.
+        advice: What to do.
+        proof: What it proves of a createTask.
+        transient: Its nature where that is not the one of its class: a gateway that says so got no answer.
+        ends_task: Whether recordInfo says by it, under HTTP 2xx, that the task itself is over; a gateway has other
+            uses for it.
+    """
+
+    kind: type[ApiError]
+    advice: str = ""
+    proof: Proof = Proof.NOTHING
+    transient: bool = False
+    ends_task: bool = False
+
+
+_MEANINGS: Final[Mapping[int, Meaning]] = {
+    400: Meaning(RequestRejectedError, _CHANGE_REQUEST, Proof.REFUSED),
+    401: Meaning(
         AuthenticationError,
         "Check the key (APIKLEY_API_KEY) and its list of allowed addresses at https://app.apikley.ru/keys",
+        Proof.REFUSED,
     ),
-    402: (InsufficientCreditsError, "Top up the account, then try again"),
-    404: (NotFoundError, "Check the task id, and that base_url names the API this key belongs to"),
-    405: (ApiError, "Check that base_url and upload_url name the API"),
-    408: (ApiError, "The model gave no result in time; a new task is a new charge"),
-    413: (RequestRejectedError, "Send a smaller file, at most 10 MB"),
-    422: (RequestRejectedError, _CHANGE_REQUEST),
-    429: (RateLimitedError, "Nothing was created; lower rate_limit if this comes often"),
-    430: (RateLimitedError, "Nothing was created; lower rate_limit if this comes often"),
-    433: (QuotaExceededError, "Raise the usage cap of this key at https://app.apikley.ru/keys, or use another key"),
-    451: (ApiError, "The service could not fetch a picture; pass a local file so that it is uploaded"),
-    455: (MaintenanceError, _LATER),
-    500: (ServerError, _LATER),
-    501: (ServerError, "The generation failed; a new task is a new charge"),
-    505: (FeatureDisabledError, "Use another model, or ask the service when it comes back"),
+    402: Meaning(InsufficientCreditsError, "Top up the account, then try again", Proof.REFUSED),
+    404: Meaning(
+        NotFoundError, "Check the task id, and that base_url names the API this key belongs to", Proof.REFUSED
+    ),
+    405: Meaning(ApiError, "Check that base_url and upload_url name the API", Proof.REFUSED),
+    408: Meaning(
+        ApiError, "The model gave no result in time; a new task is a new charge", transient=True, ends_task=True
+    ),
+    413: Meaning(RequestRejectedError, "Send a smaller file, at most 10 MB", Proof.REFUSED),
+    422: Meaning(RequestRejectedError, _CHANGE_REQUEST, Proof.REFUSED),
+    425: Meaning(ApiError, transient=True),
+    429: Meaning(RateLimitedError, _LOWER_RATE, Proof.REFUSED_IN_ANY_STATE),
+    430: Meaning(RateLimitedError, _LOWER_RATE, Proof.REFUSED),
+    433: Meaning(
+        QuotaExceededError,
+        "Raise the usage cap of this key at https://app.apikley.ru/keys, or use another key",
+        Proof.REFUSED,
+    ),
+    451: Meaning(
+        ApiError, "The service could not fetch a picture; pass a local file so that it is uploaded", ends_task=True
+    ),
+    455: Meaning(MaintenanceError, _LATER, Proof.REFUSED_IN_ANY_STATE),
+    499: Meaning(ApiError, transient=True),
+    500: Meaning(ServerError, _LATER, Proof.PARAMETER_OR_FAULT),
+    501: Meaning(
+        ServerError, "The generation failed; a new task is a new charge", Proof.PARAMETER_OR_FAULT, ends_task=True
+    ),
+    505: Meaning(
+        FeatureDisabledError, "Use another model, or ask the service when it comes back", Proof.REFUSED_IN_ANY_STATE
+    ),
 }
+ENDS_TASK: Final = frozenset(code for code, meaning in _MEANINGS.items() if meaning.ends_task)
+_ANY: Final = Meaning(ApiError)
+_ANY_FAULT: Final = Meaning(ServerError, _LATER)
 
 _SIGNATURE: Final = re.compile(r"(?<=[?&]sig=)[^&\s\"'<>]+")
 # Characters; what is shorter is no secret.
@@ -77,14 +133,19 @@ def refusal(
     Returns:
         An error of the class that the code maps to, `ApiError` or for 5xx `ServerError` where none does.
     """
-    unknown = (ServerError, _LATER) if 500 <= code < 600 else (ApiError, "")  # noqa: PLR2004  5xx as everybody reads it
-    kind, advice = _REFUSALS.get(code, unknown)
-    if creating and code == 500:  # noqa: PLR2004  the one code that means something else on createTask
-        kind, advice = _REFUSALS[400]
+    # The one code that means something else on createTask.
+    meaning = _MEANINGS[400] if creating and code == 500 else meaning_of(code)  # noqa: PLR2004  as the table spells it
     text = without_signature(message) or "no reason given"
-    if issubclass(kind, RateLimitedError):
-        return kind(code, text, http_status, retry_after=retry_after, task_id=task_id, advice=advice)
-    return kind(code, text, http_status, task_id=task_id, advice=advice)
+    more = {"retry_after": retry_after} if issubclass(meaning.kind, RateLimitedError) else {}
+    error = meaning.kind(code, text, http_status, task_id=task_id, advice=meaning.advice, **more)
+    if meaning.transient:
+        error.transient = True
+    return error
+
+
+def meaning_of(code: int) -> Meaning:
+    """The row of a code; of one that stands in none, all that its class of HTTP says."""
+    return _MEANINGS.get(code) or (_ANY_FAULT if 500 <= code < 600 else _ANY)  # noqa: PLR2004  5xx as everybody reads it
 
 
 @attrs.frozen

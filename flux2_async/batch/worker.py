@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -16,16 +16,12 @@ from flux2_async.errors import (
     EmptyResultError,
     Flux2Error,
     InvalidRequestError,
-    MaintenanceError,
     NotFoundError,
-    ProtocolError,
-    RateLimitedError,
     RequestRejectedError,
     ServerError,
     TaskError,
     TaskFailedError,
     TaskNotFoundError,
-    TransportError,
 )
 from flux2_async.session.circuit_breaker import CircuitOpen
 from flux2_async.tasks.handle import ImageTask
@@ -34,11 +30,6 @@ if TYPE_CHECKING:
     from flux2_async.batch.scheduler import Crew
 
 __all__ = ["Hand", "Stopped"]
-
-# The service, or an upload to it, is away for everybody; nothing was created.
-AWAY: Final = (MaintenanceError, RateLimitedError, TransportError, ProtocolError)
-# What file hosts answer for a link whose time is over, and the service for a file that is deleted.
-GONE: Final = (401, 403, 404, 410)
 
 
 class Stopped(Exception):  # noqa: N818  no error: the batch is to send nothing more
@@ -156,17 +147,18 @@ class Hand:
                 return await self._lose(error)
             except CircuitOpen:
                 continue
-            except AWAY as error:
-                self.crew.away(self, error)
             except InvalidRequestError as error:
                 return await self._fail(error)
-            except (RequestRejectedError, ServerError) as error:
+            except Flux2Error as error:
                 # An upload says nothing about createTask, and when it meets a broken server nothing about the request.
-                if self.refusals > refusals:
-                    self.crew.books.breaker.answered()
-                elif isinstance(error, ServerError):
+                refused = self.refusals > refusals
+                if error.transient and not (refused and isinstance(error, ServerError)):
                     self.crew.away(self, error)
                     continue
+                if not isinstance(error, RequestRejectedError | ServerError):
+                    raise
+                if refused:
+                    self.crew.books.breaker.answered()
                 outcome = await self._fail(error)
                 self.crew.rejected(error)
                 return outcome
@@ -231,7 +223,7 @@ class Hand:
         if isinstance(error, OSError | InvalidRequestError):
             # The disk is full, or the folder cannot be written: every other picture would meet the same.
             self.crew.fail(error)
-        if isinstance(error, ApiError) and error.code in GONE:
+        if isinstance(error, ApiError) and error.link_expired:
             return await self._expired(row)
         # Too large; asking again gives the same.
         return Download.FAILED if isinstance(error, TaskError) else Download.PENDING

@@ -15,7 +15,6 @@ from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.watcher import TRANSIENT
 
 __all__ = ["SharedKey", "Sharing"]
 
@@ -165,11 +164,11 @@ class Sharing:
         while True:
             try:
                 await work()
-            except (CoordinationError, *TRANSIENT):
-                # Nobody else knows it, and the service does not say it again.
-                await asyncio.sleep(LOOK_EVERY)
-                continue
             except Flux2Error as error:
+                if error.transient or isinstance(error, CoordinationError):
+                    # Nobody else knows it, and the service does not say it again.
+                    await asyncio.sleep(LOOK_EVERY)
+                    continue
                 logger.debug("what a callback told could not be passed on: %s", type(error).__name__)
             return
 

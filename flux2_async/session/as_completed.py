@@ -3,24 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import Final
 
-from flux2_async.errors import (
-    AuthenticationError,
-    FeatureDisabledError,
-    Flux2Error,
-    InsufficientCreditsError,
-    InvalidRequestError,
-    QuotaExceededError,
-)
+from flux2_async.errors import Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import Completion, ImageTask
 
 __all__ = ["Completions"]
-
-# What one request meets for these reasons every other would meet as well.
-MEETS_ALL: Final = (AuthenticationError, InsufficientCreditsError, QuotaExceededError, FeatureDisabledError)
 
 # An iteration that nobody closes is closed when it is collected, which must not collect its task with it.
 _feeders: set[asyncio.Task[None]] = set()
@@ -113,8 +102,9 @@ class Completions:
 
         try:
             return await self._submit(request, started)
-        except MEETS_ALL as error:
-            self._stop(error)
+        except Flux2Error as error:
+            if error.meets_every_request:
+                self._stop(error)
             raise
         finally:
             self._on_the_way.difference_update(submissions)

@@ -23,7 +23,6 @@ from flux2_async.errors import (
     ApiError,
     ConfigurationError,
     Flux2Error,
-    MaintenanceError,
     ProtocolError,
     RateLimitedError,
     ServerError,
@@ -55,10 +54,6 @@ HINTS_APART: Final = 1.0
 # a second in which looks at others pass, and with a bound, since it may also mean what it says.
 OVERLOADED: Final = 503
 OVERLOADED_SLOWEST: Final = 1.0
-
-# HTTP statuses of which a gateway says that the service did not answer it (408, 425, nginx's 499).
-UNANSWERED: Final = (408, 425, 499)
-TRANSIENT: Final = (TransportError, ProtocolError, RateLimitedError, MaintenanceError, ServerError)
 
 
 class Watcher:
@@ -362,7 +357,7 @@ class Watcher:
         logger.info("cannot look at task %s: %s", watched.task.id, type(error).__name__)
         if isinstance(error, FailedUnderErrorError) and self._is_failed(watched, error.record, now):
             return
-        if isinstance(error, ApiError) and not (isinstance(error, TRANSIENT) or error.code in UNANSWERED):
+        if isinstance(error, ApiError) and not error.transient:
             if watched.refused_since is None:
                 watched.refused_since = now
             # Compared as it is planned below: rounded in another way, looks would follow each other without a pause.

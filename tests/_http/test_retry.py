@@ -56,6 +56,17 @@ async def test_transient_failures_are_tried_again(error: Flux2Error) -> None:
     assert attempts.pauses == [0.5, 1.5]
 
 
+async def test_the_nature_of_an_error_decides() -> None:
+    """A class that nobody here knows is tried again where it says that it passes."""
+
+    class PassingError(ApiError):
+        transient = True
+
+    attempts = Attempts(PassingError(418, "soon gone"))
+    assert await persist(attempts) == "done"
+    assert attempts.pauses == [0.5]
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -52,6 +52,12 @@ def test_every_code_has_its_class(code: int, creating: bool) -> None:
     assert (error.code, error.message, error.http_status, error.task_id) == (code, "the words", 200, "t-1")
 
 
+def test_a_gateway_that_got_no_answer_is_transient() -> None:
+    """Of 408, 425 and nginx's 499 the class says nothing: the table does; of all other codes the class alone."""
+    unlike = {code for code in range(-1, 1000) if (error := refusal(code, "m", 200)).transient != type(error).transient}
+    assert unlike == {408, 425, 499}
+
+
 def test_refusals_say_what_to_do() -> None:
     """The text of a refusal ends in advice, also when the service says nothing."""
     assert str(refusal(401, "", 401)) == (

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import VirtualClockLoop
 
-from flux2_async._protocol.codec import FailedUnderErrorError
+from flux2_async._protocol.codec import FailedUnderErrorError, refusal
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,
@@ -826,7 +826,7 @@ async def test_a_failure_under_an_error_that_passes_ends_no_task(make: Callable[
 async def test_a_gateway_without_an_answer_refuses_nothing(make: Callable[..., World], code: int) -> None:
     """Its time-outs are failures to look, for as long as they last."""
     world = make(Polling(interval=1.0))
-    world.service.failing = lambda now: ApiError(code, "timed out", code) if now - world.began < 300 else None
+    world.service.failing = lambda now: refusal(code, "timed out", code) if now - world.began < 300 else None
 
     assert (await world.watch("a", 0)).urls
 

@@ -121,7 +121,9 @@ def test_a_batch_refuses_a_model_it_does_not_keep() -> None:
     """A request that names its own model would be sent with another one."""
 
     class Other(TextToImage):
-        model = "flux-3/flex"
+        @property
+        def model(self) -> str:
+            return "flux-3/flex"
 
     with pytest.raises(InvalidRequestError, match="Other has a model of its own"):
         Job(Other("a lighthouse"))

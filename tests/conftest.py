@@ -18,12 +18,12 @@ pytest_plugins = ["time_limits"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def refuse_to_fork() -> None:
-    """Raise, which fails the test that forks: Python tells of what is raised here as unraisable."""
+def refuse_to_fork() -> int:
+    """Fail the test that forks; a loop that starts another program, as uvloop does by forking, is let."""
     raise AssertionError("fork in a fresh interpreter (fresh_interpreter.py): a process of pytest has threads")
 
 
-os.register_at_fork(before=refuse_to_fork)
+os.fork = refuse_to_fork
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # A change is judged by its own faults, not by the luck of its examples.
@@ -34,7 +34,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.node.get_closest_marker("real_time"):
-        return "asyncio", {}
+        # Programs that are tested may have made another loop the usual one of this process.
+        return "asyncio", {"loop_factory": asyncio.SelectorEventLoop}
     return "asyncio", {"loop_factory": VirtualClockLoop}
 
 

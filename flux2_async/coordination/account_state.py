@@ -30,7 +30,10 @@ from flux2_async._limiter.window import HAIR, PAUSE_WITHOUT_LIMIT, Fate, News, T
 from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
 
-__all__ = ["Book", "Known", "Reply"]
+__all__ = ["FORMAT", "Book", "Known", "Reply"]
+
+FORMAT: Final = 2
+"""Of the state as it is kept. A version that keeps another one does not meet this one's, and each has its own limit."""
 
 PEER_SEEN_FOR: Final = 60.0
 """Seconds after which a process that says nothing is no longer counted."""

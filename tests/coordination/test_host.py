@@ -20,6 +20,7 @@ from fresh_interpreter import in_fresh_interpreter
 
 from flux2_async._limiter.window import HAIR, Fate
 from flux2_async.coordination import HostCoordination
+from flux2_async.coordination.account_state import FORMAT
 from flux2_async.coordination.contract import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async.coordination.host import coordinator as host_coordinator
 from flux2_async.coordination.host import file as host_file
@@ -318,6 +319,18 @@ async def test_state_that_cannot_be_read_is_an_error(path: Path) -> None:
             assert connection.execute("SELECT state FROM account").fetchone() == ('{"epoch": 1}',)
 
 
+async def test_state_of_a_version_that_keeps_another_one_is_left_alone(path: Path) -> None:
+    """What a process of another version keeps is neither read nor changed; a file that both use serves both."""
+    other = (ACCOUNT, '{"epoch": 1}', 0.0, 1e12)
+    async with seats(path, 1):
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("INSERT INTO account VALUES (?, ?, ?, ?)", other)
+    async with seats(path, 1) as (seat,):
+        assert len(await seat.take(2)) == 2
+        with closing(sqlite3.connect(path)) as connection:
+            assert other in connection.execute("SELECT * FROM account").fetchall()
+
+
 # --- keys ---
 
 
@@ -614,5 +627,5 @@ async def test_no_secret_and_no_word_of_a_request_is_in_the_file(path: Path) -> 
             (account,) = connection.execute("SELECT digest FROM account").fetchone()
             (key,) = connection.execute("SELECT account, digest, fingerprint, ref, task_id FROM key").fetchall()
 
-    assert account == ACCOUNT
+    assert account == f"{ACCOUNT}:{FORMAT}"
     assert key == (ACCOUNT, CLAIM.key, CLAIM.fingerprint, CLAIM.ref, "task-1")

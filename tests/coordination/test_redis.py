@@ -273,10 +273,22 @@ async def test_silent_process_still_counts(server: RedisServer, monkeypatch: pyt
     await seat.open()
     await seat.join()
     with server.client() as client:
-        book = next(iter(client.scan_iter("*silent*:book")))
+        book = next(iter(client.scan_iter("*silent*:book:*")))
         client.pexpire(book, 1000)
         await asyncio.sleep(1.5)
         assert client.pttl(book) > 3_000_000
+    await seat.aclose()
+
+
+async def test_state_of_a_version_that_keeps_another_one_is_left_alone(server: RedisServer) -> None:
+    """What a process of another version keeps is neither read nor changed; a server that both use serves both."""
+    seat = RedisCoordination(server.url).coordinator("versions", Terms(RateLimit(LIMIT, PERIOD), 70.0), lambda _: None)
+    with server.client() as client:
+        client.set("flux2:{versions}:book", "of another version")
+        await seat.open()
+        await seat.join()
+        assert len((await seat.acquire(2)).leases) == 2
+        assert client.get("flux2:{versions}:book") == "of another version"
     await seat.aclose()
 
 

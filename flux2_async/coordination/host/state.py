@@ -17,7 +17,7 @@ import attrs
 
 from flux2_async._limiter.window import Fate
 from flux2_async.coordination import key_state
-from flux2_async.coordination.account_state import PEER_SEEN_FOR, Book, Known, Reply
+from flux2_async.coordination.account_state import FORMAT, PEER_SEEN_FOR, Book, Known, Reply
 from flux2_async.coordination.contract import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async.coordination.host.file import HostFile
 from flux2_async.coordination.host.sockets import HostSockets, Life
@@ -56,6 +56,7 @@ class HostState:
     def __init__(self, file: HostFile, account: str, terms: Terms, seat: str, sockets: HostSockets) -> None:
         self._file = file
         self._account = account
+        self._page_name = f"{account}:{FORMAT}"
         self._terms = terms
         self._seat = seat
         self._sockets = sockets
@@ -166,11 +167,11 @@ class HostState:
             yield page
             connection.execute(
                 "INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?)",
-                (self._account, json.dumps(page.book.dump()), now, now + page.book.lives_for),
+                (self._page_name, json.dumps(page.book.dump()), now, now + page.book.lives_for),
             )
 
     def _load(self, connection: sqlite3.Connection, now: float) -> Book:
-        found = connection.execute("SELECT state FROM account WHERE digest = ?", (self._account,)).fetchone()
+        found = connection.execute("SELECT state FROM account WHERE digest = ?", (self._page_name,)).fetchone()
         if found and found[0]:
             try:
                 return Book.load(json.loads(found[0]))

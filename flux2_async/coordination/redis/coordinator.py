@@ -34,7 +34,7 @@ from redis.exceptions import (
 )
 
 from flux2_async._shown import made_without_frames, showable
-from flux2_async.coordination.account_state import Known
+from flux2_async.coordination.account_state import FORMAT, Known
 from flux2_async.coordination.contract import (
     Answer,
     Claim,
@@ -286,7 +286,7 @@ class RedisCoordinator(Coordinator):
             repr(boot_time() - self._asked_at),
             *facts,
         ]
-        return await self._call(lambda: self._scripts[name](keys=[f"{self._prefix}:book"], args=arguments))
+        return await self._call(lambda: self._scripts[name](keys=[f"{self._prefix}:book:{FORMAT}"], args=arguments))
 
     async def _key(self, name: str, claim: Claim, extra: str = "") -> Any:
         keys = [f"{self._prefix}:key:{claim.key}", f"{self._prefix}:ref:{claim.ref}"]

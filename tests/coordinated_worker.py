@@ -1,10 +1,13 @@
 """A process that shares an account with others: it says `ready`, begins at a word, and says `done`.
 
 `submit` puts in so many tasks at once; `endless` keeps so many waiting until it is killed; `await` submits so many one
-after the other and waits for their pictures; `receive` receives callbacks for the others.
+after the other and waits for their pictures; `receive` receives callbacks for the others; `stop` puts in so many at
+once, says `stops` when all of them may leave, and stops itself there.
 """
 
 import asyncio
+import os
+import signal
 import warnings
 from multiprocessing.connection import Connection
 from typing import Any
@@ -13,8 +16,9 @@ from aiohttp import web
 
 from flux2_async import Flux2Session, TextToImage
 from flux2_async.coordination import Coordination
-from flux2_async.models import Callbacks, Polling, RateLimit
+from flux2_async.models import Callbacks, Polling, RateLimit, Timeouts
 from flux2_async.receivers import aiohttp_routes
+from flux2_async.session import lifecycle
 
 REQUEST = TextToImage("a red kettle on a slate worktop")
 
@@ -29,6 +33,7 @@ def session_of(coordination: Coordination, options: dict[str, Any]) -> Flux2Sess
         polling=Polling(interval=1000.0),
         callbacks=callbacks,
         coordination=coordination,
+        timeouts=options.get("timeouts", Timeouts()),
     )
 
 
@@ -58,6 +63,27 @@ async def receive(flux: Flux2Session, port: int) -> None:
     await web.TCPSite(runner, "127.0.0.1", port).start()
 
 
+async def stop(flux: Flux2Session, options: dict[str, Any], line: Connection) -> None:
+    number, loop = options["number"], asyncio.get_running_loop()
+    waiting, all_here = 0, asyncio.Event()
+
+    async def on_send(_: str) -> None:
+        nonlocal waiting
+        waiting += 1
+        if waiting < number:
+            await all_here.wait()
+            return
+        all_here.set()
+        line.send("stops")
+        if options["inside"]:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            # Once this has returned, and before the request has left.
+            loop.call_soon(os.kill, os.getpid(), signal.SIGSTOP)
+
+    await asyncio.gather(*(flux.submit(REQUEST, on_send=on_send) for _ in range(number)))
+
+
 async def work(coordination: Coordination, options: dict[str, Any], line: Connection) -> None:
     async with session_of(coordination, options) as flux:
         line.send("ready")
@@ -69,6 +95,8 @@ async def work(coordination: Coordination, options: dict[str, Any], line: Connec
                 await endless(flux, options["number"])
             case "await":
                 await one_by_one(flux, options["number"])
+            case "stop":
+                await stop(flux, options, line)
             case "receive":
                 await receive(flux, options["port"])
         line.send("done")
@@ -78,4 +106,5 @@ async def work(coordination: Coordination, options: dict[str, Any], line: Connec
 def main(coordination: Coordination, options: dict[str, Any], line: Connection) -> None:
     """Run a worker, in a process of its own."""
     warnings.simplefilter("error")
+    lifecycle.LEASE_SLACK = options.get("slack", lifecycle.LEASE_SLACK)  # type: ignore[misc]  # a test cannot wait as long
     asyncio.run(work(coordination, options, line))

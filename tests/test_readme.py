@@ -54,7 +54,7 @@ def test_there_are_blocks() -> None:
 
 def test_recipes_are_run() -> None:
     """A block that is left out above because it is a recipe has a test of its own, and is short."""
-    tested = {name for path in TESTS.glob("test_*.py") for name in TESTED.findall(path.read_text())}
+    tested = {name for path in TESTS.rglob("test_*.py") for name in TESTED.findall(path.read_text())}
     named = [name_of(block) for block in blocks() if name_of(block) is not None]
 
     assert len(named) >= 5

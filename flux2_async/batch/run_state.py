@@ -8,7 +8,7 @@ from flux2_async.batch.outcomes import Download, State
 from flux2_async.batch.progress import Count, Progress
 from flux2_async.batch.spending import Spend
 from flux2_async.session.circuit_breaker import CircuitBreaker
-from flux2_async.tasks.outcome import Waiters
+from flux2_async.tasks.outcome import Signal
 
 __all__ = ["Books"]
 
@@ -44,7 +44,7 @@ class Books:
         self.breaker = CircuitBreaker(threshold=1, first_pause=FIRST_PAUSE)
         self.posting: set[Sent] = set()
         self.refusals = 0
-        self.news = Waiters()
+        self.news = Signal()
 
     def sending(self, hand: Sent) -> None:
         """A POST is about to leave."""

@@ -22,7 +22,7 @@ from flux2_async.models import Callbacks, TaskRecord, TaskState
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.outcome import Outcome, Waiters
+from flux2_async.tasks.outcome import Outcome, Signal
 from flux2_async.tasks.schedule import FixedInterval, Schedule
 from flux2_async.tasks.watcher import Watcher
 from flux2_async.webhooks import Callback, public_urls, signed_url
@@ -156,7 +156,7 @@ class CallbackDesk:
         # Tasks that a look found finished and whose callback may still come.
         self._awaited: dict[str, asyncio.TimerHandle] = {}
         self._warned = False
-        self._news = Waiters()
+        self._news = Signal()
         self._closed = False
         self.received = 0
 

@@ -6,7 +6,7 @@ import random
 from contextlib import suppress
 from typing import Final
 
-from flux2_async.tasks.outcome import Waiters
+from flux2_async.tasks.outcome import Signal
 
 __all__ = ["CLOCK_TICK", "CircuitBreaker", "CircuitOpen"]
 
@@ -38,7 +38,7 @@ class CircuitBreaker:
         self._threshold = threshold
         self._first_pause = first_pause
         self._loop = asyncio.get_running_loop()
-        self._news = Waiters()
+        self._news = Signal()
         self._waiting = 0
         self._failures = 0
         self._begun = math.inf

@@ -39,7 +39,7 @@ from flux2_async.session.remembered import Remembered
 from flux2_async.session.submission import OnSend, Record, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.outcome import Waiters
+from flux2_async.tasks.outcome import Signal
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
 
@@ -132,7 +132,7 @@ class Engine:
         self._counted = False
         self._keys = Keys()
         self._key_of: dict[Submission, str] = {}
-        self._quieter = Waiters()
+        self._quieter = Signal()
         # Another key may stand in the environment by now.
         if before is not None and before._account == self._account:  # noqa: SLF001  of the same kind
             self._take_over(before)

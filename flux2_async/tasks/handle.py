@@ -8,7 +8,7 @@ import attrs
 
 from flux2_async.errors import TaskTimeoutError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
-from flux2_async.tasks.outcome import Outcome, Waiters
+from flux2_async.tasks.outcome import Outcome, Signal
 
 __all__ = ["Completion", "ImageTask"]
 
@@ -32,7 +32,7 @@ class ImageTask:
     request: Request | None = None
     record: TaskRecord | None = None
     _outcome: Outcome[ImageResult] = attrs.field(init=False, factory=Outcome)
-    _changed: Waiters | None = attrs.field(init=False, default=None)
+    _changed: Signal | None = attrs.field(init=False, default=None)
     # Watches a task again that was given up; and whether somebody was told of that.
     _resume: "Callable[[ImageTask], None] | None" = attrs.field(init=False, default=None)
     _told: bool = attrs.field(init=False, default=False)
@@ -133,7 +133,7 @@ class ImageTask:
                 break
             else:
                 outcome.check_loop()
-                self._changed = self._changed or Waiters()
+                self._changed = self._changed or Signal()
                 await self._changed.wait()
         if (shown is None or not shown.state.final) and outcome.error is not None:
             self._told = self._told or outcome is self._outcome

@@ -9,13 +9,13 @@ from typing import Any, Generic, TypeVar, cast
 
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["Outcome", "Waiters"]
+__all__ = ["Outcome", "Signal"]
 
 T = TypeVar("T")
 
 
-class Waiters:
-    """Those who wait for the next `wake`; each may be cancelled without the others noticing."""
+class Signal:
+    """What many wait for, until the next `wake`; each may be cancelled without the others noticing."""
 
     __slots__ = ("_first", "_loop", "_others")
 
@@ -70,17 +70,17 @@ class Waiters:
 class Outcome(Generic[T]):
     """A value or an error, settled once."""
 
-    __slots__ = ("_error", "_value", "_waiters")
+    __slots__ = ("_error", "_settled", "_value")
 
     def __init__(self) -> None:
-        self._waiters: Waiters | None = Waiters()
+        self._settled: Signal | None = Signal()
         self._value: T | None = None
         self._error: Exception | None = None
 
     @property
     def done(self) -> bool:
         """Whether it is settled."""
-        return self._waiters is None
+        return self._settled is None
 
     @property
     def error(self) -> Exception | None:
@@ -89,11 +89,11 @@ class Outcome(Generic[T]):
 
     def settle(self, value: T | None = None, error: Exception | None = None) -> bool:
         """Write the outcome; give False, and change nothing, when there is one already."""
-        if self._waiters is None:
+        if self._settled is None:
             return False
-        waiters, self._waiters = self._waiters, None
+        settled, self._settled = self._settled, None
         self._value, self._error = value, error
-        waiters.wake()
+        settled.wake()
         return True
 
     def get(self) -> T:
@@ -110,13 +110,13 @@ class Outcome(Generic[T]):
         Raises:
             ConfigurationError: This is another one.
         """
-        if self._waiters is not None:
-            self._waiters.check_loop()
+        if self._settled is not None:
+            self._settled.check_loop()
 
     def wait(self) -> Coroutine[Any, Any, None]:
         """Wait until it is settled, without raising the error."""
         # Handed on instead of wrapped: of what waits there may be thousands.
-        return _nothing() if self._waiters is None else self._waiters.wait()
+        return _nothing() if self._settled is None else self._settled.wait()
 
 
 async def _nothing() -> None:

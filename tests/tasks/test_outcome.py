@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from flux2_async.errors import ConfigurationError
-from flux2_async.tasks.outcome import Outcome, Waiters
+from flux2_async.tasks.outcome import Outcome, Signal
 
 
 async def read(outcome: Outcome[int]) -> int:
@@ -80,13 +80,13 @@ async def test_errors_do_not_grow() -> None:
 
 async def test_waiters_wake_who_waits_now() -> None:
     """A wake reaches those who wait and is not remembered for those who come later."""
-    waiters = Waiters()
-    waiters.wake()
-    waiting = asyncio.create_task(waiters.wait())
+    signal = Signal()
+    signal.wake()
+    waiting = asyncio.create_task(signal.wait())
     await asyncio.sleep(0)
 
     assert not waiting.done()
-    waiters.wake()
+    signal.wake()
     await waiting
 
 
@@ -110,10 +110,10 @@ async def test_another_event_loop_is_refused() -> None:
 
 async def test_who_left_is_forgotten() -> None:
     """A wait that was cancelled leaves nothing in the cell, however long that stays open."""
-    waiters = Waiters()
+    signal = Signal()
     left = await asyncio.gather(
-        *(asyncio.wait_for(waiters.wait(), seconds) for seconds in (1, 2, 3)), return_exceptions=True
+        *(asyncio.wait_for(signal.wait(), seconds) for seconds in (1, 2, 3)), return_exceptions=True
     )
 
     assert [type(each) for each in left] == [TimeoutError] * 3
-    assert (waiters._first, waiters._others) == (None, {})
+    assert (signal._first, signal._others) == (None, {})

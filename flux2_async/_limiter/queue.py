@@ -60,7 +60,7 @@ class _Heap(Generic[T]):
             heapq.heapify(self._entries)
 
 
-class Waiters(Generic[T]):
+class WaitQueue(Generic[T]):
     """Who waits, in order: refused ones, then the impatient, then by priority, FIFO within each."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Turnstile(ABC, Generic[T]):
     """Lets waiting tasks through one by one, whenever `_ready_at` says so."""
 
     def __init__(self) -> None:
-        self._waiters = Waiters[T]()
+        self._waiters = WaitQueue[T]()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         # Kept here because the handles of uvloop do not always know it.

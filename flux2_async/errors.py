@@ -132,8 +132,8 @@ class TransportError(Flux2Error):
     """No complete answer came.
 
     Attributes:
-        never_sent: True when the request certainly did not leave (no connection was made), so that
-            sending it again cannot pay twice.
+        never_sent: True when a createTask certainly did not leave, because there was no connection or not one byte
+            was given to it, so that sending it again cannot pay twice. Calls that cost nothing do not say it.
     """
 
     transient = True
@@ -192,7 +192,7 @@ class ApiError(Flux2Error):
 
 
 class RequestRejectedError(ApiError):
-    """The service does not take this request as it is (400, 413, 422, and 500 on createTask)."""
+    """The service does not take this request as it is (400, 413, 422, and 500 on createTask for a bad parameter)."""
 
 
 class AuthenticationError(ApiError):

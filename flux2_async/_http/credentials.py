@@ -98,6 +98,8 @@ def _check_key(key: Secret) -> None:
         raise ConfigurationError(
             "api_key: it is in quotes, which are no part of it; take them away (docker --env-file, for one, keeps them)"
         )
+    if key.reveal().lower().startswith("bearer "):
+        raise ConfigurationError("api_key: give the key alone, without the word Bearer before it")
     if not re.fullmatch(r"[!-~]+", key.reveal()):
         raise ConfigurationError(
             "api_key: it holds a space, a line break or a character that no key has; copy it again, as one word"

@@ -46,8 +46,10 @@ def is_lasting(error: Exception, *, reached: bool) -> bool:
 # The first that fits counts, so subclasses stand before their bases.
 FAILURES: Final[Mapping[type[Exception], str]] = {
     aiohttp.ClientConnectorDNSError: "the host name could not be resolved; check the address and the network",
-    aiohttp.ClientConnectorCertificateError: "the server's certificate is not trusted",
-    aiohttp.ClientSSLError: "no TLS connection could be made",
+    aiohttp.ClientConnectorCertificateError: (
+        "the server's certificate is not trusted; check the address, the clock and the certificates of this machine"
+    ),
+    aiohttp.ClientSSLError: "no TLS connection could be made; check that the address is right to begin with https://",
     aiohttp.ClientProxyConnectionError: "the proxy could not be reached",
     aiohttp.ClientHttpProxyError: "the proxy refused the connection",
     aiohttp.ClientConnectorError: "no connection could be made; check the address and the network",

@@ -127,7 +127,7 @@ class Files:
             `bin` for a format that is not known here.
 
         Raises:
-            InvalidRequestError: The folder cannot be written; nothing was fetched.
+            InvalidRequestError: `result` is none, or the folder cannot be written; nothing was fetched.
             ApiError: A file's host refused, and the service gives no new address for it.
             TransportError: A download broke off in several tries.
             ConfigurationError: A public host leads into a private network, which this session does not allow.
@@ -135,6 +135,8 @@ class Files:
             TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.
         """
+        if not isinstance(result, ImageResult):
+            raise InvalidRequestError(f"result: {type(result).__name__} given, it must be what `await task` gave")
         if not isinstance(directory, str | os.PathLike):
             raise InvalidRequestError(f"directory: {type(directory).__name__} given, it must be the path of a folder")
         folder = Path(directory)

@@ -61,8 +61,8 @@ class Gate(Turnstile[Permit]):
             429,
             what,
             retry_after=ready_at - now if now < ready_at < math.inf else None,
-            advice=f"max_wait={waiter.max_wait:g} s is shorter than the wait for a permit, so nothing was sent; "
-            "try again after retry_after seconds, or allow a longer max_wait",
+            advice=f"max_wait={round(waiter.max_wait, 2):g} s is shorter than the wait for a permit, so nothing was "
+            "sent; try again after retry_after seconds, or allow a longer max_wait",
         )
 
 

@@ -66,6 +66,6 @@ class Slots(Turnstile[None]):
         return RateLimitedError(
             429,
             f"no slot became free: {self.borrowed} tasks are running and max_running is {self._max_running}",
-            advice=f"Nothing was sent within max_wait={waiter.max_wait:g} s; try again when tasks have finished, or "
-            "raise max_wait or max_running",
+            advice=f"Nothing was sent within max_wait={round(waiter.max_wait, 2):g} s; try again when tasks have "
+            "finished, or raise max_wait or max_running",
         )

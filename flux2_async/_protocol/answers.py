@@ -23,7 +23,10 @@ from flux2_async.models import Request
 
 __all__ = ["Accepted", "Answer", "NeverSent", "Obstacle", "Refused", "Unclear", "judge", "unclear"]
 
-UNCLEAR: Final = "the task may exist and cost money, so it was not sent again"
+UNCLEAR: Final = (
+    "the task may exist and cost money, so it was not sent again; look into the task log of your account before you "
+    "submit it anew"
+)
 
 _BLAMES_THE_SERVER: Final = re.compile(r"server exception|internal|try again", re.IGNORECASE)
 _REFUSING_REDIRECTS: Final = frozenset({300, 301, 307, 308})

@@ -268,7 +268,7 @@ def _accepted(reply: Reply, task_id: str | None = None, *, ends_task: bool = Fal
         return envelope
     code, message = envelope.code, envelope.message
     if code == SUCCESS and not answered:
-        code, message = reply.status, f"HTTP {reply.status} without a verdict of the API"
+        code, message = reply.status, f"HTTP {reply.status} without an answer of the API"
     wait = retry_after(reply.headers, body=reply.body)
     raise refusal(code, message, reply.status, retry_after=wait, task_id=task_id)
 

@@ -96,15 +96,15 @@ def task_error(record: TaskRecord) -> TaskError | None:
     if record.state is TaskState.SUCCESS:
         unread = unread_addresses(record)
         names = f"names {unread} addresses that cannot be read" if unread else "names no file"
-        text = f"Task {record.task_id} succeeded and {names}; see the record, and the account's log for the file"
+        text = f"task {record.task_id} succeeded and {names}; see the record, and the account's log for the file"
         return None if record.result_urls else EmptyResultError(text, record=record)
     if record.state is not TaskState.FAIL:
         return None
     words = (record.fail_message or "no reason given")[:MAX_SERVER_TEXT]
-    text = f"Task {record.task_id} failed: {record.fail_code or 'no code'}: {words.rstrip('.')}"
+    text = f"task {record.task_id} failed: {record.fail_code or 'no code'}: {words.rstrip('.')}"
     if _MODERATION.search(f"{record.fail_code} {record.fail_message}"[:MAX_SEARCHED]):
         return ContentModeratedError(f"{text}. Change the prompt or the pictures", record=record)
-    return TaskFailedError(f"{text}. Submitting it again is a new charge", record=record)
+    return TaskFailedError(f"{text}. It costs nothing; submit it again if you like", record=record)
 
 
 def unread_addresses(record: TaskRecord) -> int:

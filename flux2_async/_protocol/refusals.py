@@ -26,6 +26,7 @@ from flux2_async.errors import (
 _CHANGE_REQUEST: Final = "Nothing was created; change the request as the text says"
 _LATER: Final = "Try again later"
 _LOWER_RATE: Final = "Nothing was created; lower rate_limit if this comes often"
+_REDIRECT: Final = "Let base_url name the address to which this one redirects"
 
 
 class Proof(Enum):
@@ -69,12 +70,14 @@ _MEANINGS: Final[Mapping[int, Meaning]] = {
         Proof.REFUSED,
     ),
     402: Meaning(InsufficientCreditsError, "Top up the account, then try again", Proof.REFUSED),
-    404: Meaning(
-        NotFoundError, "Check the task id, and that base_url names the API this key belongs to", Proof.REFUSED
-    ),
+    403: Meaning(ApiError, "Check that base_url names the API; a firewall or proxy on the way may have refused it"),
+    404: Meaning(NotFoundError, "Check that base_url names the API", Proof.REFUSED),
     405: Meaning(ApiError, "Check that base_url and upload_url name the API", Proof.REFUSED),
     408: Meaning(
-        ApiError, "The model gave no result in time; a new task is a new charge", transient=True, ends_task=True
+        ApiError,
+        "The model gave no result in time; that costs nothing, submit it again",
+        transient=True,
+        ends_task=True,
     ),
     413: Meaning(RequestRejectedError, "Send a smaller file, at most 10 MB", Proof.REFUSED),
     422: Meaning(RequestRejectedError, _CHANGE_REQUEST, Proof.REFUSED),
@@ -93,7 +96,10 @@ _MEANINGS: Final[Mapping[int, Meaning]] = {
     499: Meaning(ApiError, transient=True),
     500: Meaning(ServerError, _LATER, Proof.PARAMETER_OR_FAULT),
     501: Meaning(
-        ServerError, "The generation failed; a new task is a new charge", Proof.PARAMETER_OR_FAULT, ends_task=True
+        ServerError,
+        "The generation failed; that costs nothing, submit it again",
+        Proof.PARAMETER_OR_FAULT,
+        ends_task=True,
     ),
     505: Meaning(
         FeatureDisabledError, "Use another model, or ask the service when it comes back", Proof.REFUSED_IN_ANY_STATE
@@ -101,7 +107,8 @@ _MEANINGS: Final[Mapping[int, Meaning]] = {
 }
 ENDS_TASK: Final = frozenset(code for code, meaning in _MEANINGS.items() if meaning.ends_task)
 _ANY: Final = Meaning(ApiError)
-_ANY_FAULT: Final = Meaning(ServerError, _LATER)
+_BY_CLASS: Final[Mapping[int, Meaning]] = {3: Meaning(ApiError, _REDIRECT), 5: Meaning(ServerError, _LATER)}
+"""By the class of HTTP."""
 
 _SIGNATURE: Final = re.compile(r"(?<=[?&]sig=)[^&\s\"'<>]+")
 # Characters; what is shorter is no secret.
@@ -135,9 +142,14 @@ def refusal(
     """
     # The one code that means something else on createTask.
     meaning = _MEANINGS[400] if creating and code == 500 else meaning_of(code)  # noqa: PLR2004  as the table spells it
+    advice = meaning.advice
+    if meaning.kind is NotFoundError and task_id is not None:
+        advice = f"Check the task id and the account. {advice}"
+    elif meaning.kind is RateLimitedError and not creating:
+        advice = _LATER
     text = without_signature(message) or "no reason given"
     more = {"retry_after": retry_after} if issubclass(meaning.kind, RateLimitedError) else {}
-    error = meaning.kind(code, text, http_status, task_id=task_id, advice=meaning.advice, **more)
+    error = meaning.kind(code, text, http_status, task_id=task_id, advice=advice, **more)
     if meaning.transient:
         error.transient = True
     return error
@@ -145,7 +157,7 @@ def refusal(
 
 def meaning_of(code: int) -> Meaning:
     """The row of a code; of one that stands in none, all that its class of HTTP says."""
-    return _MEANINGS.get(code) or (_ANY_FAULT if 500 <= code < 600 else _ANY)  # noqa: PLR2004  5xx as everybody reads it
+    return _MEANINGS.get(code) or _BY_CLASS.get(code // 100, _ANY)
 
 
 @attrs.frozen

@@ -153,7 +153,7 @@ def _json_rows(file: TextIO) -> Iterator[tuple[int, object]]:
     for number, line in _lines(file):
         if isinstance(line, InvalidRequestError):
             yield number, line
-        elif number == 1 and line.strip() == "[":
+        elif number == 1 and re.fullmatch(r"\s*\[\s*(\{.*)?", line, re.DOTALL):
             raise InvalidRequestError("a JSON array begins here, not a JSON object a line; name the file .json")
         elif line.strip():
             yield number, _json(line)

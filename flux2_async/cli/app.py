@@ -91,6 +91,8 @@ def edit(
     """
 
     def request() -> ImageToImage:
+        if not images:
+            raise UsageError("edit: no picture given; name one behind the prompt, or use flux2 generate")
         ratio = "auto" if shape.aspect_ratio is None else shape.aspect_ratio
         return ImageToImage(prompt, images=images, aspect_ratio=ratio, resolution=shape.resolution, tier=shape.tier)
 

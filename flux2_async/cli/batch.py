@@ -16,6 +16,7 @@ from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service
 from flux2_async.cli.run import INTERRUPTED, CommandError
 from flux2_async.cli.screen import Screen, UsageError, counted
+from flux2_async.cli.serve import listening_failure
 from flux2_async.cli.service import opened
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
 from flux2_async.models import Polling
@@ -58,7 +59,10 @@ async def batch(
     async with AsyncExitStack() as stack:
         flux = await stack.enter_async_context(opened(service, limit, callbacks and callbacks[0], Polling()))
         if callbacks:
-            await stack.enter_async_context(serve(flux, *callbacks[1:]))
+            try:
+                await stack.enter_async_context(serve(flux, *callbacks[1:]))
+            except OSError as error:
+                raise UsageError(f"--callback-listen: {listening_failure(error)}; give another HOST:PORT") from None
         journal = await stack.enter_async_context(_journal(options, emulated=service.emulate))
         end = await _run(screen, flux, journal, wanted, options)
         end.again = again

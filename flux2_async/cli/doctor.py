@@ -14,7 +14,7 @@ from flux2_async._http.credentials import Secret, make_credentials
 from flux2_async._http.failures import FAILURES
 from flux2_async._protocol.refusals import http_date
 from flux2_async.cli.doctor_callback import Check, callback_checks
-from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error
+from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error, NotFoundError, ProtocolError
 from flux2_async.models import Timeouts
 from flux2_async.session.session import Flux2Session
 
@@ -117,6 +117,9 @@ async def _account(http: aiohttp.ClientSession) -> AsyncIterator[Check]:
         except AuthenticationError as error:
             advice = "copy the key again from https://app.apikley.ru/keys, and look at its list of allowed addresses"
             yield Check("account", f"the key is not accepted ({error.code}: {error.message})", advice)
+            return
+        except (NotFoundError, ProtocolError) as error:
+            yield Check("account", f"no answer of the API ({error})", "correct APIKLEY_BASE_URL")
             return
         except Flux2Error as error:
             yield Check("account", f"the balance cannot be read: {error}", "try again later")

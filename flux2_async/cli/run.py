@@ -30,6 +30,7 @@ from flux2_async.tasks.handle import ImageTask
 __all__ = ["INTERRUPTED", "CommandError", "followed", "look", "make", "resume"]
 
 INTERRUPTED: Final = 130
+SLOW: Final = 3.0
 ENDED: Final = "the emulated service ended with this command"
 LOOK_FIRST: Final = "look into the task log of your account before you run this again, or you may pay twice"
 
@@ -82,15 +83,22 @@ class Job:
 
         async def on_send(_: str) -> None:
             nonlocal refused
+            slow.cancel()
             before, refused = refused, self.flux.statistics().refused
             again = "sent again after a 429" if refused != before else "sent again, no connection was made"
             self.board.change(self.row, "sending" if before is None else again)
 
         self.board.change(self.row, "preparing")
+        # Nothing tells that the service cannot be reached before the library stops to try, after a minute.
+        slow = asyncio.get_running_loop().call_later(
+            SLOW, self.board.change, self.row, "waiting for upload, connection or limit"
+        )
         try:
             task = await self.flux.submit(request, max_wait=self.timeout, on_send=on_send)
         except RateLimitedError as error:
             raise self._too_late(error) if error.http_status is None else error from None
+        finally:
+            slow.cancel()
         self.task_id = task.id
         self.row.title = f"task {task.id}"
         self.board.change(self.row, "accepted")
@@ -132,7 +140,7 @@ class Job:
             words = await self._interrupted()
             raise CommandError(words, code=INTERRUPTED, task_id=self.task_id) from None
         except AmbiguousSubmitError as error:
-            raise CommandError(error, f"submission {error.ref}: {LOOK_FIRST}") from None
+            raise CommandError(error, f"submission {error.ref}") from None
         except (TaskFailedError, EmptyResultError, TaskNotFoundError) as error:
             raise CommandError(error) from None
         except (Flux2Error, OSError) as error:

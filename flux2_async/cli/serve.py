@@ -10,7 +10,7 @@ from flux2_async.cli.screen import Screen, UsageError
 from flux2_async.cli.service import CREDITS, LIMIT
 from flux2_async.emulator import Emulator, Plan, Script
 
-__all__ = ["serve"]
+__all__ = ["listening_failure", "serve"]
 
 MAX_PORT = 65535
 
@@ -40,8 +40,7 @@ async def serve(screen: Screen, host: str, port: int, duration: float) -> int:
         try:
             emulator = await stack.enter_async_context(Emulator(script, host=host, port=port))
         except OSError as error:
-            # What asyncio says has the address twice; the number of a name that is unknown is not one of these.
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror).split(" (")[0]
+            reason = listening_failure(error)
             raise OSError(f"{host}:{port}: {reason}; give another --host or --port, where 0 takes a free one") from None
         _tell(screen, emulator)
         try:
@@ -50,6 +49,12 @@ async def serve(screen: Screen, host: str, port: int, duration: float) -> int:
             accepted = len(emulator.ledger.accepted)
             screen.note(f"stopped; {accepted} {'task was' if accepted == 1 else 'tasks were'} accepted")
     return 0
+
+
+def listening_failure(error: OSError) -> str:
+    """Say why an address cannot be listened on, without the address, which asyncio adds in its own way."""
+    # The number of a name that is unknown is not one of these.
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror).split(" (")[0]
 
 
 def _tell(screen: Screen, emulator: Emulator) -> None:

@@ -27,7 +27,10 @@ def _way_out(error: CycloptsError, arguments: Sequence[str], command: str) -> st
         if word in arguments[ends:]:
             return "behind -- there are no options, so put them before it"
         if prompting and not OPTION.fullmatch(word):
-            return f"a prompt that begins with - goes last, behind --: {command} ... -- {quote(word)}"
+            images = " PICTURE" * (command == "flux2 edit")
+            return (
+                f"a prompt that begins with - goes behind --, and options before it: {command} -- {quote(word)}{images}"
+            )
     if isinstance(error, UnusedCliTokensError) and prompting:
         return "a prompt of several words goes in quotes"
     option = error.keyword if isinstance(error, MissingArgumentError) else None

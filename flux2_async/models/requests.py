@@ -90,7 +90,8 @@ def _check_prompt(_: object, __: "attrs.Attribute[str]", value: object) -> None:
     # Blanks at the ends are sent as they are, but do not make a prompt.
     if len(value.strip()) < low or len(value) > high:
         blank = low <= len(value) <= high
-        given = f"{len(value.strip())} characters besides blanks" if blank else f"{len(value)} characters"
+        count = len(value.strip()) if blank else len(value)
+        given = f"{count} character{'s' * (count != 1)}{' besides blanks' * blank}"
         raise InvalidRequestError(f"prompt: {given} given, allowed are {low} to {high}")
     check_text("prompt", value)
 

@@ -67,8 +67,8 @@ class Flux2Session:
             own; a 429 still pauses every submission.
         max_running: Tasks that may be unfinished at once (upstream: "typically 100+"). None: no bound.
         polling: When to look whether a task is finished.
-        callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; polls then become rare.
-            None: polling alone.
+        callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; once one has come,
+            polls become rare, until one does not come. None: polling alone.
         coordination: How all processes of the account share its limit, its pauses, the keys of `submit` and the
             callbacks, see `flux2_async.coordination`. None: this process is the only one.
         http: The caller's own aiohttp session, used for all calls but createTask and never closed. createTask goes over
@@ -166,7 +166,7 @@ class Flux2Session:
         if self._closing is not None and not self._closing.done():
             raise SessionClosedError("the session is being closed; wait for `aclose` before it is opened again")
         if self._opening is not None and self._closing is None:
-            raise SessionClosedError("the session is open already; close it first, or make a second one")
+            raise SessionClosedError("the session is open already; use it as it is")
         engine = Engine(
             make_credentials(*self._given),
             rate_limit=self._rate_limit,
@@ -411,7 +411,7 @@ class Flux2Session:
             The files, in the order of `result.urls`.
 
         Raises:
-            InvalidRequestError: The folder cannot be written; nothing was fetched.
+            InvalidRequestError: `result` is none, or the folder cannot be written; nothing was fetched.
             ApiError: The address is gone and the service gives no new one.
             TransportError: The download broke off in several tries.
             ConfigurationError: A public host leads into a private network, see `private_downloads`.

@@ -323,7 +323,7 @@ class Submitter:
         there = self._breaker.reason is None
         self._breaker.failed(submission, error, free=free)
         if there and self._breaker.reason is not None:
-            logger.warning("createTask gets no answers; one at a time is risked until one does")
+            logger.warning("createTask gets no answers; one at a time is tried until one is answered")
 
     async def _pause(self, submission: Submission, error: Flux2Error) -> None:
         """Wait before another try; while the service is away the breaker says how long."""

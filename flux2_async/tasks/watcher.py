@@ -415,8 +415,8 @@ class Watcher:
     def _give_up(self, watched: Watched) -> None:
         task = watched.task
         error = TaskTimeoutError(
-            f"task {task.id} is not finished after {watched.looked - watched.since:.0f} s (give_up_after); it goes on "
-            "at the service, await it again or attach it to go on watching",
+            f"task {task.id} is not finished after {watched.looked - watched.since:.3g} s, so the session looks no "
+            "more (give_up_after); it goes on at the service: await it again, or attach it",
             task=task,
             given_up=True,
         )

@@ -22,6 +22,7 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import ImageSource, UploadedFile
+from flux2_async.tasks.handle import ImageTask
 
 
 @pytest.fixture
@@ -287,6 +288,12 @@ async def test_a_folder_that_cannot_be_written_costs_no_download(files: Files, t
             await files.download(result_of(host.url), tmp_path / "file" / "below")
 
     assert host.seen == []
+
+
+async def test_a_task_is_no_result(files: Files, tmp_path: Path) -> None:
+    """Who passes the handle instead of what it gives is told to await it."""
+    with pytest.raises(InvalidRequestError, match=r"result: ImageTask given, it must be what `await task` gave"):
+        await files.download(ImageTask("t1"), tmp_path)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def test_a_cancelled_download_leaves_nothing(files: Files, tmp_path: Path) -> None:

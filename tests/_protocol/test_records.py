@@ -250,8 +250,8 @@ def test_what_a_failure_says() -> None:
     error = task_error(fail(500, "x" * 9000))
     assert isinstance(error, TaskFailedError)
     assert (error.task_id, error.fail_code, error.fail_message) == ("t-1", "500", "x" * 500)
-    assert str(error) == f"Task t-1 failed: 500: {'x' * 500}. Submitting it again is a new charge"
-    assert str(task_error(fail(None, None))).startswith("Task t-1 failed: no code: no reason given.")
+    assert str(error) == f"task t-1 failed: 500: {'x' * 500}. It costs nothing; submit it again if you like"
+    assert str(task_error(fail(None, None))).startswith("task t-1 failed: no code: no reason given.")
 
 
 def test_only_a_final_record_without_a_picture_is_an_error() -> None:

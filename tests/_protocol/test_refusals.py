@@ -64,8 +64,16 @@ def test_refusals_say_what_to_do() -> None:
         "401: no reason given. Check the key (APIKLEY_API_KEY) and its list of allowed addresses at "
         "https://app.apikley.ru/keys"
     )
-    for code in CODES.keys() & set(range(400, 600)) - {418}:
+    for code in CODES.keys() & set(range(300, 600)) - {418}:
         assert len(str(refusal(code, "m", 200))) > len(f"{code}: m. ")
+
+
+def test_advice_fits_the_call() -> None:
+    """Only who named a task is to check its id, and only createTask is bound by `rate_limit`."""
+    assert "task id" not in str(refusal(404, "m", 404))
+    assert "Check the task id" in str(refusal(404, "m", 404, task_id="t-1"))
+    assert "rate_limit" not in str(refusal(429, "m", 429))
+    assert "lower rate_limit" in str(refusal(429, "m", 429, creating=True))
 
 
 def test_the_wait_is_kept_by_rate_refusals_only() -> None:

@@ -239,6 +239,11 @@ def test_a_json_array(tmp_path: Path) -> None:
             '[\n{"prompt": "a lake"}\n]',
             "a JSON array begins here, not a JSON object a line; name the file .json",
         ),
+        (
+            "a.jsonl",
+            '[{"prompt": "a lake"}]',
+            "a JSON array begins here, not a JSON object a line; name the file .json",
+        ),
         ("a.json", '{"prompt": "a lake"}\n{"prompt": "a hill"}', "with a JSON object a line, name the file .jsonl"),
         ("a.json", '{"prompt": "a lake"}', "a JSON array of requests must stand here, not an object"),
         ("a.json", "[" * 100_000, "no JSON"),

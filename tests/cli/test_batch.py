@@ -199,6 +199,18 @@ def test_callbacks(account: RunningEmulator, here: Path, monkeypatch: pytest.Mon
     assert len(account.ledger.accepted) == 2
 
 
+def test_a_port_that_is_taken(
+    account: RunningEmulator, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where callbacks cannot be listened for, the option is named, and nothing is sent."""
+    monkeypatch.setenv("APIKLEY_CALLBACK_SECRET", "a secret of all runs")
+    write(here, 2)
+    taken = account.base_url.removeprefix("http://")
+    assert flux2("--callback-url", "https://a.example/", "--callback-listen", taken) == 2
+    assert "--callback-listen: Address already in use; give another HOST:PORT" in capsys.readouterr().err
+    assert not account.ledger.requests
+
+
 @contextmanager
 def socket_port() -> Iterator[int]:
     with socket.socket() as probe:

@@ -174,9 +174,12 @@ def test_account_commands_without_key_name_the_emulator(capsys: pytest.CaptureFi
 
 
 BAD = {
-    "short prompt": (["generate", "A"], "prompt: 1 characters given, allowed are 3 to 5000"),
+    "short prompt": (["generate", "A"], "prompt: 1 character given, allowed are 3 to 5000"),
     "long prompt": (["generate", "x" * 5001], "prompt: 5001 characters given, allowed are 3 to 5000"),
-    "no images": (["edit", "Make it blue"], "images: 0 given, allowed are 1 to 8"),
+    "no images": (
+        ["edit", "Make it blue"],
+        "edit: no picture given; name one behind the prompt, or use flux2 generate",
+    ),
     "nine images": (["edit", "Make it blue", *[PHOTO] * 9], "images: 9 given, allowed are 1 to 8"),
     "missing file": (
         ["edit", "Make it blue", "missing.jpg"],
@@ -279,9 +282,9 @@ def test_bad_input_is_one_line_and_sends_nothing(
         (["generate", "A lighthouse", "-o"], "requires an argument; see", "flux2 generate"),
         (["generate", "A lighthouse", "-o", "-a.png"], "joined to its option: -oVALUE", "flux2 generate"),
         (["batch", "a.png", "--prompt", "- 5"], "joined to its option: --prompt=VALUE", "flux2 batch"),
-        (["generate", "- snow"], "goes last, behind --: flux2 generate ... -- '- snow'", "flux2 generate"),
-        (["generate", "-snow"], "goes last, behind --: flux2 generate ... -- -snow", "flux2 generate"),
-        (["edit", "--no snow", "a.png"], "behind --: flux2 edit ... -- '--no snow'", "flux2 edit"),
+        (["generate", "- snow"], "options before it: flux2 generate -- '- snow'", "flux2 generate"),
+        (["generate", "-snow"], "options before it: flux2 generate -- -snow", "flux2 generate"),
+        (["edit", "--no snow", "a.png"], "options before it: flux2 edit -- '--no snow' PICTURE", "flux2 edit"),
         (["generate", "--", "- snow", "-o"], "ehind -- there are no options, so put them before it", "flux2 generate"),
         (["generate", "a", "red", "kettle"], "a prompt of several words goes in quotes", "flux2 generate"),
     ],
@@ -381,10 +384,22 @@ def test_an_ambiguous_submission_says_what_to_do(serve: Serve, capsys: pytest.Ca
     error = json.loads(out)["error"]
     assert error["type"] == "AmbiguousSubmitError"
     assert err.splitlines()[-1].endswith(
-        f"submission {error['ref']}: look into the task log of your account before you run this again, "
-        "or you may pay twice"
+        f"look into the task log of your account before you submit it anew; submission {error['ref']}"
     )
     assert len(emulator.ledger.requests) == 1
+
+
+def test_a_service_that_cannot_be_reached_is_no_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While it is tried again, the progress says what is waited for."""
+    monkeypatch.setattr("flux2_async.cli.run.SLOW", 0.1)
+    monkeypatch.setenv("APIKLEY_API_KEY", "key")
+    monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:1")
+    assert run(["generate", "A lighthouse", "--timeout", "0.5"]) == 1
+    err = capsys.readouterr().err
+    assert "waiting for upload, connection or limit" in err
+    assert "no connection could be made" in err
 
 
 def test_a_moderated_task_fails_with_the_services_words(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
@@ -576,6 +591,9 @@ def test_doctor_sees_an_empty_account_a_broken_service_and_a_wrong_clock(
     serve(Fault("credit", "refuse", code=455, after=1))
     assert run(["doctor"]) == 1
     assert "failed account  the balance cannot be read: 455: " in capsys.readouterr().out
+    serve(Fault("credit", "refuse", code=404, after=1))
+    assert run(["doctor"]) == 1
+    assert capsys.readouterr().out.endswith("Check that base_url names the API); correct APIKLEY_BASE_URL\n")
     serve(Fault("credit", "html", times=None))
     assert run(["doctor"]) == 1
     assert re.search(r"failed API +\S+ answers HTTP 502; ", capsys.readouterr().out)

@@ -49,7 +49,7 @@ def deep() -> dict[str, Any]:
     ("fields", "text"),
     [
         ({"prompt": "ab"}, "prompt: 2 characters given, allowed are 3 to 5000"),
-        ({"prompt": "   a   "}, "prompt: 1 characters besides blanks given, allowed are 3 to 5000"),
+        ({"prompt": "   a   "}, "prompt: 1 character besides blanks given, allowed are 3 to 5000"),
         ({"prompt": "x" * 5001}, "prompt: 5001 characters given, allowed are 3 to 5000"),
         ({"prompt": None}, "prompt: NoneType given, it must be text of 3 to 5000 characters"),
         (

@@ -166,7 +166,7 @@ async def test_answers_that_stay_lost(caplog: pytest.LogCaptureFixture) -> None:
         sent or (isinstance(each, TransportError) and each.never_sent)
         for each, sent in zip(outcomes, sent, strict=True)
     )
-    assert caplog.text.count("one at a time is risked") == 1
+    assert caplog.text.count("one at a time is tried") == 1
 
 
 async def test_a_refusal_is_an_answer() -> None:

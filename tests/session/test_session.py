@@ -546,6 +546,7 @@ async def test_harmless_headers_of_a_borrowed_session() -> None:
         ({"api_key": "'quoted'"}, "api_key: it is in quotes"),
         ({"api_key": "\u201cquoted\u201d"}, "api_key: it is in quotes"),
         ({"api_key": '"'}, "api_key: it is in quotes"),
+        ({"api_key": "Bearer abc"}, "without the word Bearer"),
         ({"api_key": b"key"}, "APIKLEY_API_KEY"),
         ({"base_url": "api.apikley.ru"}, "https://api.apikley.ru"),
         ({"base_url": "ftp://api.apikley.ru"}, "base_url"),

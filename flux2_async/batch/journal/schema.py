@@ -75,7 +75,7 @@ def connect(path: Path) -> sqlite3.Connection:
         The connection, which only one thread at a time may use; closing it unlocks the file.
 
     Raises:
-        JournalError: It is another process's, no journal, torn, of a newer version, or cannot be opened.
+        JournalError: It is another process's, no journal, damaged, of a newer version, or cannot be opened.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def _explained(error: sqlite3.Error, path: Path) -> JournalError:
 def _torn(path: Path, finding: str) -> JournalError:
     found = " ".join(finding.split())
     return JournalError(
-        f"journal: {str(path)!r} is torn ({found}); restore a copy of it, or give another name to begin anew, which "
+        f"journal: {str(path)!r} is damaged ({found}); restore a copy of it, or give another name to begin anew, which "
         "pays again for what this one has paid"
     )
 

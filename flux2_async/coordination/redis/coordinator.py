@@ -93,7 +93,8 @@ class RedisCoordination(Coordination):
     every session that had asked before. Where none had, one step lets at most one further limit through, once.
 
     Raises:
-        ConfigurationError: An argument cannot be used.
+        ConfigurationError: An argument cannot be used. `Flux2Session.open` raises it where the server can never serve:
+            a cluster, a replica, a certificate that is not trusted, a missing right.
     """
 
     def __init__(

@@ -4,7 +4,8 @@ Claim: n permits, each taken before a send and back one period P after the respo
 that allows n per P. Proof: let s <= a <= r be the send, count-on-server and response instants. Of any n + 1 accepted
 requests two, i before j, used the same permit, so a_j >= s_j >= r_i + P >= a_i + P: no half-open interval of length P
 holds n + 1 counts, whatever the delays. A fixed window is such an interval; a token bucket of n does not run dry
-either. Only the clocks' rates must agree (`HAIR`). A request given up may be counted later: its permit is held 2 P.
+either. Only the clocks' rates must agree (`CLOCK_MARGIN`). A request given up may be counted later: its permit is held
+2 P.
 
 When a 429 comes nevertheless (a lower limit, strangers on the key, a server that refuses legal bursts), what the
 server took of ours in the last period is certain, what lies above is not, and asking costs a refusal and a pause:
@@ -30,7 +31,7 @@ import attrs
 
 from flux2_async.models import RateLimit
 
-HAIR: Final = 1.001
+CLOCK_MARGIN: Final = 1.001
 # Jitter would meet a server that takes exactly one per period / limit.
 PACE: Final = 1.1
 PATIENCE: Final = 10
@@ -221,7 +222,7 @@ class Window:
 
     def answered(self, ticket: Ticket, now: float) -> None:
         self._collect(now)
-        heapq.heappush(self._returns, (now + self._rate.period * HAIR, True))
+        heapq.heappush(self._returns, (now + self._rate.period * CLOCK_MARGIN, True))
         if ticket.sent_at <= self._news_at:
             if self._news:
                 self._news.accepted += 1
@@ -230,7 +231,7 @@ class Window:
             self._ask(now)
 
     def ambiguous(self, now: float) -> None:
-        heapq.heappush(self._returns, (now + 2 * self._rate.period * HAIR, False))
+        heapq.heappush(self._returns, (now + 2 * self._rate.period * CLOCK_MARGIN, False))
 
     def abandon(self, now: float) -> None:
         """Take all that are out for ambiguous: nobody is left who would say what became of them."""

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import attrs
 
-from flux2_async._limiter.window import HAIR, PAUSE_WITHOUT_LIMIT, Fate, News, Ticket, Window
+from flux2_async._limiter.window import CLOCK_MARGIN, PAUSE_WITHOUT_LIMIT, Fate, News, Ticket, Window
 from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
 
@@ -154,7 +154,7 @@ class Book:
         self._terms = terms
         if alone >= self.period:
             # The others send by themselves as well, now or in a moment, and have not declared it yet.
-            self._pause(now + self.period * HAIR, now)
+            self._pause(now + self.period * CLOCK_MARGIN, now)
         if replaces:
             self._rename(replaces, peer, keeps)
         self._peers[peer] = now + seen_for
@@ -258,13 +258,13 @@ class Book:
         if self._window and lease:
             self._window.answered(_ticket(lease), at)
         elif self._window:
-            self._window.hold(at + self.period * HAIR)
+            self._window.hold(at + self.period * CLOCK_MARGIN)
 
     def _ambiguous(self, lease: _Lease | None, at: float) -> None:
         if self._window and lease:
             self._window.ambiguous(at)
         elif self._window:
-            self._window.hold(at + 2 * self.period * HAIR)
+            self._window.hold(at + 2 * self.period * CLOCK_MARGIN)
 
     def _pause(self, until: float, now: float) -> float:
         if until <= self._until:
@@ -288,10 +288,10 @@ class Book:
     def _compare(self, known: Known, now: float) -> None:
         if known.epoch not in ("", self.epoch):
             # All leases of the other state were lent before this one began, and what was given up may arrive late.
-            self._pause(self._born + 2 * self.period * HAIR, now)
+            self._pause(self._born + 2 * self.period * CLOCK_MARGIN, now)
         elif known.epoch and known.number > self.number:
             self.number = known.number
-            self._pause(now + 2 * self.period * HAIR, now)
+            self._pause(now + 2 * self.period * CLOCK_MARGIN, now)
 
     def _change(self, rate: RateLimit | None) -> None:
         if rate and self._window:
@@ -349,7 +349,7 @@ class Book:
         ahead = max(self._queue.index(place), kept)
         ready_at = self._window.ready_at(now, ahead) if self._window else now
         # What is in flight is back in a period at the earliest.
-        turn = max(min(ready_at, now + self.period * HAIR), now + self.period / ASKS_PER_PERIOD, self._until)
+        turn = max(min(ready_at, now + self.period * CLOCK_MARGIN), now + self.period / ASKS_PER_PERIOD, self._until)
         place.turn = turn
         # Others may not come for what is kept for them.
         place.due = min(turn, now + self._grace) if kept else turn

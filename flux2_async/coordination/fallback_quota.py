@@ -5,7 +5,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async._limiter.window import HAIR, Fate, Ticket, Window
+from flux2_async._limiter.window import CLOCK_MARGIN, Fate, Ticket, Window
 from flux2_async.models import RateLimit
 
 __all__ = ["Share", "share_of"]
@@ -42,7 +42,7 @@ class Share:
         self._numbers = itertools.count(1)
         self._taken: dict[int, _Taken] = {}
         for _ in range(rate.limit if rate else 0):
-            self.hold(now + 2 * self._period * HAIR)
+            self.hold(now + 2 * self._period * CLOCK_MARGIN)
 
     def ready_at(self, now: float) -> float:
         """See `Window.ready_at`."""
@@ -72,7 +72,7 @@ class Share:
         if fate in (Fate.NEVER_SENT, Fate.REFUSED):
             del self._taken[number]
         else:
-            taken.back_at = now + (1 if fate is Fate.ANSWERED else 2) * self._period * HAIR
+            taken.back_at = now + (1 if fate is Fate.ANSWERED else 2) * self._period * CLOCK_MARGIN
 
     def hold(self, until: float) -> None:
         """Count a permit that was taken elsewhere."""
@@ -81,7 +81,7 @@ class Share:
 
     def held(self, now: float) -> dict[int, float]:
         """Give, by number, the seconds until what was taken comes back; what is under way may take two periods."""
-        unknown = now + 2 * self._period * HAIR
+        unknown = now + 2 * self._period * CLOCK_MARGIN
         back = {number: taken.back_at or unknown for number, taken in self._taken.items()}
         for number in [number for number, at in back.items() if at <= now]:
             del self._taken[number], back[number]

@@ -22,7 +22,7 @@ import attrs
 
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.window import HAIR, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
+from flux2_async._limiter.window import CLOCK_MARGIN, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
 from flux2_async.coordination.contract import Answer, Coordinator, Message, Settlement, Terms
 from flux2_async.coordination.fallback_quota import Share, share_of
 from flux2_async.coordination.membership import Membership, finish
@@ -278,7 +278,7 @@ class SharedLimiter(Gate):
             return
         if self._share is not None:
             # What came back was sent before the share began.
-            self._share.hold(self._home.time() + self._pause * HAIR)
+            self._share.hold(self._home.time() + self._pause * CLOCK_MARGIN)
         self._report(lease, fate, pause_after(self._terms.rate, retry_after) if fate is Fate.REFUSED else 0.0)
 
     def _settle_own(self, share: Share, number: int, fate: Fate, retry_after: float | None) -> None:
@@ -342,7 +342,7 @@ class SharedLimiter(Gate):
             # Taken while the answer was on its way.
             for number, seconds in share.held(now).items():
                 if number not in self._declared:
-                    taken_at = now + seconds - 2 * self._pause * HAIR
+                    taken_at = now + seconds - 2 * self._pause * CLOCK_MARGIN
                     self._news.append(_News(f"away:{number}", Fate.AMBIGUOUS, taken_at, 0.0))
         self._queued, self._ask_at = False, -math.inf
         self._has_news.set()

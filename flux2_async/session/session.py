@@ -13,7 +13,7 @@ import anyio
 
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
-from flux2_async._limiter.window import HAIR
+from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async._protocol.codec import decode_credits
 from flux2_async._shown import made_without_frames, showable
 from flux2_async.coordination.contract import Coordination
@@ -493,7 +493,7 @@ class Flux2Session:
     def _hold(self, periods: float, since: float) -> None:
         """Send nothing until so many periods of the limit have passed, `since` seconds of which are over."""
         if self._rate_limit is not None:
-            left = periods * self._rate_limit.period * HAIR - since
+            left = periods * self._rate_limit.period * CLOCK_MARGIN - since
             self._open_engine().limiter.pause(left)
 
     async def _open(self, engine: Engine) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_servers import SlidingLog
 
-from flux2_async._limiter.window import HAIR, Fate
+from flux2_async._limiter.window import CLOCK_MARGIN, Fate
 from flux2_async.coordination.account_state import Book, Known
 from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
@@ -168,7 +168,7 @@ def test_each_gets_the_same_of_one_burst() -> None:
     for lease in take(shared, "a", 20, 0.0):
         shared.settle(answered(lease), 0.1)
     waits = {peer: ask(shared, peer, 50, 0.2).wait for peer in "bcda"}
-    back = 0.1 + PERIOD * HAIR
+    back = 0.1 + PERIOD * CLOCK_MARGIN
 
     assert all(0.2 + wait >= back for wait in waits.values())
     assert {peer: len(take(shared, peer, 50, back + 0.02)) for peer in "bcda"} == {"b": 5, "c": 5, "d": 5, "a": 5}
@@ -234,7 +234,7 @@ def test_owner_that_died_costs_one_lease() -> None:
     """A lease that nobody settles comes back two periods after it ended, and not before."""
     shared = book(limit=1, lease=30.0)
     take(shared, "d", 1, 0.0)
-    back = 30.0 + 2 * PERIOD * HAIR
+    back = 30.0 + 2 * PERIOD * CLOCK_MARGIN
 
     assert take(shared, "b", 1, 30.0) == ()
     assert take(shared, "b", 1, back - 0.01) == ()
@@ -248,7 +248,7 @@ def test_settling_counts_from_the_answer() -> None:
     shared.settle(Settlement(lease, Fate.ANSWERED, 6.0), 7.0)
 
     assert take(shared, "a", 1, 11.0) == ()
-    assert len(take(shared, "a", 1, 1.0 + PERIOD * HAIR)) == 1
+    assert len(take(shared, "a", 1, 1.0 + PERIOD * CLOCK_MARGIN)) == 1
 
 
 def test_unsent_permit_is_told_to_those_who_wait() -> None:
@@ -269,9 +269,9 @@ def test_state_that_replaces_a_lost_one_waits_two_periods() -> None:
     assert shared.acquire("old", Known("lost", 7), 1, 102.0) is None
     reply = shared.join("old", Known("lost", 7), 103.0, terms=TERMS)
     assert reply is not None
-    assert reply.answer.paused == pytest.approx(2 * PERIOD * HAIR - 3.0)
+    assert reply.answer.paused == pytest.approx(2 * PERIOD * CLOCK_MARGIN - 3.0)
     assert take(shared, "a", 1, 119.0) == ()
-    assert len(take(shared, "old", 1, 100.0 + 2 * PERIOD * HAIR)) == 1
+    assert len(take(shared, "old", 1, 100.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
 
 
 def test_state_that_was_set_back_waits_two_periods() -> None:
@@ -282,8 +282,8 @@ def test_state_that_was_set_back_waits_two_periods() -> None:
     assert reply is not None
 
     answer = ask(copy, "a", 1, 5.0, known=reply.known)
-    assert answer.paused == pytest.approx(2 * PERIOD * HAIR)
-    (lease,) = ask(copy, "a", 1, 5.0 + 2 * PERIOD * HAIR, known=reply.known).leases
+    assert answer.paused == pytest.approx(2 * PERIOD * CLOCK_MARGIN)
+    (lease,) = ask(copy, "a", 1, 5.0 + 2 * PERIOD * CLOCK_MARGIN, known=reply.known).leases
     assert lease not in reply.answer.leases
 
 
@@ -294,7 +294,7 @@ def test_return_of_a_process_that_was_alone_holds_all() -> None:
     assert len(take(shared, "a", 1, 50.0)) == 1
     shared.join("x.3", Known("e", 0), 60.0, terms=TERMS, replaces="x.", alone=10.0)
     assert take(shared, "a", 1, 69.0) == ()
-    assert len(take(shared, "a", 1, 60.0 + PERIOD * HAIR)) == 1
+    assert len(take(shared, "a", 1, 60.0 + PERIOD * CLOCK_MARGIN)) == 1
 
 
 def test_lease_that_never_reached_its_owner_comes_back() -> None:
@@ -323,7 +323,7 @@ def test_settlement_said_twice_counts_once() -> None:
     shared.settle(answered(expired), 31.0)
 
     assert len(take(shared, "a", 2, 31.0)) == 1
-    assert len(take(shared, "b", 2, 30.0 + 2 * PERIOD * HAIR)) == 1
+    assert len(take(shared, "b", 2, 30.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
 
 
 def test_dead_process_is_buried() -> None:
@@ -334,7 +334,7 @@ def test_dead_process_is_buried() -> None:
 
     assert shared.peers() == ("a", "b", "c")
     assert take(shared, "a", 1, 24.9) == ()
-    assert len(take(shared, "a", 1, 5.0 + 2 * PERIOD * HAIR)) == 1
+    assert len(take(shared, "a", 1, 5.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
 
 
 def test_settlement_of_an_unknown_lease_counts() -> None:
@@ -345,12 +345,12 @@ def test_settlement_of_an_unknown_lease_counts() -> None:
 
     assert take(shared, "b", 2, 5.0) == ()
     assert len(take(shared, "b", 2, 8.0)) == 1
-    assert len(take(shared, "b", 2, 4.0 + PERIOD * HAIR)) == 1
+    assert len(take(shared, "b", 2, 4.0 + PERIOD * CLOCK_MARGIN)) == 1
 
     shared = book(limit=1)
     shared.settle(Settlement("lost:5", Fate.AMBIGUOUS, 1.0), 5.0)
-    assert take(shared, "b", 1, 4.0 + PERIOD * HAIR) == ()
-    assert len(take(shared, "b", 1, 4.0 + 2 * PERIOD * HAIR)) == 1
+    assert take(shared, "b", 1, 4.0 + PERIOD * CLOCK_MARGIN) == ()
+    assert len(take(shared, "b", 1, 4.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
 
 
 def test_nobody_asks_all_the_time() -> None:
@@ -359,7 +359,7 @@ def test_nobody_asks_all_the_time() -> None:
     (lease,) = take(shared, "a", 1, 0.0)
     shared.settle(answered(lease), 0.0)
 
-    assert ask(shared, "b", 1, PERIOD * HAIR - 1e-6).wait == pytest.approx(0.02)
+    assert ask(shared, "b", 1, PERIOD * CLOCK_MARGIN - 1e-6).wait == pytest.approx(0.02)
 
 
 def test_peers_are_those_seen_lately() -> None:

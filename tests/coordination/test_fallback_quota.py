@@ -2,12 +2,12 @@
 
 import pytest
 
-from flux2_async._limiter.window import HAIR, Fate
+from flux2_async._limiter.window import CLOCK_MARGIN, Fate
 from flux2_async.coordination.fallback_quota import Share, share_of
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0
-BACK = PERIOD * HAIR
+BACK = PERIOD * CLOCK_MARGIN
 
 
 def share(limit: int = 3) -> Share:

@@ -18,7 +18,7 @@ import pytest
 from emulated import error_of, until
 from fresh_interpreter import in_fresh_interpreter
 
-from flux2_async._limiter.window import HAIR, Fate
+from flux2_async._limiter.window import CLOCK_MARGIN, Fate
 from flux2_async.coordination import HostCoordination
 from flux2_async.coordination.account_state import FORMAT
 from flux2_async.coordination.contract import Answer, Claim, KeyEntry, Message, Settlement, Terms
@@ -31,7 +31,7 @@ from flux2_async.models import RateLimit
 
 ACCOUNT = "ab" * 32
 PERIOD = 10.0
-BACK = PERIOD * HAIR
+BACK = PERIOD * CLOCK_MARGIN
 CLAIM = Claim("k" * 64, "f" * 64, "ref-1", "claim-1")
 OTHER = attrs.evolve(CLAIM, ref="ref-2", owner="claim-2")
 

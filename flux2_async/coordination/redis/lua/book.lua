@@ -1,7 +1,7 @@
 -- The rules of `account_state.py` and `_limiter/window.py`, line by line in the same order of arithmetic; a test holds them together.
 -- The state is one key in MessagePack, which keeps doubles as they are (a Lua number as text loses digits).
 
-local HAIR, PACE, PATIENCE, NEARLY = 1.001, 1.1, 10, 0.85
+local CLOCK_MARGIN, PACE, PATIENCE, NEARLY = 1.001, 1.1, 10, 0.85
 local PEER_SEEN_FOR, ASKS_PER_PERIOD, GRACE_MIN, GRACE_MAX = 60.0, 500, 0.1, 0.5
 local PAUSE_WITHOUT_LIMIT = 10.0
 -- By how many seconds a question may take longer than the one before it.
@@ -140,7 +140,7 @@ end
 
 local function window_answered(window, lease, at)
     collect(window, at)
-    give_back_at(window, at + window.period * HAIR, true)
+    give_back_at(window, at + window.period * CLOCK_MARGIN, true)
     if lease.sent_at <= window.news_at then
         if window.news then
             window.news.accepted = window.news.accepted + 1
@@ -190,7 +190,7 @@ local book = packed and cmsgpack.unpack(packed) or {
 -- Who sets the server's clock forward lets no permit come back earlier, as far as a process can tell: more time than it counted
 -- has not passed. Who sets it back does not hold up all permits for as long.
 now = now + book.set_back
-if seen and known_epoch == book.epoch and now > seen + passed * HAIR + JITTER then
+if seen and known_epoch == book.epoch and now > seen + passed * CLOCK_MARGIN + JITTER then
     local latest = math.max(seen + passed, book.seen)
     book.set_back, now = book.set_back + latest - now, latest
 end
@@ -224,9 +224,9 @@ local function ambiguous(lease, at)
     if not book.window then
         return
     elseif lease then
-        give_back_at(book.window, at + 2 * book_period() * HAIR, false)
+        give_back_at(book.window, at + 2 * book_period() * CLOCK_MARGIN, false)
     else
-        hold(book.window, at + 2 * book_period() * HAIR)
+        hold(book.window, at + 2 * book_period() * CLOCK_MARGIN)
     end
 end
 
@@ -236,7 +236,7 @@ local function answered(lease, at)
     elseif lease then
         window_answered(book.window, lease, at)
     else
-        hold(book.window, at + book_period() * HAIR)
+        hold(book.window, at + book_period() * CLOCK_MARGIN)
     end
 end
 
@@ -263,10 +263,10 @@ end
 
 local function compare()
     if known_epoch ~= '' and known_epoch ~= book.epoch then
-        pause(book.born + 2 * book_period() * HAIR)
+        pause(book.born + 2 * book_period() * CLOCK_MARGIN)
     elseif known_epoch ~= '' and known_number > book.number then
         book.number = known_number
-        pause(now + 2 * book_period() * HAIR)
+        pause(now + 2 * book_period() * CLOCK_MARGIN)
     end
 end
 
@@ -377,7 +377,7 @@ local function postpone(place, kept)
     local ahead = math.max(index_of(place.peer) - 1, kept)
     local ready = book.window and ready_at(book.window, now, ahead) or now
     local whole = book_period()
-    local turn = math.max(math.min(ready, now + whole * HAIR), now + whole / ASKS_PER_PERIOD, book['until'])
+    local turn = math.max(math.min(ready, now + whole * CLOCK_MARGIN), now + whole / ASKS_PER_PERIOD, book['until'])
     place.turn = turn
     place.due = kept > 0 and math.min(turn, now + grace()) or turn
 end

@@ -19,7 +19,7 @@ compare()
 change_rate()
 book.lease_for = lease_for
 if alone >= book_period() then
-    pause(now + book_period() * HAIR)
+    pause(now + book_period() * CLOCK_MARGIN)
 end
 local keeps = {}
 for place = last_held + 1, #ARGV do

@@ -23,6 +23,8 @@ HEADERS: Final = MappingProxyType({"Accept": "application/json", "User-Agent": U
 JSON_HEADERS: Final = MappingProxyType({**HEADERS, "Content-Type": "application/json"})
 
 MAX_REPLY: Final = 8 * 1024 * 1024
+# Eight times what aiohttp takes: gateways add policies and cookies, and behind them stands the id of a paid task.
+MAX_HEADER: Final = 64 * 1024
 
 
 async def exchange(
@@ -61,6 +63,8 @@ async def exchange(
                 middlewares=(middleware,),
                 raise_for_status=False,
                 auto_decompress=True,
+                max_line_size=MAX_HEADER,
+                max_field_size=MAX_HEADER,
                 **options,
             ) as response,
         ):

@@ -47,7 +47,8 @@ def loads(raw: bytes | str) -> Any:
     """Read JSON.
 
     Args:
-        raw: UTF-8, with or without a byte order mark; what is not UTF-8 becomes replacement characters.
+        raw: UTF-8, UTF-16 or UTF-32, with or without a byte order mark; what cannot be read becomes replacement
+            characters.
 
     Returns:
         The value; NaN and the infinities are None, whole numbers beyond 64 bits are floats.
@@ -111,8 +112,8 @@ def dumps(value: Any) -> bytes:
 
 
 def as_text(raw: bytes | str) -> str:
-    """The text of a body, without a byte order mark."""
-    text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+    """The text of a body in whichever UTF, without a byte order mark."""
+    text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "replace")
     return text.removeprefix("\ufeff")
 
 

@@ -60,6 +60,17 @@ async def sent(
 # --- Whose answer it is ---
 
 
+async def test_an_id_behind_long_headers() -> None:
+    """A gateway's header that is longer than aiohttp takes by itself hides no accepted task."""
+    policy = f"Content-Security-Policy: {'x' * 20_000}\r\n"
+    reply = answer(200, {"code": 200, "data": {"taskId": "task_1"}}, policy)
+    async with raw_server([reply]) as server, transport_to(server.url) as transport:
+        told = await sent(transport)
+
+    assert isinstance(told, Accepted)
+    assert told.task_id == "task_1"
+
+
 async def test_one_connection_carries_one_request() -> None:
     """Each createTask has a connection of its own, and says that it needs it no longer."""
     async with raw_server([accepted(1), accepted(2)]) as server, transport_to(server.url) as transport:

@@ -16,6 +16,9 @@ from flux2_async._protocol import lenient_json
 
 LENIENT: dict[bytes, Any] = {
     b'\xef\xbb\xbf{"a":1}': {"a": 1},
+    '{"a":"\u00e4"}'.encode("utf-16"): {"a": "\u00e4"},
+    '{"a":"\u00e4"}'.encode("utf-16-be"): {"a": "\u00e4"},
+    '{"a":"\u00e4"}'.encode("utf-32-le"): {"a": "\u00e4"},
     b'{"a":1,"a":2}': {"a": 2},
     b'"line\nbreak"': "line\nbreak",
     b'"\xff"': "\ufffd",

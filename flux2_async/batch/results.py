@@ -2,7 +2,6 @@
 
 import json
 import os
-import sqlite3
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux2_async._http.atomic_file import replacing
-from flux2_async.batch.journal.journal import Journal, select_wanted
-from flux2_async.batch.journal.rows import outcome_of
+from flux2_async.batch.journal import Journal
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 from flux2_async.models.plain_json import utf8_json
 
@@ -34,7 +32,7 @@ async def write_results(journal: Journal, directory: str | os.PathLike[str]) -> 
         OSError: It cannot be written.
     """
     target = Path(directory) / RESULTS
-    await journal.read(partial(_write, target))
+    await journal.use_outcomes(partial(_write, target))
     return target
 
 
@@ -67,7 +65,7 @@ def _outcome(line: dict[str, Any]) -> Outcome:
     return Outcome(**fields)
 
 
-def _write(target: Path, connection: sqlite3.Connection) -> None:
+def _write(target: Path, outcomes: Iterator[Outcome]) -> None:
     with replacing(target) as file:
-        for row in select_wanted(connection):
-            file.write(utf8_json(document(outcome_of(row))) + b"\n")
+        for outcome in outcomes:
+            file.write(utf8_json(document(outcome)) + b"\n")

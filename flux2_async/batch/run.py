@@ -8,73 +8,28 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Final
 
 import anyio.to_thread
-import attrs
 
 from flux2_async._http.downloads import prepare_folder
 from flux2_async.batch.ended import ended
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
 from flux2_async.batch.journal.start import Start
-from flux2_async.batch.outcomes import Outcome, State
+from flux2_async.batch.options import Options
+from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.progress import Progress
 from flux2_async.batch.results import RESULTS, write_results
-from flux2_async.batch.scheduler import Crew, Limits
+from flux2_async.batch.scheduler import Scheduler
 from flux2_async.batch.shared_generator import SharedGenerator
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import Request
-from flux2_async.session.arguments import check_max_running, check_path
+from flux2_async.session.arguments import check_path
 from flux2_async.session.session import Flux2Session
 
 __all__ = ["Batch", "run_batch"]
 
 logger = logging.getLogger("flux2_async")
-
-# Requests in hand beyond the tasks that may run: some wait for a permit, some are being downloaded.
-SPARE: Final = 32
-
-
-@attrs.frozen(kw_only=True)
-class _Options:
-    max_running: int | None
-    limit: int | None
-    shuffle: bool
-    max_tasks: int | None
-    max_credits: float | None
-    retry_failed: bool
-    retry_unknown: bool
-    download: bool
-    skip_invalid: bool
-    recover_timeout: float
-    task_timeout: float | None
-
-    def __attrs_post_init__(self) -> None:
-        check_max_running(self.max_running)
-        for name in ("limit", "max_tasks"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigurationError(f"{name}: {value!r} given, it must be a whole number of 1 or more, or None")
-        for name in ("max_credits", "recover_timeout"):
-            value = getattr(self, name)
-            none = value is None and name == "max_credits"
-            if not none and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-                raise ConfigurationError(f"{name}: {value!r} given, it must be a number of 0 or more")
-        timeout: object = self.task_timeout
-        if timeout is not None and (
-            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
-        ):
-            raise ConfigurationError(f"task_timeout: {timeout!r} given, it must be a number above 0, or None")
-
-    def sendable(self) -> set[State]:
-        """States whose requests may be sent by this run."""
-        states = {State.QUEUED}
-        if self.retry_failed:
-            states.add(State.FAILED)
-        if self.retry_unknown:
-            states |= {State.UNKNOWN, State.SUBMITTING}
-        return states
 
 
 class Batch:
@@ -91,7 +46,7 @@ class Batch:
         requests: Iterable[Request | Job | BadLine] | AsyncIterable[Request | Job | BadLine],
         journal: str | os.PathLike[str] | Journal,
         directory: str | os.PathLike[str],
-        options: _Options,
+        options: Options,
     ) -> None:
         self.invalid: tuple[BadLine, ...] = ()
         self.invalid_count = 0
@@ -104,9 +59,9 @@ class Batch:
         self._journal = journal if isinstance(journal, Journal) else check_path("journal", journal)
         self._directory = Path(os.path.abspath(check_path("directory", directory)))  # noqa: PTH100  resolve() would replace links
         self._options = options
-        self._crew: Crew | None = None
+        self._scheduler: Scheduler | None = None
         self._stopped = False
-        self._preparing: asyncio.Task[Crew] | None = None
+        self._preparing: asyncio.Task[Scheduler] | None = None
         self._running: weakref.ref[SharedGenerator[Outcome]] | None = None
 
     def __aiter__(self) -> AsyncGenerator[Outcome, None]:
@@ -121,7 +76,7 @@ class Batch:
     @property
     def progress(self) -> Progress | None:
         """How far it is; None until the input is taken."""
-        return self._crew.books.progress(self._crew.stopped) if self._crew is not None else None
+        return self._scheduler.state.progress() if self._scheduler is not None else None
 
     def stop(self, *, now: bool = False) -> None:
         """Send nothing more; the iteration ends when what is at the service has come to its end.
@@ -130,8 +85,8 @@ class Batch:
             now: Wait for nothing but createTask calls under way, for at most 5 seconds. The next run goes on.
         """
         self._stopped = True
-        if self._crew is not None:
-            self._crew.stop(now=now)
+        if self._scheduler is not None:
+            self._scheduler.stop(now=now)
         elif self._preparing is not None:
             self._preparing.cancel()
 
@@ -145,19 +100,19 @@ class Batch:
 
     async def _run(self) -> AsyncGenerator[Outcome, None]:
         async with _opened(self._journal) as journal:
-            crew = await self._prepared(journal)
-            if crew is None:
+            scheduler = await self._prepared(journal)
+            if scheduler is None:
                 return
             try:
-                async with aclosing(crew.run()) as outcomes:
+                async with aclosing(scheduler.run()) as outcomes:
                     async for outcome in outcomes:
                         yield outcome
             finally:
-                await self._write_results(journal, crew)
-        if crew.failure is not None:
-            raise crew.failure.with_traceback(None)
+                await self._write_results(journal, scheduler)
+        if scheduler.state.failure is not None:
+            raise scheduler.state.failure.with_traceback(None)
 
-    async def _prepared(self, journal: Journal) -> Crew | None:
+    async def _prepared(self, journal: Journal) -> Scheduler | None:
         """Get ready; None when that was stopped, which leaves the journal as it was."""
         if self._stopped:
             return None
@@ -170,13 +125,13 @@ class Batch:
             await ended(self._preparing)
         if self._preparing.cancelled():
             return None
-        self._crew = crew = self._preparing.result()
+        self._scheduler = scheduler = self._preparing.result()
         if self._stopped:
             # It came too late to stop the preparing.
-            crew.stop()
-        return crew
+            scheduler.stop()
+        return scheduler
 
-    async def _prepare(self, journal: Journal) -> Crew:
+    async def _prepare(self, journal: Journal) -> Scheduler:
         options, flux = self._options, self._flux
         settings = flux._callback_settings()  # noqa: SLF001  made for this
         if settings is not None and not settings.lasting:
@@ -196,21 +151,14 @@ class Batch:
         self.invalid, self.invalid_count = entered.bad, entered.bad_count
         start = await journal.begin(retry_failed=options.retry_failed, retry_unknown=options.retry_unknown)
         _hold(flux, start)
-        limits = Limits(
-            in_hand=options.max_running or flux._room() + SPARE,  # noqa: SLF001  made for this
-            max_tasks=options.max_tasks,
-            max_credits=options.max_credits,
-            recover_timeout=options.recover_timeout,
-            task_timeout=options.task_timeout,
-        )
-        return Crew(flux, journal, self._directory, start, limits, download=options.download)
+        return Scheduler(flux, journal, self._directory, start, options)
 
-    async def _write_results(self, journal: Journal, crew: Crew) -> None:
+    async def _write_results(self, journal: Journal, scheduler: Scheduler) -> None:
         try:
             await write_results(journal, self._directory)
         except (OSError, JournalError) as error:
-            if crew.failure is None:
-                crew.failure = error
+            if scheduler.state.failure is None:
+                scheduler.state.failure = error
             logger.warning("%s was not written: %s", RESULTS, error)
 
 
@@ -276,7 +224,7 @@ def run_batch(
         CancelledError: Whoever iterates was cancelled, as Ctrl-C does: as after leaving the loop.
         SessionClosedError: Likewise: the session is not open (any more).
     """
-    options = _Options(
+    options = Options(
         max_running=max_running,
         limit=limit,
         shuffle=shuffle,

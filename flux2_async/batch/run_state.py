@@ -1,100 +1,158 @@
-"""The books of a run: how many requests are where, what they cost, whether the service is there."""
+"""What a run knows: how many requests are where, what they cost, whether the service is there, what stopped it."""
 
+import asyncio
 from typing import Final, Protocol
 
-from flux2_async.batch.journal.rows import Row
+from flux2_async.batch.journal.rows import Row, failure_of
 from flux2_async.batch.journal.start import Start
 from flux2_async.batch.outcomes import Download, State
 from flux2_async.batch.progress import Count, Progress
-from flux2_async.batch.spending import Spend
+from flux2_async.batch.spending import Spending
+from flux2_async.errors import Flux2Error
 from flux2_async.session.circuit_breaker import CircuitBreaker
 from flux2_async.tasks.outcome import Signal
 
-__all__ = ["Books"]
+__all__ = ["RunState", "Stopped"]
 
 # Seconds. A lost answer may be a picture that is paid for twice, so a batch waits after the first one.
 FIRST_PAUSE: Final = 2.0
+# Seconds; a service that is away for longer is not waited for any more.
+MAX_OUTAGE: Final = 3600.0
+# So many refusals without a single acceptance in between are not about the requests.
+REFUSALS_IN_A_ROW: Final = 20
 
 
-class Sent(Protocol):
-    """One request in hand."""
+class Stopped(Exception):  # noqa: N818  no error: the batch is to send nothing more
+    """Nothing is sent any more."""
+
+
+class Sender(Protocol):
+    """What works on one request."""
 
     row: Row
 
 
-class Books:
-    """Kept by the hands, who tell them of a change before they wait for the journal to have it.
+class RunState:
+    """Told of a change by those who work on requests, before they wait for the journal to have it.
 
     Args:
         start: What the journal said when the run began.
         max_credits: Credits the whole batch may cost, or None.
 
     Attributes:
-        spend: What was spent.
+        spending: What was spent.
         count: Requests by state.
         breaker: The gate before every submission.
-        posting: Requests whose createTask is about to leave or under way.
+        posting: Who has a createTask about to leave or under way.
+        searching: Who waits for the callback of a submission without a reply.
         refusals: Requests refused since the last one that was accepted.
-        news: Woken when something has changed.
+        changed: Woken when something has changed.
+        stopping: Done as soon as nothing more is to be sent.
+        stopped: Why no more is sent although there is more, or None.
+        failure: What stopped the run, or None.
     """
 
     def __init__(self, start: Start, max_credits: float | None) -> None:
-        self.spend = Spend.of(start.tallies, max_credits)
+        self.spending = Spending.of(start.tallies, max_credits)
         self.count = Count.of(start.tallies)
         self.breaker = CircuitBreaker(threshold=1, first_pause=FIRST_PAUSE)
-        self.posting: set[Sent] = set()
+        self.posting: set[Sender] = set()
+        self.searching: set[Sender] = set()
         self.refusals = 0
-        self.news = Signal()
+        self.changed = Signal()
+        self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stopped: str | None = None
+        self.failure: Exception | None = None
 
-    def sending(self, hand: Sent) -> None:
+    # Whether anything more is sent.
+
+    def check_sending(self) -> None:
+        """Look whether anything may be sent.
+
+        Raises:
+            Stopped: Nothing is.
+        """
+        if self.stopping.done():
+            raise Stopped
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        if not self.stopping.done():
+            self.stopping.set_result(None)
+        self.changed.wake()
+
+    def fail(self, error: Exception) -> None:
+        """Stop because of something that every other request would meet as well."""
+        if self.failure is None:
+            self.failure = error
+        self.count.last_failure = failure_of(error)
+        self.stop()
+
+    def away(self, sender: Sender, error: Flux2Error) -> None:
+        """The service cannot be reached, is under maintenance, or its answer was lost."""
+        self.breaker.failed(sender, error)
+        if self.breaker.seconds > MAX_OUTAGE:
+            self.fail(error)
+
+    def rejected(self, error: Flux2Error) -> None:
+        """The service does not like a request."""
+        self.refusals += 1
+        if self.refusals >= REFUSALS_IN_A_ROW:
+            error.add_note(f"{self.refusals} requests in a row were refused")
+            self.fail(error)
+
+    # Where a request is.
+
+    def sending(self, sender: Sender) -> None:
         """A POST is about to leave."""
-        self.posting.add(hand)
+        self.posting.add(sender)
 
-    def unsent(self, hand: Sent) -> None:
+    def withdrawn(self, sender: Sender) -> None:
         """It did not leave."""
-        self._answered(hand)
+        self._answered(sender)
 
     def sent(self) -> None:
         """It leaves."""
         self.count.move(State.QUEUED, State.SUBMITTING)
 
-    def back(self, hand: Sent) -> None:
+    def refused(self, sender: Sender) -> None:
         """It created nothing."""
-        self._answered(hand)
+        self._answered(sender)
         self.count.move(State.SUBMITTING, State.QUEUED)
 
-    def accepted(self, hand: Sent) -> None:
+    def accepted(self, sender: Sender) -> None:
         """It became a task."""
-        self._answered(hand)
+        self._answered(sender)
         self.breaker.answered()
         self.refusals = 0
         self.count.submitted += 1
         self.count.move(State.SUBMITTING, State.SUBMITTED)
 
-    def lost(self, hand: Sent) -> None:
+    def unclear(self, sender: Sender) -> None:
         """It is not known whether there is a task."""
-        was_task = hand.row.task_id is not None
-        self._answered(hand)
-        self.spend.lose(hand.row.kind)
+        was_task = sender.row.task_id is not None
+        self._answered(sender)
+        self.spending.mark_unclear(sender.row.kind)
         self.count.move(State.SUBMITTED if was_task else State.SUBMITTING, State.UNKNOWN)
 
-    def found(self, hand: Sent) -> None:
-        """A callback told which task a lost submission became."""
-        self.spend.find(hand.row.kind)
+    def found(self, sender: Sender) -> None:
+        """A callback told which task an unclear submission became."""
+        self.searching.discard(sender)
+        self.spending.find(sender.row.kind)
         self.count.move(State.UNKNOWN, State.SUBMITTED)
 
-    def failed(self, hand: Sent) -> None:
+    def failed(self, sender: Sender) -> None:
         """The request was refused and is not tried again."""
-        self.spend.cancel(hand.row.kind)
+        self.spending.cancel(sender.row.kind)
         self.count.move(State.QUEUED, State.FAILED)
-        self.news.wake()
+        self.changed.wake()
 
-    def ended(self, hand: Sent, state: State, charged: float | None, *, failed: bool = False) -> None:
+    def ended(self, sender: Sender, state: State, charged: float | None, *, failed: bool = False) -> None:
         """The task has ended."""
-        self.spend.pay(hand.row.kind, charged, failed=failed)
+        self.spending.pay(sender.row.kind, charged, failed=failed)
         self.count.move(State.SUBMITTED, state)
         self.count.not_downloaded += state is State.DONE
-        self.news.wake()
+        self.changed.wake()
 
     def downloaded(self, download: Download) -> None:
         """The pictures of a request that is done are saved, or cannot be."""
@@ -105,7 +163,7 @@ class Books:
         elif download is not Download.PENDING:
             self.count.expired += 1
 
-    def progress(self, stopped: str | None) -> Progress:
+    def progress(self) -> Progress:
         """Give a snapshot."""
         states = self.count.states
         return Progress(
@@ -120,13 +178,13 @@ class Books:
             downloaded=self.count.downloaded,
             not_downloaded=self.count.not_downloaded,
             expired=self.count.expired,
-            spent=self.spend.spent,
-            reserved=self.spend.reserved,
+            spent=self.spending.spent,
+            reserved=self.spending.reserved,
             away=None if self.breaker.reason is None else str(self.breaker.reason),
-            stopped=stopped,
+            stopped=self.stopped,
             last_failure=self.count.last_failure,
         )
 
-    def _answered(self, hand: Sent) -> None:
-        self.posting.discard(hand)
-        self.news.wake()
+    def _answered(self, sender: Sender) -> None:
+        self.posting.discard(sender)
+        self.changed.wake()

@@ -13,7 +13,7 @@ import attrs
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
 
-__all__ = ["DEAREST", "Kind", "Spend"]
+__all__ = ["DEAREST", "Kind", "Spending"]
 
 Kind = tuple[str, str]
 """Model and resolution."""
@@ -23,8 +23,8 @@ DEAREST: Final = 24.0
 
 
 @attrs.define
-class Spend:
-    """The books.
+class Spending:
+    """What was spent, and what may be spent besides.
 
     Attributes:
         cap: Credits the whole batch may cost, or None.
@@ -41,23 +41,23 @@ class Spend:
     prices: dict[Kind, float] = attrs.field(factory=dict)
 
     @classmethod
-    def of(cls, tallies: Iterable[Tally], cap: float | None) -> "Spend":
-        """Open the books with what the journal says."""
-        spend = cls(cap)
+    def of(cls, tallies: Iterable[Tally], cap: float | None) -> "Spending":
+        """Begin with what the journal says."""
+        spending = cls(cap)
         for tally in tallies:
             kind = (tally.model, tally.resolution)
-            spend.spent += tally.credits
-            spend.unclear[kind] += tally.lost
+            spending.spent += tally.credits
+            spending.unclear[kind] += tally.lost
             if tally.state is State.SUBMITTED:
-                spend.running[kind] += tally.count
+                spending.running[kind] += tally.count
             elif tally.state is State.UNKNOWN:
-                spend.unclear[kind] += tally.count
+                spending.unclear[kind] += tally.count
             elif tally.state is State.DONE:
-                spend.unclear[kind] += tally.unpriced
-                spend._learn(kind, tally.price)
+                spending.unclear[kind] += tally.unpriced
+                spending._learn(kind, tally.price)
             elif tally.state is State.FAILED:
-                spend.unclear[kind] += tally.unpriced
-        return spend
+                spending.unclear[kind] += tally.unpriced
+        return spending
 
     @property
     def reserved(self) -> float:
@@ -85,7 +85,7 @@ class Spend:
         """It was not started, or is not worked on any more."""
         self.running[kind] -= 1
 
-    def lose(self, kind: Kind) -> None:
+    def mark_unclear(self, kind: Kind) -> None:
         """It is not known whether it was started."""
         self.running[kind] -= 1
         self.unclear[kind] += 1

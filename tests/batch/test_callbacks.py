@@ -141,9 +141,9 @@ async def test_what_is_found_after_the_stop_is_not_waited_for(tmp_path: Path) ->
     """A callback that comes while a batch is stopped at once does not keep it."""
 
     class Late(Journal):
-        async def lost(self, row: Row, failure: Failure) -> Outcome:
+        async def unclear(self, row: Row, failure: Failure) -> Outcome:
             batch.stop(now=True)
-            outcome = await super().lost(row, failure)
+            outcome = await super().unclear(row, failure)
             flux._deliver(row.ref or "", Callback(emulator.ledger.accepted[0], None))
             return outcome
 

@@ -82,7 +82,7 @@ async def make(folder: Path) -> dict[str, dict[str, bytes]]:
         for number, row in enumerate(await journal.take(Work.QUEUED, None, PAID)):
             await journal.sending(row, f"ref-{number}")
             if number % 6 == 0:
-                await journal.lost(row, Failure(type="AmbiguousSubmitError", message="the reply was lost"))
+                await journal.unclear(row, Failure(type="AmbiguousSubmitError", message="the reply was lost"))
                 continue
             await journal.accepted(row, f"task-{number}")
             if number % 6 == 1:
@@ -107,7 +107,7 @@ async def sendable(folder: Path) -> set[str]:
     async with Journal(folder / "run.db") as journal:
         await journal.enter(REQUESTS, sendable={State.QUEUED})
         await journal.begin(retry_failed=False, retry_unknown=False)
-        for work in (Work.NOT_DOWNLOADED, Work.SUBMITTED, Work.LOST):
+        for work in (Work.NOT_DOWNLOADED, Work.SUBMITTED, Work.UNCLEAR):
             await journal.take(work, None, 1000)
         prompts = {row.request.prompt for row in await journal.take(Work.QUEUED, None, 1000)}
         await write_results(journal, folder)

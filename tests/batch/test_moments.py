@@ -70,7 +70,7 @@ async def test_a_picture_that_is_being_entered_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("plan", "state"), [(Plan(), "done"), (Plan(outcome="fail"), "failed")])
-async def test_a_task_that_has_just_ended_is_in_the_books(tmp_path: Path, plan: Plan, state: str) -> None:
+async def test_a_task_that_has_just_ended_is_counted(tmp_path: Path, plan: Plan, state: str) -> None:
     """Stopped while the end of a task is written down, progress and `results.jsonl` say what the journal says."""
     async with watched(tmp_path, Script(plans=plan)) as (journal, batch, _, emulator):
         journal.wanted, journal.moment = ("state", State(state)), lambda: batch.stop(now=True)
@@ -158,4 +158,4 @@ async def test_cancelled_twice(tmp_path: Path) -> None:
             await asyncio.sleep(0.1)
         await asyncio.wait([running])
         assert running.cancelled()
-        assert [task for task in asyncio.all_tasks() if "Crew" in repr(task.get_coro())] == []
+        assert [task for task in asyncio.all_tasks() if "Scheduler" in repr(task.get_coro())] == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flux2_async.batch import Journal
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
-from flux2_async.batch.spending import DEAREST, Spend
+from flux2_async.batch.spending import DEAREST, Spending
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import RateLimit, TextToImage
@@ -25,7 +25,7 @@ def test_the_cap_is_never_passed(data: st.DataObject) -> None:
     """Whatever tasks cost up to the documented maximum and become, their sum stays within the cap."""
     cap = data.draw(st.floats(0, 300))
     prices = {("a", "1K"): data.draw(st.floats(0, DEAREST)), ("b", "2K"): data.draw(st.floats(0, DEAREST))}
-    spend = Spend(cap)
+    spend = Spending(cap)
     really = 0.0
     running: list[tuple[str, str]] = []
     for _ in range(data.draw(st.integers(0, 60))):
@@ -39,7 +39,7 @@ def test_the_cap_is_never_passed(data: st.DataObject) -> None:
             kind = running.pop(data.draw(st.integers(0, len(running) - 1)))
             really += 0.0 if step == "fail" else prices[kind]
             if step == "lose":
-                spend.lose(kind)
+                spend.mark_unclear(kind)
             else:
                 told = {"success": prices[kind], "fail": 0.0, "silent": None}[step]
                 spend.pay(kind, told, failed=step == "fail")
@@ -48,7 +48,7 @@ def test_the_cap_is_never_passed(data: st.DataObject) -> None:
 
 def test_the_first_of_a_kind_goes_ahead_alone() -> None:
     """Until a price is known no second task of the kind is started under a cap."""
-    spend = Spend(1000.0)
+    spend = Spending(1000.0)
     assert spend.allows(KIND)
     spend.start(KIND)
     assert not spend.allows(KIND)
@@ -59,8 +59,8 @@ def test_the_first_of_a_kind_goes_ahead_alone() -> None:
 
 
 def test_without_a_cap_nothing_is_held_back() -> None:
-    """The books are kept all the same."""
-    spend = Spend()
+    """What is spent is counted all the same."""
+    spend = Spending()
     for _ in range(3):
         assert spend.allows(KIND)
         spend.start(KIND)
@@ -69,7 +69,7 @@ def test_without_a_cap_nothing_is_held_back() -> None:
     assert spend.reserved == 2 * DEAREST
 
 
-def test_the_books_are_opened_with_the_journal() -> None:
+def test_it_begins_with_the_journal() -> None:
     """What earlier runs spent, run, lost and gave up counts."""
     tallies = [
         Tally(*KIND, State.DONE, 3, 3, 1, 28.0, 14.0, 0, 0, 0),
@@ -78,7 +78,7 @@ def test_the_books_are_opened_with_the_journal() -> None:
         Tally(*KIND, State.FAILED, 1, 1, 0, 24.0, 24.0, 0, 0, 0),
         Tally(*KIND, State.QUEUED, 9, 9, 9, 0.0, None, 0, 0, 0),
     ]
-    spend = Spend.of(tallies, 1000.0)
+    spend = Spending.of(tallies, 1000.0)
     assert spend.spent == 52.0
     # One done without a figure, two running, one given up, one unknown.
     assert spend.reserved == 5 * 14.0

@@ -26,7 +26,7 @@ from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
 from flux2_async.session.arguments import check_path
 
-__all__ = ["Entered", "Journal", "JournalError", "select_wanted"]
+__all__ = ["Entered", "Journal", "JournalError"]
 
 T = TypeVar("T")
 
@@ -113,7 +113,15 @@ class Journal:
                     yield outcome_of(row)
             after = (rows[-1]["line"], rows[-1]["number"])
 
-    # What follows is for the runner.
+    # What follows is for those who run a batch.
+
+    async def use_outcomes(self, use: Callable[[Iterator[Outcome]], T]) -> T:
+        """Call something in the journal's thread with what `outcomes` gives, all of it as it is at one moment.
+
+        Raises:
+            OSError: The disk is full or broken; or what was called raised it.
+        """
+        return await self.read(lambda connection: use(map(outcome_of, _select_wanted(connection))))
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Ask something in the journal's thread; see `Database.read`."""
@@ -188,7 +196,7 @@ class Journal:
             row, durable=True, state=State.SUBMITTED, task_id=task_id, submitted_at=time.time(), error=None
         )
 
-    async def lost(self, row: Row, failure: Failure) -> Outcome:
+    async def unclear(self, row: Row, failure: Failure) -> Outcome:
         """It is not known whether there is a task."""
         # Given up now, it may have been accepted just before; see `sent_at`.
         return await self._update(row, state=State.UNKNOWN, error=failure, sent_at=time.time())
@@ -233,7 +241,7 @@ class Journal:
         return self._database
 
 
-def select_wanted(
+def _select_wanted(
     connection: sqlite3.Connection, after: tuple[int, int] = (-1, -1), most: int = -1
 ) -> Iterator[sqlite3.Row]:
     """Read what `Journal.outcomes` gives, `most` rows behind a line and number; all without."""
@@ -244,7 +252,7 @@ def select_wanted(
 
 
 def _page(after: tuple[int, int], connection: sqlite3.Connection) -> list[sqlite3.Row]:
-    return list(select_wanted(connection, after, CHUNK))
+    return list(_select_wanted(connection, after, CHUNK))
 
 
 def _facts(record: TaskRecord | None) -> dict[str, Any]:

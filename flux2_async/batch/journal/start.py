@@ -39,7 +39,7 @@ class Work:
 
     SUBMITTED: Final = "state = 'submitted'"
     NOT_DOWNLOADED: Final = "state = 'done' AND download IN ('pending', 'off')"
-    LOST: Final = "state = 'unknown' AND task_id IS NULL AND ref IS NOT NULL"
+    UNCLEAR: Final = "state = 'unknown' AND task_id IS NULL AND ref IS NOT NULL"
     QUEUED: Final = f"state = 'queued' AND {ASKED_FOR}"
 
 

@@ -1,0 +1,32 @@
+"""Pickles that version 0.1.0 made, in which public objects stand under the modules of then."""
+
+import pickle
+
+import pytest
+
+from flux2_async import Completion, Polling, RateLimit, TaskRecord, TaskState, TextToImage, Timeouts
+
+REQUEST = TextToImage("a red kettle")
+MADE = [
+    (REQUEST, "flux2_async.models"),
+    (TaskRecord(task_id="t", state=TaskState.SUCCESS, state_text="success"), "flux2_async.models"),
+    (RateLimit(20, 10.0), "flux2_async._settings"),
+    (Polling(interval=1.0), "flux2_async._settings"),
+    (Timeouts(), "flux2_async._settings"),
+    (Completion(index=1, request=REQUEST, error=ValueError("x")), "flux2_async.tasks"),
+]
+
+
+@pytest.mark.parametrize(("value", "module"), MADE, ids=lambda value: type(value).__name__)
+def test_pickle_of_an_earlier_version_opens(value: object, module: str) -> None:
+    """What was pickled before modules moved into folders is the same object now."""
+    # The oldest protocol writes names as lines, so that one can be put in the place of another.
+    now = pickle.dumps(value, 0)
+    then = now.replace(type(value).__module__.encode() + b"\n", module.encode() + b"\n")
+    then = then.replace(b"flux2_async.models.requests\n", b"flux2_async.models\n")
+    then = then.replace(b"flux2_async.models.records\n", b"flux2_async.models\n")
+
+    assert then != now
+    opened = pickle.loads(then)
+    assert type(opened) is type(value)
+    assert repr(opened) == repr(value)

@@ -74,7 +74,7 @@ async def exchange(
                     failure = f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes"
                     break
     except Exception as error:  # noqa: BLE001  a trace of a borrowed session may raise anything, also after the answer
-        failure = failure_text(error, urlsplit(url).hostname)
+        failure = failure_text(error, urlsplit(url).netloc)
     if response is None:
         return None, failure
     return Reply(response.status, response.headers, bytes(body), redact), failure

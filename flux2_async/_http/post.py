@@ -169,7 +169,7 @@ class Post:
             self._connection = None
             self._unconnected = (
                 Obstacle.LASTING if lasting else Obstacle.PASSING,
-                connecting_text(error, request.host),
+                connecting_text(error, request.url.host_port_subcomponent),
             )
             raise
 

@@ -205,10 +205,12 @@ def doctor(
         async for check in checks(callback_url):
             found.append(check)
             word, style = ("ok    ", "green") if check.ok else ("failed", "bold red")
+            if not check.known:
+                word, style = "note  ", "dim"
             advice = f"; {check.advice}" if check.advice else ""
             screen.result(Text.assemble((word, style), f" {check.name:<8} {check.detail}{advice}"))
         ok = all(check.ok for check in found)
-        fields = ("name", "ok", "detail", "advice")
+        fields = ("name", "ok", "known", "detail", "advice")
         screen.document({"ok": ok, "checks": [{name: getattr(check, name) for name in fields} for check in found]})
         return int(not ok)
 

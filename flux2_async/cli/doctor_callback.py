@@ -44,11 +44,13 @@ class Check:
         name: What was looked at.
         detail: What was found.
         advice: What to do; empty when there is nothing to do.
+        known: Whether it could be looked at; False is no failure.
     """
 
     name: str
     detail: str
     advice: str = ""
+    known: bool = True
 
     @property
     def ok(self) -> bool:
@@ -76,7 +78,7 @@ async def callback_checks(url: str) -> AsyncIterator[Check]:
     if inside:
         yield Check("callback", f"{inside} is an address of the inside", "give one that the service reaches")
     yield await _call(address, signed=bool(secret))
-    yield Check("outside", NOT_PROVEN)
+    yield Check("outside", NOT_PROVEN, known=False)
 
 
 def _is_inside(host: str) -> str:

@@ -399,7 +399,7 @@ def test_a_service_that_cannot_be_reached_is_no_silence(
     assert run(["generate", "A lighthouse", "--timeout", "0.5"]) == 1
     err = capsys.readouterr().err
     assert "waiting for upload, connection or limit" in err
-    assert "no connection could be made" in err
+    assert "no connection could be made; check the address and the network (127.0.0.1:1: " in err
 
 
 def test_a_moderated_task_fails_with_the_services_words(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,7 +428,7 @@ def test_a_connection_that_was_not_made_is_not_called_a_429(
     monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:1")
     assert run(["generate", "A lighthouse", "--timeout", "1"]) == 1
     err = capsys.readouterr().err
-    assert "no connection could be made" in err
+    assert "no connection could be made; check the address and the network (127.0.0.1:1: " in err
     assert "429" not in err
     assert "sen" not in err
 

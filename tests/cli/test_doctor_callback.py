@@ -28,7 +28,7 @@ async def found(url: str) -> Check:
     """What the call itself tells."""
     checks = [check async for check in callback_checks(url)]
     assert checks[0].detail == "127.0.0.1 is an address of the inside"
-    assert checks[-1].name == "outside"
+    assert (checks[-1].name, checks[-1].ok, checks[-1].known) == ("outside", True, False)
     assert "only a callback proves" in checks[-1].detail
     [check] = checks[1:-1]
     assert "sig=" not in repr(check)
@@ -138,3 +138,9 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     names = [check["name"] for check in json.loads(capsys.readouterr().out)["checks"]]
 
     assert names[-3:] == ["callback", "callback", "outside"]
+
+
+def test_what_cannot_be_known_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    """To people it is neither in order nor a failure."""
+    run(["doctor", "--callback-url", f"http://127.0.0.1:{free_port()}{PATH}"])
+    assert "note   outside  whether the service reaches it" in capsys.readouterr().out

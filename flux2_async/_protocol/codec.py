@@ -19,6 +19,7 @@ from flux2_async._protocol.records import record_from_payload, task_error, task_
 from flux2_async._protocol.refusals import ENDS_TASK, header, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
 from flux2_async.models import Request, TaskRecord, TaskState, UploadedFile
+from flux2_async.models.plain import is_whole
 from flux2_async.models.requests import images_of
 
 __all__ = [
@@ -135,7 +136,7 @@ def decode_envelope(reply: Reply) -> Envelope:
 def code_of(body: Mapping[str, Any]) -> int | None:
     """The `code` of a JSON answer, a whole number or its digits, or None."""
     value = body.get("code")
-    if isinstance(value, int) and not isinstance(value, bool):
+    if is_whole(value):
         return value
     return int(value) if isinstance(value, str) and _CODE.fullmatch(value.strip()) else None
 

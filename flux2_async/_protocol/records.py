@@ -23,6 +23,7 @@ from flux2_async.errors import (
     TaskFailedError,
 )
 from flux2_async.models import TaskRecord, TaskState
+from flux2_async.models.plain import is_whole
 
 _OLDER_NAMES: Final = {"creditsConsumed": "consumeCredits", "param": "paramJson"}
 _READ_APART: Final = {"taskId", "task_id", *_OLDER_NAMES.values()}
@@ -76,7 +77,7 @@ def task_id_of(data: Mapping[str, Any]) -> str | None:
     """The task id in an object of the API, `taskId` or `task_id`, or None."""
     for key in ("taskId", "task_id"):
         value = data.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if is_whole(value):
             return str(value)
         if isinstance(value, str) and value.strip():
             return value.strip()

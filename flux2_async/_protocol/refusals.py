@@ -22,6 +22,7 @@ from flux2_async.errors import (
     RequestRejectedError,
     ServerError,
 )
+from flux2_async.models.plain import is_number
 
 _CHANGE_REQUEST: Final = "Nothing was created; change the request as the text says"
 _LATER: Final = "Try again later"
@@ -226,10 +227,8 @@ def _body_seconds(body: bytes) -> float | None:
 def _seconds(value: object) -> float | None:
     if isinstance(value, str):
         return float(value) if _SECONDS.fullmatch(value.strip()) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
     # As much as a text may say; NaN is in no range.
-    return float(value) if 0 <= value < MAX_HINT else None
+    return float(value) if is_number(value) and 0 <= value < MAX_HINT else None
 
 
 def header(headers: Mapping[str, str], name: str) -> str:

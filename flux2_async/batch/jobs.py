@@ -12,7 +12,7 @@ import attrs
 from flux2_async._http.local_picture import check_picture
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
-from flux2_async.models.plain import plain
+from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.plain_json import plain_object, shown
 from flux2_async.models.requests import facts_of, images_of, is_url
 
@@ -54,7 +54,7 @@ def _plain_extra(value: object) -> dict[str, Any]:
 
 
 def _check_line(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_LINE:
+    if not is_whole(value) or not 0 <= value <= MAX_LINE:
         raise InvalidRequestError(f"line: {shown(value)} given, it must be a whole number of 0 to {MAX_LINE}")
 
 

@@ -4,7 +4,8 @@ import attrs
 
 from flux2_async.batch.outcomes import State
 from flux2_async.errors import ConfigurationError
-from flux2_async.session.arguments import check_max_running
+from flux2_async.models.plain import is_number
+from flux2_async.session.arguments import check_count
 
 __all__ = ["Options"]
 
@@ -26,20 +27,14 @@ class Options:
     task_timeout: float | None
 
     def __attrs_post_init__(self) -> None:
-        check_max_running(self.max_running)
-        for name in ("limit", "max_tasks"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigurationError(f"{name}: {value!r} given, it must be a whole number of 1 or more, or None")
-        for name in ("max_credits", "recover_timeout"):
-            value = getattr(self, name)
-            none = value is None and name == "max_credits"
-            if not none and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-                raise ConfigurationError(f"{name}: {value!r} given, it must be a number of 0 or more")
-        timeout: object = self.task_timeout
-        if timeout is not None and (
-            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
-        ):
+        for name in ("max_running", "limit", "max_tasks"):
+            check_count(name, getattr(self, name))
+        most, recover, timeout = self.max_credits, self.recover_timeout, self.task_timeout
+        if most is not None and not (is_number(most) and most >= 0):
+            raise ConfigurationError(f"max_credits: {most!r} given, it must be a number of 0 or more")
+        if not is_number(recover) or not recover >= 0:
+            raise ConfigurationError(f"recover_timeout: {recover!r} given, it must be a number of 0 or more")
+        if timeout is not None and not (is_number(timeout) and timeout > 0):
             raise ConfigurationError(f"task_timeout: {timeout!r} given, it must be a number above 0, or None")
 
     def sendable(self) -> set[State]:

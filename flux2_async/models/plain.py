@@ -4,9 +4,9 @@ A member of `class Tier(str, Enum)` equals `"pro"`, and is formatted as `Tier.PR
 is taken because it equals an allowed value is kept as that value.
 """
 
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
-__all__ = ["plain"]
+__all__ = ["is_number", "is_whole", "plain"]
 
 T = TypeVar("T")
 
@@ -24,3 +24,13 @@ def plain(value: T) -> T:
     if isinstance(value, float):
         return float.__float__(value)  # type: ignore[return-value]  # likewise
     return value
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, which True is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number, which True is not; infinity and NaN are."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

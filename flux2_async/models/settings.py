@@ -10,7 +10,7 @@ import attrs
 
 from flux2_async._shown import made_without_frames, showable, shown_address
 from flux2_async.errors import ConfigurationError
-from flux2_async.models.plain import plain
+from flux2_async.models.plain import is_number, is_whole, plain
 
 __all__ = ["Callbacks", "Polling", "RateLimit", "SessionStatistics", "Timeouts"]
 
@@ -37,32 +37,19 @@ def _text_or_none(value: str | None) -> str | None:
     return plain(value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _finite(*, zero: bool = False, none: bool = False) -> Any:
+    allowed = ("a number of 0 or more" if zero else "a number above 0") + (", or None" if none else "")
 
-
-def _positive(*, none: bool = False) -> Any:
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if (none and value is None) or (_is_number(value) and value > 0):
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if (none and value is None) or (is_number(value) and math.isfinite(value) and value >= 0 and (zero or value)):
             return
-        allowed = "a number above 0, or None" if none else "a number above 0"
-        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
-
-    return check
-
-
-def _not_negative(*, none: bool = False) -> Any:
-    def check(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if (none and value is None) or (_is_number(value) and value >= 0):
-            return
-        allowed = "a number of 0 or more, or None" if none else "a number of 0 or more"
         raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
 
     return check
 
 
 def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ConfigurationError(
             f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be a whole number of 1 or more"
         )
@@ -88,7 +75,7 @@ class RateLimit:
     """
 
     limit: int = attrs.field(converter=_whole_number, validator=_whole)
-    period: float = attrs.field(converter=_number, validator=_positive())
+    period: float = attrs.field(converter=_number, validator=_finite())
 
 
 @attrs.frozen(kw_only=True)
@@ -115,12 +102,14 @@ class Polling:
         ConfigurationError: A value is out of bounds.
     """
 
-    price: float = attrs.field(converter=_number, default=0.3, validator=_positive())
-    wait_min: float = attrs.field(converter=_number, default=0.25, validator=_positive())
-    wait_max: float = attrs.field(converter=_number, default=30.0, validator=_positive())
-    interval: float | None = attrs.field(converter=_number_or_none, default=None, validator=_not_negative(none=True))
+    price: float = attrs.field(converter=_number, default=0.3, validator=_finite())
+    wait_min: float = attrs.field(converter=_number, default=0.25, validator=_finite())
+    wait_max: float = attrs.field(converter=_number, default=30.0, validator=_finite())
+    interval: float | None = attrs.field(
+        converter=_number_or_none, default=None, validator=_finite(zero=True, none=True)
+    )
     max_concurrency: int = attrs.field(converter=_whole_number, default=32, validator=_whole)
-    give_up_after: float | None = attrs.field(converter=_number_or_none, default=1200.0, validator=_positive(none=True))
+    give_up_after: float | None = attrs.field(converter=_number_or_none, default=1200.0, validator=_finite(none=True))
     remember: bool = attrs.field(default=False, validator=_yes_or_no)
 
     def __attrs_post_init__(self) -> None:
@@ -204,11 +193,11 @@ class Timeouts:
         ConfigurationError: A value is out of bounds.
     """
 
-    connect: float = attrs.field(converter=_number, default=10.0, validator=_positive())
-    submit: float = attrs.field(converter=_number, default=60.0, validator=_positive())
-    record: float = attrs.field(converter=_number, default=30.0, validator=_positive())
-    upload: float = attrs.field(converter=_number, default=120.0, validator=_positive())
-    download: float = attrs.field(converter=_number, default=300.0, validator=_positive())
+    connect: float = attrs.field(converter=_number, default=10.0, validator=_finite())
+    submit: float = attrs.field(converter=_number, default=60.0, validator=_finite())
+    record: float = attrs.field(converter=_number, default=30.0, validator=_finite())
+    upload: float = attrs.field(converter=_number, default=120.0, validator=_finite())
+    download: float = attrs.field(converter=_number, default=300.0, validator=_finite())
 
 
 @attrs.frozen(kw_only=True)

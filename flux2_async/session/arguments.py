@@ -11,9 +11,9 @@ import aiohttp
 from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
-from flux2_async.models.plain import plain
+from flux2_async.models.plain import is_number, is_whole, plain
 
-__all__ = ["check_max_running", "check_path", "check_seconds", "check_settings", "check_submit", "check_task_id"]
+__all__ = ["check_count", "check_path", "check_seconds", "check_settings", "check_submit", "check_task_id"]
 
 
 def check_settings(**settings: object) -> None:
@@ -44,15 +44,15 @@ def check_settings(**settings: object) -> None:
         )
 
 
-def check_max_running(value: Any) -> int | None:
+def check_count(name: str, value: object) -> int | None:
     """Give the bound back when it can be one.
 
     Raises:
         ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
     """
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if value is None or (is_whole(value) and value >= 1):
         return plain(value)
-    raise ConfigurationError(f"max_running: {value!r} given, it must be a whole number of 1 or more, or None")
+    raise ConfigurationError(f"{name}: {value!r} given, it must be a whole number of 1 or more, or None")
 
 
 def check_path(name: str, value: Any) -> Path:
@@ -81,7 +81,7 @@ def check_submit(request: object, key: object, max_wait: object, priority: objec
     if key is not None and (not isinstance(key, str) or not key):
         raise InvalidRequestError(f"key: {key!r} given, it must be text of at least one character, or None")
     check_seconds("max_wait", max_wait)
-    if isinstance(priority, bool) or not isinstance(priority, int):
+    if not is_whole(priority):
         raise InvalidRequestError(f"priority: {priority!r} given, it must be a whole number")
     if ref is not None and (not isinstance(ref, str) or not re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", ref)):
         raise InvalidRequestError(
@@ -95,7 +95,7 @@ def check_seconds(name: str, value: object) -> None:
     Raises:
         InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+    if value is not None and not (is_number(value) and value >= 0):
         raise InvalidRequestError(f"{name}: {value!r} given, it must be a number of seconds of 0 or more, or None")
 
 

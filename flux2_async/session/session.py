@@ -30,7 +30,7 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.models.plain import plain
-from flux2_async.session.arguments import check_max_running, check_seconds, check_settings, check_submit, check_task_id
+from flux2_async.session.arguments import check_count, check_seconds, check_settings, check_submit, check_task_id
 from flux2_async.session.as_completed import Completions
 from flux2_async.session.lifecycle import Engine, Unsettled
 from flux2_async.session.submission import OnSend, Record, Submission
@@ -119,7 +119,7 @@ class Flux2Session:
         self._given = key, base_url, upload_url
         check_given(key, base_url, upload_url)
         self._rate_limit = rate_limit
-        self._max_running = check_max_running(max_running)
+        self._max_running = check_count("max_running", max_running)
         self._polling = polling
         self._callbacks = None if callbacks is None else _settings_of(callbacks)
         self._coordination = coordination
@@ -320,7 +320,7 @@ class Flux2Session:
             ConfigurationError: `max_running` cannot be used, or another event loop; told likewise.
         """
         engine = self._open_engine()
-        limit = check_max_running(max_running) or self._max_running or MAX_RUNNING
+        limit = check_count("max_running", max_running) or self._max_running or MAX_RUNNING
 
         async def submit(request: Request, started: Callable[[Submission], None]) -> ImageTask:
             return await engine.submit(request, started=started)

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 import attrs
 
 from flux2_async.models import Polling, TaskRecord
+from flux2_async.models.plain import is_number
 from flux2_async.tasks.hazard import BINS, EDGES, KEEP, Hazard
 
 __all__ = [
@@ -257,6 +258,6 @@ def _counts(kind: Any, name: str) -> list[float]:
     if not isinstance(counts, list) or len(counts) != BINS:
         raise ValueError(f"{name}: not {BINS} numbers")
     for count in counts:
-        if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count <= KEEP * EDGES[-1]:
+        if not is_number(count) or not 0 <= count <= KEEP * EDGES[-1]:
             raise ValueError(f"{name}: {count!r}")
     return counts

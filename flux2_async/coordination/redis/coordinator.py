@@ -52,7 +52,7 @@ from flux2_async.coordination.redis.scripts import BOOK_SCRIPTS, KEY_SCRIPTS, sc
 from flux2_async.coordination.shared_limiter import boot_time
 from flux2_async.errors import ConfigurationError, CoordinationError
 from flux2_async.models import RateLimit
-from flux2_async.models.plain import plain
+from flux2_async.models.plain import is_number, plain
 
 __all__ = ["RedisCoordination"]
 
@@ -171,7 +171,7 @@ def _check(namespace: object, on_failure: object, timeout: object) -> None:
         raise ConfigurationError(f"namespace: {namespace!r} given, it must be a word without blanks and braces")
     if on_failure not in ("degrade", "fail"):
         raise ConfigurationError(f"on_failure: {on_failure!r} given, it must be 'degrade' or 'fail'")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+    if not is_number(timeout) or not 0 < timeout < math.inf:
         raise ConfigurationError(f"timeout: {timeout!r} given, it must be a number of seconds above 0")
 
 

@@ -1,5 +1,6 @@
 """The caller's own aiohttp session: what it may bring along, and how createTask goes the same way on its own."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,6 +30,12 @@ def check_borrowed(http: aiohttp.ClientSession, connector: ConnectorFactory | No
     """
     if http.closed:
         raise ConfigurationError("http: the aiohttp.ClientSession is closed; pass an open one or None")
+    # What has no such attribute, as a later aiohttp may, is taken for one of this loop.
+    if getattr(http, "_loop", None) not in (None, asyncio.get_running_loop()):
+        raise ConfigurationError(
+            "http: the aiohttp.ClientSession was made in another event loop, in which alone it works; make it in "
+            "the one in which this session is opened"
+        )
     # `auth` is deprecated and will be gone with aiohttp 4.
     if getattr(http, "auth", None) is not None:
         raise ConfigurationError("http: its `auth` would reach hosts of pictures; pass a session without it")

@@ -50,6 +50,24 @@ def wrap_connectors(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+def test_a_session_of_another_event_loop() -> None:
+    """It is refused before anything is paid: every look over it would fail, and tasks would never be seen to finish."""
+
+    async def made() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    async def opened(http: aiohttp.ClientSession) -> Exception:
+        return await error_of(Flux2Session("key", base_url="http://127.0.0.1:1", http=http).open())
+
+    with asyncio.Runner() as runner:
+        http = runner.run(made())
+        told = asyncio.run(opened(http))
+        runner.run(http.close())
+
+    assert isinstance(told, ConfigurationError)
+    assert "another event loop" in str(told)
+
+
 @pytest.mark.parametrize("borrowed", [False, True])
 async def test_connectors_that_a_tracing_tool_has_wrapped(borrowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrapped connector is taken, its way is imitated, and each createTask is seen once."""

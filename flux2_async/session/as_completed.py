@@ -3,13 +3,17 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
+from itertools import islice
+from typing import TypeVar
 
 from flux2_async.errors import Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import Completion, ImageTask
 
-__all__ = ["Completions"]
+__all__ = ["Completions", "in_chunks"]
+
+T = TypeVar("T")
 
 # An iteration that nobody closes is closed when it is collected, which must not collect its task with it.
 _feeders: set[asyncio.Task[None]] = set()
@@ -60,8 +64,8 @@ class Completions:
         failure: BaseException | None = None
         index = 0
         try:
-            async with aclosing(_iterate(requests)) as taken:
-                async for request in taken:
+            async with aclosing(in_chunks(requests, 1)) as taken:
+                async for (request,) in taken:
                     await self._room.acquire()
                     job = asyncio.create_task(self._one(index, request))
                     self._jobs.add(job)
@@ -116,10 +120,18 @@ class Completions:
                 self._give_up(submission, error)
 
 
-async def _iterate(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Request, None]:
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request
+async def in_chunks(items: Iterable[T] | AsyncIterable[T], most: int) -> AsyncGenerator[list[T], None]:
+    """Give what can be iterated over in either way, at most so many at a time."""
+    if isinstance(items, AsyncIterable):
+        chunk: list[T] = []
+        async for item in items:
+            chunk.append(item)
+            if len(chunk) == most:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+        return
+    iterator = iter(items)
+    while chunk := list(islice(iterator, most)):
+        yield chunk

@@ -9,7 +9,6 @@ import sqlite3
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -25,6 +24,7 @@ from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinis
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
 from flux2_async.session.arguments import check_path
+from flux2_async.session.as_completed import in_chunks
 
 __all__ = ["Entered", "Journal", "JournalError"]
 
@@ -148,7 +148,7 @@ class Journal:
 
         try:
             await step(entry.begin)
-            async for chunk in _chunks(requests):
+            async for chunk in in_chunks(requests, CHUNK):
                 await step(entry.add, chunk)
                 if entry.full:
                     break
@@ -263,19 +263,3 @@ def _facts(record: TaskRecord | None) -> dict[str, Any]:
         "create_time": record.create_time and record.create_time.timestamp(),
         "complete_time": record.complete_time and record.complete_time.timestamp(),
     }
-
-
-async def _chunks(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[list[object]]:
-    if isinstance(items, AsyncIterable):
-        chunk: list[object] = []
-        async for item in items:
-            chunk.append(item)
-            if len(chunk) == CHUNK:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
-        return
-    iterator = iter(items)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk

@@ -156,6 +156,18 @@ async def test_refusals_of_everything_stop_it(tmp_path: Path) -> None:
         assert "20 requests in a row" in caught.value.__notes__[0]
 
 
+async def test_what_meets_every_request_ends_the_waiting_for_a_turn(tmp_path: Path) -> None:
+    """Requests that wait for the limit go back to the queue at once when another one meets what all would meet."""
+    script = Script(faults=[Fault("createTask", "refuse", code=402, times=None)])
+    async with emulated(script, rate_limit=RateLimit(1, 1000.0)) as (flux, emulator):
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(ApiError):
+            await run(tmp_path, flux, requests(5))
+        assert asyncio.get_running_loop().time() - begun < 100
+        assert len(emulator.ledger.requests) == 1
+        assert [line["state"] for line in lines(tmp_path)] == ["queued"] * 5
+
+
 async def test_an_outage_is_waited_out(tmp_path: Path) -> None:
     """While nobody listens nothing is lost and nothing failed; afterwards the batch goes on by itself."""
     async with emulated(Script(plans=Plan(duration=20.0)), rate_limit=RateLimit(5, 10.0)) as (flux, emulator):
@@ -436,11 +448,11 @@ async def test_a_gateways_code_does_not_pay_again(tmp_path: Path, code: int) -> 
 
 async def test_a_task_that_never_ends_is_left_to_the_next_run(tmp_path: Path) -> None:
     """After `task_timeout` it is submitted and not failed, makes room for others, and is paid once."""
-    script = Script(plans=[Plan(duration=150.0), Plan(duration=2.0)])
+    script = Script(plans=[Plan(duration=1000.0), Plan(duration=2.0)])
     async with emulated(script, max_running=1) as (flux, emulator):
         first = await run(tmp_path, flux, requests(3), task_timeout=60)
         again = await run(tmp_path, flux, requests(3), task_timeout=60, retry_failed=True)
-        last = await run(tmp_path, flux, requests(3), task_timeout=60)
+        last = await run(tmp_path, flux, requests(3))
 
         assert sorted(outcome.state for outcome in first) == [State.DONE, State.DONE, State.SUBMITTED]
         assert [outcome.error.type for outcome in first if outcome.error] == ["TaskTimeoutError"]

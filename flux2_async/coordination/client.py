@@ -136,7 +136,11 @@ class Sharing:
             case "key":
                 if (event := self._key_news.get(message.key)) is not None:
                     event.set()
-            case _:
+            case kind:
+                if kind == "pause":
+                    logger.info(
+                        "another process of this account lets all submissions pause for %.1f s", message.seconds
+                    )
                 self.limiter.hear(message)
 
     async def _tell(self) -> None:

@@ -439,6 +439,17 @@ async def test_statistics_show_what_is_shared() -> None:
         assert other.statistics().learned_limit == one.statistics().learned_limit == 2
 
 
+async def test_pause_of_another_process_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A process that waits because another one was refused says so at INFO."""
+    caplog.set_level("INFO", "flux2_async")
+    script = Script(limit=Limit(2, 10.0, "sliding"), plans=Plan(duration=1.0))
+    async with processes(2, script) as (_, (one, other)):
+        await asyncio.gather(*(one.submit(REQUEST) for _ in range(3)), other.submit(REQUEST))
+
+    told = [line for line in caplog.messages if line.startswith("another process of this account")]
+    assert set(told) == {"another process of this account lets all submissions pause for 10.0 s"}
+
+
 async def test_sessions_that_share_are_no_cause_for_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Several sessions of one account are what coordination is for."""
     async with processes(2):

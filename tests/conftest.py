@@ -34,8 +34,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.node.get_closest_marker("real_time"):
-        # Programs that are tested may have made another loop the usual one of this process.
-        return "asyncio", {"loop_factory": asyncio.SelectorEventLoop}
+        return "asyncio", {}
     return "asyncio", {"loop_factory": VirtualClockLoop}
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,6 @@ from flux2_async.session.session import Flux2Session
 pytestmark = pytest.mark.real_time
 
 TASKS = 40
-# What a client needs that asks five times a second, evenly, after a second.
-PACED = 9.0
 
 CONFIGURATION = """
 daemon off;
@@ -81,30 +78,24 @@ CASES = {
 }
 
 
-async def seconds_until_known(folder: Path, polling: Polling, refusing: str) -> float:
-    """Submit tasks that are finished at once, and look at them through nginx."""
+async def learn_all(folder: Path, polling: Polling, refusing: str) -> int:
+    """Submit tasks that are finished at once, look at them through nginx, and give how many looks it refused."""
     script = Script(plans=Plan(duration=0.0), credits=1e6, render=False)
     async with Emulator(script) as emulator:
         with nginx(folder, emulator.base_url, refusing) as url:
             await up(url)
             async with Flux2Session(emulator.api_key, base_url=url, rate_limit=None, polling=polling) as flux:
-                began = time.monotonic()
                 tasks = await asyncio.gather(*(flux.submit(REQUEST) for _ in range(TASKS)))
-                await asyncio.gather(*(task.result(timeout=60) for task in tasks))
-                return time.monotonic() - began
+                await asyncio.gather(*(task.result() for task in tasks))
+    return (folder / "error.log").read_text().count("limiting requests")
 
 
-async def test_all_are_known_in_twice_the_time_of_a_paced_client(tmp_path: Path) -> None:
-    """40 finished tasks behind five looks a second are known within 18 s, whatever nginx says when it refuses."""
-    took = dict(
-        zip(
-            CASES,
-            await asyncio.gather(*(seconds_until_known(tmp_path / name, *case) for name, case in CASES.items())),
-            strict=True,
-        )
-    )
-    refused = {name: (tmp_path / name / "error.log").read_text().count("limiting requests") for name in CASES}
+async def test_all_are_known_and_few_looks_are_refused(tmp_path: Path) -> None:
+    """40 finished tasks behind five looks a second are all known, however nginx refuses, which it seldom does.
 
-    assert max(took.values()) <= 2 * PACED, (took, refused)
-    assert min(refused.values()) > 0
-    assert max(refused.values()) <= TASKS
+    How long that takes is judged on virtual time and in the benchmarks.
+    """
+    refused = await asyncio.gather(*(learn_all(tmp_path / name, *case) for name, case in CASES.items()))
+
+    assert min(refused) > 0
+    assert max(refused) <= TASKS // 2

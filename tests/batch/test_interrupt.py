@@ -60,6 +60,7 @@ async def test_a_script_that_does_not_care(tmp_path: Path) -> None:
     assert code == -signal.SIGINT
     assert complaints.endswith("\nKeyboardInterrupt\n")
     assert "scheduler.py" not in complaints
-    assert len(complaints.splitlines()) < 28
+    # Most of them are asyncio's own, one or two more with each Python.
+    assert len(complaints.splitlines()) < 32
     assert await states(tmp_path) == dict.fromkeys(accepted, "submitted")
     assert len((tmp_path / "results" / "results.jsonl").read_text().splitlines()) == 1000

@@ -1,5 +1,6 @@
 """Which servers, users and addresses a coordination takes, and that it says at `open` what can never work."""
 
+import inspect
 import logging
 import re
 import socket
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.real_time
 
 SECRET = "s3cr3t-password"
 # The lines of the docstring that stand apart.
-RIGHTS = " ".join(re.findall(r"^ {8}([~+].*)$", RedisCoordination.__doc__ or "", re.MULTILINE)).split()
+RIGHTS = " ".join(re.findall(r"^ {4,}([~+].*)$", inspect.getdoc(RedisCoordination) or "", re.MULTILINE)).split()
 RIGHTS_OF_DATABASES = "+select"
 
 

@@ -25,6 +25,14 @@ def refuse_to_fork() -> int:
 
 os.fork = refuse_to_fork
 
+
+def keep_the_policy(policy: asyncio.AbstractEventLoopPolicy | None) -> None:
+    """Let no import change the loop of the tests that follow: old versions of aiogram make uvloop everybody's."""
+    del policy
+
+
+asyncio.set_event_loop_policy = keep_the_policy
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # A change is judged by its own faults, not by the luck of its examples.
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)

@@ -61,7 +61,7 @@ class Files:
         local = {
             f"images[{index}]": place
             for index, place in enumerate(map(located, images))
-            if isinstance(place, Path | bytes)
+            if not isinstance(place, str | UploadedFile)
         }
 
         def check_all() -> None:
@@ -82,12 +82,16 @@ class Files:
             ApiError: The service refused an upload.
             TransportError: No answer came in several tries.
         """
+        places = list(map(located, images))
+        there = [place for place in places if isinstance(place, str | UploadedFile)]
+        if len(there) == len(places):
+            # What is there already needs no task group.
+            return tuple(there)
 
-        async def bring(index: int, image: ImageSource) -> str | UploadedFile:
-            place = located(image)
+        async def bring(index: int, place: Path | bytes | str | UploadedFile) -> str | UploadedFile:
             return await self._bring(f"images[{index}]", place, None) if isinstance(place, Path | bytes) else place
 
-        return tuple(await together([partial(bring, index, image) for index, image in enumerate(images)]))
+        return tuple(await together([partial(bring, index, place) for index, place in enumerate(places)]))
 
     async def upload(self, source: UploadSource, *, file_name: str | None = None) -> UploadedFile:
         """Upload one picture.
@@ -165,9 +169,9 @@ class Files:
 
 def located(image: ImageSource) -> Path | bytes | str | UploadedFile:
     """Give a picture that has to be uploaded as its path or content, and any other as it is."""
-    if isinstance(image, os.PathLike) or (isinstance(image, str) and not is_url(image)):
-        return Path(image)
-    return image
+    if isinstance(image, str):
+        return image if is_url(image) else Path(image)
+    return Path(image) if isinstance(image, os.PathLike) else image
 
 
 async def together(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:

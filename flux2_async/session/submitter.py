@@ -250,11 +250,13 @@ class Submitter:
         if not isinstance(request, ImageToImage):
             return request, ()
         uploaded = await self._files.urls(request.images)
-        kept = tuple(
-            there if isinstance(here, bytes) else here for here, there in zip(request.images, uploaded, strict=True)
-        )
         urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
-        return attrs.evolve(request, images=kept), urls
+        if any(isinstance(image, bytes) for image in request.images):
+            kept = tuple(
+                there if isinstance(here, bytes) else here for here, there in zip(request.images, uploaded, strict=True)
+            )
+            request = attrs.evolve(request, images=kept)
+        return request, urls
 
     async def _send(self, submission: Submission, body: bytes) -> str:
         first = False

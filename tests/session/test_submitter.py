@@ -566,6 +566,19 @@ async def test_local_pictures_are_uploaded_first() -> None:
         assert task.request.images[1] == "https://files.example/a.png"
 
 
+async def test_what_holds_no_bytes_is_kept_as_it_was_checked() -> None:
+    """A request of addresses and uploaded files is sent as it is: the handle keeps the very object."""
+    uploaded = UploadedFile("https://files.example/b.png", "b.png", 3, "image/png")
+    request = ImageToImage("make it red", images=["https://files.example/a.png", uploaded])
+    async with emulated() as (flux, emulator):
+        task = await flux.submit(request)
+        body = emulator.ledger.requests[0].body
+
+        assert task.request is request
+        assert body is not None
+        assert body["input"]["input_urls"] == ["https://files.example/a.png", "https://files.example/b.png"]
+
+
 async def test_slot_then_upload_then_permit() -> None:
     """A picture is uploaded once its task has a slot and before it has a permit, which others could use meanwhile."""
     one, other = (ImageToImage("make it red", images=[PNG + end]) for end in (b"1", b"2"))

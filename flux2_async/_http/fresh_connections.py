@@ -24,6 +24,8 @@ MAX_IDLE: Final = 2.0
 class FreshConnection:
     """A connection that has carried no request but the CONNECT of its tunnel.
 
+    Once a request left over it, it stays open behind the reply until it is closed: what else comes may be the answer.
+
     Attributes:
         connection: aiohttp's own.
         given: Bytes of a request that were given to it. While it is 0, nothing of the request left.
@@ -32,6 +34,9 @@ class FreshConnection:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.given = 0
+        self._heard: list[bytes] = []
+        self._released = False
+        self._over = asyncio.Event()
         self._may_send: Callable[[], bool] | None = None
         self._opened = asyncio.get_running_loop().time()
         handler = connection.protocol
@@ -65,6 +70,41 @@ class FreshConnection:
         """This side ends it."""
         self._dropped = True
 
+    def release(self) -> bool:
+        """The reply has come, or nobody waits for it any more; False while it may be cut, as nothing left over it."""
+        self._released = self.given > 0
+        return self._released
+
+    def hear(self, data: bytes) -> bool:
+        """Keep what the peer said; False when it is nothing to the handler, which has its reply."""
+        self.spoil()
+        self._heard.append(data)
+        if self._released:
+            self._over.set()
+        return not self._released
+
+    def end(self) -> None:
+        """The peer has ended it."""
+        self.spoil()
+        self._over.set()
+
+    async def is_over(self, seconds: float) -> bool:
+        """Wait until the peer has ended it, or said more than its reply, but so many seconds at most."""
+        if self._transport is not None and not self._transport.is_closing():
+            # A long reply may have been slowed down.
+            self._transport.resume_reading()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @property
+    def heard(self) -> bytes:
+        """All that the peer has said."""
+        return b"".join(self._heard)
+
     def give(self, size: int) -> bool:
         """Count bytes that are about to be given to it; False, and it is cut, when its request must not leave."""
         if not self.given and not self._look():
@@ -88,6 +128,9 @@ class FreshConnection:
     def close(self) -> None:
         """Drop it."""
         self.connection.close()
+        self.drop()
+        if self._transport is not None:
+            self._transport.close()
 
 
 class FreshConnector(aiohttp.BaseConnector):
@@ -157,8 +200,9 @@ class _CountingTransport:
         return closing
 
     def close(self) -> None:
-        self._connection.drop()
-        self._transport.close()
+        if not self._connection.release():
+            self._connection.drop()
+            self._transport.close()
 
     def abort(self) -> None:
         self._connection.drop()
@@ -173,22 +217,22 @@ class _CountingTransport:
 
 
 class _Listener(asyncio.Protocol):
-    """Notes that the peer spoke; all else is the handler's."""
+    """Notes what the peer says; all else is the handler's."""
 
     def __init__(self, handler: ResponseHandler, connection: FreshConnection) -> None:
         self._handler = handler
         self._connection = connection
 
     def data_received(self, data: bytes) -> None:
-        self._connection.spoil()
-        self._handler.data_received(data)
+        if self._connection.hear(data):
+            self._handler.data_received(data)
 
     def eof_received(self) -> None:
-        self._connection.spoil()
+        self._connection.end()
         self._handler.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.spoil()
+        self._connection.end()
         self._handler.connection_lost(exc)
 
     def pause_writing(self) -> None:

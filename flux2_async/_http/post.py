@@ -12,8 +12,9 @@ from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import JSON_HEADERS, exchange
 from flux2_async._http.failures import connecting_text, is_lasting
 from flux2_async._http.fresh_connections import FreshConnection, FreshConnector
-from flux2_async._protocol.answers import Answer, NeverSent, Obstacle, judge, unclear
+from flux2_async._protocol.answers import Answer, NeverSent, Obstacle, Refused, Unclear, confirm, judge, unclear
 from flux2_async._protocol.codec import Reply
+from flux2_async._protocol.framing import behind_reply
 from flux2_async.errors import TransportError
 from flux2_async.models import Request, Timeouts
 
@@ -98,6 +99,8 @@ class Post:
     ) -> None:
         if self._job is not None:
             await self._drop(self._job)
+        if self._connection is not None:
+            self._connection.close()
 
     async def send(self, lease_ended: Callable[[], bool]) -> Answer:
         """Let the request go.
@@ -113,6 +116,22 @@ class Post:
         self._released.set()
         await asyncio.wait([self._job])
         return self._job.result()
+
+    async def confirm(self, refused: Refused, watch_on: Callable[[], float]) -> Refused | Unclear:
+        """Say whether a refusal answers this request: it does where nothing else comes over the connection.
+
+        Args:
+            refused: What was answered.
+            watch_on: Gives the seconds for which the connection may be watched on while its peer does not end it;
+                asked again after each second.
+        """
+        connection = self._connection
+        assert connection is not None, "refused without a connection"  # noqa: S101  it came over one
+        while not (behind := behind_reply(connection.heard)) and (seconds := watch_on()) > 0:
+            if await connection.is_over(min(seconds, 1.0)):
+                behind = behind_reply(connection.heard)
+                break
+        return confirm(refused, behind, sent=self._body, request=self._request, ref=self._ref)
 
     async def _drop(self, job: asyncio.Task[Answer]) -> None:
         job.cancel()

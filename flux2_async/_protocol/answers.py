@@ -21,7 +21,7 @@ from flux2_async._protocol.refusals import Proof, meaning_of, refusal, retry_aft
 from flux2_async.errors import AmbiguousSubmitError, ApiError, TransportError
 from flux2_async.models import Request
 
-__all__ = ["Accepted", "Answer", "NeverSent", "Obstacle", "Refused", "Unclear", "judge", "unclear"]
+__all__ = ["Accepted", "Answer", "NeverSent", "Obstacle", "Refused", "Unclear", "confirm", "judge", "unclear"]
 
 UNCLEAR: Final = (
     "the task may exist and cost money, so it was not sent again; look into the task log of your account before you "
@@ -142,6 +142,26 @@ def judge(
     words = message or "refused without a reason"
     error = refusal(reply.status if code is None else code, words, reply.status, creating=True, retry_after=wait)
     return Refused(error, reply.headers)
+
+
+def confirm(refused: Refused, behind: bytes, *, sent: bytes, request: Request, ref: str) -> Refused | Unclear:
+    """Say what a refusal means, by what came behind it over its connection: one of the two may be nobody's answer.
+
+    Args:
+        refused: The refusal.
+        behind: What came, or nothing.
+        sent: The body that was answered.
+        request: What the body stands for, for the error.
+        ref: The name of the submission, for the error.
+    """
+    if not behind:
+        return refused
+    echo = _Echo(sent)
+    named = (match[1] or match[2] for match in _TASK_ID.finditer(lenient_json.as_text(behind)))
+    task_id = next((each for each in named if _NAME.fullmatch(each.lower()) and not echo.may_be(each, _ID_IN_ECHO)), "")
+    told = f"createTask was answered by HTTP {refused.error.http_status}, and more came behind that answer"
+    named_task = f", naming task {task_id}" if task_id else ""
+    return unclear(told + named_task, request=request, ref=ref, http_status=refused.error.http_status)
 
 
 def unclear(what: str, *, request: Request, ref: str, http_status: int | None = None) -> Unclear:

@@ -31,7 +31,7 @@ class Record(Protocol):
         ...
 
     async def refused(self, ref: str, /) -> None:
-        """The last POST was certainly not accepted; told before any pause."""
+        """The last POST was certainly not accepted; told as soon as that is proven, and before it is sent again."""
         ...
 
     def wanted(self) -> bool:

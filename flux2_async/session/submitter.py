@@ -13,6 +13,7 @@ from typing import Final
 import attrs
 
 from flux2_async._http.files import Files
+from flux2_async._http.post import Post
 from flux2_async._http.transport import Transport
 from flux2_async._limiter.permit import Permit, Permits
 from flux2_async._limiter.slots import Slots
@@ -39,6 +40,9 @@ logger = logging.getLogger("flux2_async")
 PAUSE_UNCONNECTED: Final = 0.5
 # The latest ones; a reply that has strayed is not much older than its request.
 MAX_TASK_IDS: Final = 10_000
+# Seconds for which more may come behind a refusal; a peer that does as it is asked ends the connection at once.
+WATCH_REFUSAL: Final = 1.0
+QUEUE_BEFORE: Final = 0.02
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
 
@@ -280,8 +284,7 @@ class Submitter:
             if submission.claim is not None:
                 await submission.claim.release()
             # Nobody is left to wait, or to send: the refusal stands.
-            unwanted = submission.record is not None and not submission.record.wanted()
-            if not submission.callers or self._closed or unwanted:
+            if not self._goes_on(submission):
                 raise error
             first = isinstance(answer, Refused) or answer.obstacle is Obstacle.LEASE
             if not first:
@@ -351,11 +354,41 @@ class Submitter:
                     await self._prepare(submission)
                     submission.posted = True
                 answer = self._own(submission, await post.send(permit.lease_ended))
+                if isinstance(answer, Refused):
+                    answer = await self._confirmed(submission, permit, post, answer)
         except BaseException:
             await self._settle(submission, permit, None, sent=post.sent)
             raise
         await self._settle(submission, permit, answer, sent=post.sent)
         return answer
+
+    async def _confirmed(self, submission: Submission, permit: Permit, post: Post, refused: Refused) -> Answer:
+        """The refusal where nothing else comes behind it, before anybody takes it for one; else unclear.
+
+        A 429 is watched for as long as nobody sends because of it; another refusal for a second.
+        """
+        if throttled := refused.error.code == 429:  # noqa: PLR2004  a code of the API's
+            # Whoever it is meant for, the service wants a pause.
+            self._give_back(submission.ref, permit, refused, sent=True)
+        begun = self._loop.time()
+
+        def watch_on() -> float:
+            if throttled and self._goes_on(submission):
+                # Back in the queue in time to be the first.
+                until = (self._limiter.paused_until or begun) - QUEUE_BEFORE
+                if submission.max_wait is None or until - begun <= (submission.wait_left() or 0.0):
+                    return until - self._loop.time()
+            return begun + WATCH_REFUSAL - self._loop.time()
+
+        answer = await post.confirm(refused, watch_on)
+        if throttled:
+            submission.waited += self._loop.time() - begun
+        return answer
+
+    def _goes_on(self, submission: Submission) -> bool:
+        """Whether anybody is left to wait for another try, or to send it."""
+        wanted = submission.record is None or submission.record.wanted()
+        return wanted and submission.callers > 0 and not self._closed
 
     def _take_turn(self, submission: Submission) -> None:
         try:
@@ -413,6 +446,8 @@ class Submitter:
         submission.private = False
 
     def _give_back(self, ref: str, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
+        if permit.settled:
+            return
         match answer:
             case Refused(RateLimitedError(code=429) as error):
                 self.refused += 1

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import anyio.to_thread
@@ -48,8 +49,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def clock_waits_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The virtual clock does not jump while a worker thread of anyio is busy."""
+    """The virtual clock does not jump while a thread of anyio or of any pool is busy for its loop."""
     run_sync: Callable[..., Awaitable[Any]] = anyio.to_thread.run_sync
+    submit: Callable[..., Future[Any]] = ThreadPoolExecutor.submit
 
     async def counted(*args: Any, **options: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -58,7 +60,14 @@ def clock_waits_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         with loop.waiting_for_thread():
             return await run_sync(*args, **options)
 
+    def submitted(*args: Any, **options: Any) -> Future[Any]:
+        future = submit(*args, **options)
+        if isinstance(loop := asyncio._get_running_loop(), VirtualClockLoop):
+            loop.wait_for(future)
+        return future
+
     monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submitted)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,7 +7,8 @@ busy (`busy_threads`). So an hour of polling an emulator in the same loop takes 
 import asyncio
 import selectors
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # What a packet on loopback may take from one socket of this process to another, in real seconds.
@@ -50,17 +51,19 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         finally:
             self.busy_threads -= 1
 
-    def run_in_executor(  # type: ignore[override]  # what is passed on need not be typed again
-        self, executor: Any, func: Any, *args: Any
-    ) -> Any:
-        future = super().run_in_executor(executor, func, *args)
-        self.busy_threads += 1
+    def wait_for(self, future: Future[Any]) -> None:
+        """Let the clock stand still until a thread has done this."""
 
         def done(_: object) -> None:
-            self.busy_threads -= 1
+            # In the thread; the loop may be closed by now.
+            with suppress(RuntimeError):
+                self.call_soon_threadsafe(self._one_less)
 
+        self.busy_threads += 1
         future.add_done_callback(done)
-        return future
+
+    def _one_less(self) -> None:
+        self.busy_threads -= 1
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         # From 3.12 on the end of the threads is waited for with a time-out, which the clock must not jump over.

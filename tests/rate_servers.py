@@ -211,7 +211,7 @@ class Wire:
         arrives_in = self.rtt + self.rng.random() * self.lateness
         asyncio.get_running_loop().call_later(arrives_in, self._count)
         await asyncio.sleep(self.rtt)
-        permit.ambiguous()
+        permit.unclear()
 
     async def _answer(self, permit: Permit) -> bool:
         late = self.rng.random() * self.lateness if self.rng.random() < self.late else 0.0
@@ -222,7 +222,7 @@ class Wire:
         if retry_after is None:
             permit.answered()
             return True
-        permit.refused(self.header(retry_after))
+        permit.throttled(self.header(retry_after))
         return False
 
     async def submit_many(self, limiter: Permits, count: int) -> float:

@@ -13,7 +13,7 @@ __all__ = ["Permit", "Permits"]
 class Permit:
     """Leave to send one request. The first way of settling it counts, later ones do nothing.
 
-    As a context manager it settles itself on leaving, as `ambiguous()`, and so it does, with a `ResourceWarning`, when
+    As a context manager it settles itself on leaving, as `unclear()`, and so it does, with a `ResourceWarning`, when
     it is dropped: a permit may come back late, but is never lost.
     """
 
@@ -48,11 +48,11 @@ class Permit:
         """An answer came, success or not, other than 429: back `period` (and 0.1 %) from now."""
         self._once(Fate.ANSWERED)
 
-    def ambiguous(self) -> None:
+    def unclear(self) -> None:
         """Given up or broken off, so it may be counted later: back two periods from now."""
         self._once(Fate.AMBIGUOUS)
 
-    def refused(self, retry_after: float | None) -> None:
+    def throttled(self, retry_after: float | None) -> None:
         """Answered with 429: close the gate for everybody, learn, and give the permit back.
 
         Args:
@@ -60,6 +60,10 @@ class Permit:
                 (10 s where there is no limit). At least a second and `period / limit`, at most an hour is believed.
         """
         self._once(Fate.REFUSED, retry_after)
+
+    def abandon(self) -> None:
+        """Its event loop is gone: who goes on with the limit knows what was out (`Limiter.take_over`)."""
+        self._settled = True
 
     def _once(self, fate: Fate, retry_after: float | None = None) -> None:
         if not self._settled:
@@ -72,7 +76,7 @@ class Permit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.ambiguous()
+        self.unclear()
 
     def __del__(self) -> None:
         if not self._settled:

@@ -260,7 +260,7 @@ class SharedKey:
         """Say which task it is."""
         self._sharing.tell_later(partial(self._coordinator.bind, self._claim, task_id))
 
-    def doubted(self) -> None:
+    def unclear(self) -> None:
         """Say that nobody knows whether it exists."""
         self._sharing.tell_later(partial(self._coordinator.doubt, self._claim))
 

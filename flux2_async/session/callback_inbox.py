@@ -19,6 +19,7 @@ from flux2_async._protocol.records import memory_of
 from flux2_async._shown import shown_address
 from flux2_async.errors import SessionClosedError, TaskNotFoundError
 from flux2_async.models import Callbacks, TaskRecord, TaskState
+from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.handle import ImageTask
@@ -330,7 +331,8 @@ class CallbackDesk:
             task.request = submission.request
         self._told[submission.ref] = submission, submission.outcome
         # Its key, if it has one, stands for the task from now on.
-        submission.outcome, submission.posted = Outcome(), False
+        submission.move(SubmissionEvent.FOUND)
+        submission.outcome = Outcome()
         submission.outcome.settle(task)
         if submission.claim is not None:
             submission.claim.bound(task.id)
@@ -352,9 +354,10 @@ class CallbackDesk:
             del self._parked[ref]
         if before is not None:
             submission, outcome = before
+            submission.move(SubmissionEvent.DISPROVED)
             submission.outcome = outcome
             if submission.claim is not None:
-                submission.claim.doubted()
+                submission.claim.unclear()
             self.ambiguous(submission)
 
     def _park(self, ref: str, callback: Callback) -> None:

@@ -33,10 +33,11 @@ from flux2_async.models import (
     TaskRecord,
     Timeouts,
 )
+from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.keys import Keys, fingerprint
 from flux2_async.session.limit_log import LimitLog
 from flux2_async.session.remembered import Remembered
-from flux2_async.session.submission import OnSend, Record, Submission
+from flux2_async.session.submission import OnSend, Patience, Record, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Signal
@@ -247,7 +248,7 @@ class Engine:
                     raise
             if patience is not None:
                 max_wait = max(0.0, begun + patience - self.loop.time())
-        submission = Submission(ref or uuid.uuid4().hex, request, priority, max_wait, on_send, record)
+        submission = Submission(ref or uuid.uuid4().hex, request, priority, Patience(max_wait), on_send, record)
         if key is not None and self.sharing is not None:
             submission.claim = self.sharing.key(key, content, submission.ref, request, self.attach)
         self.submitter.start(submission)
@@ -324,7 +325,7 @@ class Engine:
             async with asyncio.timeout(None if submission.outcome.done else max_wait):
                 return await self.submitter.wait(submission)
         except TimeoutError:
-            if submission.sending or submission.outcome.done:
+            if not submission.may_leave:
                 return await self.submitter.wait(submission)
             raise RateLimitedError(
                 429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
@@ -381,7 +382,7 @@ class Engine:
     def _on_end(self, submission: Submission) -> None:
         key = self._key_of.pop(submission, None)
         error = submission.outcome.error
-        if submission.posted:
+        if submission.state is SubmissionState.UNKNOWN:
             # It may have been accepted, so it keeps its key.
             if self.desk is not None:
                 self.desk.ambiguous(submission)

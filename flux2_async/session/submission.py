@@ -6,15 +6,22 @@ from typing import Final, Protocol
 
 import attrs
 
+from flux2_async._limiter.permit import Permit
 from flux2_async.models import Request
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
 from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome
 
-__all__ = ["KeyClaim", "OnSend", "Record", "Submission"]
+__all__ = ["KeyClaim", "OnSend", "Patience", "Record", "Submission"]
 
 # Seconds; what is never sent costs nothing, and who waits wants to know.
 TRY_FOR: Final = 60.0
+WITHDRAWABLE: Final = frozenset({SubmissionState.QUEUED, SubmissionState.ARMED})
+ENDED: Final = frozenset(
+    {SubmissionState.ACCEPTED, SubmissionState.REFUSED, SubmissionState.UNKNOWN, SubmissionState.WITHDRAWN}
+)
+PRIVATE: Final = frozenset({SubmissionEvent.FAILED, SubmissionEvent.EXPIRED})
 
 OnSend = Callable[[str], Awaitable[object]]
 
@@ -62,13 +69,46 @@ class KeyClaim(Protocol):
         """The key stands for this task from now on."""
         ...
 
-    def doubted(self) -> None:
+    def unclear(self) -> None:
         """Nobody knows whether the POST was accepted."""
         ...
 
     def freed(self) -> None:
         """The POST was certainly not accepted, and is not sent again."""
         ...
+
+
+@attrs.define(eq=False)
+class Patience:
+    """How long a submission waits, and for how long it has; all times are the loop's, in seconds.
+
+    Attributes:
+        max_wait: For a slot, a permit and a service that is away, together; None for no bound.
+        started: When it began.
+        waited: How much of `max_wait` is used up.
+        unreached: For how long the service could not be reached.
+    """
+
+    max_wait: float | None = None
+    started: float = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().time())
+    waited: float = attrs.field(init=False, default=0.0)
+    unreached: float = attrs.field(init=False, default=0.0)
+
+    def was_unreached(self, seconds: float) -> None:
+        """So many seconds went by because the service could not be reached."""
+        self.waited += seconds
+        self.unreached += seconds
+
+    def for_service(self) -> float:
+        """Give the seconds for which a service that cannot be reached is tried on: of `max_wait`, else of a minute."""
+        left = self.left()
+        left = TRY_FOR - self.unreached if left is None else left
+        # A loop may call a clock tick early, and what is left then is no time to wait.
+        return left if left > CLOCK_TICK else 0.0
+
+    def left(self) -> float | None:
+        """Give the seconds that are left of `max_wait`."""
+        return None if self.max_wait is None else max(self.max_wait - self.waited, 0.0)
 
 
 @attrs.define(eq=False)
@@ -79,47 +119,51 @@ class Submission:
         ref: Its name.
         request: What is submitted; once uploaded, without bytes.
         priority: Higher goes first.
-        max_wait: Seconds it may wait for a slot and a permit, or None.
+        patience: How long it waits.
         on_send: Awaited before each POST.
         record: Told of each POST.
         claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
         callers: How many wait for it.
-        sending: Between the connection and the answer.
-        announced: `on_send` was awaited for a POST that has not left yet.
-        posted: A POST has left whose answer is not known.
-        private: It ended for reasons of its first caller alone; who joined it is not concerned.
+        state: Where it stands.
+        last: What happened to it last, or None.
+        permit: The one it holds, or the last it held.
+        announced: Whether `on_send` was awaited for a POST that has not left yet.
     """
 
     ref: str
     request: Request
     priority: int = 0
-    max_wait: float | None = None
+    patience: Patience = attrs.field(factory=Patience)
     on_send: OnSend | None = None
     record: Record | None = None
     claim: KeyClaim | None = None
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: int = attrs.field(init=False, default=0)
-    sending: bool = attrs.field(init=False, default=False)
+    state: SubmissionState = attrs.field(init=False, default=SubmissionState.QUEUED)
+    last: SubmissionEvent | None = attrs.field(init=False, default=None)
+    permit: Permit | None = attrs.field(init=False, default=None)
     announced: bool = attrs.field(init=False, default=False)
-    posted: bool = attrs.field(init=False, default=False)
-    private: bool = attrs.field(init=False, default=False)
-    started: float = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().time())
-    waited: float = attrs.field(init=False, default=0.0)
-    unreached: float = attrs.field(init=False, default=0.0)
 
-    def was_unreached(self, seconds: float) -> None:
-        """So many seconds went by because the service could not be reached."""
-        self.waited += seconds
-        self.unreached += seconds
+    def move(self, event: SubmissionEvent) -> None:
+        """Go where an event leads.
 
-    def patience(self) -> float:
-        """Give the seconds for which a service that cannot be reached is tried on: of `max_wait`, else of a minute."""
-        left = self.wait_left()
-        left = TRY_FOR - self.unreached if left is None else left
-        # A loop may call a clock tick early, and what is left then is no time to wait.
-        return left if left > CLOCK_TICK else 0.0
+        Raises:
+            IllegalTransitionError: It leads nowhere from here.
+        """
+        self.state, self.last = after(self.state, event), event
 
-    def wait_left(self) -> float | None:
-        """Give the seconds that are left of `max_wait`."""
-        return None if self.max_wait is None else max(self.max_wait - self.waited, 0.0)
+    @property
+    def may_leave(self) -> bool:
+        """Whether it ends, with nothing sent, when nobody waits for it."""
+        return self.state in WITHDRAWABLE
+
+    @property
+    def ended(self) -> bool:
+        """Whether its callers can be told what became of it."""
+        return self.state in ENDED
+
+    @property
+    def private(self) -> bool:
+        """Whether it ended for reasons of its first caller alone; who joined it is not concerned."""
+        return self.last in PRIVATE

@@ -8,6 +8,8 @@ may be charging already; anywhere else it is given up, unless another caller joi
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import attrs
@@ -27,9 +29,10 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async.session.limit_log import LimitLog
-from flux2_async.session.submission import Record, Submission
+from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
 
 __all__ = ["Submitter"]
@@ -49,6 +52,14 @@ DEAF_FOR: Final = 1.0
 
 class _TakenError(Exception):
     """Another process reserved the key just before."""
+
+
+class _StepFailedError(Exception):
+    """An awaited step before a POST raised."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _HeldError(Exception):
@@ -141,17 +152,17 @@ class Submitter:
             await submission.outcome.wait()
         finally:
             submission.callers -= 1
-            if not submission.callers and not submission.outcome.done and not submission.sending:
+            if not submission.callers:
                 self.give_up(submission, _left())
         return submission.outcome.get()
 
     def give_up(self, submission: Submission, error: Flux2Error) -> bool:
-        """End a submission that is not being sent; give False when it is, or has ended."""
+        """Withdraw a submission; give False when it is too late for that, or it has ended."""
         job = self._jobs.get(submission)
-        if job is None or submission.sending:
+        if job is None or not submission.may_leave:
             return False
         job.cancel()
-        self._end(submission, error=error)
+        self._end(submission, SubmissionEvent.WITHDRAWN, error=error)
         return True
 
     async def aclose(self, grace: float) -> tuple[str, ...]:
@@ -166,8 +177,8 @@ class Submitter:
             await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
             # An `on_send` that ignores being cancelled holds up neither the closing nor its callers.
             for submission in tuple(self._jobs):
-                self._end(submission, error=_cut_off(submission, "the session was closed"))
-        return tuple(submission.ref for submission in jobs if submission.posted)
+                self._break_off(submission, _cut_off(submission, "the session was closed"))
+        return tuple(submission.ref for submission in jobs if submission.state is SubmissionState.UNKNOWN)
 
     def leave(self) -> tuple[str, ...]:
         """Settle what an event loop that was closed has left behind; give the refs whose outcome is unknown."""
@@ -176,8 +187,10 @@ class Submitter:
         for submission in jobs:
             # Of its key the others learn when its lease ends.
             submission.claim = None
-            self._end(submission, error=_cut_off(submission, "the event loop was closed"))
-        return tuple(submission.ref for submission in jobs if submission.posted)
+            if submission.permit is not None:
+                submission.permit.abandon()
+            self._break_off(submission, _cut_off(submission, "the event loop was closed"))
+        return tuple(submission.ref for submission in jobs if submission.state is SubmissionState.UNKNOWN)
 
     def abandon(self) -> None:
         """End what is being sent as well, at once; the service may have accepted it."""
@@ -186,67 +199,86 @@ class Submitter:
             job.cancel()
 
     async def _run(self, submission: Submission) -> None:
-        error: Exception | None = None
-        task: ImageTask | None = None
         try:
-            task = await self._submit(submission)
-        except Exception as caught:  # noqa: BLE001  whatever `on_send` or a file raises belongs to the callers
-            error = caught
-            submission.private |= _is_private(caught)
+            await self._submit(submission)
+        except _StepFailedError as failed:
+            self._break_off(submission, failed.error, own=True)
+        except Exception as error:  # noqa: BLE001  whatever a file raises belongs to the callers
+            self._break_off(submission, error)
         except BaseException:
             # Of `give_up`, which has written the outcome, of `abandon`, or of an `on_send` that was cancelled itself.
-            error = _cut_off(submission, "the session was closed" if self._closed else "the submission was cancelled")
+            what = "the session was closed" if self._closed else "the submission was cancelled"
+            announced = submission.state is SubmissionState.ANNOUNCED
+            self._break_off(submission, _cut_off(submission, what), own=announced and not self._closed)
             raise
-        finally:
-            if submission.posted:
-                self.ambiguous += 1
-                logger.warning("submission %s: it is not known whether the service accepted it", submission.ref)
-            self._end(submission, task, error)
-
-    def _end(self, submission: Submission, task: ImageTask | None = None, error: Exception | None = None) -> None:
-        if submission.outcome.settle(task, error) and submission.claim is not None:
-            if task is not None:
-                submission.claim.bound(task.id)
-            elif submission.posted:
-                submission.claim.doubted()
-            else:
-                submission.claim.freed()
-        self._on_end(submission)
 
     def _forget(self, submission: Submission) -> None:
         # Here and not in `_run`, because a job that is cancelled before its first step never gets there.
         del self._jobs[submission]
+        self._break_off(submission, _cut_off(submission, "the submission was cancelled"))
         self._on_end(submission)
 
-    async def _submit(self, submission: Submission) -> ImageTask:
+    def _break_off(self, submission: Submission, error: Exception, *, own: bool = False) -> None:
+        """End a submission that has not ended by an error that is no answer; `own`: of its first caller alone."""
+        if submission.ended:
+            return
+        if submission.state is SubmissionState.SENT:
+            event = SubmissionEvent.UNCLEAR
+        elif not own and isinstance(error, RateLimitedError) and error.http_status is None:
+            event = SubmissionEvent.EXPIRED
+        else:
+            own = own or not isinstance(error, Flux2Error)
+            event = SubmissionEvent.FAILED if own else SubmissionEvent.WITHDRAWN
+        self._end(submission, event, error=error)
+
+    def _end(
+        self,
+        submission: Submission,
+        event: SubmissionEvent,
+        *,
+        task: ImageTask | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        """Bring a submission to one of its ends, and tell all whom it concerns: the permit, the key, the callers."""
+        submission.move(event)
+        self._settle_permit(submission, event, error)
+        if event is SubmissionEvent.UNCLEAR:
+            self.ambiguous += 1
+            logger.warning("submission %s: it is not known whether the service accepted it", submission.ref)
+        if submission.claim is not None:
+            if task is not None:
+                submission.claim.bound(task.id)
+            elif submission.state is SubmissionState.UNKNOWN:
+                submission.claim.unclear()
+            else:
+                submission.claim.freed()
+        submission.outcome.settle(task, error)
+        self._on_end(submission)
+
+    async def _submit(self, submission: Submission) -> None:
         while submission.claim is not None:
             task = await submission.claim.look()
             if task is not None:
-                return task
-            try:
-                return await self._submit_new(submission)
-            except _TakenError:
-                continue
-        return await self._submit_new(submission)
+                self._end(submission, SubmissionEvent.FOUND, task=task)
+                return
+            with suppress(_TakenError):
+                await self._submit_new(submission)
+                return
+        await self._submit_new(submission)
 
-    async def _submit_new(self, submission: Submission) -> ImageTask:
+    async def _submit_new(self, submission: Submission) -> None:
         begun = self._loop.time()
-        await self._slots.acquire(
-            priority=submission.priority, max_wait=submission.wait_left(), since=submission.started
-        )
-        submission.waited += self._loop.time() - begun
-        slot_kept = False
+        patience = submission.patience
+        await self._slots.acquire(priority=submission.priority, max_wait=patience.left(), since=patience.started)
+        patience.waited += self._loop.time() - begun
         try:
             # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
             submission.request, input_urls = await self._upload(submission.request)
             body = encode_request(submission.request, input_urls, self._address(submission.ref))
-            task_id = await self._send(submission, body)
-            self.submitted += 1
-            logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
-            task, slot_kept = self._on_accepted(submission, task_id)
-            return task
+            await self._send(submission, body)
         finally:
-            if not slot_kept:
+            # An accepted task keeps it.
+            if submission.last is not SubmissionEvent.ACCEPTED:
                 self._slots.release()
 
     async def _upload(self, request: Request) -> tuple[Request, tuple[str, ...]]:
@@ -262,34 +294,35 @@ class Submitter:
             request = attrs.evolve(request, images=kept)
         return request, urls
 
-    async def _send(self, submission: Submission, body: bytes) -> str:
+    async def _send(self, submission: Submission, body: bytes) -> None:
         first = False
         unsent: TransportError | None = None
         while True:
             try:
                 answer = await self._attempt(submission, body, first=first)
             except _HeldError:
-                if not submission.patience():
-                    submission.private = submission.max_wait is not None
-                    raise unsent or _not_risked(self._breaker.reason) from None
+                if not submission.patience.for_service():
+                    raise self._out_of_patience(submission, unsent or _not_risked(self._breaker.reason)) from None
                 continue
-            match answer:
-                case Accepted():
-                    return answer.task_id
-                case NeverSent(error, Obstacle.PASSING | Obstacle.LEASE) | Refused(RateLimitedError(code=429) as error):
-                    # It may be sent again.
-                    pass
-                case NeverSent(error) | Refused(error) | Unclear(error):
-                    raise error
+            if submission.ended:
+                return
+            assert isinstance(answer, Refused | NeverSent)  # noqa: S101  all else ends a submission
             if submission.claim is not None:
                 await submission.claim.release()
             # Nobody is left to wait, or to send: the refusal stands.
-            if not self._goes_on(submission):
-                raise error
+            lasting = isinstance(answer, NeverSent) and answer.obstacle is Obstacle.LASTING
+            if lasting or not self._goes_on(submission):
+                raise answer.error
             first = isinstance(answer, Refused) or answer.obstacle is Obstacle.LEASE
             if not first:
-                unsent = error if isinstance(error, TransportError) else None
-                await self._pause(submission, error)
+                unsent = answer.error if isinstance(answer.error, TransportError) else None
+                await self._pause(submission, answer.error)
+
+    def _out_of_patience(self, submission: Submission, error: Exception) -> Exception:
+        """End a submission that has waited for as long as it may for a service that is away."""
+        own = submission.patience.max_wait is not None
+        self._end(submission, SubmissionEvent.EXPIRED if own else SubmissionEvent.WITHDRAWN, error=error)
+        return error
 
     async def _attempt(self, submission: Submission, body: bytes, *, first: bool) -> Answer:
         """Send when it is this submission's turn, and tell all others whether the service is there.
@@ -298,25 +331,27 @@ class Submitter:
             _HeldError: It is not this submission's turn, and was not for as long as it waits at most.
         """
         begun = self._loop.time()
+        patience = submission.patience
         try:
             try:
-                await self._breaker.wait(until=begun + submission.patience())
+                await self._breaker.wait(until=begun + patience.for_service())
             except CircuitOpen:
                 raise _HeldError from None
             finally:
-                submission.was_unreached(self._loop.time() - begun)
+                patience.was_unreached(self._loop.time() - begun)
             begun = self._loop.time()
-            permit = await self._limiter.acquire(
-                priority=submission.priority, max_wait=submission.wait_left(), since=submission.started, first=first
+            submission.permit = await self._limiter.acquire(
+                priority=submission.priority, max_wait=patience.left(), since=patience.started, first=first
             )
-            submission.waited += self._loop.time() - begun
+            submission.move(SubmissionEvent.GRANTED)
+            patience.waited += self._loop.time() - begun
             begun = self._loop.time()
-            answer = await self._post(submission, body, permit)
+            answer = await self._post(submission, body, submission.permit)
             match answer:
                 case Accepted() | Refused():
                     self._breaker.answered()
                 case NeverSent(error, Obstacle.PASSING):
-                    submission.was_unreached(self._loop.time() - begun)
+                    patience.was_unreached(self._loop.time() - begun)
                     self._risk_less(submission, error, free=True)
                 case Unclear(error):
                     self._risk_less(submission, error, free=False)
@@ -332,17 +367,18 @@ class Submitter:
 
     async def _pause(self, submission: Submission, error: Flux2Error) -> None:
         """Wait before another try; while the service is away the breaker says how long."""
-        if not submission.patience():
-            submission.private = submission.max_wait is not None
-            raise error
+        left = submission.patience.for_service()
+        if not left:
+            raise self._out_of_patience(submission, error)
         if self._breaker.reason is None:
-            pause = min(PAUSE_UNCONNECTED, submission.patience())
+            pause = min(PAUSE_UNCONNECTED, left)
             await asyncio.sleep(pause)
-            submission.was_unreached(pause)
+            submission.patience.was_unreached(pause)
 
     async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
-        """Send once and settle the permit: connection, intent, last look, head; nothing is awaited before the head."""
+        """Send once: connection, intent, last look, head; nothing is awaited before the head."""
         post = self._transport.post(body, request=submission.request, ref=submission.ref)
+        recorded = False
         try:
             # Not before the permit: who waits for that would hold up all others.
             self._take_turn(submission)
@@ -350,39 +386,50 @@ class Submitter:
                 if post.connected:
                     # Others may have met the outage meanwhile.
                     self._take_turn(submission)
-                    submission.sending = True
-                    await self._prepare(submission)
-                    submission.posted = True
-                answer = self._own(submission, await post.send(permit.lease_ended))
+                    submission.move(SubmissionEvent.ANNOUNCED)
+                    await self._announce(submission)
+                    recorded = submission.record is not None
+                answer = self._own(submission, await post.send(partial(_keeps_back, submission, permit)))
                 if isinstance(answer, Refused):
-                    answer = await self._confirmed(submission, permit, post, answer)
-        except BaseException:
-            await self._settle(submission, permit, None, sent=post.sent)
+                    answer = await self._confirmed(submission, post, answer)
+        except _HeldError:
+            self._return(submission, SubmissionEvent.HELD)
             raise
-        await self._settle(submission, permit, answer, sent=post.sent)
+        except _TakenError:
+            self._return(submission, SubmissionEvent.KEY_TAKEN)
+            raise
+        except BaseException:
+            # At once, whatever the journal takes.
+            sent = submission.state is SubmissionState.SENT
+            permit.unclear() if sent else permit.never_sent()
+            if recorded and not sent and submission.record is not None:
+                await submission.record.refused(submission.ref)
+            raise
+        await self._answered(submission, answer, recorded=recorded)
         return answer
 
-    async def _confirmed(self, submission: Submission, permit: Permit, post: Post, refused: Refused) -> Answer:
+    async def _confirmed(self, submission: Submission, post: Post, refused: Refused) -> Answer:
         """The refusal where nothing else comes behind it, before anybody takes it for one; else unclear.
 
         A 429 is watched for as long as nobody sends because of it; another refusal for a second.
         """
         if throttled := refused.error.code == 429:  # noqa: PLR2004  a code of the API's
             # Whoever it is meant for, the service wants a pause.
-            self._give_back(submission.ref, permit, refused, sent=True)
+            self._settle_permit(submission, SubmissionEvent.THROTTLED, refused.error)
         begun = self._loop.time()
 
         def watch_on() -> float:
             if throttled and self._goes_on(submission):
                 # Back in the queue in time to be the first.
                 until = (self._limiter.paused_until or begun) - QUEUE_BEFORE
-                if submission.max_wait is None or until - begun <= (submission.wait_left() or 0.0):
+                left = submission.patience.left()
+                if left is None or until - begun <= left:
                     return until - self._loop.time()
             return begun + WATCH_REFUSAL - self._loop.time()
 
         answer = await post.confirm(refused, watch_on)
         if throttled:
-            submission.waited += self._loop.time() - begun
+            submission.patience.waited += self._loop.time() - begun
         return answer
 
     def _goes_on(self, submission: Submission) -> bool:
@@ -406,26 +453,8 @@ class Submitter:
         self.know(answer.task_id)
         return answer
 
-    async def _settle(self, submission: Submission, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
-        """Say what became of a POST; without an answer it was cut off, and a byte that was sent makes it unclear."""
-        told, submission.posted = submission.posted, sent
-        submission.announced = isinstance(answer, NeverSent) and answer.obstacle is Obstacle.LEASE
-        try:
-            self._give_back(submission.ref, permit, answer, sent=sent)
-            if told and submission.record is not None:
-                await self._tell(submission.record, submission.ref, answer, sent=sent)
-            submission.posted = sent and (answer is None or isinstance(answer, Unclear))
-        finally:
-            submission.sending = False
-
-    async def _tell(self, record: Record, ref: str, answer: Answer | None, *, sent: bool) -> None:
-        """Tell what became of a POST that was announced."""
-        if isinstance(answer, Accepted):
-            await record.accepted(ref, answer.task_id)
-        elif isinstance(answer, Refused) or not sent:
-            await record.refused(ref)
-
-    async def _prepare(self, submission: Submission) -> None:
+    async def _announce(self, submission: Submission) -> None:
+        """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""
         if submission.claim is not None:
             reserved = await submission.claim.reserve()
             # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
@@ -433,31 +462,92 @@ class Submitter:
                 raise _left()
             if not reserved:
                 raise _TakenError
-        # Whatever these raise is not the business of those who joined by key.
-        submission.private = True
-        if submission.on_send is not None and not submission.announced:
-            await submission.on_send(submission.ref)
-            # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
-            submission.announced = True
-            if self._abandoned:
-                raise _cut_off(submission, "the session was closed")
-        if submission.record is not None:
-            await submission.record.send(submission.ref)
-        submission.private = False
+        try:
+            if submission.on_send is not None and not submission.announced:
+                await submission.on_send(submission.ref)
+                # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
+                submission.announced = True
+            if submission.record is not None and not self._abandoned:
+                await submission.record.send(submission.ref)
+        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the first caller alone
+            raise _StepFailedError(error) from None
+        if self._abandoned:
+            raise _cut_off(submission, "the session was closed")
 
-    def _give_back(self, ref: str, permit: Permit, answer: Answer | None, *, sent: bool) -> None:
-        if permit.settled:
+    async def _answered(self, submission: Submission, answer: Answer, *, recorded: bool) -> None:
+        """Take an answer: the limit first, then the journal, then all others."""
+        event, error = _meaning_of(answer)
+        self._settle_permit(submission, event, error)
+        submission.announced = event is SubmissionEvent.LEASE_ENDED
+        if recorded and submission.record is not None:
+            if isinstance(answer, Accepted):
+                await submission.record.accepted(submission.ref, answer.task_id)
+            elif event is not SubmissionEvent.UNCLEAR:
+                await submission.record.refused(submission.ref)
+        if submission.ended:
+            # The session did not wait for the journal.
             return
-        match answer:
-            case Refused(RateLimitedError(code=429) as error):
+        if isinstance(answer, Accepted):
+            self._accept(submission, answer.task_id)
+        elif event in (SubmissionEvent.REFUSED, SubmissionEvent.UNCLEAR):
+            self._end(submission, event, error=error)
+        else:
+            self._return(submission, event)
+
+    def _accept(self, submission: Submission, task_id: str) -> None:
+        self.submitted += 1
+        logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
+        task, new = self._on_accepted(submission, task_id)
+        if not new:
+            # It has one already.
+            self._slots.release()
+        self._end(submission, SubmissionEvent.ACCEPTED, task=task)
+
+    def _return(self, submission: Submission, event: SubmissionEvent) -> None:
+        """Bring a submission back to the queue."""
+        submission.move(event)
+        self._settle_permit(submission, event, None)
+
+    def _settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:
+        """Say what an event means for the limit, once for each permit."""
+        permit = submission.permit
+        if permit is None or permit.settled:
+            return
+        match event:
+            case SubmissionEvent.THROTTLED:
                 self.refused += 1
-                permit.refused(error.retry_after)
-                self._limit_log.refused(ref)
-            case Accepted() | Refused():
+                permit.throttled(error.retry_after if isinstance(error, RateLimitedError) else None)
+                self._limit_log.refused(submission.ref)
+            case SubmissionEvent.ACCEPTED | SubmissionEvent.REFUSED:
                 permit.answered()
                 self._limit_log.look()
+            case SubmissionEvent.UNCLEAR:
+                permit.unclear()
             case _:
-                permit.ambiguous() if sent else permit.never_sent()
+                permit.never_sent()
+
+
+def _keeps_back(submission: Submission, permit: Permit) -> bool:
+    """Asked immediately before the first byte of a POST; False lets it leave, and from here on it is sent."""
+    # One that has ended stays so, whoever would not be interrupted in announcing it.
+    if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
+        return True
+    submission.move(SubmissionEvent.POSTED)
+    return False
+
+
+def _meaning_of(answer: Answer) -> tuple[SubmissionEvent, Flux2Error | None]:
+    match answer:
+        case Accepted():
+            return SubmissionEvent.ACCEPTED, None
+        case Refused(RateLimitedError(code=429) as error):
+            return SubmissionEvent.THROTTLED, error
+        case Refused(error):
+            return SubmissionEvent.REFUSED, error
+        case NeverSent(error, obstacle):
+            return SubmissionEvent.LEASE_ENDED if obstacle is Obstacle.LEASE else SubmissionEvent.NEVER_SENT, error
+        case Unclear(error):
+            return SubmissionEvent.UNCLEAR, error
 
 
 def _not_risked(reason: Exception | None) -> TransportError:
@@ -465,17 +555,12 @@ def _not_risked(reason: Exception | None) -> TransportError:
     return TransportError(f"nothing was sent, because the service seems to be away: {what}", never_sent=True)
 
 
-def _is_private(error: Exception) -> bool:
-    """Whether a submission failed for its first caller's own reasons: its `max_wait`, or its files."""
-    return (isinstance(error, RateLimitedError) and error.http_status is None) or not isinstance(error, Flux2Error)
-
-
 def _left() -> Flux2Error:
     return SessionClosedError("the caller of this submission left; nothing was sent")
 
 
 def _cut_off(submission: Submission, what: str) -> Flux2Error:
-    if submission.posted:
+    if submission.state is SubmissionState.SENT:
         return AmbiguousSubmitError(
             f"{what} while createTask was under way; the task may exist and cost money",
             request=submission.request,

@@ -230,13 +230,13 @@ async def test_burst_of_refusals_is_one_piece_of_news() -> None:
     for permit in permits[:3]:
         permit.answered()
     for permit in permits[12:19]:
-        permit.refused(None)
+        permit.throttled(None)
     assert limiter.learned_limit == 3
     for permit in permits[3:12]:
         permit.answered()
     assert limiter.learned_limit == 12
     await asyncio.sleep(2 * PERIOD)
-    permits[19].refused(None)
+    permits[19].throttled(None)
 
     assert limiter.learned_limit == 12
     assert limiter.paused_until == now() + PERIOD
@@ -246,14 +246,14 @@ async def test_nothing_accepted_goes_on_one_at_a_time() -> None:
     """A key where all is refused is tried once per period, not in bursts."""
     limiter = Limiter(RateLimit(3, PERIOD))
     for permit in [await limiter.acquire() for _ in range(3)]:
-        permit.refused(None)
+        permit.throttled(None)
     for _ in range(5):
         begun = now()
         waiting = [asyncio.create_task(limiter.acquire()) for _ in range(3)]
         await asyncio.wait(waiting, return_when="FIRST_COMPLETED")
         assert [task.done() for task in waiting] == [True, False, False]
         assert begun + PERIOD == now()
-        waiting[0].result().refused(None)
+        waiting[0].result().throttled(None)
         for task in waiting[1:]:
             task.cancel()
 
@@ -263,7 +263,7 @@ async def test_nothing_accepted_goes_on_one_at_a_time() -> None:
 async def test_one_refusal_of_nothing_teaches_nothing() -> None:
     """A 429 where nothing had been sent before pauses, and the whole limit is free afterwards."""
     limiter = Limiter(RateLimit(3, PERIOD))
-    (await limiter.acquire()).refused(None)
+    (await limiter.acquire()).throttled(None)
     begun = now()
     permits = [await limiter.acquire() for _ in range(3)]
 
@@ -289,7 +289,7 @@ async def test_steps_upwards_after_a_refusal() -> None:
     for permit in burst[:4]:
         permit.answered()
     for permit in burst[4:]:
-        permit.refused(PERIOD + 1)
+        permit.throttled(PERIOD + 1)
     assert limiter.learned_limit == 4
 
     pause = PERIOD + 1
@@ -304,9 +304,9 @@ async def test_sends_are_paced_after_bursts_were_refused_twice() -> None:
     for permit in burst[:2]:
         permit.answered()
     for permit in burst[2:]:
-        permit.refused(2 * PERIOD)
+        permit.throttled(2 * PERIOD)
     for permit in [await limiter.acquire() for _ in range(2)]:
-        permit.refused(2 * PERIOD)
+        permit.throttled(2 * PERIOD)
 
     assert await sent_at(limiter, 5) == pytest.approx([2 * PERIOD + 1.1 * i for i in range(5)])
 
@@ -315,7 +315,7 @@ async def test_unsent_request_leaves_its_place_in_the_pace() -> None:
     """Where sends are spaced, one that never left does not push the next one back."""
     limiter = Limiter(RateLimit(2, PERIOD))
     for permit in [await limiter.acquire() for _ in range(2)]:
-        permit.refused(None)
+        permit.throttled(None)
     unsent = await limiter.acquire()
     begun = now()
     for _ in range(5):
@@ -340,7 +340,7 @@ async def test_refusal_stops_everybody(rate: RateLimit | None) -> None:
         (await limiter.acquire(priority=priority, first=first)).answered()
         order.append((name, now() - begun))
 
-    permit.refused(7.0)
+    permit.throttled(7.0)
     assert begun + 7 == limiter.paused_until
     async with asyncio.TaskGroup() as group:
         group.create_task(wait("urgent", priority=9))
@@ -368,7 +368,7 @@ async def test_refusal_stops_everybody(rate: RateLimit | None) -> None:
 async def test_how_long_a_refusal_pauses(retry_after: float | None, pause: float) -> None:
     """A Retry-After that says nothing counts as the period, a tiny one as its share, an absurd one as an hour."""
     limiter = Limiter(RateLimit(5, PERIOD))
-    (await limiter.acquire()).refused(retry_after)
+    (await limiter.acquire()).throttled(retry_after)
 
     assert now() + pause == limiter.paused_until
 
@@ -380,7 +380,7 @@ async def test_how_long_a_refusal_pauses(retry_after: float | None, pause: float
 async def test_no_refusal_pauses_for_less_than_a_second(rate: RateLimit | None, retry_after: float) -> None:
     """A service that asks to come back at once is not asked a thousand times a second."""
     limiter = Limiter(rate)
-    (await limiter.acquire()).refused(retry_after)
+    (await limiter.acquire()).throttled(retry_after)
 
     assert now() + 1 == limiter.paused_until
 
@@ -390,9 +390,9 @@ async def test_pause_is_never_lifted_early() -> None:
     limiter = Limiter(RateLimit(5, PERIOD))
     slow, quick, other = [await limiter.acquire() for _ in range(3)]
     begun = now()
-    quick.refused(30.0)
+    quick.throttled(30.0)
     await asyncio.sleep(1)
-    other.refused(2.0)
+    other.throttled(2.0)
     limiter.pause(1.0)
     slow.answered()
     assert begun + 30 == limiter.paused_until
@@ -417,7 +417,7 @@ async def test_pause_from_outside() -> None:
 
 @pytest.mark.parametrize(
     ("settle", "after"),
-    [(Permit.never_sent, 0.0), (Permit.answered, 10.01), (Permit.ambiguous, 20.02)],
+    [(Permit.never_sent, 0.0), (Permit.answered, 10.01), (Permit.unclear, 20.02)],
 )
 async def test_permit_comes_back(settle: Callable[[Permit], None], after: float) -> None:
     """At once, after a period or after two, by the request's fate."""
@@ -439,7 +439,7 @@ async def test_first_settling_counts() -> None:
     with await limiter.acquire() as permit:
         permit.never_sent()
         permit.never_sent()
-        permit.refused(100.0)
+        permit.throttled(100.0)
     assert permit.settled
     assert limiter.paused_until is None
     held = [await limiter.acquire(max_wait=0) for _ in range(2)]
@@ -557,12 +557,12 @@ async def test_max_wait_shorter_than_the_pause(*, early: bool) -> None:
     one, two = await limiter.acquire(), await limiter.acquire()
     begun = now()
     if early:
-        one.refused(30.0)
+        one.throttled(30.0)
     hasty = asyncio.create_task(limiter.acquire(max_wait=29))
     patient = asyncio.create_task(limiter.acquire(max_wait=31))
     await settled()
     if not early:
-        one.refused(30.0)
+        one.throttled(30.0)
     with pytest.raises(RateLimitedError, match="pause of another 30 s") as caught:
         await hasty
     assert begun == now()
@@ -577,7 +577,7 @@ async def test_max_wait_zero() -> None:
     slots, limiter = Slots(1), Limiter(None)
     begun = now()
     await slots.acquire(max_wait=0)
-    (await limiter.acquire(max_wait=0)).refused(5)
+    (await limiter.acquire(max_wait=0)).throttled(5)
     with pytest.raises(RateLimitedError, match="1 tasks are running and max_running is 1") as caught:
         await slots.acquire(max_wait=0)
     assert caught.value.retry_after is None
@@ -683,7 +683,7 @@ visits = st.fixed_dictionaries(
         "max_wait": st.none() | st.integers(0, 12),
         "holds": st.integers(0, 3),
         "priority": st.integers(0, 2),
-        "fate": st.sampled_from(["never_sent", "answered", "ambiguous", "refused"]),
+        "fate": st.sampled_from(["never_sent", "answered", "unclear", "throttled"]),
     }
 )
 
@@ -715,8 +715,8 @@ def test_no_permit_is_lost_or_doubled(*, script: list[dict[str, Any]], limit: in
                 most = max(most, out)
                 try:
                     await asyncio.sleep(visit["holds"])
-                    if visit["fate"] == "refused":
-                        permit.refused(visit["holds"] if refusals else None)
+                    if visit["fate"] == "throttled":
+                        permit.throttled(visit["holds"] if refusals else None)
                     else:
                         getattr(permit, visit["fate"])()
                 finally:
@@ -724,7 +724,7 @@ def test_no_permit_is_lost_or_doubled(*, script: list[dict[str, Any]], limit: in
 
         async with asyncio.TaskGroup() as group:
             for visit in script:
-                if refusals or visit["fate"] != "refused":
+                if refusals or visit["fate"] != "throttled":
                     group.create_task(cancel_at_will(visit, partial(stay, visit)))
         await asyncio.sleep(20)
         assert (limiter.waiting, out) == (0, 0)

@@ -254,7 +254,7 @@ async def test_refusal_of_one_pauses_all() -> None:
     """Retry-After met by one process holds all of them, and the refused submission's process goes first."""
     async with limiters(Memory(), 3) as opened:
         permit = await opened[0].acquire()
-        permit.refused(7.0)
+        permit.throttled(7.0)
         begun = now()
         await asyncio.sleep(0.01)
         assert all(limiter.paused_until == pytest.approx(begun + 7.0, abs=0.01) for limiter in opened)
@@ -273,7 +273,7 @@ async def test_no_refusal_pauses_for_less_than_a_second(*, alone: bool) -> None:
     memory = Memory()
     memory.down = alone
     async with limiters(memory, 2) as opened:
-        (await opened[0].acquire()).refused(0.001)
+        (await opened[0].acquire()).throttled(0.001)
         refused_at = now()
         memory.down = False
         await asyncio.sleep(0.01)
@@ -286,7 +286,7 @@ async def test_no_refusal_pauses_for_less_than_a_second(*, alone: bool) -> None:
 async def test_pause_that_a_permit_crosses() -> None:
     """A permit lent just before another process met a 429 is given back, not used."""
     async with limiters(Memory(rtt=1.0), 2) as (one, other):
-        (await one.acquire()).refused(30.0)
+        (await one.acquire()).throttled(30.0)
         begun = now()
         await take(other)
 
@@ -301,7 +301,7 @@ async def test_refused_submission_asks_at_once() -> None:
         begun = now()
         ahead, behind = asyncio.create_task(take(other)), asyncio.create_task(take(one))
         await asyncio.sleep(0.1)
-        permit.refused(1.0)
+        permit.throttled(1.0)
         (await one.acquire(first=True)).answered()
 
         assert now() - begun <= 1.1 * PERIOD
@@ -448,7 +448,7 @@ async def test_what_was_sent_alone_is_declared() -> None:
     async with limiters(memory, 1, Terms(RateLimit(24, PERIOD), 70.0)) as (limiter,):
         answered, unclear, under_way = [await limiter.acquire() for _ in range(3)]
         answered.answered()
-        unclear.ambiguous()
+        unclear.unclear()
         await asyncio.sleep(5.0)
         memory.down = False
         await until(lambda: limiter.membership.joined)
@@ -495,7 +495,7 @@ async def test_refusal_met_alone_holds_all_afterwards() -> None:
     memory = Memory()
     memory.down = True
     async with limiters(memory, 2) as (one, other):
-        (await one.acquire()).refused(60.0)
+        (await one.acquire()).throttled(60.0)
         refused_at = now()
         memory.down = False
         await until(lambda: one.membership.joined and other.membership.joined)
@@ -510,7 +510,7 @@ async def test_refusal_that_could_not_be_told_is_told_again() -> None:
     async with limiters(memory, 2) as (one, other):
         permit = await one.acquire()
         memory.down = True
-        permit.refused(60.0)
+        permit.throttled(60.0)
         refused_at = now()
         await until(lambda: not one.membership.joined)
         memory.down = False
@@ -528,7 +528,7 @@ async def test_share_is_of_the_learned_limit() -> None:
         for permit in permits[:4]:
             permit.answered()
         for permit in permits[4:]:
-            permit.refused(1.0)
+            permit.throttled(1.0)
         await asyncio.sleep(1.5)
         assert isinstance(await error_of(one.acquire(max_wait=0)), RateLimitedError)
         assert one.learned_limit == 4
@@ -690,7 +690,7 @@ async def test_without_a_limit_a_refusal_still_pauses_all() -> None:
         assert now() - begun < 0.1
         for permit in permits[1:]:
             permit.answered()
-        permits[0].refused(None)
+        permits[0].throttled(None)
         await asyncio.sleep(0.1)
         await take(other)
 

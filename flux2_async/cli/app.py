@@ -19,6 +19,7 @@ from flux2_async.cli.batch import batch as run_batch
 from flux2_async.cli.batch_options import SECRET, BatchOptions, jobs
 from flux2_async.cli.demo import demo as run_demo
 from flux2_async.cli.doctor import checks
+from flux2_async.cli.emulator_options import EmulatorOptions
 from flux2_async.cli.options import (
     RATE_LIMIT,
     TIMEOUT,
@@ -222,14 +223,18 @@ def emulator(
     *,
     port: Annotated[int, Parameter(help="0 takes a free one.")] = 8765,
     host: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
-    duration: Annotated[float, Parameter(help="Seconds that a task takes.")] = 8.0,
+    options: EmulatorOptions = EmulatorOptions(),  # noqa: B008  frozen
+    log: Annotated[bool, Parameter(help="Tell each request in a line on stderr.")] = True,
     json: Json = False,
 ) -> int:
     """Run the service on this machine, for trying programs without an account; Ctrl-C ends it.
 
-    It admits 20 new tasks in any 10 seconds and answers 429 to the rest, as the real one does.
+    It admits 20 new tasks in any 10 seconds and answers 429 to the rest, as the real one does. A browser shows at its
+    address what happens, ends tasks and cuts connections; /ledger is what it accepted and charged, as JSON.
+
+    Example: flux2 emulator --duration 3 --moderate 0.1 --fault createTask:cut_after
     """
-    return _done(lambda screen: serve(screen, host, port, duration), machine=json)
+    return _done(lambda screen: serve(screen, host, port, options, log=log), machine=json)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -114,8 +114,8 @@ def check_key(instead: str = EMULATOR) -> None:
         raise UsageError(NO_KEY + instead)
 
 
-def parse_rate_limit(text: str) -> RateLimit | None:
-    """Read N/SECONDS, or `none`.
+def parse_rate_limit(text: str, option: str = "--rate-limit") -> RateLimit | None:
+    """Read N/SECONDS, or `none`, as an option has it.
 
     Raises:
         UsageError: It is something else.
@@ -130,7 +130,7 @@ def parse_rate_limit(text: str) -> RateLimit | None:
     except ConfigurationError:
         pass
     raise UsageError(
-        f"--rate-limit: {text!r} given, it must look like {RATE_LIMIT} (20 new tasks in any 10 seconds), or none"
+        f"{option}: {text!r} given, it must look like {RATE_LIMIT} (20 new tasks in any 10 seconds), or none"
     )
 
 

@@ -1,44 +1,48 @@
 """`flux2 emulator`: the service on this machine until Ctrl-C."""
 
 import asyncio
-import math
 import os
 from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Final
 from urllib.request import getproxies, proxy_bypass
 
-from flux2_async.cli.screen import Screen, UsageError
-from flux2_async.cli.service import CREDITS, LIMIT
-from flux2_async.emulator import Emulator, Plan, Script
+from flux2_async.cli.emulator_options import EmulatorOptions
+from flux2_async.cli.screen import Screen, UsageError, one_line
+from flux2_async.emulator import CallbackCall, Emulator, Exchange
 
-__all__ = ["listening_failure", "serve"]
+__all__ = ["check_port", "listening_failure", "serve"]
 
-MAX_PORT = 65535
+MAX_PORT: Final = 65535
+MAX_PROMPT: Final = 60
 
 
-async def serve(screen: Screen, host: str, port: int, duration: float) -> int:
+async def serve(screen: Screen, host: str, port: int, options: EmulatorOptions, *, log: bool) -> int:
     """Run the emulator until it is interrupted.
 
     Args:
         screen: Where the settings are printed.
         host: The address to listen on.
         port: The port, 0 for a free one.
-        duration: Seconds that a task takes.
+        options: What it does.
+        log: Whether each request is told in a line.
 
     Returns:
         0: being interrupted is its usual end.
 
     Raises:
-        UsageError: A number is out of bounds.
+        UsageError: A value is out of bounds.
         OSError: The address cannot be listened on.
     """
-    if not 0 <= port <= MAX_PORT:
-        raise UsageError(f"--port: {port} given, it must be 0 to {MAX_PORT}")
-    if not (duration >= 0 and math.isfinite(duration)):
-        raise UsageError(f"--duration: {duration} given, it must be a number of seconds of 0 or more")
-    script = Script(plans=Plan(duration=duration), limit=LIMIT, credits=CREDITS)
+    check_port(port)
+
+    def tell(event: Exchange | CallbackCall) -> None:
+        screen.note(f"{datetime.now().astimezone():%H:%M:%S.%f}"[:12] + f"  {line_of(event, emulator)}")
+
+    emulator = Emulator(options.script(), host=host, port=port, log=tell if log else None)
     async with AsyncExitStack() as stack:
         try:
-            emulator = await stack.enter_async_context(Emulator(script, host=host, port=port))
+            await stack.enter_async_context(emulator)
         except OSError as error:
             reason = listening_failure(error)
             raise OSError(f"{host}:{port}: {reason}; give another --host or --port, where 0 takes a free one") from None
@@ -51,10 +55,54 @@ async def serve(screen: Screen, host: str, port: int, duration: float) -> int:
     return 0
 
 
+def check_port(port: int) -> None:
+    """Look whether there can be such a port.
+
+    Raises:
+        UsageError: There cannot.
+    """
+    if not 0 <= port <= MAX_PORT:
+        raise UsageError(f"--port: {port} given, it must be 0 to {MAX_PORT}")
+
+
 def listening_failure(error: OSError) -> str:
     """Say why an address cannot be listened on, without the address, which asyncio adds in its own way."""
     # The number of a name that is unknown is not one of these.
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror).split(" (")[0]
+
+
+def line_of(event: Exchange | CallbackCall, emulator: Emulator) -> str:
+    """Say in one line what a request was and what became of it."""
+    if isinstance(event, CallbackCall):
+        answer = "no answer" if event.status is None else str(event.status)
+        again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+        return f"{'callback':<12} {answer:<9} {event.task_id}  to {one_line(event.url)}{again}"
+    words = [one_line(event.task_id)] if event.task_id else []
+    words += [_about(event, emulator)] if event.task_id else []
+    words += [f"Retry-After: {event.retry_after}"] if event.retry_after else []
+    words += [f"fault {event.fault}"] if event.fault else []
+    words += [f"{event.seconds * 1000:.0f} ms"]
+    return f"{one_line(event.endpoint):<12} {_answer(event):<9} {'  '.join(filter(None, words))}"
+
+
+def _answer(event: Exchange) -> str:
+    if event.status is None:
+        return "cut"
+    if event.code is None or event.code == event.status:
+        return str(event.status)
+    # As upstream answers: the reason is in the body.
+    return f"{event.status}, {event.code}"
+
+
+def _about(event: Exchange, emulator: Emulator) -> str:
+    try:
+        task = emulator.task(event.task_id or "")
+    except KeyError:
+        return ""
+    if event.endpoint == "createTask":
+        prompt = one_line(task.body["input"]["prompt"])
+        return f"{prompt[:MAX_PROMPT]!r}{'…' if len(prompt) > MAX_PROMPT else ''}"
+    return task.state if event.endpoint == "recordInfo" else ""
 
 
 def _tell(screen: Screen, emulator: Emulator) -> None:
@@ -67,7 +115,10 @@ def _tell(screen: Screen, emulator: Emulator) -> None:
     if getproxies().get("http") and not proxy_bypass(host):
         # The other commands go through the proxies of the environment, and no proxy finds this machine's loopback.
         settings["NO_PROXY"] = host.rpartition(":")[0]
-    screen.note("The emulated service runs; Ctrl-C ends it. In another terminal:", "dim")
+    screen.note(
+        f"The emulated service runs; watch and steer it at {emulator.base_url}/ ; Ctrl-C ends it. In another terminal:",
+        "dim",
+    )
     screen.result("\n".join(f"export {name}={value}" for name, value in settings.items()))
     screen.note('Then for example: flux2 generate "A lighthouse at dawn"', "dim")
     screen.document(settings)

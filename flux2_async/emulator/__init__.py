@@ -5,13 +5,14 @@
 
 It speaks the seven endpoints and the callback in the shapes that were observed, draws pictures out of the reference
 pictures (Pillow, from the extra `emulator`), follows a `Script` for everything that can go wrong, and keeps a `Ledger`
-of what it accepted and charged. It shares no code with the client, so that a mistake cannot cancel itself out.
+of what it accepted and charged; a browser shows at its `base_url` what happens. It shares no code with the client, so
+that a mistake cannot cancel itself out.
 
 All waiting is done with timers of the event loop, and wall-clock stamps are derived from the loop's clock, so it works
 on virtual time as well.
 """
 
-from flux2_async.emulator.ledger import CallbackCall, CreateCall, Ledger, UploadCall
+from flux2_async.emulator.ledger import CallbackCall, CreateCall, Exchange, Ledger, UploadCall
 from flux2_async.emulator.script import Fault, Limit, Plan, Script
 from flux2_async.emulator.server import Emulator
 from flux2_async.emulator.tasks import TaskView
@@ -20,6 +21,7 @@ __all__ = [
     "CallbackCall",
     "CreateCall",
     "Emulator",
+    "Exchange",
     "Fault",
     "Ledger",
     "Limit",

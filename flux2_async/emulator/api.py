@@ -13,10 +13,12 @@ from aiohttp import web
 
 from flux2_async.emulator.callbacks import Callbacks
 from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.connections import Connections
 from flux2_async.emulator.engine import Engine, parsed
 from flux2_async.emulator.faults import Faults, deliver, distorted, undone
 from flux2_async.emulator.files import Files
-from flux2_async.emulator.ledger import CreateCall, Ledger
+from flux2_async.emulator.ledger import CallbackCall, CreateCall, Exchange, Ledger
+from flux2_async.emulator.monitor import Monitor
 from flux2_async.emulator.replies import Refusal, Reply, granted, html, refused
 from flux2_async.emulator.script import Endpoint, Fault, Script
 from flux2_async.emulator.store import RESULTS, UPLOADS, ref_of
@@ -25,6 +27,7 @@ from flux2_async.emulator.uploads import MOST_BYTES, Uploads
 __all__ = ["Api"]
 
 REDIRECTED = "/redirected"
+CUTTING = frozenset({"cut_before", "cut_after", "cut_body", "hang"})
 # Base64 adds a third, a multipart frame a little.
 MOST_BODY_BYTES = MOST_BYTES * 4 // 3 + 65536
 
@@ -45,6 +48,7 @@ class Call:
     request: web.Request
     body: bytes = b""
     fault: Fault | None = None
+    task_id: str | None = None
 
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Reply]]
@@ -66,6 +70,9 @@ class Api:
     api_key: str
     base_url: str
     closing: asyncio.Event
+    connections: Connections
+    monitor: Monitor
+    log: Callable[[Exchange | CallbackCall], object] | None = None
     _created: int = 0
     _allowed: dict[str, str] = attrs.field(factory=dict)
 
@@ -86,26 +93,44 @@ class Api:
             self._allowed[path] = method
         for path in (RESULTS + "{path:.+}", UPLOADS + "{path:.+}"):
             app.router.add_get(path, partial(self._serve, "file", self._file))
+        self.monitor.add_routes(app.router)
         app.router.add_route("*", "/{path:.*}", self._elsewhere)
         return app
 
     async def _serve(self, endpoint: Endpoint, handler: Handler, request: web.Request) -> web.StreamResponse:
         self.ledger.arrive(endpoint)
+        self.connections.arrive(request.transport, endpoint)
+        came, call, reply = self.clock.now(), Call(endpoint, request), None
         try:
             self._watch_key(endpoint, request)
             await self._pause(self.script.arrival, endpoint)
-            call = Call(endpoint, request)
             reply = await self._judged(call, handler)
             await self._pause(self.script.latency, endpoint)
             return await deliver(request, reply, call.fault, self.closing)
         finally:
             self.ledger.leave(endpoint)
+            self.connections.leave(request.transport)
+            self._tell(came, call, reply)
+
+    def _tell(self, came: float, call: Call, reply: Reply | None) -> None:
+        if self.log is None:
+            return
+        fault = None if call.fault is None else call.fault.kind
+        gone = call.request.transport is None or call.request.transport.is_closing()
+        told = Exchange(
+            came, self.clock.now() - came, call.endpoint, status=None, task_id=call.task_id or None, fault=fault
+        )
+        if reply is not None and not gone and fault not in CUTTING:
+            retry_after = reply.headers.get("Retry-After")
+            told = attrs.evolve(told, status=reply.status, code=reply.code, retry_after=retry_after)
+        self.log(told)
 
     async def _judged(self, call: Call, handler: Handler) -> Reply:
         try:
             if call.endpoint in {"createTask", "download-url"}:
                 call.body = await call.request.read()
             # No await from here to the judgement, so that createTask calls are numbered as they are judged.
+            call.task_id = self._asked_for(call)
             call.fault = self.faults.take(call.endpoint, self._number(call)) if self.faults else None
             hindrance = self._hindrance(call)
             if hindrance is not None:
@@ -122,12 +147,14 @@ class Api:
         if call.endpoint == "createTask":
             self._created += 1
             return self._created - 1
-        if call.endpoint == "recordInfo":
-            task = self.engine.tasks.get(call.request.query.get("taskId", ""))
-            return task.index if task else None
-        ref = ref_of(call.request.path) if call.endpoint == "file" else None
-        task = self.engine.tasks.get(ref.task_id) if ref else None
+        task = self.engine.tasks.get(call.task_id or "")
         return task.index if task else None
+
+    def _asked_for(self, call: Call) -> str | None:
+        if call.endpoint == "recordInfo":
+            return call.request.query.get("taskId", "")
+        ref = ref_of(call.request.path) if call.endpoint == "file" else None
+        return None if ref is None else ref.task_id
 
     def _hindrance(self, call: Call) -> Reply | None:
         """The answer to a call that is not carried out because of an outage or a fault, else None."""
@@ -138,7 +165,7 @@ class Api:
             told = reply.code is not None and reply.code != 200  # noqa: PLR2004  the API's word for success
             self._note(call, "refused" if told else "cut", reply.code)
         if reply is not None and call.endpoint == "recordInfo":
-            self.ledger.polled(call.request.query.get("taskId", ""), self.clock.now())
+            self.ledger.polled(call.task_id or "", self.clock.now())
         return reply
 
     def _outage(self, endpoint: Endpoint) -> Reply | None:
@@ -161,6 +188,7 @@ class Api:
         except Refusal as refusal:
             self._note(call, "refused", refusal.code)
             raise
+        call.task_id = task.id
         self._note(call, "accepted", 200, task.id, task.body)
         if task.plan.callback == "early":
             await self.callbacks.early(task)
@@ -184,7 +212,7 @@ class Api:
 
     async def _record_info(self, call: Call) -> Reply:
         self._authorize(call.request)
-        task_id = call.request.query.get("taskId", "")
+        task_id = call.task_id or ""
         self.ledger.polled(task_id, self.clock.now())
         return granted(self.engine.record(task_id), self.script.record_text)
 
@@ -215,12 +243,15 @@ class Api:
 
     async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
         """What is none of ours gets a real status: it never reaches the service behind the edge."""
+        came = self.clock.now()
         if request.path == REDIRECTED:
             self._watch_key("redirected", request)
         method = self._allowed.get(request.path)
         reply = refused(Refusal(405 if method else 404), "http", upload=request.path.startswith("/file-upload/"))
         if method:
             reply = attrs.evolve(reply, headers={"Allow": method})
+        if self.log is not None:
+            self.log(Exchange(came, 0.0, request.path, reply.status, reply.code))
         return await deliver(request, reply, None, self.closing)
 
     def _watch_key(self, endpoint: str, request: web.Request) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import aiohttp
@@ -35,9 +35,17 @@ class Callbacks:
     """The callbacks of one emulator: one timer for a task that waits, an asyncio task only while one is delivered."""
 
     def __init__(
-        self, script: Script, ledger: Ledger, clock: Clock, faults: Faults, http: aiohttp.ClientSession
+        self,
+        script: Script,
+        ledger: Ledger,
+        clock: Clock,
+        faults: Faults,
+        http: aiohttp.ClientSession,
+        *,
+        log: Callable[[CallbackCall], object] | None = None,
     ) -> None:
         self._script = script
+        self._log = log
         self._ledger = ledger
         self._clock = clock
         self._faults = faults
@@ -106,7 +114,10 @@ class Callbacks:
             status = await self._post(task, fault)
         if fault is not None and fault.kind == "cut_after":
             status = None
-        self._ledger.callbacks.append(CallbackCall(sent_at, task.id, task.callback_url or "", attempt, status))
+        call = CallbackCall(sent_at, task.id, task.callback_url or "", attempt, status)
+        self._ledger.callbacks.append(call)
+        if self._log is not None:
+            self._log(call)
         return status is not None and 200 <= status < 300  # noqa: PLR2004  any success status counts as received
 
     async def _post(self, task: Task, fault: Fault | None) -> int | None:

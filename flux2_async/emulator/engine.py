@@ -18,10 +18,25 @@ from flux2_async.emulator.store import Links, Reference, ResultRef, Store, Store
 from flux2_async.emulator.tasks import Task, record
 from flux2_async.emulator.validation import PRICES, check
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Window"]
 
 LARGEST_REFERENCE = 10 * 1024 * 1024
 KINDS = {"jpeg", "png", "webp"}
+
+
+@attrs.frozen
+class Window:
+    """The limit at one moment.
+
+    Attributes:
+        limit: The limit.
+        used: How much of it is taken, in tasks.
+        wait: Seconds until one more task is admitted; 0.0: now.
+    """
+
+    limit: Limit
+    used: float
+    wait: float
 
 
 class Engine:
@@ -128,15 +143,27 @@ class Engine:
             return None
         return task
 
-    def _admit(self) -> None:
+    def window(self) -> Window | None:
+        """How much of the limit is taken; None: there is no limit."""
+        limit, policy = self._counted()
+        if limit is None or policy is None:
+            return None
+        now = self._clock.now()
+        return Window(limit, policy.used(now), policy.wait(now))
+
+    def _counted(self) -> tuple[Limit | None, Policy | None]:
         limit = self._script.limit
         # The limit may be changed while running; a new one starts with an empty count.
         if limit is not self._limit:
             self._limit, self._policy = limit, None if limit is None else policy_for(limit)
-        if limit is None or self._policy is None:
+        return self._limit, self._policy
+
+    def _admit(self) -> None:
+        limit, policy = self._counted()
+        if limit is None or policy is None:
             return
         now = self._clock.now()
-        wait = self._policy.wait(now)
+        wait = policy.wait(now)
         if wait > 0.0:
             raise Refusal(429, retry_after=self._retry_after(limit, now, wait))
 

@@ -18,7 +18,7 @@ from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.render import Job, draw
 from flux2_async.emulator.replies import Reply
 from flux2_async.emulator.script import Script
-from flux2_async.emulator.store import UPLOADS, Links, ResultRef, Store, StoredFile, Unloadable, ref_of
+from flux2_async.emulator.store import UPLOADS, Links, ResultRef, Store, StoredFile, Unloadable, kind_of, ref_of
 from flux2_async.emulator.tasks import Task
 
 __all__ = ["Files"]
@@ -29,6 +29,9 @@ CACHE_BYTES = 128 * 1024 * 1024
 """Drawn pictures that are kept; older ones are drawn anew, byte for byte the same."""
 
 DRAWING_THREADS = 4
+
+SANDBOX = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosniff"}
+"""What somebody uploaded stands at the same origin as the buttons of the emulator's page."""
 
 
 @attrs.frozen
@@ -73,6 +76,26 @@ class Files:
         mime_type = "image/jpeg" if content.startswith(b"\xff\xd8") else "image/png"
         etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         return self._reply(request, Served(content, mime_type, etag, task.finishes_at))
+
+    async def shown(self, path: str) -> bytes | None:
+        """A picture for the emulator's own page, which is no client: nobody counts it, and no link expires for it.
+
+        Args:
+            path: Of the address at which clients find it.
+
+        Returns:
+            The bytes; None when there is no such picture.
+        """
+        ref = ref_of(path)
+        if ref is None:
+            file = self._store.find(path.removeprefix(UPLOADS))
+            return file.content if file is not None and kind_of(file.content) else None
+        if self._engine.finished(ref) is None:
+            return None
+        try:
+            return await self.picture(ref)
+        except ImportError:
+            return None
 
     def signed(self, ref: ResultRef) -> str:
         """A link to a picture for the script's `link_life`."""
@@ -145,7 +168,7 @@ class Files:
         return self._reply(request, Served(file.content, file.mime_type, file.etag, file.stored_at))
 
     def _reply(self, request: web.Request, file: Served) -> Reply:
-        headers = {
+        headers = SANDBOX | {
             "Accept-Ranges": "bytes",
             "ETag": file.etag,
             "Last-Modified": self._clock.http_date(file.modified),

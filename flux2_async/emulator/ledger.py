@@ -11,7 +11,7 @@ import attrs
 
 from flux2_async.emulator.script import FaultKind
 
-__all__ = ["CallbackCall", "CreateCall", "Ledger", "UploadCall"]
+__all__ = ["CallbackCall", "CreateCall", "Exchange", "Ledger", "UploadCall"]
 
 
 @attrs.frozen
@@ -72,6 +72,31 @@ class CallbackCall:
     url: str
     attempt: int
     status: int | None
+
+
+@attrs.frozen
+class Exchange:
+    """One request and what became of it.
+
+    Attributes:
+        time: When it came.
+        seconds: From then to its end.
+        endpoint: Its name; the path of what is no endpoint.
+        status: The HTTP status of the answer, or None when the connection was cut.
+        code: The `code` of the answer, or None where there was none.
+        task_id: The task it is about, or None.
+        fault: The kind of the fault it met, else None.
+        retry_after: The header of the answer, or None.
+    """
+
+    time: float
+    seconds: float
+    endpoint: str
+    status: int | None
+    code: int | None = None
+    task_id: str | None = None
+    fault: FaultKind | None = None
+    retry_after: str | None = None
 
 
 @attrs.define

@@ -1,7 +1,8 @@
 """The four ways in which a service counts new tasks. Pure: the time comes in as an argument.
 
-Each policy answers `wait(now)`: 0.0 when one more task is admitted, else the seconds until that could be; and is told
-of every admitted task by `count(now)`. What was refused leaves no trace.
+Each policy answers `wait(now)`: 0.0 when one more task is admitted, else the seconds until that could be; `used(now)`:
+how much of the limit is taken, in tasks; and is told of every admitted task by `count(now)`. What was refused leaves no
+trace.
 """
 
 import math
@@ -23,6 +24,10 @@ class Policy(Protocol):
         """Seconds until one more task is admitted; 0.0: now."""
         ...
 
+    def used(self, now: float) -> float:
+        """How much of the limit is taken, in tasks."""
+        ...
+
     def count(self, now: float) -> None:
         """One task was admitted."""
         ...
@@ -36,9 +41,12 @@ class SlidingLog:
         self._log: deque[float] = deque()
 
     def wait(self, now: float) -> float:
+        return 0.0 if self.used(now) < self._limit.limit else self._log[0] + self._limit.period - now
+
+    def used(self, now: float) -> float:
         while self._log and self._log[0] + self._limit.period <= now + EPSILON:
             self._log.popleft()
-        return 0.0 if len(self._log) < self._limit.limit else self._log[0] + self._limit.period - now
+        return float(len(self._log))
 
     def count(self, now: float) -> None:
         self._log.append(now)
@@ -54,8 +62,11 @@ class FixedWindow:
 
     def wait(self, now: float) -> float:
         window = math.floor((now + EPSILON) / self._limit.period)
-        used = self._count if window == self._window else 0
-        return 0.0 if used < self._limit.limit else (window + 1) * self._limit.period - now
+        return 0.0 if self.used(now) < self._limit.limit else (window + 1) * self._limit.period - now
+
+    def used(self, now: float) -> float:
+        window = math.floor((now + EPSILON) / self._limit.period)
+        return float(self._count) if window == self._window else 0.0
 
     def count(self, now: float) -> None:
         window = math.floor((now + EPSILON) / self._limit.period)
@@ -75,6 +86,9 @@ class TokenBucket:
     def wait(self, now: float) -> float:
         missing = 1.0 - self._level(now)
         return 0.0 if missing <= EPSILON else missing / self._rate
+
+    def used(self, now: float) -> float:
+        return self._capacity - self._level(now)
 
     def count(self, now: float) -> None:
         self._tokens = self._level(now) - 1.0
@@ -104,6 +118,10 @@ class TwoWindows:
             # Full by itself: the earliest chance is early in the next window, when this one's weight has fallen.
             return self._limit.period * (1.0 - into + max(0.0, 1.0 - (self._limit.limit - 1) / current))
         return self._limit.period * (1.0 - room / previous - into)
+
+    def used(self, now: float) -> float:
+        previous, current = self._counts(now)
+        return previous * (1.0 - (now + EPSILON) / self._limit.period % 1.0) + current
 
     def count(self, now: float) -> None:
         self._previous, self._current = self._counts(now)

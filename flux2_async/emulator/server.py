@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -13,10 +14,12 @@ from aiohttp import web
 from flux2_async.emulator.api import Api
 from flux2_async.emulator.callbacks import Callbacks
 from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.connections import Connections
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.faults import Faults
 from flux2_async.emulator.files import Files
-from flux2_async.emulator.ledger import Ledger
+from flux2_async.emulator.ledger import CallbackCall, Exchange, Ledger
+from flux2_async.emulator.monitor import Monitor
 from flux2_async.emulator.script import Fault, Script
 from flux2_async.emulator.store import Links, Store
 from flux2_async.emulator.tasks import TaskView
@@ -63,6 +66,10 @@ class Emulator:
         host: The address to listen on.
         port: The port; 0 takes a free one.
         api_key: The only key that is accepted.
+        log: Called with every request when it was answered or its connection cut, and with every attempt to deliver a
+            callback; what it raises is seen by the client. None: nothing is told.
+
+    A browser shows at `base_url` what happens, ends tasks and cuts connections; at `/ledger` is the ledger as JSON.
 
     Attributes:
         script: As given.
@@ -77,12 +84,15 @@ class Emulator:
         host: str = "127.0.0.1",
         port: int = 0,
         api_key: str = "emulator-key",
+        log: Callable[[Exchange | CallbackCall], object] | None = None,
     ) -> None:
         self.script = Script() if script is None else script
         self.api_key = api_key
         self.ledger = Ledger()
         self._host = host
         self._port = port
+        self._log = log
+        self._connections = Connections()
         self._faults = Faults(self.script.faults)
         self._core: Core | None = None
         self._running: Running | None = None
@@ -128,7 +138,7 @@ class Emulator:
         core = self._core = self._core or self._make_core()
         http = aiohttp.ClientSession()
         closing = asyncio.Event()
-        callbacks = Callbacks(self.script, self.ledger, core.clock, self._faults, http)
+        callbacks = Callbacks(self.script, self.ledger, core.clock, self._faults, http, log=self._log)
         app = self._api(core, callbacks, http, closing).application()
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
@@ -233,6 +243,19 @@ class Emulator:
             api_key=self.api_key,
             base_url=core.links.base_url,
             closing=closing,
+            connections=self._connections,
+            monitor=Monitor(
+                engine=core.engine,
+                ledger=self.ledger,
+                clock=core.clock,
+                files=core.files,
+                connections=self._connections,
+                closing=closing,
+                finish=self.finish,
+                inject=self.inject,
+                own_names=frozenset({self._host.lower()}),
+            ),
+            log=self._log,
         )
 
 

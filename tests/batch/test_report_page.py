@@ -6,28 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
+import browser
 import pytest
 from batch_outcomes import done, failed, painted, queued
-from playwright.sync_api import Page, expect, sync_playwright
-from programs import program
+from browser import new_page, until
+from playwright.sync_api import Page, expect
 
 from flux2_async.batch import Download, Failure, Outcome, State
 from flux2_async.batch.report import write_report
-
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-# A busy machine is no reason to fail.
-expect.set_options(timeout=20_000)
 
 SCRIPT = "<script>window.pwned=1</script>"
 HOSTILE = [
@@ -50,19 +36,8 @@ HOSTILE = [
 ]
 
 
-@attrs.define
-class Watched:
-    """The one page of this module, with everything noted that must not happen."""
-
-    page: Page
-    asked: list[str] = attrs.field(factory=list)
-    trouble: list[str] = attrs.field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        self.page.context.on("request", lambda request: self.asked.append(request.url))
-        self.page.context.on("dialog", lambda dialog: self.trouble.append(dialog.message))
-        self.page.context.on("console", lambda message: self.trouble.append(message.text))
-        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+class Watched(browser.Watched):
+    """The one page of this module."""
 
     def open(self, report: Path) -> Page:
         """Load a report; cards are there when this is back."""
@@ -72,16 +47,13 @@ class Watched:
 
     def remote(self) -> list[str]:
         """What was asked of the network."""
-        return [url for url in self.asked if not url.startswith("file:")]
+        return self.asked_elsewhere("file:")
 
 
 @pytest.fixture(scope="module")
 def only_page() -> Iterator[Watched]:
-    chromium = program("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        yield Watched(browser.new_page())
-        browser.close()
+    with new_page() as page:
+        yield Watched(page)
 
 
 @pytest.fixture
@@ -132,15 +104,6 @@ def expect_focus(page: Page, name: str) -> None:
 def order_by(page: Page, column: str) -> list[str]:
     page.locator("#sort").select_option(label=column)
     return ids(page)
-
-
-def until(page: Page, condition: str) -> None:
-    """Wait as `wait_for_function` does, which the page's policy forbids: it evaluates from within."""
-    for _ in range(500):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(20)
-    raise AssertionError(condition)
 
 
 def test_the_gallery_shows_inputs_beside_outputs(watched: Watched, gallery: Path) -> None:

@@ -1,0 +1,183 @@
+"""What the emulator's page and its `/ledger` are told, as plain values. Pure: reads, and changes nothing."""
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import attrs
+
+from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.connections import Connection
+from flux2_async.emulator.engine import Engine, Window
+from flux2_async.emulator.ledger import Ledger
+from flux2_async.emulator.store import UPLOADS, ResultRef, StoredFile, Unloadable
+from flux2_async.emulator.tasks import Task
+
+__all__ = ["Watch", "ledger_document"]
+
+SHOWN = 200
+"""Tasks that the page shows at most: the newest."""
+
+
+@attrs.define
+class Watch:
+    """What one page was told so far, so that it is told changes only.
+
+    Attributes:
+        engine: The service.
+        ledger: Its book.
+        clock: Its time.
+        begun: Whether anything was told.
+    """
+
+    engine: Engine
+    ledger: Ledger
+    clock: Clock
+    begun: bool = False
+    _seen: int = 0
+    _judged: int = 0
+    _running: dict[str, str] = attrs.field(factory=dict)
+    _reasons: Counter[str] = attrs.field(factory=Counter)
+    _told: dict[str, Any] = attrs.field(factory=dict)
+
+    def changes(self, connections: Iterable[Connection]) -> dict[str, Any]:
+        """Give what is new since the last call; empty when nothing is.
+
+        Args:
+            connections: Those that are open.
+        """
+        self.begun = True
+        parts = {
+            "ledger": self._figures(),
+            "limit": limit_row(self.engine.window()),
+            "connections": [connection_row(connection) for connection in islice(connections, SHOWN)],
+        }
+        new = {name: value for name, value in parts.items() if name not in self._told or self._told[name] != value}
+        self._told |= new
+        if tasks := self._tasks():
+            new["tasks"] = tasks
+        return new and new | {"now": self.clock.milliseconds(self.clock.now())}
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        now, tasks, accepted = self.clock.now(), self.engine.tasks, self.ledger.accepted
+        changed = [task_id for task_id, state in self._running.items() if look(tasks[task_id], now) != state]
+        changed += accepted[max(self._seen, len(accepted) - SHOWN) :]
+        self._seen = len(accepted)
+        for task_id in changed:
+            self._running[task_id] = look(tasks[task_id], now)
+            if tasks[task_id].finished(now):
+                del self._running[task_id]
+        # The oldest are shown no more, so that nothing of them is told.
+        for task_id in list(islice(self._running, max(0, len(self._running) - SHOWN))):
+            del self._running[task_id]
+        return [task_row(tasks[task_id], self.clock) for task_id in changed]
+
+    def _figures(self) -> dict[str, Any]:
+        ledger = self.ledger
+        for call in islice(ledger.requests, self._judged, None):
+            if call.outcome != "accepted":
+                self._reasons[str(call.code or call.fault or "cut")] += 1
+        self._judged = len(ledger.requests)
+        return {
+            "accepted": len(ledger.accepted),
+            "charged": round(ledger.charged, 6),
+            "balance": round(self.engine.balance, 6),
+            "refused": ledger.refused,
+            "reasons": self._reasons.most_common(),
+            "polls": ledger.polls,
+            "uploads": len(ledger.uploads),
+            "callbacks": len(ledger.callbacks),
+        }
+
+
+def look(task: Task, now: float) -> str:
+    """What of a task changes while it runs: its state, and when it is to end, which a person may change."""
+    return f"{task.state(now)} {task.finishes_at}"
+
+
+def task_row(task: Task, clock: Clock) -> dict[str, Any]:
+    """A task for the page; its prompt and all else that came with it are others' words."""
+    now = clock.now()
+    ended, given = task.finished(now), task.body["input"]
+    return {
+        "id": task.id,
+        "number": task.index + 1,
+        "prompt": given["prompt"],
+        "model": task.body["model"],
+        "shape": f"{given['aspect_ratio']} · {given['resolution']}",
+        "state": task.state(now),
+        "stages": list(task.plan.states or ("waiting",)),
+        "accepted": clock.milliseconds(task.accepted_at),
+        "ends": None if task.finishes_at == float("inf") else clock.milliseconds(task.finishes_at),
+        "ended": ended,
+        "price": task.price,
+        "pictures": [urlsplit(url).path for url in task.result_urls] if ended else [],
+        "references": [reference_path(reference) for reference in task.references],
+        "failure": ": ".join(task.failure) if ended and task.plan.failing else None,
+        "callback": task.callback_url is not None,
+    }
+
+
+def reference_path(reference: StoredFile | ResultRef | Unloadable) -> str | None:
+    """Where the page finds a reference picture; None for one of another host, which the page does not ask."""
+    match reference:
+        case StoredFile():
+            return UPLOADS + quote(reference.path)
+        case ResultRef():
+            return f"/results/{reference.task_id}/{reference.number}.jpg"
+        case Unloadable():
+            return None
+
+
+def limit_row(window: Window | None) -> dict[str, Any] | None:
+    """The limit for the page; None: there is none."""
+    if window is None:
+        return None
+    limit = window.limit
+    return {
+        "limit": limit.limit,
+        "period": limit.period,
+        "policy": limit.policy,
+        "used": round(window.used, 1),
+        # Tenths: between two tasks nothing changes that a page has to be told more often.
+        "wait": round(window.wait, 1),
+    }
+
+
+def connection_row(connection: Connection) -> dict[str, Any]:
+    """An open connection for the page."""
+    return {
+        "number": connection.number,
+        "peer": connection.peer,
+        "endpoint": connection.endpoint,
+        "busy": connection.busy > 0,
+        "calls": connection.calls,
+    }
+
+
+def ledger_document(ledger: Ledger, engine: Engine, clock: Clock) -> dict[str, Any]:
+    """The whole ledger as JSON has it; times are ISO 8601."""
+    return {
+        "accepted": list(ledger.accepted),
+        "accepted_at": [clock.iso(moment) for moment in ledger.accepted_at],
+        "charged": ledger.charged,
+        "balance": engine.balance,
+        "refused": ledger.refused,
+        "calls": dict(ledger.calls),
+        "polls": ledger.polls,
+        "poll_times": {task: [clock.iso(moment) for moment in times] for task, times in ledger.poll_times.items()},
+        "requests": [timed(call, clock) for call in ledger.requests],
+        "uploads": [timed(call, clock) for call in ledger.uploads],
+        "callbacks": [timed(call, clock) for call in ledger.callbacks],
+        "authorization_seen": sorted(ledger.authorization_seen),
+        "in_flight": dict(ledger.in_flight),
+        "max_in_flight": dict(ledger.max_in_flight),
+    }
+
+
+def timed(call: Any, clock: Clock) -> dict[str, Any]:
+    """An entry of the ledger with its time as ISO 8601."""
+    # Not recursively: a request is as it came.
+    return attrs.asdict(call, recurse=False) | {"time": clock.iso(call.time)}

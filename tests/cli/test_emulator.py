@@ -152,8 +152,8 @@ def test_it_logs_each_request_until_ctrl_c(tmp_path: Path) -> None:
         while "}" not in head:
             head += process.stdout.readline()
         base_url = json.loads(head)["APIKLEY_BASE_URL"]
-        body = {"model": "flux-2/pro-text-to-image", "input": {"prompt": "a\x1b[2J kettle", "aspect_ratio": "1:1"}}
-        body["input"] |= {"resolution": "1K"}
+        given = {"prompt": "a\x1b[2J kettle", "aspect_ratio": "1:1", "resolution": "1K"}
+        body = {"model": "flux-2/pro-text-to-image", "input": given}
         headers = {"Authorization": "Bearer emulator-key", "Content-Type": "application/json"}
         request = urllib.request.Request(  # noqa: S310  ours
             f"{base_url}/api/v1/jobs/createTask", json.dumps(body).encode(), headers

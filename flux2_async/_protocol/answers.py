@@ -35,7 +35,7 @@ _CONFLICT: Final = 409
 _TASK_ID: Final = re.compile(r'(?<!\\)"task_?[iI]d"\s*:\s*(?:"([^"\\]+)"|([0-9]+)(?=\s*[,}]))')
 
 # Without these letters, or an escape that may stand for them, a request names neither an id nor a code.
-_MAY_NAME: Final = re.compile(rb"task|code|\\u|%[0-9a-f]{2}|&#", re.IGNORECASE)
+_MAY_NAME: Final = (b"task", b"code", b"\\u", b"%", b"&#")
 _ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,128}")
 _ID_IN_ECHO: Final = re.compile(r"""task_?id["']\s*:\s*["']?([a-z0-9_-]*)""")
@@ -192,7 +192,8 @@ class _Echo:
 
     def __init__(self, sent: bytes) -> None:
         self._text = ""
-        if not _MAY_NAME.search(sent):
+        letters = sent.lower()
+        if not any(each in letters for each in _MAY_NAME):
             return
         text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), sent.decode("utf-8", "replace"))
         self._text = html.unescape(unquote(text.replace("\\", ""))).lower()

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from flux2_async._protocol import lenient_json
-from flux2_async._protocol.converter import CONVERTER, configure_converter, http_address, make_converter
+from flux2_async._protocol.converter import configure_converter, converter, http_address, make_converter
 from flux2_async._protocol.records import record_from_payload, task_error, task_id_of, unread_addresses
 from flux2_async._protocol.refusals import ENDS_TASK, header, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
@@ -194,7 +194,7 @@ def decode_credits(reply: Reply) -> float:
     """
     data = _accepted(reply).data
     try:
-        return CONVERTER.structure(data, float)
+        return converter().structure(data, float)
     except (ValueError, OverflowError):
         pass
     raise _unexpected("a number", data, reply)

@@ -1,20 +1,24 @@
-"""The one cattrs converter: the API's fields to values, never guessing a type. Pure."""
+"""The API's fields to values, never guessing a type. Pure.
+
+A record whose every field can be read, as nearly all can, is read straight. The others are read by cattrs, which tells
+each field that cannot be read and is loaded at first need.
+"""
 
 import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import Any, Final, TypeVar
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
-
-import cattrs
-from cattrs.gen import make_dict_structure_fn, override
 
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.refusals import without_signature
 from flux2_async.models import TaskRecord, TaskState
-from flux2_async.models.requests import is_url
+from flux2_async.models.requests import is_plain_address, is_url
+
+if TYPE_CHECKING:
+    import cattrs
 
 REDACTED: Final = "<redacted>"
 
@@ -35,6 +39,8 @@ FIELDS: Final = {
 }
 """Fields of `TaskRecord` and what the API calls them."""
 
+REQUIRED: Final = frozenset({"taskId", "state"})
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _STATES: Final = {state.value: state for state in TaskState}
@@ -42,21 +48,42 @@ _KINDS: Final[Mapping[type, str]] = {str: "text", int: "a whole number", bool: "
 
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%?")
-# What nearly every address looks like; the others are taken apart.
-_PLAIN_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.-]*[A-Za-z0-9](?::[0-9]{1,5})?(?:/[!-~]*)?")
 _NAMES_OF_ADDRESSES: Final = ("url", "downloadUrl", "fileUrl", "imageUrl")
 _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 _T = TypeVar("_T")
 
 
-def make_converter() -> cattrs.Converter:
+def read_record(payload: Mapping[str, Any]) -> TaskRecord:
+    """Read a record straight.
+
+    Args:
+        payload: What is told, under the API's own names, and in `extra` what is kept as it came.
+
+    Raises:
+        Exception: A field cannot be read, or one that every record has is missing; the converter tells which.
+    """
+    told: dict[str, Any] = {
+        name: read(payload[wire], None) for name, wire, read in _FIELDS if wire in payload or wire in REQUIRED
+    }
+    return TaskRecord(**told, extra=payload["extra"])
+
+
+@cache
+def converter() -> "cattrs.Converter":
+    """The one that reads what comes from the API."""
+    return make_converter()
+
+
+def make_converter() -> "cattrs.Converter":
     """A converter for the API's data; see `configure_converter`."""
+    import cattrs  # noqa: PLC0415  loaded at first need
+
     converter = cattrs.Converter()
     configure_converter(converter)
     return converter
 
 
-def configure_converter(converter: cattrs.Converter) -> None:
+def configure_converter(converter: "cattrs.Converter") -> None:
     """Teach a converter to read the API's data.
 
     - `str`, `bool`, `int` and `float` are never made from another type; an `int` is a `float` as well.
@@ -64,25 +91,14 @@ def configure_converter(converter: cattrs.Converter) -> None:
     - `TaskState` is `UNKNOWN` for a word not known.
     - `TaskRecord` is read from the API's own field names.
     """
+    from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415  loaded at first need
+
     for kind in (str, bool, int):
         converter.register_structure_hook(kind, _typed)
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(datetime, _moment)
     converter.register_structure_hook(TaskState, read_state)
-    readers: dict[str, Callable[[Any, Any], Any]] = {
-        "result_urls": _result_urls,
-        "fail_code": _fail_code,
-        "fail_message": lambda value, _: without_signature(_typed(value, str)),
-        "create_time": _moment,
-        "complete_time": _moment,
-        "update_time": _moment,
-        "progress": _progress,
-        "credits_consumed": _number,
-        "param": _param,
-    }
-    overrides: dict[str, Any] = {
-        name: override(rename=wire, struct_hook=readers.get(name)) for name, wire in FIELDS.items()
-    }
+    overrides: dict[str, Any] = {name: override(rename=wire, struct_hook=read) for name, wire, read in _FIELDS}
     overrides["extra"] = override(struct_hook=lambda value, _: value)
     hook = make_dict_structure_fn(TaskRecord, converter, **overrides)
     converter.register_structure_hook(TaskRecord, hook)
@@ -90,11 +106,9 @@ def configure_converter(converter: cattrs.Converter) -> None:
 
 def http_address(value: object) -> str | None:
     """An http(s) address with blanks percent-encoded, or None for anything else."""
-    if not isinstance(value, str):
-        return None
-    if _PLAIN_ADDRESS.fullmatch(value):
+    if is_plain_address(value):
         return value
-    if not is_url(value.strip()):
+    if not isinstance(value, str) or not is_url(value.strip()):
         return None
     address = _BLANKS.sub(lambda match: quote(match[0]), value.strip())
     try:
@@ -172,6 +186,14 @@ def _moment(value: object, _kind: object = None) -> datetime:
     return moment
 
 
+def _text(value: object, _kind: object = None) -> str:
+    return _typed(value, str)
+
+
+def _fail_message(value: object, _kind: object = None) -> str:
+    return without_signature(_typed(value, str))
+
+
 def _fail_code(value: object, _kind: object = None) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -209,5 +231,21 @@ def _param(value: object, _kind: object = None) -> dict[str, Any] | None:
     return known
 
 
-CONVERTER: Final = make_converter()
-"""The one that reads what comes from the API."""
+_READERS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+    "task_id": _text,
+    "state": read_state,
+    "state_text": _text,
+    "model": _text,
+    "result_urls": _result_urls,
+    "fail_code": _fail_code,
+    "fail_message": _fail_message,
+    "create_time": _moment,
+    "complete_time": _moment,
+    "update_time": _moment,
+    "progress": _progress,
+    "credits_consumed": _number,
+    "param": _param,
+}
+_FIELDS: Final[tuple[tuple[str, str, Callable[[Any, Any], Any]], ...]] = tuple(
+    (name, wire, _READERS[name]) for name, wire in FIELDS.items()
+)

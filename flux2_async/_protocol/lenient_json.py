@@ -108,7 +108,7 @@ def dumps(value: Any) -> bytes:
         # It refuses whole numbers over 64 bits, keys that are not text and half a surrogate pair.
         with contextlib.suppress(TypeError):
             return orjson.dumps(value)
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return _COMPACT.encode(value).encode()
 
 
 def as_text(raw: bytes | str) -> str:
@@ -124,7 +124,7 @@ def _parse(raw: bytes | str) -> Any:
         except orjson.JSONDecodeError:
             pass  # the lenient parser has the last word
     text = as_text(raw)
-    if "\\ud" in text.lower():
+    if "\\ud" in text or "\\uD" in text:
         text = _SURROGATES.sub(lambda match: "\\ufffd" if match[1] else match[0], text)
     return _LENIENT.decode(text)
 
@@ -167,6 +167,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _LENIENT: Final = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=lambda _: None)
 _WITHOUT_REPEATS: Final = json.JSONDecoder(
     strict=False, parse_int=_integer, parse_constant=lambda _: None, object_pairs_hook=_no_repeats

@@ -4,16 +4,24 @@ What is essential for a paid picture (the id, the state, the addresses of a succ
 that it is looked at again. Everything else that cannot be read becomes None and stays in `extra` as it came.
 """
 
+import contextlib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import attrs
-import cattrs
 
-from flux2_async._protocol.converter import CONVERTER, FIELDS, decoded, http_address, redacted, result_address
+from flux2_async._protocol.converter import (
+    FIELDS,
+    converter,
+    decoded,
+    http_address,
+    read_record,
+    redacted,
+    result_address,
+)
 from flux2_async.errors import (
     MAX_SERVER_TEXT,
     ContentModeratedError,
@@ -62,15 +70,26 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
     payload, extra = _sorted_out(data)
     payload |= {"taskId": task_id or named} if task_id or named else {}
     payload["extra"] = redacted(extra)
+    with contextlib.suppress(Exception):
+        return read_record(payload)
+    return _record_without_unreadable(data, payload, extra, task_id or named)
+
+
+def _record_without_unreadable(
+    data: Mapping[str, Any], payload: dict[str, Any], extra: dict[str, Any], task_id: str | None
+) -> TaskRecord:
+    import cattrs  # noqa: PLC0415  loaded at first need
+
+    reasons: dict[str, str] = {}
     try:
-        return _structure(payload, TaskRecord)
+        converter().structure(payload, TaskRecord)
     except cattrs.ClassValidationError as error:
         reasons = {FIELDS[note.name]: _reason(each) for each, note in error.group_exceptions()[0]}
     essential = [f"data.{key}{reasons[key]}" for key in sorted(reasons.keys() & _ESSENTIAL)]
     if essential:
-        raise ProtocolError(f"{', '.join(essential)}; look again", task_id=task_id or named)
+        raise ProtocolError(f"{', '.join(essential)}; look again", task_id=task_id)
     readable = {key: value for key, value in payload.items() if key not in reasons}
-    return _structure(readable | {"extra": redacted(extra | _unreadable(data, reasons))}, TaskRecord)
+    return read_record(readable | {"extra": redacted(extra | _unreadable(data, reasons))})
 
 
 def task_id_of(data: Mapping[str, Any]) -> str | None:
@@ -95,10 +114,12 @@ def task_error(record: TaskRecord) -> TaskError | None:
         for a failure `ContentModeratedError` where its words speak of moderation, else `TaskFailedError`.
     """
     if record.state is TaskState.SUCCESS:
+        if record.result_urls:
+            return None
         unread = unread_addresses(record)
         names = f"names {unread} addresses that cannot be read" if unread else "names no file"
         text = f"task {record.task_id} succeeded and {names}; see the record, and the account's log for the file"
-        return None if record.result_urls else EmptyResultError(text, record=record)
+        return EmptyResultError(text, record=record)
     if record.state is not TaskState.FAIL:
         return None
     words = (record.fail_message or "no reason given")[:MAX_SERVER_TEXT]
@@ -162,9 +183,6 @@ def _empty(value: object) -> bool:
 
 def _is_success(state: object) -> bool:
     return isinstance(state, str) and state.strip().lower() == TaskState.SUCCESS
-
-
-_structure: Final[Callable[[Any, Any], TaskRecord]] = CONVERTER.get_structure_hook(TaskRecord)
 
 
 def memory_of(record: TaskRecord | None, most: int) -> int:

@@ -4,9 +4,12 @@ import io
 from inspect import iscoroutinefunction
 from typing import Protocol
 
-__all__ = ["AsyncFile", "ContentSource", "content_of", "how_to_give", "is_content"]
+__all__ = ["AsyncFile", "Buffer", "ContentSource", "content_of", "how_to_give", "is_content"]
 
-ContentSource = bytes | bytearray | memoryview | io.BytesIO
+Buffer = bytearray | memoryview | io.BytesIO
+"""Memory that the caller may change."""
+
+ContentSource = bytes | Buffer
 """The encoded picture itself, held in memory; a BytesIO from where it stands."""
 
 
@@ -20,7 +23,7 @@ class AsyncFile(Protocol):
 
 def is_content(source: object) -> bool:
     """Whether a picture is given by its content, in memory."""
-    return isinstance(source, bytes | bytearray | memoryview | io.BytesIO)
+    return isinstance(source, ContentSource)
 
 
 def content_of(source: ContentSource) -> bytes:

@@ -4,21 +4,23 @@ A member of `class Tier(str, Enum)` equals `"pro"`, and is formatted as `Tier.PR
 is taken because it equals an allowed value is kept as that value.
 """
 
-from typing import TypeGuard, TypeVar
+from typing import Final, TypeGuard, TypeVar
 
 __all__ = ["is_number", "is_whole", "plain"]
 
 T = TypeVar("T")
 
+_PLAIN: Final = frozenset({str, bytes, bool, int, float, type(None)})
+
 
 def plain(value: T) -> T:
     """The value without its subclass, where it is text, bytes or a number; anything else as it is."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, str):
         return str.__str__(value)  # type: ignore[return-value]  # what a T is made of stands in for it
     if isinstance(value, bytes):
-        return value if type(value) is bytes else bytes(memoryview(value))  # type: ignore[return-value]  # likewise
-    if isinstance(value, bool):
-        return value
+        return bytes(memoryview(value))  # type: ignore[return-value]  # likewise
     if isinstance(value, int):
         return int.__int__(value)  # type: ignore[return-value]  # likewise
     if isinstance(value, float):

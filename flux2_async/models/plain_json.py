@@ -36,12 +36,12 @@ def plain_object(field: str, value: object) -> dict[str, Any]:
     Raises:
         InvalidRequestError: JSON cannot hold it; the text names the place.
     """
+    if type(value) is dict and not value:
+        return {}
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InvalidRequestError(
             f"{field}: {type(value).__name__} given, it must be a mapping from field names to JSON values"
         )
-    if not value:
-        return {}
     try:
         plain: dict[str, Any] = _Copy().mapping(value, MAX_DEPTH)
     except _NotPlainError as error:

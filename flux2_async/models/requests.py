@@ -5,16 +5,17 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
 import attrs
 
 from flux2_async._shown import showable
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models.image_sources import ContentSource, content_of, how_to_give, is_content
+from flux2_async.models.image_sources import Buffer, ContentSource, content_of, how_to_give, is_content
 from flux2_async.models.plain import plain
 from flux2_async.models.plain_json import check_text, plain_object, shown
 
@@ -27,6 +28,9 @@ RATIOS: Final = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
 ASPECT_RATIOS: Final = (*RATIOS, "auto")
 RESOLUTIONS: Final = ("1K", "2K")
 TIERS: Final = ("flex", "pro")
+
+# What nearly every address looks like; the others are taken apart.
+_PLAIN_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.-]*[A-Za-z0-9](?:/[!-~]*)?")
 
 
 def _text(value: str) -> str:
@@ -59,6 +63,11 @@ ImageSource = str | os.PathLike[str] | bytes | UploadedFile
 def is_url(source: object) -> bool:
     """Whether a picture is given by address rather than by path or content."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+def is_plain_address(source: object) -> TypeGuard[str]:
+    """Whether it is an http(s) address in which there is nothing to look at closely; there are other good ones."""
+    return isinstance(source, str) and _PLAIN_ADDRESS.fullmatch(source) is not None
 
 
 def _one_of(allowed: tuple[str, ...]) -> Any:
@@ -109,19 +118,24 @@ def _check_extra_input(_: object, __: "attrs.Attribute[Any]", value: dict[str, A
 
 
 def _images_to_tuple(value: Iterable[ImageSource | ContentSource]) -> tuple[ImageSource, ...]:
-    # Files, arrays and the like can be iterated over as well, and hold no pictures then.
-    single = isinstance(value, str | os.PathLike | UploadedFile) or is_content(value) or how_to_give(value)
-    if single or not isinstance(value, Iterable):
+    if type(value) not in (list, tuple) and _is_single(value):
         raise InvalidRequestError(
             f"images: {type(value).__name__} given, it must be a list of 1 to {MAX_IMAGES} pictures; "
             "put a single one into a list: images=[picture]"
         )
-    return tuple(_image(f"images[{number}]", image) for number, image in enumerate(value))
+    return tuple(
+        _content(f"images[{number}]", image) if isinstance(image, Buffer) else plain(image)
+        for number, image in enumerate(value)
+    )
 
 
-def _image(name: str, image: ImageSource | ContentSource) -> ImageSource:
-    if isinstance(image, bytes) or not isinstance(image, ContentSource):
-        return plain(image)
+def _is_single(value: object) -> bool:
+    # Files, arrays and the like can be iterated over as well, and hold no pictures then.
+    one = isinstance(value, str | os.PathLike | UploadedFile) or is_content(value) or how_to_give(value)
+    return bool(one) or not isinstance(value, Iterable)
+
+
+def _content(name: str, image: Buffer) -> bytes:
     try:
         content = content_of(image)
     except ValueError as error:
@@ -135,7 +149,8 @@ def _check_images(_: object, __: "attrs.Attribute[Any]", value: tuple[object, ..
     if not 1 <= len(value) <= MAX_IMAGES:
         raise InvalidRequestError(f"images: {len(value)} given, allowed are 1 to {MAX_IMAGES}")
     for number, image in enumerate(value):
-        _check_image(f"images[{number}]", image)
+        if not is_plain_address(image):
+            _check_image(f"images[{number}]", image)
 
 
 def _check_image(name: str, image: object) -> None:

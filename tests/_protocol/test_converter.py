@@ -5,8 +5,11 @@ from typing import Any
 
 import cattrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flux2_async._protocol.codec import configure_converter, make_converter
+from flux2_async._protocol.converter import FIELDS, converter, read_record
 from flux2_async.models import TaskRecord, TaskState
 
 VALUES: list[Any] = ["12", "false", "", 12, 1.5, True, None, [], {}]
@@ -79,3 +82,24 @@ def test_any_converter_can_be_taught() -> None:
     configure_converter(converter)
     record = converter.structure({"taskId": "t-1", "state": "fail", "failCode": 400}, TaskRecord)
     assert record == TaskRecord(task_id="t-1", state=TaskState.FAIL, state_text="fail", fail_code="400")
+
+
+TEXTS = st.sampled_from(["success", "fail", "", " 1 ", "50%", "1786413282001", '{"input":"{}"}', "https://f.example/a"])
+NUMBERS = st.sampled_from([0, 7, 1786413282001, 10**18, -1, 2**70, 0.5, float("nan"), True, False])
+GIVEN = st.none() | TEXTS | NUMBERS | st.sampled_from([[], {}, {"resultUrls": ["https://f.example/a", 1]}])
+
+
+@given(st.dictionaries(st.sampled_from(sorted({*FIELDS.values()})), GIVEN), st.booleans())
+def test_straight_and_by_the_converter(told: dict[str, Any], whole: bool) -> None:
+    """A record is read straight exactly when the converter can read each field, and says the same."""
+    payload = {"taskId": "t-1", "state": "success"} | told if whole else told
+    payload["extra"] = {"costTime": 3}
+    try:
+        expected = converter().structure(payload, TaskRecord)
+    except cattrs.ClassValidationError:
+        with pytest.raises((ValueError, KeyError, OverflowError)):
+            read_record(payload)
+        return
+
+    read = read_record(payload)
+    assert (read, read.param, read.extra) == (expected, expected.param, expected.extra)

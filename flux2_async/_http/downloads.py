@@ -1,7 +1,6 @@
 """Results on their way to a folder: whole under their name, or not at all."""
 
 import errno
-import json
 import logging
 import tempfile
 from contextlib import aclosing
@@ -13,11 +12,11 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
+from flux2_async._http.api import Api
 from flux2_async._http.file_transport import FileReply
 from flux2_async._http.partial_file import Part
 from flux2_async._http.retry import persist
-from flux2_async._http.transport import Transport
-from flux2_async._protocol.codec import decode_download_url, retry_after
+from flux2_async._protocol.codec import retry_after
 from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.media import result_name
 from flux2_async.errors import (
@@ -54,11 +53,11 @@ class Downloads:
     """Fetches results, from any host and without the key.
 
     Args:
-        transport: The way out.
+        api: The service.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, api: Api) -> None:
+        self._api = api
         self._places = anyio.Semaphore(DOWNLOADS_AT_ONCE)
 
     async def save(self, task_id: str, number: int, url: str, directory: Path) -> Path:
@@ -95,17 +94,6 @@ class Downloads:
                 raise
         return target
 
-    async def fresh_url(self, url: str) -> str:
-        """Ask the service for a direct link to a file it made.
-
-        Raises:
-            ApiError: The service refused.
-            TransportError: No answer came.
-            ProtocolError: The answer makes no sense.
-        """
-        body = json.dumps({"url": url}).encode()
-        return decode_download_url(await self._transport.call("POST", "/api/v1/common/download-url", body=body))
-
     async def _fetch(self, part: Part, url: str) -> None:
         fresh: str | None = None
 
@@ -128,13 +116,13 @@ class Downloads:
 
     async def _refresh(self, url: str, expired: ApiError) -> str:
         try:
-            return await persist(lambda: self.fresh_url(url))
+            return await persist(lambda: self._api.download_url(url))
         except Flux2Error:
             # Why the service gives no new link says less than what became of the old one.
             raise expired from None
 
     async def _go_on(self, part: Part, url: str) -> None:
-        async with self._transport.files.get(url, part.request_headers()) as reply:
+        async with self._api.files.get(url, part.request_headers()) as reply:
             if reply.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.ends_at(reply.headers):
                 part.check_whole()
                 return

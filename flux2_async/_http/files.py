@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 import anyio
 import anyio.to_thread
 
+from flux2_async._http.api import Api
 from flux2_async._http.downloads import Downloads, prepare_folder
 from flux2_async._http.local_picture import (
     CHUNK,
@@ -24,7 +25,6 @@ from flux2_async._http.local_picture import (
     read_stream,
     reading,
 )
-from flux2_async._http.transport import Transport
 from flux2_async._http.uploads import Uploads
 from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.media import MAX_PICTURE
@@ -44,12 +44,13 @@ class Files:
     """Brings local pictures to the service and results to a folder.
 
     Args:
-        transport: The way out.
+        api: The service.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._uploads = Uploads(transport)
-        self._downloads = Downloads(transport)
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._uploads = Uploads(api)
+        self._downloads = Downloads(api)
 
     async def check(self, images: Sequence[ImageSource]) -> None:
         """Look at the local pictures of a request before anything is sent.
@@ -160,7 +161,7 @@ class Files:
         """
         if http_address(url) is None:
             raise InvalidRequestError(f"url: {url!r} given, it must look like https://host/picture.png")
-        return await self._downloads.fresh_url(url)
+        return await self._api.download_url(url)
 
     async def _bring(self, field: str, source: Path | bytes, file_name: str | None) -> UploadedFile:
         picture = await anyio.to_thread.run_sync(read_picture, field, source)

@@ -12,7 +12,7 @@ from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import JSON_HEADERS, exchange
 from flux2_async._http.failures import connecting_text, is_lasting
 from flux2_async._http.fresh_connections import FreshConnection, FreshConnector
-from flux2_async._protocol.answers import Answer, NeverSent, Obstacle, Refused, Unclear, confirm, judge, unclear
+from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, confirm, unclear
 from flux2_async._protocol.codec import Reply
 from flux2_async._protocol.framing import behind_reply
 from flux2_async.errors import TransportError
@@ -20,10 +20,10 @@ from flux2_async.models import Request, Timeouts
 
 __all__ = ["Post"]
 
-PATH: Final = "/api/v1/jobs/createTask"
-
 # One connection carries one request, and the server need not keep it.
 HEADERS: Final = {**JSON_HEADERS, "Connection": "close"}
+
+Judge = Callable[..., Accepted | Refused | Unclear]
 
 MAX_SPOILED: Final = 5
 """Connections that the peer ends, or speaks on, before their first byte, until that is no accident."""
@@ -41,6 +41,8 @@ class Post:
         credentials: The account.
         timeouts: Seconds for each kind of call.
         body: The encoded request.
+        path: Of the call, behind the API's address.
+        judge: Says what a reply means; see `answers.judge`.
         request: What it stands for, for the error.
         ref: The name of this submission, for the error.
     """
@@ -53,6 +55,8 @@ class Post:
         timeouts: Timeouts,
         body: bytes,
         *,
+        path: str,
+        judge: Judge,
         request: Request,
         ref: str,
     ) -> None:
@@ -61,7 +65,9 @@ class Post:
         self._credentials = credentials
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._seconds = timeouts.submit
+        self._url = f"{credentials.base_url}{path}"
         self._body = body
+        self._judge_reply = judge
         self._request = request
         self._ref = ref
         self._connected = asyncio.Event()
@@ -150,7 +156,7 @@ class Post:
         reply, failure = await exchange(
             self._http,
             "POST",
-            f"{self._credentials.base_url}{PATH}",
+            self._url,
             middleware=self._send_fresh,
             redact=self._credentials.redact,
             deadline=self._deadline,
@@ -198,7 +204,7 @@ class Post:
 
     def _judge(self, reply: Reply | None, failure: str | None) -> Answer:
         if reply is not None:
-            return judge(
+            return self._judge_reply(
                 reply,
                 sent=self._body,
                 request=self._request,

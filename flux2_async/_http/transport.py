@@ -1,7 +1,4 @@
-"""The calls of the service, over aiohttp.
-
-What a failed exchange means is decided here and in `post`, what a reply to createTask means in `answers`.
-"""
+"""The way to the service, over aiohttp: its connections, the key, and what a failed exchange means."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +10,7 @@ from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import HEADERS, JSON_HEADERS, exchange
 from flux2_async._http.file_transport import FileTransport
 from flux2_async._http.fresh_connections import FreshConnector
-from flux2_async._http.post import Post
+from flux2_async._http.post import Judge, Post
 from flux2_async._protocol.codec import Reply
 from flux2_async.errors import SessionClosedError, TransportError
 from flux2_async.models import Request, Timeouts
@@ -96,14 +93,8 @@ class Transport:
         if self._http is not None and self._http is not self._borrowed:
             await self._http.close()
 
-    def post(self, body: bytes, *, request: Request, ref: str) -> Post:
-        """Give one createTask, which is neither connected nor sent yet.
-
-        Args:
-            body: The encoded request.
-            request: What it stands for, for the error.
-            ref: The name of this submission, for the error.
-        """
+    def post(self, path: str, body: bytes, *, judge: Judge, request: Request, ref: str) -> Post:
+        """Give a call that costs money, which is neither connected nor sent yet; see `Post`."""
         assert self._submit_http is not None, "not open"  # noqa: S101  the session opens before it sends
         assert self._submit_connector is not None, "not open"  # noqa: S101  the same
         return Post(
@@ -112,6 +103,8 @@ class Transport:
             self._credentials,
             self._timeouts,
             body,
+            path=path,
+            judge=judge,
             request=request,
             ref=ref,
         )
@@ -138,7 +131,7 @@ class Transport:
             params=params,
         )
 
-    async def upload(self, form: aiohttp.FormData | aiohttp.MultipartWriter) -> Reply:
+    async def upload(self, path: str, form: aiohttp.FormData) -> Reply:
         """Send one file to the stream upload.
 
         Raises:
@@ -146,7 +139,7 @@ class Transport:
         """
         return await self._reply(
             "POST",
-            f"{self._credentials.upload_url}/api/file-stream-upload",
+            f"{self._credentials.upload_url}{path}",
             timeout=aiohttp.ClientTimeout(total=self._timeouts.upload, sock_connect=self._timeouts.connect),
             headers=HEADERS,
             data=form,

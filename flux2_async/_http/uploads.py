@@ -9,10 +9,9 @@ import aiohttp
 import anyio
 import anyio.to_thread
 
+from flux2_async._http.api import Api
 from flux2_async._http.local_picture import Picture
 from flux2_async._http.retry import persist
-from flux2_async._http.transport import Transport
-from flux2_async._protocol.codec import decode_upload
 from flux2_async._protocol.media import upload_name
 from flux2_async.models import UploadedFile
 
@@ -34,11 +33,11 @@ class Uploads:
     """Sends pictures, and remembers what is there already.
 
     Args:
-        transport: The way out.
+        api: The service.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, api: Api) -> None:
+        self._api = api
         self._places = anyio.Semaphore(UPLOADS_AT_ONCE)
         # Each with the time of the loop's clock at which to forget it, the oldest first.
         self._kept: OrderedDict[str, tuple[float, UploadedFile]] = OrderedDict()
@@ -90,6 +89,6 @@ class Uploads:
                 form.add_field("fileName", name)
                 # aiohttp reads a file object piece by piece in a thread.
                 form.add_field("file", file, filename=name, content_type=picture.media.mime_type)
-                reply = await self._transport.upload(form)
+                uploaded = await self._api.upload(form, size=picture.size, mime_type=picture.media.mime_type)
             await anyio.to_thread.run_sync(picture.check_unchanged)
-        return decode_upload(reply, size=picture.size, mime_type=picture.media.mime_type)
+        return uploaded

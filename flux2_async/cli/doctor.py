@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import attrs
 
+from flux2_async._http.api import CREDITS, UPLOAD
 from flux2_async._http.credentials import Secret, make_credentials
 from flux2_async._http.failures import FAILURES
 from flux2_async._protocol.refusals import http_date
@@ -44,8 +45,8 @@ async def checks(callback_url: str | None = None) -> AsyncIterator[Check]:
         return
     async with aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http:
         api, upload = await asyncio.gather(
-            _reachable(http, "API", f"{places.base_url}/api/v1/chat/credit"),
-            _reachable(http, "uploads", f"{places.upload_url}/api/file-stream-upload"),
+            _reachable(http, "API", f"{places.base_url}{CREDITS.path}"),
+            _reachable(http, "uploads", f"{places.upload_url}{UPLOAD.path}"),
         )
         yield api.check
         yield upload.check

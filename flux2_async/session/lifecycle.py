@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from flux2_async._http.api import Api
 from flux2_async._http.borrowed import ConnectorFactory
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.files import Files
@@ -21,7 +22,6 @@ from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.permit import Permits
 from flux2_async._limiter.slots import Slots
-from flux2_async._protocol.codec import decode_record
 from flux2_async.coordination.contract import Coordination, Terms
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import (
@@ -30,7 +30,6 @@ from flux2_async.models import (
     RateLimit,
     Request,
     SessionStatistics,
-    TaskRecord,
     Timeouts,
 )
 from flux2_async.models.submission_state import SubmissionState
@@ -109,7 +108,8 @@ class Engine:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = Transport(credentials, timeouts, http, connector, private_downloads=private_downloads)
-        self.files = Files(self.transport)
+        self.api = Api(self.transport)
+        self.files = Files(self.api)
         self.slots = Slots(max_running)
         self.base_url = credentials.base_url
         self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
@@ -117,10 +117,10 @@ class Engine:
         self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
         self.schedules = Schedules(polling)
         self._remembered = Remembered(credentials.base_url) if polling.remember else None
-        self.watcher = Watcher(self.look, self.schedules, polling, self._on_settled, self.slots.borrow)
+        self.watcher = Watcher(self.api.record, self.schedules, polling, self._on_settled, self.slots.borrow)
         self.desk = None if callbacks is None else self._receive(callbacks)
         self.submitter = Submitter(
-            transport=self.transport,
+            api=self.api,
             files=self.files,
             slots=self.slots,
             limiter=self.limiter,
@@ -216,11 +216,6 @@ class Engine:
             # Closing is bounded in time, whatever disk the folder is on.
             with anyio.move_on_after(KEEPING_MAX, shield=True):
                 await anyio.to_thread.run_sync(self._remembered.keep, knowledge, abandon_on_cancel=True)
-
-    async def look(self, task_id: str) -> TaskRecord | None:
-        """Ask for a task's record; None when it is not visible."""
-        reply = await self.transport.call("GET", "/api/v1/jobs/recordInfo", params={"taskId": task_id})
-        return decode_record(reply, task_id)
 
     async def submit(
         self,
@@ -340,7 +335,7 @@ class Engine:
         from flux2_async.coordination.client import Sharing  # noqa: PLC0415  most sessions are the only ones of their account
 
         async def exists(task_id: str) -> bool:
-            return await self.look(task_id) is not None
+            return await self.api.record(task_id) is not None
 
         lease = timeouts.connect + timeouts.submit + LEASE_SLACK
         terms = Terms(rate_limit, lease, post=timeouts.submit)

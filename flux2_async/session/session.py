@@ -14,7 +14,6 @@ import anyio
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
 from flux2_async._limiter.window import CLOCK_MARGIN
-from flux2_async._protocol.codec import decode_credits
 from flux2_async._shown import made_without_frames, showable
 from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
@@ -374,7 +373,7 @@ class Flux2Session:
             TransportError: No answer came.
             ProtocolError: The answer cannot be understood.
         """
-        record = await self._open_engine().look(check_task_id(task_id))
+        record = await self._open_engine().api.record(check_task_id(task_id))
         if record is None:
             raise TaskNotFoundError(
                 f"the service does not know task {task_id}: a wrong id, another account's, purged, or only just made",
@@ -436,7 +435,7 @@ class Flux2Session:
             ApiError: The service refused.
             TransportError: No answer came.
         """
-        return decode_credits(await self._open_engine().transport.call("GET", "/api/v1/chat/credit"))
+        return await self._open_engine().api.credits()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Wait until no submission and no task is outstanding.

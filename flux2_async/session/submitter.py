@@ -14,9 +14,9 @@ from typing import Final
 
 import attrs
 
+from flux2_async._http.api import Api
 from flux2_async._http.files import Files
 from flux2_async._http.post import Post
-from flux2_async._http.transport import Transport
 from flux2_async._limiter.permit import Permit, Permits
 from flux2_async._limiter.slots import Slots
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
@@ -70,7 +70,7 @@ class Submitter:
     """Runs submissions and hands on the tasks that were accepted.
 
     Args:
-        transport: Sends.
+        api: Sends.
         files: Uploads.
         slots: Tasks that may be alive.
         limiter: Tasks that may be started.
@@ -83,7 +83,7 @@ class Submitter:
     def __init__(
         self,
         *,
-        transport: Transport,
+        api: Api,
         files: Files,
         slots: Slots,
         limiter: Permits,
@@ -92,7 +92,7 @@ class Submitter:
         on_accepted: Callable[[Submission, str], tuple[ImageTask, bool]],
         on_end: Callable[[Submission], None],
     ) -> None:
-        self._transport = transport
+        self._api = api
         self._files = files
         self._slots = slots
         self._limiter = limiter
@@ -377,7 +377,7 @@ class Submitter:
 
     async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
-        post = self._transport.post(body, request=submission.request, ref=submission.ref)
+        post = self._api.create_task(body, request=submission.request, ref=submission.ref)
         recorded = False
         try:
             # Not before the permit: who waits for that would hold up all others.

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from raw_server import answer, raw_server
 
 from flux2_async._http import partial_file
+from flux2_async._http.api import Api
 from flux2_async._http.atomic_file import UNFINISHED
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.downloads import Downloads, prepare_folder
@@ -51,7 +52,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 @pytest.fixture
 async def downloads(emulator: Emulator) -> AsyncIterator[Downloads]:
     async with connected(emulator) as transport:
-        yield Downloads(transport)
+        yield Downloads(Api(transport))
 
 
 def now() -> float:
@@ -447,7 +448,7 @@ async def test_a_fresh_link_is_fetched_as_the_service_wrote_it(tmp_path: Path) -
         async with raw_server([answer(200, {"code": 200, "data": f"{host.url}{link}"})]) as service:
             transport = Transport(Credentials("key", service.url, service.url), Timeouts(), None)
             await transport.open()
-            path = await Downloads(transport).save("t1", 1, f"{host.url}/old%2f.png", tmp_path)
+            path = await Downloads(Api(transport)).save("t1", 1, f"{host.url}/old%2f.png", tmp_path)
             await transport.aclose()
 
     assert path.read_bytes() == picture(500)
@@ -591,17 +592,6 @@ async def test_at_most_eight_at_once(downloads: Downloads, tmp_path: Path) -> No
     assert len(names(tmp_path)) == 20
 
 
-async def test_asks_for_a_direct_link(emulator: Emulator, downloads: Downloads) -> None:
-    """The service's link works without the key; a foreign address is refused with 422."""
-    link = await downloads.fresh_url(await generated(emulator))
-
-    async with aiohttp.ClientSession() as http, http.get(link) as response:
-        assert response.status == 200
-    with pytest.raises(ApiError, match=r"^422") as caught:
-        await downloads.fresh_url("https://example.com/a.png")
-    assert caught.value.code == 422
-
-
 def changing(host: FileHost, count: int) -> Answer:
     """Have another file from now on, and break off within it."""
 
@@ -644,7 +634,7 @@ async def test_any_misfortune_gives_the_whole_file(
                     host.answers.append(reply(416, Content_Range=f"bytes */{count + 200_000}"))
                 case _:
                     host.answers.append(changing(host, count))
-        path = await Downloads(transport).save("t1", 1, host.url, tmp_path)
+        path = await Downloads(Api(transport)).save("t1", 1, host.url, tmp_path)
 
         assert path.read_bytes() == host.content
         assert names(tmp_path) == {path.name}

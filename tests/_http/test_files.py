@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from file_host import JPEG, WEBP, connected, names, picture, reply, result_of, serving
 
+from flux2_async._http.api import Api
 from flux2_async._http.files import Files, together
 from flux2_async.emulator import Emulator, Fault
 from flux2_async.errors import (
@@ -34,7 +35,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 @pytest.fixture
 async def files(emulator: Emulator) -> AsyncIterator[Files]:
     async with connected(emulator) as transport:
-        yield Files(transport)
+        yield Files(Api(transport))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from emulated import REQUEST, emulated, error_of, session_for, until
 from memory_coordination import Memory
 from raw_server import HANG, answer, raw_server
 
+from flux2_async._http.api import Api
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.post import MAX_SPOILED
 from flux2_async._http.transport import Transport
@@ -51,7 +52,7 @@ async def sent(
     transport: Transport, between: Callable[[], object] | None = None, lease_ended: Callable[[], bool] = bool
 ) -> Answer:
     """Send one createTask; `between` happens between its connection and its head, with no step of the loop after it."""
-    async with transport.post(BODY, request=REQUEST, ref="our-ref") as post:
+    async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
         if between is not None:
             between()
         return await post.send(lease_ended)
@@ -101,7 +102,7 @@ async def test_an_answer_before_the_request_is_nobodys(stray: bytes) -> None:
     async with await asyncio.start_server(speak_first, "127.0.0.1", 0) as listener:
         port = listener.sockets[0].getsockname()[1]
         async with transport_to(f"http://127.0.0.1:{port}") as transport:
-            async with transport.post(BODY, request=REQUEST, ref="our-ref") as post:
+            async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
                 await spoken.wait()
                 await asyncio.sleep(0.1)
                 outcome = await post.send(lambda: False)
@@ -230,7 +231,7 @@ async def test_a_connection_that_waited_is_replaced() -> None:
     """A connection that is idle for more than two seconds carries no createTask."""
     async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
         for idle in (1.9, 2.1):
-            async with transport.post(BODY, request=REQUEST, ref="our-ref") as post:
+            async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
                 await asyncio.sleep(idle)
                 assert isinstance(await post.send(lambda: False), Accepted)
 
@@ -248,7 +249,10 @@ async def test_a_server_that_closes_every_connection_ends_the_tries() -> None:
 
     async with await asyncio.start_server(slam, "127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        async with transport_to(url) as transport, transport.post(BODY, request=REQUEST, ref="our-ref") as post:
+        async with (
+            transport_to(url) as transport,
+            Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post,
+        ):
             await asyncio.sleep(0.1)
             outcome = await post.send(lambda: False)
 
@@ -402,7 +406,7 @@ async def test_our_key_wins_over_netrc(entry: str, tmp_path: Path, monkeypatch: 
         await transport.call("GET", "/api/v1/chat/credit")
         form = aiohttp.FormData()
         form.add_field("fileName", "a.png")
-        await transport.upload(form)
+        await transport.upload("/api/file-stream-upload", form)
 
         async with transport.files.get(f"{server.url}/a.png", {}):
             pass
@@ -449,7 +453,7 @@ async def test_connection_intent_lease_head() -> None:
     """The connection is there before the intent, the lease is asked for after it, and then the head leaves."""
     async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
         order: list[str] = []
-        async with transport.post(BODY, request=REQUEST, ref="our-ref") as post:
+        async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
             await until(lambda: server.connections)
             order.append(f"intent after {server.connections} connections, {len(server.requests)} requests")
 
@@ -518,7 +522,7 @@ async def test_no_intent_without_a_connection() -> None:
 async def test_a_cancelled_post_leaves_nothing_behind(moment: int) -> None:
     """Cancelled at any step: no asyncio task, no connection and no warning stay, and `sent` says what left."""
     async with raw_server([HANG]) as server, transport_to(server.url) as transport:
-        post = transport.post(BODY, request=REQUEST, ref="our-ref")
+        post = Api(transport).create_task(BODY, request=REQUEST, ref="our-ref")
 
         async def send() -> None:
             async with post:

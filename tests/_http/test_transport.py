@@ -18,6 +18,7 @@ import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from raw_server import HANG, RawServer, answer, raw_server
 
+from flux2_async._http.api import Api
 from flux2_async._http.borrowed import ROUTE
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import MAX_REPLY
@@ -60,7 +61,7 @@ async def transport_to(
 
 
 async def create(transport: Transport) -> str:
-    async with transport.post(BODY, request=REQUEST, ref="our-ref") as post:
+    async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
         answered = await post.send(lambda: False)
     match answered:
         case Accepted(task_id):

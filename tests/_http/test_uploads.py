@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flux2_async._http import uploads as uploads_module
+from flux2_async._http.api import Api
 from flux2_async._http.local_picture import Picture, read_picture
 from flux2_async._http.uploads import Uploads
 from flux2_async.emulator import Emulator, Fault, Script
@@ -39,7 +40,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 @pytest.fixture
 async def uploads(emulator: Emulator) -> AsyncIterator[Uploads]:
     async with connected(emulator) as transport:
-        yield Uploads(transport)
+        yield Uploads(Api(transport))
 
 
 def local(content: bytes) -> Picture:
@@ -240,7 +241,7 @@ async def test_a_closed_session_leaves_no_file_open(emulator: Emulator, tmp_path
     """The file is closed, which Python would warn of otherwise, also when nothing could be sent."""
     (tmp_path / "a").write_bytes(picture(100))
     async with connected(emulator) as transport:
-        uploads = Uploads(transport)
+        uploads = Uploads(Api(transport))
     with pytest.raises(SessionClosedError):
         await uploads.bring(read_picture("images[0]", tmp_path / "a"), None)
 
@@ -341,7 +342,7 @@ async def test_any_mix_of_callers_and_failures(
         cancelled += scope.cancelled_caught
 
     async with Emulator(Script(latency=1.0)) as emulator, connected(emulator) as transport:
-        uploads = Uploads(transport)
+        uploads = Uploads(Api(transport))
         for kind in faults:
             emulator.inject(Fault("upload", kind))
         await asyncio.gather(*(caller(uploads, *each) for each in callers))

@@ -1,0 +1,110 @@
+"""The calls of the service: where each goes, and what its answer means.
+
+A service of the same shape, or one more thing that an answer tells, is a change here.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+import aiohttp
+import attrs
+
+from flux2_async._http.file_transport import FileTransport
+from flux2_async._http.post import Post
+from flux2_async._http.transport import Transport
+from flux2_async._protocol.answers import judge
+from flux2_async._protocol.codec import decode_credits, decode_download_url, decode_record, decode_upload
+from flux2_async.models import Request, TaskRecord, UploadedFile
+
+__all__ = ["CREATE_TASK", "CREDITS", "DOWNLOAD_URL", "RECORD_INFO", "UPLOAD", "Api"]
+
+Meaning = TypeVar("Meaning", bound=Callable[..., object])
+
+
+@attrs.frozen
+class Call(Generic[Meaning]):
+    """One call.
+
+    Attributes:
+        method: HTTP's.
+        path: Behind `base_url`; of an upload, behind `upload_url`.
+        meaning: Turns its reply into a value, or raises the error that it means.
+    """
+
+    method: str
+    path: str
+    meaning: Meaning
+
+
+CREATE_TASK: Final = Call("POST", "/api/v1/jobs/createTask", judge)
+RECORD_INFO: Final = Call("GET", "/api/v1/jobs/recordInfo", decode_record)
+CREDITS: Final = Call("GET", "/api/v1/chat/credit", decode_credits)
+DOWNLOAD_URL: Final = Call("POST", "/api/v1/common/download-url", decode_download_url)
+UPLOAD: Final = Call("POST", "/api/file-stream-upload", decode_upload)
+
+
+class Api:
+    """Makes the calls, and gives what their answers mean.
+
+    Attributes:
+        files: Speaks with the hosts of files, without the key.
+
+    Args:
+        transport: The way out.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.files: FileTransport = transport.files
+
+    def create_task(self, body: bytes, *, request: Request, ref: str) -> Post:
+        """Give one createTask, which is neither connected nor sent yet.
+
+        Args:
+            body: The encoded request.
+            request: What it stands for, for the error.
+            ref: The name of this submission, for the error.
+        """
+        return self._transport.post(CREATE_TASK.path, body, judge=CREATE_TASK.meaning, request=request, ref=ref)
+
+    async def record(self, task_id: str) -> TaskRecord | None:
+        """Ask for a task's record; None when it is not visible.
+
+        Raises:
+            ApiError: The service refused.
+            TransportError: No complete answer came.
+            ProtocolError: The answer makes no sense.
+        """
+        reply = await self._transport.call(RECORD_INFO.method, RECORD_INFO.path, params={"taskId": task_id})
+        return RECORD_INFO.meaning(reply, task_id)
+
+    async def credits(self) -> float:
+        """Ask for the account's balance, in credits.
+
+        Raises:
+            ApiError, TransportError, ProtocolError: As `record` does.
+        """
+        return CREDITS.meaning(await self._transport.call(CREDITS.method, CREDITS.path))
+
+    async def download_url(self, url: str) -> str:
+        """Ask for a direct link to a file that the service made.
+
+        Raises:
+            ApiError, TransportError, ProtocolError: As `record` does.
+        """
+        body = json.dumps({"url": url}).encode()
+        return DOWNLOAD_URL.meaning(await self._transport.call(DOWNLOAD_URL.method, DOWNLOAD_URL.path, body=body))
+
+    async def upload(self, form: aiohttp.FormData, *, size: int, mime_type: str) -> UploadedFile:
+        """Send one file; sending it again costs nothing.
+
+        Args:
+            form: The file and its name.
+            size: Of the file, in bytes.
+            mime_type: What it is.
+
+        Raises:
+            ApiError, TransportError, ProtocolError: As `record` does.
+        """
+        return UPLOAD.meaning(await self._transport.upload(UPLOAD.path, form), size=size, mime_type=mime_type)

@@ -3,9 +3,12 @@
 import functools
 import logging
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar
 from urllib.parse import urlsplit
+
+import attrs
 
 __all__ = ["json_escaped", "made_without_frames", "printable", "showable", "shown_address", "without_frames"]
 
@@ -64,6 +67,11 @@ def without_frames(call: Callable[P, R]) -> Callable[P, R]:
             error = caught.with_traceback(None)
         del args, options
         error.__cause__ = error.__context__ = None
+        caller = sys._getframe(1)  # noqa: SLF001  there is no other way to it
+        if caller.f_code is attrs.evolve.__code__:
+            # It has put all attributes into the dictionary of its keyword arguments.
+            caller.f_locals["changes"].clear()
+        del caller
         raise error
 
     return called

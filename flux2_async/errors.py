@@ -134,14 +134,20 @@ class TransportError(Flux2Error):
     Attributes:
         never_sent: True when a createTask certainly did not leave, because there was no connection or not one byte
             was given to it, so that sending it again cannot pay twice. Calls that cost nothing do not say it.
+        transient: False where the next try would meet the same, such as a certificate that is not trusted or a proxy
+            that wants a password; then `meets_every_request` is true.
     """
 
     transient = True
     never_sent: bool
 
-    def __init__(self, message: str, *, never_sent: bool = False, task_id: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, never_sent: bool = False, lasting: bool = False, task_id: str | None = None
+    ) -> None:
         super().__init__(message, task_id=task_id)
         self.never_sent = never_sent
+        if lasting:
+            self.transient, self.meets_every_request = False, True
 
 
 class ProtocolError(Flux2Error):

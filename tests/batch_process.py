@@ -66,7 +66,13 @@ def _ended(child: int) -> int:
 
 
 class Processes:
-    """Starts `flux2 batch` in a folder, with the account of an emulator."""
+    """Starts `flux2 batch` in a folder, with the account of an emulator.
+
+    Args:
+        zygote: From `zygote`; one may serve many.
+        folder: Where they run; their output is written there.
+        environ: What they find in their environment besides.
+    """
 
     def __init__(self, zygote: "subprocess.Popen[str]", folder: Path, environ: dict[str, str]) -> None:
         assert zygote.stdin is not None
@@ -105,7 +111,8 @@ class Processes:
 
 
 @contextmanager
-def processes(folder: Path, environ: dict[str, str]) -> Iterator[Processes]:
+def zygote() -> Iterator["subprocess.Popen[str]"]:
+    """The process that the others are forked from."""
     bare = {
         name: value
         for name, value in os.environ.items()
@@ -113,10 +120,10 @@ def processes(folder: Path, environ: dict[str, str]) -> Iterator[Processes]:
     }
     with subprocess.Popen(  # noqa: S603  our own module
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=bare
-    ) as zygote:
-        yield Processes(zygote, folder, environ)
-        assert zygote.stdin is not None
-        zygote.stdin.close()
+    ) as started:
+        yield started
+        assert started.stdin is not None
+        started.stdin.close()
 
 
 if __name__ == "__main__":

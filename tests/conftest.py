@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -14,6 +16,14 @@ from programs import for_want_of_a_program
 from virtual_time import VirtualClockLoop
 
 pytest_plugins = ["time_limits"]
+
+if sys.dont_write_bytecode:
+    # Where none is to lie beside the sources it is kept apart, for the many processes that the tests start: compiling
+    # all that the command needs takes each of them as long as running it.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Who is started in the background by a shell ignores SIGINT, and no Ctrl-C could be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,9 +16,6 @@ import aiohttp
 import attrs
 import pytest
 import uvicorn
-from aiogram import Bot
-from aiogram.client.session.aiohttp import AiohttpSession
-from aiogram.client.telegram import TelegramAPIServer
 from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
 from emulated import free_port, until
@@ -229,6 +226,15 @@ async def test_fastapi_explains_failures(
 # --- aiogram
 
 
+def bot_at(url: str) -> Any:
+    """A bot whose Telegram is there."""
+    from aiogram import Bot  # noqa: PLC0415  takes seconds, and few of the processes that collect this module need it
+    from aiogram.client.session.aiohttp import AiohttpSession  # noqa: PLC0415
+    from aiogram.client.telegram import TelegramAPIServer  # noqa: PLC0415
+
+    return Bot(TOKEN, session=AiohttpSession(api=TelegramAPIServer.from_base(url)))
+
+
 @pytest.fixture
 async def telegram(
     flux2_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -237,7 +243,7 @@ async def telegram(
     monkeypatch.chdir(tmp_path)
     dispatcher = imported(recipe("aiogram"))["dispatcher"]
     async with bot_api() as api:
-        bot = Bot(TOKEN, session=AiohttpSession(api=TelegramAPIServer.from_base(api.url)))
+        bot = bot_at(api.url)
         polling = asyncio.create_task(dispatcher.start_polling(bot, handle_signals=False))
         yield api
         await dispatcher.stop_polling()
@@ -272,7 +278,7 @@ async def test_aiogram_is_started_twice(
     dispatcher = imported(recipe("aiogram"))["dispatcher"]
     for number in range(2):
         async with bot_api() as api:
-            bot = Bot(TOKEN, session=AiohttpSession(api=TelegramAPIServer.from_base(api.url)))
+            bot = bot_at(api.url)
             polling = asyncio.create_task(dispatcher.start_polling(bot, handle_signals=False))
             await api.photo(number, PHOTO, "make it winter")
             [answer] = await api.answers(1)

@@ -11,12 +11,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
+import attrs
 
-from flux2_async._http.failures import failure_text
+from flux2_async._http.failures import bars_the_way, failure_text
 from flux2_async._protocol.codec import Reply
 from flux2_async._version import USER_AGENT
 
-__all__ = ["HEADERS", "JSON_HEADERS", "exchange"]
+__all__ = ["HEADERS", "JSON_HEADERS", "Failure", "exchange"]
 
 # The key is not among them: what is passed to aiohttp as an argument lies open in its frames, and in hooks.
 HEADERS: Final = MappingProxyType({"Accept": "application/json", "User-Agent": USER_AGENT})
@@ -25,6 +26,19 @@ JSON_HEADERS: Final = MappingProxyType({**HEADERS, "Content-Type": "application/
 MAX_REPLY: Final = 8 * 1024 * 1024
 # Eight times what aiohttp takes: gateways add policies and cookies, and behind them stands the id of a paid task.
 MAX_HEADER: Final = 64 * 1024
+
+
+@attrs.frozen
+class Failure:
+    """What broke an exchange off.
+
+    Attributes:
+        text: In words.
+        lasting: Whether every exchange with this host would meet it.
+    """
+
+    text: str
+    lasting: bool = False
 
 
 async def exchange(
@@ -36,7 +50,7 @@ async def exchange(
     redact: Callable[[str], str],
     deadline: asyncio.Timeout | None = None,
     **options: Any,
-) -> tuple[Reply | None, str | None]:
+) -> tuple[Reply | None, Failure | None]:
     """Send one request, whatever the settings of the session.
 
     Args:
@@ -49,7 +63,7 @@ async def exchange(
         **options: Further ones of `aiohttp.ClientSession.request`.
 
     Returns:
-        The reply, and what failed in words; both where the reply broke off.
+        The reply, and what failed; both where the reply broke off.
     """
     response = failure = None
     body = bytearray()
@@ -71,10 +85,10 @@ async def exchange(
             while not response.content.at_eof():
                 body += await response.content.readany()
                 if len(body) > MAX_REPLY:
-                    failure = f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes"
+                    failure = Failure(f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes")
                     break
     except Exception as error:  # noqa: BLE001  a trace of a borrowed session may raise anything, also after the answer
-        failure = failure_text(error, urlsplit(url).netloc)
+        failure = Failure(failure_text(error, urlsplit(url).netloc), lasting=bars_the_way(error, reached=True))
     if response is None:
         return None, failure
     return Reply(response.status, response.headers, bytes(body), redact), failure

@@ -6,7 +6,7 @@ from typing import Final
 
 import aiohttp
 
-__all__ = ["FAILURES", "connecting_text", "failure_text", "is_lasting"]
+__all__ = ["FAILURES", "bars_the_way", "connecting_text", "failure_text", "is_lasting"]
 
 PROXY_WANTS_NO_MORE: Final = frozenset({408, 429})
 
@@ -29,7 +29,18 @@ def connecting_text(error: Exception, host: str | None) -> str:
 
 
 def is_lasting(error: Exception, *, reached: bool) -> bool:
-    """Whether what kept a connection from being made would do so again.
+    """Whether what kept a connection from being made would do so again, or is nothing that anybody knows of.
+
+    Args:
+        error: What the connector raised.
+        reached: Whether the host was reached before.
+    """
+    foreign = (ValueError, TypeError, AttributeError, RuntimeError)
+    return bars_the_way(error, reached=reached) or isinstance(error, foreign)
+
+
+def bars_the_way(error: Exception, *, reached: bool) -> bool:
+    """Whether nothing reaches the host until a person changes something: the certificate, the proxy, the address.
 
     Args:
         error: What the connector raised.
@@ -39,8 +50,9 @@ def is_lasting(error: Exception, *, reached: bool) -> bool:
         return 400 <= error.status < 500 and error.status not in PROXY_WANTS_NO_MORE  # noqa: PLR2004  HTTP's own class
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return error.os_error.errno == socket.EAI_NONAME and not reached
-    lasting = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch, aiohttp.InvalidURL)
-    return isinstance(error, (*lasting, ValueError, TypeError, AttributeError, RuntimeError))
+    return isinstance(
+        error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch | aiohttp.InvalidURL
+    )
 
 
 # The first that fits counts, so subclasses stand before their bases.

@@ -10,7 +10,7 @@ import aiohttp
 
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import JSON_HEADERS, exchange
-from flux2_async._http.failures import connecting_text, is_lasting
+from flux2_async._http.failures import bars_the_way, connecting_text, is_lasting
 from flux2_async._http.fresh_connections import FreshConnection, FreshConnector
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, confirm, unclear
 from flux2_async._protocol.codec import Reply
@@ -76,6 +76,7 @@ class Post:
         self._lease_ended: Callable[[], bool] = _never
         self._late = False
         self._unconnected: tuple[Obstacle, str] | None = None
+        self._barred = False
         self._connection: FreshConnection | None = None
         self._job: asyncio.Task[Answer] | None = None
 
@@ -164,7 +165,7 @@ class Post:
             headers=dict(HEADERS),
             data=self._body,
         )
-        return self._judge(reply, failure)
+        return self._judge(reply, failure.text if failure else None)
 
     async def _send_fresh(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -190,7 +191,9 @@ class Post:
         try:
             return await self._connector.open(request, self._timeout)
         except Exception as error:
-            lasting = is_lasting(error, reached=self._connector.reached)
+            reached = self._connector.reached
+            lasting = is_lasting(error, reached=reached)
+            self._barred = bars_the_way(error, reached=reached)
             self._connection = None
             self._unconnected = (
                 Obstacle.LASTING if lasting else Obstacle.PASSING,
@@ -215,7 +218,8 @@ class Post:
         if self.sent:
             return unclear(failure or "no answer came", request=self._request, ref=self._ref)
         obstacle, text = self._obstacle(failure or "no answer came")
-        return NeverSent(TransportError(text, never_sent=True), obstacle)
+        error = TransportError(text, never_sent=True, lasting=self._barred)
+        return NeverSent(error, obstacle)
 
     def _obstacle(self, failure: str) -> tuple[Obstacle, str]:
         """Say what kept the request from leaving."""

@@ -7,7 +7,7 @@ import aiohttp
 
 from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
 from flux2_async._http.credentials import Credentials
-from flux2_async._http.exchange import HEADERS, JSON_HEADERS, exchange
+from flux2_async._http.exchange import HEADERS, JSON_HEADERS, Failure, exchange
 from flux2_async._http.file_transport import FileTransport
 from flux2_async._http.fresh_connections import FreshConnector
 from flux2_async._http.post import Judge, Post
@@ -154,7 +154,8 @@ class Transport:
         if failure is not None or reply is None:
             # What broke off because of the closing is told as such.
             self._check_usable(self._http)
-            raise TransportError(failure or "no answer came")
+            failure = failure or Failure("no answer came")
+            raise TransportError(failure.text, lasting=failure.lasting)
         return reply
 
     async def _with_key(

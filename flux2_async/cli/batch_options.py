@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -84,7 +85,9 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> Iterato
     """Read what is to be made.
 
     Raises:
-        UsageError: It is neither one list nor pictures with a prompt; nothing was sent.
+        UsageError: It is neither one list nor pictures with a prompt, or the list is empty; nothing was sent.
+        InvalidRequestError: It is no such list.
+        OSError: It cannot be read.
     """
     if options.prompt is not None:
         if not sources:
@@ -100,4 +103,8 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> Iterato
     path = Path(sources[0])
     if not path.is_file():
         raise UsageError(f"there is no file {sources[0]!r}")
-    return read_jobs(path)
+    wanted = read_jobs(path)
+    first = next(wanted, None)
+    if first is None:
+        raise UsageError(f"there is no request in {sources[0]!r}; it must hold one a line, with a prompt at least")
+    return chain([first], wanted)

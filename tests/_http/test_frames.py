@@ -147,6 +147,19 @@ def test_secrets_that_come_with_what_is_refused(make: Callable[..., object], opt
 
 
 @pytest.mark.parametrize(
+    "changes", [{"no_such": 1}, {"url": "nowhere"}, {"confirm": "yes"}, {"hmac_key": [KEY]}, {"url": f"ftp://{KEY}@x/"}]
+)
+def test_a_copy_that_cannot_be_made(changes: dict[str, Any]) -> None:
+    """A copy with changes puts the secrets of the original before no error reporter, though attrs collects them."""
+    whole = Callbacks("https://app.example/", secret=KEY, hmac_key=KEY)
+    with pytest.raises((Flux2Error, TypeError)) as caught:
+        attrs.evolve(whole, **changes)
+
+    assert leaks(caught.value) == []
+    assert attrs.evolve(whole, confirm=False).secret == KEY
+
+
+@pytest.mark.parametrize(
     "url", [f"http://someone:{KEY}@redis", f"redis://:{KEY}@redis/x", f"redis://:{KEY}@redis:99999"]
 )
 def test_a_redis_that_cannot_be_used(url: str) -> None:

@@ -19,6 +19,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ABSENT = object()
 
 STATUSES = [*range(200, 600), 600, 999]
+# Of each kind that the law tells apart, and their neighbours.
+TYPICAL = [200, 201, *range(299, 310), 399, 400, 402, 407, 408, 409, 422, 429, 455, *range(498, 506), 599, 600, 999]
 CODES = [*range(-1, 3), 100, *range(200, 209), *range(300, 310), *range(399, 452), 455, 460, 499, *range(500, 530), 599]
 
 
@@ -49,12 +51,19 @@ def expected(status: int, code: int | None, *, blames: bool = False) -> str:
     return f"refused {code}" if code in proven else "unclear"
 
 
-@pytest.mark.parametrize("spell", [int, str, lambda code: f" {code} "], ids=["number", "digits", "digits and blanks"])
-def test_codes(spell: Any) -> None:
-    """Of all pairs of HTTP status and code exactly those that the law names are refusals, however the code is spelt."""
+def test_codes() -> None:
+    """Of all pairs of HTTP status and code exactly those that the law names are refusals."""
     for status, code in itertools.product(STATUSES, CODES):
-        if code >= 0 or spell is int:
-            assert meaning(status, {"code": spell(code), "msg": "words", "data": None}) == expected(status, code)
+        assert meaning(status, {"code": code, "msg": "words", "data": None}) == expected(status, code)
+
+
+@pytest.mark.parametrize("spelling", ["{}", " {} "], ids=["digits", "digits and blanks"])
+def test_codes_in_digits(spelling: str) -> None:
+    """However a code is spelt, it means the same."""
+    for status, code in itertools.product(TYPICAL, CODES):
+        if code >= 0:
+            body = {"code": spelling.format(code), "msg": "words", "data": None}
+            assert meaning(status, body) == expected(status, code)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>no</html>", b"[]", b"null", b"{", {}, {"message": "no"}, {"code": None}])
@@ -68,7 +77,7 @@ def test_no_readable_code(body: Any) -> None:
 @pytest.mark.parametrize("key", ["msg", "message"])
 def test_text_that_blames_the_server(text: str, key: str) -> None:
     """500 and 501 refuse a parameter, but not where the text says that the server failed; other codes do not care."""
-    for status, code in itertools.product(STATUSES, CODES):
+    for status, code in itertools.product(TYPICAL, CODES):
         assert meaning(status, {"code": code, key: text}) == expected(status, code, blames=True)
 
 

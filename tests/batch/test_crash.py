@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,12 +12,12 @@ from typing import Any
 
 import attrs
 import pytest
-from batch_process import Processes, processes
+from batch_process import Processes, zygote
 
 from flux2_async.emulator import Fault, Limit, Plan, Script, files
 from flux2_async.testing import RunningEmulator, running_emulator
 
-# Up to thirty-two starts of the command, which take their time on a busy machine.
+# Up to twenty-two starts of the command, which take their time on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 WORDS = ("batch", "jobs.jsonl", "--out", "results", "--no-report", "--rate-limit", "4/0.05")
@@ -81,8 +82,15 @@ def large(text: str) -> bytes:
     return original(text) + PADDING
 
 
+@pytest.fixture(scope="module")
+def parent() -> Iterator["subprocess.Popen[str]"]:
+    """What all processes of these tests are forked from."""
+    with zygote() as started:
+        yield started
+
+
 @pytest.fixture
-def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+def case(parent: "subprocess.Popen[str]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     monkeypatch.setattr(files, "tiny_png", large)
     script = Script(
         plans=lambda index, _: Plan(duration=0.05 + index % 7 * 0.03),
@@ -93,16 +101,15 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     )
     with running_emulator(script) as emulator:
         environ = {"APIKLEY_API_KEY": emulator.api_key, "APIKLEY_BASE_URL": emulator.base_url}
-        with processes(tmp_path, environ) as started:
-            yield Case(tmp_path, started, emulator)
+        yield Case(tmp_path, Processes(parent, tmp_path, environ), emulator)
 
 
-def test_killed_thirty_times(case: Case) -> None:
-    """Killed at thirty random instants of a run of 300 requests, and started again until it is done."""
+def test_killed_twenty_times(case: Case) -> None:
+    """Killed at twenty random instants of a run of 200 requests, and started again until it is done."""
     moments = random.Random(20261122)
-    case.write(300)
+    case.write(200)
     calls = case.calls()
-    for kill in range(30):
+    for kill in range(20):
         # By what has happened rather than by the clock, so that a busy machine is as good a test; and now and then by
         # the clock, for what happens before the first call.
         enough = calls.total() + moments.randint(2, 40)
@@ -113,9 +120,9 @@ def test_killed_thirty_times(case: Case) -> None:
         time.sleep(moments.uniform(0.0, 0.05))
         case.processes.kill(child)
         assert case.processes.code(child) == -9, case.processes.said()
-    case.finish(300)
+    case.finish(200)
     # At most what was on the wire at each kill.
-    assert len(case.unknown) <= 30 * 4
+    assert len(case.unknown) <= 20 * 4
     assert case.emulator.ledger.refused == 0
 
 

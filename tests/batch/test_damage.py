@@ -130,14 +130,14 @@ def damaged(files: dict[str, bytes], chance: random.Random) -> dict[str, bytes]:
     return files | {name: bytes(content)}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 async def test_damage_pays_for_nothing_again(tmp_path: Path, seed: int) -> None:
-    """Of thousands of damaged journals each is harmless or told as a JournalError, and no paid request is sent."""
+    """Of hundreds of damaged journals each is harmless or told as a JournalError, and no paid request is sent."""
     chance = random.Random(seed)
     whole = await make(tmp_path / "whole")
     unpaid = {job.request.prompt for job in REQUESTS[PAID:]}
     told: list[str] = []
-    for number in range(300):
+    for number in range(100):
         folder = tmp_path / str(number)
         folder.mkdir()
         for name, content in damaged(whole[chance.choice(["closed", "killed"])], chance).items():
@@ -147,7 +147,7 @@ async def test_damage_pays_for_nothing_again(tmp_path: Path, seed: int) -> None:
         except JournalError as error:
             told.append(str(error))
         shutil.rmtree(folder)
-    assert len(told) > 60
+    assert len(told) > 20
     assert "\n" not in "".join(told)
 
 

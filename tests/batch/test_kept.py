@@ -56,9 +56,9 @@ def circular() -> list[Any]:
     return value
 
 
-def repeated() -> list[Any]:
-    """A list of 2^60 lists, in 60 objects."""
-    value: list[Any] = []
+def repeated() -> Any:
+    """A list of 2^60 texts, in 61 objects."""
+    value: Any = "x" * 10_000
     for _ in range(60):
         value = [value, value]
     return value

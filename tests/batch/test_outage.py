@@ -1,17 +1,23 @@
 """Batches while the service is away: one request at a time is risked, and who tries holds nobody up for ever."""
 
 import asyncio
+import ssl
 from collections import Counter
 from pathlib import Path
 
+import aiohttp
 import pytest
-from batches import batch_in, collect, requests
-from emulated import emulated, until
+import trustme
+from batches import batch_in, collect, lines, requests, run
+from emulated import emulated, session_for, until
+from raw_server import answer, raw_server
 
 from flux2_async.batch import Journal, run_batch
-from flux2_async.emulator import Fault, Plan, Script
+from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.emulator.files import tiny_png
+from flux2_async.errors import TransportError
 from flux2_async.models import ImageToImage, RateLimit, Timeouts
+from flux2_async.session.session import Flux2Session
 
 LOST = Fault("createTask", "html", status=502, accepted=True, times=None)
 
@@ -88,3 +94,36 @@ async def test_a_slow_reader(tmp_path: Path) -> None:
                 states[outcome.state] += 1
                 await asyncio.sleep(100)
         assert states == {"done": 6, "unknown": 6}
+
+
+async def test_what_bars_the_way_ends_a_batch_at_once(tmp_path: Path) -> None:
+    """A certificate that is not trusted, and a proxy that wants a password, are told and not waited for.
+
+    That is so for createTask and for uploads; everything stays in the queue, and the next run makes it.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    (tmp_path / "a.png").write_bytes(tiny_png("a"))
+    wanted = [*requests(3), ImageToImage("edit", images=[tmp_path / "a.png"])]
+    async with (
+        raw_server([b""], tls=context) as server,
+        raw_server([answer(407, b"who are you?")]) as proxy,
+        aiohttp.ClientSession(proxy=proxy.url) as proxied,
+        Emulator(Script(render=False)) as emulator,
+        Flux2Session("key", base_url=server.url) as untrusting,
+        Flux2Session("key", base_url="https://api.example", http=proxied) as through_proxy,
+        Flux2Session(emulator.api_key, base_url=emulator.base_url, upload_url=server.url) as uploading,
+    ):
+        begun = asyncio.get_running_loop().time()
+        for flux, items, reason in (
+            (untrusting, wanted, "certificate is not trusted"),
+            (through_proxy, wanted, "the proxy refused the connection"),
+            (uploading, wanted[3:], "certificate is not trusted"),
+        ):
+            with pytest.raises(TransportError, match=reason):
+                await run(tmp_path, flux, items)
+            assert {line["state"] for line in lines(tmp_path)} == {"queued"}
+        assert asyncio.get_running_loop().time() - begun < 5
+        assert (server.requests, emulator.ledger.requests) == ([], [])
+        async with session_for(emulator) as flux:
+            assert [outcome.state for outcome in await run(tmp_path, flux, wanted)] == ["done"] * 4

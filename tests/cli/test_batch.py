@@ -96,6 +96,17 @@ def test_a_list_becomes_pictures(account: RunningEmulator, here: Path, capsys: p
     assert len(account.ledger.accepted) == 3
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", "\n\n"), ("a.json", "[]"), ("a.csv", "prompt,id\n")])
+def test_an_empty_list(here: Path, capsys: pytest.CaptureFixture[str], name: str, content: str) -> None:
+    """A list without a request is a mistake, and told as one."""
+    (here / name).write_text(content)
+    assert run(["batch", name, "--emulate"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"flux2: there is no request in '{name}'; it must hold one a line, with a prompt at least\n"
+    assert not (here / "results").exists()
+
+
 def test_machines_get_one_document(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With --json stdout is one document, also when something is missing in the end."""
     write(here, 3)

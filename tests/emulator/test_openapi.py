@@ -22,6 +22,8 @@ from schemathesis.specs.openapi import checks
 
 from flux2_async.emulator import Emulator, Script
 
+pytest_plugins = ["schemathesis.pytest.plugin"]
+
 DOCUMENT = Path(__file__).parent.parent / "openapi.yaml"
 HEADERS = {"Authorization": "Bearer emulator-key"}
 CREATE = "/api/v1/jobs/createTask"

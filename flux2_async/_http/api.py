@@ -5,17 +5,19 @@ A service of the same shape, or one more thing that an answer tells, is a change
 
 import json
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import aiohttp
 import attrs
 
-from flux2_async._http.file_transport import FileTransport
 from flux2_async._http.post import Post
 from flux2_async._http.transport import Transport
 from flux2_async._protocol.answers import judge
 from flux2_async._protocol.codec import decode_credits, decode_download_url, decode_record, decode_upload
 from flux2_async.models import Request, TaskRecord, UploadedFile
+
+if TYPE_CHECKING:
+    from flux2_async._http.file_transport import FileTransport
 
 __all__ = ["CREATE_TASK", "CREDITS", "DOWNLOAD_URL", "RECORD_INFO", "UPLOAD", "Api"]
 
@@ -47,16 +49,17 @@ UPLOAD: Final = Call("POST", "/api/file-stream-upload", decode_upload)
 class Api:
     """Makes the calls, and gives what their answers mean.
 
-    Attributes:
-        files: Speaks with the hosts of files, without the key.
-
     Args:
         transport: The way out.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self.files: FileTransport = transport.files
+
+    @property
+    def files(self) -> "FileTransport":
+        """Speaks HTTP with the hosts of files, without the key."""
+        return self._transport.files
 
     def create_task(self, body: bytes, *, request: Request, ref: str) -> Post:
         """Give one createTask, which is neither connected nor sent yet.

@@ -60,6 +60,10 @@ class Downloads:
         self._api = api
         self._places = anyio.Semaphore(DOWNLOADS_AT_ONCE)
 
+    async def prepare(self, directory: Path) -> None:
+        """Make a folder where it is missing; see `prepare_folder`."""
+        await anyio.to_thread.run_sync(prepare_folder, directory)
+
     async def save(self, task_id: str, number: int, url: str, directory: Path) -> Path:
         """Save one picture.
 

@@ -6,32 +6,22 @@ cancellation of the caller from any side can be shielded from, so that nothing i
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from inspect import iscoroutinefunction
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import anyio
-import anyio.to_thread
 
 from flux2_async._http.api import Api
-from flux2_async._http.downloads import Downloads, prepare_folder
-from flux2_async._http.local_picture import (
-    CHUNK,
-    check_picture,
-    checked_chunk,
-    checked_content,
-    read_picture,
-    read_stream,
-    reading,
-)
-from flux2_async._http.uploads import Uploads
 from flux2_async._protocol.converter import http_address
-from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageResult, ImageSource, UploadedFile
-from flux2_async.models.image_sources import AsyncFile, how_to_give
+from flux2_async.models.image_sources import AsyncFile
 from flux2_async.models.requests import is_url
+
+if TYPE_CHECKING:
+    from flux2_async._http.downloads import Downloads
+    from flux2_async._http.uploads import Uploads
 
 __all__ = ["Files", "UploadSource"]
 
@@ -49,8 +39,20 @@ class Files:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._uploads = Uploads(api)
-        self._downloads = Downloads(api)
+
+    # Who gives addresses and takes addresses loads neither of the two.
+
+    @cached_property
+    def _uploads(self) -> "Uploads":
+        from flux2_async._http.uploads import Uploads  # noqa: PLC0415  loaded at first need
+
+        return Uploads(self._api)
+
+    @cached_property
+    def _downloads(self) -> "Downloads":
+        from flux2_async._http.downloads import Downloads  # noqa: PLC0415  loaded at first need
+
+        return Downloads(self._api)
 
     async def check(self, images: Sequence[ImageSource]) -> None:
         """Look at the local pictures of a request before anything is sent.
@@ -64,13 +66,8 @@ class Files:
             for index, place in enumerate(map(located, images))
             if not isinstance(place, str | UploadedFile)
         }
-
-        def check_all() -> None:
-            for field, place in local.items():
-                check_picture(field, place)
-
         if local:
-            await anyio.to_thread.run_sync(check_all)
+            await self._uploads.check(local)
 
     async def urls(self, images: Sequence[ImageSource]) -> tuple[str | UploadedFile, ...]:
         """Upload the local pictures of a request.
@@ -90,7 +87,9 @@ class Files:
             return tuple(there)
 
         async def bring(index: int, place: Path | bytes | str | UploadedFile) -> str | UploadedFile:
-            return await self._bring(f"images[{index}]", place, None) if isinstance(place, Path | bytes) else place
+            if not isinstance(place, Path | bytes):
+                return place
+            return await self._uploads.bring_local(f"images[{index}]", place, None)
 
         return tuple(await together([partial(bring, index, place) for index, place in enumerate(places)]))
 
@@ -112,11 +111,7 @@ class Files:
             TransportError: No answer came in several tries.
             ProtocolError: No answer that makes sense came in several tries.
         """
-
-        async def bring() -> UploadedFile:
-            return await self._bring("source", await _read_source(source), file_name)
-
-        return (await together([bring]))[0]
+        return (await together([partial(self._uploads.bring_source, source, file_name)]))[0]
 
     async def download(self, result: ImageResult, directory: str | os.PathLike[str]) -> list[Path]:
         """Save the pictures of a result, each whole or not at all.
@@ -145,7 +140,7 @@ class Files:
         if not isinstance(directory, str | os.PathLike):
             raise InvalidRequestError(f"directory: {type(directory).__name__} given, it must be the path of a folder")
         folder = Path(directory)
-        await anyio.to_thread.run_sync(prepare_folder, folder)
+        await self._downloads.prepare(folder)
         save = self._downloads.save
         urls = enumerate(result.urls, start=1)
         return await together([partial(save, result.task_id, number, url, folder) for number, url in urls])
@@ -162,10 +157,6 @@ class Files:
         if http_address(url) is None:
             raise InvalidRequestError(f"url: {url!r} given, it must look like https://host/picture.png")
         return await self._api.download_url(url)
-
-    async def _bring(self, field: str, source: Path | bytes, file_name: str | None) -> UploadedFile:
-        picture = await anyio.to_thread.run_sync(read_picture, field, source)
-        return await self._uploads.bring(picture, file_name)
 
 
 def located(image: ImageSource) -> Path | bytes | str | UploadedFile:
@@ -192,37 +183,3 @@ async def together(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     if failed:
         raise failed[min(failed)]
     return [done[index] for index in range(len(calls))]
-
-
-async def _read_source(source: Any) -> Path | bytes:
-    """Give a path or bytes, reading a file object."""
-    if is_url(source):
-        raise InvalidRequestError(
-            "source: an address given, allowed are a path, bytes and a binary file; use it as it is"
-        )
-    if isinstance(source, bytes | bytearray | memoryview):
-        with reading("source"):
-            return bytes(source)
-    if isinstance(source, str | os.PathLike):
-        return Path(source)
-    # A form's field of aiohttp holds its file.
-    stream: Any = source if hasattr(source, "read") else getattr(source, "file", None)
-    if not callable(getattr(stream, "read", None)):
-        advice = how_to_give(source) or "allowed are a path, bytes and a binary file object"
-        raise InvalidRequestError(f"source: {type(source).__name__} given, {advice}")
-    if iscoroutinefunction(stream.read):
-        return await _read_async("source", stream)
-    # The caller's own file may be a pipe that never ends.
-    return await anyio.to_thread.run_sync(read_stream, "source", stream, abandon_on_cancel=True)
-
-
-async def _read_async(field: str, stream: Any) -> bytes:
-    """Read a file object whose methods are coroutines, such as an uploaded file of a web framework."""
-    content = bytearray()
-    while len(content) <= MAX_PICTURE:
-        with reading(field):
-            chunk = await stream.read(CHUNK)
-        if not chunk:
-            break
-        content += checked_chunk(field, chunk)
-    return checked_content(field, content)

@@ -1,28 +1,27 @@
 """The way to the service, over aiohttp: its connections, the key, and what a failed exchange means."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import HEADERS, JSON_HEADERS, Failure, exchange
-from flux2_async._http.file_transport import FileTransport
 from flux2_async._http.fresh_connections import FreshConnector
 from flux2_async._http.post import Judge, Post
 from flux2_async._protocol.codec import Reply
 from flux2_async.errors import SessionClosedError, TransportError
 from flux2_async.models import Request, Timeouts
 
+if TYPE_CHECKING:
+    from flux2_async._http.file_transport import FileTransport
+
 __all__ = ["Transport"]
 
 
 class Transport:
     """Speaks HTTP with the service.
-
-    Attributes:
-        files: Speaks with the hosts of files, without the key.
 
     Args:
         credentials: The account.
@@ -49,7 +48,8 @@ class Transport:
         self._credentials = credentials
         self._timeouts = timeouts
         self._record_timeout = aiohttp.ClientTimeout(total=timeouts.record, sock_connect=timeouts.connect)
-        self.files = FileTransport(timeouts, private=private_downloads)
+        self._private_downloads = private_downloads
+        self._files: FileTransport | None = None
         self._borrowed = http
         self._make_connector = connector
         self._http: aiohttp.ClientSession | None = None
@@ -81,12 +81,28 @@ class Transport:
             connector=None if self._make_connector is None else make_connector(None, self._make_connector),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        self.files.open(self._http, makes_own_way=self._make_connector is not None)
+
+    @property
+    def files(self) -> "FileTransport":
+        """Speaks HTTP with the hosts of files, without the key.
+
+        Raises:
+            SessionClosedError: Closed before any file was fetched.
+        """
+        if self._files is None:
+            from flux2_async._http.file_transport import FileTransport  # noqa: PLC0415  loaded at first need
+
+            assert self._http is not None, "not open"  # noqa: S101  the session opens before it fetches
+            self._check_usable(self._http)
+            self._files = FileTransport(self._timeouts, private=self._private_downloads)
+            self._files.open(self._http, makes_own_way=self._make_connector is not None)
+        return self._files
 
     async def aclose(self) -> None:
         """Close what `open` made; a borrowed session stays open."""
         self._closed = True
-        await self.files.aclose()
+        if self._files is not None:
+            await self._files.aclose()
         if self._submit_http is not None and self._submit_connector is not None:
             await self._submit_http.close()
             await self._submit_connector.aclose()

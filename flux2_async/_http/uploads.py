@@ -1,8 +1,12 @@
 """Pictures on their way to the service, each content once per session."""
 
+import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -10,10 +14,22 @@ import anyio
 import anyio.to_thread
 
 from flux2_async._http.api import Api
-from flux2_async._http.local_picture import Picture
+from flux2_async._http.local_picture import (
+    CHUNK,
+    Picture,
+    check_picture,
+    checked_chunk,
+    checked_content,
+    read_picture,
+    read_stream,
+    reading,
+)
 from flux2_async._http.retry import persist
-from flux2_async._protocol.media import upload_name
+from flux2_async._protocol.media import MAX_PICTURE, upload_name
+from flux2_async.errors import InvalidRequestError
 from flux2_async.models import UploadedFile
+from flux2_async.models.image_sources import how_to_give
+from flux2_async.models.requests import is_url
 
 __all__ = ["Uploads"]
 
@@ -42,6 +58,28 @@ class Uploads:
         # Each with the time of the loop's clock at which to forget it, the oldest first.
         self._kept: OrderedDict[str, tuple[float, UploadedFile]] = OrderedDict()
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+
+    async def check(self, places: Mapping[str, Path | bytes]) -> None:
+        """Look at pictures before they are sent, each under the name by which an error speaks of it.
+
+        Raises:
+            InvalidRequestError: One is no readable JPEG, PNG or WebP file of 1 byte to 10 MB.
+        """
+
+        def check_all() -> None:
+            for field, place in places.items():
+                check_picture(field, place)
+
+        await anyio.to_thread.run_sync(check_all)
+
+    async def bring_local(self, field: str, source: Path | bytes, file_name: str | None) -> UploadedFile:
+        """Read a picture and `bring` it; see `check` for `field`."""
+        picture = await anyio.to_thread.run_sync(read_picture, field, source)
+        return await self.bring(picture, file_name)
+
+    async def bring_source(self, source: Any, file_name: str | None) -> UploadedFile:
+        """Read whatever a caller gives for one picture, and `bring` it; an error names it as `source`."""
+        return await self.bring_local("source", await _read_source(source), file_name)
 
     async def bring(self, picture: Picture, file_name: str | None) -> UploadedFile:
         """Give the file at the service, sending it when it is not there.
@@ -92,3 +130,37 @@ class Uploads:
                 uploaded = await self._api.upload(form, size=picture.size, mime_type=picture.media.mime_type)
             await anyio.to_thread.run_sync(picture.check_unchanged)
         return uploaded
+
+
+async def _read_source(source: Any) -> Path | bytes:
+    """Give a path or bytes, reading a file object."""
+    if is_url(source):
+        raise InvalidRequestError(
+            "source: an address given, allowed are a path, bytes and a binary file; use it as it is"
+        )
+    if isinstance(source, bytes | bytearray | memoryview):
+        with reading("source"):
+            return bytes(source)
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    # A form's field of aiohttp holds its file.
+    stream: Any = source if hasattr(source, "read") else getattr(source, "file", None)
+    if not callable(getattr(stream, "read", None)):
+        advice = how_to_give(source) or "allowed are a path, bytes and a binary file object"
+        raise InvalidRequestError(f"source: {type(source).__name__} given, {advice}")
+    if iscoroutinefunction(stream.read):
+        return await _read_async("source", stream)
+    # The caller's own file may be a pipe that never ends.
+    return await anyio.to_thread.run_sync(read_stream, "source", stream, abandon_on_cancel=True)
+
+
+async def _read_async(field: str, stream: Any) -> bytes:
+    """Read a file object whose methods are coroutines, such as an uploaded file of a web framework."""
+    content = bytearray()
+    while len(content) <= MAX_PICTURE:
+        with reading(field):
+            chunk = await stream.read(CHUNK)
+        if not chunk:
+            break
+        content += checked_chunk(field, chunk)
+    return checked_content(field, content)

@@ -4,7 +4,6 @@ Accepted, refused and never sent are said on positive proof only; everything els
 is never sent again by itself.
 """
 
-import html
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -195,6 +194,8 @@ class _Echo:
         letters = sent.lower()
         if not any(each in letters for each in _MAY_NAME):
             return
+        import html  # noqa: PLC0415  its long table is loaded at first need
+
         text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), sent.decode("utf-8", "replace"))
         self._text = html.unescape(unquote(text.replace("\\", ""))).lower()
 

@@ -196,7 +196,8 @@ def _lengths(value: str) -> str:
     return f"<{len(value)} characters>"
 
 
-@attrs.frozen
+# Made for its subclasses alone, each of which makes its methods anew.
+@attrs.frozen(init=False, eq=False, repr=False)
 class _Request:
     prompt: str = attrs.field(converter=_text, validator=_check_prompt, repr=_lengths)
     aspect_ratio: str = attrs.field(default="1:1", converter=_text, validator=_check_aspect_ratio, kw_only=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import aiohttp
 
-from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
@@ -26,12 +25,16 @@ def check_settings(**settings: object) -> None:
         "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
         "polling": (Polling, "Polling(...)"),
         "callbacks": (Callbacks, "Callbacks(...) or None"),
-        "coordination": (Coordination, "HostCoordination(), RedisCoordination(...) or None"),
+        "coordination": (type(None), "HostCoordination(), RedisCoordination(...) or None"),
         "http": (aiohttp.ClientSession, "an aiohttp.ClientSession or None"),
         "connector": (Callable, "a function without arguments that makes an aiohttp connector, or None"),
         "timeouts": (Timeouts, "Timeouts(...)"),
         "private_downloads": (bool, "True or False"),
     }
+    if settings.get("coordination") is not None:
+        from flux2_async.coordination.contract import Coordination  # noqa: PLC0415  most processes are alone
+
+        kinds["coordination"] = (Coordination, kinds["coordination"][1])
     for name, value in settings.items():
         kind, allowed = kinds[name]
         if not isinstance(value, kind) and not (value is None and allowed.endswith("None")):

@@ -22,7 +22,6 @@ from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.permit import Permits
 from flux2_async._limiter.slots import Slots
-from flux2_async.coordination.contract import Coordination, Terms
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import (
     ImageToImage,
@@ -35,7 +34,6 @@ from flux2_async.models import (
 from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.keys import Keys, fingerprint
 from flux2_async.session.limit_log import LimitLog
-from flux2_async.session.remembered import Remembered
 from flux2_async.session.submission import OnSend, Patience, Record, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
@@ -45,7 +43,9 @@ from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
+    from flux2_async.coordination.contract import Coordination
     from flux2_async.session.callback_inbox import CallbackDesk, CallbackSettings
+    from flux2_async.session.remembered import Remembered
 
 __all__ = ["Engine", "Unsettled"]
 
@@ -103,7 +103,7 @@ class Engine:
         http: aiohttp.ClientSession | None,
         connector: ConnectorFactory | None = None,
         private_downloads: bool = False,
-        coordination: Coordination | None = None,
+        coordination: "Coordination | None" = None,
         before: "Engine | None" = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -116,7 +116,7 @@ class Engine:
         self.sharing = None if coordination is None else self._share(coordination, rate_limit, timeouts)
         self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
         self.schedules = Schedules(polling)
-        self._remembered = Remembered(credentials.base_url) if polling.remember else None
+        self._remembered = _remembered(credentials.base_url) if polling.remember else None
         self.watcher = Watcher(self.api.record, self.schedules, polling, self._on_settled, self.slots.borrow)
         self.desk = None if callbacks is None else self._receive(callbacks)
         self.submitter = Submitter(
@@ -331,8 +331,10 @@ class Engine:
 
         return CallbackDesk(callbacks, self.watcher, self.attach, self._relay)
 
-    def _share(self, coordination: Coordination, rate_limit: RateLimit | None, timeouts: Timeouts) -> "Sharing":
-        from flux2_async.coordination.client import Sharing  # noqa: PLC0415  most sessions are the only ones of their account
+    def _share(self, coordination: "Coordination", rate_limit: RateLimit | None, timeouts: Timeouts) -> "Sharing":
+        # Most sessions are the only ones of their account.
+        from flux2_async.coordination.client import Sharing  # noqa: PLC0415
+        from flux2_async.coordination.contract import Terms  # noqa: PLC0415
 
         async def exists(task_id: str) -> bool:
             return await self.api.record(task_id) is not None
@@ -384,6 +386,12 @@ class Engine:
         elif key is not None and error is not None:
             self._keys.free(key, submission)
         self._quieter.wake()
+
+
+def _remembered(base_url: str) -> "Remembered":
+    from flux2_async.session.remembered import Remembered  # noqa: PLC0415  most sessions learn anew
+
+    return Remembered(base_url)
 
 
 def _log_left(what: str, names: tuple[str, ...]) -> None:

@@ -15,7 +15,6 @@ from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
 from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async._shown import made_without_frames, showable
-from flux2_async.coordination.contract import Coordination
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
     Callbacks,
@@ -36,6 +35,7 @@ from flux2_async.session.submission import OnSend, Record, Submission
 from flux2_async.tasks.handle import Completion, ImageTask
 
 if TYPE_CHECKING:
+    from flux2_async.coordination.contract import Coordination
     from flux2_async.session.callback_inbox import CallbackSettings
     from flux2_async.webhooks import Callback
 
@@ -96,7 +96,7 @@ class Flux2Session:
         max_running: int | None = MAX_RUNNING,
         polling: Polling = Polling(),  # noqa: B008  frozen
         callbacks: Callbacks | None = None,
-        coordination: Coordination | None = None,
+        coordination: "Coordination | None" = None,
         http: aiohttp.ClientSession | None = None,
         connector: Callable[[], aiohttp.BaseConnector] | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen

@@ -1,7 +1,7 @@
-"""One createTask on its way: its connection, the last look at it, its answer."""
+"""One createTask on its way: its connection, who is told before it leaves, the last look, its answer."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
@@ -23,6 +23,7 @@ __all__ = ["Post"]
 # One connection carries one request, and the server need not keep it.
 HEADERS: Final = {**JSON_HEADERS, "Connection": "close"}
 
+Announce = Callable[[], Awaitable[None]]
 Judge = Callable[..., Accepted | Refused | Unclear]
 
 MAX_SPOILED: Final = 5
@@ -30,10 +31,7 @@ MAX_SPOILED: Final = 5
 
 
 class Post:
-    """One createTask over a connection of its own.
-
-    Entering it opens the connection and waits, `send` lets the request go, leaving it drops what did not leave. It may
-    be entered long before: a connection that is too old by then is replaced.
+    """One createTask over a connection of its own, which is closed when this context manager is left.
 
     Args:
         http: The session of createTask.
@@ -43,7 +41,7 @@ class Post:
         body: The encoded request.
         path: Of the call, behind the API's address.
         judge: Says what a reply means; see `answers.judge`.
-        request: What it stands for, for the error.
+        request: What the body stands for, for the error.
         ref: The name of this submission, for the error.
     """
 
@@ -70,59 +68,50 @@ class Post:
         self._judge_reply = judge
         self._request = request
         self._ref = ref
-        self._connected = asyncio.Event()
-        self._released = asyncio.Event()
+        self._announce: Announce | None = None
+        self._kept_back: Exception | None = None
         self._deadline = asyncio.timeout(None)
         self._lease_ended: Callable[[], bool] = _never
         self._late = False
         self._unconnected: tuple[Obstacle, str] | None = None
         self._barred = False
         self._connection: FreshConnection | None = None
-        self._job: asyncio.Task[Answer] | None = None
 
     @property
     def sent(self) -> bool:
         """Whether a byte of it may have left."""
         return self._connection is not None and self._connection.given > 0
 
-    @property
-    def connected(self) -> bool:
-        """Whether the request stands before an open connection; False when it failed, which `send` tells."""
-        return self._job is not None and not self._job.done()
-
     async def __aenter__(self) -> Self:
-        # Not through the loop's task factory, as all that creates tasks of its own here.
-        self._job = asyncio.Task(self._run(), loop=asyncio.get_running_loop(), name=f"flux2_async POST {self._ref}")
-        self._job.add_done_callback(lambda _: self._connected.set())
-        try:
-            await self._connected.wait()
-        except BaseException:
-            await self._drop(self._job)
-            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._job is not None:
-            await self._drop(self._job)
         if self._connection is not None:
             self._connection.close()
 
-    async def send(self, lease_ended: Callable[[], bool]) -> Answer:
-        """Let the request go.
+    async def send(self, lease_ended: Callable[[], bool], announce: Announce | None = None) -> Answer:
+        """Open a connection, and let the request go over it.
 
         Args:
             lease_ended: Asked immediately before the first byte; True keeps the request from leaving.
+            announce: Awaited once, when there is a connection and before anything leaves; it may take its time, as a
+                connection that is too old by then is replaced. None: nobody has to be told.
 
         Returns:
             What is known of it.
+
+        Raises:
+            Exception: What `announce` raised; nothing left.
         """
-        assert self._job is not None, "not entered"  # noqa: S101  the `async with` does it
-        self._lease_ended = lease_ended
-        self._released.set()
-        await asyncio.wait([self._job])
-        return self._job.result()
+        self._lease_ended, self._announce = lease_ended, announce
+        # A connection that the peer spoiled before the first byte is neither an attempt nor an outage.
+        for _ in range(MAX_SPOILED - 1):
+            answer = await self._exchange()
+            if self._connection is None or self.sent or self._late or not self._connection.spoiled:
+                return answer
+        return await self._exchange()
 
     async def confirm(self, refused: Refused, watch_on: Callable[[], float]) -> Refused | Unclear:
         """Say whether a refusal answers this request: it does where nothing else comes over the connection.
@@ -140,18 +129,6 @@ class Post:
                 break
         return confirm(refused, behind, sent=self._body, request=self._request, ref=self._ref)
 
-    async def _drop(self, job: asyncio.Task[Answer]) -> None:
-        job.cancel()
-        await asyncio.wait([job])
-
-    async def _run(self) -> Answer:
-        # A connection that the peer spoiled before the first byte is neither an attempt nor an outage.
-        for _ in range(MAX_SPOILED - 1):
-            answer = await self._exchange()
-            if self._connection is None or self.sent or self._late or not self._connection.spoiled:
-                return answer
-        return await self._exchange()
-
     async def _exchange(self) -> Answer:
         self._deadline = asyncio.timeout(None)
         reply, failure = await exchange(
@@ -165,6 +142,13 @@ class Post:
             headers=dict(HEADERS),
             data=self._body,
         )
+        if (error := self._kept_back) is not None:
+            self._kept_back = None
+            try:
+                raise error
+            finally:
+                # Its frames hold this one.
+                del error
         return self._judge(reply, failure.text if failure else None)
 
     async def _send_fresh(
@@ -172,12 +156,12 @@ class Post:
     ) -> aiohttp.ClientResponse:
         self._credentials.authorize(request)
         connection = await self._open(request)
-        self._connected.set()
-        try:
-            await self._released.wait()
-        except BaseException:
-            connection.close()
-            raise
+        if self._announce is not None:
+            try:
+                await self._announced(self._announce)
+            except BaseException:
+                connection.close()
+                raise
         if not connection.is_fresh():
             connection.close()
             connection = await self._open(request)
@@ -186,6 +170,15 @@ class Post:
         self._connector.assign(request, connection)
         self._deadline.reschedule(asyncio.get_running_loop().time() + self._seconds)
         return await handler(request)
+
+    async def _announced(self, announce: Announce) -> None:
+        self._announce = None
+        try:
+            await announce()
+        except Exception as error:  # noqa: BLE001  `send` raises it: aiohttp would make another one of it
+            self._kept_back = error
+        if self._kept_back is not None:
+            raise aiohttp.ClientError
 
     async def _open(self, request: aiohttp.ClientRequest) -> FreshConnection:
         try:

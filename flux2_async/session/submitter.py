@@ -379,17 +379,20 @@ class Submitter:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
         post = self._api.create_task(body, request=submission.request, ref=submission.ref)
         recorded = False
+
+        async def announce() -> None:
+            nonlocal recorded
+            # Others may have met the outage meanwhile.
+            self._take_turn(submission)
+            submission.move(SubmissionEvent.ANNOUNCED)
+            await self._announce(submission)
+            recorded = submission.record is not None
+
         try:
             # Not before the permit: who waits for that would hold up all others.
             self._take_turn(submission)
             async with post:
-                if post.connected:
-                    # Others may have met the outage meanwhile.
-                    self._take_turn(submission)
-                    submission.move(SubmissionEvent.ANNOUNCED)
-                    await self._announce(submission)
-                    recorded = submission.record is not None
-                answer = self._own(submission, await post.send(partial(_keeps_back, submission, permit)))
+                answer = self._own(submission, await post.send(partial(_keeps_back, submission, permit), announce))
                 if isinstance(answer, Refused):
                     answer = await self._confirmed(submission, post, answer)
         except _HeldError:

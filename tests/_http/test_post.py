@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,10 +53,13 @@ async def sent(
     transport: Transport, between: Callable[[], object] | None = None, lease_ended: Callable[[], bool] = bool
 ) -> Answer:
     """Send one createTask; `between` happens between its connection and its head, with no step of the loop after it."""
-    async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+
+    async def announce() -> None:
         if between is not None:
             between()
-        return await post.send(lease_ended)
+
+    async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+        return await post.send(lease_ended, announce)
 
 
 # --- Whose answer it is ---
@@ -102,10 +106,13 @@ async def test_an_answer_before_the_request_is_nobodys(stray: bytes) -> None:
     async with await asyncio.start_server(speak_first, "127.0.0.1", 0) as listener:
         port = listener.sockets[0].getsockname()[1]
         async with transport_to(f"http://127.0.0.1:{port}") as transport:
-            async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+
+            async def announce() -> None:
                 await spoken.wait()
                 await asyncio.sleep(0.1)
-                outcome = await post.send(lambda: False)
+
+            async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+                outcome = await post.send(lambda: False, announce)
 
     assert isinstance(outcome, Accepted)
     assert outcome.task_id == "task_1"
@@ -232,8 +239,7 @@ async def test_a_connection_that_waited_is_replaced() -> None:
     async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
         for idle in (1.9, 2.1):
             async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
-                await asyncio.sleep(idle)
-                assert isinstance(await post.send(lambda: False), Accepted)
+                assert isinstance(await post.send(lambda: False, partial(asyncio.sleep, idle)), Accepted)
 
     assert (server.connections, len(server.requests)) == (3, 2)
 
@@ -253,8 +259,7 @@ async def test_a_server_that_closes_every_connection_ends_the_tries() -> None:
             transport_to(url) as transport,
             Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post,
         ):
-            await asyncio.sleep(0.1)
-            outcome = await post.send(lambda: False)
+            outcome = await post.send(lambda: False, partial(asyncio.sleep, 0.1))
 
     if isinstance(outcome, NeverSent):
         assert outcome.error.never_sent
@@ -453,15 +458,17 @@ async def test_connection_intent_lease_head() -> None:
     """The connection is there before the intent, the lease is asked for after it, and then the head leaves."""
     async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
         order: list[str] = []
-        async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+
+        async def announce() -> None:
             await until(lambda: server.connections)
             order.append(f"intent after {server.connections} connections, {len(server.requests)} requests")
 
-            def lease_ended() -> bool:
-                order.append(f"lease after {len(server.requests)} requests")
-                return False
+        def lease_ended() -> bool:
+            order.append(f"lease after {len(server.requests)} requests")
+            return False
 
-            await post.send(lease_ended)
+        async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+            await post.send(lease_ended, announce)
 
     assert order == ["intent after 1 connections, 0 requests", "lease after 0 requests"]
 
@@ -499,6 +506,22 @@ async def test_an_intent_that_outlasts_its_lease() -> None:
     assert len(emulator.ledger.accepted) == 12
     assert len(told) == len(set(told)) == 12
     assert not [at for at, later in zip(when, when[4:], strict=False) if later - at < 10.0]
+
+
+async def test_what_an_intent_raises_comes_out_as_it_is() -> None:
+    """Whatever the intent raises, of aiohttp's own kinds as well, is raised as it is, and nothing leaves."""
+    for error in (KeyError("journal"), OSError(5, "disk"), TimeoutError(), aiohttp.ClientError("metrics")):
+
+        async def announce(error: Exception = error) -> None:
+            raise error
+
+        async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
+            async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+                raised = await error_of(post.send(lambda: False, announce))
+
+        assert raised is error
+        assert (raised.__cause__, raised.__context__) == (None, None)
+        assert (server.connections, server.requests) == (1, [])
 
 
 async def test_no_intent_without_a_connection() -> None:

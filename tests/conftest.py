@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def clock_waits_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The virtual clock does not jump while a thread of anyio or of any pool is busy for its loop."""
+    """The virtual clock does not jump while a thread of anyio or of a pool is busy for its loop."""
     run_sync: Callable[..., Awaitable[Any]] = anyio.to_thread.run_sync
-    submit: Callable[..., Future[Any]] = ThreadPoolExecutor.submit
+    wrap_future: Callable[..., asyncio.Future[Any]] = asyncio.wrap_future
 
     async def counted(*args: Any, **options: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -70,14 +69,14 @@ def clock_waits_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         with loop.waiting_for_thread():
             return await run_sync(*args, **options)
 
-    def submitted(*args: Any, **options: Any) -> Future[Any]:
-        future = submit(*args, **options)
-        if isinstance(loop := asyncio._get_running_loop(), VirtualClockLoop):
+    def wrapped(*args: Any, **options: Any) -> asyncio.Future[Any]:
+        future = wrap_future(*args, **options)
+        if isinstance(loop := future.get_loop(), VirtualClockLoop):
             loop.wait_for(future)
         return future
 
     monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", submitted)
+    monkeypatch.setattr(asyncio, "wrap_future", wrapped)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,8 +7,7 @@ busy (`busy_threads`). So an hour of polling an emulator in the same loop takes 
 import asyncio
 import selectors
 from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 # What a packet on loopback may take from one socket of this process to another, in real seconds.
@@ -51,19 +50,20 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         finally:
             self.busy_threads -= 1
 
-    def wait_for(self, future: Future[Any]) -> None:
-        """Let the clock stand still until a thread has done this."""
-
-        def done(_: object) -> None:
-            # In the thread; the loop may be closed by now.
-            with suppress(RuntimeError):
-                self.call_soon_threadsafe(self._one_less)
-
+    def wait_for(self, future: asyncio.Future[Any]) -> None:
+        """Let the clock stand still until the loop was told what a thread has done."""
         self.busy_threads += 1
-        future.add_done_callback(done)
+        future.add_done_callback(self._one_less)
 
-    def _one_less(self) -> None:
+    def _one_less(self, _: object) -> None:
         self.busy_threads -= 1
+
+    def run_in_executor(  # type: ignore[override]  # what is passed on need not be typed again
+        self, executor: Any, func: Any, *args: Any
+    ) -> Any:
+        future = super().run_in_executor(executor, func, *args)
+        self.wait_for(future)
+        return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         # From 3.12 on the end of the threads is waited for with a time-out, which the clock must not jump over.

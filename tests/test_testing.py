@@ -227,16 +227,18 @@ def test_loading_costs_nothing() -> None:
 
 
 def test_a_session_loads_only_what_it_needs() -> None:
-    """What serves callbacks, several processes, a memory or a broken record is loaded by those who meet it."""
+    """What serves callbacks, several processes, a memory, files or a broken record is loaded by those who meet it."""
     # Coverage, where it watches, has loaded some before.
     code = "import sys; before = {*sys.modules}; from flux2_async import Flux2Session; print(*{*sys.modules} - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  our own
     loaded = set(done.stdout.split())
 
     assert "flux2_async.session.session" in loaded
-    assert (
-        not {f"flux2_async.{name}" for name in ("session.callback_inbox", "coordination.client", "webhooks")} & loaded
-    )
+    others = (
+        "session.callback_inbox", "session.remembered", "coordination.client", "coordination.contract", "webhooks",
+        "_http.uploads", "_http.downloads", "_http.file_transport",
+    )  # fmt: skip
+    assert not {f"flux2_async.{name}" for name in others} & loaded
     assert not {"cattrs", "importlib.metadata", "sqlite3"} & loaded
 
 

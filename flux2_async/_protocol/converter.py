@@ -50,6 +50,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%?")
 _NAMES_OF_ADDRESSES: Final = ("url", "downloadUrl", "fileUrl", "imageUrl")
 _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
+_PLAIN: Final = (str, int, float, type(None))
 _T = TypeVar("_T")
 
 
@@ -141,7 +142,10 @@ def _is_callback(key: str) -> bool:
 def redacted(value: Any) -> Any:
     """The value without callback addresses, at any depth."""
     if isinstance(value, dict):
-        return {key: REDACTED if _is_callback(key) else redacted(each) for key, each in value.items()}
+        return {
+            key: REDACTED if _is_callback(key) else each if isinstance(each, _PLAIN) else redacted(each)
+            for key, each in value.items()
+        }
     return [redacted(each) for each in value] if isinstance(value, list) else value
 
 
@@ -216,10 +220,12 @@ def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
     urls = value.get("resultUrls")
     if urls is None or urls == "":
         return ()
-    listed = [urls] if result_address(urls) or isinstance(urls, str) else urls
-    if not isinstance(listed, list):
+    if isinstance(urls, list):
+        return tuple(filter(None, map(result_address, urls)))
+    address = result_address(urls)
+    if address is None and not isinstance(urls, str):
         raise _UnreadableError("a list of addresses", urls, below=".resultUrls")
-    return tuple(address for address in map(result_address, listed) if address)
+    return () if address is None else (address,)
 
 
 def _param(value: object, _kind: object = None) -> dict[str, Any] | None:

@@ -16,6 +16,9 @@ server took of ours in the last period is certain, what lies above is not, and a
 * Manner. A burst of which at most one was taken, or one that had passed and lost more than `NEARLY` leaves, may be
   what the server refuses (no burst, a small bucket, a two-window counter): then sends go one at a time, and the limit
   stays. When that is refused as well, the limit is what was taken, but shrinks by a quarter at most.
+* Dear. Once a question or a burst has cost a pause of more than `DEAR` periods, sends go one at a time as well, at the
+  limit: another refused burst would cost far more than the period that an even pace takes to begin. When that is
+  refused, what was taken is believed at once where it is half of the limit.
 * Again. What was refused is asked for again after `PATIENCE` pauses of at least a period (twice as many for sends one
   at a time, which a pause costs a period of sends): the limit first, then the burst, a step in two periods in which
   all was used. When both are whole, everything is forgotten.
@@ -35,6 +38,8 @@ CLOCK_MARGIN: Final = 1.001
 # Jitter would meet a server that takes exactly one per period / limit.
 PACE: Final = 1.1
 PATIENCE: Final = 10
+# Periods. A shorter pause costs little, because all permits are out for a period anyway.
+DEAR: Final = 2
 # Of the limit: what was taken where it is the limit that is too high, and not the burst.
 NEARLY: Final = 0.85
 # Upstream's documented period, for a session that was told none.
@@ -139,6 +144,7 @@ class News:
         rising: Whether it is the first news after the first, so that what was taken then is no limit.
         accepted: What the server took of ours in the period before, as far as is known.
         refused: How many of the burst it refused.
+        dear: Whether the pause is so long that another refusal is to be avoided.
     """
 
     limit: int
@@ -148,6 +154,7 @@ class News:
     rising: bool
     accepted: int
     refused: int = 1
+    dear: bool = False
 
 
 @attrs.define(eq=False)
@@ -262,6 +269,7 @@ class Window:
             self._collect(now)
             accepted = sum(taken for _, taken in self._returns)
             self._news = News(self._limit, self._burst, not self._paced, self._step > 1, self._rising, accepted)
+            self._news.dear = pause > DEAR * self._rate.period
             self._news_at, self._step, self._full_at = now, 1, -math.inf
         elif self._news:
             self._news.refused += 1
@@ -279,11 +287,12 @@ class Window:
             self._limit, self._burst = (taken, taken) if taken > 1 else (self._rate.limit, 1)
         elif news.asked:
             self._limit = max(taken, self._passed_limit)
-            self._burst = min(self._passed_burst, self._limit)
+            self._burst = 1 if news.dear else min(self._passed_burst, self._limit)
         elif news.burst == 1:
-            self._limit = max(taken, 3 * news.limit // 4)
+            believed = news.dear and 2 * taken >= news.limit
+            self._limit = taken if believed else max(taken, 3 * news.limit // 4)
         elif news.accepted >= NEARLY * news.limit or news.accepted >= news.limit - 1 > 1:
-            self._limit, self._burst = taken, min(news.burst, taken)
+            self._limit, self._burst = taken, 1 if news.dear else min(news.burst, taken)
         else:
             self._limit, self._burst = self._rate.limit if news.rising else news.limit, 1
         self._paced = True

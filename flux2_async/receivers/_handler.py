@@ -44,6 +44,9 @@ READ_TIMEOUT: Final = 15.0
 Read = Callable[[], Awaitable[tuple[bytes, bool]]]
 """Gives the next part of a body and whether more follows; raises `DisconnectedError` where it ends too early."""
 
+# As many as aiohttp takes.
+_MAX_MEMBERS: Final = 1024
+_GZIP: Final = 16
 # Nothing that is packed begins like this.
 _BEGINS_JSON: Final = frozenset((b"", b" ", b"\t", b"\r", b"\n", b"{", b"[", b"\xef"))
 
@@ -206,14 +209,39 @@ def _unpacked(incoming: Incoming, body: bytes | None) -> bytes:
         _refuse(HTTPStatus.BAD_REQUEST, "the body was cut short")
     if not packing or (incoming.unpacks and body[:1] in _BEGINS_JSON):
         return body
-    # What calls itself deflate comes with zlib's head or without.
-    raw = packing == ["deflate"] and body[:1] and body[0] & 0x0F != zlib.DEFLATED
     try:
-        unpacked = zlib.decompressobj(-zlib.MAX_WBITS if raw else zlib.MAX_WBITS | 32).decompress(body, MAX_BODY + 1)
+        unpacked = _decompressed(body, deflate=packing == ["deflate"])
     except zlib.error:
         _refuse(HTTPStatus.BAD_REQUEST, "the body cannot be unpacked")
     _check_size(len(unpacked))
     return unpacked
+
+
+def _decompressed(body: bytes, *, deflate: bool) -> bytes:
+    """Unpack a body, all its members and nothing behind them, or as much as shows that it is too large.
+
+    As aiohttp unpacks what its server receives.
+
+    Raises:
+        zlib.error: It is packed in another way, or something else follows.
+    """
+    if deflate:
+        # It comes with zlib's head or without.
+        form = zlib.MAX_WBITS if body[:1] and body[0] & 0x0F == zlib.DEFLATED else -zlib.MAX_WBITS
+    else:
+        form = zlib.MAX_WBITS | _GZIP
+    unpacked = bytearray()
+    for _ in range(_MAX_MEMBERS):
+        member = zlib.decompressobj(form)
+        unpacked += member.decompress(body, MAX_BODY + 1 - len(unpacked))
+        if len(unpacked) > MAX_BODY:
+            return bytes(unpacked)
+        if not member.unused_data:
+            if deflate and not member.eof:
+                raise zlib.error("it is cut")
+            return bytes(unpacked)
+        body = member.unused_data
+    raise zlib.error("too many members")
 
 
 def _parse(ref: str, body: bytes, *, read_record: bool) -> Callback:

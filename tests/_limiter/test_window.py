@@ -178,11 +178,16 @@ def test_no_burst_at_all(header: str) -> None:
         assert line.submit_many(Window(RateLimit(20, PERIOD)), 60) <= 1.6 * 59 * PERIOD / 20
 
 
-@pytest.mark.parametrize("pause", [30.0, 60.0])
-@pytest.mark.parametrize(("policy", "rest"), [("log", 0.84), ("fixed", 0.82), ("bucket", 0.84), ("counter", 0.72)])
-@pytest.mark.parametrize("limit", [10, 5])
-def test_long_pauses_are_rarely_risked(policy: str, limit: int, rest: float, pause: float) -> None:
-    """Where each refusal costs half a minute or a whole one, what is left after the first one still goes on well."""
+@pytest.mark.parametrize(
+    ("pause", "limit", "rest"), [(30.0, 10, 0.88), (30.0, 5, 0.86), (60.0, 10, 0.82), (60.0, 5, 0.88)]
+)
+@pytest.mark.parametrize("policy", sorted(SERVERS))
+def test_long_pauses_are_rarely_risked(policy: str, limit: int, pause: float, rest: float) -> None:
+    """Where each refusal costs half a minute or a whole one, what is left after the first one still goes on well.
+
+    To find out whether a stranger was the reason costs one more pause; of a minute, that is a seventh of what 400 take
+    at ten in ten seconds.
+    """
     used = []
     for seed in range(SEEDS):
         server = SERVERS[policy](limit, seed / SEEDS * PERIOD)

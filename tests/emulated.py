@@ -1,9 +1,10 @@
 """A session on the emulator, as most tests want it."""
 
 import asyncio
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -33,10 +34,13 @@ async def emulated(script: Script | None = None, **options: Any) -> AsyncIterato
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at, and that the system gives to no connection on its own."""
+    while True:
+        # Hypothesis seeds the common generator, in each process alike.
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 A test, a fixture or a helper that starts a server asks `program` for its path. Where it is not on the path,
 the test that led there is skipped, so nothing else has to be said: no marker, no `skipif`. CI installs them all, and a
 skip fails there; and it runs everything a second time without them, when such skips and no others are allowed. What is
-new in `PACKAGES` belongs into the list of `.ci/run` as well.
+new in `PACKAGES` belongs into the list of `.ci/run` as well. A Python package
+that has no release for one of the Pythons is skipped in the same words.
 """
 
 import os

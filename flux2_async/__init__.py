@@ -51,6 +51,19 @@ if TYPE_CHECKING:
         Timeouts,
         UploadedFile,
     )
+    from flux2_async.models.events import (
+        Downloaded,
+        LimitLearned,
+        Looked,
+        Observer,
+        Paused,
+        SessionEvent,
+        Settled,
+        StateChanged,
+        SubmissionChanged,
+        Uploaded,
+    )
+    from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
     from flux2_async.session.lifecycle import Unsettled
     from flux2_async.session.session import Flux2Session
     from flux2_async.tasks import Completion, ImageTask
@@ -64,6 +77,7 @@ __all__ = [
     "ConfigurationError",
     "ContentModeratedError",
     "CoordinationError",
+    "Downloaded",
     "EmptyResultError",
     "FeatureDisabledError",
     "Flux2Error",
@@ -74,8 +88,12 @@ __all__ = [
     "ImageToImage",
     "InsufficientCreditsError",
     "InvalidRequestError",
+    "LimitLearned",
+    "Looked",
     "MaintenanceError",
     "NotFoundError",
+    "Observer",
+    "Paused",
     "Polling",
     "ProtocolError",
     "QuotaExceededError",
@@ -85,7 +103,13 @@ __all__ = [
     "RequestRejectedError",
     "ServerError",
     "SessionClosedError",
+    "SessionEvent",
     "SessionStatistics",
+    "Settled",
+    "StateChanged",
+    "SubmissionChanged",
+    "SubmissionEvent",
+    "SubmissionState",
     "TaskError",
     "TaskFailedError",
     "TaskNotFoundError",
@@ -96,11 +120,12 @@ __all__ = [
     "Timeouts",
     "TransportError",
     "Unsettled",
+    "Uploaded",
     "UploadedFile",
 ]
 
 # Lightest first: a name is looked for in their lists.
-_HOMES = ("errors", "models", "tasks", "session")
+_HOMES = ("errors", "models", "models.submission_state", "tasks", "session", "models.events")
 
 
 def __getattr__(name: str) -> object:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
 
-__all__ = ["check_count", "check_path", "check_seconds", "check_settings", "check_submit", "check_task_id"]
+__all__ = [
+    "check_count",
+    "check_observer",
+    "check_observers",
+    "check_path",
+    "check_seconds",
+    "check_settings",
+    "check_submit",
+    "check_task_id",
+]
 
 
 def check_settings(**settings: object) -> None:
@@ -45,6 +55,30 @@ def check_settings(**settings: object) -> None:
             "callbacks: with coordination they need secret=..., the same in all processes, which receive callbacks for "
             "each other"
         )
+
+
+def check_observer(value: Any) -> Any:
+    """Give back what can be told of events.
+
+    Raises:
+        ConfigurationError: It cannot; the text names what was given and what is allowed.
+    """
+    calls = getattr(value, "__call__", None)  # noqa: B004  its own kind is asked for
+    if not callable(value) or iscoroutinefunction(value) or iscoroutinefunction(calls):
+        given = "an asynchronous function" if callable(value) else type(value).__name__
+        raise ConfigurationError(f"observers: {given} given, it must be a plain function that takes an event")
+    return value
+
+
+def check_observers(values: Any) -> Iterator[Any]:
+    """Give back several of them.
+
+    Raises:
+        ConfigurationError: They cannot be used, likewise.
+    """
+    if not isinstance(values, Iterable):
+        raise ConfigurationError(f"observers: {type(values).__name__} given, it must be a list of functions")
+    return map(check_observer, values)
 
 
 def check_count(name: str, value: object) -> int | None:

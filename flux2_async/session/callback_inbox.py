@@ -23,6 +23,7 @@ from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.outcome import Outcome, Signal
 from flux2_async.tasks.schedule import FixedInterval, Schedule
 from flux2_async.tasks.watcher import Watcher
@@ -128,6 +129,7 @@ class CallbackDesk:
     Args:
         settings: As the receivers know them.
         watcher: Looks at tasks, and settles them.
+        observers: Told of submissions that are found.
         attach: Makes a handle for a task whose createTask reply was lost.
         relay: Called with ref and task id of a callback that is for none of the submissions here.
     """
@@ -136,12 +138,14 @@ class CallbackDesk:
         self,
         settings: CallbackSettings,
         watcher: Watcher,
+        observers: Observers,
         attach: Callable[[str], ImageTask],
         relay: Callable[[str, str], None] = lambda _ref, _task_id: None,
     ) -> None:
         self._relay = relay
         self._settings = settings
         self._watcher = watcher
+        self._observers = observers
         self._attach = attach
         self._loop = asyncio.get_running_loop()
         self._trust = Trust()
@@ -328,7 +332,7 @@ class CallbackDesk:
         logger.info("submission %s was accepted as task %s", submission.ref, callback.task_id)
         task = self._attach(callback.task_id)
         if task.request is None:
-            task.request = submission.request
+            task.request, task.ref, task.key = submission.request, submission.ref, submission.key
         self._told[submission.ref] = submission, submission.outcome
         # Its key, if it has one, stands for the task from now on.
         submission.move(SubmissionEvent.FOUND)
@@ -339,6 +343,7 @@ class CallbackDesk:
         self._know(submission.ref, task)
         # Never from the body: nothing but the body says that the task is this one's.
         self._watcher.hint(task.id)
+        self._observers.stepped(submission, SubmissionEvent.FOUND, None, task.id)
 
     def _is_of_another(self, task_id: str, ref: str) -> bool:
         # Under its own ref stands what `recover` found while it was being sent, or, with a request, an earlier task.
@@ -358,6 +363,7 @@ class CallbackDesk:
             submission.outcome = outcome
             if submission.claim is not None:
                 submission.claim.unclear()
+            self._observers.stepped(submission, SubmissionEvent.DISPROVED, outcome.error, task.id)
             self.ambiguous(submission)
 
     def _park(self, ref: str, callback: Callback) -> None:

@@ -31,12 +31,12 @@ from flux2_async.models import (
     SessionStatistics,
     Timeouts,
 )
-from flux2_async.models.submission_state import SubmissionState
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Keys, fingerprint
-from flux2_async.session.limit_log import LimitLog
 from flux2_async.session.submission import OnSend, Patience, Record, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.outcome import Signal
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
@@ -87,6 +87,7 @@ class Engine:
         connector: Makes the connector of createTask, or None.
         private_downloads: Whether downloads may be redirected into a private network.
         coordination: How the account is shared with other processes, or None.
+        observers: Told what happens.
         before: The parts of the session when it was open before, or None: what the service counts and what keys stand
             for does not end with a session's being closed.
     """
@@ -105,8 +106,11 @@ class Engine:
         private_downloads: bool = False,
         coordination: "Coordination | None" = None,
         before: "Engine | None" = None,
+        observers: Observers,
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.observers = observers
+        observers.begin()
         self.transport = Transport(credentials, timeouts, http, connector, private_downloads=private_downloads)
         self.api = Api(self.transport)
         self.files = Files(self.api)
@@ -117,14 +121,17 @@ class Engine:
         self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
         self.schedules = Schedules(polling)
         self._remembered = _remembered(credentials.base_url) if polling.remember else None
-        self.watcher = Watcher(self.api.record, self.schedules, polling, self._on_settled, self.slots.borrow)
+        self.watcher = Watcher(
+            self.api.record, self.schedules, polling, self._on_settled, self.slots.borrow, observers=observers
+        )
         self.desk = None if callbacks is None else self._receive(callbacks)
         self.submitter = Submitter(
             api=self.api,
             files=self.files,
             slots=self.slots,
             limiter=self.limiter,
-            limit_log=LimitLog(rate_limit, self.limiter),
+            rate_limit=rate_limit,
+            observers=observers,
             address=self._address,
             on_accepted=self._on_accepted,
             on_end=self._on_end,
@@ -132,7 +139,6 @@ class Engine:
         self.notified = 0
         self._counted = False
         self._keys = Keys()
-        self._key_of: dict[Submission, str] = {}
         self._quieter = Signal()
         # Another key may stand in the environment by now.
         if before is not None and before._account == self._account:  # noqa: SLF001  of the same kind
@@ -243,13 +249,12 @@ class Engine:
                     raise
             if patience is not None:
                 max_wait = max(0.0, begun + patience - self.loop.time())
-        submission = Submission(ref or uuid.uuid4().hex, request, priority, Patience(max_wait), on_send, record)
+        submission = Submission(ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, record)
         if key is not None and self.sharing is not None:
             submission.claim = self.sharing.key(key, content, submission.ref, request, self.attach)
         self.submitter.start(submission)
         if key is not None:
             self._keys.bind(key, content, submission, self.loop.time())
-            self._key_of[submission] = key
         if started is not None:
             started(submission)
         return await self.submitter.wait(submission)
@@ -305,9 +310,9 @@ class Engine:
         return SessionStatistics(
             running=len(self.watcher),
             waiting=self.slots.waiting + self.limiter.waiting + self.submitter.held,
-            submitted=self.submitter.submitted,
-            refused=self.submitter.refused,
-            ambiguous=self.submitter.ambiguous,
+            submitted=self.observers.steps[SubmissionEvent.ACCEPTED],
+            refused=self.observers.steps[SubmissionEvent.THROTTLED],
+            ambiguous=self.observers.steps[SubmissionEvent.UNCLEAR],
             polls=self.watcher.polls,
             callbacks=self.notified + (self.desk.received if self.desk is not None else 0),
             repeated_settles=self.watcher.repeated_settles,
@@ -329,7 +334,7 @@ class Engine:
     def _receive(self, callbacks: "CallbackSettings") -> "CallbackDesk":
         from flux2_async.session.callback_inbox import CallbackDesk  # noqa: PLC0415  most sessions poll alone
 
-        return CallbackDesk(callbacks, self.watcher, self.attach, self._relay)
+        return CallbackDesk(callbacks, self.watcher, self.observers, self.attach, self._relay)
 
     def _share(self, coordination: "Coordination", rate_limit: RateLimit | None, timeouts: Timeouts) -> "Sharing":
         # Most sessions are the only ones of their account.
@@ -360,7 +365,7 @@ class Engine:
         task = self.watcher.get(task_id)
         new = task is None
         if task is None:
-            task = ImageTask(task_id, submission.request)
+            task = ImageTask(task_id, submission.request, ref=submission.ref, key=submission.key)
             schedule = self.schedules.of(submission.request.model, submission.request.resolution)
             self.watcher.watch(task, self.desk.insured(schedule) if self.desk is not None else schedule)
         elif task.request is None:
@@ -377,8 +382,7 @@ class Engine:
         self._quieter.wake()
 
     def _on_end(self, submission: Submission) -> None:
-        key = self._key_of.pop(submission, None)
-        error = submission.outcome.error
+        key, error = submission.key, submission.outcome.error
         if submission.state is SubmissionState.UNKNOWN:
             # It may have been accepted, so it keeps its key.
             if self.desk is not None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -28,14 +29,24 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.models.plain import plain
-from flux2_async.session.arguments import check_count, check_seconds, check_settings, check_submit, check_task_id
+from flux2_async.session.arguments import (
+    check_count,
+    check_observer,
+    check_observers,
+    check_seconds,
+    check_settings,
+    check_submit,
+    check_task_id,
+)
 from flux2_async.session.as_completed import Completions
 from flux2_async.session.lifecycle import Engine, Unsettled
 from flux2_async.session.submission import OnSend, Record, Submission
 from flux2_async.tasks.handle import Completion, ImageTask
+from flux2_async.tasks.observers import Observers
 
 if TYPE_CHECKING:
     from flux2_async.coordination.contract import Coordination
+    from flux2_async.models.events import Observer
     from flux2_async.session.callback_inbox import CallbackSettings
     from flux2_async.webhooks import Callback
 
@@ -79,6 +90,7 @@ class Flux2Session:
             createTask where the one of `http` cannot be imitated, such as one that speaks SOCKS, and for all calls
             without `http`. The session closes what it makes. None: a TCPConnector.
         timeouts: Seconds for each kind of call.
+        observers: Functions that are told what happens, see `observe`.
         private_downloads: Whether `download` follows a redirect that leads from a public host into a private network.
             An address of the service's own may lie there without it.
 
@@ -101,6 +113,7 @@ class Flux2Session:
         connector: Callable[[], aiohttp.BaseConnector] | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
         private_downloads: bool = False,
+        observers: Iterable["Observer"] = (),
     ) -> None:
         # Error reporters print the local variables of whoever raises.
         key = None if api_key is None else Secret(api_key)
@@ -126,6 +139,7 @@ class Flux2Session:
         self._connector = connector
         self._timeouts = timeouts
         self._private_downloads = private_downloads
+        self._observers = Observers(check_observers(observers))
         self._engine: Engine | None = None
         # Of the last time, until it is open again.
         self._before: Engine | None = None
@@ -178,6 +192,7 @@ class Flux2Session:
             private_downloads=self._private_downloads,
             coordination=self._coordination,
             before=self._engine or self._before,
+            observers=self._observers,
         )
         self._before, self._engine, self._closing = self._engine or self._before, None, None
         # A task of its own, so that `aclose` can end the opening and not the caller.
@@ -397,7 +412,10 @@ class Flux2Session:
             ApiError: The service refused.
             TransportError: No answer came in several tries.
         """
-        return await self._open_engine().files.upload(source, file_name=file_name)
+        file = await self._open_engine().files.upload(source, file_name=file_name)
+        if self._observers:
+            self._observers.tell("Uploaded", file=file)
+        return file
 
     async def download(self, result: ImageResult, directory: str | os.PathLike[str]) -> list[Path]:
         """Save the pictures of a result as `<task id>-<n>.<ext>`; files appear whole or not at all.
@@ -418,7 +436,10 @@ class Flux2Session:
             TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.
         """
-        return await self._open_engine().files.download(result, directory)
+        paths = await self._open_engine().files.download(result, directory)
+        if self._observers:
+            self._observers.tell("Downloaded", task_id=result.task_id, paths=tuple(paths))
+        return paths
 
     async def download_url(self, url: str) -> str:
         """Ask for a direct link to a file that the service made; it lives 20 minutes.
@@ -452,6 +473,24 @@ class Flux2Session:
     def notify(self, task_id: str) -> None:
         """Look at a task now, because it is said to be finished; other ids are ignored."""
         self._open_engine().notify(plain(task_id))
+
+    def observe(self, observer: "Observer") -> Callable[[], None]:
+        """Tell a function from now on what happens, also before the session is opened and when it is opened again.
+
+        Args:
+            observer: A plain function, called in the event loop with a `SessionEvent` each time: `SubmissionChanged`
+                for every step of a submission, `Paused` and `LimitLearned` after 429s, `Looked`, `StateChanged` and
+                `Settled` of tasks, `Uploaded` and `Downloaded` of files. It decides nothing; what it raises is logged
+                once.
+
+        Returns:
+            A function without arguments that ends it.
+
+        Raises:
+            ConfigurationError: `observer` cannot be called, or is asynchronous.
+        """
+        self._observers.add(check_observer(observer))
+        return partial(self._observers.remove, observer)
 
     def statistics(self) -> SessionStatistics:
         """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed."""

@@ -118,6 +118,7 @@ class Submission:
     Attributes:
         ref: Its name.
         request: What is submitted; once uploaded, without bytes.
+        key: The caller's own name for it, or None.
         priority: Higher goes first.
         patience: How long it waits.
         on_send: Awaited before each POST.
@@ -133,6 +134,7 @@ class Submission:
 
     ref: str
     request: Request
+    key: str | None = None
     priority: int = 0
     patience: Patience = attrs.field(factory=Patience)
     on_send: OnSend | None = None

@@ -28,12 +28,12 @@ from flux2_async.errors import (
     SessionClosedError,
     TransportError,
 )
-from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.models import ImageToImage, RateLimit, Request, UploadedFile
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
-from flux2_async.session.limit_log import LimitLog
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.observers import Observers
 
 __all__ = ["Submitter"]
 
@@ -74,7 +74,8 @@ class Submitter:
         files: Uploads.
         slots: Tasks that may be alive.
         limiter: Tasks that may be started.
-        limit_log: Told of what the answers say about that.
+        rate_limit: What `limiter` keeps to, or None for no limit.
+        observers: Told of every step.
         address: Gives the callback address of a submission, or None without callbacks.
         on_accepted: Called with the id of an accepted task; gives its handle, and whether that took over the slot.
         on_end: Called when a submission has come to its end, whichever.
@@ -87,7 +88,8 @@ class Submitter:
         files: Files,
         slots: Slots,
         limiter: Permits,
-        limit_log: LimitLog,
+        rate_limit: RateLimit | None,
+        observers: Observers,
         address: Callable[[str], str | None],
         on_accepted: Callable[[Submission, str], tuple[ImageTask, bool]],
         on_end: Callable[[Submission], None],
@@ -96,7 +98,9 @@ class Submitter:
         self._files = files
         self._slots = slots
         self._limiter = limiter
-        self._limit_log = limit_log
+        self._rate_limit = rate_limit
+        self._observers = observers
+        self._learned = limiter.learned_limit
         self._address = address
         self._on_accepted = on_accepted
         self._on_end = on_end
@@ -106,9 +110,6 @@ class Submitter:
         self._jobs: dict[Submission, asyncio.Task[None]] = {}
         self._closed = False
         self._abandoned = False
-        self.submitted = 0
-        self.refused = 0
-        self.ambiguous = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -242,9 +243,6 @@ class Submitter:
         """Bring a submission to one of its ends, and tell all whom it concerns: the permit, the key, the callers."""
         submission.move(event)
         self._settle_permit(submission, event, error)
-        if event is SubmissionEvent.UNCLEAR:
-            self.ambiguous += 1
-            logger.warning("submission %s: it is not known whether the service accepted it", submission.ref)
         if submission.claim is not None:
             if task is not None:
                 submission.claim.bound(task.id)
@@ -254,6 +252,11 @@ class Submitter:
                 submission.claim.freed()
         submission.outcome.settle(task, error)
         self._on_end(submission)
+        self._observers.stepped(submission, event, error, None if task is None else task.id)
+
+    def _step(self, submission: Submission, event: SubmissionEvent) -> None:
+        submission.move(event)
+        self._observers.stepped(submission, event)
 
     async def _submit(self, submission: Submission) -> None:
         while submission.claim is not None:
@@ -273,7 +276,7 @@ class Submitter:
         patience.waited += self._loop.time() - begun
         try:
             # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
-            submission.request, input_urls = await self._upload(submission.request)
+            submission.request, input_urls = await self._upload(submission)
             body = encode_request(submission.request, input_urls, self._address(submission.ref))
             await self._send(submission, body)
         finally:
@@ -281,11 +284,15 @@ class Submitter:
             if submission.last is not SubmissionEvent.ACCEPTED:
                 self._slots.release()
 
-    async def _upload(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+    async def _upload(self, submission: Submission) -> tuple[Request, tuple[str, ...]]:
         """Give the request without bytes, and the addresses of its pictures."""
+        request = submission.request
         if not isinstance(request, ImageToImage):
             return request, ()
         uploaded = await self._files.urls(request.images)
+        for here, there in zip(request.images, uploaded, strict=True) if self._observers else ():
+            if isinstance(there, UploadedFile) and here is not there:
+                self._observers.tell("Uploaded", ref=submission.ref, key=submission.key, file=there)
         urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
         if any(isinstance(image, bytes) for image in request.images):
             kept = tuple(
@@ -343,7 +350,7 @@ class Submitter:
             submission.permit = await self._limiter.acquire(
                 priority=submission.priority, max_wait=patience.left(), since=patience.started, first=first
             )
-            submission.move(SubmissionEvent.GRANTED)
+            self._step(submission, SubmissionEvent.GRANTED)
             patience.waited += self._loop.time() - begun
             begun = self._loop.time()
             answer = await self._post(submission, body, submission.permit)
@@ -384,7 +391,7 @@ class Submitter:
             nonlocal recorded
             # Others may have met the outage meanwhile.
             self._take_turn(submission)
-            submission.move(SubmissionEvent.ANNOUNCED)
+            self._step(submission, SubmissionEvent.ANNOUNCED)
             await self._announce(submission)
             recorded = submission.record is not None
 
@@ -392,7 +399,8 @@ class Submitter:
             # Not before the permit: who waits for that would hold up all others.
             self._take_turn(submission)
             async with post:
-                answer = self._own(submission, await post.send(partial(_keeps_back, submission, permit), announce))
+                leave = partial(self._keeps_back, submission, permit)
+                answer = self._own(submission, await post.send(leave, announce))
                 if isinstance(answer, Refused):
                     answer = await self._confirmed(submission, post, answer)
         except _HeldError:
@@ -495,10 +503,9 @@ class Submitter:
         elif event in (SubmissionEvent.REFUSED, SubmissionEvent.UNCLEAR):
             self._end(submission, event, error=error)
         else:
-            self._return(submission, event)
+            self._return(submission, event, error)
 
     def _accept(self, submission: Submission, task_id: str) -> None:
-        self.submitted += 1
         logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
         task, new = self._on_accepted(submission, task_id)
         if not new:
@@ -506,10 +513,11 @@ class Submitter:
             self._slots.release()
         self._end(submission, SubmissionEvent.ACCEPTED, task=task)
 
-    def _return(self, submission: Submission, event: SubmissionEvent) -> None:
+    def _return(self, submission: Submission, event: SubmissionEvent, error: Exception | None = None) -> None:
         """Bring a submission back to the queue."""
         submission.move(event)
-        self._settle_permit(submission, event, None)
+        self._settle_permit(submission, event, error)
+        self._observers.stepped(submission, event, error)
 
     def _settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:
         """Say what an event means for the limit, once for each permit."""
@@ -518,25 +526,32 @@ class Submitter:
             return
         match event:
             case SubmissionEvent.THROTTLED:
-                self.refused += 1
                 permit.throttled(error.retry_after if isinstance(error, RateLimitedError) else None)
-                self._limit_log.refused(submission.ref)
+                pause = (self._limiter.paused_until or 0.0) - self._loop.time()
+                facts = {"seconds": max(pause, 0.0), "rate_limit": self._rate_limit}
+                self._observers.tell("Paused", ref=submission.ref, key=submission.key, **facts)
+                self._see_limit()
             case SubmissionEvent.ACCEPTED | SubmissionEvent.REFUSED:
                 permit.answered()
-                self._limit_log.look()
+                self._see_limit()
             case SubmissionEvent.UNCLEAR:
                 permit.unclear()
             case _:
                 permit.never_sent()
 
+    def _see_limit(self) -> None:
+        learned = self._limiter.learned_limit
+        if learned != self._learned and self._rate_limit is not None:
+            self._learned = learned
+            self._observers.tell("LimitLearned", limit=learned, rate_limit=self._rate_limit)
 
-def _keeps_back(submission: Submission, permit: Permit) -> bool:
-    """Asked immediately before the first byte of a POST; False lets it leave, and from here on it is sent."""
-    # One that has ended stays so, whoever would not be interrupted in announcing it.
-    if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
-        return True
-    submission.move(SubmissionEvent.POSTED)
-    return False
+    def _keeps_back(self, submission: Submission, permit: Permit) -> bool:
+        """Asked immediately before the first byte of a POST; False lets it leave, and from here on it is sent."""
+        # One that has ended stays so, whoever would not be interrupted in announcing it.
+        if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
+            return True
+        self._step(submission, SubmissionEvent.POSTED)
+        return False
 
 
 def _meaning_of(answer: Answer) -> tuple[SubmissionEvent, Flux2Error | None]:

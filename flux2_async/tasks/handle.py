@@ -26,11 +26,15 @@ class ImageTask:
         request: What was sent, pictures given as bytes replaced by the files they were uploaded to; None for an
             attached task.
         record: The last record seen, or None before the first look.
+        ref: The name of its submission, or None for an attached task.
+        key: The caller's own name for it, see `submit`, or None.
     """
 
     id: str
     request: Request | None = None
     record: TaskRecord | None = None
+    ref: str | None = attrs.field(default=None, kw_only=True)
+    key: str | None = attrs.field(default=None, kw_only=True)
     _outcome: Outcome[ImageResult] = attrs.field(init=False, factory=Outcome)
     _changed: Signal | None = attrs.field(init=False, default=None)
     # Watches a task again that was given up; and whether somebody was told of that.

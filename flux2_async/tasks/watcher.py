@@ -33,6 +33,7 @@ from flux2_async.errors import (
 )
 from flux2_async.models import ImageResult, Polling, TaskRecord, TaskState
 from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.pace import SECOND, Pace
 from flux2_async.tasks.schedule import Schedule, Schedules
 from flux2_async.tasks.timing import LOOKS_AFTER_HINT, Timing, Watched
@@ -63,6 +64,7 @@ class Watcher:
         look: Reads one record; None when it is not visible.
         schedules: When to look.
         polling: Bounds.
+        observers: Told of looks, states and ends.
         on_settled: Called at once with every task that is settled, and whether somebody hinted at it before.
         on_resumed: Called at once when a task that was given up is watched again.
     """
@@ -74,6 +76,8 @@ class Watcher:
         polling: Polling,
         on_settled: Callable[[ImageTask, bool], None],
         on_resumed: Callable[[], None] = lambda: None,
+        *,
+        observers: Observers,
     ) -> None:
         self._look = look
         self._timing = Timing(schedules)
@@ -81,6 +85,7 @@ class Watcher:
         # When a look was answered by 503 last, and at which task.
         self._overloaded: tuple[float, Watched] | None = None
         self._polling = polling
+        self._observers = observers
         self._on_settled = on_settled
         self._on_resumed = on_resumed
         self._loop = asyncio.get_running_loop()
@@ -279,7 +284,15 @@ class Watcher:
         else:
             watched.looking = False
             self._pace.passed(watched.looked, self._loop.time())
+            if self._observers:
+                self._tell(watched, record=record)
             self._seen(watched, record)
+
+    def _tell(self, watched: Watched, **seen: object) -> None:
+        """Tell of a look, after it was answered and before anything comes of it."""
+        task = watched.task
+        names = {"ref": task.ref, "key": task.key, "task_id": task.id}
+        self._observers.tell("Looked", **names, seconds=self._loop.time() - watched.looked, **seen)
 
     def _seen(self, watched: Watched, record: TaskRecord | None) -> None:
         task = watched.task
@@ -299,7 +312,11 @@ class Watcher:
             self._timing.learn(watched, record, self._loop.time())
         if record.state is TaskState.SUCCESS and not record.result_urls and self._is_filled_later(watched):
             return
+        before = task.state
         task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
+        if self._observers and record.state is not before:
+            names = {"ref": task.ref, "key": task.key, "task_id": task.id}
+            self._observers.tell("StateChanged", **names, state=record.state, record=record)
         if record.state.final:
             self._finish(watched, record)
         else:
@@ -350,6 +367,8 @@ class Watcher:
         if watched.task.done():
             return
         now = self._loop.time()
+        if self._observers:
+            self._tell(watched, error=error)
         # Nobody knows what was to be seen meanwhile.
         watched.hidden_since = None
         if watched.unanswered_since is None:
@@ -433,6 +452,9 @@ class Watcher:
             del self._watched[task.id]
         logger.debug("task %s settled as %s", task.id, type(error).__name__ if error else "success")
         self._on_settled(task, watched.called)
+        if self._observers:
+            names = {"ref": task.ref, "key": task.key, "task_id": task.id}
+            self._observers.tell("Settled", **names, result=result, error=error)
 
 
 def _soon_after_hint(watched: Watched, wait: float) -> float:

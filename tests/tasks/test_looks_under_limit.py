@@ -12,6 +12,7 @@ from rate_servers import FixedWindow, RateServer, SlidingLog, TokenBucket
 from flux2_async.errors import Flux2Error, RateLimitedError, ServerError
 from flux2_async.models import Polling, TaskRecord, TaskState
 from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
 
@@ -88,7 +89,7 @@ async def make() -> AsyncIterator[Callable[..., World]]:
     def build(server: RateServer, polling: Polling, refusal: Callable[[], Flux2Error]) -> World:
         service = Limited(server, refusal)
         schedules = Schedules(polling)
-        watchers.append(Watcher(service.look, schedules, polling, lambda *_: None))
+        watchers.append(Watcher(service.look, schedules, polling, lambda *_: None, observers=Observers()))
         return World(service, schedules, watchers[-1])
 
     yield build

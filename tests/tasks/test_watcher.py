@@ -33,6 +33,7 @@ from flux2_async.errors import (
 )
 from flux2_async.models import Polling, TaskRecord, TaskState
 from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
 
@@ -111,7 +112,8 @@ async def make() -> AsyncIterator[Callable[..., World]]:
         settled: list[float] = []
         loop = asyncio.get_running_loop()
         schedules = Schedules(polling)
-        watcher = Watcher(service.look, schedules, polling, lambda *_: settled.append(loop.time()))
+        observers = Observers()
+        watcher = Watcher(service.look, schedules, polling, lambda *_: settled.append(loop.time()), observers=observers)
         worlds.append(World(service, schedules, watcher, settled, loop.time()))
         return worlds[-1]
 
@@ -873,7 +875,7 @@ def test_no_task_is_given_up_before_its_time(
         service.failing = lambda now: (
             TransportError("gone") if any(begin <= now - begun < end for begin, end in away) else None
         )
-        watcher = Watcher(service.look, schedules, polling, lambda *_: None)
+        watcher = Watcher(service.look, schedules, polling, lambda *_: None, observers=Observers())
         task = ImageTask("a")
         if done_after is not None:
             service.finish("a", done_after)

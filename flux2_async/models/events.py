@@ -1,0 +1,159 @@
+"""What observers of a session are told, as frozen objects; see `Flux2Session.observe`.
+
+An observer is a plain function that takes one of these. It is called in the event loop, after what it is told of has
+happened, and decides nothing: what it raises is logged once and changes nothing. Tell kinds apart by `match`:
+
+    match event:
+        case SubmissionChanged(event=SubmissionEvent.THROTTLED): ...
+        case Settled(error=None, task_id=task_id): ...
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import attrs
+
+from flux2_async.models.records import ImageResult, TaskRecord, TaskState
+from flux2_async.models.requests import Request, UploadedFile
+from flux2_async.models.settings import RateLimit
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+
+__all__ = [
+    "Downloaded",
+    "LimitLearned",
+    "Looked",
+    "Observer",
+    "Paused",
+    "SessionEvent",
+    "Settled",
+    "StateChanged",
+    "SubmissionChanged",
+    "Uploaded",
+]
+
+
+@attrs.frozen(kw_only=True)
+class SessionEvent:
+    """Something happened in a session; its kinds are the subclasses.
+
+    Attributes:
+        time: When, aware.
+        ref: The submission, or None where it is about none, or not known.
+        task_id: The task, or None likewise.
+        key: The `key` of the submission, or None likewise.
+    """
+
+    time: datetime
+    ref: str | None = None
+    task_id: str | None = None
+    key: str | None = None
+
+
+Observer = Callable[[SessionEvent], object]
+
+
+@attrs.frozen(kw_only=True)
+class SubmissionChanged(SessionEvent):
+    """A submission made a step, see `flux2_async.models.submission_state`.
+
+    Attributes:
+        event: What happened to it.
+        state: Where it stands now.
+        request: What is submitted; pictures given as bytes are replaced by their addresses once they are uploaded.
+        error: Of a refusal, an unclear answer, an attempt that was never sent, a withdrawal; else None.
+    """
+
+    event: SubmissionEvent
+    state: SubmissionState
+    request: Request = attrs.field(repr=False)
+    error: Exception | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Paused(SessionEvent):
+    """A 429 lets all submissions wait.
+
+    Attributes:
+        seconds: From now on.
+        rate_limit: What the session keeps to, or None for no limit.
+    """
+
+    seconds: float
+    rate_limit: RateLimit | None
+
+
+@attrs.frozen(kw_only=True)
+class LimitLearned(SessionEvent):
+    """What is known of the account's limit is another.
+
+    Attributes:
+        limit: New tasks per period; None: the whole limit is used again.
+        rate_limit: What the session was given.
+    """
+
+    limit: int | None
+    rate_limit: RateLimit
+
+
+@attrs.frozen(kw_only=True)
+class Looked(SessionEvent):
+    """A look at a task was answered, or was not.
+
+    Attributes:
+        seconds: From leaving to now.
+        record: What was seen; None when the task is not visible yet, or with an error.
+        error: Why it was not answered, or None.
+    """
+
+    seconds: float
+    record: TaskRecord | None = None
+    error: Exception | None = None
+
+
+@attrs.frozen(kw_only=True)
+class StateChanged(SessionEvent):
+    """A task was seen in another state than before.
+
+    Attributes:
+        state: The new one.
+        record: The record that says so.
+    """
+
+    state: TaskState
+    record: TaskRecord
+
+
+@attrs.frozen(kw_only=True)
+class Settled(SessionEvent):
+    """A task is settled.
+
+    Attributes:
+        result: The picture, or None when there is an error.
+        error: What went wrong, or None when there is a result.
+    """
+
+    result: ImageResult | None = None
+    error: Exception | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Uploaded(SessionEvent):
+    """A picture of the caller's is at the service, now or since an earlier upload of the same content.
+
+    Attributes:
+        file: Where.
+    """
+
+    file: UploadedFile
+
+
+@attrs.frozen(kw_only=True)
+class Downloaded(SessionEvent):
+    """The pictures of a task are saved.
+
+    Attributes:
+        paths: The files.
+    """
+
+    paths: tuple[Path, ...]

@@ -1,0 +1,43 @@
+"""What the session itself has to say of what happens, as lines of the log: an observer like any other."""
+
+import logging
+
+from flux2_async.models.events import LimitLearned, Paused, SessionEvent, SubmissionChanged
+from flux2_async.models.submission_state import SubmissionEvent
+
+__all__ = ["LogLines"]
+
+logger = logging.getLogger("flux2_async")
+
+
+class LogLines:
+    """Writes 429s, pauses, what they teach and when that is over at INFO, and once what a person has to do."""
+
+    def __init__(self) -> None:
+        self._hinted = False
+
+    def __call__(self, event: SessionEvent) -> None:
+        """Write what is worth a line."""
+        match event:
+            case Paused():
+                self._paused(event)
+            case LimitLearned(limit=None, rate_limit=rate):
+                logger.info("the whole limit is used again: %d in %g s", rate.limit, rate.period)
+            case LimitLearned(limit=limit, rate_limit=rate):
+                given = (limit, rate.limit, rate.period)
+                logger.info("the limit is taken to be %d for now, instead of %d in %g s", *given)
+            case SubmissionChanged(event=SubmissionEvent.UNCLEAR):
+                logger.warning("submission %s: it is not known whether the service accepted it", event.ref)
+            case _:
+                pass
+
+    def _paused(self, event: Paused) -> None:
+        logger.info("submission %s was refused by 429: all submissions pause for %.1f s", event.ref, event.seconds)
+        if event.rate_limit is not None and not self._hinted:
+            self._hinted = True
+            logger.warning(
+                "createTask was refused by 429 although this session keeps to %d in %g s: something else uses this "
+                "account as well, or its limit is lower; share the limit by coordination=..., or give a lower one",
+                event.rate_limit.limit,
+                event.rate_limit.period,
+            )

@@ -1,0 +1,111 @@
+"""Who is told what happens in a session: its statistics, its log lines, and the user's observers.
+
+They are told once, after the fact, and decide nothing. Nothing is made for observers that are not there.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from flux2_async.models import Request
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+
+if TYPE_CHECKING:
+    from flux2_async.models.events import Observer, SessionEvent
+    from flux2_async.tasks.log_lines import LogLines
+
+__all__ = ["Observers"]
+
+logger = logging.getLogger("flux2_async")
+
+
+_Kind = Literal[
+    "Downloaded",
+    "LimitLearned",
+    "Looked",
+    "Paused",
+    "Settled",
+    "StateChanged",
+    "SubmissionChanged",
+    "Uploaded",
+]
+
+
+class _Submission(Protocol):
+    ref: str
+    key: str | None
+    request: Request
+    state: SubmissionState
+
+
+class Observers:
+    """Tells of events.
+
+    Args:
+        observers: Told of everything.
+
+    Attributes:
+        steps: How often each event of the submissions' table happened since the session was opened.
+    """
+
+    def __init__(self, observers: "Iterable[Observer]" = ()) -> None:
+        self.steps: Counter[SubmissionEvent] = Counter()
+        self._observers = tuple(observers)
+        self._log: LogLines | None = None
+        self._failed: set[int] = set()
+
+    def __bool__(self) -> bool:
+        """Whether anybody is there for whom an event has to be made."""
+        return bool(self._observers)
+
+    def begin(self) -> None:
+        """The session is opened, perhaps again: count anew."""
+        self.steps.clear()
+        self._log = None
+
+    def add(self, observer: "Observer") -> None:
+        """Tell one more from now on."""
+        self._observers = (*self._observers, observer)
+
+    def remove(self, observer: "Observer") -> None:
+        """Tell it no more; one that is not there is ignored."""
+        left = list(self._observers)
+        if observer in left:
+            left.remove(observer)
+        self._observers = tuple(left)
+
+    def stepped(
+        self, what: _Submission, event: SubmissionEvent, error: Exception | None = None, task_id: str | None = None
+    ) -> None:
+        """A submission made a step."""
+        self.steps[event] += 1
+        if self._observers or event is SubmissionEvent.UNCLEAR:
+            self.tell(
+                "SubmissionChanged",
+                ref=what.ref,
+                key=what.key,
+                task_id=task_id,
+                event=event,
+                state=what.state,
+                request=what.request,
+                error=error,
+            )
+
+    def tell(self, kind: _Kind, **facts: Any) -> None:
+        """Tell of an event of a kind, which is not loaded before somebody observes."""
+        # Loading them takes a tenth of the time that loading the package does.
+        from flux2_async.models import events  # noqa: PLC0415
+        from flux2_async.tasks.log_lines import LogLines  # noqa: PLC0415
+
+        event: SessionEvent = getattr(events, kind)(time=datetime.now(UTC), **facts)
+        self._log = self._log or LogLines()
+        self._log(event)
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:  # an observer decides nothing
+                if id(observer) not in self._failed:
+                    self._failed.add(id(observer))
+                    logger.exception("observer %r failed at %s; it is told of this once", observer, kind)

@@ -43,6 +43,9 @@ __all__ = ["TRANSITIONS", "IllegalTransitionError", "SubmissionEvent", "Submissi
 class SubmissionState(StrEnum):
     """Where a submission stands."""
 
+    # That of an enumeration is a function of Python's, called for every look into a table.
+    __hash__ = str.__hash__
+
     QUEUED = "queued"
     """It waits: for a slot, its uploads, a permit, or a service that is away."""
     ARMED = "armed"
@@ -63,6 +66,8 @@ class SubmissionState(StrEnum):
 
 class SubmissionEvent(StrEnum):
     """What happens to a submission; see the table of `flux2_async.models.submission_state`."""
+
+    __hash__ = str.__hash__
 
     GRANTED = "granted"
     HELD = "held"

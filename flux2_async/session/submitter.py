@@ -153,7 +153,7 @@ class Submitter:
             await submission.outcome.wait()
         finally:
             submission.callers -= 1
-            if not submission.callers:
+            if not submission.callers and submission.may_leave:
                 self.give_up(submission, _left())
         return submission.outcome.get()
 
@@ -216,7 +216,8 @@ class Submitter:
     def _forget(self, submission: Submission) -> None:
         # Here and not in `_run`, because a job that is cancelled before its first step never gets there.
         del self._jobs[submission]
-        self._break_off(submission, _cut_off(submission, "the submission was cancelled"))
+        if not submission.ended:
+            self._break_off(submission, _cut_off(submission, "the submission was cancelled"))
         self._on_end(submission)
 
     def _break_off(self, submission: Submission, error: Exception, *, own: bool = False) -> None:

@@ -128,7 +128,7 @@ class Submission:
         callers: How many wait for it.
         state: Where it stands.
         last: What happened to it last, or None.
-        permit: The one it holds, or the last it held.
+        permit: The one it holds, while nobody has said what became of it; else None.
         announced: Whether `on_send` was awaited for a POST that has not left yet.
     """
 

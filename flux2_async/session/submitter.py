@@ -522,7 +522,8 @@ class Submitter:
 
     def _settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:
         """Say what an event means for the limit, once for each permit."""
-        permit = submission.permit
+        # What is kept of a submission is kept without the limiter behind its permit.
+        permit, submission.permit = submission.permit, None
         if permit is None or permit.settled:
             return
         match event:

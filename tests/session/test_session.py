@@ -899,7 +899,7 @@ def test_left_open_by_an_event_loop_that_ended(closes: bool, caplog: pytest.LogC
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_post_that_an_event_loop_left_behind() -> None:
-    """One that may have been accepted stays unclear under its key; one that waited leaves its key free."""
+    """One that may have been accepted stays unclear under its key; one that waited frees its key and its memory."""
     with running_emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
         flux = session_for(emulator, rate_limit=RateLimit(1, 0.5), polling=Polling(interval=0.05))
 
@@ -924,6 +924,8 @@ def test_a_post_that_an_event_loop_left_behind() -> None:
             # Nobody will ever run them.
             submitting.pop()._log_destroy_pending = False  # type: ignore[attr-defined]
         gc.collect()
+        left = [each for each in gc.get_objects() if isinstance(each, asyncio.Task) and not each.done()]
+        assert left == []
         assert len(emulator.ledger.requests) == 2
 
 

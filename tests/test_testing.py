@@ -242,6 +242,23 @@ def test_a_session_loads_only_what_it_needs() -> None:
     assert not {"cattrs", "importlib.metadata", "sqlite3"} & loaded
 
 
+OPENED_AND_CLOSED = """
+import asyncio, sys, flux2_async
+async def main():
+    async with flux2_async.Flux2Session("key", base_url="http://127.0.0.1:1"):
+        pass
+asyncio.run(main())
+print(*sys.modules)
+"""
+
+
+def test_a_session_that_polls_does_not_start_anyio() -> None:
+    """What runs anyio's scopes is loaded by files and by users of anyio, not by the closing of a session."""
+    done = subprocess.run([sys.executable, "-c", OPENED_AND_CLOSED], capture_output=True, text=True, check=True)  # noqa: S603  our own
+
+    assert "anyio._backends._asyncio" not in done.stdout.split()
+
+
 def test_every_public_name_is_there() -> None:
     """Names are imported when they are first used, and all of them can be."""
     code = "import flux2_async as f; assert {*f.__all__} <= {*dir(f)}; print(*(n for n in f.__all__ if hasattr(f, n)))"

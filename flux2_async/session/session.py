@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -236,8 +238,7 @@ class Flux2Session:
             closing = self._close(self._opening, grace)
             self._closing = self._opening.get_loop().create_task(closing, name="flux2_async close")
         try:
-            # A cancelled scope of anyio cancels every wait within it, which would leave POSTs under way no grace.
-            with anyio.CancelScope(shield=True):
+            with _shielded():
                 await asyncio.wait([self._closing])
         except asyncio.CancelledError:
             # Who cancels a closing wants it over, not undone.
@@ -569,6 +570,14 @@ class Flux2Session:
             raise ConfigurationError(
                 "the session belongs to another event loop; open one session per event loop, in that loop"
             )
+
+
+def _shielded() -> AbstractContextManager[object]:
+    """Keep a cancelled scope of anyio from cancelling every wait within it, which would leave POSTs no grace.
+
+    Nobody can have such a scope before anyio's backend is loaded, and to load it takes longer than all other closing.
+    """
+    return anyio.CancelScope(shield=True) if "anyio._backends._asyncio" in sys.modules else nullcontext()
 
 
 def _settings_of(callbacks: Callbacks) -> "CallbackSettings":

@@ -18,8 +18,7 @@ from typing import Any
 
 from benchmarks.table import Table
 from flux2_async import Callbacks, Flux2Session, Polling, RateLimit, TextToImage, Timeouts
-from flux2_async.coordination import HostCoordination, RedisCoordination
-from flux2_async.coordination.contract import Coordination
+from flux2_async.coordination import Coordination, HostCoordination, RedisCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.webhooks import Callback
 

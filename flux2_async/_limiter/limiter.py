@@ -7,6 +7,7 @@ Why the window is never refused, and what it learns when it is nevertheless, sta
 import asyncio
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 
 from flux2_async._limiter.permit import Permit
@@ -33,6 +34,43 @@ class Gate(Turnstile[Permit]):
     def paused_until(self) -> float | None:
         """Loop time at which the gate opens, or None when it is open."""
         return self._until if self._loop and self._until > self._loop.time() else None
+
+    async def acquire(
+        self,
+        *,
+        priority: int = 0,
+        max_wait: float | None = None,
+        since: float | None = None,
+        first: bool = False,
+    ) -> Permit:
+        """Wait for a permit. Does not yield to the loop when one is free and nobody waits.
+
+        Args:
+            priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
+            max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
+            since: Loop time from which waiting counts for the 60 s; None: this call.
+            first: Before everybody else: a submission that was refused by 429.
+
+        Returns:
+            The permit, to be settled when the request has been answered.
+
+        Raises:
+            RateLimitedError: `max_wait` ran out, or the gate stays closed for longer, which is told at once.
+                `retry_after` is the seconds until a permit may be free, None where that is not known.
+            SessionClosedError: Closed before or meanwhile.
+        """
+        patience = self._announce(first=first)
+        return await self._pass(priority=priority, max_wait=max_wait, since=since, first=first, patience=patience)
+
+    def _announce(self, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
+        """Hear that somebody wants a permit; give the seconds that even a shorter `max_wait` allows."""
+        return 0.0
+
+    def _settle_soon(self, settle: Callable[[Fate, None], None]) -> None:
+        """Settle a permit that was dropped as an ambiguous one."""
+        # The garbage collector may run in any thread.
+        if self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(settle, Fate.AMBIGUOUS, None)
 
     @abstractmethod
     def _next_at(self, now: float, /) -> float:
@@ -86,32 +124,6 @@ class Limiter(Gate):
         """Starts per period that 429s have taught, or None while the configured limit holds."""
         return self._window.learned_limit
 
-    async def acquire(
-        self,
-        *,
-        priority: int = 0,
-        max_wait: float | None = None,
-        since: float | None = None,
-        first: bool = False,
-    ) -> Permit:
-        """Wait for a permit. Does not yield to the loop when one is free and nobody waits.
-
-        Args:
-            priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
-            max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
-            since: Loop time from which waiting counts for the 60 s; None: this call.
-            first: Before everybody else: a submission that was refused by 429.
-
-        Returns:
-            The permit, to be settled when the request has been answered.
-
-        Raises:
-            RateLimitedError: `max_wait` ran out, or the gate stays closed for longer, which is told at once.
-                `retry_after` is the seconds until a permit may be free, None where that is not known.
-            SessionClosedError: Closed before or meanwhile.
-        """
-        return await self._pass(priority=priority, max_wait=max_wait, since=since, first=first)
-
     def pause(self, seconds: float) -> None:
         """Close the gate for at least so long from now (at most an hour); a longer pause stays. Call it in the loop."""
         self._loop = asyncio.get_running_loop()
@@ -139,7 +151,7 @@ class Limiter(Gate):
 
     def _settle(self, ticket: Ticket, fate: Fate, retry_after: float | None) -> None:
         if fate is Fate.DROPPED:
-            self._settle_soon(ticket)
+            self._settle_soon(partial(self._settle, ticket))
             return
         now = asyncio.get_running_loop().time()
         match fate:
@@ -154,8 +166,3 @@ class Limiter(Gate):
                 self._window.refused(ticket, now, pause)
                 self._close_gate(now + pause)
         self._wake()
-
-    def _settle_soon(self, ticket: Ticket) -> None:
-        # The garbage collector may run in any thread.
-        if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._settle, ticket, Fate.AMBIGUOUS, None)

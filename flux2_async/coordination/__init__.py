@@ -3,16 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from flux2_async.coordination.contract import Coordination
+from flux2_async.coordination.store import Coordination, Kept, Life, Store
 from flux2_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from flux2_async.coordination.host.coordinator import HostCoordination
-    from flux2_async.coordination.redis.coordinator import RedisCoordination
+    from flux2_async.coordination.host.store import HostCoordination
+    from flux2_async.coordination.redis.settings import RedisCoordination
 
-__all__ = ["Coordination", "HostCoordination", "RedisCoordination"]
+__all__ = ["Coordination", "HostCoordination", "Kept", "Life", "RedisCoordination", "Store"]
 
-_HOMES = {"HostCoordination": "host.coordinator", "RedisCoordination": "redis.coordinator"}
+_HOMES = {"HostCoordination": "host.store", "RedisCoordination": "redis.settings"}
 
 
 def __getattr__(name: str) -> object:

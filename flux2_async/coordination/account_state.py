@@ -10,8 +10,12 @@ Nobody polls: the answer says when to ask again, which is when the permit comes 
 What is in flight now comes back in a period at the earliest, so asking a period later misses nothing; what comes back
 at once instead is told by a wake. Who does not ask at the promised time has `grace`, then is passed over.
 
+Clock. The time is a server's, which somebody may set. Back costs nothing; forward by more than a process has counted
+since its last answer is noticed by it, and no permit comes back earlier. Where none had asked before, one step lets at
+most one further limit through, once.
+
 Names. A process joins before it asks, anew under a new name after every question whose answer it did not get: leases of
-its old names that it does not know of come back at once, and a question that arrives late is that of nobody.
+its old names that it does not know of come back at once.
 
 Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
 restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait two
@@ -30,9 +34,9 @@ from flux2_async._limiter.window import CLOCK_MARGIN, PAUSE_WITHOUT_LIMIT, Fate,
 from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
 
-__all__ = ["FORMAT", "Book", "Known", "Reply"]
+__all__ = ["FORMAT", "PEER_SEEN_FOR", "AccountState", "Known", "Reply"]
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of the state as it is kept. A version that keeps another one does not meet this one's, and each has its own limit."""
 
 PEER_SEEN_FOR: Final = 60.0
@@ -42,6 +46,8 @@ PEER_SEEN_FOR: Final = 60.0
 ASKS_PER_PERIOD: Final = 500
 GRACE_MIN: Final = 0.1
 GRACE_MAX: Final = 0.5
+# By how many seconds a question may take longer than the one before it.
+JITTER: Final = 0.25
 
 
 @attrs.frozen
@@ -51,10 +57,12 @@ class Known:
     Attributes:
         epoch: The state's name, or empty for a process that has never asked.
         number: The highest number of a lease it has heard of.
+        seen: The state's time in the last answer.
     """
 
     epoch: str = ""
     number: int = 0
+    seen: float = math.inf
 
 
 @attrs.frozen
@@ -89,7 +97,7 @@ class _Waiting:
     due: float
 
 
-class Book:
+class AccountState:
     """The shared state of one account.
 
     Args:
@@ -102,6 +110,8 @@ class Book:
         self.epoch = epoch
         self.number = 0
         self._born = now
+        self._seen = now
+        self._set_back = 0.0
         self._until = -math.inf
         self._terms = terms
         self._window = Window(terms.rate) if terms.rate else None
@@ -116,8 +126,26 @@ class Book:
 
     @property
     def lives_for(self) -> float:
-        """Seconds after which a state that nobody asked means nothing any more."""
+        """Seconds after which a state that nobody asked means nothing any more; infinity while somebody counts."""
+        if math.inf in self._peers.values():
+            return math.inf
         return 3600.0 + self._terms.lease + 4 * self.period
+
+    def tell_time(self, now: float, known: Known, passed: float) -> float:
+        """Give the time by which permits come back.
+
+        Args:
+            now: The time on a clock that somebody may set.
+            known: What the process that asks remembers.
+            passed: Seconds that it has counted by a clock of its own between the last time that it knows and this one.
+        """
+        shown = now + self._set_back
+        now = max(shown, self._seen)
+        if known.epoch == self.epoch and shown > known.seen + passed * CLOCK_MARGIN + JITTER:
+            now = max(known.seen + passed, self._seen)
+        self._set_back += now - shown
+        self._seen = now
+        return now
 
     def join(
         self,
@@ -172,9 +200,18 @@ class Book:
         self._peers[peer] = max(self._peers[peer], now + PEER_SEEN_FOR)
         return self._reply(now, (), 0.0)
 
-    def leave(self, peer: str, now: float) -> None:
-        """Forget a process that goes; what it has borrowed and not settled expires by itself."""
+    def leave(self, peer: str, now: float, unheard: Sequence[str] = ()) -> None:
+        """Forget a process that goes; what it has borrowed and not settled expires by itself.
+
+        Args:
+            peer: Its name.
+            now: The time.
+            unheard: Leases that it never heard of, if they were lent to it: they are free at once.
+        """
         self._advance(now)
+        for name in unheard:
+            if (lease := self._leases.get(name)) and lease.owner == peer:
+                self._never_sent(name)
         self._peers.pop(peer, None)
         self._unqueue(peer)
 
@@ -230,7 +267,7 @@ class Book:
                 self._ambiguous(lease, at)
         return 0.0, False
 
-    def bury(self, peer: str, now: float) -> None:
+    def died(self, peer: str, now: float) -> None:
         """Forget a process that is known to have died; what it has borrowed is ambiguous from now on."""
         self.leave(peer, now)
         for name in [name for name, lease in self._leases.items() if lease.owner == peer]:
@@ -251,8 +288,13 @@ class Book:
         for name in [name for name, lease in self._leases.items() if lease.owner.startswith(old)]:
             if name in keeps:
                 self._leases[name] = attrs.evolve(self._leases[name], owner=new)
-            elif self._window:
-                self._window.never_sent(_ticket(self._leases.pop(name)))
+            else:
+                self._never_sent(name)
+
+    def _never_sent(self, name: str) -> None:
+        lease = self._leases.pop(name)
+        if self._window:
+            self._window.never_sent(_ticket(lease))
 
     def _answered(self, lease: _Lease | None, at: float) -> None:
         if self._window and lease:
@@ -357,7 +399,7 @@ class Book:
     def _reply(self, now: float, leases: tuple[str, ...], wait: float) -> Reply:
         learned = self._window.learned_limit if self._window else None
         answer = Answer(leases, wait, max(self._until - now, 0.0), learned, max(len(self._peers), 1))
-        return Reply(answer, Known(self.epoch, self.number))
+        return Reply(answer, Known(self.epoch, self.number, now))
 
     def dump(self) -> dict[str, Any]:
         """Give the state as plain data that JSON keeps exactly (with `allow_nan`, its default)."""
@@ -365,6 +407,8 @@ class Book:
             "epoch": self.epoch,
             "number": self.number,
             "born": self._born,
+            "seen": self._seen,
+            "set_back": self._set_back,
             "until": self._until,
             "rate": attrs.astuple(self._terms.rate) if self._terms.rate else None,
             "lease": self._terms.lease,
@@ -375,16 +419,17 @@ class Book:
         }
 
     @classmethod
-    def load(cls, state: dict[str, Any]) -> "Book":
-        """Make a book from what `dump` gave."""
+    def load(cls, state: dict[str, Any]) -> "AccountState":
+        """Make a state from what `dump` gave."""
         rate = RateLimit(*state["rate"]) if state["rate"] else None
-        book = cls(state["epoch"], Terms(rate, state["lease"]), state["born"])
-        book.number, book._until = state["number"], state["until"]
-        book._window = _load_window(state["window"], rate) if state["window"] and rate else None
-        book._leases = {name: _Lease(*lease) for name, lease in state["leases"].items()}
-        book._peers = dict(state["peers"])
-        book._queue = [_Waiting(*place) for place in state["queue"]]
-        return book
+        made = cls(state["epoch"], Terms(rate, state["lease"]), state["born"])
+        made.number, made._until = state["number"], state["until"]
+        made._seen, made._set_back = state["seen"], state["set_back"]
+        made._window = _load_window(state["window"], rate) if state["window"] and rate else None
+        made._leases = {name: _Lease(*lease) for name, lease in state["leases"].items()}
+        made._peers = dict(state["peers"])
+        made._queue = [_Waiting(*place) for place in state["queue"]]
+        return made
 
 
 # Ten times as fast as `attrs.astuple`, and there may be a hundred.

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
-from flux2_async.coordination.contract import Claim, Coordination, KeyEntry, Message, Terms
-from flux2_async.coordination.membership import finish
+from flux2_async.coordination.contract import Claim, KeyEntry, Message, Terms
+from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
+from flux2_async.coordination.store import Coordination, finish
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
@@ -49,7 +50,7 @@ class Sharing:
         on_callback: Callable[[str, str], None],
         exists: Callable[[str], Awaitable[bool]],
     ) -> None:
-        self._coordinator = coordination.coordinator(account, terms, self._hear)
+        self._coordinator = Coordinator(coordination, account, terms)
         self.limiter = SharedLimiter(self._coordinator, terms, may_degrade=coordination.on_failure == "degrade")
         self._on_callback = on_callback
         self._exists = exists
@@ -62,7 +63,7 @@ class Sharing:
     async def open(self) -> None:
         """Join; see `SharedLimiter.open`."""
         try:
-            await self.limiter.open()
+            await self.limiter.open(self._hear)
         except BaseException:
             await self.limiter.membership.aclose()
             raise

@@ -1,12 +1,8 @@
-"""What a session asks of the state that all processes of one account share.
+"""What a session and the state that all processes of one account share say to each other.
 
-A `Coordination` is what the user makes: settings, no connection. It gives one `Coordinator` to each open session. All
-times that cross this border are seconds from now or ago, never clock readings, since each side has a clock of its own.
-Every method of a coordinator that cannot reach the shared state raises `CoordinationError`, and nothing else.
+All times are seconds from now or ago, never clock readings, since each side has a clock of its own.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from typing import Literal
 
 import attrs
@@ -17,8 +13,6 @@ from flux2_async.models import RateLimit
 __all__ = [
     "Answer",
     "Claim",
-    "Coordination",
-    "Coordinator",
     "KeyEntry",
     "Message",
     "Settlement",
@@ -167,99 +161,3 @@ def decode_message(line: str) -> tuple[str, Message] | None:
     except ValueError:
         pass
     return None
-
-
-class Coordinator(ABC):
-    """One session's seat at the shared state; every method may raise `CoordinationError`."""
-
-    @abstractmethod
-    async def open(self) -> None:
-        """Start to listen for messages, and check what can be checked once.
-
-        Raises:
-            ConfigurationError: It can never work: wrong password, too old a server, a folder of somebody else's.
-            CoordinationError: It cannot be reached now. `join` may be tried later; `aclose` is needed all the same.
-        """
-
-    @abstractmethod
-    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
-        """Take part: at first, and again after every `CoordinationError`; the others are told how many there are now.
-
-        Args:
-            held: For each permit that was taken while the shared state was away, the seconds until it comes back.
-            keeps: The leases that are still to be settled; others that were lent meanwhile never reached anybody.
-            alone: Seconds since this session last heard of the shared state, if it has lost it since; else 0.
-        """
-
-    @abstractmethod
-    async def acquire(self, want: int, *, first: bool = False) -> Answer:
-        """Ask for permits.
-
-        Args:
-            want: How many can be used at once; 0 leaves the queue.
-            first: Before the other processes: a submission was refused by 429.
-        """
-
-    @abstractmethod
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Give permits back; the other processes are told of a pause, and of permits that came back early."""
-
-    @abstractmethod
-    async def publish(self, message: Message) -> None:
-        """Tell the other processes; those that do not listen at the moment never hear of it."""
-
-    @abstractmethod
-    async def look(self, key: str) -> KeyEntry | None:
-        """Give what a key (its digest) stands for, or None when it is free."""
-
-    @abstractmethod
-    async def reserve(self, claim: Claim) -> KeyEntry | None:
-        """Reserve a key for a POST that follows at once; None: done, else what it stands for already.
-
-        The owner may reserve again, when it knows that its last POST created nothing.
-        """
-
-    @abstractmethod
-    async def bind(self, claim: Claim, task_id: str) -> None:
-        """Let a reserved key stand for a task."""
-
-    @abstractmethod
-    async def doubt(self, claim: Claim) -> None:
-        """Say of a reserved key that nobody knows whether its task exists."""
-
-    @abstractmethod
-    async def free(self, claim: Claim) -> None:
-        """Free a reserved key: certainly nothing was created."""
-
-    @abstractmethod
-    async def unknown_in(self, ref: str) -> float | None:
-        """Give the seconds until the key that `ref` reserved is unknown, 0 if it is; None: there is none, or a task."""
-
-    @abstractmethod
-    async def resolve(self, ref: str, task_id: str) -> None:
-        """Bind the key that `ref` reserved, if its state is unknown: a callback told the task."""
-
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Leave; never raises and never takes long."""
-
-
-class Coordination(ABC):
-    """Settings of a shared state, as `Flux2Session(coordination=...)` takes them.
-
-    Attributes:
-        on_failure: What submissions without a key do when the shared state cannot be asked: `degrade` to a safe share
-            of the limit, or `fail` with `CoordinationError`.
-    """
-
-    on_failure: Literal["degrade", "fail"]
-
-    @abstractmethod
-    def coordinator(self, account: str, terms: Terms, on_message: Callable[[Message], None]) -> Coordinator:
-        """Make the coordinator of a session.
-
-        Args:
-            account: The digest of address and API key; never the key.
-            terms: On what terms permits are lent.
-            on_message: Called in the event loop with what other processes publish.
-        """

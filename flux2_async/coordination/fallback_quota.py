@@ -1,6 +1,7 @@
 """What a session may send by itself while the shared state cannot be asked. Pure: time comes in as an argument."""
 
 import itertools
+import math
 from typing import Final
 
 import attrs
@@ -8,13 +9,15 @@ import attrs
 from flux2_async._limiter.window import CLOCK_MARGIN, Fate, Ticket, Window
 from flux2_async.models import RateLimit
 
-__all__ = ["Share", "share_of"]
+__all__ = ["Fallback", "FallbackQuota", "quota_of"]
 
 # For a session that has never seen the others.
 ASSUMED_PEERS: Final = 8
+# Who is back first after an outage sees nobody; the others need a few seconds, and the next outage may be as near.
+FEWER_AFTER: Final = 60.0
 
 
-def share_of(limit: int, peers: int | None) -> int:
+def quota_of(limit: int, peers: int | None) -> int:
     """Give one session's part of a limit, at least 1; peers None: never seen, so many are assumed."""
     return max(1, limit // (ASSUMED_PEERS if peers is None else peers))
 
@@ -25,7 +28,7 @@ class _Taken:
     back_at: float | None = None
 
 
-class Share:
+class FallbackQuota:
     """A window of its own, and what was taken from it, to be declared later.
 
     It starts as used up for two periods: nobody knows what was sent just before, and what was under way then may be
@@ -86,3 +89,51 @@ class Share:
         for number in [number for number, at in back.items() if at <= now]:
             del self._taken[number], back[number]
         return {number: at - now for number, at in back.items()}
+
+
+class Fallback:
+    """Whether a session goes on by itself, and what it needs to know to do that.
+
+    Args:
+        rate: The account's limit, or None for no limit.
+
+    Attributes:
+        quota: What it sends by, or None while the shared state can be asked.
+        learned: Starts per period that 429s have taught all processes, or None while the configured limit holds.
+    """
+
+    def __init__(self, rate: RateLimit | None) -> None:
+        self.quota: FallbackQuota | None = None
+        self.learned: int | None = None
+        self._rate = rate
+        self._peers: int | None = None
+        self._fewer_at = -math.inf
+        self._declared: set[int] = set()
+
+    def count(self, peers: int, now: float) -> None:
+        """Believe in more processes at once, in fewer only after a while."""
+        if peers >= (self._peers or 0) or now >= self._fewer_at:
+            self._peers, self._fewer_at = peers, now + FEWER_AFTER
+
+    def begin(self, now: float) -> None:
+        """Go on by a part of the limit."""
+        rate = self._rate
+        if rate:
+            rate = RateLimit(quota_of(min(self.learned or rate.limit, rate.limit), self._peers), rate.period)
+        self.quota = FallbackQuota(rate, now)
+
+    def declare(self, now: float) -> tuple[float, ...]:
+        """Give, for each permit that was taken, the seconds until it comes back."""
+        held = self.quota.held(now) if self.quota else {}
+        self._declared = set(held)
+        return tuple(held.values())
+
+    def end(self, now: float) -> dict[int, float]:
+        """Send by the shared state again; give, by number, when what was not declared was taken."""
+        quota, self.quota = self.quota, None
+        self._fewer_at = now + FEWER_AFTER
+        if quota is None or self._rate is None:
+            return {}
+        held = 2 * self._rate.period * CLOCK_MARGIN
+        taken = {number: now + seconds - held for number, seconds in quota.held(now).items()}
+        return {number: at for number, at in taken.items() if number not in self._declared}

@@ -6,11 +6,13 @@ certainly nothing was created, and only its owner, or a callback at the owner's 
 lost meanwhile is written anew. All is forgotten 24 hours after the reservation.
 """
 
+import json
 from typing import Final, Literal
 
 import attrs
 
 from flux2_async.coordination.contract import Claim, KeyEntry
+from flux2_async.errors import CoordinationError
 
 __all__ = ["KEPT_FOR", "KeyRow", "bind", "doubt", "free", "reserve", "resolve", "view"]
 
@@ -38,6 +40,22 @@ class KeyRow:
     task_id: str
     lapses_at: float
     expires_at: float
+
+    def dump(self) -> str:
+        """Give the row as text."""
+        return json.dumps(attrs.astuple(self))
+
+    @classmethod
+    def load(cls, text: str) -> "KeyRow":
+        """Read what `dump` gave.
+
+        Raises:
+            CoordinationError: It is something else.
+        """
+        try:
+            return cls(*json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise CoordinationError("a key of the shared state cannot be read") from error
 
 
 def view(row: KeyRow | None, now: float) -> KeyEntry | None:

@@ -8,12 +8,14 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from flux2_async.coordination.contract import Answer, Coordinator
+from flux2_async.coordination.contract import Answer, Message
+from flux2_async.coordination.coordinator import Coordinator
+from flux2_async.coordination.store import finish
 from flux2_async.errors import CoordinationError
 
-__all__ = ["Membership", "finish"]
+__all__ = ["Membership"]
 
 T = TypeVar("T")
 
@@ -23,8 +25,22 @@ FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 2.0
 # More questions at once would only queue elsewhere.
 MAX_QUESTIONS: Final = 8
-# When a session that never heard of the others heard of them last; finite, because a script has to read it.
+# When a session that never heard of the others heard of them last.
 NEVER: Final = -1e9
+
+
+class Member(Protocol):
+    """Who is to be a member: what it has, and what it is told."""
+
+    def possessions(self) -> tuple[Sequence[float], Sequence[str]]:
+        """Give what `Coordinator.join` has to be told: `held` and `keeps`."""
+        ...
+
+    def on_joined(self, answer: Answer, /) -> None:
+        """Hear the answer with which it became a member."""
+
+    def on_lost(self) -> None:
+        """Hear that it is none any more."""
 
 
 class Membership:
@@ -32,9 +48,7 @@ class Membership:
 
     Args:
         coordinator: The way to the shared state.
-        possessions: Gives what `Coordinator.join` has to be told: `held` and `keeps`.
-        on_joined: Called with the answer when the session becomes a member.
-        on_lost: Called when it ceases to be one.
+        member: Who is to be a member.
         patience: Longest time between two tries to join, seconds.
 
     Attributes:
@@ -42,19 +56,9 @@ class Membership:
         term: Counts memberships; an answer to a question of an earlier one must not be used.
     """
 
-    def __init__(
-        self,
-        coordinator: Coordinator,
-        *,
-        possessions: Callable[[], tuple[Sequence[float], Sequence[str]]],
-        on_joined: Callable[[Answer], None],
-        on_lost: Callable[[], None],
-        patience: float = LAST_RETRY,
-    ) -> None:
+    def __init__(self, coordinator: Coordinator, member: Member, *, patience: float = LAST_RETRY) -> None:
         self._coordinator = coordinator
-        self._possessions = possessions
-        self._on_joined = on_joined
-        self._on_lost = on_lost
+        self._member = member
         self._patience = min(patience, LAST_RETRY)
         self._loop = asyncio.get_running_loop()
         self._heard_at = NEVER
@@ -66,14 +70,17 @@ class Membership:
         self.joined = False
         self.term = 0
 
-    async def open(self) -> None:
+    async def open(self, on_message: Callable[[Message], None]) -> None:
         """Join, or begin to try.
+
+        Args:
+            on_message: See `Coordinator.open`.
 
         Raises:
             ConfigurationError: It can never work.
         """
         try:
-            await self._coordinator.open()
+            await self._coordinator.open(on_message)
             await self._join()
         except CoordinationError as error:
             self._warn(error)
@@ -113,7 +120,7 @@ class Membership:
     def _lose(self) -> None:
         self.joined, self._away = False, True
         self.term += 1
-        self._on_lost()
+        self._member.on_lost()
         self._rejoin_soon()
 
     def _rejoin_soon(self) -> None:
@@ -132,7 +139,7 @@ class Membership:
                 wait = min(2 * wait, self._patience)
 
     async def _join(self) -> None:
-        held, keeps = self._possessions()
+        held, keeps = self._member.possessions()
         now = self._loop.time()
         # Others may have noticed earlier than this session, but none before it heard the last answer.
         alone = now - self._heard_at if self._away else 0.0
@@ -141,17 +148,10 @@ class Membership:
         if self._warned:
             self._warned = False
             logger.info("the shared state of this account is back")
-        self._on_joined(answer)
+        self._member.on_joined(answer)
+        await self._coordinator.tell(Message("peers", peers=answer.peers))
 
     def _warn(self, error: CoordinationError) -> None:
         if not self._warned:
             self._warned = True
             logger.warning("%s; until it is back submissions keep to a safe share, and those with a key fail", error)
-
-
-async def finish(task: "asyncio.Task[None] | None") -> None:
-    """Cancel a task and wait for its end."""
-    while task is not None and not task.done():
-        task.cancel()
-        # A library below may have lost the cancellation among its own errors.
-        await asyncio.wait([task], timeout=0.2)

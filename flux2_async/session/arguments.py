@@ -42,7 +42,7 @@ def check_settings(**settings: object) -> None:
         "private_downloads": (bool, "True or False"),
     }
     if settings.get("coordination") is not None:
-        from flux2_async.coordination.contract import Coordination  # noqa: PLC0415  most processes are alone
+        from flux2_async.coordination.store import Coordination  # noqa: PLC0415  most processes are alone
 
         kinds["coordination"] = (Coordination, kinds["coordination"][1])
     for name, value in settings.items():

@@ -43,7 +43,7 @@ from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
-    from flux2_async.coordination.contract import Coordination
+    from flux2_async.coordination.store import Coordination
     from flux2_async.session.callback_inbox import CallbackDesk, CallbackSettings
     from flux2_async.session.remembered import Remembered
 

@@ -47,7 +47,7 @@ from flux2_async.tasks.handle import Completion, ImageTask
 from flux2_async.tasks.observers import Observers
 
 if TYPE_CHECKING:
-    from flux2_async.coordination.contract import Coordination
+    from flux2_async.coordination.store import Coordination
     from flux2_async.models.events import Observer
     from flux2_async.session.callback_inbox import CallbackSettings
     from flux2_async.webhooks import Callback

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rate_servers import SlidingLog
 
 from flux2_async._limiter.window import CLOCK_MARGIN, Fate
-from flux2_async.coordination.account_state import Book, Known
+from flux2_async.coordination.account_state import AccountState, Known
 from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
 
@@ -23,22 +23,24 @@ PERIOD = 10.0
 TERMS = Terms(RateLimit(20, PERIOD), 70.0)
 
 
-def book(limit: int = 20, lease: float = 70.0, epoch: str = "e", now: float = 0.0) -> Book:
+def book(limit: int = 20, lease: float = 70.0, epoch: str = "e", now: float = 0.0) -> AccountState:
     terms = Terms(RateLimit(limit, PERIOD), lease)
-    shared = Book(epoch, terms, now)
+    shared = AccountState(epoch, terms, now)
     for peer in ("a", "b", "c", "d"):
         shared.join(peer, Known(), now, terms=terms, seen_for=math.inf)
     return shared
 
 
-def ask(book: Book, peer: str, want: int, now: float, *, known: Known | None = None, first: bool = False) -> Answer:
+def ask(
+    book: AccountState, peer: str, want: int, now: float, *, known: Known | None = None, first: bool = False
+) -> Answer:
     reply = book.acquire(peer, known or Known(), want, now, first=first)
     assert reply is not None
     return reply.answer
 
 
-def take(book: Book, peer: str, want: int, now: float) -> tuple[str, ...]:
-    return ask(book, peer, want, now).leases
+def take(shared: AccountState, peer: str, want: int, now: float) -> tuple[str, ...]:
+    return ask(shared, peer, want, now).leases
 
 
 def answered(lease: str) -> Settlement:
@@ -65,14 +67,14 @@ class World:
     now: float = 0.0
     last: float = 0.0
     terms: Terms = attrs.field(init=False)
-    book: Book = attrs.field(init=False)
+    book: AccountState = attrs.field(init=False)
     server: SlidingLog = attrs.field(init=False)
     order: Iterator[int] = attrs.field(init=False, factory=itertools.count)
     events: list[tuple[float, int, str, str]] = attrs.field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
         self.terms = Terms(RateLimit(self.limit, PERIOD), self.lease)
-        shared = Book("e", self.terms, 0.0)
+        shared = AccountState("e", self.terms, 0.0)
         for peer in self.todo:
             shared.join(peer, Known(), 0.0, terms=self.terms, seen_for=math.inf)
         self.book = shared
@@ -277,7 +279,7 @@ def test_state_that_replaces_a_lost_one_waits_two_periods() -> None:
 def test_state_that_was_set_back_waits_two_periods() -> None:
     """A lease younger than all that the state knows of shows that it is an old copy."""
     shared = book()
-    copy = Book.load(json.loads(json.dumps(shared.dump())))
+    copy = AccountState.load(json.loads(json.dumps(shared.dump())))
     reply = shared.acquire("a", Known(), 3, 1.0)
     assert reply is not None
 
@@ -300,7 +302,7 @@ def test_return_of_a_process_that_was_alone_holds_all() -> None:
 def test_lease_that_never_reached_its_owner_comes_back() -> None:
     """A process that got no answer joins anew: what it does not know of is free at once, and its late question void."""
     terms = Terms(RateLimit(4, PERIOD), 70.0)
-    shared = Book("e", terms, 0.0)
+    shared = AccountState("e", terms, 0.0)
     shared.join("x.1", Known(), 0.0, terms=terms, replaces="x.")
     known = take(shared, "x.1", 1, 0.0)
     take(shared, "x.1", 3, 1.0)
@@ -330,7 +332,7 @@ def test_dead_process_is_buried() -> None:
     """What a process borrowed that is known to be dead is held for two periods from then on."""
     shared = book(limit=1)
     take(shared, "d", 1, 0.0)
-    shared.bury("d", 5.0)
+    shared.died("d", 5.0)
 
     assert shared.peers() == ("a", "b", "c")
     assert take(shared, "a", 1, 24.9) == ()
@@ -364,7 +366,7 @@ def test_nobody_asks_all_the_time() -> None:
 
 def test_peers_are_those_seen_lately() -> None:
     """A process counts for a minute after it was last heard of, or until it leaves."""
-    shared = Book("e", TERMS, 0.0)
+    shared = AccountState("e", TERMS, 0.0)
     for peer in "abc":
         shared.join(peer, Known(), 0.0, terms=TERMS)
     assert ask(shared, "a", 1, 30.0).peers == 3
@@ -385,7 +387,7 @@ def test_latest_rate_counts() -> None:
 
 def test_no_limit_still_shares_the_pause() -> None:
     """Without a limit everybody gets what it wants, except during a pause."""
-    shared = Book("e", Terms(None, 70.0), 0.0)
+    shared = AccountState("e", Terms(None, 70.0), 0.0)
     for peer in "ab":
         shared.join(peer, Known(), 0.0, terms=Terms(None, 70.0))
     leases = take(shared, "a", 50, 0.0)
@@ -405,7 +407,7 @@ def test_dump_and_load_keep_everything(seed: int) -> None:
     now, leases = 0.0, list[str]()
     for _ in range(60):
         now += rng.random() * 3
-        written = Book.load(json.loads(json.dumps(written.dump())))
+        written = AccountState.load(json.loads(json.dumps(written.dump())))
         if leases and rng.random() < 0.6:
             fate = rng.choice([Fate.ANSWERED, Fate.REFUSED, Fate.AMBIGUOUS, Fate.NEVER_SENT])
             settlement = Settlement(leases.pop(), fate, rng.random(), 4.0)
@@ -415,3 +417,38 @@ def test_dump_and_load_keep_everything(seed: int) -> None:
             reply = kept.acquire(peer, Known("e"), want, now)
             assert written.acquire(peer, Known("e"), want, now) == reply
             leases += reply.answer.leases if reply else ()
+
+
+class Client:
+    """A process that asks a state whose clock somebody sets, and counts the seconds itself."""
+
+    def __init__(self, shared: AccountState, name: str, steps: list[tuple[float, float]]) -> None:
+        self.shared, self.name, self.steps = shared, name, steps
+        self.known, self.asked_at = Known(), 0.0
+
+    def send(self, now: float, want: int) -> int:
+        """Get what one may have, and let it be answered at once."""
+        shown = now + sum(step for at, step in self.steps if at <= now)
+        told = self.shared.tell_time(shown, self.known, now - self.asked_at)
+        reply = self.shared.acquire(self.name, self.known, want, told)
+        assert reply is not None
+        self.known, self.asked_at = reply.known, now
+        for lease in reply.answer.leases:
+            self.shared.settle(answered(lease), told)
+        return len(reply.answer.leases)
+
+
+SET_BY = st.sampled_from([-3600.0, -9.0, 0.3, 9.0, 3600.0])
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.floats(1.0, 9.0), SET_BY), max_size=6))
+def test_clock_that_is_set_lends_nothing_twice(pauses: list[tuple[float, float]]) -> None:
+    """However a server's clock jumps, processes that asked before get no permit earlier, and few later."""
+    steps = [(7.0 * number + after, step) for number, (after, step) in enumerate(pauses)]
+    shared = book()
+    clients = [Client(shared, name, steps) for name in "ab"]
+    sent = [(0.25 * number, client.send(0.25 * number, 3)) for number in range(400) for client in clients]
+
+    assert max(sum(count for at, count in sent if begin <= at < begin + PERIOD) for begin, _ in sent) <= 20
+    assert sum(count for _, count in sent) >= 180

@@ -3,13 +3,13 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from emulated import REQUEST, error_of, session_for, until
-from memory_coordination import Memory, Seat
+from memory_coordination import Memory, MemoryStore
 
 from flux2_async import (
     AmbiguousSubmitError,
@@ -23,7 +23,8 @@ from flux2_async import (
     RequestRejectedError,
     TextToImage,
 )
-from flux2_async.coordination.contract import Claim, Message, Terms
+from flux2_async.coordination.contract import Claim, Terms
+from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.script import FaultKind
 from flux2_async.session.keys import fingerprint
@@ -95,7 +96,7 @@ async def test_who_left_while_the_key_was_reserved_sends_nothing() -> None:
     memory = Memory(rtt=1.0)
     async with processes(2, memory=memory) as (emulator, (one, other)):
         callers = [asyncio.create_task(flux.submit(REQUEST, key="k")) for flux in (one, other)]
-        await until(lambda: any(memory.rows.values()))
+        await until(lambda: memory.keys)
         for caller in callers:
             caller.cancel()
         await asyncio.sleep(60)
@@ -191,7 +192,7 @@ async def test_owner_that_died_leaves_unknown(*, exists: bool) -> None:
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
         claim = await claim_of_the_dead("k")
-        dead = memory.coordinator("account", Terms(None, 70.0), lambda _: None)
+        dead = Coordinator(memory, "account", Terms(None, 70.0))
         assert await dead.reserve(claim) is None
         begun = asyncio.get_running_loop().time()
         error = await error_of(other.submit(REQUEST, key="k"))
@@ -214,7 +215,7 @@ async def test_callback_while_the_service_cannot_be_asked(kind: FaultKind) -> No
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
         await task.result(60)
-        dead = memory.coordinator("account", Terms(None, 0.0), lambda _: None)
+        dead = Coordinator(memory, "account", Terms(None, 0.0))
         assert await dead.reserve(await claim_of_the_dead("k")) is None
         before = other.statistics().callbacks
         emulator.inject(Fault("recordInfo", kind, code=455, times=3))
@@ -232,7 +233,7 @@ async def test_callback_before_its_owner_is_known_to_be_dead() -> None:
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
         claim = await claim_of_the_dead("k")
-        dead = memory.coordinator("account", Terms(None, 70.0), lambda _: None)
+        dead = Coordinator(memory, "account", Terms(None, 70.0))
         assert await dead.reserve(claim) is None
         await asyncio.sleep(20.0)
         one._deliver("dead-ref", Callback(task.id, None))
@@ -271,7 +272,7 @@ async def test_recovering_tells_the_others() -> None:
         await task.result(60)
         one._deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(1.0)
-        dead = memory.coordinator("account", Terms(None, 0.0), lambda _: None)
+        dead = Coordinator(memory, "account", Terms(None, 0.0))
         assert await dead.reserve(await claim_of_the_dead("k")) is None
         assert isinstance(await error_of(other.submit(REQUEST, key="k")), AmbiguousSubmitError)
         assert (await one.recover("dead-ref")).id == task.id
@@ -290,7 +291,7 @@ async def test_keys_need_the_shared_state() -> None:
         assert emulator.ledger.requests == []
         await flux.submit(REQUEST)
         memory.down = False
-        await until(lambda: flux.statistics().waiting == 0 and memory.book is not None)
+        await until(lambda: flux.statistics().waiting == 0 and memory.account is not None)
         await asyncio.sleep(5.0)
         await flux.submit(REQUEST, key="k")
 
@@ -341,7 +342,7 @@ async def test_lost_news_of_a_key_cost_a_moment() -> None:
     """Who waits for a key in flight finds out by itself when nobody tells it."""
 
     class Silent(Memory):
-        def say(self, sender: Seat, message: Message) -> None:
+        def say(self, sender: MemoryStore, line: str) -> None:
             """Everything is lost."""
 
     async with processes(2, Script(plans=Plan(duration=1.0), latency=3.0), Silent()) as (emulator, (one, other)):
@@ -375,19 +376,15 @@ async def test_cancelled_caller_does_not_cancel_the_other_process() -> None:
 
 async def test_callback_reaches_the_process_that_waits() -> None:
     """A callback that another process received wakes the one that awaits the task, and is passed on only once."""
-    memory = Memory()
-    published = 0
+    said: list[str] = []
+
+    class Attentive(Memory):
+        def say(self, sender: MemoryStore, line: str) -> None:
+            said.append(line)
+            super().say(sender, line)
+
     options: dict[str, Any] = {"callbacks": CALLBACKS, "polling": Polling(interval=1000.0)}
-    async with processes(4, memory=memory, **options) as (_, (one, other, *rest)):
-        for seat in memory.seats:
-            original = seat.publish
-
-            async def publish(message: Any, original: Any = original) -> None:
-                nonlocal published
-                published += 1
-                await original(message)
-
-            seat.publish = publish  # type: ignore[method-assign]  # counted on its way
+    async with processes(4, memory=Attentive(), **options) as (_, (one, other, *_)):
         task = await one.submit(REQUEST, ref="r1")
         await asyncio.sleep(3.0)
         assert not task.done()
@@ -397,8 +394,7 @@ async def test_callback_reaches_the_process_that_waits() -> None:
 
         assert asyncio.get_running_loop().time() - begun < 0.5
         await asyncio.sleep(1.0)
-    assert published == 1
-    assert rest
+    assert sum(" callback " in line for line in said) == 1
 
 
 async def test_recover_in_a_process_that_did_not_submit() -> None:
@@ -475,9 +471,9 @@ async def test_account_is_a_digest() -> None:
     seen: list[str] = []
 
     class Curious(Memory):
-        def coordinator(self, account: str, terms: Terms, on_message: Callable[[Message], None]) -> Seat:
+        def store(self, account: str, member: str) -> MemoryStore:
             seen.append(account)
-            return super().coordinator(account, terms, on_message)
+            return super().store(account, member)
 
     async with processes(2, memory=Curious()) as (emulator, _):
         assert emulator.api_key not in seen[0]
@@ -493,7 +489,7 @@ async def test_failed_opening_leaves_nothing() -> None:
     async with Emulator(Script(render=False)) as emulator:
         flux = session_for(emulator, coordination=memory)
         assert isinstance(await error_of(flux.open()), CoordinationError)
-        assert memory.seats == []
+        assert memory.stores == []
         memory.down = False
         async with flux:
             await flux.submit(REQUEST)

@@ -3,16 +3,16 @@
 import pytest
 
 from flux2_async._limiter.window import CLOCK_MARGIN, Fate
-from flux2_async.coordination.fallback_quota import Share, share_of
+from flux2_async.coordination.fallback_quota import FallbackQuota, quota_of
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0
 BACK = PERIOD * CLOCK_MARGIN
 
 
-def share(limit: int = 3) -> Share:
+def share(limit: int = 3) -> FallbackQuota:
     """A share that has waited long enough to begin."""
-    made = Share(RateLimit(limit, PERIOD), -2 * BACK)
+    made = FallbackQuota(RateLimit(limit, PERIOD), -2 * BACK)
     assert made.ready_at(0.0) == 0.0
     return made
 
@@ -20,12 +20,12 @@ def share(limit: int = 3) -> Share:
 @pytest.mark.parametrize(("limit", "peers", "part"), [(20, 4, 5), (20, 3, 6), (20, 30, 1), (20, 1, 20), (20, None, 2)])
 def test_part_of_the_limit(limit: int, peers: int | None, part: int) -> None:
     """All parts together fit into the limit, unless there are more processes than permits."""
-    assert share_of(limit, peers) == part
+    assert quota_of(limit, peers) == part
 
 
 def test_begins_used_up() -> None:
     """Nothing may be sent before what was sent earlier is certainly over."""
-    made = Share(RateLimit(3, PERIOD), 5.0)
+    made = FallbackQuota(RateLimit(3, PERIOD), 5.0)
 
     assert made.ready_at(6.0) == 5.0 + 2 * BACK
 
@@ -52,12 +52,12 @@ def test_forgets_what_is_over() -> None:
         made.settle(made.take(turn * BACK), Fate.ANSWERED, turn * BACK)
 
     assert len(made.held(99 * BACK)) == 1
-    assert len(made._taken) == 1
+    assert len(made.held(0.0)) == 1
 
 
 def test_no_limit_is_no_share() -> None:
     """Without a limit everything may be sent, and nothing has to be declared."""
-    made = Share(None, 0.0)
+    made = FallbackQuota(None, 0.0)
     made.settle(made.take(0.0), Fate.ANSWERED, 1.0)
 
     assert made.ready_at(0.0) == 0.0

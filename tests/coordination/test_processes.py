@@ -1,86 +1,278 @@
-"""Real processes on one account: the limit holds while some are killed, and nobody sends during a pause of another."""
+"""Real processes that share an account over each real store, against an emulator that counts, in short periods."""
 
 import asyncio
 import multiprocessing
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
+import attrs
+import coordinated_worker
 import pytest
-from emulated import until
+from emulated import free_port, until
 from redis_server import RedisServer
 
-from flux2_async import Flux2Session, Polling, RateLimit, TextToImage, Timeouts
-from flux2_async.coordination import RedisCoordination
+from flux2_async.coordination import Coordination, HostCoordination, RedisCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
+from flux2_async.models import Timeouts
 
 pytestmark = [pytest.mark.real_time, pytest.mark.timeout(120)]
 
-LIMIT = 20
-PERIOD = 1.0
-PROCESSES = multiprocessing.get_context("forkserver")
+# Workers are forked by a process that has imported everything; pytest, because it is the main module of their parent.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    [
+        "aiohttp.web",
+        "coordinated_worker",
+        "flux2_async.coordination.client",
+        "flux2_async.coordination.host.store",
+        "flux2_async.coordination.redis.settings",
+        "flux2_async.receivers._aiohttp",
+        "pytest",
+    ]
+)
+
+
+@attrs.define
+class Worker:
+    """A process of `coordinated_worker`."""
+
+    process: BaseProcess
+    line: Connection
+
+    async def says(self, word: str) -> None:
+        assert await asyncio.to_thread(self.line.recv) == word
+
+    def tell(self) -> None:
+        self.line.send("go")
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await asyncio.to_thread(self.process.join)
+        self.line.close()
+        self.process.close()
+
+    def wake_ups(self) -> int:
+        """How often any of its threads has woken up after waiting."""
+        total = 0
+        for status in Path(f"/proc/{self.process.pid}/task").glob("*/status"):
+            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+            total += int(fields["voluntary_ctxt_switches"])
+        return total
+
+
+@attrs.define
+class Team:
+    """Workers on one emulator and one store."""
+
+    emulator: Emulator
+    coordination: Coordination
+    alive: list[Worker] = attrs.field(factory=list)
+
+    async def hire(self, count: int, mode: str, **options: Any) -> list[Worker]:
+        """Start workers, and wait until they are ready for a word."""
+        limit = self.emulator.script.limit
+        assert limit is not None
+        options |= {"mode": mode, "base_url": self.emulator.base_url, "api_key": self.emulator.api_key}
+        options |= {"limit": limit.limit, "period": limit.period}
+        hired: list[Worker] = []
+        for _ in range(count):
+            here, there = processes.Pipe()
+            process = processes.Process(target=coordinated_worker.main, args=(self.coordination, options, there))
+            process.start()
+            there.close()
+            hired.append(Worker(process, here))
+        self.alive += hired
+        for worker in hired:
+            await worker.says("ready")
+        return hired
+
+    async def kill(self, worker: Worker) -> None:
+        self.alive.remove(worker)
+        await worker.kill()
+
+
+@asynccontextmanager
+async def team(coordination: Coordination, limit: int, period: float, **script: Any) -> AsyncIterator[Team]:
+    plans = script.pop("plans", Plan(duration=0.01))
+    rules = Script(plans=plans, limit=Limit(limit, period, retry_after="seconds"), render=False, credits=1e9, **script)
+    async with Emulator(rules) as emulator:
+        made = Team(emulator, coordination)
+        try:
+            yield made
+        finally:
+            for worker in tuple(made.alive):
+                await made.kill(worker)
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    PROCESSES.set_forkserver_preload([__name__])
+def server() -> Iterator[RedisServer]:
     with RedisServer() as server:
-        yield server.url
+        yield server
 
 
-def work(base_url: str, api_key: str, url: str, tasks: int) -> None:
-    asyncio.run(submit_all(base_url, api_key, url, tasks))
+def on_redis(server: RedisServer) -> Coordination:
+    with server.client() as client:
+        client.flushall()
+    return RedisCoordination(server.url)
 
 
-async def submit_all(base_url: str, api_key: str, url: str, tasks: int) -> None:
-    async with Flux2Session(
-        api_key,
-        base_url=base_url,
-        rate_limit=RateLimit(LIMIT, PERIOD),
-        max_running=None,
-        coordination=RedisCoordination(url),
-        polling=Polling(interval=0.3),
-        timeouts=Timeouts(connect=1.0, submit=2.0),
-    ) as flux:
-        await asyncio.gather(*(flux.submit(TextToImage(f"number {number}")) for number in range(tasks)))
-        await flux.drain()
+@pytest.fixture
+def host(tmp_path: Path) -> Coordination:
+    return HostCoordination(tmp_path / "state.sqlite")
 
 
-def start(emulator: Emulator, url: str, tasks: int) -> BaseProcess:
-    worker = PROCESSES.Process(target=work, args=(emulator.base_url, emulator.api_key, url, tasks))
-    worker.start()
-    return worker
+@pytest.fixture(params=["host", "redis"])
+def coordination(request: pytest.FixtureRequest) -> Coordination:
+    if request.param == "redis":
+        return on_redis(request.getfixturevalue("server"))
+    return request.getfixturevalue("host")  # type: ignore[no-any-return]  # pytest says of no fixture what it is
 
 
-def script(**options: object) -> Script:
-    return Script(plans=Plan(duration=0.1), limit=Limit(LIMIT, PERIOD), credits=1e6, render=False, **options)  # type: ignore[arg-type]  # passed on as it is
-
-
-async def test_limit_holds_while_a_process_is_killed(url: str) -> None:
-    """One of four is killed in the middle: the others finish all they have, and no window is ever overfull."""
-    async with Emulator(script()) as emulator:
-        workers = [start(emulator, url, 30) for _ in range(4)]
-        await until(lambda: len(emulator.ledger.accepted) >= 25, 60)
-        workers[0].kill()
+async def test_four_processes_use_up_one_limit(coordination: Coordination) -> None:
+    """Four processes, 120 tasks, 20 per period: none is refused, a window is used up, and none holds more."""
+    period = 0.5
+    async with team(coordination, 20, period) as crew:
+        workers = await crew.hire(4, "submit", number=30)
         for worker in workers:
-            await asyncio.to_thread(worker.join)
-
-    assert [worker.exitcode for worker in workers[1:]] == [0, 0, 0]
-    assert 90 <= len(emulator.ledger.accepted) <= 120
-    assert emulator.ledger.refused == 0
-    assert emulator.ledger.max_in_window(PERIOD) <= LIMIT
-
-
-async def test_pause_of_one_holds_all(url: str) -> None:
-    """After a 429 with Retry-After met by one process nothing leaves any of them until that is over."""
-    pause = 2.0
-    fault = Fault("createTask", "refuse", retry_after=pause, after=22)
-    async with Emulator(script(faults=[fault])) as emulator:
-        workers = [start(emulator, url, 10) for _ in range(4)]
+            worker.tell()
         for worker in workers:
-            await asyncio.to_thread(worker.join)
+            await worker.says("done")
+        ledger = crew.emulator.ledger
 
-    calls = emulator.ledger.requests
-    refused = next(call.time for call in calls if call.outcome == "refused")
-    # What was on its way when the answer came cannot be called back.
-    assert [call.time - refused for call in calls if 0.3 < call.time - refused < pause] == []
-    assert len(emulator.ledger.accepted) == 40
+    assert len(ledger.accepted) == 120
+    assert ledger.refused == 0
+    assert ledger.max_in_window(period) == 20
+
+
+async def test_pause_of_one_process_holds_all(coordination: Coordination) -> None:
+    """One process is told to wait for a second: nobody sends before it is over, and all go on then."""
+    fault = Fault("createTask", "refuse", after=5, code=429, retry_after=1)
+    async with team(coordination, 1, 0.1, faults=[fault]) as crew:
+        workers = await crew.hire(4, "submit", number=3)
+        for worker in workers:
+            worker.tell()
+        for worker in workers:
+            await worker.says("done")
+        calls = crew.emulator.ledger.requests
+
+    refused_at = calls[5].time
+    assert [call.outcome for call in calls].count("refused") == 1
+    assert calls[6].time >= refused_at + 1.0
+    assert len(crew.emulator.ledger.accepted) == 12
+
+
+async def test_permits_of_a_killed_process_come_back(host: Coordination) -> None:
+    """All permits are out in a process whose requests hang; it is killed, and two periods later others have them."""
+    hangs = Fault("createTask", "hang", times=5)
+    async with team(host, 5, 0.3, faults=[hangs]) as crew:
+        (doomed,) = await crew.hire(1, "submit", number=5)
+        (other,) = await crew.hire(1, "submit", number=10)
+        doomed.tell()
+        await until(lambda: len(crew.emulator.ledger.requests) == 5)
+        other.tell()
+        await asyncio.sleep(0.5)
+        before = len(crew.emulator.ledger.requests)
+        killed_at = time.monotonic()
+        await crew.kill(doomed)
+        await other.says("done")
+
+    assert before == 5
+    assert len(crew.emulator.ledger.accepted) >= 10
+    assert crew.emulator.ledger.requests[5].time >= killed_at + 2 * 0.3
+    assert crew.emulator.ledger.refused == 0
+
+
+@pytest.mark.parametrize("coordination", ["host", "redis"], indirect=True)
+async def test_one_process_after_another_is_killed(coordination: Coordination) -> None:
+    """Processes are killed and replaced: the limit is never passed, and those that are left use it up in the end."""
+    limit, period = 10, 0.3
+    # Where nobody can tell who has died, what the dead had borrowed comes back when their leases have ended.
+    options = {"number": 20, "timeouts": Timeouts(connect=1.0, submit=2.0), "slack": 0.5}
+    async with team(coordination, limit, period) as crew:
+        for worker in await crew.hire(4, "endless", **options):
+            worker.tell()
+        ledger = crew.emulator.ledger
+        await until(lambda: len(ledger.accepted) >= 2 * limit)
+        for _ in range(3):
+            await crew.kill(crew.alive[0])
+            (worker,) = await crew.hire(1, "endless", **options)
+            worker.tell()
+        killed = len(ledger.accepted_at)
+
+        def used_up() -> bool:
+            later = ledger.accepted_at[killed:]
+            return any(last - first < period for first, last in zip(later, later[limit - 1 :], strict=False))
+
+        await until(used_up, 60)
+
+    assert ledger.refused == 0
+    assert ledger.max_in_window(period) <= limit
+
+
+@pytest.mark.parametrize(
+    ("coordination", "inside"),
+    [("host", True), ("redis", False)],
+    ids=["host, in on_send", "redis, between on_send and the head"],
+    indirect=["coordination"],
+)
+async def test_permits_of_a_stopped_process_are_used_once(coordination: Coordination, *, inside: bool) -> None:
+    """While a process stands still others get its permits; what it sends when it goes on, it sends by new ones."""
+    limit, period = 4, 0.4
+    options: dict[str, Any] = {"timeouts": Timeouts(connect=0.4, submit=0.5), "slack": 0.3}
+    async with team(coordination, limit, period) as crew:
+        (stopped,) = await crew.hire(1, "stop", number=limit, inside=inside, **options)
+        (other,) = await crew.hire(1, "endless", number=2 * limit, **options)
+        stopped.tell()
+        await stopped.says("stops")
+        other.tell()
+        ledger = crew.emulator.ledger
+        # Nothing of it has left, so what is accepted from here on goes by its permits, whose leases are over.
+        await until(lambda: len(ledger.accepted) >= 2 * limit, 30)
+        os.kill(stopped.process.pid or 0, signal.SIGCONT)
+        await stopped.says("done")
+
+    assert ledger.refused == 0
+    assert ledger.max_in_window(period) <= limit
+
+
+async def test_callback_reaches_the_process_that_waits(host: Coordination) -> None:
+    """One process receives the callbacks, another one waits for the pictures, and looks at once."""
+    async with team(host, 100, 1.0, plans=Plan(duration=0.05)) as crew:
+        port = free_port()
+        address = f"http://127.0.0.1:{port}/callback"
+        (receiver,) = await crew.hire(1, "receive", port=port, callbacks=address)
+        receiver.tell()
+        await receiver.says("done")
+        (waiter,) = await crew.hire(1, "await", number=10, callbacks=address)
+        waiter.tell()
+        await waiter.says("done")
+        ledger = crew.emulator.ledger
+
+    # Without a callback the first look comes after a thousand seconds.
+    assert len(ledger.callbacks) == 10
+    assert all(ledger.poll_times[call.task_id][0] >= call.time for call in ledger.callbacks)
+
+
+async def test_idle_processes_sleep(host: Coordination) -> None:
+    """A process that has nothing to do does not wake up; one whose submissions wait does so rarely."""
+    async with team(host, 1, 3.0) as crew:
+        workers = await crew.hire(2, "submit", number=100)
+        await asyncio.sleep(0.2)
+        idle_before = workers[0].wake_ups()
+        workers[1].tell()
+        await until(lambda: crew.emulator.ledger.accepted)
+        await asyncio.sleep(0.3)
+        busy_before = workers[1].wake_ups()
+        await asyncio.sleep(1.0)
+        busy = workers[1].wake_ups() - busy_before
+        idle = workers[0].wake_ups() - idle_before
+
+    assert idle <= 5
+    assert busy <= 20

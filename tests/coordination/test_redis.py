@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulated import error_of, free_port, session_for, until
+from emulated import error_of, free_port, session_for
 from programs import program
 from redis_server import RedisServer
 
@@ -27,9 +27,11 @@ from flux2_async import (
 )
 from flux2_async._limiter.window import Fate
 from flux2_async.coordination import RedisCoordination
-from flux2_async.coordination.contract import Claim, Message, Settlement, Terms
-from flux2_async.coordination.redis import coordinator as redis_coordinator
-from flux2_async.coordination.redis.coordinator import check_server
+from flux2_async.coordination.contract import Message, Settlement, Terms
+from flux2_async.coordination.coordinator import Coordinator
+from flux2_async.coordination.redis import refusals
+from flux2_async.coordination.redis import store as redis_store
+from flux2_async.coordination.redis.refusals import check_server
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.webhooks import Callback
 
@@ -113,39 +115,6 @@ async def test_callback_reaches_the_session_that_waits(server: RedisServer) -> N
         await task.result(2.0)
 
 
-async def test_what_others_are_told(server: RedisServer) -> None:
-    """A pause, permits that came back early, a key that changed: the others hear at once, the sender does not."""
-    terms = Terms(RateLimit(1, 60.0), 70.0)
-    claim = Claim("k" * 64, "f" * 64, "ref-1", "claim-1")
-    heard: list[list[Message]] = [[], []]
-    one, other = (RedisCoordination(server.url).coordinator("told", terms, ears.append) for ears in heard)
-    for coordinator in (one, other):
-        await coordinator.open()
-        await coordinator.join()
-    await until(lambda: all(heard), 5.0)
-    await asyncio.sleep(0.1)
-    for ears in heard:
-        ears.clear()
-
-    (lease,) = (await one.acquire(1)).leases
-    assert (await other.acquire(1)).leases == ()
-    await one.settle([Settlement(lease, Fate.NEVER_SENT, 0.0)])
-    await one.reserve(claim)
-    await one.bind(claim, "task-1")
-    await one.publish(Message("callback", ref="ref-1", task_id="task-1"))
-    await one.settle([Settlement("", Fate.REFUSED, 1.0, 30.0)])
-    await until(lambda: len(heard[1]) == 4, 5.0)
-    await one.aclose()
-    await other.aclose()
-
-    *told, pause = heard[1]
-    expected = [Message("wake"), Message("key", key=claim.key), Message("callback", ref="ref-1", task_id="task-1")]
-    assert told == expected
-    assert pause.kind == "pause"
-    assert pause.seconds == pytest.approx(29.0, abs=1.0)
-    assert heard[0] == []
-
-
 class Wire:
     """Passes on what goes to a Redis and comes back, until its connections go dead without a word."""
 
@@ -188,16 +157,14 @@ async def wire_to(port: int) -> AsyncIterator[tuple[Wire, str]]:
 @pytest.mark.parametrize("trouble", ["killed", "dead without a word"])
 async def test_listening_goes_on_after_an_outage(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the server was killed or its connections went dead unnoticed, callbacks are heard again soon."""
-    monkeypatch.setattr(redis_coordinator, "HEARTBEAT", 0.3)
+    monkeypatch.setattr(redis_store, "PING_EVERY", 0.3)
     heard: list[Message] = []
     callback, terms = Message("callback", ref="r", task_id="t"), Terms(None, 70.0)
     with RedisServer() as server:
         async with wire_to(server.port) as (wire, url):
-            one = RedisCoordination(server.url).coordinator("a", terms, lambda _: None)
-            other = RedisCoordination(url).coordinator("a", terms, heard.append)
-            for coordinator in (one, other):
-                await coordinator.open()
-                await coordinator.join()
+            one, other = (Coordinator(RedisCoordination(way), "a", terms) for way in (server.url, url))
+            await one.open(print)
+            await other.open(heard.append)
             if trouble == "killed":
                 server.kill()
                 await asyncio.to_thread(server.start)
@@ -215,8 +182,8 @@ async def test_listening_goes_on_after_an_outage(trouble: str, monkeypatch: pyte
 async def test_permits_of_a_lost_answer_come_back(server: RedisServer) -> None:
     """What was lent to a question whose answer got lost is free again once its process has joined anew."""
     async with wire_to(server.port) as (wire, url):
-        seat = RedisCoordination(url).coordinator("lost", Terms(RateLimit(9, 60.0), 70.0), lambda _: None)
-        await seat.open()
+        seat = Coordinator(RedisCoordination(url), "lost", Terms(RateLimit(9, 60.0), 70.0))
+        await seat.open(print)
         await seat.join()
         wire.lose_answers()
         assert isinstance(await error_of(seat.acquire(3)), CoordinationError)
@@ -225,26 +192,13 @@ async def test_permits_of_a_lost_answer_come_back(server: RedisServer) -> None:
         await seat.aclose()
 
 
-async def test_emptied_state_is_noticed(server: RedisServer) -> None:
-    """Who knew the state that was lost is told to join again, and then nobody sends for two periods."""
-    seat = RedisCoordination(server.url).coordinator("emptied", Terms(RateLimit(9, 60.0), 70.0), lambda _: None)
-    await seat.open()
-    await seat.join()
-    await seat.acquire(3)
-    with server.client() as client:
-        client.flushall()
-    assert isinstance(await error_of(seat.acquire(3)), CoordinationError)
-    assert (await seat.join()).paused == pytest.approx(120.0, abs=3.0)
-    await seat.aclose()
-
-
 async def test_namespaces_and_who_left_do_not_count(server: RedisServer) -> None:
     """Two namespaces on one server share nothing, and a process that was closed is no peer any more."""
     terms = Terms(RateLimit(2, 60.0), 70.0)
     spaces = ("one", "one", "other")
-    seats = [RedisCoordination(server.url, namespace=name).coordinator("a", terms, lambda _: None) for name in spaces]
+    seats = [Coordinator(RedisCoordination(server.url, namespace=name), "a", terms) for name in spaces]
     for seat in seats:
-        await seat.open()
+        await seat.open(print)
         await seat.join()
     first, second, elsewhere = seats
     answer = await first.acquire(2)
@@ -258,7 +212,7 @@ async def test_namespaces_and_who_left_do_not_count(server: RedisServer) -> None
 
 async def test_old_server_is_told_at_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is too old ends `open`."""
-    monkeypatch.setattr(redis_coordinator, "OLDEST_VERSION", (99, 0))
+    monkeypatch.setattr(refusals, "OLDEST_VERSION", (99, 0))
     async with Emulator(Script(render=False)) as emulator:
         error = await error_of(session_for(emulator, coordination=RedisCoordination(server.url)).open())
 
@@ -266,62 +220,31 @@ async def test_old_server_is_told_at_once(server: RedisServer, monkeypatch: pyte
     assert "is too old; 99.0 or newer" in str(error)
 
 
-async def test_silent_process_still_counts(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that asks for nothing says every now and then that it is still there."""
-    monkeypatch.setattr(redis_coordinator, "HEARTBEAT", 0.1)
-    seat = RedisCoordination(server.url).coordinator("silent", Terms(None, 70.0), lambda _: None)
-    await seat.open()
-    await seat.join()
+@pytest.mark.parametrize("ago", [10.0, 600.0], ids=["in use", "long ago"])
+async def test_processes_of_another_version_are_not_joined_in_silence(server: RedisServer, ago: float) -> None:
+    """While others keep their state in another form `open` says what to do; theirs is neither read nor changed."""
+    coordinator = Coordinator(RedisCoordination(server.url), f"ago {ago}", Terms(RateLimit(LIMIT, PERIOD), 70.0))
+    name = f"flux2:{{ago {ago}}}:book:2"
+    told = None
     with server.client() as client:
-        book = next(iter(client.scan_iter("*silent*:book:*")))
-        client.pexpire(book, 1000)
-        await asyncio.sleep(1.5)
-        assert client.pttl(book) > 3_000_000
-    await seat.aclose()
+        # For how long the version before kept it after the last question, with the limit that it had.
+        client.set(name, "of another version", px=round(1000 * (3600 + 70 + 4 * PERIOD - ago)))
+        try:
+            await coordinator.open(print)
+        except ConfigurationError as error:
+            told = str(error)
+        assert client.get(name) == "of another version"
+    await coordinator.aclose()
 
-
-async def test_state_of_a_version_that_keeps_another_one_is_left_alone(server: RedisServer) -> None:
-    """What a process of another version keeps is neither read nor changed; a server that both use serves both."""
-    seat = RedisCoordination(server.url).coordinator("versions", Terms(RateLimit(LIMIT, PERIOD), 70.0), lambda _: None)
-    with server.client() as client:
-        client.set("flux2:{versions}:book", "of another version")
-        await seat.open()
-        await seat.join()
-        assert len((await seat.acquire(2)).leases) == 2
-        assert client.get("flux2:{versions}:book") == "of another version"
-    await seat.aclose()
-
-
-@pytest.mark.parametrize("by", ["message", "heartbeat"])
-async def test_silent_process_knows_how_many_there_are(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch, by: str
-) -> None:
-    """Who asks for nothing hears of a process that joins, or, where that message was lost, with the next heartbeat."""
-    monkeypatch.setattr(redis_coordinator, "HEARTBEAT", 0.2 if by == "heartbeat" else 20.0)
-    heard: list[Message] = []
-    first, second = (
-        RedisCoordination(server.url).coordinator(f"count {by}", Terms(None, 70.0), on_message)
-        for on_message in (heard.append, lambda _: None)
-    )
-    await first.open()
-    await first.join()
-    await until(lambda: Message("wake") in heard)
-    if by == "heartbeat":
-        monkeypatch.setattr(first, "_on_message", lambda _: None)
-    await second.open()
-    await second.join()
-    await asyncio.sleep(0.1)
-    monkeypatch.setattr(first, "_on_message", heard.append)
-    await until(lambda: Message("peers", peers=2) in heard, 10.0)
-    for seat in (first, second):
-        await seat.aclose()
+    assert (told is not None) == (ago < 60.0)
+    assert told is None or "run one version in all processes" in told
 
 
 async def test_own_clock_does_not_matter(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose clock is an hour ahead gets no permit earlier."""
     terms = Terms(RateLimit(1, 60.0), 70.0)
-    seat = RedisCoordination(server.url).coordinator("clock", terms, lambda _: None)
-    await seat.open()
+    seat = Coordinator(RedisCoordination(server.url), "clock", terms)
+    await seat.open(print)
     await seat.join()
     (lease,) = (await seat.acquire(1)).leases
     await seat.settle([Settlement(lease, Fate.ANSWERED, 0.0)])
@@ -526,7 +449,7 @@ def test_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name == "redis" or name.startswith("redis.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "flux2_async.coordination.redis.coordinator")
+    monkeypatch.delitem(sys.modules, "flux2_async.coordination.redis.settings")
     monkeypatch.delitem(vars(flux2_async.coordination), "RedisCoordination", raising=False)
 
     with pytest.raises(ConfigurationError, match=r"flux2-async\[redis\]"):

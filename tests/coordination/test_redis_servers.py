@@ -75,7 +75,7 @@ async def test_documented_rights_suffice(caplog: pytest.LogCaptureFixture) -> No
 
 async def test_every_documented_right_is_needed() -> None:
     """Without any one of them `open` says at once which one is missing."""
-    assert len(RIGHTS) == 15
+    assert len(RIGHTS) == 13
     with RedisServer() as server:
         for left_out in RIGHTS:
             error = await opened(give(server, *(right for right in RIGHTS if right != left_out)))

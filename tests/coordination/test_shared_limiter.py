@@ -12,6 +12,7 @@ from memory_coordination import Memory
 from rate_servers import Shared, SlidingLog, Wire
 
 from flux2_async.coordination.contract import Message, Terms
+from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import CoordinationError, RateLimitedError, SessionClosedError
 from flux2_async.models import RateLimit
@@ -30,12 +31,12 @@ async def limiters(memory: Memory, count: int = 1, terms: Terms = TERMS) -> Asyn
     async with AsyncExitStack() as stack:
         opened = []
         for _ in range(count):
-            made: list[SharedLimiter] = []
-            coordinator = memory.coordinator("account", terms, lambda message, made=made: made[0].hear(message))  # type: ignore[misc]  # mypy knows no default there
-            made.append(SharedLimiter(coordinator, terms, may_degrade=memory.on_failure == "degrade"))
-            await made[0].open()
-            stack.push_async_callback(made[0].aclose)
-            opened += made
+            made = SharedLimiter(
+                Coordinator(memory, "account", terms), terms, may_degrade=memory.on_failure == "degrade"
+            )
+            await made.open()
+            stack.push_async_callback(made.aclose)
+            opened.append(made)
         yield opened
 
 
@@ -225,7 +226,7 @@ async def test_close_settles_and_leaves() -> None:
         await asyncio.sleep(0.1)
         permit.answered()
     assert isinstance(await error_of(waiter), SessionClosedError)
-    assert memory.seats == []
+    assert memory.stores == []
     assert {task.get_name() for task in asyncio.all_tasks()} & {"flux2_async fetch permits"} == set()
 
     async with limiters(memory, 1, Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
@@ -452,10 +453,11 @@ async def test_what_was_sent_alone_is_declared() -> None:
         await asyncio.sleep(5.0)
         memory.down = False
         await until(lambda: limiter.membership.joined)
+        assert memory.account is not None
+        held = [at - now() for at, _ in memory.account["window"]["_returns"]]
         under_way.answered()
 
-    expected = [0.5 * PERIOD, 1.5 * PERIOD, 2 * PERIOD]
-    assert sorted(memory.held) == [pytest.approx(seconds, abs=3.0) for seconds in expected]
+    assert sorted(held) == [pytest.approx(seconds, abs=3.0) for seconds in (0.5 * PERIOD, 1.5 * PERIOD, 2 * PERIOD)]
 
 
 async def test_slow_answer_to_what_was_sent_alone_counts() -> None:
@@ -548,7 +550,7 @@ async def test_tries_to_be_back_are_few_and_soon_enough() -> None:
     memory.down = True
     async with limiters(memory):
         await asyncio.sleep(60.0)
-        assert 20 <= memory.joins <= 80
+        assert 20 <= memory.tries <= 80
     async with limiters(memory, 1, Terms(RateLimit(20, 1.0), 70.0)) as (limiter,):
         await asyncio.sleep(60.0)
         memory.down = False
@@ -564,7 +566,7 @@ async def test_taken_while_joining_counts() -> None:
     async with limiters(memory, 1, Terms(RateLimit(1, PERIOD), 70.0)) as (limiter,):
         await asyncio.sleep(2 * PERIOD - 1.0)
         memory.down = False
-        await until(lambda: memory.book is not None)
+        await until(lambda: memory.account is not None)
         under_way = await limiter.acquire()
         assert not limiter.membership.joined
         begun = now()
@@ -721,25 +723,21 @@ async def test_lease_ends_while_there_is_still_time_for_a_post() -> None:
 
 async def test_lease_goes_on_while_the_machine_sleeps() -> None:
     """A lease ends by a clock that does not stand still when the loop's does, counted from before the question."""
-    asleep = 0.0
     terms = Terms(RateLimit(1, PERIOD), 70.0, post=60.0)
     memory = Memory()
-    limiter = SharedLimiter(
-        memory.coordinator("account", terms, lambda _: None), terms, may_degrade=True, clock=lambda: now() + asleep
-    )
-    await limiter.open()
-    permit = await limiter.acquire()
-    asleep = 11.0
-    assert permit.lease_ended()
-    permit.never_sent()
+    async with limiters(memory, terms=terms) as (limiter,):
+        permit = await limiter.acquire()
+        memory.asleep = 11.0
+        assert permit.lease_ended()
+        permit.never_sent()
+        await asyncio.sleep(1.0)
 
-    waiting = asyncio.create_task(limiter.acquire())
-    await until(lambda: memory.asks == 2)
-    asleep += 11.0
-    late = await waiting
-    assert late.lease_ended(), "the machine slept while the answer was on its way"
-    late.never_sent()
-    await limiter.aclose()
+        tries, waiting = memory.tries, asyncio.create_task(limiter.acquire())
+        await until(lambda: memory.tries > tries)
+        memory.asleep += 11.0
+        late = await waiting
+        assert late.lease_ended(), "the machine slept while the answer was on its way"
+        late.never_sent()
 
 
 async def test_permit_of_an_outage_ends_with_it() -> None:

@@ -6,11 +6,11 @@ from contextlib import suppress
 
 import attrs
 import pytest
-from memory_coordination import Memory, Seat
+from memory_coordination import Memory, MemoryStore
 from rate_servers import SlidingLog
 
-from flux2_async.coordination.contract import Message, Terms
-from flux2_async.coordination.membership import finish
+from flux2_async.coordination.contract import Terms
+from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import RateLimit
@@ -23,7 +23,7 @@ EVENTS = ("outage", "outage", "lost answers", "mute", "die", "leave", "join", "j
 @attrs.define(eq=False)
 class Process:
     limiter: SharedLimiter
-    seat: Seat
+    store: MemoryStore
     jobs: list[asyncio.Task[None]] = attrs.field(factory=list)
     served: int = 0
 
@@ -42,14 +42,9 @@ class Account:
         self.refused = 0
 
     async def join(self) -> None:
-        made: list[Process] = []
-        seat = self.memory.coordinator("account", TERMS, lambda message: self._hear(made, message))
-        made.append(Process(SharedLimiter(seat, TERMS, may_degrade=True), seat))
-        await made[0].limiter.open()
-        self.processes += made
-
-    def _hear(self, made: list[Process], message: Message) -> None:
-        made[0].limiter.hear(message)
+        limiter = SharedLimiter(Coordinator(self.memory, "account", TERMS), TERMS, may_degrade=True)
+        self.processes.append(Process(limiter, self.memory.stores[-1]))
+        await limiter.open()
 
     def submit(self, process: Process, count: int) -> None:
         process.jobs += [asyncio.create_task(self._submit(process)) for _ in range(count)]
@@ -74,10 +69,11 @@ class Account:
     async def die(self, process: Process) -> None:
         """End as a killed process does: nobody is told anything."""
         self.processes.remove(process)
-        self.memory.seats.remove(process.seat)
-        for job in (*process.waiting, *process.limiter._jobs, process.limiter.membership._rejoining):
-            await finish(job)
-        process.limiter.close()
+        for job in process.waiting:
+            job.cancel()
+        process.store.cut = True
+        await process.limiter.aclose()
+        await asyncio.gather(*process.waiting, return_exceptions=True)
 
     async def leave(self, process: Process) -> None:
         self.processes.remove(process)
@@ -141,5 +137,5 @@ async def test_whatever_happens_the_limit_holds_and_nobody_starves(seed: int) ->
     while account.processes:
         await account.leave(account.processes[0])
     assert account.refused == 0
-    assert account.memory.seats == []
+    assert account.memory.stores == []
     assert asyncio.all_tasks() == others

@@ -295,7 +295,7 @@ async def test_closed_while_it_is_opened(after: float) -> None:
 
         assert "while it was being opened" in str(await opening)
         assert closes == [await flux.aclose()] * 2
-        assert memory.seats == []
+        assert memory.stores == []
         assert asyncio.all_tasks() == before
         assert isinstance(await error_of(flux.submit(REQUEST)), SessionClosedError)
 
@@ -338,7 +338,7 @@ async def test_a_cancelled_opening_leaves_nothing_open(cancel: Callable[[float],
                 await stack.enter_async_context(scope) if cancel is asyncio.timeout else stack.enter_context(scope)
                 await session_for(emulator, coordination=memory).open()
 
-        assert memory.seats == []
+        assert memory.stores == []
         assert asyncio.all_tasks() == before
 
 

@@ -1,9 +1,12 @@
-"""The SQLite file that the processes of a host share: opened, checked, and written in transactions.
+"""The SQLite file that the processes of a host share: opened, checked, and changed one text at a time.
 
 The journal is a write-ahead log: a commit takes some 50 microseconds, survives kill -9 at any instant because the
 kernel keeps what was written, and survives a power cut except for the last moments. One connection is kept open; before
 each use it is compared with what lies at the path, since a file that was removed or replaced would split the processes
 into two groups that know nothing of each other.
+
+Time. It is that of the machine's run, and goes on where it was when the machine is started anew. It does not count the
+time asleep: a POST's time-out does not count it either, and its lease must not end before.
 
 Forks. SQLite's memory of its locks must not be used on both sides of a fork, so a fork waits for the transaction under
 way, and the child closes the connections it inherited.
@@ -17,34 +20,30 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from flux2_async.coordination.host.folder import check_file
-from flux2_async.coordination.key_state import KEPT_FOR
+from flux2_async.coordination.host.folder import check_file, runtime_folder
+from flux2_async.coordination.store import Change
 from flux2_async.errors import ConfigurationError, CoordinationError, Flux2Error
 
 __all__ = ["HostFile", "boot_id", "explained"]
 
+T = TypeVar("T")
+
+FILE_NAME: Final = "coordination.sqlite"
 BUSY_TIMEOUT: Final = 2.0
 APPLICATION_ID: Final = 0x464C5832
-VERSION: Final = 1
+VERSION: Final = 2
 SMALLEST: Final = 512
 RETRY_PAUSE: Final = 0.02
 
 SCHEMA: Final = (
-    "CREATE TABLE boot (id TEXT NOT NULL)",
-    "INSERT INTO boot VALUES ('')",
-    """CREATE TABLE account (
-        digest TEXT PRIMARY KEY, state TEXT NOT NULL, asked_at REAL NOT NULL, forget_at REAL NOT NULL
+    "CREATE TABLE clock (boot TEXT NOT NULL, ahead REAL NOT NULL)",
+    "INSERT INTO clock VALUES ('', 0.0)",
+    """CREATE TABLE kept (
+        name TEXT PRIMARY KEY, text TEXT NOT NULL, written_at REAL NOT NULL, forget_at REAL NOT NULL
     ) WITHOUT ROWID""",
-    """CREATE TABLE key (
-        account TEXT NOT NULL, digest TEXT NOT NULL, seat TEXT NOT NULL,
-        fingerprint TEXT NOT NULL, ref TEXT NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, task_id TEXT NOT NULL,
-        lapses_at REAL NOT NULL, expires_at REAL NOT NULL,
-        PRIMARY KEY (account, digest)
-    ) WITHOUT ROWID""",
-    "CREATE INDEX key_ref ON key (account, ref)",
-    "CREATE INDEX key_expiry ON key (expires_at)",
+    "CREATE INDEX kept_until ON kept (forget_at)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {VERSION}",
 )
@@ -65,16 +64,15 @@ class HostFile:
     """The file, from one thread at a time.
 
     Args:
-        place: Gives the path; asked again whenever the file has to be opened.
+        path: Where it is, or None: in the user's runtime folder.
         clock: Seconds on a clock that all processes share and that only a new start of the machine sets back.
         boot: The name of the time since the machine was started.
     """
 
-    def __init__(
-        self, place: Callable[[], Path], clock: Callable[[], float] = time.monotonic, boot: str | None = None
-    ) -> None:
-        self._place = place
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic, boot: str | None = None) -> None:
+        self._wanted = path
         self._clock = clock
+        self._ahead = 0.0
         self._boot = boot_id() if boot is None else boot
         self._connection: sqlite3.Connection | None = None
         self._path = Path()
@@ -92,12 +90,27 @@ class HostFile:
             connection = self._connected()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield connection, self._clock()
+                yield connection, self._clock() + self._ahead
                 connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
+
+    def update(self, name: str, change: Change[T]) -> T:
+        """Change the text under a name, see `Store.update`; nobody else is faster, since all others wait."""
+        with self.transaction() as (connection, now):
+            found = connection.execute("SELECT text FROM kept WHERE name = ? AND forget_at > ?", (name, now)).fetchone()
+            text = found[0] if found else None
+            kept = change(text, now)
+            if kept.text is None:
+                connection.execute("DELETE FROM kept WHERE name = ?", (name,))
+            elif kept.text != text:
+                if text is None:
+                    connection.execute("DELETE FROM kept WHERE forget_at <= ?", (now,))
+                row = (name, kept.text, now, now + kept.seconds)
+                connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)", row)
+        return kept.result
 
     def check(self) -> Path:
         """Give the path of the file, which is made when it is missing, checked and ready for use.
@@ -128,7 +141,8 @@ class HostFile:
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None or self._identity != _identity(self._path):
             self._close()
-            self._path = self._place()
+            # Made anew when somebody has removed it.
+            self._path = runtime_folder() / FILE_NAME if self._wanted is None else self._wanted
             check_file(self._path)
             # The child of a fork closes it in another thread.
             self._connection = sqlite3.connect(
@@ -156,21 +170,17 @@ class HostFile:
         if not _is_ours(connection, self._path):
             for statement in SCHEMA:
                 connection.execute(statement)
-        self._start_over_after_boot(connection)
+        self._set_clock(connection)
         connection.execute("COMMIT")
 
-    def _start_over_after_boot(self, connection: sqlite3.Connection) -> None:
-        """Void what was written with another clock; nobody who could be sending has survived, but keys stay known."""
-        now = self._clock()
-        (boot,) = connection.execute("SELECT id FROM boot").fetchone()
-        (asked_at,) = connection.execute("SELECT coalesce(max(asked_at), 0) FROM account").fetchone()
-        # Where a start has no name, a clock that was set back shows it; what is older is over anyway.
-        if boot != self._boot or asked_at > now:
-            connection.execute("UPDATE boot SET id = ?", (self._boot,))
-            connection.execute("UPDATE account SET state = '', asked_at = ?, forget_at = ?", (now, now + KEPT_FOR))
-            connection.execute("UPDATE key SET lapses_at = ?, expires_at = ?", (now, now + KEPT_FOR))
-        connection.execute("DELETE FROM account WHERE forget_at < ?", (now,))
-        connection.execute("DELETE FROM key WHERE expires_at < ?", (now,))
+    def _set_clock(self, connection: sqlite3.Connection) -> None:
+        """Go on after a new start of the machine where the time was when it ended, so that nothing ends too early."""
+        boot, self._ahead = connection.execute("SELECT boot, ahead FROM clock").fetchone()
+        (latest,) = connection.execute("SELECT coalesce(max(written_at), 0) FROM kept").fetchone()
+        # Where a start has no name, a clock that was set back shows it.
+        if boot != self._boot or latest > self._clock() + self._ahead:
+            self._ahead = max(latest - self._clock(), 0.0)
+            connection.execute("UPDATE clock SET boot = ?, ahead = ?", (self._boot, self._ahead))
 
 
 def _identity(path: Path) -> tuple[tuple[int, int] | None, ...]:
@@ -201,7 +211,8 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     if application == APPLICATION_ID:
         raise ConfigurationError(
             f"{path} was written by another version of flux2_async (format {version}, this one knows {VERSION}); run"
-            " one version in all processes, or name another file: HostCoordination(path=...)"
+            " one version in all processes and remove it when none uses it, or name another file:"
+            " HostCoordination(path=...)"
         )
     # SQLite takes a file of a few bytes for an empty one.
     if application or version or tables or 0 < path.stat().st_size < SMALLEST:

@@ -5,7 +5,6 @@ may be lost. The sockets also tell who lives: the system closes those of a kille
 them from then on. Where there are no such sockets (Windows) nothing is told and nobody is known to be dead.
 """
 
-import enum
 import os
 import socket
 import struct
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from flux2_async.coordination.host.folder import private_folder
+from flux2_async.coordination.store import Life
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["HAS_SOCKETS", "HostSockets", "Life", "receive"]
+__all__ = ["HAS_SOCKETS", "HostSockets", "receive"]
 
 # 108 bytes on Linux, 104 elsewhere, one of them for the end.
 LONGEST_ADDRESS: Final = 103
@@ -32,15 +32,6 @@ ONE_ACCOUNT: Final = 12
 HAS_SOCKETS: Final = hasattr(socket, "AF_UNIX") and os.name == "posix"
 
 _open_sockets: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
-
-
-class Life(enum.Enum):
-    """What is known of a process; `GONE`: it left, or somebody removed its socket."""
-
-    ALIVE = enum.auto()
-    DEAD = enum.auto()
-    GONE = enum.auto()
-    UNKNOWN = enum.auto()
 
 
 class HostSockets:
@@ -109,12 +100,6 @@ class HostSockets:
         if self._folder is None:
             return Life.UNKNOWN
         return Life.ALIVE if seat == self._seat else self._life_of(self._name(seat))
-
-    def remove(self, seat: str) -> None:
-        """Remove the socket of a dead process."""
-        if self._folder is not None:
-            with suppress(OSError):
-                self._folder.joinpath(self._name(seat)).unlink()
 
     def _name(self, seat: str) -> str:
         return f"{self._account}.{seat}"

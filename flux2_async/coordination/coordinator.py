@@ -1,0 +1,312 @@
+"""One session's seat at the state that all processes of its account share: the rules, carried out on a `Store`.
+
+The state of an account is one text, and each key is another, so that one change of it is one step of the rules. A
+change that fails is not repeated here, since nobody knows whether it was made; who asks joins anew instead, which sets
+that right: by then the text is another one, so that what arrives late compares with nothing.
+
+Versions. All names begin with `FORMAT`, so processes of versions that keep another one do not meet these, and each of
+both groups uses the whole limit. Where a store can tell that others are there, `listen` refuses to begin.
+"""
+
+import asyncio
+import json
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+import attrs
+
+from flux2_async.coordination import key_state
+from flux2_async.coordination.account_state import FORMAT, PEER_SEEN_FOR, AccountState, Known, Reply
+from flux2_async.coordination.contract import (
+    Answer,
+    Claim,
+    KeyEntry,
+    Message,
+    Settlement,
+    Terms,
+    decode_message,
+    encode_message,
+)
+from flux2_async.coordination.key_state import KEPT_FOR, KeyRow
+from flux2_async.coordination.store import Coordination, Kept, Life, finish
+from flux2_async.errors import CoordinationError
+
+__all__ = ["Coordinator"]
+
+T = TypeVar("T")
+
+HEARTBEAT: Final = 20.0
+# Settling is the most frequent of all, and need not look each time who has died.
+SEARCH_EVERY: Final = 0.25
+
+
+class Coordinator:
+    """What a session asks and tells; every method may raise `CoordinationError`.
+
+    Args:
+        coordination: As the user made it.
+        account: The digest of address and API key; never the key.
+        terms: On what terms permits are lent.
+    """
+
+    def __init__(self, coordination: Coordination, account: str, terms: Terms) -> None:
+        self._member = secrets.token_hex(6)
+        self._store = coordination.store(account, self._member)
+        self._terms = terms
+        self._joins = 0
+        self._known = Known()
+        # When that was asked for.
+        self._asked_at = 0.0
+        # Lent by a question whose asker has not heard the answer yet, and may have left.
+        self._unheard: tuple[str, ...] = ()
+        self._search_at = -math.inf
+        # A session's own questions would only be in each other's way.
+        self._turn = asyncio.Lock()
+        self._beating: asyncio.Task[None] | None = None
+        self._on_message: Callable[[Message], None] = _ignore
+
+    async def open(self, on_message: Callable[[Message], None]) -> None:
+        """Start to listen for messages, and check what can be checked once.
+
+        Args:
+            on_message: Called in the event loop with what other processes publish.
+
+        Raises:
+            ConfigurationError: It can never work: wrong password, too old a server, a folder of somebody else's.
+            CoordinationError: It cannot be reached now. `join` may be tried later; `aclose` is needed all the same.
+        """
+        self._on_message = on_message
+        await self._store.listen(self._hear)
+
+    def elapsed(self) -> float:
+        """See `Store.elapsed`."""
+        return self._store.elapsed()
+
+    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
+        """Take part: at first, and again after every `CoordinationError`.
+
+        Args:
+            held: For each permit that was taken while the shared state was away, the seconds until it comes back.
+            keeps: The leases that are still to be settled; others that were lent meanwhile never reached anybody.
+            alone: Seconds since this session last heard of the shared state, if it has lost it since; else 0.
+        """
+        self._joins += 1
+
+        def enter(state: AccountState, now: float) -> Reply | None:
+            self._search(state, now)
+            return self._enter(state, now, held=held, replaces=f"{self._member}.", keeps=keeps, alone=alone)
+
+        answer = await self._ask(enter)
+        if self._beating is None and self._must_say_so:
+            self._beating = asyncio.get_running_loop().create_task(self._beat(), name="flux2_async heartbeat")
+        return answer
+
+    async def acquire(self, want: int, *, first: bool = False) -> Answer:
+        """Ask for permits.
+
+        Args:
+            want: How many can be used at once; 0 leaves the queue.
+            first: Before the other processes: a submission was refused by 429.
+        """
+
+        def lend(state: AccountState, now: float) -> Reply | None:
+            self._search(state, now)
+            reply = state.acquire(self._peer, self._known, want, now, first=first)
+            if reply is None and self._joins:
+                # The state was lost meanwhile, or the others thought this one gone.
+                self._enter(state, now)
+                reply = state.acquire(self._peer, self._known, want, now, first=first)
+            self._unheard = reply.answer.leases if reply else ()
+            return reply
+
+        answer = await self._ask(lend)
+        self._unheard = ()
+        return answer
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Give permits back; the other processes are told of a pause, and of permits that came back early."""
+
+        def settle(state: AccountState, now: float) -> list[tuple[float, bool]]:
+            if now >= self._search_at:
+                self._search(state, now)
+            return [state.settle(settlement, now) for settlement in settlements]
+
+        answers, _ = await self._change(settle)
+        if pause := max((pause for pause, _ in answers), default=0.0):
+            await self.tell(Message("pause", seconds=pause))
+        if any(wakes for _, wakes in answers):
+            await self.tell(Message("wake"))
+
+    async def publish(self, message: Message) -> None:
+        """Tell the other processes; those that do not listen at the moment never hear of it."""
+        await self._store.publish(encode_message(self._member, message))
+
+    async def tell(self, message: Message) -> None:
+        """Publish what costs time and nothing else if it is lost; never raises."""
+        with suppress(CoordinationError):
+            await self.publish(message)
+
+    async def look(self, key: str) -> KeyEntry | None:
+        """Give what a key (its digest) stands for, or None when it is free."""
+        return await self._key(key, lambda row, now: (row, key_state.view(row, now)))
+
+    async def reserve(self, claim: Claim) -> KeyEntry | None:
+        """Reserve a key for a POST that follows at once; None: done, else what it stands for already.
+
+        The owner may reserve again, when it knows that its last POST created nothing.
+        """
+        own, lease = self._own(claim), self._terms.lease
+        entry = await self._key(claim.key, lambda row, now: key_state.reserve(row, own, now, lease=lease))
+        if entry is None:
+            await self._store.update(_ref_name(claim.ref), lambda _, __: Kept(claim.key, KEPT_FOR, None))
+        return entry
+
+    async def bind(self, claim: Claim, task_id: str) -> None:
+        """Let a reserved key stand for a task."""
+        await self._say(claim.key, lambda row, now: key_state.bind(row, self._own(claim), task_id, now))
+
+    async def doubt(self, claim: Claim) -> None:
+        """Say of a reserved key that nobody knows whether its task exists."""
+        await self._say(claim.key, lambda row, now: key_state.doubt(row, self._own(claim), now))
+
+    async def free(self, claim: Claim) -> None:
+        """Free a reserved key: certainly nothing was created."""
+        await self._say(claim.key, lambda row, _: key_state.free(row, self._own(claim)))
+
+    async def unknown_in(self, ref: str) -> float | None:
+        """Give the seconds until the key that `ref` reserved is unknown, 0 if it is; None: there is none, or a task."""
+        key = await self._key_of(ref)
+        entry = await self.look(key) if key else None
+        return entry.wait if entry and entry.ref == ref and entry.state != "bound" else None
+
+    async def resolve(self, ref: str, task_id: str) -> None:
+        """Bind the key that `ref` reserved, if its state is unknown: a callback told the task."""
+        if key := await self._key_of(ref):
+            await self._say(key, lambda row, now: key_state.resolve(row, ref, task_id, now))
+
+    async def aclose(self) -> None:
+        """Leave; never raises and never takes long."""
+        await finish(self._beating)
+        try:
+            if self._joins:
+                # Else it is forgotten in a while.
+                with suppress(CoordinationError):
+                    await self._change(lambda state, now: state.leave(self._peer, now, self._unheard))
+        finally:
+            await self._store.aclose()
+
+    @property
+    def _peer(self) -> str:
+        return f"{self._member}.{self._joins}"
+
+    @property
+    def _must_say_so(self) -> bool:
+        """Whether nobody can tell that this member lives."""
+        return self._store.life_of(self._member) is Life.UNKNOWN
+
+    async def _change(self, act: Callable[[AccountState, float], T]) -> tuple[T, float]:
+        """Carry out a step of the rules; give its result, and when the time was asked for."""
+        async with self._turn:
+            asked_at = self._store.elapsed()
+
+            def change(text: str | None, now: float) -> Kept[tuple[T, float]]:
+                nonlocal asked_at
+                # Another try begins here, if somebody else was faster.
+                begun, asked_at = asked_at, self._store.elapsed()
+                state = self._load(text, now)
+                result = act(state, state.tell_time(now, self._known, begun - self._asked_at))
+                return Kept(json.dumps(state.dump()), state.lives_for, (result, begun))
+
+            return await self._store.update(f"{FORMAT}:account", change)
+
+    async def _ask(self, question: Callable[[AccountState, float], Reply | None]) -> Answer:
+        reply, asked_at = await self._change(question)
+        if reply is None:
+            raise CoordinationError("this session has not joined the others of its account")
+        self._known, self._asked_at = reply.known, asked_at
+        return reply.answer
+
+    def _load(self, text: str | None, now: float) -> AccountState:
+        if text is None:
+            return AccountState(secrets.token_hex(8), self._terms, now)
+        try:
+            return AccountState.load(json.loads(text))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise CoordinationError(
+                "the shared state of this account cannot be read; remove it when no process uses it"
+            ) from error
+
+    def _enter(self, state: AccountState, now: float, **options: Any) -> Reply | None:
+        # Who can be asked whether it lives need not say so.
+        seen_for = PEER_SEEN_FOR if self._must_say_so else math.inf
+        return state.join(self._peer, self._known, now, terms=self._terms, seen_for=seen_for, **options)
+
+    def _search(self, state: AccountState, now: float) -> None:
+        """Find out who has died."""
+        self._search_at = now + SEARCH_EVERY
+        for peer in state.peers():
+            match self._store.life_of(peer.partition(".")[0]):
+                case Life.DEAD:
+                    state.died(peer, now)
+                case Life.GONE:
+                    # It may live, so what it has borrowed is left to expire.
+                    state.leave(peer, now)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            # Whoever asks next finds out what is wrong, and joins again.
+            with suppress(CoordinationError):
+                answer = await self._ask(lambda state, now: state.touch(self._peer, self._known, now))
+                # Who asks for nothing would else not know how many there are when it has to do without the others.
+                self._on_message(Message("peers", peers=answer.peers))
+
+    def _hear(self, line: str) -> None:
+        if not line:
+            # Whoever waits should ask.
+            self._on_message(Message("wake"))
+        elif (told := decode_message(line)) is not None and told[0] != self._member:
+            self._on_message(told[1])
+
+    def _own(self, claim: Claim) -> Claim:
+        return attrs.evolve(claim, owner=f"{self._member}.{claim.owner}")
+
+    async def _key(self, key: str, act: Callable[[KeyRow | None, float], tuple[KeyRow | None, T]]) -> T:
+        def change(text: str | None, now: float) -> Kept[T]:
+            row = self._row(text, now)
+            after, result = act(row, now)
+            if after == row:
+                return Kept(text, 0.0, result)
+            return Kept(after.dump(), after.expires_at - now, result) if after else Kept(None, 0.0, result)
+
+        return await self._store.update(f"{FORMAT}:key:{key}", change)
+
+    def _row(self, text: str | None, now: float) -> KeyRow | None:
+        if text is None:
+            return None
+        row = KeyRow.load(text)
+        if row.state == "sending" and self._store.life_of(row.owner.partition(".")[0]) in (Life.DEAD, Life.GONE):
+            return attrs.evolve(row, lapses_at=min(row.lapses_at, now))
+        return row
+
+    async def _say(self, key: str, change: Callable[[KeyRow | None, float], KeyRow | None]) -> None:
+        def act(row: KeyRow | None, now: float) -> tuple[KeyRow | None, bool]:
+            after = change(row, now)
+            return after, after != row
+
+        if await self._key(key, act):
+            await self.tell(Message("key", key=key))
+
+    async def _key_of(self, ref: str) -> str | None:
+        return await self._store.update(_ref_name(ref), lambda text, _: Kept(text, 0.0, text))
+
+
+def _ref_name(ref: str) -> str:
+    return f"{FORMAT}:ref:{ref}"
+
+
+def _ignore(_: Message) -> None:
+    """Before it is open."""

@@ -1,0 +1,173 @@
+"""One account's processes on one host: they share a SQLite file, and need no server."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import attrs
+
+from flux2_async._shown import showable
+from flux2_async.coordination.host.file import HostFile, explained
+from flux2_async.coordination.host.sockets import HAS_SOCKETS, HostSockets, receive
+from flux2_async.coordination.store import Change, Coordination, Life, Store
+from flux2_async.errors import ConfigurationError, CoordinationError
+
+__all__ = ["HostCoordination", "HostStore"]
+
+FOLDER_SUFFIX: Final = "-peers"
+
+T = TypeVar("T")
+
+
+def _check_path(path: str | os.PathLike[str] | None) -> Path | None:
+    if path is None:
+        return None
+    try:
+        # A process may change its directory before the session is opened.
+        return Path(path).absolute()
+    except TypeError:
+        raise ConfigurationError(f"path: {path!r} given, it must be the path of a file, or None") from None
+
+
+def _check_on_failure(_: object, __: object, value: object) -> None:
+    if value not in ("degrade", "fail"):
+        raise ConfigurationError(f"on_failure: {value!r} given, it must be 'degrade' or 'fail'")
+
+
+@showable
+@attrs.frozen
+class HostCoordination(Coordination):
+    """The processes of one user on one host share an account's limit, pause, keys and callbacks, without a server.
+
+    The state is in a SQLite file that holds digests, task ids and refs, never a key. It ends with the machine's run;
+    only what `submit(key=)` stands for is known for another 24 hours where the file outlives that. Fork first and open
+    sessions then, as uvicorn and gunicorn do. On Windows processes hear nothing from each other, so that a callback
+    that another one received is as good as lost. A file of a version that keeps another state is not used, and `open`
+    says so: else each version would use the whole limit.
+
+    Attributes:
+        path: The file, made when it is missing, on a local file system; beside it a folder of its name and `-peers`.
+            None: `flux2_async/coordination.sqlite` in XDG_RUNTIME_DIR, or `flux2_async-UID/coordination.sqlite` in the
+            temporary directory. Name a path for processes that do not see the same of these: a service and a shell, a
+            service with a private /tmp, containers that share a volume.
+        on_failure: What submissions without a key do when the file cannot be used: `degrade` to a safe share of the
+            limit, or `fail` with `CoordinationError`.
+
+    Raises:
+        ConfigurationError: An argument cannot be used.
+    """
+
+    path: Path | None = attrs.field(default=None, converter=_check_path)
+    on_failure: Literal["degrade", "fail"] = attrs.field(default="degrade", kw_only=True, validator=_check_on_failure)
+
+    def store(self, account: str, member: str) -> "HostStore":
+        """Make the store of a session, see `Coordination.store`."""
+        return HostStore(HostFile(self.path), account, member)
+
+
+class HostStore(Store):
+    """The file, and the sockets of all who use it; all work with them is done by one thread of its own.
+
+    A killed process is found out by its socket, on which nobody listens any more.
+
+    Args:
+        file: Where the texts are.
+        account: The digest of address and API key.
+        member: The name under which this session listens.
+    """
+
+    def __init__(self, file: HostFile, account: str, member: str) -> None:
+        self._file = file
+        self._account = account
+        self._sockets = HostSockets(account, member)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"flux2_async host {member}")
+        self._on_line: Callable[[str], None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ear: socket.socket | None = None
+        self._closed = False
+
+    async def listen(self, on_line: Callable[[str], None]) -> None:
+        """Check the file, and listen; see `Store.listen`."""
+        self._on_line, self._loop = on_line, asyncio.get_running_loop()
+        await self._work(self._file.check)
+
+    async def update(self, name: str, change: Change[T]) -> T:
+        """Change a text in one transaction, see `Store.update`."""
+        return await self._later(self._file.update, f"{self._account}:{name}", change)
+
+    async def publish(self, line: str) -> None:
+        """Tell the other processes, see `Store.publish`."""
+        await self._later(self._sockets.tell, [line])
+
+    def life_of(self, member: str) -> Life:
+        """Tell whether a member lives, see `Store.life_of`."""
+        return self._sockets.life_of(member)
+
+    async def aclose(self) -> None:
+        """Leave, see `Store.aclose`."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._loop is None:
+            return
+        self._read(self._loop, None)
+        try:
+            await asyncio.shield(self._loop.run_in_executor(self._worker, self._leave))
+        except asyncio.CancelledError:
+            # What is under way ends by itself.
+            self._worker.shutdown(wait=False)
+            raise
+        self._worker.shutdown()
+
+    async def _later(self, work: Callable[..., T], *values: Any) -> T:
+        """Do what `listen` has shown to be possible once."""
+        try:
+            return await self._work(work, *values)
+        except ConfigurationError as error:
+            raise CoordinationError(str(error)) from error
+
+    async def _work(self, work: Callable[..., T], *values: Any) -> T:
+        if self._loop is None or self._closed:
+            raise CoordinationError("the session's place among the processes of its account is not open")
+        return await self._loop.run_in_executor(self._worker, partial(self._work_bound, work, *values))
+
+    def _work_bound(self, work: Callable[..., T], *values: Any) -> T:
+        if HAS_SOCKETS and not self._sockets.bound:
+            self._bind()
+        return work(*values)
+
+    def _bind(self) -> None:
+        # The file's own checks come first, since their words are clearer.
+        path = self._file.check()
+        try:
+            ear = self._sockets.bind(path.with_name(path.name + FOLDER_SUFFIX))
+        except OSError as error:
+            raise explained(error, path) from error
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._read, self._loop, ear)
+
+    def _read(self, loop: asyncio.AbstractEventLoop, ear: socket.socket | None) -> None:
+        """Read another socket from now on, or none, and close that one."""
+        if self._ear is not None:
+            loop.remove_reader(self._ear)
+            self._ear.close()
+        self._ear = None
+        if ear is not None and self._closed:
+            ear.close()
+        elif ear is not None:
+            self._ear = ear
+            loop.add_reader(ear, self._hear, ear)
+
+    def _hear(self, ear: socket.socket) -> None:
+        for line in receive(ear):
+            if line and self._on_line is not None:
+                self._on_line(line)
+
+    def _leave(self) -> None:
+        self._sockets.close()
+        self._file.close()

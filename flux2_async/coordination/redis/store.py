@@ -1,0 +1,180 @@
+"""Texts on Redis or Valkey: compare and set by a script of five lines, the server's time only, each with an expiry.
+
+Calls never wait long: a server that hangs must not hold up submissions.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from flux2_async.coordination.account_state import FORMAT
+from flux2_async.coordination.redis.refusals import HopelessError, check_server, told
+from flux2_async.coordination.store import Change, Kept, Store, finish
+from flux2_async.errors import ConfigurationError
+
+__all__ = ["RedisStore"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("flux2_async")
+
+# A text begins with a token that no other has. Who names that of what is there changes it; who does not, reads it.
+COMPARE_AND_SET: Final = """
+local kept = redis.call('GET', KEYS[1])
+if ARGV[1] ~= (kept and string.sub(kept, 1, 16) or '') then
+    local time = redis.call('TIME')
+    return {kept, time[1], time[2]}
+elseif ARGV[2] == '' then
+    redis.call('DEL', KEYS[1])
+else
+    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+end
+"""
+TOKEN: Final = 16
+NO_TOKEN: Final = "none"  # noqa: S105  it opens nothing
+# Seconds; all who met the same text would else meet again.
+LONGEST_BACK_OFF: Final = 0.05
+PING_EVERY: Final = 20.0
+RESUBSCRIBE_MAX: Final = 2.0
+# What the version before kept, in another form, for an hour more than what any of its processes could have lent.
+OTHER_STATE: Final = "book:2"
+OTHER_STATE_IN_USE: Final = 3_600_000
+
+
+class RedisStore(Store):
+    """See `Store`.
+
+    Args:
+        client: Of the server.
+        prefix: Begins the names of all keys, and of the channel.
+        timeout: Seconds that the server may take to answer.
+    """
+
+    def __init__(self, client: "redis.asyncio.Redis", prefix: str, timeout: float) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._channel = f"{prefix}:{FORMAT}:news"
+        self._timeout = timeout
+        self._compare_and_set = client.register_script(COMPARE_AND_SET)
+        self._listener: asyncio.Task[None] | None = None
+
+    async def listen(self, on_line: Callable[[str], None]) -> None:
+        """See `Store`."""
+        self._listener = asyncio.get_running_loop().create_task(
+            self._listen(on_line), name="flux2_async listen to redis"
+        )
+        try:
+            check_server(await self._call(self._client.info))
+            await self._call(self._use_all_rights)
+            in_use = await self._call(lambda: self._client.pttl(f"{self._prefix}:{OTHER_STATE}"))
+        except HopelessError as error:
+            raise ConfigurationError(str(error)) from None
+        if in_use > OTHER_STATE_IN_USE:
+            raise ConfigurationError(
+                "redis: processes of another version of flux2_async have used this account in the last minutes; run "
+                "one version in all processes, or name another namespace: RedisCoordination(namespace=...)"
+            )
+
+    async def update(self, name: str, change: Change[T]) -> T:
+        """See `Store`; who is slower than others tries again at once, and then ever later."""
+        found, tries = await self._swap(name, NO_TOKEN), 0
+        while found is not None:
+            token, text, now = found
+            kept = change(text, now)
+            if kept.text == text:
+                return kept.result
+            found = await self._swap(name, token, kept)
+            if found is None:
+                return kept.result
+            tries += 1
+            if tries > 1:
+                await asyncio.sleep(random.random() * min(0.001 * 2**tries, LONGEST_BACK_OFF))  # noqa: S311  it spreads in time, it guards nothing
+                found = await self._swap(name, NO_TOKEN)
+        raise HopelessError("redis does not carry out the script of compare and set")
+
+    async def publish(self, line: str) -> None:
+        """See `Store`."""
+        await self._call(lambda: self._client.publish(self._channel, line))
+
+    async def aclose(self) -> None:
+        """See `Store`."""
+        await finish(self._listener)
+        await self._client.aclose()
+
+    async def _swap(self, name: str, token: str, kept: Kept[Any] | None = None) -> tuple[str, str | None, float] | None:
+        """Write over what has the token; None: done, else the token and the text of what is there, and the time."""
+        written, seconds = "", 0.0
+        if kept is not None and kept.text is not None:
+            written, seconds = f"{secrets.token_hex(TOKEN // 2)}{kept.text}", kept.seconds
+        arguments = (token, written, max(1, round(1000 * seconds)))
+        reply: Any = await self._call(lambda: self._compare_and_set(keys=[f"{self._prefix}:{name}"], args=arguments))
+        if reply is None:
+            return None
+        found, whole, micro = reply
+        now = int(whole) + int(micro) / 1_000_000
+        return (found[:TOKEN], found[TOKEN:], now) if found else ("", None, now)
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call the server; the one place where its failures become ours."""
+        try:
+            async with asyncio.timeout(2 * self._timeout):
+                return await call()
+        except (RedisError, OSError, TimeoutError) as error:
+            failure = told(error)
+        raise failure
+
+    async def _use_all_rights(self) -> None:
+        """Do once whatever may be forbidden: who may not listen would else miss every callback, and never know."""
+        async with self._subscription() as pubsub:
+            await pubsub.ping()
+            await pubsub.get_message(timeout=2 * self._timeout)
+            await self.publish("can it be said?")
+        name = f"check:{secrets.token_hex(8)}"
+        for text in ("can it be written?", None):
+            await self.update(name, lambda _, __, text=text: Kept(text, 1.0, None))  # type: ignore[misc]  # mypy knows no default there
+
+    @asynccontextmanager
+    async def _subscription(self) -> AsyncIterator[Any]:
+        async with self._client.pubsub() as pubsub:
+            await pubsub.subscribe(self._channel)
+            # Only the answer tells whether it is allowed.
+            if await pubsub.get_message(timeout=2 * self._timeout) is None:
+                raise TimeoutError
+            yield pubsub
+
+    async def _listen(self, on_line: Callable[[str], None]) -> None:
+        """Hear what the others publish, whatever happens to the connection."""
+        wait = 0.05
+        while True:
+            try:
+                async with self._subscription() as pubsub:
+                    # What was said meanwhile is lost.
+                    on_line("")
+                    wait = 0.05
+                    await self._hear(pubsub, on_line)
+            except Exception as error:  # noqa: BLE001  a listener that died would be missed by nobody
+                logger.debug("listening to redis broke off: %s", type(error).__name__)
+            await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311  it spreads in time, it guards nothing
+            wait = min(2 * wait, RESUBSCRIBE_MAX)
+
+    async def _hear(self, pubsub: Any, on_line: Callable[[str], None]) -> None:
+        loop = asyncio.get_running_loop()
+        ping_at, heard = loop.time() + PING_EVERY, True
+        while True:
+            received = await pubsub.get_message(ignore_subscribe_messages=True, timeout=max(ping_at - loop.time(), 0.0))
+            heard = heard or received is not None
+            if received is not None and received["data"]:
+                on_line(received["data"])
+            if loop.time() >= ping_at:
+                if not heard:
+                    # Not even the last ping: the other end is gone without a word, as after a failover.
+                    raise TimeoutError
+                ping_at, heard = loop.time() + PING_EVERY, False
+                await pubsub.ping()

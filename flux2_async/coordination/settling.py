@@ -1,0 +1,90 @@
+"""What became of permits, told to the shared state in the background, again until it was heard."""
+
+import asyncio
+import itertools
+from collections import deque
+from typing import Final
+
+import attrs
+
+from flux2_async._limiter.window import Fate
+from flux2_async.coordination.contract import Settlement
+from flux2_async.coordination.coordinator import Coordinator
+from flux2_async.coordination.membership import Membership
+from flux2_async.coordination.store import finish
+from flux2_async.errors import CoordinationError
+
+__all__ = ["Settling"]
+
+MAX_BATCH: Final = 100
+# What is not told by then expires by itself.
+CLOSE_TIMEOUT: Final = 1.0
+
+
+@attrs.frozen
+class _News:
+    """A settlement on its way, with the time at which it happened."""
+
+    lease: str
+    fate: Fate
+    at: float
+    pause: float
+
+
+class Settling:
+    """Costs a submission no waiting: `report` only notes what has to be told.
+
+    Args:
+        membership: Whether somebody can be told.
+        coordinator: The way to the shared state.
+
+    Attributes:
+        out: Leases of which the shared state has not heard the end.
+    """
+
+    def __init__(self, membership: Membership, coordinator: Coordinator) -> None:
+        self._membership = membership
+        self._coordinator = coordinator
+        self._loop = asyncio.get_running_loop()
+        self._news: deque[_News] = deque()
+        self._has_news = asyncio.Event()
+        self._closing = False
+        self._job: asyncio.Task[None] | None = None
+        self.out: set[str] = set()
+
+    def begin(self) -> None:
+        """Begin to tell."""
+        self._job = self._loop.create_task(self._tell(), name="flux2_async settle permits")
+
+    def report(self, lease: str, fate: Fate, at: float, pause: float = 0.0) -> None:
+        """Tell later what became of a lease at loop time `at`, and for how long nobody sends because of it."""
+        self._news.append(_News(lease, fate, at, pause))
+        self._has_news.set()
+
+    def go_on(self) -> None:
+        """Tell what could not be told."""
+        self._has_news.set()
+
+    async def aclose(self) -> None:
+        """Tell the rest, but not for long."""
+        self._closing = True
+        self._has_news.set()
+        if self._job is not None:
+            await asyncio.wait([self._job], timeout=CLOSE_TIMEOUT)
+        await finish(self._job)
+
+    async def _tell(self) -> None:
+        while not self._closing:
+            await self._has_news.wait()
+            self._has_news.clear()
+            while self._news and self._membership.joined:
+                batch = tuple(itertools.islice(self._news, MAX_BATCH))
+                now = self._loop.time()
+                told = [Settlement(news.lease, news.fate, max(now - news.at, 0.0), news.pause) for news in batch]
+                try:
+                    await self._membership.ask(lambda told=told: self._coordinator.settle(told))  # type: ignore[misc]  # mypy knows no default there
+                except CoordinationError:
+                    break
+                for news in batch:
+                    self._news.popleft()
+                    self.out.discard(news.lease)

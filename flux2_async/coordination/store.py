@@ -1,0 +1,132 @@
+"""What the processes of an account need to share it: a place for small texts, changed one at a time, and a voice.
+
+A `Store` knows no rules; those are in `coordinator`, `account_state` and `key_state`, and written once. It keeps texts
+under names, changes each by compare and set, tells the time to whoever changes, and passes lines on to the others. A
+store for another server is a subclass of `Store`, and one of `Coordination` that makes it.
+"""
+
+import asyncio
+import enum
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, Literal, TypeVar
+
+import attrs
+
+__all__ = ["Change", "Coordination", "Kept", "Life", "Store", "finish"]
+
+T = TypeVar("T")
+
+
+class Life(enum.Enum):
+    """What is known of a member; `GONE`: it left, or lost the sign of its life."""
+
+    ALIVE = enum.auto()
+    DEAD = enum.auto()
+    GONE = enum.auto()
+    UNKNOWN = enum.auto()
+
+
+@attrs.frozen
+class Kept(Generic[T]):
+    """What a change makes of a text.
+
+    Attributes:
+        text: What is to be kept; the text as it was changes nothing, None removes it.
+        seconds: For how long it is kept unless it is changed again; infinity for ever.
+        result: What the caller of `update` gets once it is kept.
+    """
+
+    text: str | None
+    seconds: float
+    result: T
+
+
+Change = Callable[[str | None, float], Kept[T]]
+"""Is given a text, or None where there is none, and the time: seconds on the clock of the store."""
+
+
+class Store(ABC):
+    """One session's way to what the processes of its account share.
+
+    What cannot be reached is a `CoordinationError`, and nothing else. A change of which that is said may have been made
+    all the same.
+    """
+
+    @abstractmethod
+    async def listen(self, on_line: Callable[[str], None]) -> None:
+        """Begin: check what can be checked once, and hear from now on what others publish.
+
+        Args:
+            on_line: Called in the event loop with each line; with an empty one when some may have been lost. It may be
+                called with a session's own lines.
+
+        Raises:
+            ConfigurationError: It can never work: a wrong password, a folder of somebody else's.
+            CoordinationError: It cannot be reached now. Everything may be tried later, and `aclose` is needed.
+        """
+
+    @abstractmethod
+    async def update(self, name: str, change: Change[T]) -> T:
+        """Change the text under a name by compare and set, and give the result of the change.
+
+        Args:
+            name: Of letters, digits and colons.
+            change: Called again with what is there by then when somebody else was faster; in any thread, but in one at
+                a time. An exception of its own changes nothing and is raised here.
+        """
+
+    @abstractmethod
+    async def publish(self, line: str) -> None:
+        """Tell all others that listen; who does not listen at the moment never hears of it."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Leave; never raises and never takes long."""
+
+    def life_of(self, member: str) -> Life:
+        """Tell whether a member lives; `UNKNOWN` of oneself: nobody can tell, and members have to say so themselves."""
+        del member
+        return Life.UNKNOWN
+
+    def elapsed(self) -> float:
+        """Give seconds on a clock of this process that goes on while it is stopped and while the machine sleeps."""
+        if sys.platform == "linux":
+            return time.clock_gettime(time.CLOCK_BOOTTIME)
+        if sys.platform == "darwin":
+            # `time.monotonic` stands still there while the machine sleeps.
+            return time.clock_gettime(time.CLOCK_MONOTONIC)
+        return time.monotonic()
+
+
+class Coordination(ABC):
+    """Settings of a shared state, as `Flux2Session(coordination=...)` takes them.
+
+    The limit, its pauses, keys and callbacks are shared. What a session finds out by itself is not: whether it sends
+    one createTask at a time because the last ones got no answer, and the pace of its looks.
+
+    Attributes:
+        on_failure: What submissions without a key do when the shared state cannot be asked: `degrade` to a safe share
+            of the limit, or `fail` with `CoordinationError`.
+    """
+
+    on_failure: Literal["degrade", "fail"]
+
+    @abstractmethod
+    def store(self, account: str, member: str) -> Store:
+        """Make the store of a session.
+
+        Args:
+            account: The digest of address and API key; never the key.
+            member: The name of the session, which no other has: letters and digits.
+        """
+
+
+async def finish(task: "asyncio.Task[None] | None") -> None:
+    """Cancel a task and wait for its end."""
+    while task is not None and not task.done():
+        task.cancel()
+        # A library below may have lost the cancellation among its own errors.
+        await asyncio.wait([task], timeout=0.2)

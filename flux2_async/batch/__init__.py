@@ -8,7 +8,7 @@ Run again with the same journal it goes on where it stopped: nothing is paid twi
 """
 
 from flux2_async.batch.jobs import BadLine, InvalidInputError, Job
-from flux2_async.batch.journal import Journal, JournalError
+from flux2_async.batch.journal import Journal, JournalError, UnknownRequest
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 from flux2_async.batch.progress import Progress
 from flux2_async.batch.reading import match_jobs, read_jobs
@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "Progress",
     "State",
+    "UnknownRequest",
     "document",
     "match_jobs",
     "read_jobs",

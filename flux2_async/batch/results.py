@@ -1,21 +1,33 @@
-"""`results.jsonl`: the journal as a file for other programs, one request a line; see `outcomes` for its keys."""
+"""`results.jsonl`: the journal as a file for other programs, one request a line; see `outcomes` for its keys.
+
+While a batch runs its journal is locked, and `results.jsonl` is that of the last run. What has changed since stands in
+`changes.jsonl`, a line a change, for those who look on; it goes when `results.jsonl` is written anew.
+"""
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
+
+import attrs
 
 from flux2_async._http.atomic_file import replacing
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 from flux2_async.models.plain_json import utf8_json
 
-__all__ = ["RESULTS", "read_results", "write_results"]
+__all__ = ["CHANGES", "RESULTS", "Changes", "is_held", "outcome_from", "read_results", "write_results"]
+
+logger = logging.getLogger("flux2_async")
 
 RESULTS: Final = "results.jsonl"
+CHANGES: Final = "changes.jsonl"
 
 
 async def write_results(journal: Journal, directory: str | os.PathLike[str]) -> Path:
@@ -50,10 +62,15 @@ def read_results(directory: str | os.PathLike[str]) -> Iterator[Outcome]:
     """
     with (Path(directory) / RESULTS).open(encoding="utf-8") as file:
         for line in file:
-            yield _outcome(json.loads(line))
+            yield outcome_from(json.loads(line))
 
 
-def _outcome(line: dict[str, Any]) -> Outcome:
+def outcome_from(line: dict[str, Any]) -> Outcome:
+    """Read a request as a line holds it; see `document`.
+
+    Raises:
+        KeyError: It is no such line; likewise ValueError, TypeError and AttributeError.
+    """
     fields = dict(line)
     for name in ("images", "files", "urls"):
         fields[name] = tuple(fields[name])
@@ -63,6 +80,68 @@ def _outcome(line: dict[str, Any]) -> Outcome:
     fields["download"] = fields["download"] and Download(fields["download"])
     fields["error"] = fields["error"] and Failure(**fields["error"])
     return Outcome(**fields)
+
+
+@attrs.define
+class Changes:
+    """`changes.jsonl` of a run: written without a promise, since all that counts is in the journal. Blocks.
+
+    Attributes:
+        directory: An existing folder.
+        total: Requests of the batch, which its first line tells.
+    """
+
+    directory: Path
+    total: int
+    _file: BinaryIO | None = None
+    _given_up: bool = False
+
+    def add(self, outcome: Outcome) -> None:
+        """Write a line."""
+        if self._given_up:
+            return
+        try:
+            if self._file is None:
+                # What a run has left that came to no end is not in `results.jsonl`.
+                self._file = (self.directory / CHANGES).open("ab", buffering=0)
+                _lock(self._file, exclusive=True)
+                self._file.write(utf8_json({"total": self.total}) + b"\n")
+            self._file.write(utf8_json(document(outcome)) + b"\n")
+        except OSError as error:
+            self._given_up = True
+            logger.warning("%s is not written any more: %s", CHANGES, error)
+
+    def end(self, *, remove: bool) -> None:
+        """Close the file, and remove it where `results.jsonl` has all of it."""
+        self._given_up = True
+        if self._file is not None:
+            self._file.close()
+        if remove:
+            # Left behind, it tells nothing that is not in `results.jsonl`.
+            with suppress(OSError):
+                (self.directory / CHANGES).unlink()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a running batch has `changes.jsonl` open; where the system knows no such locks, whether it is there."""
+    try:
+        with path.open("rb") as file:
+            return not _lock(file, exclusive=False)
+    except OSError:
+        return False
+
+
+def _lock(file: BinaryIO, *, exclusive: bool) -> bool:
+    """Take a lock that goes with the process, however that ends: a batch that died is not taken for one that runs."""
+    if sys.platform == "win32":
+        return False
+    import fcntl  # noqa: PLC0415  not everywhere
+
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _write(target: Path, outcomes: Iterator[Outcome]) -> None:

@@ -19,7 +19,7 @@ from flux2_async.batch.journal.start import Start
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.progress import Progress
-from flux2_async.batch.results import RESULTS, write_results
+from flux2_async.batch.results import RESULTS, Changes, write_results
 from flux2_async.batch.scheduler import Scheduler
 from flux2_async.batch.shared_generator import SharedGenerator
 from flux2_async.errors import ConfigurationError
@@ -99,16 +99,23 @@ class Batch:
             await running.aclose()
 
     async def _run(self) -> AsyncGenerator[Outcome, None]:
-        async with _opened(self._journal) as journal:
+        async with _opened(self._journal) as journal, _working(journal):
             scheduler = await self._prepared(journal)
             if scheduler is None:
                 return
+            changes = Changes(self._directory, scheduler.state.progress().total)
+            journal.changed = changes.add
             try:
                 async with aclosing(scheduler.run()) as outcomes:
                     async for outcome in outcomes:
                         yield outcome
             finally:
-                await self._write_results(journal, scheduler)
+                written = False
+                try:
+                    written = await self._write_results(journal, scheduler)
+                finally:
+                    journal.changed = None
+                    changes.end(remove=written)
         if scheduler.state.failure is not None:
             raise scheduler.state.failure.with_traceback(None)
 
@@ -153,13 +160,15 @@ class Batch:
         _hold(flux, start)
         return Scheduler(flux, journal, self._directory, start, options)
 
-    async def _write_results(self, journal: Journal, scheduler: Scheduler) -> None:
+    async def _write_results(self, journal: Journal, scheduler: Scheduler) -> bool:
         try:
             await write_results(journal, self._directory)
         except (OSError, JournalError) as error:
             if scheduler.state.failure is None:
                 scheduler.state.failure = error
             logger.warning("%s was not written: %s", RESULTS, error)
+            return False
+        return True
 
 
 def run_batch(
@@ -247,6 +256,15 @@ async def _opened(journal: str | os.PathLike[str] | Journal) -> AsyncIterator[Jo
     else:
         async with Journal(journal) as own:
             yield own
+
+
+@asynccontextmanager
+async def _working(journal: Journal) -> AsyncIterator[None]:
+    journal.working += 1
+    try:
+        yield
+    finally:
+        journal.working -= 1
 
 
 def _hold(flux: Flux2Session, start: Start) -> None:

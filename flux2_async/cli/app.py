@@ -33,10 +33,14 @@ from flux2_async.cli.options import (
     check_timeout,
     parse_rate_limit,
 )
+from flux2_async.cli.report import TITLE
+from flux2_async.cli.report import report as write_report
+from flux2_async.cli.report import serve as serve_report
 from flux2_async.cli.run import INTERRUPTED, CommandError, look, make, resume
 from flux2_async.cli.screen import Screen, UsageError
 from flux2_async.cli.serve import serve
 from flux2_async.cli.service import real
+from flux2_async.cli.unknown import Decisions, unknown
 from flux2_async.cli.usage import advice
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
@@ -146,6 +150,54 @@ def batch(
     return _done(
         lambda screen: run_batch(screen, jobs(sources, options, shape), options, service, _again()), machine=json
     )
+
+
+@app.command(name="report")
+def show(
+    folder: Annotated[Path, Parameter(help="The folder that flux2 batch was given as --out.")] = Path("results"),
+    /,
+    *,
+    serve: Annotated[bool, Parameter(negative="", help="Show the page while the batch runs; its rows arrive.")] = False,
+    host: Annotated[str, Parameter(help="The address to listen on, with --serve.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="0 takes a free one; with --serve.")] = 8766,
+    title: Annotated[str, Parameter(help="The page's headline.")] = TITLE,
+    json: Json = False,
+) -> int:
+    """Write report.html anew, or serve it while the batch runs in another terminal; Ctrl-C ends it.
+
+    Example: flux2 report results/ --serve
+    """
+    if serve:
+        return _done(lambda screen: serve_report(screen, folder, title, host, port), machine=json)
+    return _done(lambda screen: write_report(screen, folder, title), machine=json)
+
+
+@app.command(name="unknown")
+def decide(
+    folder: Annotated[Path, Parameter(help="The folder that flux2 batch was given as --out.")] = Path("results"),
+    /,
+    *,
+    task: Annotated[
+        tuple[str, ...], Parameter(negative="", help="ID=TASK_ID: the request became this task, which is waited for.")
+    ] = (),
+    never_made: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", help="ID: the request was certainly not accepted, so that it is sent again."),
+    ] = (),
+    journal: Annotated[Path | None, Parameter(help="The journal's file; run.db in the folder without it.")] = None,
+    json: Json = False,
+) -> int:
+    """List the requests of a batch that may have been accepted, and say what became of each.
+
+    On a terminal each is asked for; a script says it with --task and --never-made, which may be given several times.
+    What is not decided stays as it is. The next run of `flux2 batch` acts on it. Exit code 1 while some are left.
+
+    Example: flux2 unknown results/ --task shot-5=281e5b0f9a --never-made shot-6
+    """
+    decisions = Decisions(task, never_made)
+    ask = not json and decisions == Decisions() and sys.stdin.isatty() and sys.stderr.isatty()
+    path = journal or folder / "run.db"
+    return _done(lambda screen: unknown(screen, path, decisions, ask=ask), machine=json)
 
 
 @app.command

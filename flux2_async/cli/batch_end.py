@@ -1,5 +1,6 @@
 """What is told when a batch has ended, whichever way."""
 
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,8 +122,9 @@ def _advice(end: End) -> list[str]:
         found.append(f"Stopped by {option} {why}.")
     if progress.unknown:
         found.append(
-            "Unknown requests may have been paid: look into the task log of your account. --retry-unknown sends them "
-            "again, which may pay twice."
+            "Unknown requests may have been paid: look into the task log of your account, and say what became of each "
+            f"with: flux2 unknown {shlex.quote(str(end.folder))}. --retry-unknown sends all of them again, which may "
+            "pay twice."
         )
     if progress.failed:
         found.append("--retry-failed sends again what failed.")

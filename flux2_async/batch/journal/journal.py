@@ -7,7 +7,7 @@ All others may be lost to a power failure at no cost: the task is looked at agai
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -17,16 +17,17 @@ import attrs
 from flux2_async._shown import showable
 from flux2_async.batch.jobs import BadLine, InvalidInputError
 from flux2_async.batch.journal.database import Database
+from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_requests
 from flux2_async.batch.journal.entry import Entry
 from flux2_async.batch.journal.rows import Row, outcome_of, row_of, stored
 from flux2_async.batch.journal.schema import JournalError
 from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinished
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
-from flux2_async.session.arguments import check_path
+from flux2_async.session.arguments import check_path, check_task_id
 from flux2_async.session.as_completed import in_chunks
 
-__all__ = ["Entered", "Journal", "JournalError"]
+__all__ = ["Entered", "Journal", "JournalError", "UnknownRequest"]
 
 T = TypeVar("T")
 
@@ -55,12 +56,20 @@ class Journal:
     Args:
         path: The file, made when it is missing. SQLite keeps another one beside it while it is open.
 
+    Attributes:
+        path: As given.
+        changed: Called in the journal's thread with each request that was accepted or has come to an end; it must not
+            raise. None: nobody is told.
+        working: How many batches are running with it.
+
     Raises:
         ConfigurationError: No file can have this path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = check_path("journal", path)
+        self.changed: Callable[[Outcome], None] | None = None
+        self.working = 0
         self._database: Database | None = None
 
     def __repr__(self) -> str:
@@ -112,6 +121,43 @@ class Journal:
                 if state is None or row["state"] == state:
                     yield outcome_of(row)
             after = (rows[-1]["line"], rows[-1]["number"])
+
+    async def unknown(self) -> list[UnknownRequest]:
+        """Read the requests that may have been accepted, in the order of the input: what a person has to decide.
+
+        Raises:
+            JournalError: It is not open, or a batch is running with it.
+            OSError: The disk is broken.
+        """
+        self._check_idle()
+        return await self.read(unknown_requests)
+
+    async def resolve_unknown(
+        self, *, found: Mapping[str, str] | None = None, never_made: Iterable[str] = ()
+    ) -> list[Outcome]:
+        """Write down what became of requests that may have been accepted, all of it or nothing, for the next run.
+
+        Args:
+            found: The task that a request became, by the request's id: it is waited for and downloaded, and never sent.
+            never_made: Ids of requests that were certainly not accepted: they are sent again, and paid a second time
+                if that was wrong. What is in neither stays unknown.
+
+        Returns:
+            These requests as they are now, on disk.
+
+        Raises:
+            InvalidRequestError: An id that no unknown request has, what can be no task id, or a task that is another
+                request's; nothing was changed.
+            JournalError: It is not open, or a batch is running with it.
+            OSError: The disk is full or broken.
+        """
+        self._check_idle()
+        tasks = {name: check_task_id(task_id) for name, task_id in (found or {}).items()}
+        return await self.read(partial(decide, found=tasks, never_made=list(dict.fromkeys(never_made))))
+
+    def _check_idle(self) -> None:
+        if self.working:
+            raise JournalError(f"journal: a batch is running with {str(self.path)!r}; stop it first")
 
     # What follows is for those who run a batch.
 
@@ -184,11 +230,11 @@ class Journal:
 
     async def sending(self, row: Row, ref: str) -> None:
         """A POST is about to leave; on disk when this returns."""
-        await self._update(row, durable=True, state=State.SUBMITTING, ref=ref, sent_at=time.time())
+        await self._update(row, durable=True, told=False, state=State.SUBMITTING, ref=ref, sent_at=time.time())
 
     async def refused(self, row: Row) -> None:
         """The POST was certainly not accepted."""
-        await self._update(row, state=State.QUEUED)
+        await self._update(row, told=False, state=State.QUEUED)
 
     async def accepted(self, row: Row, task_id: str) -> None:
         """The POST, or the lost one, became this task; on disk when this returns."""
@@ -209,7 +255,10 @@ class Journal:
         """The picture is made."""
         # The id as well: it may have come when the disk was full.
         values = _facts(record) | {"task_id": record.task_id, "urls": list(record.result_urls), "error": None}
-        return await self._update(row, state=State.DONE, download=download, finished_at=time.time(), **values)
+        told = download is Download.OFF
+        return await self._update(
+            row, told=told, state=State.DONE, download=download, finished_at=time.time(), **values
+        )
 
     async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
         """The pictures are in the folder."""
@@ -223,14 +272,17 @@ class Journal:
         """The task is not finished, and is no longer waited for in this run."""
         return await self._update(row, error=failure)
 
-    async def _update(self, row: Row, *, durable: bool = False, **values: Any) -> Outcome:
+    async def _update(self, row: Row, *, durable: bool = False, told: bool = True, **values: Any) -> Outcome:
         columns = ", ".join(f"{name} = ?" for name in values)
         statement = f"UPDATE requests SET {columns} WHERE number = ? RETURNING *"  # noqa: S608  names from this module
         given = [*map(stored, values.values()), row.number]
 
         def change(connection: sqlite3.Connection) -> Outcome:
             [changed] = connection.execute(statement, given).fetchall()
-            return outcome_of(changed)
+            outcome, tell = outcome_of(changed), self.changed
+            if told and tell is not None:
+                tell(outcome)
+            return outcome
 
         outcome: Outcome = await self._open().write(change, durable=durable)
         return outcome

@@ -8,7 +8,7 @@ import attrs
 from flux2_async.batch.journal.rows import stored
 from flux2_async.batch.outcomes import Failure, State
 
-__all__ = ["WANTED", "Start", "Tally", "Work", "begin", "forget_unfinished"]
+__all__ = ["FORGET", "WANTED", "Start", "Tally", "Work", "begin", "forget_unfinished"]
 
 ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
 # What the input asks for now, and whatever else was ever sent.

@@ -8,11 +8,13 @@ pictures that lie beside it.
 import base64
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import attrs
 
 from flux2_async._http.atomic_file import replacing
 from flux2_async.batch.outcomes import Outcome
@@ -23,13 +25,14 @@ from flux2_async.models.requests import is_url
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["write_report"]
+__all__ = ["ServedPage", "picture_of", "served_page", "write_report"]
 
 NAME: Final = "report.html"
 PAGE: Final = Path(__file__).with_name("page")
 STYLE: Final = ("report.css",)
 # One script to the browser, in this order.
-SCRIPT: Final = ("rows.js", "grid.js", "viewer.js", "controls.js")
+SCRIPT: Final = ("rows.js", "grid.js", "viewer.js", "controls.js", "start.js")
+SERVED_SCRIPT: Final = ("rows.js", "grid.js", "viewer.js", "controls.js", "live.js", "start.js")
 MISSING: Final = 'the report needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
 
 
@@ -57,12 +60,45 @@ def write_report(
     folder = Path(directory).resolve()
     with Thumbnails(folder) as thumbnails:
         content = template.generate(
-            rows=(_row(outcome, folder, thumbnails) for outcome in outcomes), title=title, written=_now(), **_assets()
+            rows=(_row(outcome, folder, thumbnails) for outcome in outcomes),
+            title=title,
+            written=_now(),
+            events="",
+            **_assets(),
         )
         with replacing(folder / NAME) as file:
             file.writelines(text.encode("utf-8", "replace") for text in content)
         thumbnails.forget_others()
     return folder / NAME
+
+
+@attrs.frozen
+class ServedPage:
+    """The page without rows, which a server sends after it.
+
+    Attributes:
+        text: HTML.
+        policy: Its Content-Security-Policy.
+    """
+
+    text: str
+    policy: str
+
+
+def served_page(title: str) -> ServedPage:
+    """Give the page for a server that has `events`.
+
+    Raises:
+        ImportError: The extra `cli` is missing; the text says how to install it.
+    """
+    assets = _assets(SERVED_SCRIPT)
+    policy = (
+        f"default-src 'none'; script-src '{assets['script_hash']}'; style-src '{assets['style_hash']}'; "
+        "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    text = _template().render(rows=(), title=title, written=_now(), events="./events", **assets)
+    return ServedPage(text, policy)
 
 
 def _template() -> "Template":
@@ -78,12 +114,12 @@ def _template() -> "Template":
     return environment.get_template("report.html.jinja")
 
 
-def _assets() -> dict[str, Any]:
+def _assets(script: tuple[str, ...] = SCRIPT) -> dict[str, Any]:
     """Give script and style sheet as they are, and the hashes by which the page's policy knows them."""
     from markupsafe import Markup  # noqa: PLC0415  comes with Jinja2
 
     assets: dict[str, Any] = {}
-    for kind, files in (("style", STYLE), ("script", SCRIPT)):
+    for kind, files in (("style", STYLE), ("script", script)):
         text = "".join((PAGE / file).read_text("utf-8") for file in files)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assets[kind] = Markup(text)  # noqa: S704  part of this package
@@ -92,18 +128,27 @@ def _assets() -> dict[str, Any]:
 
 
 def _row(outcome: Outcome, folder: Path, thumbnails: Thumbnails) -> dict[str, Any]:
-    inputs = [_picture(source, folder, Path.cwd(), thumbnails) for source in outcome.images]
-    outputs = [_picture(file, folder, folder, thumbnails) for file in outcome.files or outcome.urls]
+    def known(path: Path) -> dict[str, str | None]:
+        return {"href": link_to(path, folder), "thumb": thumbnails.make(path)}
+
+    inputs = [picture_of(source, Path.cwd(), known) for source in outcome.images]
+    outputs = [picture_of(file, folder, known) for file in outcome.files or outcome.urls]
     return page_row(outcome, inputs, outputs)
 
 
-def _picture(source: str, folder: Path, base: Path, thumbnails: Thumbnails) -> Picture:
+def picture_of(source: str, base: Path, known: Callable[[Path], dict[str, str | None]]) -> Picture:
+    """Say where the page finds a picture.
+
+    Args:
+        source: Its path or address.
+        base: What a relative path begins at.
+        known: Gives `href` and `thumb` of a file, None for what there is not.
+    """
     # What would have to be fetched is left to who clicks on it.
     if is_url(source):
         return {"name": source, "href": source}
-    path = base / source
-    known = {"name": Path(source).name, "href": link_to(path, folder), "thumb": thumbnails.make(path)}
-    return {key: value for key, value in known.items() if value is not None}
+    told = {"name": Path(source).name} | known(base / source)
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def _now() -> str:

@@ -5,7 +5,7 @@
 const $ = (id) => document.getElementById(id);
 const SHOWN = 200, MOST_CELLS = 60, WAIT = 4000, QUIETLY = 10000;
 const tasks = new Map();
-let ahead = 0, accepted = 0, ended = 0, told = 0, hush;
+let ahead = 0, accepted = 0, ended = 0, told = 0, summing = null, hush;
 
 function make(tag, { text, ...properties } = {}, ...children) {
   const element = document.createElement(tag);
@@ -34,10 +34,14 @@ function say(text, { quietly = false } = {}) {
   hush = setTimeout(() => { said.textContent = ""; }, WAIT);
 }
 
+// Now and then is enough to be read aloud, and the last word comes always.
 function summary() {
-  if (now() - told < QUIETLY || $("said").textContent) return;
-  told = now();
-  say(`${number(accepted)} tasks accepted, ${number(ended)} of those shown have ended`, { quietly: true });
+  summing ??= setTimeout(() => {
+    summing = null;
+    told = Date.now();
+    if ($("said").textContent) summary();
+    else say(`${number(accepted)} tasks accepted, ${number(ended)} of those shown have ended`, { quietly: true });
+  }, Math.max(0, told + QUIETLY - Date.now()));
 }
 
 async function press(path, body) {

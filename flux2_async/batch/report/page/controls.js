@@ -1,19 +1,49 @@
-// Search, filter, order and keys; and the start of it all.
+// Search, filter, order and keys.
 
 function fillControls() {
-  const totals = new Map();
-  for (const row of rows) totals.set(row.state, (totals.get(row.state) ?? 0) + 1);
-  const states = [...STATES.filter((state) => totals.has(state)), ...[...totals.keys()].filter((state) => !STATES.includes(state))];
-  for (const state of states) $("states").append(chip(state, totals.get(state)));
-  COLUMNS.forEach((column, index) => column.used && sort.append(make("option", { value: index, text: column[0] })));
+  fillStates();
+  fillSort();
   const credits = rows.reduce((sum, row) => sum + (row.credits ?? 0), 0);
   const told = [requests(), moment(Date.parse($("summary").dataset.written) / 1000, "short")];
   if (credits) told.splice(1, 0, `${rounded(credits)} credits`);
   $("summary").textContent = told.map((text) => text.replaceAll(" ", "\u00a0")).join(" · ");
 }
 
+// Both are filled again while rows arrive: what is there stays, with its focus and its choice.
+
+function fillStates() {
+  const totals = new Map();
+  for (const row of rows) totals.set(row.state, (totals.get(row.state) ?? 0) + 1);
+  const states = [...STATES, ...[...totals.keys()].filter((state) => !STATES.includes(state))];
+  const chips = new Map([...$("states").children].map((button) => [button.dataset.state, button]));
+  let before = null;
+  for (const state of states) {
+    const total = totals.get(state);
+    let button = chips.get(state);
+    // The last request has left a state that is still chosen.
+    if (!total && !button) continue;
+    if (!button) {
+      button = chip(state, total ?? 0);
+      before ? before.after(button) : $("states").prepend(button);
+    }
+    button.querySelector(".total").textContent = count(total ?? 0);
+    button.hidden = !total && !chosen.has(state);
+    before = button;
+  }
+}
+
+function fillSort() {
+  const wanted = COLUMNS[sort.value]?.[0];
+  const names = COLUMNS.flatMap((column, index) => (column.used ? [[index, column[0]]] : []));
+  const there = [...sort.options].map((option) => [Number(option.value), option.textContent]);
+  if (JSON.stringify(names) === JSON.stringify(there)) return;
+  sort.replaceChildren(...names.map(([value, text]) => make("option", { value, text })));
+  const again = names.find(([, text]) => text === wanted);
+  if (again) sort.value = again[0];
+}
+
 function chip(state, total) {
-  const button = make("button", { type: "button", "aria-pressed": "false" },
+  const button = make("button", { type: "button", "aria-pressed": "false", "data-state": state },
     make("span", { className: "dot", "data-state": state }), state, make("span", { className: "total", text: count(total) }));
   button.addEventListener("click", () => {
     if (!chosen.delete(state)) chosen.add(state);
@@ -95,8 +125,3 @@ function listen() {
   $("close").addEventListener("click", () => viewer.close());
   viewer.addEventListener("close", () => focus(opened));
 }
-
-prepare();
-fillControls();
-listen();
-select();

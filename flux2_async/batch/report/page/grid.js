@@ -11,10 +11,14 @@ function arrange() {
   for (const card of cards.values()) card.remove();
   cards.clear();
   pitch = cardHeight() + GAP;
-  reachable = Math.min(shown.length, Math.floor(TALLEST / pitch) * columns);
-  grid.style.height = `${Math.max(0, Math.ceil(reachable / columns) * pitch - GAP)}px`;
+  stretch();
   tell();
   paint();
+}
+
+function stretch() {
+  reachable = Math.min(shown.length, Math.floor(TALLEST / pitch) * columns);
+  grid.style.height = `${Math.max(0, Math.ceil(reachable / columns) * pitch - GAP)}px`;
 }
 
 function cardHeight() {
@@ -48,17 +52,23 @@ function paint() {
 
 function place(index) {
   const card = draw(shown[index]);
-  card.setAttribute("aria-setsize", shown.length);
-  card.setAttribute("aria-posinset", index + 1);
-  card.style.transform = `translate(${(index % columns) * (width + GAP)}px, ${Math.floor(index / columns) * pitch}px)`;
+  card.row = shown[index];
   const button = card.firstChild;
-  button.tabIndex = index === current ? 0 : -1;
-  button.addEventListener("focus", () => mark(index));
-  button.addEventListener("click", () => open(index));
+  button.addEventListener("focus", () => mark(card.index));
+  button.addEventListener("click", () => open(card.index));
+  put(card, index);
   // Read aloud in the order of the page, in whatever order they came.
   const later = Math.min(...[...cards.keys()].filter((other) => other > index));
   grid.insertBefore(card, cards.get(later) ?? null);
   cards.set(index, card);
+}
+
+function put(card, index) {
+  card.index = index;
+  card.setAttribute("aria-setsize", shown.length);
+  card.setAttribute("aria-posinset", index + 1);
+  card.style.transform = `translate(${(index % columns) * (width + GAP)}px, ${Math.floor(index / columns) * pitch}px)`;
+  card.firstChild.tabIndex = index === current ? 0 : -1;
 }
 
 function mark(index) {
@@ -123,10 +133,17 @@ function image(source, alt = "") {
 function output(row) {
   const place = make("span", { className: "output" });
   const picture = row.outputs[0];
-  if (picture?.thumb) place.append(image(picture.thumb));
+  if (picture?.thumb) place.append(preview(picture, row));
   else place.append(reason(row, row.error));
   if (row.outputs.length > 1) place.append(make("span", { className: "many", text: `1 of ${row.outputs.length}` }));
   return place;
+}
+
+// A server makes the small picture when it is asked for, and may find that it cannot.
+function preview(picture, row) {
+  const small = image(picture.thumb);
+  small.addEventListener("error", () => small.replaceWith(reason({ ...row, download: "done" }, undefined)), { once: true });
+  return small;
 }
 
 function reason(row, error) {

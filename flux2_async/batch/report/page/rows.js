@@ -66,16 +66,24 @@ const COLUMNS = [
   ["Input line", (row) => row.line],
 ];
 
+const KNOWN = COLUMNS.length;
+
 function prepare() {
-  const extra = new Set();
-  rows.forEach((row, index) => {
-    row.index = index;
-    row.inputs ??= [];
-    row.outputs ??= [];
-    row.extra = new Map(row.extra);
-    row.haystack = [row.prompt, row.id, row.task].join("\n").toLowerCase();
-    for (const name of row.extra.keys()) extra.add(name);
-  });
+  rows.forEach(prepareRow);
+  findColumns();
+}
+
+function prepareRow(row, index) {
+  row.index = index;
+  row.inputs ??= [];
+  row.outputs ??= [];
+  row.extra = new Map(row.extra);
+  row.haystack = [row.prompt, row.id, row.task].join("\n").toLowerCase();
+}
+
+function findColumns() {
+  const extra = new Set(rows.flatMap((row) => [...row.extra.keys()]));
+  COLUMNS.length = KNOWN;
   for (const name of extra) COLUMNS.push([name, (row) => row.extra.get(name)]);
   // A column of figures is compared as such, wherever it came from.
   for (const column of COLUMNS) {
@@ -92,16 +100,20 @@ const chosen = new Set();
 let shown = [], current = 0, opened = null;
 
 function select() {
+  choose();
+  current = 0;
+  arrange();
+  // What is left begins at the top, without the headline coming back.
+  scrollTo(0, Math.min(scrollY, grid.offsetTop - $("tools").offsetHeight - 30));
+}
+
+function choose() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
   const column = COLUMNS[sort.value];
   const turn = direction.getAttribute("aria-pressed") === "true" ? -1 : 1;
   shown = rows.filter((row) => (!chosen.size || chosen.has(row.state)) && words.every((word) => row.haystack.includes(word)));
   shown.sort((one, other) => compare(column, turn, one, other));
-  current = 0;
-  $("nothing").hidden = shown.length > 0;
-  arrange();
-  // What is left begins at the top, without the headline coming back.
-  scrollTo(0, Math.min(scrollY, grid.offsetTop - $("tools").offsetHeight - 30));
+  $("nothing").hidden = shown.length > 0 || rows.length === 0;
 }
 
 function compare(column, turn, one, other) {

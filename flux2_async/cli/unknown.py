@@ -1,0 +1,177 @@
+"""`flux2 unknown`: what may have been accepted and nobody knows; a person says what became of it."""
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import attrs
+
+from flux2_async.batch import Journal, UnknownRequest
+from flux2_async.cli.run import INTERRUPTED, CommandError
+from flux2_async.cli.screen import Screen, UsageError, counted, one_line
+from flux2_async.errors import InvalidRequestError
+
+__all__ = ["Decisions", "unknown"]
+
+WAYS: Final = "t TASK_ID: it is this task   n: it was never made, send it again   l: ask me later   q: stop asking"
+
+
+@attrs.frozen
+class Decisions:
+    """What was decided on the command line.
+
+    Attributes:
+        tasks: `ID=TASK_ID` each.
+        never_made: Ids of requests.
+    """
+
+    tasks: tuple[str, ...] = ()
+    never_made: tuple[str, ...] = ()
+
+    def found(self) -> dict[str, str]:
+        """Give the tasks by the ids of their requests.
+
+        Raises:
+            UsageError: One cannot be read.
+        """
+        found: dict[str, str] = {}
+        for text in self.tasks:
+            # Ids of requests may have any sign in them, those of tasks have none.
+            name, _, task_id = text.rpartition("=")
+            if not name or not task_id:
+                raise UsageError(f"--task: {text!r} given, it must look like ID=TASK_ID")
+            if name in found:
+                raise UsageError(f"--task: {name!r} is given two tasks; a request became one of them at most")
+            found[name] = task_id
+        return found
+
+
+async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool) -> int:
+    """Tell of them, and write down what is decided.
+
+    Args:
+        screen: Where.
+        path: The journal.
+        decisions: What was decided already.
+        ask: Whether somebody is there to be asked.
+
+    Returns:
+        0, or 1 while some are left.
+
+    Raises:
+        UsageError: There is no such journal, or a decision cannot be read.
+        InvalidRequestError: A decision does not fit; nothing was changed.
+        JournalError: The journal cannot be used, or a batch is running with it.
+        CommandError: Interrupted; what was decided until then is kept.
+    """
+    if not await anyio.Path(path).is_file():
+        raise UsageError(f"there is no journal {str(path)!r}; name the folder that flux2 batch was given as --out")
+    found = decisions.found()
+    async with Journal(path) as journal:
+        decided = []
+        if found or decisions.never_made:
+            decided = await journal.resolve_unknown(found=found, never_made=decisions.never_made)
+        elif ask:
+            await _ask_all(screen, journal)
+        left = await journal.unknown()
+    if not ask or decided:
+        for number, request in enumerate(left, 1):
+            screen.result("\n".join(_told(request, f"{number} of {len(left)}")))
+    _tell_end(screen, len(decided), len(left), ask=ask)
+    screen.document(
+        {"unknown": [_document(request) for request in left], "decided": [outcome.id for outcome in decided]}
+    )
+    return int(bool(left))
+
+
+async def _ask_all(screen: Screen, journal: Journal) -> None:
+    requests = await journal.unknown()
+    for number, request in enumerate(requests, 1):
+        screen.result("\n".join(_told(request, f"{number} of {len(requests)}")))
+        if not await _ask(screen, journal, request.outcome.id):
+            return
+
+
+async def _ask(screen: Screen, journal: Journal, name: str) -> bool:
+    """Ask until there is an answer that can be followed; give whether to go on."""
+    while True:
+        screen.note(WAYS, "dim")
+        word, _, rest = _answer().partition(" ")
+        try:
+            match word.lower(), rest.strip():
+                case "t", task_id if task_id:
+                    await journal.resolve_unknown(found={name: task_id})
+                    screen.note("kept: the next run waits for this task", "green")
+                case "n", "":
+                    await journal.resolve_unknown(never_made=[name])
+                    screen.note("kept: the next run sends it again", "green")
+                case (("l" | ""), ""):
+                    screen.note("it stays unknown")
+                case "q", "":
+                    return False
+                case _:
+                    continue
+        except InvalidRequestError as error:
+            screen.complain(error)
+            continue
+        return True
+
+
+def _answer() -> str:
+    """Read a line; nothing else runs meanwhile.
+
+    Raises:
+        CommandError: Ctrl-C.
+    """
+    # asyncio's own handler would let a line that is waited for wait on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return "q"
+    except KeyboardInterrupt:
+        raise CommandError("interrupted; what was decided is kept", code=INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _told(request: UnknownRequest, place: str) -> Sequence[str]:
+    outcome = request.outcome
+    sent = f"{request.sent_at.astimezone():%d %b %Y %H:%M:%S}" if request.sent_at else "at an unknown time"
+    lines = [f"{place}: {outcome.id} (line {outcome.line}), sent {sent}, {outcome.model} {outcome.resolution}"]
+    lines += [f"    {one_line(outcome.prompt)}"]
+    lines += [f"    picture: {image}" for image in outcome.images]
+    lines += [f"    submission: {outcome.ref}"] if outcome.ref else []
+    lines += [f"    task: {outcome.task_id}, which the service did not know"] if outcome.task_id else []
+    lines += [f"    {one_line(outcome.error.message)}"] if outcome.error else []
+    return lines
+
+
+def _tell_end(screen: Screen, decided: int, left: int, *, ask: bool) -> None:
+    if decided:
+        screen.note(f"{counted(decided, 'request')} decided; the next run of flux2 batch acts on it")
+    if not left:
+        screen.note("no request is unknown")
+    elif not ask:
+        screen.note(
+            f"{counted(left, 'request')} may have been accepted: look into the task log of your account, and say what "
+            "became of each with --task ID=TASK_ID or --never-made ID"
+        )
+
+
+def _document(request: UnknownRequest) -> dict[str, Any]:
+    outcome = request.outcome
+    return {
+        "id": outcome.id,
+        "line": outcome.line,
+        "sent_at": request.sent_at and request.sent_at.isoformat(),
+        "prompt": outcome.prompt,
+        "images": list(outcome.images),
+        "model": outcome.model,
+        "resolution": outcome.resolution,
+        "ref": outcome.ref,
+        "task_id": outcome.task_id,
+        "error": outcome.error and attrs.asdict(outcome.error),
+    }

@@ -1,0 +1,188 @@
+"""The served report in a real browser: rows arrive while somebody looks, and what is looked at stays."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from batch_outcomes import done, failed, painted
+from browser import Watched, new_page
+from playwright.sync_api import Page, expect
+
+from flux2_async.batch import Outcome, State
+from flux2_async.batch.report import serve_report
+from flux2_async.batch.results import CHANGES, Changes
+from flux2_async.emulator import Plan, Script
+from flux2_async.testing import running_emulator
+
+HOSTILE = '</script><img src="http://127.0.0.1:9/leak" onerror="window.pwned=1"><script>window.pwned=1</script>'
+
+
+@pytest.fixture(scope="module")
+def only_page() -> Iterator[Watched]:
+    with new_page() as page:
+        yield Watched(page)
+
+
+@contextmanager
+def served(watched: Watched, folder: Path) -> Iterator[Page]:
+    """The page of a folder, with nothing asked of another host and nothing complained of."""
+    watched.asked.clear()
+    watched.trouble.clear()
+    watched.page.set_viewport_size({"width": 1280, "height": 800})
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serve_report(folder)) as address:
+        watched.page.goto(address)
+        expect(watched.page.locator("#live-text")).not_to_have_text("connecting")
+        yield watched.page
+        assert watched.page.evaluate("window.pwned") is None
+        assert watched.asked_elsewhere(address) == []
+        watched.page.goto("about:blank")
+        assert watched.trouble == []
+
+
+@pytest.fixture
+def changes(tmp_path: Path) -> Iterator[Changes]:
+    """What a batch of 40 tells, which is under way in this folder."""
+    changes = Changes(tmp_path, 40)
+    yield changes
+    changes.end(remove=True)
+
+
+def submitted(number: int) -> Outcome:
+    return done(number, state=State.SUBMITTED, download=None, credits=None, finished_at=None)
+
+
+def ids(page: Page) -> list[str]:
+    return page.locator(".card .id").all_inner_texts()
+
+
+def test_rows_arrive_and_change(only_page: Watched, changes: Changes) -> None:
+    """From nothing at all: accepted, then with a picture; in the order of the input, with the figures above."""
+    with served(only_page, changes.directory) as page:
+        expect(page.locator("#waiting")).to_be_visible()
+        expect(page.locator("#tools")).to_be_hidden()
+        expect(page.locator("#live-text")).to_have_text("not running · no request yet")
+        changes.add(submitted(3))
+        changes.add(submitted(1))
+        expect(page.locator(".card")).to_have_count(2)
+        assert ids(page) == ["shot-1", "shot-3"]
+        expect(page.locator("#waiting")).to_be_hidden()
+        expect(page.locator("#live-text")).to_contain_text("running · last change")
+
+        painted(changes.directory / "images/3.jpg", (640, 480), "seagreen")
+        changes.add(done(3, files=("images/3.jpg",)))
+        changes.add(failed(2, HOSTILE))
+        expect(page.locator(".card")).to_have_count(3)
+        expect(page.locator(".card").nth(2).locator(".output img")).to_be_visible()
+        expect(page.locator("#summary")).to_have_text("1\u00a0of\u00a040\u00a0requests\u00a0done · 4\u00a0credits")
+        assert ids(page) == ["shot-1", "shot-2", "shot-3"]
+        assert page.locator("#states button").all_text_contents() == ["done1", "failed1", "submitted1"]
+        expect(page.get_by_role("status").last).to_contain_text("of 40 requests done")
+
+
+def test_focus_filter_and_viewer_stay(only_page: Watched, changes: Changes) -> None:
+    """Who has the focus keeps it, a filter holds for what arrives, and an open request is told its end."""
+    for number in range(11, 15):
+        changes.add(submitted(number))
+    with served(only_page, changes.directory) as page:
+        expect(page.locator(".card")).to_have_count(4)
+        page.locator(".card button").nth(2).focus()
+        for number in (1, 2, 20):
+            changes.add(submitted(number))
+        expect(page.locator(".card")).to_have_count(7)
+        expect(page.locator(".card button:focus .id")).to_have_text("shot-13")
+        assert page.locator("[tabindex='0'].card, .card [tabindex='0']").count() == 1
+
+        page.keyboard.press("Enter")
+        expect(page.locator("#viewer-title")).to_have_text("shot-13")
+        changes.add(failed(13, "no"))
+        changes.add(submitted(3))
+        expect(page.locator("#error")).to_have_text("ContentModeratedError: no")
+        expect(page.locator("#viewer-title")).to_have_text("shot-13")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#viewer-title")).to_have_text("shot-14")
+        page.keyboard.press("Escape")
+        expect(page.locator(".card button:focus .id")).to_have_text("shot-14")
+
+        page.get_by_role("button", name="failed 1").click()
+        expect(page.locator(".card")).to_have_count(1)
+        changes.add(failed(14, "no"))
+        changes.add(submitted(30))
+        expect(page.locator(".card")).to_have_count(2)
+        expect(page.get_by_role("button", name="failed 2")).to_be_focused()
+
+
+def test_a_picture_that_cannot_be_shown_small_says_so(only_page: Watched, changes: Changes) -> None:
+    """The thumbnail is made when it is asked for, and a file that is none is words instead of a broken image."""
+    (changes.directory / "images").mkdir()
+    (changes.directory / "images/1.jpg").write_bytes(b"no picture")
+    changes.add(done(1, files=("images/1.jpg",)))
+    with served(only_page, changes.directory) as page:
+        expect(page.locator(".card .reason b")).to_have_text("No preview")
+        # The browser itself tells of the address that gave nothing.
+        only_page.trouble[:] = [text for text in only_page.trouble if "404" not in text]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits(only_page: Watched, changes: Changes, width: int, scheme: Any) -> None:
+    """No sideways scrolling, on a telephone and in the dark, with rows that arrive."""
+    with served(only_page, changes.directory) as page:
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 800})
+        changes.add(done(1, prompt="A very-long-word-" * 30))
+        changes.add(submitted(2))
+        expect(page.locator(".card")).to_have_count(2)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.emulate_media(color_scheme="light")
+
+
+@contextmanager
+def program(*words: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """A command of its own, which does not outlive the test."""
+    command, pipe = [sys.executable, "-m", "flux2_async.cli", *words], subprocess.PIPE
+    started = subprocess.Popen(command, env=os.environ | environment, stdout=pipe, stderr=pipe, encoding="utf-8")  # noqa: S603  ours
+    with started as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_report_of_a_batch_in_another_process(only_page: Watched, tmp_path: Path) -> None:
+    """`flux2 report --serve` beside `flux2 batch`: rows and pictures arrive, the end is told, Ctrl-C ends it with 0."""
+    jobs, results = tmp_path / "jobs.csv", tmp_path / "results"
+    jobs.write_text("prompt\n" + "".join(f"a house {number}\n" for number in range(6)))
+    results.mkdir()
+    with (
+        running_emulator(Script(plans=Plan(duration=float("inf")))) as emulator,
+        program("report", str(results), "--serve", "--port", "0") as server,
+    ):
+        assert server.stdout is not None
+        page = only_page.page
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.goto(server.stdout.readline().strip())
+        account = {"APIKLEY_API_KEY": emulator.api_key, "APIKLEY_BASE_URL": emulator.base_url}
+        with program("batch", str(jobs), "--out", str(results), "--no-report", **account) as batch:
+            expect(page.locator(".card")).to_have_count(6)
+            expect(page.locator("#live-text")).to_contain_text("running · last change")
+            for task_id in emulator.ledger.accepted:
+                emulator.finish(task_id)
+            _, told = batch.communicate(timeout=40)
+            assert batch.returncode == 0, told
+        expect(page.locator("#summary")).to_contain_text("6\u00a0of\u00a06\u00a0requests\u00a0done")
+        expect(page.locator("#live-text")).to_contain_text("not running")
+        expect(page.locator(".card .output img").first).to_be_visible()
+        page.goto("about:blank")
+        server.send_signal(signal.SIGINT)
+        _, told = server.communicate(timeout=20)
+        assert server.returncode == 0
+        assert told.endswith("stopped\n")
+    assert not (results / CHANGES).exists()
+    only_page.trouble.clear()

@@ -1,7 +1,9 @@
 """`flux2 unknown`: what may have been accepted and nobody knows; a person says what became of it."""
 
-import signal
+import asyncio
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,7 +100,7 @@ async def _ask(screen: Screen, journal: Journal, name: str) -> bool:
     """Ask until there is an answer that can be followed; give whether to go on."""
     while True:
         screen.note(WAYS, "dim")
-        word, _, rest = _answer().partition(" ")
+        word, _, rest = (await _answer(screen)).partition(" ")
         try:
             match word.lower(), rest.strip():
                 case "t", task_id if task_id:
@@ -119,22 +121,29 @@ async def _ask(screen: Screen, journal: Journal, name: str) -> bool:
         return True
 
 
-def _answer() -> str:
-    """Read a line; nothing else runs meanwhile.
+async def _answer(screen: Screen) -> str:
+    """Read a line.
 
     Raises:
         CommandError: Ctrl-C.
     """
-    # asyncio's own handler would let a line that is waited for wait on.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    screen.err.print("> ", end="")
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
     try:
-        return input("> ").strip()
-    except EOFError:
-        return "q"
-    except KeyboardInterrupt:
+        loop.add_reader(sys.stdin, readable.set)
+    except NotImplementedError:
+        # Windows: Ctrl-C is noticed at the end of the line.
+        readable.set()
+    try:
+        # Not in `input`: a Ctrl-C in the instant in which it begins to read would be noticed at the end of the line.
+        await readable.wait()
+    except asyncio.CancelledError:
         raise CommandError("interrupted; what was decided is kept", code=INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        with suppress(NotImplementedError):
+            loop.remove_reader(sys.stdin)
+    line = sys.stdin.readline()
+    return line.strip() if line else "q"
 
 
 def _told(request: UnknownRequest, place: str) -> Sequence[str]:

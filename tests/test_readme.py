@@ -1,35 +1,28 @@
-"""Every Python block of the README runs, on the emulator and on virtual time; recipes run in `test_recipes`."""
+"""Every Python block of the README runs, on the emulator and on virtual time."""
 
 import inspect
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from readme import blocks, compiled, name_of, recipes
+from documents import PACKAGE, README, blocks, compiled
 from sybil import Example
 
 import flux2_async
 from flux2_async import Flux2Session, TextToImage
 from flux2_async.emulator import Emulator, Plan, Script
 
-PHOTOS = Path(flux2_async.__file__).parent / "cli" / "photos"
-TESTS = Path(__file__).parent
-
-# What the tests of recipes say to get one.
-TESTED = re.compile(r'\brecipe\("([a-z]+)"\)')
-
 
 def plain_blocks() -> list[Any]:
-    return [pytest.param(block, id=f"line {block.line}") for block in blocks() if name_of(block) is None]
+    return [pytest.param(block, id=f"line {block.line}") for block in blocks(README)]
 
 
 @pytest.mark.parametrize("example", plain_blocks())
 async def test_block(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block runs as it stands, with the names that the text around it speaks of."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(PHOTOS / "coffee.png", "can.png")
+    shutil.copy(PACKAGE / "cli" / "photos" / "coffee.png", "can.png")
     script = Script(plans=Plan(duration=8.0), render=False)
     async with Emulator(script) as emulator:
         monkeypatch.setenv("APIKLEY_API_KEY", emulator.api_key)
@@ -42,7 +35,7 @@ async def test_block(example: Example, tmp_path: Path, monkeypatch: pytest.Monke
                 "request": request,
                 "task_id": (await flux.submit(request)).id,
             }
-            pending = eval(compiled(example), names)  # noqa: S307  running the README is the purpose
+            pending = eval(compiled(str(example.parsed), README, example.line), names)  # noqa: S307  running the README is the purpose
             if inspect.isawaitable(pending):
                 await pending
 
@@ -50,13 +43,3 @@ async def test_block(example: Example, tmp_path: Path, monkeypatch: pytest.Monke
 def test_there_are_blocks() -> None:
     """The README shows Python, so the test above has something to run."""
     assert len(plain_blocks()) >= 10
-
-
-def test_recipes_are_run() -> None:
-    """A block that is left out above because it is a recipe has a test of its own, and is short."""
-    tested = {name for path in TESTS.rglob("test_*.py") for name in TESTED.findall(path.read_text())}
-    named = [name_of(block) for block in blocks() if name_of(block) is not None]
-
-    assert len(named) >= 5
-    assert sorted(named, key=str) == sorted(tested)
-    assert [name for name, block in recipes().items() if len(str(block.parsed).splitlines()) >= 40] == []

@@ -1,9 +1,11 @@
-"""The recipes of the README, taken from there, with their real frameworks over real sockets and in real time."""
+"""The recipes, with their real frameworks over real sockets and in real time."""
 
 import asyncio
 import json
 import math
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,16 +20,16 @@ import pytest
 import uvicorn
 from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
+from documents import PACKAGE, RECIPES, imported, recipe
 from emulated import free_port, until
-from readme import imported, recipe, recipes
 
-import flux2_async
 from flux2_async.emulator import Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
 
 pytestmark = pytest.mark.real_time
 
-PHOTO = (Path(flux2_async.__file__).parent / "cli" / "photos" / "coffee.png").read_bytes()
+PHOTOS = PACKAGE / "cli" / "photos"
+PHOTO = (PHOTOS / "coffee.png").read_bytes()
 FOR_EVER = Script(plans=Plan(duration=math.inf), render=False)
 MODERATED = Script(plans=Plan(outcome="moderated", duration=0.1), render=False)
 
@@ -67,8 +69,10 @@ async def ask(method: str, url: str, **options: Any) -> Answer:
         return Answer(response.status, response.headers, await response.text())
 
 
-# The one for tests has a marker of a plugin that is switched off here.
-@pytest.mark.parametrize("name", sorted(recipes().keys() - {"testing"}))
+TESTED = re.compile(r'\b(?:recipe|started)\("([a-z]+)"')
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"testing"}))
 def test_recipes_are_imported_without_an_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test, a linter or a task queue may import a program before anything is set."""
     for variable in ("APIKLEY_API_KEY", "APIKLEY_BASE_URL", "APIKLEY_UPLOAD_URL"):
@@ -76,6 +80,18 @@ def test_recipes_are_imported_without_an_environment(name: str, monkeypatch: pyt
     for variable in ("PUBLIC_URL", "REDIS_URL", "CALLBACK_SECRET", "BOT_TOKEN", "PORT", "IDLE_MS"):
         monkeypatch.delenv(variable, raising=False)
     imported(recipe(name))
+
+
+def test_every_recipe_is_run_short_and_says_how_to_start_it() -> None:
+    """Each has a test of its own, a first line for its start, a sentence about what it is, and fits on a screen."""
+    tested = {name for path in Path(__file__).parent.rglob("test_*.py") for name in TESTED.findall(path.read_text())}
+    sources = {name: path.read_text() for name, path in RECIPES.items()}
+    lengths = {name: len([line for line in source.splitlines() if line]) for name, source in sources.items()}
+
+    assert len(sources) >= 8
+    assert sorted(sources) == sorted(tested)
+    assert [name for name, source in sources.items() if not re.match(r'# Start it: .+\n"""[A-Z].+', source)] == []
+    assert [name for name, length in lengths.items() if length >= 40] == []
 
 
 # --- aiohttp
@@ -303,29 +319,44 @@ async def fetched(url: str) -> bytes:
         return await response.read()
 
 
-# --- a script
+# --- scripts
+
+
+def started(name: str, folder: Path, **environment: str) -> str:
+    """Start a recipe as its first line says, in a folder of its own, and give what it printed."""
+    done = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-W", "error", shutil.copy(recipe(name), folder / "app.py")],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_edit_saves_a_picture(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Two pictures beside the program are uploaded, and the new one is saved."""
+    for name in ("can.png", "shelf.jpg"):
+        shutil.copy(PHOTOS / "coffee.png", tmp_path / name)
+    printed = started("edit", tmp_path)
+
+    [task_id] = flux2_emulator.ledger.accepted
+    assert printed.split() == [f"out/{task_id}-1.png"]
+    assert (tmp_path / printed.strip()).read_bytes()
 
 
 def test_script_runs_without_a_web_server(
     flux2_emulator: RunningEmulator, listener: socket.socket, tmp_path: Path
 ) -> None:
     """The program saves three pictures, each brought by its callback."""
-    program = tmp_path / "houses.py"
-    program.write_text(str(recipe("script").parsed))
     port = listener.getsockname()[1]
     listener.close()
-    done = subprocess.run(  # noqa: S603  the README's own program
-        [sys.executable, "-W", "error", program],
-        cwd=tmp_path,
-        env=os.environ | {"PORT": str(port)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    printed = started("script", tmp_path, PORT=str(port))
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(line.split()[0] for line in done.stdout.splitlines()) == ["done:"] * 3
+    assert sorted(line.split()[0] for line in printed.splitlines()) == ["done:"] * 3
     assert len(list((tmp_path / "houses").iterdir())) == 3
     assert [call.status for call in flux2_emulator.ledger.callbacks] == [200] * 3
     assert flux2_emulator.ledger.polls == 3

@@ -1,9 +1,10 @@
-"""The recipes of the README for many processes, with real workers and a real Redis."""
+"""The recipes for many processes, with real workers and a real Redis."""
 
 import asyncio
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,10 +14,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from documents import imported, recipe
 from emulated import free_port, until
-from readme import imported, recipe
 from redis_server import RedisServer
-from sybil import Example
 
 from flux2_async import TextToImage
 from flux2_async.emulator import Limit, Plan, Script
@@ -56,8 +56,8 @@ async def running(*words: str, folder: Path) -> AsyncIterator[int]:
             await process.wait()
 
 
-def write(example: Example, folder: Path) -> None:
-    (folder / "app.py").write_text(str(example.parsed))
+def write(recipe: Path, folder: Path) -> None:
+    shutil.copy(recipe, folder / "app.py")
 
 
 # --- FastAPI with several workers

@@ -7,7 +7,7 @@ import threading
 
 import aiohttp
 import pytest
-from readme import recipe
+from documents import recipe
 
 import flux2_async
 from flux2_async import Flux2Session, ImageResult, Polling, TextToImage
@@ -195,8 +195,8 @@ def user(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.P
 
 
 def test_in_a_run_of_a_user(user: pytest.Pytester) -> None:
-    """It works with anyio's plugin, pytest-asyncio and an overridden script; the tests in the README are tests."""
-    user.makepyfile(test_ways=OTHER_WAYS, test_readme=str(recipe("testing").parsed))
+    """It works with anyio's plugin, pytest-asyncio and an overridden script; the recipe's tests are tests."""
+    user.makepyfile(test_ways=OTHER_WAYS, test_readme=recipe("testing").read_text())
     result = user.runpytest_subprocess()
 
     result.assert_outcomes(passed=4 + 2, errors=1)

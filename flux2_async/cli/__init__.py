@@ -1,8 +1,9 @@
-"""The command `flux2`; needs the extra `cli`."""
+"""The command `flux2`; all but `--version`, `docs` and `recipe` needs the extra `cli`."""
 
 import os
 import sys
-from pathlib import Path
+
+from flux2_async._version import VERSION
 
 __all__ = ["main"]
 
@@ -10,6 +11,8 @@ __all__ = ["main"]
 EXTRA = frozenset({"PIL", "cyclopts", "rich"})
 MISSING = 'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
 INTERRUPTED = 130
+# docs or recipe, and a name.
+MOST = 2
 
 
 def main() -> int:
@@ -19,8 +22,32 @@ def main() -> int:
         0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
     # Python has None for a stream that was closed before it started.
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  open to the end, as any of them
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  likewise
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115  pathlib takes longer; open to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115  likewise
+    words = sys.argv[1:]
+    try:
+        return _without_extra(words) if _needs_no_extra(words) else _with_extra(words)
+    except KeyboardInterrupt:
+        # Importing takes a second, in which nothing was sent.
+        return INTERRUPTED
+
+
+def _needs_no_extra(words: list[str]) -> bool:
+    """Tell whether it is one of the few that need no parser; their own --help does."""
+    plain = len(words) <= MOST and not any(word.startswith("-") for word in words[1:])
+    return words == ["--version"] or (plain and words[:1] in (["docs"], ["recipe"]))
+
+
+def _without_extra(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(VERSION)  # noqa: T201  rich may be what is missing
+        return 0
+    from flux2_async.cli import documents  # noqa: PLC0415  a version is asked for by scripts, often
+
+    return documents.shown(getattr(documents, words[0]), words[1:])
+
+
+def _with_extra(words: list[str]) -> int:
     try:
         from flux2_async.cli.app import run  # noqa: PLC0415  the library itself does not need these packages
     except ModuleNotFoundError as error:
@@ -28,7 +55,4 @@ def main() -> int:
             raise
         print(MISSING, file=sys.stderr)  # noqa: T201  rich may be what is missing
         return 2
-    except KeyboardInterrupt:
-        # Importing takes a second, in which nothing was sent.
-        return INTERRUPTED
-    return run(sys.argv[1:])
+    return run(words)

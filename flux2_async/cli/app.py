@@ -19,6 +19,7 @@ from flux2_async.cli.batch import batch as run_batch
 from flux2_async.cli.batch_options import SECRET, BatchOptions, jobs
 from flux2_async.cli.demo import demo as run_demo
 from flux2_async.cli.doctor import checks
+from flux2_async.cli.documents import docs, recipe
 from flux2_async.cli.emulator_options import EmulatorOptions
 from flux2_async.cli.options import (
     RATE_LIMIT,
@@ -287,6 +288,10 @@ def emulator(
     Example: flux2 emulator --duration 3 --moderate 0.1 --fault createTask:cut_after
     """
     return _done(lambda screen: serve(screen, host, port, options, log=log), machine=json)
+
+
+app.command(docs)
+app.command(recipe)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import recipe
 from emulated import until
-from readme import recipe
 
 from flux2_async.batch import Journal
 from flux2_async.emulator import Emulator, Limit, Plan, Script
@@ -45,8 +45,8 @@ async def states(folder: Path) -> dict[str | None, str]:
 
 
 async def test_a_script_that_stops(tmp_path: Path) -> None:
-    """The README's script saves what runs and ends well, without a word."""
-    program = recipe("interrupt").parsed
+    """The recipe saves what runs and ends well, without a word."""
+    program = recipe("interrupt").read_text()
     code, complaints, accepted = await interrupted(program, tmp_path, duration=1.0)
     assert (code, complaints) == (0, "")
     assert await states(tmp_path) == dict.fromkeys(accepted, "done")
@@ -55,7 +55,7 @@ async def test_a_script_that_stops(tmp_path: Path) -> None:
 
 async def test_a_script_that_does_not_care(tmp_path: Path) -> None:
     """Without a handler it stops at once, loses nothing, and the traceback shows nothing of our inside."""
-    program = recipe("interrupt").parsed.replace(PLAIN, "")
+    program = recipe("interrupt").read_text().replace(PLAIN, "")
     code, complaints, accepted = await interrupted(program, tmp_path, duration=3600.0)
     assert code == -signal.SIGINT
     assert complaints.endswith("\nKeyboardInterrupt\n")

@@ -1,0 +1,163 @@
+"""`flux2 docs` and `flux2 recipe`: the guide, the docstrings and the recipes; needs nothing of the extra `cli`."""
+
+import ast
+import inspect
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.resources import files
+from types import ModuleType
+from typing import Final
+
+__all__ = ["docs", "recipe", "shown"]
+
+PACKAGE: Final = "flux2_async"
+# Where public names are, those of the package itself first; an extra that one of them needs may be missing.
+HOMES: Final = (
+    "", "errors", "models", "batch", "batch.report", "receivers", "coordination", "webhooks", "emulator", "testing",
+)  # fmt: skip
+WIDTH: Final = 20
+
+
+def docs(name: str | None = None, /) -> int:
+    """Show a page of the guide, or what a public name does; without a name, list the pages.
+
+    Example: flux2 docs waiting
+
+    Args:
+        name: A page, or a name such as Flux2Session.submit or batch.run_batch.
+    """
+    pages = _texts("guide", ".md")
+    if name is None:
+        for each, page in pages.items():
+            # The title, an empty line, and what the page is about.
+            _say(f"{each:<{WIDTH}} {page.splitlines()[2]}")
+        _say("\nflux2 docs NAME shows one; so it does with public names, such as Flux2Session.submit.")
+        return 0
+    text = pages.get(name) or _described(name)
+    if text is None:
+        return _missing("docs: no page and no public name", name, [*pages, *_public_names()])
+    _say(text.rstrip("\n"))
+    return 0
+
+
+def recipe(name: str | None = None, /) -> int:
+    """Print a whole program to begin with; without a name, list what there is.
+
+    Example: flux2 recipe fastapi > app.py
+
+    Args:
+        name: One of the list.
+    """
+    programs = _texts("recipes", ".py")
+    if name is None:
+        for each, source in programs.items():
+            _say(f"{each:<{WIDTH}} {(ast.get_docstring(ast.parse(source)) or '').partition(chr(10))[0]}")
+        return 0
+    if name not in programs:
+        return _missing("recipe: none is called", name, list(programs))
+    _say(programs[name].rstrip("\n"))
+    return 0
+
+
+def shown(command: Callable[[str | None], int], words: Sequence[str]) -> int:
+    """Run one of the two without a parser for the command line.
+
+    Args:
+        command: `docs` or `recipe`.
+        words: Behind it, none or one.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A program that is written to a file is read as UTF-8, whatever the terminal speaks.
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        code = command(*words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads has seen enough. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201  rich may be missing, and would wrap programs
+
+
+def _missing(what: str, name: str, known: Sequence[str]) -> int:
+    close = get_close_matches(name, known, n=3) or sorted(known)[:3]
+    print(f"flux2: {what} {name!r}; do you mean {', '.join(close)}?", file=sys.stderr)  # noqa: T201  rich may be missing
+    return 2
+
+
+def _texts(folder: str, ending: str) -> dict[str, str]:
+    """The texts of a folder of the package by their names without the ending, in alphabetical order."""
+    found = [each for each in (files(PACKAGE) / folder).iterdir() if each.name.endswith(ending)]
+    return {
+        each.name.removesuffix(ending): each.read_text("utf-8") for each in sorted(found, key=lambda each: each.name)
+    }
+
+
+def _modules() -> Iterator[tuple[str, ModuleType]]:
+    for home in HOMES:
+        try:
+            yield home, import_module(f"{PACKAGE}.{home}".rstrip("."))
+        except ImportError:
+            continue
+
+
+def _public_names() -> list[str]:
+    return sorted({name for _, module in _modules() for name in module.__all__})
+
+
+def _described(name: str) -> str | None:
+    """Describe a public name, with or without the module's name before it."""
+    name = name.removeprefix(f"{PACKAGE}.")
+    for home, module in _modules():
+        if name in (home, PACKAGE if not home else None):
+            return _text_about(name, module)
+        head, *rest = name.removeprefix(f"{home}.").split(".")
+        if head not in module.__all__:
+            continue
+        value = getattr(module, head)
+        for part in rest:
+            value = None if part.startswith("_") else getattr(value, part, None)
+        if value is not None:
+            return _text_about(".".join([module.__name__, head, *rest]), value)
+    return None
+
+
+def _text_about(name: str, value: object) -> str:
+    if not (
+        inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value) or isinstance(value, property)
+    ):
+        return f"{name} = {value!r}"
+    head = name if inspect.ismodule(value) or isinstance(value, property) else f"{name}{_signature(value)}"
+    parts = [head, inspect.getdoc(value) or "", *_members(value)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _signature(value: Callable[..., object]) -> str:
+    try:
+        return str(inspect.signature(value))
+    except ValueError:
+        # An enumeration, an exception made in C.
+        return ""
+
+
+def _members(value: object) -> Iterator[str]:
+    """What a class or a module has, a line each."""
+    if inspect.ismodule(value):
+        names = list(value.__all__)
+    elif inspect.isclass(value):
+        names = [each for each in vars(value) if not each.startswith("_") and inspect.isroutine(getattr(value, each))]
+    else:
+        return
+    lines = [(each, (inspect.getdoc(getattr(value, each)) or "").partition("\n")[0]) for each in names]
+    yield "\n".join(f"  {each:<{WIDTH}} {summary}" for each, summary in lines)

@@ -1,0 +1,37 @@
+# Start it: BOT_TOKEN=... python app.py
+"""A Telegram bot on aiogram: a photograph with a caption comes in, the edited picture goes back.
+
+Telegram may deliver a message twice; the `key` makes that one charge.
+"""
+
+import os
+
+from aiogram import Bot, Dispatcher, F
+from aiogram.types import FSInputFile, Message, PhotoSize
+
+from flux2_async import ContentModeratedError, Flux2Error, Flux2Session, ImageToImage
+
+flux = Flux2Session()
+dispatcher = Dispatcher()
+dispatcher.startup.register(flux.open)
+dispatcher.shutdown.register(flux.aclose)
+
+
+@dispatcher.message(F.photo[-1].as_("photo"), F.caption.as_("caption"))
+async def edit(message: Message, bot: Bot, photo: PhotoSize, caption: str) -> None:
+    content = await bot.download(photo)
+    assert content is not None
+    try:
+        request = ImageToImage(caption, images=[content.read()])
+        task = await flux.submit(request, key=f"{message.chat.id}/{message.message_id}")
+        paths = await flux.download(await task.result(timeout=600), "pictures")
+    except ContentModeratedError:
+        await message.reply("The content filter refused this one. Try another picture or other words.")
+    except Flux2Error as error:
+        await message.reply(f"That failed: {error}")
+    else:
+        await message.reply_photo(FSInputFile(paths[0]))
+
+
+if __name__ == "__main__":
+    dispatcher.run_polling(Bot(os.environ["BOT_TOKEN"]))

@@ -1,0 +1,46 @@
+# Start it: PUBLIC_URL=https://app.example uvicorn app:app
+"""A backend on FastAPI: waits for the picture for 20 s, then answers 202 with an id to ask again under.
+
+Keep the ids with their owners and look them up first: one that does not exist holds a place of `max_running` for 90 s.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+
+from flux2_async import Callbacks, Flux2Session, TextToImage, errors, receivers
+
+PATIENCE = 20.0  # seconds; less than your proxy's
+flux = Flux2Session(callbacks=Callbacks(os.environ.get("PUBLIC_URL", "http://localhost:8000") + "/flux2/callback/"))
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async with flux:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+app.mount("/flux2/callback", receivers.asgi_app(flux))
+
+
+@app.post("/pictures")
+async def create(prompt: str) -> dict[str, object]:
+    task = await flux.submit(TextToImage(prompt), max_wait=2.0)
+    return {"id": task.id, "urls": (await task.result(PATIENCE)).urls}
+
+
+@app.get("/pictures/{task_id}")
+async def read(task_id: str) -> dict[str, object]:
+    return {"id": task_id, "urls": (await flux.attach(task_id).result(PATIENCE)).urls}
+
+
+@app.exception_handler(errors.Flux2Error)
+async def explain(_request: Request, error: errors.Flux2Error) -> Response:
+    if isinstance(error, errors.TaskTimeoutError):
+        return Response(error.task_id, 202, {"Location": f"/pictures/{error.task_id}"})
+    if isinstance(error, errors.RateLimitedError):
+        return Response("busy", 429, {"Retry-After": str(int(error.retry_after or 9) + 1)})
+    return Response(str(error), 422 if isinstance(error, errors.InvalidRequestError) else 502)

@@ -1,0 +1,24 @@
+# Start it: PUBLIC_URL=https://tunnel.example PORT=8080 python app.py
+"""A script without a web server: it listens for callbacks while it runs; a proxy or a tunnel leads to it."""
+
+import asyncio
+import os
+
+from flux2_async import Callbacks, Flux2Session, TextToImage
+from flux2_async.receivers import serve
+
+STYLES = ["Gaudí", "Wright", "Hadid"]
+
+
+async def main() -> None:
+    flux = Flux2Session(callbacks=Callbacks(os.environ["PUBLIC_URL"] + "/flux2/callback/"))
+    async with flux, serve(flux, "127.0.0.1", int(os.environ["PORT"])):
+        async for done in flux.as_completed(TextToImage(f"a house in the style of {style}") for style in STYLES):
+            if done.result is None:
+                print("failed:", done.request.prompt, done.error)
+            else:
+                print("done:", *await flux.download(done.result, "houses"))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,45 @@
+# Start it: PUBLIC_URL=https://app.example CALLBACK_SECRET=... REDIS_URL=... uvicorn app:make_app --factory --workers 4
+"""FastAPI with several workers: Redis holds what they share, the limit, the pause after a 429 and the keys.
+
+A callback reaches one worker and wakes the one that waits. `order` is the buyer's own number: whoever asks twice, at
+whichever worker, pays once. On one host `HostCoordination()` does the same without a server.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from flux2_async import Callbacks, Flux2Session, TextToImage, errors, receivers
+from flux2_async.coordination import RedisCoordination
+
+router = APIRouter()
+
+
+@router.post("/orders/{order}")
+async def create(request: Request, order: str, prompt: str) -> dict[str, object]:
+    task = await request.app.state.flux.submit(TextToImage(prompt), key=order, max_wait=60.0)
+    result = await task.result(timeout=100)
+    return {"worker": os.getpid(), "id": task.id, "urls": result.urls}
+
+
+async def explain(_request: Request, error: Exception) -> Response:
+    return Response(str(error), 422 if isinstance(error, errors.InvalidRequestError) else 502)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with app.state.flux:
+        yield
+
+
+def make_app() -> FastAPI:
+    address, secret = os.environ["PUBLIC_URL"] + "/flux2/callback/", os.environ["CALLBACK_SECRET"]
+    app = FastAPI(lifespan=lifespan, exception_handlers={errors.Flux2Error: explain})
+    app.state.flux = Flux2Session(
+        coordination=RedisCoordination(os.environ["REDIS_URL"]), callbacks=Callbacks(address, secret=secret)
+    )
+    app.include_router(router)
+    app.mount("/flux2/callback", receivers.asgi_app(app.state.flux))
+    return app

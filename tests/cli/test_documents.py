@@ -1,0 +1,108 @@
+"""`flux2 docs`, `flux2 recipe` and `flux2 --version`: what is shown, and what is not imported for it."""
+
+import subprocess
+import sys
+
+import pytest
+from documents import RECIPES
+
+import flux2_async
+from flux2_async._version import VERSION
+from flux2_async.cli import main
+from flux2_async.cli.app import run
+
+HEAVY = ("aiohttp", "PIL", "cyclopts", "rich", "attrs", "cattrs", "anyio")
+
+
+def flux2(*words: str) -> int:
+    """The command as its entry point has it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["flux2", *words])
+        return main()
+
+
+def imported_by(*words: str) -> set[str]:
+    """The modules in a fresh interpreter after a command that must end well."""
+    code = f"""
+import sys
+before = {{*sys.modules}}
+sys.argv = {["flux2", *words]}
+from flux2_async.cli import main
+try:
+    code = main()
+except SystemExit as end:
+    code = end.code
+print(*{{*sys.modules}} - before, file=sys.stderr)
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  our own
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("words", [["--version"], ["recipe"], ["recipe", "fastapi"], ["docs"]])
+def test_papers_need_neither_extra_nor_library(words: list[str]) -> None:
+    """A version, a recipe and the guide are shown where nothing is installed, and at once."""
+    assert not {*HEAVY} & imported_by(*words)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """The version alone, by both ways to it."""
+    assert flux2("--version") == 0
+    assert capsys.readouterr().out == f"{VERSION}\n"
+
+
+@pytest.mark.parametrize("start", [flux2, lambda *words: run(words)])
+def test_recipes_are_printed_as_they_are(start: object, capsys: pytest.CaptureFixture[str]) -> None:
+    """The list names each with what it is; a name prints the file and nothing else; a wrong one is told."""
+    assert callable(start)
+    assert start("recipe") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == sorted(RECIPES)
+    assert min(len(line.split()) for line in listed) > 5
+    for name, path in RECIPES.items():
+        assert start("recipe", name) == 0
+        assert capsys.readouterr().out == path.read_text()
+    assert start("recipe", "fastap") == 2
+    assert capsys.readouterr().err == "flux2: recipe: none is called 'fastap'; do you mean fastapi?\n"
+
+
+def test_docs_of_public_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every public name has its text, with or without its module, and methods have theirs."""
+    for name in flux2_async.__all__:
+        assert flux2("docs", name) == 0
+        assert name in capsys.readouterr().out
+    for name, word in {
+        "Flux2Session.submit": "max_wait",
+        "flux2_async.Flux2Session.submit": "max_wait",
+        "batch.run_batch": "journal",
+        "run_batch": "journal",
+        "emulator.Script": "plans",
+        "errors": "AmbiguousSubmitError",
+        "ImageTask.id": "id",
+    }.items():
+        assert flux2("docs", name) == 0
+        assert word in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["Flux2Sesion", "Flux2Session._open_engine", "sys", "Flux2Session.nothing"])
+def test_docs_of_what_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is no page and no public name is told in a line, with what may be meant."""
+    assert flux2("docs", name) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith(f"flux2: docs: no page and no public name {name!r}; do you mean ")
+
+
+def test_help_knows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of the whole command and of the two says what they do."""
+    for words, said in {("--help",): "recipe", ("docs", "--help"): "guide", ("recipe", "--help"): "app.py"}.items():
+        assert flux2(*words) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_a_reader_who_has_seen_enough() -> None:
+    """A pipe that is closed early is no error to talk about."""
+    closed = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1)"
+    code = f"{closed}; from flux2_async.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "recipe"], capture_output=True, text=True, check=False)  # noqa: S603  our own
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,0 +1,45 @@
+"""What users read and start: the Python blocks of the README and the guide, and the recipes."""
+
+import ast
+import sys
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+import pytest
+from sybil import Example, Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import flux2_async
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(flux2_async.__file__).parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((PACKAGE / "guide").glob("*.md"))]
+RECIPES = {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.py"))}
+
+
+def blocks(page: Path) -> list[Example]:
+    return list(Sybil(parsers=[PythonCodeBlockParser()]).parse(page).examples())
+
+
+def compiled(source: str, path: Path, line: int = 0) -> CodeType:
+    """The source as code whose tracebacks name the lines of the file, from `line` on."""
+    code = compile("\n" * line + source, str(path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    assert isinstance(code, CodeType)
+    return code
+
+
+def recipe(name: str) -> Path:
+    """The recipe of that name; where its framework cannot be installed, who asks for it is skipped."""
+    if name == "aiogram":
+        pytest.importorskip(name, reason=f"{name} is not on the path: it has no release for this Python")
+    return RECIPES[name]
+
+
+def imported(path: Path) -> dict[str, Any]:
+    """Run a recipe as a module that is imported, and give its names."""
+    # Some libraries look up the module of a function.
+    module = sys.modules["app"] = ModuleType("app")
+    exec(compiled(path.read_text(), path), vars(module))  # noqa: S102  running the recipe is the purpose
+    return vars(module)

@@ -230,15 +230,17 @@ class Journal:
 
     async def sending(self, row: Row, ref: str) -> None:
         """A POST is about to leave; on disk when this returns."""
-        await self._update(row, durable=True, told=False, state=State.SUBMITTING, ref=ref, sent_at=time.time())
+        await self._change(row, durable=True, state=State.SUBMITTING, ref=ref, sent_at=time.time())
 
     async def refused(self, row: Row) -> None:
         """The POST was certainly not accepted."""
-        await self._update(row, told=False, state=State.QUEUED)
+        await self._change(row, state=State.QUEUED)
 
     async def accepted(self, row: Row, task_id: str) -> None:
         """The POST, or the lost one, became this task; on disk when this returns."""
-        await self._update(
+        # Who is told has it read back.
+        change = self._change if self.changed is None else self._update
+        await change(
             row, durable=True, state=State.SUBMITTED, task_id=task_id, submitted_at=time.time(), error=None
         )
 
@@ -272,13 +274,20 @@ class Journal:
         """The task is not finished, and is no longer waited for in this run."""
         return await self._update(row, error=failure)
 
+    async def _change(self, row: Row, *, durable: bool = False, **values: Any) -> None:
+        """Change a row that nobody is told of."""
+        statement, given = _updating(row, values)
+
+        def change(connection: sqlite3.Connection) -> None:
+            [_] = connection.execute(f"{statement} RETURNING number", given).fetchall()
+
+        await self._open().write(change, durable=durable)
+
     async def _update(self, row: Row, *, durable: bool = False, told: bool = True, **values: Any) -> Outcome:
-        columns = ", ".join(f"{name} = ?" for name in values)
-        statement = f"UPDATE requests SET {columns} WHERE number = ? RETURNING *"  # noqa: S608  names from this module
-        given = [*map(stored, values.values()), row.number]
+        statement, given = _updating(row, values)
 
         def change(connection: sqlite3.Connection) -> Outcome:
-            [changed] = connection.execute(statement, given).fetchall()
+            [changed] = connection.execute(f"{statement} RETURNING *", given).fetchall()
             outcome, tell = outcome_of(changed), self.changed
             if told and tell is not None:
                 tell(outcome)
@@ -291,6 +300,11 @@ class Journal:
         if self._database is None:
             raise JournalError(f"journal: {str(self.path)!r} is not open; use `async with Journal(path) as journal`")
         return self._database
+
+
+def _updating(row: Row, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    columns = ", ".join(f"{name} = ?" for name in values)
+    return f"UPDATE requests SET {columns} WHERE number = ?", [*map(stored, values.values()), row.number]  # noqa: S608  names from this module
 
 
 def _select_wanted(

@@ -240,9 +240,7 @@ class Journal:
         """The POST, or the lost one, became this task; on disk when this returns."""
         # Who is told has it read back.
         change = self._change if self.changed is None else self._update
-        await change(
-            row, durable=True, state=State.SUBMITTED, task_id=task_id, submitted_at=time.time(), error=None
-        )
+        await change(row, durable=True, state=State.SUBMITTED, task_id=task_id, submitted_at=time.time(), error=None)
 
     async def unclear(self, row: Row, failure: Failure) -> Outcome:
         """It is not known whether there is a task."""

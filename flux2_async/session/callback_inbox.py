@@ -10,8 +10,7 @@ import logging
 import secrets
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 
@@ -24,12 +23,15 @@ from flux2_async.session.submission import Submission
 from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.observers import Observers
-from flux2_async.tasks.outcome import Outcome, Signal
+from flux2_async.tasks.outcome import Signal
 from flux2_async.tasks.schedule import FixedInterval, Schedule
 from flux2_async.tasks.watcher import Watcher
 from flux2_async.webhooks import Callback, public_urls, signed_url
 
-__all__ = ["CallbackDesk", "CallbackSettings"]
+if TYPE_CHECKING:
+    from flux2_async.coordination.client import Sharing
+
+__all__ = ["CallbackInbox", "CallbackSettings"]
 
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ MAX_PARKED: Final = 4096
 MAX_RECORD: Final = 64 * 1024
 MAX_PARKED_RECORDS: Final = 4 * 1024 * 1024
 PARKED_FOR: Final = 3600.0
-MAX_AMBIGUOUS: Final = 4096
+MAX_UNCLEAR: Final = 4096
 MAX_SETTLED: Final = 4096
 # A callback that comes later after its task was seen to have ended came too late to be waited for.
 MISSED_AFTER: Final = 10.0
@@ -123,39 +125,33 @@ class _Settled:
         return cls(task.id, task.request is not None, weakref.ref(task))
 
 
-class CallbackDesk:
+class CallbackInbox:
     """Receives callbacks and brings them to their tasks.
 
     Args:
         settings: As the receivers know them.
         watcher: Looks at tasks, and settles them.
         observers: Told of submissions that are found.
-        attach: Makes a handle for a task whose createTask reply was lost.
-        relay: Called with ref and task id of a callback that is for none of the submissions here.
+        sharing: Takes callbacks that are for none of the submissions here, or None.
     """
 
     def __init__(
-        self,
-        settings: CallbackSettings,
-        watcher: Watcher,
-        observers: Observers,
-        attach: Callable[[str], ImageTask],
-        relay: Callable[[str, str], None] = lambda _ref, _task_id: None,
+        self, settings: CallbackSettings, watcher: Watcher, observers: Observers, sharing: "Sharing | None" = None
     ) -> None:
-        self._relay = relay
         self._settings = settings
         self._watcher = watcher
         self._observers = observers
-        self._attach = attach
+        self._sharing = sharing
+        watcher.listen(self.settled)
         self._loop = asyncio.get_running_loop()
         self._trust = Trust()
         self._insured: dict[Schedule, Schedule] = {}
         self._tasks: dict[str, ImageTask] = {}
         self._refs: dict[str, str] = {}
         # Outstanding tasks of which a callback alone says whose they are, and what stood there before, if anything.
-        self._told: dict[str, tuple[Submission, Outcome[ImageTask]] | None] = {}
+        self._told: dict[str, tuple[Submission, Exception | None] | None] = {}
         self._settled: OrderedDict[str, _Settled] = OrderedDict()
-        self._ambiguous: OrderedDict[str, Submission] = OrderedDict()
+        self._unclear: OrderedDict[str, Submission] = OrderedDict()
         self._parked: OrderedDict[str, tuple[float, Callback]] = OrderedDict()
         self._parked_records = _ParkedRecords()
         # Tasks that a look found finished and whose callback may still come.
@@ -188,19 +184,19 @@ class CallbackDesk:
         if callback is not None and until > self._loop.time():
             self._bring(task, Callback(callback.task_id, record))
 
-    def ambiguous(self, submission: Submission) -> None:
+    def unclear(self, submission: Submission) -> None:
         """Remember a submission whose reply was lost, and use a callback that came before."""
-        self._ambiguous[submission.ref] = submission
-        _shorten(self._ambiguous, MAX_AMBIGUOUS)
+        self._unclear[submission.ref] = submission
+        _shorten(self._unclear, MAX_UNCLEAR)
         _, callback = self._parked.pop(submission.ref, (0.0, None))
         if callback is not None:
             self._found(submission, callback)
 
-    def take_over(self, before: "CallbackDesk") -> None:
+    def take_over(self, before: "CallbackInbox") -> None:
         """Go on knowing the submissions whose reply was lost when the session was open before."""
-        self._ambiguous.update(before._ambiguous)  # noqa: SLF001  of the same kind
+        self._unclear.update(before._unclear)  # noqa: SLF001  of the same kind
 
-    def settled(self, task: ImageTask, *, called: bool) -> None:
+    def settled(self, task: ImageTask, called: bool) -> None:  # noqa: FBT001  called by the watcher alone
         """Forget an outstanding task; `called` tells whether a callback came before it was settled."""
         ref = self._refs.pop(task.id, None)
         if ref is None:
@@ -210,7 +206,7 @@ class CallbackDesk:
             del self._tasks[ref]
         told = ref in self._told
         before = self._told.pop(ref, None)
-        if told and isinstance(task._outcome.error, TaskNotFoundError):  # noqa: SLF001  without raising it
+        if told and isinstance(task.error, TaskNotFoundError):
             self._unlearn(ref, task, before)
             return
         self._settled[ref] = _Settled.of(task)
@@ -223,8 +219,8 @@ class CallbackDesk:
         """Use an authenticated callback."""
         if memory_of(callback.record, MAX_RECORD) > MAX_RECORD:
             callback = Callback(callback.task_id, None)
-        if not self._deliver(ref, callback):
-            self._relay(ref, callback.task_id)
+        if not self._deliver(ref, callback) and self._sharing is not None:
+            self._sharing.relay(ref, callback.task_id)
 
     def overhear(self, ref: str, task_id: str) -> None:
         """Use what another process was told at the address of a submission; it is never passed on again."""
@@ -240,8 +236,8 @@ class CallbackDesk:
         task = self._tasks.get(ref)
         if task is not None:
             self._bring(task, callback)
-        elif ref in self._ambiguous:
-            self._found(self._ambiguous[ref], callback)
+        elif ref in self._unclear:
+            self._found(self._unclear[ref], callback)
         else:
             settled = self._settled.get(ref)
             # The user's own ref may name another submission, which is still being sent.
@@ -265,15 +261,15 @@ class CallbackDesk:
                     "the session was closed before the callback came; recover it when the session is open again"
                 )
             task = self._tasks.get(ref)
-            if task is None and ref not in self._ambiguous and (settled := self._settled.get(ref)) is not None:
-                task = settled.handle() or self._attach(settled.id)
+            if task is None and ref not in self._unclear and (settled := self._settled.get(ref)) is not None:
+                task = settled.handle() or self._watcher.attach(settled.id)
                 self._settled[ref] = _Settled.of(task)
             if task is not None:
                 return task
             # It stays parked, for a submission that is still being sent.
             until, callback = self._parked.get(ref, (0.0, None))
             if callback is not None and until > self._loop.time() and callback.task_id not in self._refs:
-                task = self._attach(callback.task_id)
+                task = self._watcher.attach(callback.task_id)
                 self._told[ref] = None
                 self._know(ref, task)
                 self._watcher.hint(task.id)
@@ -328,18 +324,14 @@ class CallbackDesk:
             logger.warning("a callback for task %s came at the address of %s", callback.task_id, submission.ref)
             self._watcher.hint(callback.task_id)
             return
-        del self._ambiguous[submission.ref]
+        del self._unclear[submission.ref]
         logger.info("submission %s was accepted as task %s", submission.ref, callback.task_id)
-        task = self._attach(callback.task_id)
+        task = self._watcher.attach(callback.task_id)
         if task.request is None:
             task.request, task.ref, task.key = submission.request, submission.ref, submission.key
-        self._told[submission.ref] = submission, submission.outcome
+        self._told[submission.ref] = submission, submission.outcome.error
         # Its key, if it has one, stands for the task from now on.
-        submission.move(SubmissionEvent.FOUND)
-        submission.outcome = Outcome()
-        submission.outcome.settle(task)
-        if submission.claim is not None:
-            submission.claim.bound(task.id)
+        submission.end(SubmissionEvent.FOUND, task=task)
         self._know(submission.ref, task)
         # Never from the body: nothing but the body says that the task is this one's.
         self._watcher.hint(task.id)
@@ -351,20 +343,17 @@ class CallbackDesk:
             settled.id == task_id and (other != ref or settled.requested) for other, settled in self._settled.items()
         )
 
-    def _unlearn(self, ref: str, task: ImageTask, before: tuple[Submission, Outcome[ImageTask]] | None) -> None:
+    def _unlearn(self, ref: str, task: ImageTask, before: tuple[Submission, Exception | None] | None) -> None:
         """Take back what a callback told, because the service does not know its task."""
         logger.warning("the callback of submission %s named task %s, which does not exist", ref, task.id)
         _, callback = self._parked.get(ref, (0.0, None))
         if callback is not None and callback.task_id == task.id:
             del self._parked[ref]
         if before is not None:
-            submission, outcome = before
-            submission.move(SubmissionEvent.DISPROVED)
-            submission.outcome = outcome
-            if submission.claim is not None:
-                submission.claim.unclear()
-            self._observers.stepped(submission, SubmissionEvent.DISPROVED, outcome.error, task.id)
-            self.ambiguous(submission)
+            submission, error = before
+            submission.end(SubmissionEvent.DISPROVED, error=error)
+            self._observers.stepped(submission, SubmissionEvent.DISPROVED, error, task.id)
+            self.unclear(submission)
 
     def _park(self, ref: str, callback: Callback) -> None:
         self._parked[ref] = (self._loop.time() + PARKED_FOR, Callback(callback.task_id, None))

@@ -3,9 +3,7 @@
 import asyncio
 import hashlib
 import logging
-import uuid
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -22,29 +20,27 @@ from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.permit import Permits
 from flux2_async._limiter.slots import Slots
-from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskTimeoutError
+from flux2_async.errors import ConfigurationError
 from flux2_async.models import (
-    ImageToImage,
     Polling,
     RateLimit,
-    Request,
     SessionStatistics,
     Timeouts,
 )
-from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-from flux2_async.session.keys import Keys, fingerprint
-from flux2_async.session.submission import OnSend, Patience, Record, Submission
+from flux2_async.models.submission_state import SubmissionEvent
+from flux2_async.session.keys import Keys
+from flux2_async.session.sender import Sender
 from flux2_async.session.submitter import Submitter
+from flux2_async.session.transition import Transitions
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.observers import Observers
-from flux2_async.tasks.outcome import Signal
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
     from flux2_async.coordination.store import Coordination
-    from flux2_async.session.callback_inbox import CallbackDesk, CallbackSettings
+    from flux2_async.session.callback_inbox import CallbackInbox, CallbackSettings
     from flux2_async.session.remembered import Remembered
 
 __all__ = ["Engine", "Unsettled"]
@@ -116,41 +112,53 @@ class Engine:
         self.files = Files(self.api)
         self.slots = Slots(max_running)
         self.base_url = credentials.base_url
-        self._account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
+        self.account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
         self.sharing = None if coordination is None else self._share(coordination, rate_limit, timeouts)
         self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
         self.schedules = Schedules(polling)
         self._remembered = _remembered(credentials.base_url) if polling.remember else None
-        self.watcher = Watcher(
-            self.api.record, self.schedules, polling, self._on_settled, self.slots.borrow, observers=observers
+        self.watcher = Watcher(self.api, self.slots, self.schedules, polling, observers)
+        self.inbox = None if callbacks is None else self._receive(callbacks)
+        # Another key may stand in the environment by now.
+        before = before if before is not None and before.account == self.account else None
+        self.keys: Keys = Keys() if before is None else before.keys
+        transitions = Transitions(
+            limiter=self.limiter,
+            rate_limit=rate_limit,
+            schedules=self.schedules,
+            watcher=self.watcher,
+            inbox=self.inbox,
+            keys=self.keys,
+            observers=observers,
         )
-        self.desk = None if callbacks is None else self._receive(callbacks)
-        self.submitter = Submitter(
+        self.sender = Sender(
             api=self.api,
             files=self.files,
             slots=self.slots,
             limiter=self.limiter,
-            rate_limit=rate_limit,
+            inbox=self.inbox,
+            transitions=transitions,
             observers=observers,
-            address=self._address,
-            on_accepted=self._on_accepted,
-            on_end=self._on_end,
+        )
+        self.submitter = Submitter(
+            sender=self.sender,
+            transitions=transitions,
+            files=self.files,
+            keys=self.keys,
+            watcher=self.watcher,
+            sharing=self.sharing,
         )
         self.notified = 0
         self._counted = False
-        self._keys = Keys()
-        self._quieter = Signal()
-        # Another key may stand in the environment by now.
-        if before is not None and before._account == self._account:  # noqa: SLF001  of the same kind
+        if before is not None:
             self._take_over(before)
 
     def _take_over(self, before: "Engine") -> None:
-        self._keys = before._keys  # noqa: SLF001  of the same kind
-        self.submitter.take_over(before.submitter)
+        self.sender.take_over(before.sender)
         if isinstance(self.limiter, Limiter) and isinstance(before.limiter, Limiter):
             self.limiter.take_over(before.limiter)
-        if self.desk is not None and before.desk is not None:
-            self.desk.take_over(before.desk)
+        if self.inbox is not None and before.inbox is not None:
+            self.inbox.take_over(before.inbox)
 
     async def open(self) -> None:
         """Read what an earlier session has learned, make the connections' pools, and join who shares the account."""
@@ -165,9 +173,9 @@ class Engine:
                 raise
             return
         self._counted = True
-        _open_accounts[self._account] += 1
-        if _open_accounts[self._account] > 1 and self._account not in _warned_accounts:
-            _warned_accounts.add(self._account)
+        _open_accounts[self.account] += 1
+        if _open_accounts[self.account] > 1 and self.account not in _warned_accounts:
+            _warned_accounts.add(self.account)
             logger.warning(
                 "a second session of one account is open in this process; together they may exceed its limit. "
                 "Share one session"
@@ -192,12 +200,11 @@ class Engine:
             finally:
                 self.limiter.close()
                 self.slots.close()
-                if self.desk is not None:
-                    self.desk.close()
-                self._quieter.wake()
+                if self.inbox is not None:
+                    self.inbox.close()
                 if self._counted:
                     self._counted = False
-                    _open_accounts[self._account] -= 1
+                    _open_accounts[self.account] -= 1
                 if self.sharing is not None:
                     await self.sharing.aclose()
                 await self.transport.aclose()
@@ -211,7 +218,7 @@ class Engine:
         refs, task_ids = self.submitter.leave(), self.watcher.leave()
         if self._counted:
             self._counted = False
-            _open_accounts[self._account] -= 1
+            _open_accounts[self.account] -= 1
         _log_left("the event loop was closed; tasks not finished, to be attached in a new session", task_ids)
         _log_left("the event loop was closed; submissions that may have been accepted", refs)
         return Unsettled(task_ids, refs)
@@ -223,61 +230,6 @@ class Engine:
             with anyio.move_on_after(KEEPING_MAX, shield=True):
                 await anyio.to_thread.run_sync(self._remembered.keep, knowledge, abandon_on_cancel=True)
 
-    async def submit(
-        self,
-        request: Request,
-        *,
-        key: str | None = None,
-        max_wait: float | None = None,
-        priority: int = 0,
-        ref: str | None = None,
-        on_send: OnSend | None = None,
-        record: Record | None = None,
-        started: Callable[[Submission], None] | None = None,
-    ) -> ImageTask:
-        """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`."""
-        if isinstance(request, ImageToImage):
-            await self.files.check(request.images)
-        content = "" if key is None else await fingerprint(request)
-        begun, patience = self.loop.time(), max_wait
-        while key is not None and (other := self._keys.get(key, content, self.loop.time())):
-            try:
-                return self._watched(await self._join(other, max_wait))
-            except Exception as error:
-                # Not its error: our own `max_wait` ran out.
-                if error is not other.outcome.error or not other.private:
-                    raise
-            if patience is not None:
-                max_wait = max(0.0, begun + patience - self.loop.time())
-        submission = Submission(ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, record)
-        if key is not None and self.sharing is not None:
-            submission.claim = self.sharing.key(key, content, submission.ref, request, self.attach)
-        self.submitter.start(submission)
-        if key is not None:
-            self._keys.bind(key, content, submission, self.loop.time())
-        if started is not None:
-            started(submission)
-        return await self.submitter.wait(submission)
-
-    def attach(self, task_id: str) -> ImageTask:
-        """Give the handle of an outstanding task, or look after another one from now on."""
-        known = self.watcher.get(task_id) or self.watcher.resume(task_id)
-        if known is not None:
-            return known
-        task = ImageTask(task_id)
-        self.slots.borrow()
-        self.watcher.watch(task)
-        return task
-
-    def _watched(self, task: ImageTask) -> ImageTask:
-        """Give the handle of a key's task, another one where the session was closed, or gave up, before it ended."""
-        error = task._outcome.error  # noqa: SLF001  without raising it
-        if not isinstance(error, SessionClosedError | TaskTimeoutError):
-            return task
-        again = self.attach(task.id)
-        again.request = again.request or task.request
-        return again
-
     def notify(self, task_id: str) -> None:
         """Look at a task now."""
         self.notified += 1
@@ -285,13 +237,13 @@ class Engine:
 
     async def recover(self, ref: str) -> ImageTask:
         """Wait until a callback tells which task a submission became; see `Flux2Session.recover`."""
-        if self.desk is None:
+        if self.inbox is None:
             raise ConfigurationError(
                 "recover: only a callback can tell which task a submission became; open the session with "
                 "callbacks=Callbacks(...), or look at the account's log"
             )
-        task = await self.desk.recover(ref)
-        self.submitter.know(task.id)
+        task = await self.inbox.recover(ref)
+        self.sender.know(task.id)
         if self.sharing is not None:
             await self.sharing.recovered(ref, task.id)
         return task
@@ -299,7 +251,7 @@ class Engine:
     async def drain(self) -> None:
         """Wait until no submission and no task is outstanding."""
         while self.watcher or self.submitter:
-            await self._quieter.wait()
+            await (self.submitter or self.watcher).ended.wait()
 
     def statistics(self) -> SessionStatistics:
         """Give a snapshot."""
@@ -309,32 +261,21 @@ class Engine:
             paused_until = datetime.now(UTC) + timedelta(seconds=left)
         return SessionStatistics(
             running=len(self.watcher),
-            waiting=self.slots.waiting + self.limiter.waiting + self.submitter.held,
+            waiting=self.slots.waiting + self.limiter.waiting + self.sender.breaker.waiting,
             submitted=self.observers.steps[SubmissionEvent.ACCEPTED],
             refused=self.observers.steps[SubmissionEvent.THROTTLED],
             ambiguous=self.observers.steps[SubmissionEvent.UNCLEAR],
             polls=self.watcher.polls,
-            callbacks=self.notified + (self.desk.received if self.desk is not None else 0),
+            callbacks=self.notified + (self.inbox.received if self.inbox is not None else 0),
             repeated_settles=self.watcher.repeated_settles,
             learned_limit=self.limiter.learned_limit,
             paused_until=paused_until,
         )
 
-    async def _join(self, submission: Submission, max_wait: float | None) -> ImageTask:
-        try:
-            async with asyncio.timeout(None if submission.outcome.done else max_wait):
-                return await self.submitter.wait(submission)
-        except TimeoutError:
-            if not submission.may_leave:
-                return await self.submitter.wait(submission)
-            raise RateLimitedError(
-                429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
-            ) from None
+    def _receive(self, callbacks: "CallbackSettings") -> "CallbackInbox":
+        from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
 
-    def _receive(self, callbacks: "CallbackSettings") -> "CallbackDesk":
-        from flux2_async.session.callback_inbox import CallbackDesk  # noqa: PLC0415  most sessions poll alone
-
-        return CallbackDesk(callbacks, self.watcher, self.observers, self.attach, self._relay)
+        return CallbackInbox(callbacks, self.watcher, self.observers, self.sharing)
 
     def _share(self, coordination: "Coordination", rate_limit: RateLimit | None, timeouts: Timeouts) -> "Sharing":
         # Most sessions are the only ones of their account.
@@ -346,50 +287,13 @@ class Engine:
 
         lease = timeouts.connect + timeouts.submit + LEASE_SLACK
         terms = Terms(rate_limit, lease, post=timeouts.submit)
-        return Sharing(coordination, self._account, terms, on_callback=self._relayed, exists=exists)
-
-    def _relay(self, ref: str, task_id: str) -> None:
-        if self.sharing is not None:
-            self.sharing.relay(ref, task_id)
+        return Sharing(coordination, self.account, terms, on_callback=self._relayed, exists=exists)
 
     def _relayed(self, ref: str, task_id: str) -> None:
-        if self.desk is not None:
-            self.desk.overhear(ref, task_id)
+        if self.inbox is not None:
+            self.inbox.overhear(ref, task_id)
         else:
             self.watcher.hint(task_id)
-
-    def _address(self, ref: str) -> str | None:
-        return self.desk.address(ref) if self.desk is not None else None
-
-    def _on_accepted(self, submission: Submission, task_id: str) -> tuple[ImageTask, bool]:
-        task = self.watcher.get(task_id)
-        new = task is None
-        if task is None:
-            task = ImageTask(task_id, submission.request, ref=submission.ref, key=submission.key)
-            schedule = self.schedules.of(submission.request.model, submission.request.resolution)
-            self.watcher.watch(task, self.desk.insured(schedule) if self.desk is not None else schedule)
-        elif task.request is None:
-            # Attached before its createTask reply came.
-            task.request = submission.request
-        if self.desk is not None:
-            self.desk.accepted(submission.ref, task)
-        return task, new
-
-    def _on_settled(self, task: ImageTask, called: bool) -> None:  # noqa: FBT001  called by the watcher alone
-        if self.desk is not None:
-            self.desk.settled(task, called=called)
-        self.slots.release()
-        self._quieter.wake()
-
-    def _on_end(self, submission: Submission) -> None:
-        key, error = submission.key, submission.outcome.error
-        if submission.state is SubmissionState.UNKNOWN:
-            # It may have been accepted, so it keeps its key.
-            if self.desk is not None:
-                self.desk.ambiguous(submission)
-        elif key is not None and error is not None:
-            self._keys.free(key, submission)
-        self._quieter.wake()
 
 
 def _remembered(base_url: str) -> "Remembered":

@@ -292,7 +292,9 @@ class Flux2Session:
         engine = self._open_engine()
         check_submit(request, key, max_wait, priority, ref)
         key, ref = plain(key), plain(ref)
-        return await engine.submit(request, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send)
+        return await engine.submitter.submit(
+            request, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send
+        )
 
     async def generate(self, request: Request, *, timeout: float | None = None) -> ImageResult:
         """Submit a request and wait for its picture.
@@ -338,7 +340,7 @@ class Flux2Session:
         limit = check_count("max_running", max_running) or self._max_running or MAX_RUNNING
 
         async def submit(request: Request, started: Callable[[Submission], None]) -> ImageTask:
-            return await engine.submit(request, started=started)
+            return await engine.submitter.submit(request, started=started)
 
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
         return Completions(submit=submit, give_up=engine.submitter.give_up, limit=limit).run(requests)
@@ -356,7 +358,7 @@ class Flux2Session:
             InvalidRequestError: This cannot be a task id.
             SessionClosedError: The session is not open.
         """
-        return self._open_engine().attach(check_task_id(task_id))
+        return self._open_engine().watcher.attach(check_task_id(task_id))
 
     def tasks(self) -> tuple[ImageTask, ...]:
         """Give the handles of everything outstanding, also of what nobody waits for any more."""
@@ -515,13 +517,13 @@ class Flux2Session:
         return True
 
     def _deliver(self, ref: str, callback: "Callback") -> None:
-        if self._engine is not None and self._engine.desk is not None and self._closing is None:
-            self._engine.desk.deliver(ref, callback)
+        if self._engine is not None and self._engine.inbox is not None and self._closing is None:
+            self._engine.inbox.deliver(ref, callback)
 
     # What batches use, see `flux2_async.batch`.
 
     async def _submit_recorded(self, request: Request, ref: str, record: Record) -> ImageTask:
-        return await self._open_engine().submit(request, ref=ref, record=record)
+        return await self._open_engine().submitter.submit(request, ref=ref, record=record)
 
     def _room(self) -> int:
         return self._max_running or MAX_RUNNING

@@ -155,6 +155,20 @@ class Submission:
         """
         self.state, self.last = after(self.state, event), event
 
+    def end(self, event: SubmissionEvent, *, task: ImageTask | None = None, error: Exception | None = None) -> None:
+        """Go where an event leads that ends it, or changes its end, and tell its callers and its claim."""
+        self.move(event)
+        if self.claim is not None:
+            if task is not None:
+                self.claim.bound(task.id)
+            elif self.state is SubmissionState.UNKNOWN:
+                self.claim.unclear()
+            else:
+                self.claim.freed()
+        if self.outcome.done:
+            self.outcome = Outcome()
+        self.outcome.settle(task, error)
+
     @property
     def may_leave(self) -> bool:
         """Whether it ends, with nothing sent, when nobody waits for it."""

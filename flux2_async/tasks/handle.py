@@ -53,6 +53,11 @@ class ImageTask:
         """Where the task was when it was last looked at; `WAITING` before the first look."""
         return TaskState.WAITING if self.record is None else self.record.state
 
+    @property
+    def error(self) -> Exception | None:
+        """What it was settled with instead of a picture; None while it is outstanding, or has one."""
+        return self._outcome.error
+
     def done(self) -> bool:
         """Whether `result` gives or raises at once."""
         return self._outcome.done

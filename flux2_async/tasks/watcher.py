@@ -13,9 +13,9 @@ import asyncio
 import heapq
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from flux2_async._protocol.codec import FailedUnderErrorError, task_error, unread_addresses
@@ -34,6 +34,7 @@ from flux2_async.errors import (
 from flux2_async.models import ImageResult, Polling, TaskRecord, TaskState
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.observers import Observers
+from flux2_async.tasks.outcome import Signal
 from flux2_async.tasks.pace import SECOND, Pace
 from flux2_async.tasks.schedule import Schedule, Schedules
 from flux2_async.tasks.timing import LOOKS_AFTER_HINT, Timing, Watched
@@ -57,37 +58,61 @@ OVERLOADED: Final = 503
 OVERLOADED_SLOWEST: Final = 1.0
 
 
+class Records(Protocol):
+    """What reads records; `Api` does."""
+
+    async def record(self, task_id: str) -> TaskRecord | None:
+        """Ask for one; None when it is not visible."""
+        ...
+
+
+class Slots(Protocol):
+    """How many tasks may be alive; `slots.Slots` keeps them."""
+
+    def borrow(self) -> None:
+        """Take one at once: the task exists already."""
+        ...
+
+    def release(self) -> None:
+        """Give one back."""
+        ...
+
+
 class Watcher:
     """Watches tasks until they are settled.
 
+    Attributes:
+        polls: Looks.
+        hints: Hints.
+        repeated_settles: Final records that came after the task was settled.
+        ended: Woken when a task is settled.
+
     Args:
-        look: Reads one record; None when it is not visible.
+        records: Reads them.
+        slots: Those of tasks.
         schedules: When to look.
         polling: Bounds.
         observers: Told of looks, states and ends.
-        on_settled: Called at once with every task that is settled, and whether somebody hinted at it before.
-        on_resumed: Called at once when a task that was given up is watched again.
     """
 
     def __init__(
         self,
-        look: Callable[[str], Awaitable[TaskRecord | None]],
+        records: Records,
+        slots: Slots,
         schedules: Schedules,
         polling: Polling,
-        on_settled: Callable[[ImageTask, bool], None],
-        on_resumed: Callable[[], None] = lambda: None,
-        *,
         observers: Observers,
     ) -> None:
-        self._look = look
+        self._records = records
+        self._slots = slots
         self._timing = Timing(schedules)
         self._pace = Pace()
         # When a look was answered by 503 last, and at which task.
         self._overloaded: tuple[float, Watched] | None = None
         self._polling = polling
         self._observers = observers
-        self._on_settled = on_settled
-        self._on_resumed = on_resumed
+        self._listener: Callable[[ImageTask, bool], None] | None = None
+        self.ended = Signal()
         self._loop = asyncio.get_running_loop()
         self._watched: dict[str, Watched] = {}
         # By their ids, as long as somebody holds the handle: there is one handle for each task.
@@ -126,6 +151,20 @@ class Watcher:
         watched = self._timing.begin(task, schedule, now)
         self._begin(watched, self._timing.wait(watched, now))
 
+    def attach(self, task_id: str) -> ImageTask:
+        """Give the handle of an outstanding task, or look after another one from now on."""
+        known = self.get(task_id) or self.resume(task_id)
+        if known is not None:
+            return known
+        task = ImageTask(task_id)
+        self._slots.borrow()
+        self.watch(task)
+        return task
+
+    def listen(self, listener: Callable[[ImageTask, bool], None]) -> None:
+        """Tell one from now on of every task that is settled, at once, and whether somebody hinted at it before."""
+        self._listener = listener
+
     def resume(self, task_id: str) -> ImageTask | None:
         """Watch a task again that was given up, and give its handle; None where nobody holds one."""
         task = self._given_up.get(task_id)
@@ -159,7 +198,7 @@ class Watcher:
             )
         self._given_up.pop(task.id, None)
         task._reopen()  # noqa: SLF001  the handle is written by its watcher alone
-        self._on_resumed()
+        self._slots.borrow()
         # It may have ended long ago.
         self._begin(self._timing.again(before, self._loop.time()), 0.0)
 
@@ -267,7 +306,7 @@ class Watcher:
 
     async def _look_once(self, watched: Watched) -> None:
         try:
-            record = await self._look(watched.task.id)
+            record = await self._records.record(watched.task.id)
         except Flux2Error as error:
             watched.looking = False
             self._failed(watched, error)
@@ -451,7 +490,10 @@ class Watcher:
         if self._watched.get(task.id) is watched:
             del self._watched[task.id]
         logger.debug("task %s settled as %s", task.id, type(error).__name__ if error else "success")
-        self._on_settled(task, watched.called)
+        if self._listener is not None:
+            self._listener(task, watched.called)
+        self._slots.release()
+        self.ended.wake()
         if self._observers:
             names = {"ref": task.ref, "key": task.key, "task_id": task.id}
             self._observers.tell("Settled", **names, result=result, error=error)

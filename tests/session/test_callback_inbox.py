@@ -29,11 +29,11 @@ from flux2_async.errors import (
 from flux2_async.models import Callbacks, Polling, TextToImage, Timeouts
 from flux2_async.receivers import asgi_app, serve
 from flux2_async.session.callback_inbox import (
-    MAX_AMBIGUOUS,
     MAX_PARKED,
     MAX_PARKED_RECORDS,
     MAX_SETTLED,
-    CallbackDesk,
+    MAX_UNCLEAR,
+    CallbackInbox,
     CallbackSettings,
 )
 from flux2_async.session.session import Flux2Session
@@ -280,7 +280,7 @@ async def test_a_callback_a_little_after_the_look_came(delay: float, caplog: pyt
         await flux.generate(REQUEST)
         await asyncio.sleep(60)
 
-        assert desk_of(flux)._trust
+        assert inbox_of(flux)._trust
     assert "did not come" not in caplog.text
 
 
@@ -557,10 +557,10 @@ async def test_parked_callbacks_are_bounded() -> None:
     async with receiving(Script()) as (flux, _):
         for number in range(MAX_PARKED + 10):
             flux._deliver(f"ref-{number}", Callback(f"task-{number}", None))
-        desk = flux._engine.desk if flux._engine else None
+        inbox = flux._engine.inbox if flux._engine else None
 
-        assert isinstance(desk, CallbackDesk)
-        assert len(desk._parked) == MAX_PARKED
+        assert isinstance(inbox, CallbackInbox)
+        assert len(inbox._parked) == MAX_PARKED
         assert (await flux.recover(f"ref-{MAX_PARKED + 9}", timeout=1)).id == f"task-{MAX_PARKED + 9}"
 
 
@@ -580,10 +580,10 @@ async def test_a_receiver_in_another_event_loop(caplog: pytest.LogCaptureFixture
     assert "another event loop" in caplog.text
 
 
-def desk_of(flux: Flux2Session) -> CallbackDesk:
-    desk = flux._engine.desk if flux._engine else None
-    assert isinstance(desk, CallbackDesk)
-    return desk
+def inbox_of(flux: Flux2Session) -> CallbackInbox:
+    inbox = flux._engine.inbox if flux._engine else None
+    assert isinstance(inbox, CallbackInbox)
+    return inbox
 
 
 async def test_one_ref_for_two_submissions() -> None:
@@ -594,7 +594,7 @@ async def test_one_ref_for_two_submissions() -> None:
         await one
         await other.result(timeout=16)
 
-        assert (desk_of(flux)._tasks, desk_of(flux)._refs) == ({}, {})
+        assert (inbox_of(flux)._tasks, inbox_of(flux)._refs) == ({}, {})
 
 
 async def test_a_ref_given_again_recovers_its_own_task() -> None:
@@ -668,7 +668,7 @@ async def test_a_forged_answer_to_a_lost_reply(confirm: bool, duration: float) -
         assert [task.id] == emulator.ledger.accepted
         assert await flux.submit(REQUEST, key="a") is task
         assert (await task).urls[0].startswith(emulator.base_url)
-        assert (desk_of(flux)._told, len(desk_of(flux)._ambiguous)) == ({}, 0)
+        assert (inbox_of(flux)._told, len(inbox_of(flux)._unclear)) == ({}, 0)
 
 
 async def test_an_own_interval_holds() -> None:
@@ -738,7 +738,7 @@ async def test_looks_far_away_come_back_when_callbacks_do_not_come() -> None:
             await asyncio.sleep(0.25)
             looks.append(emulator.ledger.polls)
 
-        assert not desk_of(flux)._trust
+        assert not inbox_of(flux)._trust
         assert all(task.done() for task in tasks)
         assert max(after - before for before, after in itertools.pairwise(looks)) < 25
 
@@ -749,13 +749,13 @@ async def test_looks_come_back_once() -> None:
     polls = []
     for ends in (1, 100):
         async with receiving(script, polling=Polling(), rate_limit=None) as (flux, emulator):
-            desk = desk_of(flux)
-            desk._trust.earn()
+            inbox = inbox_of(flux)
+            inbox._trust.earn()
             for _ in range(20):
                 await flux.submit(REQUEST)
-            desk._trust.lose()
+            inbox._trust.lose()
             for _ in range(ends):
-                desk._watcher.come_back()
+                inbox._watcher.come_back()
                 await asyncio.sleep(0.1)
             await asyncio.sleep(10 - 0.1 * ends)
             polls.append(emulator.ledger.polls)
@@ -767,13 +767,13 @@ async def test_what_was_refused_does_not_come_back_early() -> None:
     """The end of the trust is no reason to ask before the time that a refused look was told."""
     script = Script(plans=Plan(duration=60.0, callback="lost"), credits=1e6)
     async with receiving(script, polling=Polling()) as (flux, emulator):
-        desk_of(flux)._trust.earn()
+        inbox_of(flux)._trust.earn()
         task = await flux.submit(REQUEST)
         emulator.inject(Fault("recordInfo", "refuse", code=429, retry_after=200.0))
         flux.notify(task.id)
         await asyncio.sleep(1)
-        desk_of(flux)._trust.lose()
-        desk_of(flux)._watcher.come_back()
+        inbox_of(flux)._trust.lose()
+        inbox_of(flux)._watcher.come_back()
         await asyncio.sleep(100)
 
         assert emulator.ledger.polls_of(task.id) == 1
@@ -800,7 +800,7 @@ async def test_giving_up_teaches_nothing(caplog: pytest.LogCaptureFixture) -> No
             assert isinstance(await error_of(flux.generate(REQUEST)), TaskTimeoutError)
         await asyncio.sleep(60)
 
-        assert desk_of(flux)._trust
+        assert inbox_of(flux)._trust
     assert "did not come" not in caplog.text
 
 
@@ -810,19 +810,19 @@ async def test_late_callbacks_are_callbacks() -> None:
     async with receiving(script, polling=Polling()) as (flux, _):
         await flux.generate(REQUEST)
         await asyncio.sleep(50)
-        assert not desk_of(flux)._trust
+        assert not inbox_of(flux)._trust
         await asyncio.sleep(60)
 
-        assert desk_of(flux)._trust
+        assert inbox_of(flux)._trust
 
 
 async def test_a_relayed_callback_is_a_callback() -> None:
     """What a sibling was called for this session proves that callbacks arrive."""
     async with receiving(Script(plans=Plan(duration=60.0))) as (flux, _):
         task = await flux.submit(REQUEST, ref="mine")
-        desk_of(flux).overhear("mine", task.id)
+        inbox_of(flux).overhear("mine", task.id)
 
-        assert desk_of(flux)._trust
+        assert inbox_of(flux)._trust
 
 
 async def test_closing_names_a_submission_once() -> None:
@@ -830,7 +830,7 @@ async def test_closing_names_a_submission_once() -> None:
     async with receiving(Script(faults=[Fault("createTask", "hang")])) as (flux, _):
         submitting = asyncio.create_task(flux.submit(REQUEST, ref="mine"))
         await asyncio.sleep(1)
-        desk_of(flux).deliver("mine", Callback("early", None))
+        inbox_of(flux).deliver("mine", Callback("early", None))
         unsettled = await flux.aclose(grace=1.0)
 
         assert (unsettled.task_ids, unsettled.refs) == (("early",), ())
@@ -854,7 +854,7 @@ async def test_recovering_looks_at_once() -> None:
         async with Flux2Session(emulator.api_key, base_url=emulator.base_url) as other:
             submitted = await other.submit(REQUEST)
         await asyncio.sleep(6)
-        desk_of(flux).deliver("of-another", Callback(submitted.id, None))
+        inbox_of(flux).deliver("of-another", Callback(submitted.id, None))
         task = await flux.recover("of-another", timeout=1)
 
         assert (await task.result(timeout=1)).urls
@@ -874,16 +874,16 @@ async def test_a_body_for_another_task_wakes_both() -> None:
 async def test_what_is_remembered_is_bounded() -> None:
     """Lost replies and settled tasks are remembered only so far, the newest; nothing is kept of the rest."""
     async with receiving(Script()) as (flux, _):
-        desk = desk_of(flux)
-        for number in range(MAX_AMBIGUOUS + 10):
-            desk.ambiguous(Submission(f"lost-{number}", REQUEST))
+        inbox = inbox_of(flux)
+        for number in range(MAX_UNCLEAR + 10):
+            inbox.unclear(Submission(f"lost-{number}", REQUEST))
         for number in range(MAX_SETTLED + 10):
             task = ImageTask(f"task-{number}")
-            desk.accepted(f"ref-{number}", task)
-            desk.settled(task, called=True)
+            inbox.accepted(f"ref-{number}", task)
+            inbox.settled(task, called=True)
 
-        assert (len(desk._ambiguous), len(desk._settled)) == (MAX_AMBIGUOUS, MAX_SETTLED)
-        assert (desk._tasks, desk._refs) == ({}, {})
+        assert (len(inbox._unclear), len(inbox._settled)) == (MAX_UNCLEAR, MAX_SETTLED)
+        assert (inbox._tasks, inbox._refs) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -931,13 +931,13 @@ async def test_parked_bodies_are_bounded_in_bytes(filling: object) -> None:
     """Many signed bodies for nobody, up to a megabyte each, leave a few megabytes behind, under `confirm=False`."""
     callbacks = Callbacks("https://app.example/", secret=SECRET, confirm=False)
     async with emulated(Script(render=False), callbacks=callbacks) as (flux, _):
-        desk = desk_of(flux)
-        desk.deliver("first", large("first", filling))
+        inbox = inbox_of(flux)
+        inbox.deliver("first", large("first", filling))
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
         count = 50 if isinstance(filling, dict | list) else 300
         for number in range(count):
-            desk.deliver(f"r{number}", large(f"t{number}", filling))
+            inbox.deliver(f"r{number}", large(f"t{number}", filling))
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
 

@@ -24,7 +24,7 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import ImageToImage, Polling, RateLimit, TextToImage, UploadedFile
-from flux2_async.session import submitter
+from flux2_async.session import sender
 from flux2_async.session.session import Flux2Session
 from flux2_async.session.submission import Submission
 
@@ -818,12 +818,12 @@ async def test_an_id_that_another_submission_has() -> None:
 
 async def test_only_the_latest_ids_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for the ids of others is bounded."""
-    monkeypatch.setattr(submitter, "MAX_TASK_IDS", 3)
+    monkeypatch.setattr(sender, "MAX_TASK_IDS", 3)
     async with emulated(Script(plans=Plan(duration=0.1))) as (flux, _):
         for _ in range(10):
             await (await flux.submit(REQUEST)).wait()
 
-        assert len(flux._open_engine().submitter._task_ids) == 3
+        assert len(flux._open_engine().sender._task_ids) == 3
 
 
 async def test_closing_waits_for_nothing_but_posts() -> None:

@@ -38,6 +38,14 @@ POLLINGS = {
 }
 
 
+class Slots:
+    """As many as there are tasks."""
+
+    def borrow(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
 @attrs.define(eq=False)
 class Limited:
     """The service behind a limit; tasks end at `done_at`, looks at those `failing` fail so often."""
@@ -50,7 +58,7 @@ class Limited:
     passed: list[tuple[float, str]] = attrs.field(factory=list)
     refused: list[float] = attrs.field(factory=list)
 
-    async def look(self, task_id: str) -> TaskRecord | None:
+    async def record(self, task_id: str) -> TaskRecord | None:
         loop = asyncio.get_running_loop()
         way = self.chance.uniform(0.005, 0.025)
         await asyncio.sleep(way)
@@ -89,7 +97,7 @@ async def make() -> AsyncIterator[Callable[..., World]]:
     def build(server: RateServer, polling: Polling, refusal: Callable[[], Flux2Error]) -> World:
         service = Limited(server, refusal)
         schedules = Schedules(polling)
-        watchers.append(Watcher(service.look, schedules, polling, lambda *_: None, observers=Observers()))
+        watchers.append(Watcher(service, Slots(), schedules, polling, Observers()))
         return World(service, schedules, watchers[-1])
 
     yield build

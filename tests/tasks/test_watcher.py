@@ -45,6 +45,14 @@ def record(task_id: str, state: TaskState = TaskState.SUCCESS, **more: Any) -> T
     return attrs.evolve(TaskRecord(task_id=task_id, state=state, state_text=str(state), result_urls=urls), **more)
 
 
+class Slots:
+    """As many as there are tasks."""
+
+    def borrow(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
 @attrs.define(eq=False)
 class Service:
     """Finishes tasks at given times and can be made to fail in between."""
@@ -57,7 +65,7 @@ class Service:
     in_flight: int = 0
     most_in_flight: int = 0
 
-    async def look(self, task_id: str) -> TaskRecord | None:
+    async def record(self, task_id: str) -> TaskRecord | None:
         now = asyncio.get_running_loop().time()
         self.looks.append((now, task_id))
         self.in_flight += 1
@@ -113,7 +121,8 @@ async def make() -> AsyncIterator[Callable[..., World]]:
         loop = asyncio.get_running_loop()
         schedules = Schedules(polling)
         observers = Observers()
-        watcher = Watcher(service.look, schedules, polling, lambda *_: settled.append(loop.time()), observers=observers)
+        watcher = Watcher(service, Slots(), schedules, polling, observers)
+        watcher.listen(lambda *_: settled.append(loop.time()))
         worlds.append(World(service, schedules, watcher, settled, loop.time()))
         return worlds[-1]
 
@@ -875,7 +884,7 @@ def test_no_task_is_given_up_before_its_time(
         service.failing = lambda now: (
             TransportError("gone") if any(begin <= now - begun < end for begin, end in away) else None
         )
-        watcher = Watcher(service.look, schedules, polling, lambda *_: None, observers=Observers())
+        watcher = Watcher(service, Slots(), schedules, polling, Observers())
         task = ImageTask("a")
         if done_after is not None:
             service.finish("a", done_after)

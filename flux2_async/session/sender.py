@@ -1,0 +1,409 @@
+"""The way of one submission: slot, upload, permit, connection, intent, head; in this order.
+
+Between connection and head its intent is awaited: its key is reserved, `on_send` and the journal are told. From the
+first byte on it is finished whatever its callers do, because the service may be charging already.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from flux2_async._http.api import Api
+from flux2_async._http.files import Files
+from flux2_async._http.post import Post
+from flux2_async._limiter.permit import Permit, Permits
+from flux2_async._limiter.slots import Slots
+from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
+from flux2_async._protocol.codec import encode_request
+from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TransportError
+from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
+from flux2_async.session.submission import Submission
+from flux2_async.session.transition import Transitions
+from flux2_async.tasks.observers import Observers
+
+if TYPE_CHECKING:
+    from flux2_async.session.callback_inbox import CallbackInbox
+
+__all__ = ["Sender", "StepFailedError", "cut_off", "left"]
+
+logger = logging.getLogger("flux2_async")
+
+# Seconds between two tries of one submission, and before the first while the service is away.
+PAUSE_UNCONNECTED: Final = 0.5
+# The latest ones; a reply that has strayed is not much older than its request.
+MAX_TASK_IDS: Final = 10_000
+# Seconds for which more may come behind a refusal; a peer that does as it is asked ends the connection at once.
+WATCH_REFUSAL: Final = 1.0
+QUEUE_BEFORE: Final = 0.02
+
+
+class StepFailedError(Exception):
+    """An awaited step before a POST raised."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _TakenError(Exception):
+    """Another process reserved the key just before."""
+
+
+class _HeldError(Exception):
+    """It is another submission's turn to try whether the service is there."""
+
+
+class Sender:
+    """Brings submissions to the service, one call of `send` each.
+
+    Args:
+        api: Sends.
+        files: Uploads.
+        slots: Tasks that may be alive.
+        limiter: Tasks that may be started.
+        inbox: Gives the addresses of callbacks; None without callbacks.
+        transitions: Told what happens.
+        observers: Told of uploads.
+
+    Attributes:
+        breaker: Held while the service is away.
+        closed: Whether nothing is sent again.
+        abandoned: Whether nothing is to leave any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        files: Files,
+        slots: Slots,
+        limiter: Permits,
+        inbox: "CallbackInbox | None",
+        transitions: Transitions,
+        observers: Observers,
+    ) -> None:
+        self.breaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
+        self.closed = False
+        self.abandoned = False
+        self._api = api
+        self._files = files
+        self._slots = slots
+        self._limiter = limiter
+        self._inbox = inbox
+        self._transitions = transitions
+        self._observers = observers
+        self._loop = asyncio.get_running_loop()
+        self._task_ids: dict[str, None] = {}
+
+    def know(self, task_id: str) -> None:
+        """Remember the task of a submission: no other one has it."""
+        self._task_ids[task_id] = None
+        while len(self._task_ids) > MAX_TASK_IDS:
+            del self._task_ids[next(iter(self._task_ids))]
+
+    def take_over(self, before: "Sender") -> None:
+        """Go on knowing whose tasks are whose."""
+        self._task_ids = before._task_ids  # noqa: SLF001  of the same kind
+
+    async def send(self, submission: Submission) -> None:
+        """Bring a submission to an end.
+
+        Raises:
+            StepFailedError: `on_send` or the journal raised; the submission has not ended.
+            Exception: What else kept it from being sent; it has not ended either.
+        """
+        while submission.claim is not None:
+            task = await submission.claim.look()
+            if task is not None:
+                self._transitions.end(submission, SubmissionEvent.FOUND, task=task)
+                return
+            with suppress(_TakenError):
+                await self._send_new(submission)
+                return
+        await self._send_new(submission)
+
+    async def _send_new(self, submission: Submission) -> None:
+        begun = self._loop.time()
+        patience = submission.patience
+        await self._slots.acquire(priority=submission.priority, max_wait=patience.left(), since=patience.started)
+        patience.waited += self._loop.time() - begun
+        try:
+            # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
+            submission.request, input_urls = await self._upload(submission)
+            address = None if self._inbox is None else self._inbox.address(submission.ref)
+            await self._try(submission, encode_request(submission.request, input_urls, address))
+        finally:
+            # An accepted task keeps it.
+            if submission.last is not SubmissionEvent.ACCEPTED:
+                self._slots.release()
+
+    async def _upload(self, submission: Submission) -> tuple[Request, tuple[str, ...]]:
+        """Give the request without bytes, and the addresses of its pictures."""
+        request = submission.request
+        if not isinstance(request, ImageToImage):
+            return request, ()
+        uploaded = await self._files.urls(request.images)
+        for here, there in zip(request.images, uploaded, strict=True) if self._observers else ():
+            if isinstance(there, UploadedFile) and here is not there:
+                self._observers.tell("Uploaded", ref=submission.ref, key=submission.key, file=there)
+        urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
+        if any(isinstance(image, bytes) for image in request.images):
+            kept = tuple(
+                there if isinstance(here, bytes) else here for here, there in zip(request.images, uploaded, strict=True)
+            )
+            request = attrs.evolve(request, images=kept)
+        return request, urls
+
+    async def _try(self, submission: Submission, body: bytes) -> None:
+        first = False
+        unsent: TransportError | None = None
+        while True:
+            try:
+                answer = await self._attempt(submission, body, first=first)
+            except _HeldError:
+                if not submission.patience.for_service():
+                    raise self._out_of_patience(submission, unsent or _not_risked(self.breaker.reason)) from None
+                continue
+            if submission.ended:
+                return
+            assert isinstance(answer, Refused | NeverSent)  # noqa: S101  all else ends a submission
+            if submission.claim is not None:
+                await submission.claim.release()
+            # Nobody is left to wait, or to send: the refusal stands.
+            lasting = isinstance(answer, NeverSent) and answer.obstacle is Obstacle.LASTING
+            if lasting or not self._goes_on(submission):
+                raise answer.error
+            first = isinstance(answer, Refused) or answer.obstacle is Obstacle.LEASE
+            if not first:
+                unsent = answer.error if isinstance(answer.error, TransportError) else None
+                await self._pause(submission, answer.error)
+
+    def _out_of_patience(self, submission: Submission, error: Exception) -> Exception:
+        """End a submission that has waited for as long as it may for a service that is away."""
+        own = submission.patience.max_wait is not None
+        self._transitions.end(submission, SubmissionEvent.EXPIRED if own else SubmissionEvent.WITHDRAWN, error=error)
+        return error
+
+    async def _attempt(self, submission: Submission, body: bytes, *, first: bool) -> Answer:
+        """Send when it is this submission's turn, and tell all others whether the service is there.
+
+        Raises:
+            _HeldError: It is not this submission's turn, and was not for as long as it waits at most.
+        """
+        begun = self._loop.time()
+        patience = submission.patience
+        try:
+            try:
+                await self.breaker.wait(until=begun + patience.for_service())
+            except CircuitOpen:
+                raise _HeldError from None
+            finally:
+                patience.was_unreached(self._loop.time() - begun)
+            begun = self._loop.time()
+            submission.permit = await self._limiter.acquire(
+                priority=submission.priority, max_wait=patience.left(), since=patience.started, first=first
+            )
+            self._transitions.step(submission, SubmissionEvent.GRANTED)
+            patience.waited += self._loop.time() - begun
+            begun = self._loop.time()
+            answer = await self._post(submission, body, submission.permit)
+            match answer:
+                case Accepted() | Refused():
+                    self.breaker.answered()
+                case NeverSent(error, Obstacle.PASSING):
+                    patience.was_unreached(self._loop.time() - begun)
+                    self._risk_less(submission, error, free=True)
+                case Unclear(error):
+                    self._risk_less(submission, error, free=False)
+            return answer
+        finally:
+            self.breaker.done(submission)
+
+    def _risk_less(self, submission: Submission, error: Flux2Error, *, free: bool) -> None:
+        there = self.breaker.reason is None
+        self.breaker.failed(submission, error, free=free)
+        if there and self.breaker.reason is not None:
+            logger.warning("createTask gets no answers; one at a time is tried until one is answered")
+
+    async def _pause(self, submission: Submission, error: Flux2Error) -> None:
+        """Wait before another try; while the service is away the breaker says how long."""
+        left = submission.patience.for_service()
+        if not left:
+            raise self._out_of_patience(submission, error)
+        if self.breaker.reason is None:
+            pause = min(PAUSE_UNCONNECTED, left)
+            await asyncio.sleep(pause)
+            submission.patience.was_unreached(pause)
+
+    async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
+        """Send once: connection, intent, last look, head; nothing is awaited before the head."""
+        post = self._api.create_task(body, request=submission.request, ref=submission.ref)
+        recorded = False
+
+        async def announce() -> None:
+            nonlocal recorded
+            # Others may have met the outage meanwhile.
+            self._take_turn(submission)
+            self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
+            await self._announce(submission)
+            recorded = submission.record is not None
+
+        try:
+            # Not before the permit: who waits for that would hold up all others.
+            self._take_turn(submission)
+            async with post:
+                leave = partial(self._keeps_back, submission, permit)
+                answer = self._own(submission, await post.send(leave, announce))
+                if isinstance(answer, Refused):
+                    answer = await self._confirmed(submission, post, answer)
+        except _HeldError:
+            self._transitions.step(submission, SubmissionEvent.HELD)
+            raise
+        except _TakenError:
+            self._transitions.step(submission, SubmissionEvent.KEY_TAKEN)
+            raise
+        except BaseException:
+            # At once, whatever the journal takes.
+            sent = submission.state is SubmissionState.SENT
+            permit.unclear() if sent else permit.never_sent()
+            if recorded and not sent and submission.record is not None:
+                await submission.record.refused(submission.ref)
+            raise
+        await self._answered(submission, answer, recorded=recorded)
+        return answer
+
+    async def _confirmed(self, submission: Submission, post: Post, refused: Refused) -> Answer:
+        """The refusal where nothing else comes behind it, before anybody takes it for one; else unclear.
+
+        A 429 is watched for as long as nobody sends because of it; another refusal for a second.
+        """
+        if throttled := refused.error.code == 429:  # noqa: PLR2004  a code of the API's
+            # Whoever it is meant for, the service wants a pause.
+            self._transitions.settle_permit(submission, SubmissionEvent.THROTTLED, refused.error)
+        begun = self._loop.time()
+
+        def watch_on() -> float:
+            if throttled and self._goes_on(submission):
+                # Back in the queue in time to be the first.
+                until = (self._limiter.paused_until or begun) - QUEUE_BEFORE
+                left = submission.patience.left()
+                if left is None or until - begun <= left:
+                    return until - self._loop.time()
+            return begun + WATCH_REFUSAL - self._loop.time()
+
+        answer = await post.confirm(refused, watch_on)
+        if throttled:
+            submission.patience.waited += self._loop.time() - begun
+        return answer
+
+    def _goes_on(self, submission: Submission) -> bool:
+        """Whether anybody is left to wait for another try, or to send it."""
+        wanted = submission.record is None or submission.record.wanted()
+        return wanted and submission.callers > 0 and not self.closed
+
+    def _take_turn(self, submission: Submission) -> None:
+        try:
+            self.breaker.take(submission)
+        except CircuitOpen:
+            raise _HeldError from None
+
+    def _own(self, submission: Submission, answer: Answer) -> Answer:
+        """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""
+        if not isinstance(answer, Accepted):
+            return answer
+        if answer.task_id in self._task_ids:
+            told = f"createTask was answered with task {answer.task_id}, which another submission has"
+            return unclear(told, request=submission.request, ref=submission.ref)
+        self.know(answer.task_id)
+        return answer
+
+    async def _announce(self, submission: Submission) -> None:
+        """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""
+        if submission.claim is not None:
+            reserved = await submission.claim.reserve()
+            # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
+            if not submission.callers:
+                raise left()
+            if not reserved:
+                raise _TakenError
+        try:
+            if submission.on_send is not None and not submission.announced:
+                await submission.on_send(submission.ref)
+                # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
+                submission.announced = True
+            if submission.record is not None and not self.abandoned:
+                await submission.record.send(submission.ref)
+        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the first caller alone
+            raise StepFailedError(error) from None
+        if self.abandoned:
+            raise cut_off(submission, "the session was closed")
+
+    async def _answered(self, submission: Submission, answer: Answer, *, recorded: bool) -> None:
+        """Take an answer: the limit first, then the journal, then all others."""
+        event, error = _meaning_of(answer)
+        self._transitions.settle_permit(submission, event, error)
+        submission.announced = event is SubmissionEvent.LEASE_ENDED
+        if recorded and submission.record is not None:
+            if isinstance(answer, Accepted):
+                await submission.record.accepted(submission.ref, answer.task_id)
+            elif event is not SubmissionEvent.UNCLEAR:
+                await submission.record.refused(submission.ref)
+        if submission.ended:
+            # The session did not wait for the journal.
+            return
+        if isinstance(answer, Accepted):
+            if not self._transitions.accept(submission, answer.task_id):
+                self._slots.release()
+        elif event in (SubmissionEvent.REFUSED, SubmissionEvent.UNCLEAR):
+            self._transitions.end(submission, event, error=error)
+        else:
+            self._transitions.step(submission, event, error)
+
+    def _keeps_back(self, submission: Submission, permit: Permit) -> bool:
+        """Asked immediately before the first byte of a POST; False lets it leave, and from here on it is sent."""
+        # One that has ended stays so, whoever would not be interrupted in announcing it.
+        if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
+            return True
+        self._transitions.step(submission, SubmissionEvent.POSTED)
+        return False
+
+
+def _meaning_of(answer: Answer) -> tuple[SubmissionEvent, Flux2Error | None]:
+    match answer:
+        case Accepted():
+            return SubmissionEvent.ACCEPTED, None
+        case Refused(RateLimitedError(code=429) as error):
+            return SubmissionEvent.THROTTLED, error
+        case Refused(error):
+            return SubmissionEvent.REFUSED, error
+        case NeverSent(error, obstacle):
+            return SubmissionEvent.LEASE_ENDED if obstacle is Obstacle.LEASE else SubmissionEvent.NEVER_SENT, error
+        case Unclear(error):
+            return SubmissionEvent.UNCLEAR, error
+
+
+def _not_risked(reason: Exception | None) -> TransportError:
+    what = str(reason) if isinstance(reason, TransportError) else "the last answers to createTask were unclear"
+    return TransportError(f"nothing was sent, because the service seems to be away: {what}", never_sent=True)
+
+
+def left() -> Flux2Error:
+    """The error of a submission that nobody waits for."""
+    return SessionClosedError("the caller of this submission left; nothing was sent")
+
+
+def cut_off(submission: Submission, what: str) -> Flux2Error:
+    """The error of a submission that was cut off where it stands."""
+    if submission.state is SubmissionState.SENT:
+        return AmbiguousSubmitError(
+            f"{what} while createTask was under way; the task may exist and cost money",
+            request=submission.request,
+            ref=submission.ref,
+        )
+    return SessionClosedError(f"{what}; nothing was sent")

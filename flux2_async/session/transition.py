@@ -1,0 +1,139 @@
+"""What an event of a submission means, told once to all whom it concerns and in one order.
+
+The permit first, since others wait for it; then the submission's callers and its claim to a key; then who keeps it: the
+watcher, the keys, the inbox of callbacks; the observers last.
+"""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from flux2_async._limiter.permit import Permits
+from flux2_async.errors import RateLimitedError
+from flux2_async.models import RateLimit
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+from flux2_async.session.keys import Keys
+from flux2_async.session.submission import Submission
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.observers import Observers
+from flux2_async.tasks.schedule import Schedules
+from flux2_async.tasks.watcher import Watcher
+
+if TYPE_CHECKING:
+    from flux2_async.session.callback_inbox import CallbackInbox
+
+__all__ = ["Transitions"]
+
+logger = logging.getLogger("flux2_async")
+
+
+class Transitions:
+    """Takes submissions from one state to the next.
+
+    Args:
+        limiter: What gave out the permits.
+        rate_limit: What it keeps to, or None for no limit.
+        schedules: When tasks are looked at.
+        watcher: Looks at what was accepted.
+        inbox: Waits for the callbacks of what was accepted, or may have been; None without callbacks.
+        keys: What each key stands for.
+        observers: Told of every step.
+    """
+
+    def __init__(
+        self,
+        *,
+        limiter: Permits,
+        rate_limit: RateLimit | None,
+        schedules: Schedules,
+        watcher: Watcher,
+        inbox: "CallbackInbox | None",
+        keys: Keys,
+        observers: Observers,
+    ) -> None:
+        self._limiter = limiter
+        self._rate_limit = rate_limit
+        self._learned = limiter.learned_limit
+        self._schedules = schedules
+        self._watcher = watcher
+        self._inbox = inbox
+        self._keys = keys
+        self._observers = observers
+
+    def step(self, submission: Submission, event: SubmissionEvent, error: Exception | None = None) -> None:
+        """An event after which it goes on."""
+        submission.move(event)
+        if event not in (SubmissionEvent.GRANTED, SubmissionEvent.ANNOUNCED, SubmissionEvent.POSTED):
+            self.settle_permit(submission, event, error)
+        self._observers.stepped(submission, event, error)
+
+    def accept(self, submission: Submission, task_id: str) -> bool:
+        """It became a task; give False when that is watched already, so that it has a slot of its own."""
+        task = self._watcher.get(task_id)
+        new = task is None
+        if task is None:
+            task = ImageTask(task_id, submission.request, ref=submission.ref, key=submission.key)
+            schedule = self._schedules.of(submission.request.model, submission.request.resolution)
+            self._watcher.watch(task, schedule if self._inbox is None else self._inbox.insured(schedule))
+        elif task.request is None:
+            # Attached before its createTask reply came.
+            task.request, task.ref, task.key = submission.request, submission.ref, submission.key
+        if self._inbox is not None:
+            self._inbox.accepted(submission.ref, task)
+        logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
+        self.end(submission, SubmissionEvent.ACCEPTED, task=task)
+        return new
+
+    def end(
+        self,
+        submission: Submission,
+        event: SubmissionEvent,
+        *,
+        task: ImageTask | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        """An event that ends it."""
+        self.settle_permit(submission, event, error)
+        submission.end(event, task=task, error=error)
+        if submission.state is SubmissionState.UNKNOWN:
+            # It may have been accepted, so it keeps its key.
+            if self._inbox is not None:
+                self._inbox.unclear(submission)
+        elif task is None and submission.key is not None:
+            self._keys.free(submission.key, submission)
+        self._observers.stepped(submission, event, error, None if task is None else task.id)
+
+    def settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:
+        """Say what an event means for the limit; at once where the journal is to be awaited before the rest is told."""
+        # What is kept of a submission is kept without the limiter behind its permit.
+        permit, submission.permit = submission.permit, None
+        if permit is None or permit.settled:
+            return
+        match event:
+            case SubmissionEvent.THROTTLED:
+                permit.throttled(error.retry_after if isinstance(error, RateLimitedError) else None)
+                self._observers.tell(
+                    "Paused",
+                    ref=submission.ref,
+                    key=submission.key,
+                    seconds=self._pause(),
+                    rate_limit=self._rate_limit,
+                )
+                self._see_limit()
+            case SubmissionEvent.ACCEPTED | SubmissionEvent.REFUSED:
+                permit.answered()
+                self._see_limit()
+            case SubmissionEvent.UNCLEAR:
+                permit.unclear()
+            case _:
+                permit.never_sent()
+
+    def _pause(self) -> float:
+        until = self._limiter.paused_until
+        return 0.0 if until is None else max(until - asyncio.get_running_loop().time(), 0.0)
+
+    def _see_limit(self) -> None:
+        learned = self._limiter.learned_limit
+        if learned != self._learned and self._rate_limit is not None:
+            self._learned = learned
+            self._observers.tell("LimitLearned", limit=learned, rate_limit=self._rate_limit)

@@ -12,7 +12,7 @@ from rich.text import Text
 from flux2_async._shown import printable
 from flux2_async.batch import Batch, Outcome, Progress, State
 from flux2_async.cli.board import LiveBoard
-from flux2_async.cli.screen import Screen, counted, one_line
+from flux2_async.cli.screen import Screen, counted, one_line, print_words
 from flux2_async.session.session import Flux2Session
 
 __all__ = ["BatchBoard"]
@@ -76,7 +76,7 @@ class BatchBoard(LiveBoard):
         if self._live is None:
             self._screen.note(f"{time.monotonic() - self._begun:6.1f} s  {text}")
         else:
-            self._live.console.print(Text(text), soft_wrap=True)
+            print_words(self._live.console, Text(text))
 
     def tell_stop(self) -> None:
         """Tell of a stop under way where nothing is redrawn."""

@@ -1,5 +1,6 @@
 """What is told when a batch has ended, whichever way."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from flux2_async.cli.screen import Screen, counted, error_document
 __all__ = ["End", "report", "tell_end"]
 
 LISTED: Final = 10
+CAP: Final = re.compile(r"--max-credits[ =]\S+")
 
 
 @attrs.define(kw_only=True)
@@ -129,9 +131,12 @@ def _advice(end: End) -> list[str]:
     if progress.failed:
         found.append("--retry-failed sends again what failed.")
     if end.left and not end.interrupted and end.failure is None:
-        # The same amount would stop it again at once; so many tasks are meant for each run.
-        higher = f"Raise {option} and go on" if option == "--max-credits" else "Go on"
-        found.append(f"{higher} with: {end.again}")
+        if option == "--max-credits":
+            # The same amount would stop it again at once; without one it would cost whatever it costs.
+            found.append(f"Raise --max-credits and go on with: {CAP.sub('--max-credits MORE', end.again)}")
+        else:
+            # So many tasks are meant for each run.
+            found.append(f"Go on with: {end.again}")
     return found
 
 

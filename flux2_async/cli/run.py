@@ -268,5 +268,5 @@ def _tell(screen: Screen, result: ImageResult, files: list[Path]) -> None:
     if record.credits_consumed is not None:
         facts.append(f"{record.credits_consumed:g} credits")
     screen.note(", ".join(facts), "dim")
-    screen.result("\n".join(map(str, files)))
+    screen.result("\n".join(map(str, files)), whole=True)
     screen.document(_document(record) | {"files": [str(file) for file in files]})

@@ -5,9 +5,10 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -15,11 +16,15 @@ from rich.text import Text
 from flux2_async._shown import json_escaped, printable
 from flux2_async.errors import ApiError, Flux2Error
 
-__all__ = ["Screen", "UsageError", "counted", "error_document", "one_line"]
+__all__ = ["Screen", "UsageError", "counted", "error_document", "one_line", "print_words"]
 
 
 PIPE_WIDTH: Final = 120
 ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
+# What people copy from a terminal, such as commands and paths, is not broken; all else is between words.
+WORD: Final = re.compile(
+    r"( *)((?:`[^`]*`|(?<=: )flux2 .+|^export .+|(?<=^Results: ).+|(?<=^Report: ).+|(?<=^Contact sheet: ).+|[^ ])+)"
+)
 
 
 class UsageError(Exception):
@@ -30,6 +35,7 @@ class _Console(Console):
     """A console of rich that gives what steers a terminal as words, unless it is rich that steers."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Give what rich would write, printable."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
@@ -60,14 +66,21 @@ class Screen:
         terminals = sys.stdout.isatty() and sys.stderr.isatty()
         self.live = terminals and not machine and not self.err.is_dumb_terminal
 
-    def result(self, renderable: RenderableType) -> None:
-        """Show a result to people; nothing for machines."""
+    def result(self, renderable: RenderableType, *, whole: bool = False) -> None:
+        """Show a result to people; nothing for machines.
+
+        Args:
+            renderable: Text, or anything of rich's.
+            whole: Whether its lines are paths, which nobody could copy from a terminal when they were broken.
+        """
         if isinstance(renderable, str):
             # rich itself would leave some characters out.
             renderable = printable(renderable)
         if not self.machine:
-            # Text that is piped is cut into lines by its reader, not by us.
-            self.out.print(renderable, soft_wrap=isinstance(renderable, str | Text))
+            if isinstance(renderable, str | Text) and not whole:
+                print_words(self.out, Text(renderable) if isinstance(renderable, str) else renderable)
+            else:
+                self.out.print(renderable, soft_wrap=isinstance(renderable, str | Text))
 
     def document(self, document: object) -> None:
         """Give a result to machines; nothing to people."""
@@ -76,7 +89,7 @@ class Screen:
 
     def note(self, text: str, style: str = "") -> None:
         """Say something about the progress."""
-        self.err.print(Text(printable(text), style=style), soft_wrap=True)
+        print_words(self.err, Text(printable(text), style=style))
 
     def complain(self, error: BaseException | str, hint: str = "") -> str:
         """Say in one line what went wrong and what to do; give the line."""
@@ -85,7 +98,7 @@ class Screen:
             text = f"{text} {hint[0].upper()}{hint[1:]}"
         elif hint:
             text = f"{text.rstrip('.;')}; {hint}"
-        self.err.print(Text.assemble(("flux2: ", "bold red"), text), soft_wrap=True)
+        print_words(self.err, Text.assemble(("flux2: ", "bold red"), text))
         return text
 
     def error(self, error: BaseException | str, hint: str = "", task_id: str | None = None) -> None:
@@ -95,6 +108,27 @@ class Screen:
             self.document({"error": error_document(error)})
         else:
             self.document({"error": {"type": "Interrupted", "message": text, "task_id": task_id}})
+
+
+def print_words(console: Console, text: Text) -> None:
+    """Write text; on a terminal its lines are broken between words, and commands and paths not at all."""
+    for line in text.split("\n", allow_blank=True):
+        # What is piped is cut into lines by its reader, not by us.
+        for part in line.divide(_breaks(line.plain, console.width)) if console.file.isatty() else [line]:
+            part.rstrip()
+            console.print(part, soft_wrap=True)
+
+
+def _breaks(line: str, width: int) -> Iterator[int]:
+    """Give where further lines begin."""
+    used = 0
+    for word in WORD.finditer(line):
+        size = cell_len(word[2])
+        if used and used + len(word[1]) + size > width:
+            yield word.start(2)
+            used = size
+        else:
+            used += len(word[1]) + size
 
 
 def counted(count: int, thing: str) -> str:

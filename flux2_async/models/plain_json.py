@@ -20,6 +20,13 @@ MAX_SIZE: Final = 10_000_000
 
 
 class _NotPlainError(Exception):
+    """JSON cannot hold something.
+
+    Attributes:
+        reason: Why not.
+        path: Where it stands, added to on the way out; empty at the value itself.
+    """
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -89,12 +96,14 @@ class _Copy:
         self.left = MAX_SIZE
 
     def mapping(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        """Copy a mapping whose values may have `depth` levels."""
         plain = {self.key(key): self.within(f".{key}", child, depth) for key, child in value.items()}
         if len(plain) < len(value):
             raise _NotPlainError("the name of a field is given twice, as a number and as text")
         return plain
 
     def key(self, value: object) -> str:
+        """Give the name of a field."""
         if isinstance(value, int) and not isinstance(value, bool):
             # As all writers of JSON do.
             return str(_number(value))
@@ -103,6 +112,7 @@ class _Copy:
         return self.text(value)
 
     def within(self, place: str, value: object, depth: int) -> Any:
+        """Copy a value that stands at a place of another one, which has `depth` levels left."""
         try:
             return self.value(value, depth - 1)
         except _NotPlainError as error:
@@ -111,6 +121,7 @@ class _Copy:
             raise
 
     def value(self, value: object, depth: int) -> Any:
+        """Copy a value of whatever kind."""
         self.count(8)
         if value is None or isinstance(value, bool):
             return value
@@ -127,6 +138,7 @@ class _Copy:
         return [self.within(f"[{number}]", child, depth) for number, child in enumerate(value)]
 
     def text(self, value: str) -> str:
+        """Copy text, which must be Unicode."""
         self.count(len(value))
         try:
             value.encode()
@@ -135,12 +147,14 @@ class _Copy:
         return str.__str__(value)
 
     def count(self, size: int) -> None:
+        """Count characters; too many are refused."""
         self.left -= size
         if self.left < 0:
             raise _NotPlainError(f"all in all more than {MAX_SIZE:,} characters")
 
 
 def _number(value: float) -> float:
+    """Copy a number, which must be finite and of digits that every Python reads."""
     if isinstance(value, int):
         if value.bit_length() > MAX_BITS:
             raise _NotPlainError("a whole number of more than 640 digits")

@@ -265,7 +265,7 @@ async def test_removed_lines_are_not_sent(tmp_path: Path) -> None:
 
 
 async def test_two_commits_wait_for_the_disk(tmp_path: Path) -> None:
-    """The intent before the POST and the id of the task are committed with full sync, the rest without."""
+    """The intent before the POST and the id of the task are on disk when their commit returns, the rest without."""
     said: list[str] = []
     async with emulated() as (flux, emulator), Journal(tmp_path / "run.db") as journal:
         assert journal._database is not None
@@ -275,9 +275,9 @@ async def test_two_commits_wait_for_the_disk(tmp_path: Path) -> None:
         await until(lambda: emulator.ledger.requests)
         at_post = list(said)
         await running
-    assert _level(at_post, "'submitting'") == "FULL"
+    assert _level(at_post, "'submitting'") == "EXTRA"
     assert at_post[-1] == "COMMIT"
-    assert _level(said, "'submitted'") == "FULL"
+    assert _level(said, "'submitted'") == "EXTRA"
     assert _level(said, "'done'") == "NORMAL"
 
 

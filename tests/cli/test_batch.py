@@ -255,7 +255,10 @@ def test_a_cap(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixtu
     assert flux2("--max-credits", "30", "--no-report") == 1
     err = capsys.readouterr().err
     assert "Stopped by --max-credits 30: 28 are spent, 0 may be for what is running or unknown" in err
-    assert "Raise --max-credits and go on with: flux2 batch jobs.jsonl --out results" in err
+    again = "flux2 batch jobs.jsonl --out results --rate-limit none --max-credits MORE --no-report"
+    assert f"Raise --max-credits and go on with: {again}" in err
+    assert flux2("--max-credits=MORE", "--no-report") == 2
+    capsys.readouterr()
     assert flux2("--max-tasks", "1", "--no-report") == 1
     out, err = capsys.readouterr()
     assert out.startswith("5 requests · 3 done · 2 not sent\n")

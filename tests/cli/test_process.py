@@ -29,7 +29,7 @@ BARE = {
     for name, value in os.environ.items()
     if not name.startswith("APIKLEY_")
     and not name.lower().endswith("_proxy")
-    and name not in {"NO_COLOR", "FORCE_COLOR"}
+    and name not in {"NO_COLOR", "FORCE_COLOR", "COLUMNS"}
 }
 ESCAPE = re.compile(r"\x1b\[([0-9;?]*)([a-zA-Z])")
 
@@ -61,10 +61,10 @@ def finish(words: Sequence[str], folder: Path, environ: dict[str, str]) -> tuple
         return process.returncode, out, err
 
 
-def in_terminal(words: Sequence[str], folder: Path, environ: dict[str, str]) -> tuple[int, str]:
-    """Run the command in a terminal of 80 columns; gives the exit code and all that was written to it."""
+def in_terminal(words: Sequence[str], folder: Path, environ: dict[str, str], *, columns: int = 80) -> tuple[int, str]:
+    """Run the command in a terminal; gives the exit code and all that was written to it."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environ = BARE | {"TERM": "xterm-256color"} | environ
     with begin(words, folder, environ, stdin=slave, stdout=slave, stderr=slave) as process:
         os.close(slave)
@@ -149,6 +149,30 @@ def test_progress_is_live_on_a_terminal(tmp_path: Path) -> None:
     lines = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", written)) if line.strip()]
     assert max(map(len, lines)) <= 80
     assert lines[-1] == "out.png"
+
+
+LONG = "Stopped by --max-credits 40: 28 are spent, 0 may be for what is running or unknown, and one more costs 14."
+AGAIN = "flux2 batch 'my jobs.jsonl' --out results --rate-limit none --max-credits 60"
+PLACE = f"results/{'a long name ' * 5}/report.html"
+TALK = f"""
+from flux2_async.cli.screen import Screen
+screen = Screen()
+screen.result({LONG!r} + "\\nReport: " + {PLACE!r})
+screen.note({LONG!r})
+screen.complain("interrupted", "go on with: " + {AGAIN!r})
+"""
+
+
+def test_lines_are_broken_between_words(tmp_path: Path) -> None:
+    """In a narrow terminal no word is broken; what people copy from it, a command and a path, is one line."""
+    code, written = in_terminal(["-c", TALK], tmp_path, {}, columns=60)
+    assert code == 0
+    lines = ESCAPE.sub("", written).splitlines()
+    told = [
+        "Stopped by --max-credits 40: 28 are spent, 0 may be for what",
+        "is running or unknown, and one more costs 14.",
+    ]
+    assert lines == [*told, "Report:", PLACE, *told, "flux2: interrupted; go on with:", AGAIN]
 
 
 def test_no_color_is_respected(tmp_path: Path) -> None:

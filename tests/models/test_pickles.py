@@ -1,10 +1,13 @@
 """Pickles that version 0.1.0 made, in which public objects stand under the modules of then."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
-from flux2_async import Completion, Polling, RateLimit, TaskRecord, TaskState, TextToImage, Timeouts
+from flux2_async import Completion, Polling, RateLimit, TaskRecord, TaskState, TextToImage, Timeouts, Unsettled
+from flux2_async.batch import JournalError
+from flux2_async.coordination import HostCoordination
 
 REQUEST = TextToImage("a red kettle")
 MADE = [
@@ -30,3 +33,23 @@ def test_pickle_of_an_earlier_version_opens(value: object, module: str) -> None:
     opened = pickle.loads(then)
     assert type(opened) is type(value)
     assert repr(opened) == repr(value)
+
+
+SAMPLES = Path(__file__).parent.parent / "samples" / "pickles"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.iterdir()))
+def test_pickle_that_an_earlier_version_made_opens(name: str) -> None:
+    """What stood in private modules then, and was given out all the same, is the same object now."""
+    if name == "RedisCoordination":
+        pytest.importorskip("redis")
+    opened = pickle.loads((SAMPLES / name).read_bytes())
+    expected = {
+        "Unsettled": Unsettled(("t",), ("r",)),
+        "JournalError": JournalError("journal: 'run.db' is damaged"),
+        "HostCoordination": HostCoordination("/tmp/x.sqlite"),  # noqa: S108  never opened
+        "RedisCoordination": "<RedisCoordination namespace='flux2' on_failure='degrade'>",
+    }[name]
+
+    assert type(opened).__name__ == name
+    assert repr(opened) == (expected if isinstance(expected, str) else repr(expected))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import compression_utils, web
 from aiohttp.typedefs import Handler
 from callback_receivers import (
     HMAC_KEY,
@@ -264,6 +264,9 @@ async def test_odd_requests_get_the_same_answer_everywhere(receiver: str) -> Non
     """Lengths, codings, methods and addresses that senders come up with are answered alike by all receivers."""
     # Frameworks redirect there, as the documentation of `asgi_app` says.
     left_out = {"without the final slash"} if receiver in ("starlette", "fastapi") else set[str]()
+    if receiver == "aiohttp" and not hasattr(compression_utils, "MAX_DECOMPRESS_MEMBERS"):
+        # Its own server unpacks, and took nothing behind the first member then.
+        left_out = {name for name in ODD if "member" in name or "and more" in name or "and zeros" in name}
     expected = {name: status for name, (status, _) in ODD.items() if name not in left_out}
     answers, target = {}, Target()
     async with RECEIVERS[receiver](target) as port:

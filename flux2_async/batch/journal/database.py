@@ -173,8 +173,9 @@ def _commit(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[An
 
 
 def _transaction(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
-    # In WAL mode FULL waits for the disk at each commit, NORMAL at checkpoints; neither loses anything to a kill.
-    level = "FULL" if any(write.durable for write in writes) else "NORMAL"
+    # EXTRA waits for the disk at each commit, NORMAL at checkpoints; neither loses anything to a kill. With a log FULL
+    # would do as well, but where the file system knows none a rollback journal that was removed may come back.
+    level = "EXTRA" if any(write.durable for write in writes) else "NORMAL"
     connection.execute(f"PRAGMA synchronous={level}")
     connection.execute("BEGIN IMMEDIATE")
     try:

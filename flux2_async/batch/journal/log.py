@@ -31,6 +31,15 @@ Sums = tuple[int, int]
 
 @attrs.frozen
 class _Frame:
+    """One page of the database as the log has it.
+
+    Attributes:
+        content: What its checksum is about: page number and size, and the page.
+        salts: Those of the log it belongs to.
+        commits: Whether a transaction ends with it.
+        sums: The checksum, over all frames up to this one.
+    """
+
     content: bytes
     salts: bytes
     commits: bool
@@ -38,6 +47,7 @@ class _Frame:
 
     @classmethod
     def of(cls, raw: bytes) -> "_Frame":
+        """Read one, header and page."""
         page, size, first, second = struct.unpack(">II8xII", raw[:FRAME_HEADER])
         return cls(raw[:8] + raw[FRAME_HEADER:], raw[8:16], bool(page and size), (first, second))
 
@@ -62,6 +72,7 @@ def damaged_frame(log: Path) -> int | None:
 
 
 def _damaged_frame(file: BinaryIO) -> int | None:
+    """Look at the header of the log, then at each frame; see `damaged_frame`."""
     head = file.read(BLOCK)
     if len(head) < HEADER + FRAME_HEADER or not any(head):
         # Nothing was committed yet.
@@ -90,6 +101,7 @@ def _damaged_frame(file: BinaryIO) -> int | None:
 
 
 def _sums(sums: Sums, content: bytes, *, little: bool) -> Sums:
+    """Go on with a checksum, over words of the byte order that the log's header names."""
     words = array("I", content)
     if little != (sys.byteorder == "little"):
         words.byteswap()

@@ -23,7 +23,8 @@ PIPE_WIDTH: Final = 120
 ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 # What people copy from a terminal, such as commands and paths, is not broken; all else is between words.
 WORD: Final = re.compile(
-    r"( *)((?:`[^`]*`|(?<=: )flux2 .+|^export .+|(?<=^Results: ).+|(?<=^Report: ).+|(?<=^Contact sheet: ).+|[^ ])+)"
+    r"( *)((?:`[^`]*`|(?<=: )flux2 (?:(?!\. ).)+|^export .+|(?<=^Results: ).+|(?<=^Report: ).+|(?<=^Contact sheet: ).+"
+    r"|[^ ])+)"
 )
 
 

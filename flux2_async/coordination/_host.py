@@ -1,5 +1,5 @@
 """Where what was pickled by version 0.1.0 is looked for."""
 
-from flux2_async.coordination.host.coordinator import HostCoordination
+from flux2_async.coordination import HostCoordination
 
 __all__ = ["HostCoordination"]

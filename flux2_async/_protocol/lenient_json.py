@@ -113,7 +113,11 @@ def dumps(value: Any) -> bytes:
 
 def as_text(raw: bytes | str) -> str:
     """The text of a body in whichever UTF, without a byte order mark."""
-    text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw), "replace")
+    if isinstance(raw, str):
+        text = raw
+    else:
+        # So begins nearly every reply, and no other UTF.
+        text = raw.decode("utf-8" if raw.startswith(b'{"') else json.detect_encoding(raw), "replace")
     return text.removeprefix("\ufeff")
 
 
@@ -126,7 +130,11 @@ def _parse(raw: bytes | str) -> Any:
     text = as_text(raw)
     if "\\ud" in text or "\\uD" in text:
         text = _SURROGATES.sub(lambda match: "\\ufffd" if match[1] else match[0], text)
-    return _LENIENT.decode(text)
+    text = text.strip(_BLANKS)
+    value, end = _LENIENT.raw_decode(text)
+    if end != len(text):
+        raise ValueError("more than JSON")
+    return value
 
 
 def _is_shallow(raw: bytes | str) -> bool:
@@ -167,6 +175,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+_BLANKS: Final = " \t\n\r"
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _LENIENT: Final = json.JSONDecoder(strict=False, parse_int=_integer, parse_constant=lambda _: None)
 _WITHOUT_REPEATS: Final = json.JSONDecoder(

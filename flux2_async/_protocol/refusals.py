@@ -181,7 +181,7 @@ class Redactor:
 
 def without_signature(text: str) -> str:
     """The text with the signature of any callback address taken out."""
-    return _SIGNATURE.sub("<redacted>", text)
+    return _SIGNATURE.sub("<redacted>", text) if "sig=" in text else text
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None, *, body: bytes = b"") -> float | None:

@@ -359,15 +359,15 @@ class AccountState:
 
     def _deal(self, place: _Waiting, now: float) -> tuple[int, int]:
         """Deal what is free, one by one, among those whose turn it is; give what one gets, and what the others get."""
-        hands = [[other.want, 0, other is place] for other in self._queue if other.turn <= now]
-        free = self._free(sum(hand[0] for hand in hands), now)
+        shares = [[other.want, 0, other is place] for other in self._queue if other.turn <= now]
+        free = self._free(sum(one[0] for one in shares), now)
         left = free
         while left > 0:
-            for hand in hands:
-                if hand[1] < hand[0] and left > 0:
-                    hand[1] += 1
+            for one in shares:
+                if one[1] < one[0] and left > 0:
+                    one[1] += 1
                     left -= 1
-        share = sum(hand[1] for hand in hands if hand[2])
+        share = sum(one[1] for one in shares if one[2])
         return share, free - share
 
     def _free(self, most: int, now: float) -> int:

@@ -24,7 +24,7 @@ logger = logging.getLogger("flux2_async")
 # News of a key can be lost; this is how long nobody minds.
 LOOK_EVERY: Final = 2.0
 MAX_RELAYS: Final = 1000
-LAST_WORDS: Final = 1.0
+CLOSE_TIMEOUT: Final = 1.0
 
 
 class Sharing:
@@ -73,7 +73,7 @@ class Sharing:
         for relay in tuple(self._relays):
             await finish(relay)
         if self._telling is not None and self.limiter.membership.joined:
-            await asyncio.wait([self._telling], timeout=LAST_WORDS)
+            await asyncio.wait([self._telling], timeout=CLOSE_TIMEOUT)
         await finish(self._telling)
         await self.limiter.aclose()
 
@@ -84,7 +84,7 @@ class Sharing:
     async def recovered(self, ref: str, task_id: str) -> None:
         """Let the key of a submission stand for the task that a callback told; later, if that takes long."""
         if (job := self._pass_on(partial(self._end_doubt, ref, task_id))) is not None:
-            await asyncio.wait([job], timeout=LAST_WORDS)
+            await asyncio.wait([job], timeout=CLOSE_TIMEOUT)
 
     def key(
         self, key: str, fingerprint: str, ref: str, request: Request, attach: Callable[[str], ImageTask]

@@ -31,7 +31,7 @@ __all__ = ["SharedLimiter"]
 
 MAX_WANT: Final = 100
 # Who would not wait at all still waits for one answer.
-PATIENCE: Final = 1.0
+ONE_QUESTION: Final = 1.0
 
 
 @attrs.frozen
@@ -70,8 +70,8 @@ class SharedLimiter(Gate):
         self._settling = Settling(self.membership, coordinator)
         self._fallback = Fallback(terms.rate)
         # Empty but while an answer is dealt out.
-        self._hand: deque[_Lent] = deque()
-        self._wanted, self._nudge = asyncio.Event(), asyncio.Event()
+        self._lent: deque[_Lent] = deque()
+        self._wanted, self._ask_now = asyncio.Event(), asyncio.Event()
         # When to ask again for those who wait, if the others know that they do.
         self._ask_at = -math.inf
         self._fetching: asyncio.Task[None] | None = None
@@ -110,7 +110,7 @@ class SharedLimiter(Gate):
         if message.kind == "pause":
             self._close_gate(self._home.time() + min(message.seconds, MAX_PAUSE))
         elif message.kind == "wake":
-            self._nudge.set()
+            self._ask_now.set()
         elif message.kind == "peers":
             self._fallback.count(message.peers, self._home.time())
 
@@ -129,11 +129,11 @@ class SharedLimiter(Gate):
         asks = self.membership.joined and self._ask_at <= self._home.time()
         self._wanted.set()
         if first:
-            self._nudge.set()
-        return PATIENCE if asks else 0.0
+            self._ask_now.set()
+        return ONE_QUESTION if asks else 0.0
 
     def _ready_at(self, now: float, /) -> float:
-        if self._hand:
+        if self._lent:
             return max(self._until, now)
         quota = self._fallback.quota
         return max(self._until, quota.ready_at(now)) if quota and self._may_degrade else math.inf
@@ -142,7 +142,7 @@ class SharedLimiter(Gate):
         if (quota := self._fallback.quota) is not None:
             # Once the session is back, what it had not sent by then is declared for two periods and no longer.
             return Permit(partial(self._settle_own, quota, quota.take(now)), lambda: quota is not self._fallback.quota)
-        lent = self._hand.popleft()
+        lent = self._lent.popleft()
         return Permit(partial(self._settle, lent.name), partial(self._lease_ended, lent))
 
     def _lease_ended(self, lent: _Lent) -> bool:
@@ -161,20 +161,20 @@ class SharedLimiter(Gate):
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            self._nudge.clear()
+            self._ask_now.clear()
             # Who has left the queue here leaves that of all as well.
             if not self.membership.joined or not (self.waiting or self._ask_at > -math.inf):
                 continue
             wait = await self._ask()
             if wait > 0:
-                await self._nap(wait)
+                await self._pause_asking(wait)
             if wait > 0 or (self.waiting and self.membership.joined):
                 self._wanted.set()
 
-    async def _nap(self, seconds: float) -> None:
+    async def _pause_asking(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._nudge.wait()
+                await self._ask_now.wait()
         except TimeoutError:
             pass
 
@@ -191,13 +191,13 @@ class SharedLimiter(Gate):
         self._ask_at = now + answer.wait if answer.wait > 0 else -math.inf
         self._use(answer, now)
         self._settling.out.update(answer.leases)
-        self._hand.extend(_Lent(name, asked_at, elapsed) for name in answer.leases)
+        self._lent.extend(_Lent(name, asked_at, elapsed) for name in answer.leases)
         if self._until <= now:
             self._wake()
         # Who wanted them has left, or a pause came in between.
-        while self._hand:
-            self._report(self._hand.popleft().name, Fate.NEVER_SENT, 0.0)
-        for waiter in self._waiters.late(now, now + min(answer.wait, 1.001 * PATIENCE)):
+        while self._lent:
+            self._report(self._lent.popleft().name, Fate.NEVER_SENT, 0.0)
+        for waiter in self._waiters.late(now, now + min(answer.wait, 1.001 * ONE_QUESTION)):
             self._fail(waiter, self._too_late(waiter, now))
         return max(answer.wait, self._until - now)
 
@@ -265,7 +265,7 @@ class SharedLimiter(Gate):
         if not self._may_degrade:
             for waiter in self._waiters:
                 self._fail(waiter, _away())
-        self._nudge.set()
+        self._ask_now.set()
         self._wake()
 
 

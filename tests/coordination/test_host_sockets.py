@@ -24,8 +24,8 @@ ACCOUNT = "ab" * 32
 @contextmanager
 def seated(folder: Path, seat: str, account: str = ACCOUNT) -> Iterator[tuple[HostSockets, socket.socket]]:
     sockets = HostSockets(account, seat)
-    with sockets.bind(folder) as ear:
-        yield sockets, ear
+    with sockets.bind(folder) as listening:
+        yield sockets, listening
         sockets.close()
 
 
@@ -48,7 +48,7 @@ def test_all_others_hear(folder: Path) -> None:
         (first, own), (_, second), (_, third) = [stack.enter_context(seated(folder, seat)) for seat in "abc"]
         _, stranger = stack.enter_context(seated(folder, "d", "cd" * 32))
         first.tell(["a wake", "a key k"])
-        heard = [list(receive(ear)) for ear in (own, second, third, stranger)]
+        heard = [list(receive(listening)) for listening in (own, second, third, stranger)]
 
     assert heard == [[], ["a wake", "a key k"], ["a wake", "a key k"], []]
     assert list(folder.iterdir()) == []
@@ -69,7 +69,7 @@ import sys, time
 from pathlib import Path
 from flux2_async.coordination.host.sockets import HostSockets
 sockets = HostSockets(sys.argv[2], "child")
-ear = sockets.bind(Path(sys.argv[1]))
+listening = sockets.bind(Path(sys.argv[1]))
 print(flush=True)
 time.sleep(60)
 """
@@ -93,13 +93,13 @@ def test_killed_process_is_known_to_be_dead_at_once(folder: Path) -> None:
 def outlive_a_parent(folder: str) -> Life:
     here, there = socket.socketpair()
     sockets = HostSockets(ACCOUNT, "parent")
-    ear = sockets.bind(Path(folder))
+    listening = sockets.bind(Path(folder))
     if os.fork() == 0:
         there.send(b"here I am")
         there.recv(1)
         os._exit(0)
     here.recv(9)
-    ear.close()
+    listening.close()
     with seated(Path(folder), "other") as (other, _):
         life = other.life_of("parent")
     here.send(b"x")
@@ -120,7 +120,7 @@ def test_who_does_not_read_is_not_waited_for_again(folder: Path) -> None:
             sockets.tell(["a wake"])
             heard += len(list(receive(good)))
         took = time.monotonic() - began
-        ignored = set(sockets._deaf)
+        ignored = set(sockets._silent)
         kept = len(list(receive(deaf)))
         sockets.tell(["a wake"])
 
@@ -129,7 +129,7 @@ def test_who_does_not_read_is_not_waited_for_again(folder: Path) -> None:
         # To wait each time would take 75 s.
         assert 0.04 < took < 10.0
         assert ignored == {f"{ACCOUNT[:12]}.deaf"}
-        assert sockets._deaf == set()
+        assert sockets._silent == set()
         assert list(receive(deaf)) == ["a wake"]
 
 
@@ -140,9 +140,9 @@ def test_long_path_is_no_obstacle(tmp_path: Path, length: int) -> None:
     while len(str(folder)) < length:
         folder.mkdir(exist_ok=True)
         folder /= "y" * min(50, max(1, length - len(str(folder)) - 1))
-    with seated(folder, "a") as (sockets, _), seated(folder, "b") as (_, ear):
+    with seated(folder, "a") as (sockets, _), seated(folder, "b") as (_, listening):
         sockets.tell(["a wake"])
-        assert list(receive(ear)) == ["a wake"]
+        assert list(receive(listening)) == ["a wake"]
         assert sockets.life_of("b") == Life.ALIVE
 
 
@@ -185,10 +185,10 @@ def test_old_dead_sockets_are_removed(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_nonsense_is_read_over(folder: Path) -> None:
     """What is not text, or too long, does not end the reading."""
-    with seated(folder, "a") as (_, ear), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mouth:
+    with seated(folder, "a") as (_, listening), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mouth:
         address = str(next(folder.iterdir()))
         for datagram in (b"\xff\xfe", b"x" * 9000, b"", b"a wake"):
             mouth.sendto(datagram, address)
-        lines = list(receive(ear))
+        lines = list(receive(listening))
 
     assert [line[:10] for line in lines] == ["\ufffd\ufffd", "x" * 10, "", "a wake"]

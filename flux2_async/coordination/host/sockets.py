@@ -39,25 +39,25 @@ class HostSockets:
 
     Args:
         account: Whose messages these are.
-        seat: The name of this process, which no other has.
+        member: The name of this process, which no other has.
     """
 
-    def __init__(self, account: str, seat: str) -> None:
+    def __init__(self, account: str, member: str) -> None:
         self._account = account[:ONE_ACCOUNT]
-        self._seat = seat
+        self._member = member
         self._folder: Path | None = None
         self._folder_fd = -1
-        self._mouth: socket.socket | None = None
+        self._sending: socket.socket | None = None
         # Who did not read lately is not waited for.
-        self._deaf: set[str] = set()
+        self._silent: set[str] = set()
 
     @property
     def bound(self) -> bool:
         """Whether the others find this process; who removes the folder takes the socket along."""
-        return self._folder is not None and os.path.lexists(self._folder / self._name(self._seat))
+        return self._folder is not None and os.path.lexists(self._folder / self._name(self._member))
 
     def bind(self, folder: Path) -> socket.socket:
-        """Take the seat in a folder, made when it is missing; give the socket to be read, which the caller closes.
+        """Listen in a folder, made when it is missing; give the socket to be read, which the caller closes.
 
         Raises:
             ConfigurationError: The folder cannot be trusted, or its name is too long.
@@ -67,27 +67,27 @@ class HostSockets:
         self._folder = private_folder(folder)
         self._folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         self._sweep(folder)
-        self._mouth = _new_socket()
-        self._mouth.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)
-        ear = _new_socket()
-        ear.settimeout(0)
+        self._sending = _new_socket()
+        self._sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)
+        listening = _new_socket()
+        listening.settimeout(0)
         try:
-            ear.bind(self._address(self._name(self._seat)))
+            listening.bind(self._address(self._name(self._member)))
         except BaseException:
-            ear.close()
+            listening.close()
             raise
-        return ear
+        return listening
 
     def close(self) -> None:
-        """Leave the seat."""
+        """Listen no more."""
         if self._folder is not None:
             with suppress(OSError):
-                self._folder.joinpath(self._name(self._seat)).unlink()
-        if self._mouth is not None:
-            self._mouth.close()
+                self._folder.joinpath(self._name(self._member)).unlink()
+        if self._sending is not None:
+            self._sending.close()
         if self._folder_fd >= 0:
             os.close(self._folder_fd)
-        self._folder, self._folder_fd, self._mouth = None, -1, None
+        self._folder, self._folder_fd, self._sending = None, -1, None
 
     def tell(self, lines: Iterable[str]) -> None:
         """Send lines to all others of the account who listen."""
@@ -95,14 +95,14 @@ class HostSockets:
             for name in self._others():
                 self._send(name, line)
 
-    def life_of(self, seat: str) -> Life:
-        """Tell whether the process on a seat lives."""
+    def life_of(self, member: str) -> Life:
+        """Tell whether a process lives."""
         if self._folder is None:
             return Life.UNKNOWN
-        return Life.ALIVE if seat == self._seat else self._life_of(self._name(seat))
+        return Life.ALIVE if member == self._member else self._life_of(self._name(member))
 
-    def _name(self, seat: str) -> str:
-        return f"{self._account}.{seat}"
+    def _name(self, member: str) -> str:
+        return f"{self._account}.{member}"
 
     def _address(self, name: str) -> str:
         address = f"{self._folder}/{name}"
@@ -116,7 +116,7 @@ class HostSockets:
         return f"/proc/self/fd/{self._folder_fd}/{name}"
 
     def _others(self) -> Iterator[str]:
-        own = self._name(self._seat)
+        own = self._name(self._member)
         # Who has removed the folder learns it at the next question.
         with suppress(OSError):
             if self._folder is not None:
@@ -124,17 +124,17 @@ class HostSockets:
                 yield from (name for name in names if name.startswith(f"{self._account}.") and name != own)
 
     def _send(self, name: str, line: str) -> None:
-        if self._mouth is None:
+        if self._sending is None:
             return
         try:
-            self._mouth.sendto(line.encode(), socket.MSG_DONTWAIT if name in self._deaf else 0, self._address(name))
+            self._sending.sendto(line.encode(), socket.MSG_DONTWAIT if name in self._silent else 0, self._address(name))
         except BlockingIOError:
-            self._deaf.add(name)
+            self._silent.add(name)
         except OSError:
             # Dead, or gone meanwhile; macOS says so as well when the other does not read.
             return
         else:
-            self._deaf.discard(name)
+            self._silent.discard(name)
 
     def _life_of(self, name: str) -> Life:
         with _new_socket() as knock:
@@ -156,11 +156,11 @@ class HostSockets:
                     path.unlink()
 
 
-def receive(ear: socket.socket) -> Iterator[str]:
+def receive(listening: socket.socket) -> Iterator[str]:
     """Give the lines that have arrived."""
     with suppress(OSError):
         while True:
-            yield ear.recv(LONGEST_DATAGRAM).decode(errors="replace")
+            yield listening.recv(LONGEST_DATAGRAM).decode(errors="replace")
 
 
 def _new_socket() -> socket.socket:

@@ -88,7 +88,7 @@ class HostStore(Store):
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"flux2_async host {member}")
         self._on_line: Callable[[str], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ear: socket.socket | None = None
+        self._listening: socket.socket | None = None
         self._closed = False
 
     async def listen(self, on_line: Callable[[str], None]) -> None:
@@ -145,26 +145,26 @@ class HostStore(Store):
         # The file's own checks come first, since their words are clearer.
         path = self._file.check()
         try:
-            ear = self._sockets.bind(path.with_name(path.name + FOLDER_SUFFIX))
+            listening = self._sockets.bind(path.with_name(path.name + FOLDER_SUFFIX))
         except OSError as error:
             raise explained(error, path) from error
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._read, self._loop, ear)
+            self._loop.call_soon_threadsafe(self._read, self._loop, listening)
 
-    def _read(self, loop: asyncio.AbstractEventLoop, ear: socket.socket | None) -> None:
+    def _read(self, loop: asyncio.AbstractEventLoop, listening: socket.socket | None) -> None:
         """Read another socket from now on, or none, and close that one."""
-        if self._ear is not None:
-            loop.remove_reader(self._ear)
-            self._ear.close()
-        self._ear = None
-        if ear is not None and self._closed:
-            ear.close()
-        elif ear is not None:
-            self._ear = ear
-            loop.add_reader(ear, self._hear, ear)
+        if self._listening is not None:
+            loop.remove_reader(self._listening)
+            self._listening.close()
+        self._listening = None
+        if listening is not None and self._closed:
+            listening.close()
+        elif listening is not None:
+            self._listening = listening
+            loop.add_reader(listening, self._hear, listening)
 
-    def _hear(self, ear: socket.socket) -> None:
-        for line in receive(ear):
+    def _hear(self, listening: socket.socket) -> None:
+        for line in receive(listening):
             if line and self._on_line is not None:
                 self._on_line(line)
 

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 import attrs
@@ -64,7 +64,9 @@ class _End(asyncio.Protocol):
 
     def end(self, transport: asyncio.Transport) -> None:
         self.said_all = True
-        transport.write_eof()
+        # It may have been reset meanwhile.
+        with suppress(OSError):
+            transport.write_eof()
         if self.heard_all:
             transport.close()
 

@@ -109,13 +109,18 @@ class Transport:
         if self._http is not None and self._http is not self._borrowed:
             await self._http.close()
 
+    @property
+    def submit_connections(self) -> FreshConnector:
+        """The connections of createTask."""
+        assert self._submit_connector is not None, "not open"  # noqa: S101  the session opens before it sends
+        return self._submit_connector
+
     def post(self, path: str, body: bytes, *, judge: Judge, request: Request, ref: str) -> Post:
         """Give a call that costs money, which is neither connected nor sent yet; see `Post`."""
         assert self._submit_http is not None, "not open"  # noqa: S101  the session opens before it sends
-        assert self._submit_connector is not None, "not open"  # noqa: S101  the same
         return Post(
             self._submit_http,
-            self._submit_connector,
+            self.submit_connections,
             self._credentials,
             self._timeouts,
             body,

@@ -135,6 +135,10 @@ class Limiter(Gate):
         if before._loop is not None and before._loop.is_closed():  # noqa: SLF001  the same
             self._window.abandon(asyncio.get_running_loop().time())
 
+    def free_at(self, ahead: int) -> float:
+        """Loop time of the permit that comes after so many others, as far as is known; infinity where it is not."""
+        return max(self._until, self._window.ready_at(asyncio.get_running_loop().time(), ahead))
+
     def _ready_at(self, now: float, /) -> float:
         return max(self._until, self._window.ready_at(now))
 

@@ -121,7 +121,11 @@ class WaitQueue(Generic[T]):
 
 
 class Turnstile(ABC, Generic[T]):
-    """Lets waiting tasks through one by one, whenever `_ready_at` says so."""
+    """Lets waiting tasks through one by one, whenever `_ready_at` says so.
+
+    Attributes:
+        on_wait: Called while tasks wait, when how many or until when may have changed; or None.
+    """
 
     def __init__(self) -> None:
         self._waiters = WaitQueue[T]()
@@ -130,6 +134,7 @@ class Turnstile(ABC, Generic[T]):
         # Kept here because the handles of uvloop do not always know it.
         self._timer_at = math.inf
         self._closed = False
+        self.on_wait: Callable[[], None] | None = None
 
     @property
     def waiting(self) -> int:
@@ -210,6 +215,8 @@ class Turnstile(ABC, Generic[T]):
         for waiter in self._waiters.late(now, self._blocked_until()):
             self._fail(waiter, self._too_late(waiter, now))
         self._arm(min(ready_at, self._waiters.next_deadline()) if self._waiters else math.inf)
+        if self.on_wait is not None and self._waiters:
+            self.on_wait()
 
     def _fail(self, waiter: Waiter[T], error: Exception) -> None:
         self._waiters.remove(waiter)

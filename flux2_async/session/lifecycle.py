@@ -29,6 +29,7 @@ from flux2_async.models import (
 )
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.keys import Keys
+from flux2_async.session.open_ahead import OpenAhead
 from flux2_async.session.sender import Sender
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.transition import Transitions
@@ -148,6 +149,7 @@ class Engine:
             watcher=self.watcher,
             sharing=self.sharing,
         )
+        self._open_ahead = OpenAhead(self.limiter, self.transport) if isinstance(self.limiter, Limiter) else None
         self.notified = 0
         self._counted = False
         if before is not None:
@@ -198,6 +200,8 @@ class Engine:
             try:
                 task_ids = await self.watcher.aclose()
             finally:
+                if self._open_ahead is not None:
+                    self._open_ahead.close()
                 self.limiter.close()
                 self.slots.close()
                 if self.inbox is not None:
@@ -216,6 +220,8 @@ class Engine:
     def leave(self) -> Unsettled:
         """Do what can be done without the event loop, which was closed while the session was open in it."""
         refs, task_ids = self.submitter.leave(), self.watcher.leave()
+        if self._open_ahead is not None:
+            self._open_ahead.close()
         if self._counted:
             self._counted = False
             _open_accounts[self.account] -= 1

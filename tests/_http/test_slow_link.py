@@ -23,21 +23,40 @@ from flux2_async.errors import AmbiguousSubmitError
 IDLE = 1.0
 ONE_WAY = 0.05
 COUNT = 112
+LIMIT = RateLimit(20, 10.0)
 
 
 @attrs.define
 class Far:
-    """A service with a ledger: which prompt was accepted how often; `greeting` is what it says on each connection."""
+    """A service with a ledger.
+
+    Attributes:
+        greeting: What it says on each connection.
+        refuses: So many of the first createTasks are answered by 429.
+        accepted: Which prompt was accepted how often.
+        times: When a createTask arrived.
+        connections: How many there were, and how many of them are open.
+        unused: How many came to their end without a request.
+    """
 
     greeting: bytes = b""
+    refuses: int = 0
     accepted: Counter[str] = attrs.field(factory=Counter)
+    times: list[float] = attrs.field(factory=list)
+    connections: int = 0
+    open: int = 0
+    unused: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(self.greeting)
+        self.connections += 1
+        self.open += 1
+        requests = 0
         try:
             while True:
                 async with asyncio.timeout(IDLE):
                     request = await read_request(reader)
+                requests += 1
                 writer.write(self.reply(request))
                 if b"connection: close" in request.lower():
                     return
@@ -45,31 +64,37 @@ class Far:
             pass
         finally:
             writer.close()
+            self.open -= 1
+            self.unused += not requests
 
     def reply(self, request: bytes) -> bytes:
         head, _, body = request.partition(b"\r\n\r\n")
         if b"createTask" not in head:
             return answer(200, {"code": 200, "data": {"taskId": "task", "state": "generating"}})
+        self.times.append(asyncio.get_running_loop().time())
+        if len(self.times) <= self.refuses:
+            return answer(429, {"code": 429, "msg": "slow down"}, "Retry-After: 5\r\n")
         prompt = json.loads(body)["input"]["prompt"]
         self.accepted[prompt] += 1
         return answer(200, {"code": 200, "msg": "success", "data": {"taskId": "task_" + prompt.replace(" ", "_")}})
 
 
 @asynccontextmanager
-async def far(*, tls: bool, greeting: bytes = b"") -> AsyncIterator[tuple[Far, SlowLink, Flux2Session]]:
+async def far(
+    *, tls: bool, limit: RateLimit | None = LIMIT, **options: Any
+) -> AsyncIterator[tuple[Far, SlowLink, Flux2Session]]:
     """The service, the link to it, and an open session at the near end."""
     server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority = trustme.CA()
     authority.issue_cert("127.0.0.1").configure_cert(server_side)
     authority.configure_trust(client_side)
-    service = Far(greeting)
+    service = Far(**options)
     listener = await asyncio.start_server(service.serve, "127.0.0.1", 0, ssl=server_side if tls else None)
     url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     async with listener, slow_link(url, ONE_WAY) as link:
         http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=client_side))
         # Looks are no matter here.
         looks: Any = {"polling": Polling(interval=3600.0, give_up_after=None), "max_running": None}
-        limit = RateLimit(20, 10.0)
         async with http, Flux2Session("key", base_url=link.url, rate_limit=limit, http=http, **looks) as flux:
             yield service, link, flux
 
@@ -104,6 +129,62 @@ async def test_a_refusal_that_was_on_its_way(*, tls: bool, status: int) -> None:
 
     assert [type(error) for error in errors] == [AmbiguousSubmitError] * 2
     assert service.accepted == Counter({"cup": 1})
+
+
+def gaps(times: list[float], size: int) -> list[float]:
+    """Seconds from the last createTask of each wave to the first of the next one."""
+    return [times[at] - times[at - 1] for at in range(size, len(times), size)]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_connections_are_there_when_permits_are(*, tls: bool) -> None:
+    """Who waits for a permit does not wait for a connection as well; each is used, and as many as needed are made."""
+    async with far(tls=tls, limit=RateLimit(5, 2.0)) as (service, _, flux):
+        await asyncio.gather(*(flux.submit(TextToImage(f"cup {number}")) for number in range(25)))
+
+        # From an arrival: the answer comes back, the permit is held for a period, the next request goes there.
+        assert max(gaps(service.times, 5)) < ONE_WAY + 2.002 + ONE_WAY + 0.01
+        assert service.connections == 25
+        assert service.unused == 0
+
+
+async def test_no_connection_is_kept_for_a_permit_that_does_not_come() -> None:
+    """A 429 closes the gate; what was opened ahead is dropped within two seconds, and made anew for the permits."""
+    async with far(tls=True, limit=RateLimit(5, 2.0)) as (service, _, flux):
+        await asyncio.gather(*(flux.submit(TextToImage(f"cup {number}")) for number in range(5)))
+        service.refuses = 6
+        submits = [asyncio.create_task(flux.submit(TextToImage(f"pot {number}"))) for number in range(8)]
+        await until(lambda: len(service.times) >= 6)
+        await asyncio.sleep(3.0)
+        assert service.open == 0
+        await asyncio.gather(*submits)
+
+    assert sum(service.accepted.values()) == 13
+    assert max(service.accepted.values()) == 1
+    assert service.unused <= 5
+
+
+async def test_closing_drops_what_was_opened_ahead() -> None:
+    """A session that is closed while connections wait for permits, or are being made, leaves none."""
+    for seconds in (1.85, 1.9, 2.0):
+        async with far(tls=True, limit=RateLimit(5, 2.0)) as (service, link, flux):
+            submits = [asyncio.create_task(flux.submit(TextToImage(f"cup {number}"))) for number in range(10)]
+            await until(lambda: len(service.times) == 5)
+            await asyncio.sleep(seconds)
+            assert service.connections + link.connections > 10
+            await flux.aclose()
+            await asyncio.gather(*submits, return_exceptions=True)
+            await until(lambda: not link.ends)
+        assert (service.open, len(service.times)) == (0, 5)
+
+
+async def test_who_does_not_wait_opens_one() -> None:
+    """Without a limit, and within it, each createTask has the one connection that it opens."""
+    for limit in (None, RateLimit(20, 10.0)):
+        async with far(tls=False, limit=limit) as (service, link, flux):
+            await asyncio.gather(*(flux.submit(TextToImage(f"cup {number}")) for number in range(20)))
+            await asyncio.sleep(1.0)
+            assert (link.connections, service.unused) == (20, 0)
 
 
 async def test_the_link_delays() -> None:

@@ -28,8 +28,7 @@ from flux2_async.testing import RunningEmulator
 
 pytestmark = pytest.mark.real_time
 
-PHOTOS = PACKAGE / "cli" / "photos"
-PHOTO = (PHOTOS / "coffee.png").read_bytes()
+PHOTO = (PACKAGE / "cli" / "photos" / "coffee.png").read_bytes()
 FOR_EVER = Script(plans=Plan(duration=math.inf), render=False)
 MODERATED = Script(plans=Plan(outcome="moderated", duration=0.1), render=False)
 
@@ -337,14 +336,14 @@ def started(name: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_edit_saves_a_picture(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
-    """Two pictures beside the program are uploaded, and the new one is saved."""
-    for name in ("can.png", "shelf.jpg"):
-        shutil.copy(PHOTOS / "coffee.png", tmp_path / name)
-    printed = started("edit", tmp_path)
+def test_first_makes_a_picture_out_of_a_picture(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
+    """The first picture goes into the second request, and the second picture is saved."""
+    printed = started("first", tmp_path)
 
-    [task_id] = flux2_emulator.ledger.accepted
-    assert printed.split() == [f"out/{task_id}-1.png"]
+    first, second = flux2_emulator.ledger.accepted
+    sent = flux2_emulator.task(second).body["input"]["input_urls"]
+    assert tuple(sent) == flux2_emulator.task(first).result_urls
+    assert printed.split() == [f"out/{second}-1.png"]
     assert (tmp_path / printed.strip()).read_bytes()
 
 

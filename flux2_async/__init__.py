@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
     from flux2_async.session.lifecycle import Unsettled
     from flux2_async.session.session import Flux2Session
+    from flux2_async.session.submission import SubmissionSteps
     from flux2_async.tasks import Completion, ImageTask
 
 __all__ = [
@@ -110,6 +111,7 @@ __all__ = [
     "SubmissionChanged",
     "SubmissionEvent",
     "SubmissionState",
+    "SubmissionSteps",
     "TaskError",
     "TaskFailedError",
     "TaskNotFoundError",

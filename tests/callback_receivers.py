@@ -44,13 +44,14 @@ class Target:
     error: Exception | None = None
     delivered: list[tuple[str, Callback]] = attrs.field(factory=list)
 
-    def _callback_settings(self) -> CallbackSettings | None:
+    @property
+    def callback_settings(self) -> CallbackSettings | None:
         return self.settings
 
-    def _accepting(self) -> bool:
+    def accepts_callbacks(self) -> bool:
         return self.open
 
-    def _deliver(self, ref: str, callback: Callback) -> None:
+    def deliver(self, ref: str, callback: Callback) -> None:
         self.delivered.append((ref, callback))
         if self.error is not None:
             raise self.error

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from flux2_async._http.downloads import prepare_folder
+from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async.batch.ended import ended
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
@@ -140,7 +141,7 @@ class Batch:
 
     async def _prepare(self, journal: Journal) -> Scheduler:
         options, flux = self._options, self._flux
-        settings = flux._callback_settings()  # noqa: SLF001  made for this
+        settings = flux.callback_settings
         if settings is not None and not settings.lasting:
             raise ConfigurationError(
                 "callbacks: a batch outlives its process, so that the next one must be able to check the addresses of "
@@ -269,8 +270,11 @@ async def _working(journal: Journal) -> AsyncIterator[None]:
 
 def _hold(flux: Flux2Session, start: Start) -> None:
     """Keep the last run's requests and this one's from meeting in one window of the service's limit."""
+    if flux.rate_limit is None:
+        return
     now = time.time()
     # A permit comes back a period after the answer, and two after a send that had none.
     for periods, moment in ((1, start.answered_at), (2, start.unclear_at)):
         if moment is not None:
-            flux._hold(periods, max(0.0, now - moment))  # noqa: SLF001  made for this
+            whole = periods * flux.rate_limit.period * CLOCK_MARGIN
+            flux.pause(max(0.0, whole - max(0.0, now - moment)))

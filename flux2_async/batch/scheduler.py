@@ -15,7 +15,7 @@ from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.batch.run_state import RunState
 from flux2_async.batch.worker import Worker
-from flux2_async.session.session import Flux2Session
+from flux2_async.session.session import MAX_RUNNING, Flux2Session
 
 __all__ = ["Scheduler"]
 
@@ -51,7 +51,7 @@ class Scheduler:
         self._directory = directory
         self._options = options
         self._over = False
-        self._room = asyncio.Semaphore(options.max_running or flux._room() + SPARE)  # noqa: SLF001  made for this
+        self._room = asyncio.Semaphore(options.max_running or (flux.max_running or MAX_RUNNING) + SPARE)
         self._outcomes: asyncio.Queue[tuple[Outcome, bool] | None] = asyncio.Queue()
         self._workers: dict[Job, Worker] = {}
         self._search_until = asyncio.get_running_loop().time() + options.recover_timeout
@@ -130,7 +130,7 @@ class Scheduler:
     def _search(self, worker: Worker) -> bool:
         """Wait for the callback of an unclear submission; give False where there are no callbacks."""
         searching = self.state.searching
-        if self._over or self._flux._callback_settings() is None or len(searching) >= MAX_SEARCHED:  # noqa: SLF001  made for this
+        if self._over or self._flux.callback_settings is None or len(searching) >= MAX_SEARCHED:
             return False
         self._search_until = asyncio.get_running_loop().time() + self._options.recover_timeout
         searching.add(worker)

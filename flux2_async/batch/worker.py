@@ -25,6 +25,7 @@ from flux2_async.errors import (
     TaskFailedError,
     TaskNotFoundError,
 )
+from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.circuit_breaker import CircuitOpen
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
@@ -80,9 +81,9 @@ class Worker:
         await self._written(self.journal.accepted(self.row, task.id))
         return await self._finish(task)
 
-    # What the submission tells, see `Record`.
+    # What the submission tells, see `SubmissionSteps`.
 
-    async def send(self, ref: str) -> None:
+    async def intent(self, ref: str) -> None:
         """Write down that a POST is about to leave."""
         self.state.check_sending()
         self.state.breaker.check(self)
@@ -99,8 +100,11 @@ class Worker:
             raise
         self.state.sent()
 
-    async def refused(self, _: str) -> None:
-        """Write down that nothing was created."""
+    async def answer(self, _: str, event: SubmissionEvent, task_id: str | None) -> None:
+        """Write down what became of it: which task, or that nothing was created."""
+        if event is SubmissionEvent.ACCEPTED and task_id is not None:
+            await self._accepted(task_id)
+            return
         self.refusals += 1
         self.state.refused(self)
         self._wait()
@@ -110,8 +114,7 @@ class Worker:
         """Whether it is to be sent again after a pause that the service asks for."""
         return not self.state.stopping.done()
 
-    async def accepted(self, _: str, task_id: str) -> None:
-        """Write down which task it became."""
+    async def _accepted(self, task_id: str) -> None:
         self.row = attrs.evolve(self.row, task_id=task_id)
         self.state.accepted(self)
         await self._written(self.journal.accepted(self.row, task_id))
@@ -181,10 +184,10 @@ class Worker:
                 self.state.breaker.done(self)
 
     async def _send(self, ref: str) -> ImageTask:
-        task = await self.flux._submit_recorded(self.row.request, ref, self)  # noqa: SLF001  made for this
+        task = await self.flux.submit(self.row.request, ref=ref, steps=self)
         if self.row.task_id is None:
             # The reply was lost, and a callback had come before.
-            await self.accepted(ref, task.id)
+            await self._accepted(task.id)
         return task
 
     async def _unclear(self, error: AmbiguousSubmitError) -> None:
@@ -200,7 +203,7 @@ class Worker:
 
     async def _finish(self, task: ImageTask) -> Outcome:
         if self.options.task_timeout is not None:
-            self.flux._give_up_after(task, self.options.task_timeout)  # noqa: SLF001  made for this
+            self.flux.give_up_after(task, self.options.task_timeout)
         try:
             result = await task.result()
         except (TaskFailedError, EmptyResultError) as error:

@@ -56,11 +56,12 @@ logger = logging.getLogger("flux2_async")
 class CallbackTarget(Protocol):
     """What a receiver needs of a session; `Flux2Session` is one."""
 
-    def _callback_settings(self) -> CallbackSettings | None: ...
+    @property
+    def callback_settings(self) -> CallbackSettings | None: ...
 
-    def _accepting(self) -> bool: ...
+    def accepts_callbacks(self) -> bool: ...
 
-    def _deliver(self, ref: str, callback: Callback) -> None: ...
+    def deliver(self, ref: str, callback: Callback, /) -> None: ...
 
 
 @attrs.frozen
@@ -117,7 +118,7 @@ def settings_of(flux: CallbackTarget) -> CallbackSettings:
     Raises:
         ConfigurationError: It was made without `callbacks`.
     """
-    settings = flux._callback_settings()  # noqa: SLF001  a receiver is a part of the session
+    settings = flux.callback_settings
     if settings is None:
         raise ConfigurationError(
             "the session expects no callbacks; make it with Flux2Session(callbacks=Callbacks(...))"
@@ -171,7 +172,7 @@ async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callb
             HTTPStatus.UNAUTHORIZED,
             f"submission {ref}: wrong, stale or no X-Webhook-Signature; check hmac_key and the clock of this machine",
         )
-    if not flux._accepting():  # noqa: SLF001  a receiver is a part of the session
+    if not flux.accepts_callbacks():
         _refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"submission {ref}: the session is not open")
     return ref, callback
 
@@ -274,7 +275,7 @@ _TAKEN: Final = _answer(HTTPStatus.OK, "success")
 
 def _deliver(flux: CallbackTarget, ref: str, callback: Callback) -> None:
     try:
-        flux._deliver(ref, callback)  # noqa: SLF001  a receiver is a part of the session
+        flux.deliver(ref, callback)
     except Exception as error:  # noqa: BLE001  the answer is sent, and the loop has nobody else to tell
         _log_defect(f"the callback for task {callback.task_id} (submission {ref}) was lost", error)
 

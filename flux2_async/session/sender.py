@@ -244,15 +244,15 @@ class Sender:
     async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
         post = self._api.create_task(body, request=submission.request, ref=submission.ref)
-        recorded = False
+        told = False
 
         async def announce() -> None:
-            nonlocal recorded
+            nonlocal told
             # Others may have met the outage meanwhile.
             self._take_turn(submission)
             self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
             await self._announce(submission)
-            recorded = submission.record is not None
+            told = submission.steps is not None
 
         try:
             # Not before the permit: who waits for that would hold up all others.
@@ -272,10 +272,10 @@ class Sender:
             # At once, whatever the journal takes.
             sent = submission.state is SubmissionState.SENT
             permit.unclear() if sent else permit.never_sent()
-            if recorded and not sent and submission.record is not None:
-                await submission.record.refused(submission.ref)
+            if told and not sent and submission.steps is not None:
+                await submission.steps.answer(submission.ref, SubmissionEvent.WITHDRAWN, None)
             raise
-        await self._answered(submission, answer, recorded=recorded)
+        await self._answered(submission, answer, told=told)
         return answer
 
     async def _confirmed(self, submission: Submission, post: Post, refused: Refused) -> Answer:
@@ -304,7 +304,7 @@ class Sender:
 
     def _goes_on(self, submission: Submission) -> bool:
         """Whether anybody is left to wait for another try, or to send it."""
-        wanted = submission.record is None or submission.record.wanted()
+        wanted = submission.steps is None or submission.steps.wanted()
         return wanted and submission.callers > 0 and not self.closed
 
     def _take_turn(self, submission: Submission) -> None:
@@ -337,23 +337,21 @@ class Sender:
                 await submission.on_send(submission.ref)
                 # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
                 submission.announced = True
-            if submission.record is not None and not self.abandoned:
-                await submission.record.send(submission.ref)
+            if submission.steps is not None and not self.abandoned:
+                await submission.steps.intent(submission.ref)
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the first caller alone
             raise StepFailedError(error) from None
         if self.abandoned:
             raise cut_off(submission, "the session was closed")
 
-    async def _answered(self, submission: Submission, answer: Answer, *, recorded: bool) -> None:
+    async def _answered(self, submission: Submission, answer: Answer, *, told: bool) -> None:
         """Take an answer: the limit first, then the journal, then all others."""
         event, error = _meaning_of(answer)
         self._transitions.settle_permit(submission, event, error)
         submission.announced = event is SubmissionEvent.LEASE_ENDED
-        if recorded and submission.record is not None:
-            if isinstance(answer, Accepted):
-                await submission.record.accepted(submission.ref, answer.task_id)
-            elif event is not SubmissionEvent.UNCLEAR:
-                await submission.record.refused(submission.ref)
+        if told and submission.steps is not None and event is not SubmissionEvent.UNCLEAR:
+            task_id = answer.task_id if isinstance(answer, Accepted) else None
+            await submission.steps.answer(submission.ref, event, task_id)
         if submission.ended:
             # The session did not wait for the journal.
             return

@@ -16,7 +16,6 @@ import anyio
 
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
-from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async._shown import made_without_frames, showable
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
@@ -42,7 +41,7 @@ from flux2_async.session.arguments import (
 )
 from flux2_async.session.as_completed import Completions
 from flux2_async.session.lifecycle import Engine, Unsettled
-from flux2_async.session.submission import OnSend, Record, Submission
+from flux2_async.session.submission import OnSend, Submission, SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask
 from flux2_async.tasks.observers import Observers
 
@@ -257,6 +256,7 @@ class Flux2Session:
         priority: int = 0,
         ref: str | None = None,
         on_send: OnSend | None = None,
+        steps: SubmissionSteps | None = None,
     ) -> ImageTask:
         """Create a task; local pictures are uploaded first.
 
@@ -273,6 +273,7 @@ class Flux2Session:
             ref: The name of this submission, to find it again. None: made up.
             on_send: Awaited with the ref immediately before each createTask call; if it raises, nothing is sent
                 and its error comes out.
+            steps: Awaited around each createTask call, for a journal of your own, see `SubmissionSteps`. None: none.
 
         Returns:
             The handle; the service has accepted the task.
@@ -293,7 +294,7 @@ class Flux2Session:
         check_submit(request, key, max_wait, priority, ref)
         key, ref = plain(key), plain(ref)
         return await engine.submitter.submit(
-            request, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send
+            request, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send, steps=steps
         )
 
     async def generate(self, request: Request, *, timeout: float | None = None) -> ImageResult:
@@ -501,12 +502,38 @@ class Flux2Session:
             raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
         return self._engine.statistics()
 
-    # What the receivers use, see `flux2_async.receivers`.
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """What the session was given."""
+        return self._rate_limit
 
-    def _callback_settings(self) -> "CallbackSettings | None":
+    @property
+    def max_running(self) -> int | None:
+        """What the session was given."""
+        return self._max_running
+
+    def pause(self, seconds: float) -> None:
+        """Send nothing for at least so many seconds from now on, at most an hour; a longer pause stays.
+
+        Who starts again after a crash waits for what the last process sent to fall out of the limit's window.
+        """
+        check_seconds("seconds", seconds)
+        self._open_engine().limiter.pause(seconds)
+
+    def give_up_after(self, task: ImageTask, seconds: float) -> None:
+        """Settle a task that is not finished after so many seconds of being watched, instead of `give_up_after`."""
+        check_seconds("seconds", seconds)
+        self._open_engine().watcher.give_up_after(task, seconds)
+
+    # For receivers of callbacks, those of `flux2_async.receivers` and others.
+
+    @property
+    def callback_settings(self) -> "CallbackSettings | None":
+        """What addresses and bodies of callbacks are checked by; None for a session that expects none."""
         return self._callbacks
 
-    def _accepting(self) -> bool:
+    def accepts_callbacks(self) -> bool:
+        """Whether `deliver` takes callbacks now: the session is open, in this event loop."""
         if self._engine is None or self._closing is not None:
             return False
         if asyncio.get_running_loop() is not self._engine.loop:
@@ -516,26 +543,15 @@ class Flux2Session:
             return False
         return True
 
-    def _deliver(self, ref: str, callback: "Callback") -> None:
+    def deliver(self, ref: str, callback: "Callback") -> None:
+        """Use a callback whose address was checked, see `flux2_async.webhooks`; a session that is not open drops it.
+
+        Args:
+            ref: The submission at whose address it came.
+            callback: What its body says.
+        """
         if self._engine is not None and self._engine.inbox is not None and self._closing is None:
             self._engine.inbox.deliver(ref, callback)
-
-    # What batches use, see `flux2_async.batch`.
-
-    async def _submit_recorded(self, request: Request, ref: str, record: Record) -> ImageTask:
-        return await self._open_engine().submitter.submit(request, ref=ref, record=record)
-
-    def _room(self) -> int:
-        return self._max_running or MAX_RUNNING
-
-    def _give_up_after(self, task: ImageTask, seconds: float) -> None:
-        self._open_engine().watcher.give_up_after(task, seconds)
-
-    def _hold(self, periods: float, since: float) -> None:
-        """Send nothing until so many periods of the limit have passed, `since` seconds of which are over."""
-        if self._rate_limit is not None:
-            left = periods * self._rate_limit.period * CLOCK_MARGIN - since
-            self._open_engine().limiter.pause(left)
 
     async def _open(self, engine: Engine) -> None:
         await engine.open()

@@ -13,7 +13,7 @@ from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome
 
-__all__ = ["KeyClaim", "OnSend", "Patience", "Record", "Submission"]
+__all__ = ["KeyClaim", "OnSend", "Patience", "Submission", "SubmissionSteps"]
 
 # Seconds; what is never sent costs nothing, and who waits wants to know.
 TRY_FOR: Final = 60.0
@@ -26,27 +26,31 @@ PRIVATE: Final = frozenset({SubmissionEvent.FAILED, SubmissionEvent.EXPIRED})
 OnSend = Callable[[str], Awaitable[object]]
 
 
-class Record(Protocol):
-    """Who keeps a record of a submission is told of every POST, in the asyncio task that sends.
+class SubmissionSteps(Protocol):
+    """The awaited steps of a submission, for who keeps a journal of their own: told in the asyncio task that sends.
 
-    A cancelled caller changes nothing about it. What `send` raises keeps the POST from being sent and is the outcome;
-    `refused` and `accepted` do not raise.
+    A cancelled caller changes nothing about them. Unlike observers they are waited for: nothing leaves before `intent`
+    has returned, and nobody hears of an answer before `answer` has.
     """
 
-    async def send(self, ref: str, /) -> None:
-        """A POST is about to leave."""
+    async def intent(self, ref: str, /) -> None:
+        """A POST is about to leave. What this raises keeps it from being sent and is the outcome."""
         ...
 
-    async def refused(self, ref: str, /) -> None:
-        """The last POST was certainly not accepted; told as soon as that is proven, and before it is sent again."""
+    async def answer(self, ref: str, event: SubmissionEvent, task_id: str | None, /) -> None:
+        """What became of the POST that was about to leave; does not raise.
+
+        Args:
+            ref: The submission.
+            event: `ACCEPTED`; or what is proof that nothing was created, told before any further try: `REFUSED`,
+                `THROTTLED`, `NEVER_SENT`, `LEASE_ENDED`, `WITHDRAWN`. Nothing is told of an unclear one, whose outcome
+                is an `AmbiguousSubmitError`.
+            task_id: Of the task when it was accepted, else None.
+        """
         ...
 
     def wanted(self) -> bool:
-        """Whether a refusal that allows another try is to be followed by one."""
-        ...
-
-    async def accepted(self, ref: str, task_id: str, /) -> None:
-        """The last POST became this task; told before anything else is done with the id."""
+        """Whether an answer that allows another try is to be followed by one."""
         ...
 
 
@@ -122,7 +126,7 @@ class Submission:
         priority: Higher goes first.
         patience: How long it waits.
         on_send: Awaited before each POST.
-        record: Told of each POST.
+        steps: Awaited around each POST.
         claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
         callers: How many wait for it.
@@ -138,7 +142,7 @@ class Submission:
     priority: int = 0
     patience: Patience = attrs.field(factory=Patience)
     on_send: OnSend | None = None
-    record: Record | None = None
+    steps: SubmissionSteps | None = None
     claim: KeyClaim | None = None
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: int = attrs.field(init=False, default=0)

@@ -15,7 +15,7 @@ from flux2_async.models import ImageToImage, Request
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Keys, fingerprint
 from flux2_async.session.sender import Sender, StepFailedError, cut_off, left
-from flux2_async.session.submission import OnSend, Patience, Record, Submission
+from flux2_async.session.submission import OnSend, Patience, Submission, SubmissionSteps
 from flux2_async.session.transition import Transitions
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Signal
@@ -77,7 +77,7 @@ class Submitter:
         priority: int = 0,
         ref: str | None = None,
         on_send: OnSend | None = None,
-        record: Record | None = None,
+        steps: SubmissionSteps | None = None,
         started: Callable[[Submission], None] | None = None,
     ) -> ImageTask:
         """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`."""
@@ -94,7 +94,7 @@ class Submitter:
                     raise
             if patience is not None:
                 max_wait = max(0.0, begun + patience - self._loop.time())
-        submission = Submission(ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, record)
+        submission = Submission(ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, steps)
         if key is not None and self._sharing is not None:
             submission.claim = self._sharing.key(key, content, submission.ref, request, self._watcher.attach)
         self.start(submission)

@@ -11,7 +11,7 @@ from emulated import REQUEST, error_of, until
 from nginx import CREATE_TASK, nginx
 from raw_server import answer, read_request
 
-from flux2_async import Flux2Session, RateLimit, TextToImage
+from flux2_async import Flux2Session, RateLimit, SubmissionEvent, TextToImage
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import AmbiguousSubmitError, InsufficientCreditsError, RateLimitedError
 
@@ -128,17 +128,14 @@ class Keeper:
     told: list[tuple[str, float]] = attrs.field(factory=list)
     begun: float = attrs.field(factory=lambda: asyncio.get_running_loop().time())
 
-    async def send(self, _: str) -> None:
-        self.note("send")
+    async def intent(self, _: str) -> None:
+        self.note("intent")
 
-    async def refused(self, _: str) -> None:
-        self.note("refused")
+    async def answer(self, _: str, event: SubmissionEvent, task_id: str | None) -> None:
+        self.note(task_id or str(event))
 
     def wanted(self) -> bool:
         return True
-
-    async def accepted(self, _: str, task_id: str) -> None:
-        self.note(task_id)
 
     def note(self, what: str) -> None:
         self.told.append((what, asyncio.get_running_loop().time() - self.begun))
@@ -149,9 +146,9 @@ async def test_a_server_that_ends_the_connection_is_believed_at_once() -> None:
     service = Service(b"", 0, refused_once)
     async with serving(service) as flux:
         keeper = Keeper()
-        await flux._submit_recorded(REQUEST, "mine", keeper)
+        await flux.submit(REQUEST, ref="mine", steps=keeper)
 
-    assert [what for what, _ in keeper.told] == ["send", "refused", "send", "task_2"]
+    assert [what for what, _ in keeper.told] == ["intent", "throttled", "intent", "task_2"]
     assert keeper.told[1][1] < 0.5
     assert 1.0 <= keeper.told[2][1] < 1.5
 
@@ -161,9 +158,9 @@ async def test_a_server_that_keeps_the_connection_is_believed_before_the_next_tr
     service = Service(b"", 0, refused_once, closes=False)
     async with serving(service) as flux:
         keeper = Keeper()
-        await flux._submit_recorded(REQUEST, "mine", keeper)
+        await flux.submit(REQUEST, ref="mine", steps=keeper)
 
-    assert [what for what, _ in keeper.told] == ["send", "refused", "send", "task_2"]
+    assert [what for what, _ in keeper.told] == ["intent", "throttled", "intent", "task_2"]
     assert 0.9 <= keeper.told[1][1] < 1.0 <= keeper.told[2][1] < 1.5
 
 
@@ -172,10 +169,10 @@ async def test_another_refusal_waits_a_second_at_most() -> None:
     service = Service(b"", 0, lambda _: answer(402, {"code": 402, "msg": "no credits"}), closes=False)
     async with serving(service) as flux:
         keeper = Keeper()
-        error = await error_of(flux._submit_recorded(REQUEST, "mine", keeper))
+        error = await error_of(flux.submit(REQUEST, ref="mine", steps=keeper))
 
     assert isinstance(error, InsufficientCreditsError)
-    assert [what for what, _ in keeper.told] == ["send", "refused"]
+    assert [what for what, _ in keeper.told] == ["intent", "refused"]
     assert keeper.told[1][1] == pytest.approx(1.0, abs=0.1)
 
 
@@ -210,12 +207,12 @@ async def test_cancelled_while_it_is_watched(seconds: float) -> None:
     service = Service(STRAY.replace(b"Retry-After: 1", b"Retry-After: 9"), None, closes=False)
     async with serving(service) as flux:
         keeper = Keeper()
-        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        caller = asyncio.create_task(flux.submit(REQUEST, ref="mine", steps=keeper))
         await until(lambda: service.requests)
         await asyncio.sleep(seconds)
         caller.cancel()
         await asyncio.sleep(1.5)
-        assert [what for what, _ in keeper.told] == ["send", "refused"]
+        assert [what for what, _ in keeper.told] == ["intent", "throttled"]
         assert not service.open
         await flux.drain()
 
@@ -224,7 +221,7 @@ async def test_cancelled_while_it_is_watched(seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("grace", "refs", "told", "kind"),
-    [(5.0, (), ["send", "refused"], RateLimitedError), (0.0, ("mine",), ["send"], AmbiguousSubmitError)],
+    [(5.0, (), ["intent", "throttled"], RateLimitedError), (0.0, ("mine",), ["intent"], AmbiguousSubmitError)],
 )
 async def test_closed_while_it_is_watched(
     grace: float, refs: tuple[str, ...], told: list[str], kind: type[Exception]
@@ -233,7 +230,7 @@ async def test_closed_while_it_is_watched(
     service = Service(STRAY.replace(b"Retry-After: 1", b"Retry-After: 9"), None, closes=False)
     async with serving(service) as flux:
         keeper = Keeper()
-        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        caller = asyncio.create_task(flux.submit(REQUEST, ref="mine", steps=keeper))
         await until(lambda: service.requests)
         await asyncio.sleep(0.1)
         left = await flux.aclose(grace=grace)

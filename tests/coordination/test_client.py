@@ -177,7 +177,7 @@ async def test_ambiguous_key_is_ambiguous_for_all_until_recovered() -> None:
         assert error.ref == "r1"
 
         (task_id,) = emulator.ledger.accepted
-        third._deliver("r1", Callback(task_id, None))
+        third.deliver("r1", Callback(task_id, None))
         await asyncio.sleep(0.1)
         tasks = [await flux.submit(REQUEST, key="k") for flux in (one, other)]
 
@@ -200,7 +200,7 @@ async def test_owner_that_died_leaves_unknown(*, exists: bool) -> None:
         assert error.ref == "dead-ref"
         assert 69.0 <= asyncio.get_running_loop().time() - begun <= 73.0
 
-        one._deliver("dead-ref", Callback(task.id if exists else "no-such-task", None))
+        one.deliver("dead-ref", Callback(task.id if exists else "no-such-task", None))
         await asyncio.sleep(0.5)
         again = await error_of(other.submit(REQUEST, key="k")) if not exists else await other.submit(REQUEST, key="k")
 
@@ -219,7 +219,7 @@ async def test_callback_while_the_service_cannot_be_asked(kind: FaultKind) -> No
         assert await dead.reserve(await claim_of_the_dead("k")) is None
         before = other.statistics().callbacks
         emulator.inject(Fault("recordInfo", kind, code=455, times=3))
-        one._deliver("dead-ref", Callback(task.id, None))
+        one.deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(10.0)
 
         assert (await other.submit(REQUEST, key="k")).id == task.id
@@ -236,7 +236,7 @@ async def test_callback_before_its_owner_is_known_to_be_dead() -> None:
         dead = Coordinator(memory, "account", Terms(None, 70.0))
         assert await dead.reserve(claim) is None
         await asyncio.sleep(20.0)
-        one._deliver("dead-ref", Callback(task.id, None))
+        one.deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(60.0)
 
         assert (await other.submit(REQUEST, key="k")).id == task.id
@@ -254,7 +254,7 @@ async def test_callback_that_could_not_be_passed_on_is_passed_on_later(trouble: 
         memory.down = True
         if trouble == "down before":
             assert isinstance(await error_of(other.submit(OTHER, key="other")), CoordinationError)
-        other._deliver("r1", Callback(task_id, None))
+        other.deliver("r1", Callback(task_id, None))
         await asyncio.sleep(100.0)
         memory.down = False
         await asyncio.sleep(5.0)
@@ -270,7 +270,7 @@ async def test_recovering_tells_the_others() -> None:
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
         await task.result(60)
-        one._deliver("dead-ref", Callback(task.id, None))
+        one.deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(1.0)
         dead = Coordinator(memory, "account", Terms(None, 0.0))
         assert await dead.reserve(await claim_of_the_dead("k")) is None
@@ -388,7 +388,7 @@ async def test_callback_reaches_the_process_that_waits() -> None:
         task = await one.submit(REQUEST, ref="r1")
         await asyncio.sleep(3.0)
         assert not task.done()
-        other._deliver("r1", Callback(task.id, None))
+        other.deliver("r1", Callback(task.id, None))
         begun = asyncio.get_running_loop().time()
         await task.wait()
 
@@ -402,7 +402,7 @@ async def test_recover_in_a_process_that_did_not_submit() -> None:
     async with processes(2, callbacks=CALLBACKS) as (_, (one, other)):
         task = await one.submit(REQUEST)
         found = asyncio.create_task(other.recover("of-an-earlier-session"))
-        one._deliver("of-an-earlier-session", Callback("t-9", None))
+        one.deliver("of-an-earlier-session", Callback("t-9", None))
 
         assert (await found).id == "t-9"
         assert task.id != "t-9"
@@ -416,7 +416,7 @@ async def test_callback_for_a_session_without_callbacks() -> None:
         async with session_for(emulator, coordination=memory, callbacks=CALLBACKS) as receiving:
             task = await plain.submit(REQUEST)
             await asyncio.sleep(3.0)
-            receiving._deliver("r", Callback(task.id, None))
+            receiving.deliver("r", Callback(task.id, None))
             await task.result(2.0)
 
 

@@ -111,7 +111,7 @@ async def test_callback_reaches_the_session_that_waits(server: RedisServer) -> N
         task = await one.submit(TextToImage("a red kettle"), ref="r1")
         await asyncio.sleep(0.2)
         assert not task.done()
-        other._deliver("r1", Callback(task.id, None))
+        other.deliver("r1", Callback(task.id, None))
         await task.result(2.0)
 
 

@@ -83,7 +83,7 @@ def callback_url(emulator: Emulator, call: int = 0) -> str:
 
 
 def address_of(flux: Flux2Session) -> str:
-    settings = flux._callback_settings()
+    settings = flux.callback_settings
     assert settings is not None
     return settings.url
 
@@ -505,7 +505,7 @@ async def test_a_random_secret_of_its_own() -> None:
 def test_a_secret_for_each_session() -> None:
     """Two sessions that were given no secret sign one ref differently."""
     callbacks = Callbacks("https://app.example/")
-    settings = [Flux2Session("key", callbacks=callbacks)._callback_settings() for _ in range(2)]
+    settings = [Flux2Session("key", callbacks=callbacks).callback_settings for _ in range(2)]
 
     assert len({signed_url(each.url, "r1", each.secret) for each in settings if each is not None}) == 2
 
@@ -556,7 +556,7 @@ async def test_parked_callbacks_are_bounded() -> None:
     """However many callbacks for unknown refs come, only so many are kept, the newest."""
     async with receiving(Script()) as (flux, _):
         for number in range(MAX_PARKED + 10):
-            flux._deliver(f"ref-{number}", Callback(f"task-{number}", None))
+            flux.deliver(f"ref-{number}", Callback(f"task-{number}", None))
         inbox = flux._engine.inbox if flux._engine else None
 
         assert isinstance(inbox, CallbackInbox)
@@ -570,13 +570,13 @@ async def test_a_receiver_in_another_event_loop(caplog: pytest.LogCaptureFixture
     async with receiving(Script()) as (flux, _):
 
         async def elsewhere() -> None:
-            answers.append(flux._accepting())
+            answers.append(flux.accepts_callbacks())
 
         await anyio.to_thread.run_sync(asyncio.run, elsewhere())
-        assert flux._accepting()
+        assert flux.accepts_callbacks()
 
     assert answers == [False]
-    assert not flux._accepting()
+    assert not flux.accepts_callbacks()
     assert "another event loop" in caplog.text
 
 

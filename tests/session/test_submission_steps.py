@@ -14,6 +14,7 @@ from flux2_async.errors import (
     TransportError,
 )
 from flux2_async.models import RateLimit
+from flux2_async.models.submission_state import SubmissionEvent
 
 
 @attrs.define
@@ -25,18 +26,16 @@ class Keeper:
     seconds: float = 0.0
     patient: bool = True
 
-    async def send(self, ref: str) -> None:
-        self._note("send", ref)
+    async def intent(self, ref: str) -> None:
+        self._note("intent", ref)
 
-    async def refused(self, ref: str) -> None:
-        self._note("refused", ref)
+    async def answer(self, ref: str, event: SubmissionEvent, task_id: str | None) -> None:
+        self._note(str(event), ref, *filter(None, [task_id]))
+        if task_id is not None:
+            await asyncio.sleep(self.seconds)
 
     def wanted(self) -> bool:
         return self.patient
-
-    async def accepted(self, ref: str, task_id: str) -> None:
-        self._note("accepted", ref, task_id)
-        await asyncio.sleep(self.seconds)
 
     def _note(self, *words: str) -> None:
         self.told.append(words)
@@ -47,9 +46,9 @@ async def test_a_refusal_is_told_before_the_pause() -> None:
     """A 429 is told at once, the next try before it leaves, and the id of the accepted one."""
     keeper = Keeper()
     async with emulated(Script(faults=[Fault("createTask", "refuse", retry_after=5)])) as (flux, _):
-        task = await flux._submit_recorded(REQUEST, "mine", keeper)
+        task = await flux.submit(REQUEST, ref="mine", steps=keeper)
 
-    assert keeper.told == [("send", "mine"), ("refused", "mine"), ("send", "mine"), ("accepted", "mine", task.id)]
+    assert keeper.told == [("intent", "mine"), ("throttled", "mine"), ("intent", "mine"), ("accepted", "mine", task.id)]
     assert keeper.times[1] - keeper.times[0] < 1
     assert keeper.times[2] - keeper.times[1] >= 5
 
@@ -59,9 +58,9 @@ async def test_a_refusal_stands_when_no_other_try_is_wanted() -> None:
     keeper = Keeper(patient=False)
     begun = asyncio.get_running_loop().time()
     async with emulated(Script(faults=[Fault("createTask", "refuse", retry_after=3000)])) as (flux, _):
-        error = await error_of(flux._submit_recorded(REQUEST, "mine", keeper))
+        error = await error_of(flux.submit(REQUEST, ref="mine", steps=keeper))
     assert isinstance(error, RateLimitedError)
-    assert keeper.told == [("send", "mine"), ("refused", "mine")]
+    assert keeper.told == [("intent", "mine"), ("throttled", "mine")]
     assert keeper.times[1] - begun < 1
 
 
@@ -70,7 +69,7 @@ async def test_nothing_is_told_without_a_connection() -> None:
     keeper = Keeper()
     async with emulated() as (flux, emulator):
         await emulator.stop()
-        assert isinstance(await error_of(flux._submit_recorded(REQUEST, "mine", keeper)), TransportError)
+        assert isinstance(await error_of(flux.submit(REQUEST, ref="mine", steps=keeper)), TransportError)
         await emulator.start()
 
     assert keeper.told == []
@@ -80,25 +79,25 @@ async def test_a_final_refusal_is_told() -> None:
     """A refusal that nobody tries again is told as well."""
     keeper = Keeper()
     async with emulated(Script(faults=[Fault("createTask", "refuse", code=402)])) as (flux, _):
-        assert isinstance(await error_of(flux._submit_recorded(REQUEST, "mine", keeper)), InsufficientCreditsError)
+        assert isinstance(await error_of(flux.submit(REQUEST, ref="mine", steps=keeper)), InsufficientCreditsError)
 
-    assert keeper.told == [("send", "mine"), ("refused", "mine")]
+    assert keeper.told == [("intent", "mine"), ("refused", "mine")]
 
 
 async def test_an_unclear_answer_is_neither() -> None:
     """Of a lost reply nothing is told: neither refused nor accepted is known."""
     keeper = Keeper()
     async with emulated(Script(faults=[Fault("createTask", "cut_after")])) as (flux, _):
-        assert isinstance(await error_of(flux._submit_recorded(REQUEST, "mine", keeper)), AmbiguousSubmitError)
+        assert isinstance(await error_of(flux.submit(REQUEST, ref="mine", steps=keeper)), AmbiguousSubmitError)
 
-    assert keeper.told == [("send", "mine")]
+    assert keeper.told == [("intent", "mine")]
 
 
 async def test_the_id_is_told_before_it_is_used() -> None:
     """While the id is being recorded the task is not looked at, and its caller not told."""
     keeper = Keeper(seconds=30.0)
     async with emulated() as (flux, emulator):
-        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        caller = asyncio.create_task(flux.submit(REQUEST, ref="mine", steps=keeper))
         await asyncio.sleep(29)
         assert not caller.done()
         assert (emulator.ledger.polls, flux.tasks()) == (0, ())
@@ -109,7 +108,7 @@ async def test_a_cancelled_caller_changes_nothing() -> None:
     """The id of a POST whose caller was cancelled is told all the same, and its task goes on."""
     keeper = Keeper(seconds=1.0)
     async with emulated(Script(latency=1.0)) as (flux, emulator):
-        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        caller = asyncio.create_task(flux.submit(REQUEST, ref="mine", steps=keeper))
         await until(lambda: emulator.ledger.accepted)
         caller.cancel()
         await flux.drain()
@@ -121,7 +120,7 @@ async def test_closing_while_the_id_is_recorded_calls_it_unclear() -> None:
     """A session that is closed before the record is written names the ref, since the task exists."""
     keeper = Keeper(seconds=100.0)
     async with emulated() as (flux, emulator):
-        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        caller = asyncio.create_task(flux.submit(REQUEST, ref="mine", steps=keeper))
         await until(lambda: keeper.told[1:])
         left = await flux.aclose(grace=5.0)
 
@@ -134,11 +133,11 @@ async def test_what_send_raises_keeps_it_from_being_sent() -> None:
     """A record that cannot be written sends nothing, and permit and slot are free again."""
 
     class Full(Keeper):
-        async def send(self, ref: str) -> None:
+        async def intent(self, ref: str) -> None:
             raise OSError("disk full")
 
     async with emulated(max_running=1, rate_limit=RateLimit(1, 600.0)) as (flux, emulator):
-        assert isinstance(await error_of(flux._submit_recorded(REQUEST, "mine", Full())), OSError)
+        assert isinstance(await error_of(flux.submit(REQUEST, ref="mine", steps=Full())), OSError)
         await flux.submit(REQUEST, max_wait=0.0)
         assert len(emulator.ledger.requests) == 1
 
@@ -148,7 +147,7 @@ async def test_a_submission_given_up_is_not_told() -> None:
     keeper = Keeper()
     async with emulated(Script(plans=Plan(duration=1.0)), rate_limit=RateLimit(1, 60.0)) as (flux, _):
         await flux.submit(REQUEST)
-        caller = asyncio.create_task(flux._submit_recorded(REQUEST, "mine", keeper))
+        caller = asyncio.create_task(flux.submit(REQUEST, ref="mine", steps=keeper))
         await asyncio.sleep(5)
         caller.cancel()
         [outcome] = await asyncio.gather(caller, return_exceptions=True)

@@ -85,7 +85,7 @@ def test_every_page_and_recipe_is_listed() -> None:
 def test_recipes_that_are_spoken_of_exist() -> None:
     """What `flux2 recipe` and `flux2 docs` are shown with is there."""
     texts = [page.read_text() for page in PAGES]
-    names = {name for text in texts for name in re.findall(r"flux2 docs ([A-Za-z_.]*[a-z])", text)}
+    names = {name for text in texts for name in re.findall(r"flux2 docs ([A-Za-z0-9_.]*[a-z])", text)}
 
     assert {name for text in texts for name in re.findall(r"flux2 recipe ([a-z]+)", text)} <= RECIPES.keys()
     assert len(names) >= 6

@@ -91,8 +91,9 @@ def _say(text: str) -> None:
 
 
 def _missing(what: str, name: str, known: Sequence[str]) -> int:
-    close = get_close_matches(name, known, n=3) or sorted(known)[:3]
-    print(f"flux2: {what} {name!r}; do you mean {', '.join(close)}?", file=sys.stderr)  # noqa: T201  rich may be missing
+    close = get_close_matches(name, known, n=3)
+    advice = f"do you mean {', '.join(close)}?" if close else f"flux2 {what.partition(':')[0]} lists what there is"
+    print(f"flux2: {what} {name!r}; {advice}", file=sys.stderr)  # noqa: T201  rich may be missing
     return 2
 
 

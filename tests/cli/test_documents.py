@@ -90,7 +90,8 @@ def test_docs_of_what_is_not_there(name: str, capsys: pytest.CaptureFixture[str]
     assert flux2("docs", name) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
-    assert said.err.startswith(f"flux2: docs: no page and no public name {name!r}; do you mean ")
+    assert said.err.startswith(f"flux2: docs: no page and no public name {name!r}; ")
+    assert ("do you mean Flux2Session" in said.err) == name.startswith("Flux2Ses")
 
 
 def test_help_knows_them(capsys: pytest.CaptureFixture[str]) -> None:

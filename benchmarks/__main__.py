@@ -22,6 +22,7 @@ from benchmarks import (
     imports,
     instructions,
     limit,
+    link,
     looks,
     memory,
     plot,
@@ -67,6 +68,7 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     "callbacks": lambda _: [callbacks.measure()],
     "decode": lambda wish: [decode.measure(wish.repeats)],
     "imports": lambda wish: [imports.measure(3 * wish.repeats)],
+    "link": lambda _: [link.measure()],
     "stream": lambda wish: [stream.measure(wish.repeats)],
     "batch": lambda _: [batch.measure()],
 }

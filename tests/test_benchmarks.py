@@ -21,6 +21,7 @@ from benchmarks import (
     imports,
     instructions,
     limit,
+    link,
     looks,
     memory,
     receiving,
@@ -150,6 +151,14 @@ def test_stream_compares_sizes() -> None:
 
     assert [row[0] for row in table.rows] == [5, 20]
     assert all(positive(row) for row in table.rows)
+
+
+def test_link_compares_connections_opened_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways are measured; that one is shorter is seen on virtual time."""
+    monkeypatch.setattr(link, "WAVES", 2)
+    rows = link.measure().rows
+    assert [row[0] for row in rows] == ["opened ahead, as it is", "opened at the permit"]
+    assert all(isinstance(cell, float) for row in rows for cell in row[1:])
 
 
 @pytest.mark.parametrize("dialect", dialects.DIALECTS, ids=lambda dialect: dialect.prefix)

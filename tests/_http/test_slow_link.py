@@ -15,8 +15,8 @@ import pytest
 import trustme
 from emulated import error_of, until
 from raw_server import answer, read_request
-from slow_link import SlowLink, slow_link
 
+from benchmarks.slow_link import SlowLink, slow_link
 from flux2_async import Flux2Session, Polling, RateLimit, TextToImage
 from flux2_async.errors import AmbiguousSubmitError
 

@@ -3,9 +3,9 @@
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from urllib.parse import urlsplit
+from typing import Any, cast
 
 import attrs
 
@@ -15,21 +15,20 @@ RESET = struct.pack("ii", 1, 0)
 class _End(asyncio.Protocol):
     """One end of a relayed connection; what comes in here goes out at the other one, a delay later."""
 
-    def __init__(self, link: "SlowLink") -> None:
+    other: "_End"
+
+    def __init__(self, link: "SlowLink", *, near: bool) -> None:
         self.link = link
-        self.other: _End | None = None
+        self.near = near
         self.transport: asyncio.Transport | None = None
         self.heard_all = self.said_all = False
         # What is to be done at this end, and when.
         self.queue: asyncio.Queue[tuple[float, Callable[[asyncio.Transport], object]]] = asyncio.Queue()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         self.link.ends.add(self)
-        if self.other is None:
-            self.other = _End(self.link)
-            self.other.other = self
+        if self.near:
             self.link.start(self.other.reach())
         self.link.start(self.work())
 
@@ -39,7 +38,6 @@ class _End(asyncio.Protocol):
         try:
             await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self.link.server_port)
         except OSError:
-            assert self.other is not None
             self.other.after_delay(_reset)
 
     async def work(self) -> None:
@@ -53,11 +51,9 @@ class _End(asyncio.Protocol):
         self.queue.put_nowait((asyncio.get_running_loop().time() + self.link.delay, deed))
 
     def data_received(self, data: bytes) -> None:
-        assert self.other is not None
         self.other.after_delay(lambda transport: transport.write(data))
 
     def eof_received(self) -> bool:
-        assert self.other is not None
         self.heard_all = True
         self.other.after_delay(self.other.end)
         return not self.said_all
@@ -71,7 +67,6 @@ class _End(asyncio.Protocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        assert self.other is not None
         self.link.ends.discard(self)
         self.other.after_delay(_reset if exc else lambda transport: transport.close())
 
@@ -99,16 +94,21 @@ class SlowLink:
     ends: set[_End] = attrs.field(init=False, factory=set)
     _tasks: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
 
-    def start(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something for as long as the link is there."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def accept(self) -> asyncio.Protocol:
+        """Give the near end of a new connection."""
         self.connections += 1
-        return _End(self)
+        near, far = _End(self, near=True), _End(self, near=False)
+        near.other, far.other = far, near
+        return near
 
     async def aclose(self) -> None:
+        """Cut all connections."""
         for end in tuple(self.ends):
             if end.transport is not None:
                 end.transport.abort()
@@ -124,11 +124,10 @@ async def slow_link(url: str, delay: float) -> AsyncIterator[SlowLink]:
 
     Connecting itself takes no time, as the system does it: only what is sent over the connection does.
     """
-    parts = urlsplit(url)
-    assert parts.port is not None
-    link = SlowLink(delay, parts.port)
+    scheme, _, place = url.partition("://")
+    link = SlowLink(delay, int(place.rpartition(":")[2]))
     listener = await asyncio.get_running_loop().create_server(link.accept, "127.0.0.1", 0)
-    link.url = f"{parts.scheme}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    link.url = f"{scheme}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     try:
         yield link
     finally:

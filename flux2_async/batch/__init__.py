@@ -7,6 +7,7 @@
 Run again with the same journal it goes on where it stopped: nothing is paid twice, and no paid picture is lost.
 """
 
+from flux2_async.batch.estimate import BatchEstimate, KindEstimate, estimate_batch
 from flux2_async.batch.jobs import BadLine, InvalidInputError, Job
 from flux2_async.batch.journal import Journal, JournalError, UnknownRequest
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
@@ -18,17 +19,20 @@ from flux2_async.batch.run import Batch, run_batch
 __all__ = [
     "BadLine",
     "Batch",
+    "BatchEstimate",
     "Download",
     "Failure",
     "InvalidInputError",
     "Job",
     "Journal",
     "JournalError",
+    "KindEstimate",
     "Outcome",
     "Progress",
     "State",
     "UnknownRequest",
     "document",
+    "estimate_batch",
     "match_jobs",
     "read_jobs",
     "read_results",

@@ -19,6 +19,7 @@ class Options:
     shuffle: bool
     max_tasks: int | None
     max_credits: float | None
+    max_failed: float | None
     retry_failed: bool
     retry_unknown: bool
     download: bool
@@ -29,9 +30,11 @@ class Options:
     def __attrs_post_init__(self) -> None:
         for name in ("max_running", "limit", "max_tasks"):
             check_count(name, getattr(self, name))
-        most, recover, timeout = self.max_credits, self.recover_timeout, self.task_timeout
+        most, recover, timeout, share = self.max_credits, self.recover_timeout, self.task_timeout, self.max_failed
         if most is not None and not (is_number(most) and most >= 0):
             raise ConfigurationError(f"max_credits: {most!r} given, it must be a number of 0 or more")
+        if share is not None and not (is_number(share) and 0 <= share <= 1):
+            raise ConfigurationError(f"max_failed: {share!r} given, it must be a share of 0 to 1, such as 0.2, or None")
         if not is_number(recover) or not recover >= 0:
             raise ConfigurationError(f"recover_timeout: {recover!r} given, it must be a number of 0 or more")
         if timeout is not None and not (is_number(timeout) and timeout > 0):

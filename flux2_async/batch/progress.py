@@ -32,6 +32,8 @@ class Progress:
         away: Why nothing is sent at present, or None.
         stopped: Why nothing more is sent in this run although there is more to send, or None.
         last_failure: The failure seen last, or None.
+        pricing: Under `max_credits`, the model and resolution of which one picture goes ahead alone to tell its price,
+            while the others wait for it; None: nothing waits for a price.
     """
 
     total: int
@@ -50,6 +52,7 @@ class Progress:
     away: str | None
     stopped: str | None
     last_failure: Failure | None
+    pricing: str | None = None
 
 
 @attrs.define

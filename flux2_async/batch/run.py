@@ -183,6 +183,7 @@ def run_batch(
     shuffle: bool = False,
     max_tasks: int | None = None,
     max_credits: float | None = None,
+    max_failed: float | None = None,
     retry_failed: bool = False,
     retry_unknown: bool = False,
     download: bool = True,
@@ -209,6 +210,8 @@ def run_batch(
         max_credits: Credits that the whole batch may cost, in all its runs. What is running or unknown counts with the
             most that such a picture has cost so far (24 before one has told), and until the first of a kind has told,
             the others wait. None: no cap.
+        max_failed: Send nothing more when a larger share of the requests that have ended in this run, 20 or more of
+            them, has failed: the prompts are likely to be wrong. What was sent goes on to its end. None: never.
         retry_failed: Send requests again that failed in an earlier run.
         retry_unknown: Send requests again that may have been accepted. This may pay twice.
         download: Save the pictures.
@@ -240,6 +243,7 @@ def run_batch(
         shuffle=shuffle,
         max_tasks=max_tasks,
         max_credits=max_credits,
+        max_failed=max_failed,
         retry_failed=retry_failed,
         retry_unknown=retry_unknown,
         download=download,

@@ -20,6 +20,8 @@ FIRST_PAUSE: Final = 2.0
 MAX_OUTAGE: Final = 3600.0
 # So many refusals without a single acceptance in between are not about the requests.
 REFUSALS_IN_A_ROW: Final = 20
+# Requests that have ended before the share of failed ones says anything.
+JUDGED_FROM: Final = 20
 
 
 class Stopped(Exception):  # noqa: N818  no error: the batch is to send nothing more
@@ -38,6 +40,7 @@ class RunState:
     Args:
         start: What the journal said when the run began.
         max_credits: Credits the whole batch may cost, or None.
+        max_failed: The share of requests of this run that may fail, or None.
 
     Attributes:
         spending: What was spent.
@@ -49,10 +52,11 @@ class RunState:
         changed: Woken when something has changed.
         stopping: Done as soon as nothing more is to be sent.
         stopped: Why no more is sent although there is more, or None.
+        pricing: What kind of picture the others wait for to tell its price, or None.
         failure: What stopped the run, or None.
     """
 
-    def __init__(self, start: Start, max_credits: float | None) -> None:
+    def __init__(self, start: Start, max_credits: float | None, max_failed: float | None = None) -> None:
         self.spending = Spending.of(start.tallies, max_credits)
         self.count = Count.of(start.tallies)
         self.breaker = CircuitBreaker(threshold=1, first_pause=FIRST_PAUSE)
@@ -62,6 +66,10 @@ class RunState:
         self.changed = Signal()
         self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stopped: str | None = None
+        self.pricing: str | None = None
+        self._max_failed = max_failed
+        self._ended = 0
+        self._failed = 0
         self.failure: Exception | None = None
 
     # Whether anything more is sent.
@@ -145,6 +153,7 @@ class RunState:
         """The request was refused and is not tried again."""
         self.spending.cancel(sender.row.kind)
         self.count.move(State.QUEUED, State.FAILED)
+        self._judge(failed=True)
         self.changed.wake()
 
     def ended(self, sender: Sender, state: State, charged: float | None, *, failed: bool = False) -> None:
@@ -152,6 +161,7 @@ class RunState:
         self.spending.pay(sender.row.kind, charged, failed=failed)
         self.count.move(State.SUBMITTED, state)
         self.count.not_downloaded += state is State.DONE
+        self._judge(failed=state is State.FAILED)
         self.changed.wake()
 
     def downloaded(self, download: Download) -> None:
@@ -183,7 +193,18 @@ class RunState:
             away=None if self.breaker.reason is None else str(self.breaker.reason),
             stopped=self.stopped,
             last_failure=self.count.last_failure,
+            pricing=self.pricing,
         )
+
+    def _judge(self, *, failed: bool) -> None:
+        """Stop when too many have failed; what was sent goes on to its end."""
+        self._ended += 1
+        self._failed += failed
+        share = self._max_failed
+        if share is None or self._ended < JUDGED_FROM or self._failed <= share * self._ended or self.stopping.done():
+            return
+        self.stopped = f"max_failed={share:g}: {self._failed} of the {self._ended} requests that have ended failed"
+        self.stop()
 
     def _answered(self, sender: Sender) -> None:
         self.posting.discard(sender)

@@ -45,7 +45,7 @@ class Scheduler:
     """
 
     def __init__(self, flux: Flux2Session, journal: Journal, directory: Path, start: Start, options: Options) -> None:
-        self.state = RunState(start, options.max_credits)
+        self.state = RunState(start, options.max_credits, options.max_failed)
         self._flux = flux
         self._journal = journal
         self._directory = directory
@@ -167,7 +167,9 @@ class Scheduler:
                     f"running or unknown, and one more picture counts with {spending.price(row.kind):g}"
                 )
                 return False
+            self.state.pricing = " ".join(row.kind) if spending.waits_for_price(row.kind) else None
             await self.state.changed.wait()
+        self.state.pricing = None
         return True
 
     async def _rows(self, work: str, most: int | None = None) -> AsyncIterator[Row]:

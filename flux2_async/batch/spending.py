@@ -6,20 +6,17 @@ kind, model and resolution, is known to cost. Of a kind that none has told the p
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
 
 import attrs
 
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
+from flux2_async.models.prices import DEAREST
 
 __all__ = ["DEAREST", "Kind", "Spending"]
 
 Kind = tuple[str, str]
 """Model and resolution."""
-
-# The dearest price documented upstream, flex at 2K. Apikley publishes none.
-DEAREST: Final = 24.0
 
 
 @attrs.define
@@ -69,11 +66,15 @@ class Spending:
         """Give what a task of a kind counts with."""
         return self.prices.get(kind, DEAREST)
 
+    def waits_for_price(self, kind: Kind) -> bool:
+        """Whether one of its kind is on its way to tell what they cost."""
+        return self.cap is not None and kind not in self.prices and self.running[kind] > 0
+
     def allows(self, kind: Kind) -> bool:
         """Whether one more task of a kind stays within the cap."""
         if self.cap is None:
             return True
-        if kind not in self.prices and self.running[kind]:
+        if self.waits_for_price(kind):
             return False
         return self.spent + self.reserved + self.price(kind) <= self.cap
 

@@ -12,10 +12,11 @@ import attrs
 from flux2_async.batch import BadLine, Batch, InvalidInputError, Job, Journal, run_batch
 from flux2_async.cli.batch_board import BatchBoard
 from flux2_async.cli.batch_end import End, report, tell_end
+from flux2_async.cli.batch_estimate import SHOWN, dry_run, unusable
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service
 from flux2_async.cli.run import INTERRUPTED, CommandError
-from flux2_async.cli.screen import Screen, UsageError, counted
+from flux2_async.cli.screen import Screen, UsageError
 from flux2_async.cli.serve import listening_failure
 from flux2_async.cli.service import opened
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
@@ -27,8 +28,6 @@ __all__ = ["batch"]
 
 # A task takes 8 to 95 seconds; what takes longer is found again by the next run.
 PATIENCE: Final = 120
-SHOWN: Final = 20
-"""Bad lines that are shown."""
 
 
 async def batch(
@@ -50,6 +49,8 @@ async def batch(
         UsageError: Something cannot be followed; nothing was sent.
         Flux2Error: Likewise.
     """
+    if options.dry_run:
+        return await dry_run(screen, wanted, options, service, _journal_path(options, emulated=service.emulate))
     limit = service.check()
     callbacks = options.callbacks()
     if options.out.exists() and not options.out.is_dir():
@@ -75,12 +76,15 @@ async def batch(
 
 @asynccontextmanager
 async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Journal]:
-    # What the emulated service made is worth nothing to the real one, and its tasks end with it.
-    name = "emulated.db" if emulated else "run.db"
-    async with Journal(options.journal or options.out / name) as journal:
+    async with Journal(_journal_path(options, emulated=emulated)) as journal:
         if emulated:
             await journal.forget_unfinished()
         yield journal
+
+
+def _journal_path(options: BatchOptions, *, emulated: bool) -> Path:
+    # What the emulated service made is worth nothing to the real one, and its tasks end with it.
+    return options.journal or options.out / ("emulated.db" if emulated else "run.db")
 
 
 async def _run(
@@ -97,6 +101,7 @@ async def _run(
         shuffle=options.shuffle,
         max_tasks=options.max_tasks,
         max_credits=options.max_credits,
+        max_failed=options.max_failed,
         retry_failed=options.retry_failed,
         retry_unknown=options.retry_unknown,
         download=options.download,
@@ -109,13 +114,7 @@ async def _run(
             async for outcome in running:
                 board.tell(outcome)
         except InvalidInputError as error:
-            for line in error.lines[:SHOWN]:
-                screen.note(str(line), "red")
-            more = f", {SHOWN} of which are shown" if error.count > SHOWN else ""
-            raise UsageError(
-                f"{counted(error.count, 'request')} cannot be used{more}; nothing was sent. Correct the list, or go on "
-                "without them with --skip-invalid"
-            ) from None
+            raise unusable(screen, error) from None
         except (Flux2Error, OSError) as error:
             if running.progress is None:
                 raise

@@ -48,6 +48,7 @@ class BatchBoard(LiveBoard):
         self._ended: deque[float] = deque()
         self._errors: deque[str] = deque(maxlen=ERRORS)
         self._error_count = 0
+        self._pricing: set[str] = set()
         super().__init__(screen)
 
     def tell(self, outcome: Outcome) -> None:
@@ -60,6 +61,10 @@ class BatchBoard(LiveBoard):
 
     def tick(self) -> None:
         """Time has passed."""
+        kind = self._batch.progress and self._batch.progress.pricing
+        if kind and kind not in self._pricing:
+            self._pricing.add(kind)
+            self.say(f"finding out the price of {kind}: one picture goes ahead, the others wait for what it costs")
         if self._live is None and time.monotonic() - self._told_at >= EVERY:
             self._told_at = time.monotonic()
             progress = self._batch.progress
@@ -132,6 +137,8 @@ class BatchBoard(LiveBoard):
             refusals = f"{counted(figures.refused, 'refusal')} by 429"
             taken = f"the limit is taken to be {figures.learned_limit} for now"
             found.append([refusals, taken, "another program may use this account"])
+        if progress.pricing is not None:
+            found.append([f"waiting for the price of {progress.pricing}"])
         if progress.away is not None:
             found.append([f"the service is away, trying again: {one_line(progress.away)}"])
         if self.stopping:

@@ -134,6 +134,8 @@ def _advice(end: End) -> list[str]:
         if option == "--max-credits":
             # The same amount would stop it again at once; without one it would cost whatever it costs.
             found.append(f"Raise --max-credits and go on with: {CAP.sub('--max-credits MORE', end.again)}")
+        elif option == "--max-failed":
+            found.append(f"Look at what failed, correct the prompts, and go on with: {end.again}")
         else:
             # So many tasks are meant for each run.
             found.append(f"Go on with: {end.again}")

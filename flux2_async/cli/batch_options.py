@@ -42,6 +42,14 @@ class BatchOptions:
     max_credits: Annotated[
         float | None, Parameter(help="The whole batch may cost so much; what is running or unknown counts as well.")
     ] = None
+    max_failed: Annotated[
+        float | None,
+        Parameter(help="Send nothing more when a larger share of 20 or more requests has failed, such as 0.2."),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        Parameter(negative="", help="Send nothing and change nothing; tell the requests, the credits and the hours."),
+    ] = False
     max_running: Annotated[int | None, Parameter(help="Requests worked on at once.")] = None
     task_timeout: Annotated[
         float | None,

@@ -436,3 +436,72 @@ def test_a_report_that_cannot_be_written(
     write(here, 1)
     assert flux2() == 0
     assert "the report was not written" in capsys.readouterr().err
+
+
+def test_a_dry_run_tells_requests_credits_and_hours(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an account; nothing is made, and what is said of prices names where they come from."""
+    write(here, 300)
+    assert flux2("--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "300 requests to send",
+        "about 4200 credits",
+        "  300 of flux-2/flex-text-to-image 1K at 14: as documented upstream, seen 2026-11-22",
+        "about 1 min to 5 min, without a limit of our own",
+    ]
+    assert "Apikley publishes no prices" in err
+    assert "flex, the usual tier, is the dear one: as pro these 4200 credits would be 1500." in err
+    assert [path.name for path in here.iterdir()] == ["jobs.jsonl"]
+    assert run(["batch", "jobs.jsonl", "--dry-run", "--json", "--max-credits", "10"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["requests"], document["credits"]) == (300, 4200)
+    assert document["hours"] == pytest.approx([148 / 3600, 285 / 3600])
+    assert "--max-credits 10 will stop it before its end." in err
+
+
+def test_a_dry_run_goes_by_what_the_batch_has_seen(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a first part its prices are those that were charged; nothing is sent, and the journal stays."""
+    write(here, 5)
+    assert flux2("--max-tasks", "2", "--no-report") == 1
+    capsys.readouterr()
+    sent = len(account.ledger.requests)
+    assert flux2("--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:3] == [
+        "3 requests to send · 2 done",
+        "about 42 credits, besides 28 spent before",
+        "  3 of flux-2/flex-text-to-image 1K at 14: as this batch was charged",
+    ]
+    assert "publishes no prices" not in err
+    assert len(account.ledger.requests) == sent
+    (here / "jobs.jsonl").write_text('{"prompt": ""}\n')
+    assert flux2("--dry-run") == 2
+    assert "1 request cannot be used; nothing was sent" in capsys.readouterr().err
+
+
+def test_a_broken_template_stops_the_night(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--max-failed says what failed and how to go on; the code is 1, and the rest was not sent."""
+    account.script.plans = Plan(duration=0.0, outcome="moderated")
+    write(here, 200)
+    assert flux2("--max-failed", "0.2", "--max-running", "5", "--no-report") == 1
+    err = capsys.readouterr().err
+    assert re.search(r"Stopped by --max-failed 0\.2: 2\d of the 2\d requests that have ended failed\.", err)
+    assert "Look at what failed, correct the prompts, and go on with: flux2 batch jobs.jsonl --out results" in err
+    assert 20 <= len(account.ledger.requests) <= 30
+
+
+def test_the_price_that_is_found_out_is_told(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under --max-credits one picture goes ahead, and whoever looks on is told why nothing else does."""
+    account.script.plans = Plan(duration=2.5)
+    write(here, 3)
+    assert flux2("--max-credits", "100", "--no-report") == 0
+    err = capsys.readouterr().err
+    words = "finding out the price of flux-2/flex-text-to-image 1K: one picture goes ahead, the others wait for what it"
+    assert err.count(words) == 1

@@ -103,6 +103,13 @@ class Entry:
 
     def end(self) -> None:
         """Close the transaction with what was taken."""
+        self.cut()
+        self.connection.execute("COMMIT")
+        # Every request has its pages in the file now: what is written later needs next to no new room.
+        self.connection.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def cut(self) -> None:
+        """Leave out what is beyond the limit where that is known only when all was read."""
         if self.shuffled and self.limit is not None:
             beyond = self.connection.execute(
                 "SELECT place FROM requests WHERE run = ? ORDER BY place LIMIT 1 OFFSET ?", (self.run, self.limit)
@@ -112,9 +119,6 @@ class Entry:
                     "UPDATE requests SET run = 0 WHERE run = ? AND place >= ?", (self.run, beyond["place"])
                 )
                 self.taken = self.limit
-        self.connection.execute("COMMIT")
-        # Every request has its pages in the file now: what is written later needs next to no new room.
-        self.connection.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def undo(self) -> None:
         """Close the transaction as if there had been no input."""

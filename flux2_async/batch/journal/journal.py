@@ -12,6 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -25,13 +26,13 @@ from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_
 from flux2_async.batch.journal.entry import Entry
 from flux2_async.batch.journal.rows import Row, outcome_of, row_of, stored
 from flux2_async.batch.journal.schema import JournalError
-from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinished
+from flux2_async.batch.journal.start import WANTED, Start, Tally, begin, forget_unfinished, seconds_taken
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
 from flux2_async.session.arguments import check_path, check_task_id
 from flux2_async.session.as_completed import in_chunks
 
-__all__ = ["Entered", "Journal", "JournalError", "UnknownRequest"]
+__all__ = ["Entered", "Journal", "JournalError", "Preview", "UnknownRequest"]
 
 T = TypeVar("T")
 
@@ -51,6 +52,21 @@ class Entered:
     taken: int
     bad: tuple[BadLine, ...] = ()
     bad_count: int = 0
+
+
+@attrs.frozen
+class Preview:
+    """What a run would find.
+
+    Attributes:
+        entered: What would become of its input.
+        tallies: All requests, with it.
+        seconds: What a task has taken, on average by the service's clock; None when none has told.
+    """
+
+    entered: Entered
+    tallies: tuple[Tally, ...]
+    seconds: float | None
 
 
 @showable
@@ -191,6 +207,43 @@ class Journal:
         Raises:
             InvalidInputError: Some of it cannot be used, and `skip_invalid` is not set; nothing was changed.
         """
+        async with self._entry(requests, sendable, skip_invalid, shuffled=shuffled, limit=limit) as entry:
+            await self.read(lambda _: entry.end())
+        return Entered(entry.taken, tuple(entry.bad), entry.bad_count)
+
+    async def preview(
+        self,
+        requests: Iterable[object] | AsyncIterable[object],
+        *,
+        sendable: Collection[State],
+        skip_invalid: bool,
+        shuffled: bool,
+        limit: int | None,
+        retry_failed: bool,
+        retry_unknown: bool,
+    ) -> Preview:
+        """Tell what a run would find, and leave the journal as it is; see `enter` and `begin`."""
+
+        def look(connection: sqlite3.Connection) -> Preview:
+            entry.cut()
+            start = begin(connection, retry_failed=retry_failed, retry_unknown=retry_unknown)
+            entered = Entered(entry.taken, tuple(entry.bad), entry.bad_count)
+            return Preview(entered, start.tallies, seconds_taken(connection))
+
+        async with self._entry(requests, sendable, skip_invalid, shuffled=shuffled, limit=limit) as entry:
+            return await self.read(look)
+
+    @asynccontextmanager
+    async def _entry(
+        self,
+        requests: Iterable[object] | AsyncIterable[object],
+        sendable: Collection[State],
+        skip_invalid: bool,  # noqa: FBT001  of two methods above
+        *,
+        shuffled: bool,
+        limit: int | None,
+    ) -> AsyncIterator[Entry]:
+        """Take the input in a transaction, which is undone unless it is ended."""
         entry = await self.read(lambda connection: Entry(connection, sendable, shuffled, limit))
 
         async def step(call: Callable[..., None], *arguments: object) -> None:
@@ -204,10 +257,9 @@ class Journal:
                     break
             if entry.bad_count and not skip_invalid:
                 raise InvalidInputError(tuple(entry.bad), entry.bad_count)
-            await step(entry.end)
+            yield entry
         finally:
             await step(entry.undo)
-        return Entered(entry.taken, tuple(entry.bad), entry.bad_count)
 
     async def begin(self, *, retry_failed: bool, retry_unknown: bool) -> Start:
         """Settle what the last run left, and make requests sendable again where asked for."""

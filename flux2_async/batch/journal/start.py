@@ -8,7 +8,7 @@ import attrs
 from flux2_async.batch.journal.rows import stored
 from flux2_async.batch.outcomes import Failure, State
 
-__all__ = ["FORGET", "WANTED", "Start", "Tally", "Work", "begin", "forget_unfinished"]
+__all__ = ["FORGET", "WANTED", "Start", "Tally", "Work", "begin", "forget_unfinished", "seconds_taken"]
 
 ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
 # What the input asks for now, and whatever else was ever sent.
@@ -113,6 +113,14 @@ def begin(connection: sqlite3.Connection, *, retry_failed: bool, retry_unknown: 
     )
     found = tuple(Tally(model, resolution, State(state), *rest) for model, resolution, state, *rest in tallies)
     return Start(found, answered_at or None, unclear_at)
+
+
+def seconds_taken(connection: sqlite3.Connection) -> float | None:
+    """Give the seconds that a finished task has taken, on average by the service's clock; None when none has told."""
+    seconds: float | None = connection.execute(
+        "SELECT avg(max(0, complete_time - create_time)) FROM requests WHERE state = 'done'"
+    ).fetchone()[0]
+    return seconds
 
 
 def forget_unfinished(connection: sqlite3.Connection) -> None:

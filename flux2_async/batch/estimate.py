@@ -1,0 +1,216 @@
+"""What a batch will be: requests, credits, hours; nothing is sent and nothing is written."""
+
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import attrs
+
+from flux2_async.batch.jobs import BadLine, Job
+from flux2_async.batch.journal import Journal
+from flux2_async.batch.journal.journal import Preview
+from flux2_async.batch.options import Options
+from flux2_async.batch.outcomes import State
+from flux2_async.batch.spending import Kind
+from flux2_async.models import RateLimit, Request
+from flux2_async.models.prices import documented_price
+from flux2_async.session.arguments import check_path
+
+__all__ = ["BatchEstimate", "KindEstimate", "estimate_batch"]
+
+# What recorded tasks took.
+TASK_SECONDS: Final = (8.0, 95.0)
+USUAL_LIMIT: Final = RateLimit(20, 10.0)
+
+
+@attrs.frozen(kw_only=True)
+class KindEstimate:
+    """The requests of one model and resolution.
+
+    Attributes:
+        model: The API's id.
+        resolution: `1K` or `2K`.
+        requests: How many will be sent.
+        price: Credits of one of them.
+        seen: Whether the journal has seen that price; else it is the one documented upstream (`models.prices`).
+    """
+
+    model: str
+    resolution: str
+    requests: int
+    price: float
+    seen: bool
+
+
+@attrs.frozen(kw_only=True)
+class BatchEstimate:
+    """What a run is going to be.
+
+    Attributes:
+        requests: How many will be sent.
+        credits: What they cost; a request that fails costs nothing.
+        seconds: How long it takes at least and at most: by what tasks took so far, else by the range of recorded ones.
+        kinds: What the credits are made of.
+        done: Requests whose pictures are made.
+        waiting: Requests at the service, which are waited for.
+        failed: Requests that failed and are not sent again.
+        unknown: Requests that may have been accepted and are not sent again.
+        spent: Credits that records say were charged in earlier runs.
+        invalid: What cannot be used of the input, at most a hundred lines of it.
+        invalid_count: All of it.
+    """
+
+    requests: int
+    credits: float
+    seconds: tuple[float, float]
+    kinds: tuple[KindEstimate, ...]
+    done: int
+    waiting: int
+    failed: int
+    unknown: int
+    spent: float
+    invalid: tuple[BadLine, ...] = ()
+    invalid_count: int = 0
+
+
+async def estimate_batch(
+    requests: Iterable[Request | Job | BadLine] | AsyncIterable[Request | Job | BadLine],
+    *,
+    journal: str | os.PathLike[str] | Journal | None = None,
+    rate_limit: RateLimit | None = USUAL_LIMIT,
+    max_running: int | None = 100,
+    limit: int | None = None,
+    shuffle: bool = False,
+    max_tasks: int | None = None,
+    retry_failed: bool = False,
+    retry_unknown: bool = False,
+    skip_invalid: bool = False,
+) -> BatchEstimate:
+    """Tell what `run_batch` with the same arguments is going to send, cost and take; needs no account.
+
+    Args:
+        requests: As for `run_batch`; all of it is checked, local pictures included.
+        journal: The batch's journal, which is left as it is; a path where there is none, or None: a new batch.
+        rate_limit: As the session has it; None: no limit.
+        max_running: Tasks at once; None: no cap.
+        limit: As for `run_batch`.
+        shuffle: Likewise.
+        max_tasks: Likewise.
+        retry_failed: Likewise.
+        retry_unknown: Likewise.
+        skip_invalid: Likewise.
+
+    Raises:
+        ConfigurationError: An argument makes no sense; JournalError, the journal cannot be used.
+        InvalidInputError: Some of the requests cannot be used.
+    """
+    options = Options(
+        max_running=max_running,
+        limit=limit,
+        shuffle=shuffle,
+        max_tasks=max_tasks,
+        max_credits=None,
+        max_failed=None,
+        retry_failed=retry_failed,
+        retry_unknown=retry_unknown,
+        download=False,
+        skip_invalid=skip_invalid,
+        recover_timeout=0.0,
+        task_timeout=None,
+    )
+    async with _opened(journal) as opened:
+        preview = await opened.preview(
+            requests,
+            sendable=options.sendable(),
+            skip_invalid=skip_invalid,
+            shuffled=shuffle,
+            limit=limit,
+            retry_failed=retry_failed,
+            retry_unknown=retry_unknown,
+        )
+    return _estimate(preview, max_tasks, rate_limit, max_running)
+
+
+@asynccontextmanager
+async def _opened(journal: str | os.PathLike[str] | Journal | None) -> AsyncIterator[Journal]:
+    if isinstance(journal, Journal):
+        yield journal
+        return
+    path = None if journal is None else check_path("journal", journal)
+    if path is not None and await anyio.Path(path).is_file():
+        async with Journal(path) as own:
+            yield own
+        return
+    with tempfile.TemporaryDirectory(prefix="flux2-estimate-") as folder:
+        async with Journal(Path(folder) / "run.db") as own:
+            yield own
+
+
+def _estimate(
+    preview: Preview, max_tasks: int | None, rate_limit: RateLimit | None, max_running: int | None
+) -> BatchEstimate:
+    states: Counter[State] = Counter()
+    queued: Counter[Kind] = Counter()
+    seen: dict[Kind, float] = {}
+    for tally in preview.tallies:
+        kind = (tally.model, tally.resolution)
+        states[tally.state] += tally.wanted
+        if tally.state is State.QUEUED:
+            queued[kind] += tally.wanted
+        if tally.state is State.DONE and tally.price is not None:
+            seen[kind] = tally.price
+    kinds = tuple(
+        KindEstimate(
+            model=kind[0],
+            resolution=kind[1],
+            requests=count,
+            price=seen.get(kind, documented_price(*kind)),
+            seen=kind in seen,
+        )
+        for kind, count in sorted(_first(queued, max_tasks).items())
+        if count
+    )
+    number = sum(kind.requests for kind in kinds)
+    seconds = (preview.seconds, preview.seconds) if preview.seconds is not None else TASK_SECONDS
+    return BatchEstimate(
+        requests=number,
+        credits=sum(kind.requests * kind.price for kind in kinds),
+        seconds=(
+            _seconds(number, seconds[0], rate_limit, max_running),
+            _seconds(number, seconds[1], rate_limit, max_running),
+        ),
+        kinds=kinds,
+        done=states[State.DONE],
+        waiting=states[State.SUBMITTED],
+        failed=states[State.FAILED],
+        unknown=states[State.UNKNOWN],
+        spent=sum(tally.credits for tally in preview.tallies),
+        invalid=preview.entered.bad,
+        invalid_count=preview.entered.bad_count,
+    )
+
+
+def _first(queued: Counter[Kind], most: int | None) -> Counter[Kind]:
+    """Give the kinds of the requests that one run takes: of a part, in the proportion of all."""
+    total = queued.total()
+    if most is None or total <= most:
+        return queued
+    part = Counter({kind: count * most // total for kind, count in queued.items()})
+    for kind, _ in queued.most_common(most - part.total()):
+        part[kind] += 1
+    return part
+
+
+def _seconds(number: int, task: float, rate_limit: RateLimit | None, max_running: int | None) -> float:
+    """Give the time of so many tasks that take so long each: the limit lets them in, and places become free."""
+    if number == 0:
+        return 0.0
+    by_limit = 0.0 if rate_limit is None else (math.ceil(number / rate_limit.limit) - 1) * rate_limit.period
+    by_places = 0.0 if max_running is None else (math.ceil(number / max_running) - 1) * task
+    return max(by_limit, by_places) + task

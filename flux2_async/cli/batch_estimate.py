@@ -1,0 +1,142 @@
+"""`flux2 batch --dry-run`: what it is going to be, before anything is sent."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from flux2_async.batch import BadLine, BatchEstimate, InvalidInputError, Job, KindEstimate, estimate_batch
+from flux2_async.cli.batch_options import BatchOptions
+from flux2_async.cli.options import Service, parse_rate_limit
+from flux2_async.cli.screen import Screen, UsageError, counted
+from flux2_async.models import RateLimit
+from flux2_async.models.prices import PRICES_FROM, documented_price
+
+__all__ = ["SHOWN", "dry_run", "unusable"]
+
+SHOWN: Final = 20
+"""Bad lines that are shown."""
+HOUR: Final = 3600.0
+MINUTE: Final = 60.0
+USUAL_RUNNING: Final = 100
+
+
+async def dry_run(
+    screen: Screen, wanted: Iterator[Job | BadLine], options: BatchOptions, service: Service, journal: Path
+) -> int:
+    """Tell requests, credits and hours; needs no account.
+
+    Args:
+        screen: Where.
+        wanted: What to make.
+        options: As for the batch itself.
+        service: How fast.
+        journal: Of the batch; it is left as it is.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: Something cannot be followed.
+        JournalError: The journal cannot be used.
+    """
+    limit = parse_rate_limit(service.rate_limit)
+    try:
+        estimate = await estimate_batch(
+            wanted,
+            journal=journal,
+            rate_limit=limit,
+            max_running=options.max_running or USUAL_RUNNING,
+            limit=options.limit,
+            shuffle=options.shuffle,
+            max_tasks=options.max_tasks,
+            retry_failed=options.retry_failed,
+            retry_unknown=options.retry_unknown,
+            skip_invalid=options.skip_invalid,
+        )
+    except InvalidInputError as error:
+        raise unusable(screen, error) from None
+    for line in estimate.invalid[:SHOWN]:
+        screen.note(f"skipped: {line}", "yellow")
+    screen.result("\n".join([_requests(estimate), *_credits(estimate), _hours(estimate, limit)]))
+    for words in _advice(estimate, options):
+        screen.note(words)
+    screen.document(_document(estimate))
+    return 0
+
+
+def unusable(screen: Screen, error: InvalidInputError) -> UsageError:
+    """Show lines that cannot be used, and give what to say of them."""
+    for line in error.lines[:SHOWN]:
+        screen.note(str(line), "red")
+    more = f", {SHOWN} of which are shown" if error.count > SHOWN else ""
+    return UsageError(
+        f"{counted(error.count, 'request')} cannot be used{more}; nothing was sent. Correct the list, or go on "
+        "without them with --skip-invalid"
+    )
+
+
+def _requests(estimate: BatchEstimate) -> str:
+    others = {
+        "done": estimate.done,
+        "at the service": estimate.waiting,
+        "failed": estimate.failed,
+        "unknown": estimate.unknown,
+        "skipped": estimate.invalid_count,
+    }
+    parts = [f"{counted(estimate.requests, 'request')} to send"]
+    return " · ".join([*parts, *(f"{count} {what}" for what, count in others.items() if count)])
+
+
+def _credits(estimate: BatchEstimate) -> list[str]:
+    total = f"about {estimate.credits:.10g} credits" if estimate.requests else "0 credits"
+    lines = [total + (f", besides {estimate.spent:.10g} spent before" if estimate.spent else "")]
+    return lines + [
+        f"  {kind.requests} of {kind.model} {kind.resolution} at {kind.price:.10g}: {_source(kind)}"
+        for kind in estimate.kinds
+    ]
+
+
+def _source(kind: KindEstimate) -> str:
+    return "as this batch was charged" if kind.seen else f"as documented upstream, seen {PRICES_FROM}"
+
+
+def _hours(estimate: BatchEstimate, limit: RateLimit | None) -> str:
+    least, most = (_span(seconds) for seconds in estimate.seconds)
+    pace = "without a limit of our own" if limit is None else f"at {limit.limit} in any {limit.period:g} s"
+    return f"about {least if least == most else f'{least} to {most}'}, {pace}"
+
+
+def _span(seconds: float) -> str:
+    if seconds >= HOUR / 2:
+        return f"{seconds / HOUR:.1f} hours"
+    return f"{max(1, round(seconds / MINUTE))} min"
+
+
+def _advice(estimate: BatchEstimate, options: BatchOptions) -> list[str]:
+    found = []
+    if any(not kind.seen for kind in estimate.kinds):
+        found.append("Apikley publishes no prices; the first picture tells. --max-credits holds whatever they are.")
+    flex = sum(k.requests * k.price for k in estimate.kinds if "/flex-" in k.model)
+    pro = sum(
+        k.requests * documented_price(k.model.replace("/flex-", "/pro-"), k.resolution)
+        for k in estimate.kinds
+        if "/flex-" in k.model
+    )
+    if pro < flex:
+        found.append(f"flex, the usual tier, is the dear one: as pro these {flex:.10g} credits would be {pro:.10g}.")
+    if options.max_credits is not None and estimate.spent + estimate.credits > options.max_credits:
+        found.append(f"--max-credits {options.max_credits:g} will stop it before its end.")
+    return found
+
+
+def _document(estimate: BatchEstimate) -> dict[str, Any]:
+    document = attrs.asdict(estimate, recurse=False)
+    del document["invalid"], document["invalid_count"], document["seconds"]
+    return document | {
+        "kinds": [attrs.asdict(kind) for kind in estimate.kinds],
+        "hours": [seconds / HOUR for seconds in estimate.seconds],
+        "skipped": estimate.invalid_count,
+        "prices_from": PRICES_FROM,
+    }

@@ -122,9 +122,7 @@ async def test_too_many_failures_stop_the_sending(tmp_path: Path) -> None:
         outcomes = await collect(batch)
         assert batch.progress is not None
         assert 20 <= len(outcomes) == len(emulator.ledger.accepted) <= 30
-        assert re.fullmatch(
-            r"max_failed=0.2: 20 of the 20 requests that have ended failed", batch.progress.stopped or ""
-        )
+        assert batch.progress.stopped == "max_failed=0.2: 20 of the 20 requests that have ended failed"
         assert batch.progress.queued == 200 - len(outcomes)
         # The next run judges its own.
         script.plans = Plan(duration=0.5)
@@ -145,9 +143,7 @@ async def test_failures_within_the_share_stop_nothing(tmp_path: Path) -> None:
 async def test_a_share_is_a_number_of_0_to_1(tmp_path: Path, share: object) -> None:
     """A percentage is told what to write instead."""
     async with emulated() as (flux, _):
-        with pytest.raises(
-            ConfigurationError, match=r"max_failed: .* given, it must be a share of 0 to 1, such as 0.2"
-        ):
+        with pytest.raises(ConfigurationError, match=r"max_failed: .* given, it must be a share of 0 to 1"):
             batch_in(tmp_path, flux, requests(1), max_failed=share)
 
 

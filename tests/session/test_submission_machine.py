@@ -1,0 +1,281 @@
+"""Random callers, cancellations, answers and deaths drive submissions over their table; the service counts."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+
+import attrs
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from virtual_time import VirtualClockLoop
+
+from flux2_async._limiter.limiter import Limiter
+from flux2_async._limiter.slots import Slots
+from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, unclear
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    Flux2Error,
+    InsufficientCreditsError,
+    RateLimitedError,
+    TransportError,
+)
+from flux2_async.models import Polling, RateLimit, TaskRecord, TaskState, TextToImage
+from flux2_async.models.events import SessionEvent, SubmissionChanged
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
+from flux2_async.session.keys import Keys
+from flux2_async.session.sender import Sender
+from flux2_async.session.submitter import Submitter
+from flux2_async.session.transition import Transitions
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.observers import Observers
+from flux2_async.tasks.schedule import Schedules
+from flux2_async.tasks.watcher import Watcher
+
+REQUEST: Final = TextToImage("a red kettle")
+POLLING: Final = Polling(interval=3.0)
+CONNECTING: Final = ("open", "open", "open", "passing", "lasting", "late")
+ANSWERS: Final = ("accepted", "accepted", "refused", "throttled", "lost", "accepted and lost")
+
+
+@attrs.define
+class Service:
+    """Waits at every step to be told what happens, and counts what it took."""
+
+    waiting: dict[str, tuple[str, "asyncio.Future[str]"]] = attrs.field(factory=dict)
+    took: list[str] = attrs.field(factory=list)
+    left: Counter[str] = attrs.field(factory=Counter)
+
+    async def told(self, ref: str, stage: str) -> str:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.waiting[ref] = stage, future
+        try:
+            return await future
+        finally:
+            self.waiting.pop(ref, None)
+
+    def create_task(self, body: bytes, *, request: TextToImage, ref: str) -> "Post":
+        return Post(self, request, ref)
+
+    async def record(self, task_id: str) -> TaskRecord:
+        now = datetime.now(UTC)
+        return TaskRecord(task_id=task_id, state=TaskState.FAIL, state_text="fail", create_time=now)
+
+
+@attrs.define
+class Post:
+    """One createTask at such a service."""
+
+    service: Service
+    request: TextToImage
+    ref: str
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def send(self, keeps_back: Callable[[], bool], announce: Callable[[], Awaitable[None]]) -> Answer:
+        way = await self.service.told(self.ref, "connecting")
+        if way in ("passing", "lasting"):
+            return NeverSent(TransportError("no way", never_sent=True), Obstacle(way))
+        await announce()
+        if way == "late" or keeps_back():
+            return NeverSent(TransportError("too late", never_sent=True), Obstacle.LEASE)
+        self.service.left[self.ref] += 1
+        answer = await self.service.told(self.ref, "answering")
+        if answer.startswith("accepted"):
+            self.service.took.append(self.ref)
+        match answer:
+            case "accepted":
+                return Accepted(f"task-{len(self.service.took)}", {})
+            case "refused":
+                return Refused(InsufficientCreditsError(402, "no credits"), {})
+            case "throttled":
+                return Refused(RateLimitedError(429, "slow down", http_status=429), {})
+            case _:
+                return unclear("no answer came", request=self.request, ref=self.ref)
+
+    async def confirm(self, refused: Refused, watch_on: Callable[[], float]) -> Refused:
+        return refused
+
+
+class Machine(RuleBasedStateMachine):
+    """One account's session, opened again after each death."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualClockLoop()
+        self.service = Service()
+        self.keys = Keys()
+        self.names = itertools.count()
+        self.callers: dict[str, asyncio.Task[ImageTask]] = {}
+        self.work: dict[str, str] = {}
+        self.states: dict[str, SubmissionState] = {}
+        self.open()
+
+    def run(self, work: Callable[[], Awaitable[object]]) -> None:
+        async def settle() -> None:
+            await work()
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(settle())
+
+    def open(self) -> None:
+        async def make() -> None:
+            service: Any = self.service
+            observers = Observers([self.observe])
+            rate, self.limiter, self.slots = RateLimit(2, 10.0), Limiter(RateLimit(2, 10.0)), Slots(3)
+            schedules = Schedules(POLLING)
+            self.watcher = Watcher(service, self.slots, schedules, POLLING, observers)
+            transitions = Transitions(
+                limiter=self.limiter,
+                rate_limit=rate,
+                schedules=schedules,
+                watcher=self.watcher,
+                inbox=None,
+                keys=self.keys,
+                observers=observers,
+            )
+            sender = Sender(
+                api=service,
+                files=service,
+                slots=self.slots,
+                limiter=self.limiter,
+                inbox=None,
+                transitions=transitions,
+                observers=observers,
+            )
+            self.submitter = Submitter(
+                sender=sender,
+                transitions=transitions,
+                files=service,
+                keys=self.keys,
+                watcher=self.watcher,
+                sharing=None,
+            )
+
+        self.run(make)
+
+    def observe(self, event: SessionEvent) -> None:
+        """Each step is told once, and leads from the state that was told before."""
+        if isinstance(event, SubmissionChanged):
+            assert event.ref is not None
+            before = self.states.get(event.ref, SubmissionState.QUEUED)
+            self.states[event.ref] = after(before, event.event)
+            assert event.state is self.states[event.ref]
+            assert (event.event is SubmissionEvent.POSTED) <= (before is SubmissionState.ANNOUNCED)
+
+    @rule(
+        key=st.sampled_from([None, None, "a", "b"]),
+        max_wait=st.sampled_from([None, None, 0.0, 5.0]),
+        asks=st.booleans(),
+        priority=st.integers(0, 1),
+    )
+    def submit(self, key: str | None, max_wait: float | None, priority: int, *, asks: bool) -> None:
+        ref = f"ref-{next(self.names)}"
+        self.work[ref] = key or ref
+
+        async def on_send(ref: str) -> None:
+            if await self.service.told(ref, "announcing") == "raise":
+                raise ValueError("the journal is full")
+
+        async def call() -> None:
+            self.callers[ref] = asyncio.create_task(
+                self.submitter.submit(
+                    REQUEST, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send if asks else None
+                )
+            )
+            # What nobody asks for is told on standard error else.
+            self.callers[ref].add_done_callback(lambda caller: caller.cancelled() or caller.exception())
+
+        self.run(call)
+
+    @precondition(lambda self: self.service.waiting)
+    @rule(data=st.data())
+    def tell(self, data: st.DataObject) -> None:
+        ref = data.draw(st.sampled_from(sorted(self.service.waiting)))
+        stage, future = self.service.waiting[ref]
+        choices = {"connecting": CONNECTING, "announcing": ("write", "write", "raise"), "answering": ANSWERS}[stage]
+        answer = data.draw(st.sampled_from(choices))
+
+        async def give() -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        self.run(give)
+
+    @precondition(lambda self: self.callers)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        caller = self.callers[data.draw(st.sampled_from(sorted(self.callers)))]
+
+        async def cancel() -> None:
+            caller.cancel()
+
+        self.run(cancel)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 11.0, 70.0]))
+    def wait(self, seconds: float) -> None:
+        self.run(lambda: asyncio.sleep(seconds))
+
+    @rule(grace=st.sampled_from([0.0, 5.0]))
+    def die(self, grace: float) -> None:
+        async def close() -> None:
+            unclear = await self.submitter.aclose(grace)
+            await self.watcher.aclose()
+            self.limiter.close()
+            self.slots.close()
+            assert {ref for ref in unclear if self.states[ref] is not SubmissionState.UNKNOWN} == set()
+
+        self.run(close)
+        assert not self.submitter
+        assert self.slots.borrowed == 0
+        assert all(caller.done() for caller in self.callers.values())
+        self.open()
+
+    @invariant()
+    def nothing_is_paid_twice(self) -> None:
+        paid = Counter(self.work[ref] for ref in self.service.took)
+        assert all(count == 1 for count in paid.values()), paid
+
+    @invariant()
+    def what_is_said_is_true(self) -> None:
+        for ref, state in self.states.items():
+            taken = ref in self.service.took
+            if state is SubmissionState.ACCEPTED:
+                assert taken
+            elif state not in (SubmissionState.SENT, SubmissionState.UNKNOWN):
+                assert not taken, f"{ref} is {state}, and was paid for"
+            if state is SubmissionState.SENT:
+                assert self.service.left[ref] > 0
+
+    @invariant()
+    def callers_are_told_what_happened(self) -> None:
+        for ref, caller in self.callers.items():
+            if not caller.done() or caller.cancelled():
+                continue
+            error, work = caller.exception(), self.work[ref]
+            paid = any(self.work[other] == work for other in self.service.took)
+            if error is None:
+                assert paid
+            elif isinstance(error, AmbiguousSubmitError):
+                assert self.states[error.ref] in (SubmissionState.UNKNOWN, SubmissionState.ACCEPTED)
+            else:
+                assert isinstance(error, Flux2Error | ValueError)
+                # An own max_wait or closing says nothing of a POST that another caller of the key has under way.
+                assert not paid or work != ref
+
+    def teardown(self) -> None:
+        try:
+            self.die(0.0)
+        finally:
+            self.loop.close()
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -15,6 +15,7 @@ import attrs
 from benchmarks import (
     batch,
     callbacks,
+    cold,
     contenders,
     coordination,
     cpu,
@@ -56,6 +57,7 @@ class Wish:
 PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     "cpu": lambda wish: [cpu.measure(wish.names, wish.repeats)],
     "instructions": lambda wish: [instructions.measure(wish.names)],
+    "cold": lambda wish: [cold.measure(wish.names, wish.repeats)],
     "memory": lambda wish: [memory.measure(wish.names, wish.repeats)],
     "limit": lambda wish: [
         limit.measure(wish.names, wish.period),
@@ -70,7 +72,7 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     "imports": lambda wish: [imports.measure(3 * wish.repeats)],
     "link": lambda _: [link.measure()],
     "stream": lambda wish: [stream.measure(wish.repeats)],
-    "batch": lambda _: [batch.measure()],
+    "batch": lambda wish: [batch.measure(), batch.measure_beside(wish.repeats)],
 }
 
 

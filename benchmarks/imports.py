@@ -2,6 +2,7 @@
 
 import importlib
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from benchmarks import alone
 from benchmarks.table import Table
 
 BASE: Final = "aiohttp"
-# `from flux2_async import Flux2Session` loads the second; the package itself loads its parts when they are used.
-OURS: Final = ("flux2_async", "flux2_async.session.session")
+# `from flux2_async import Flux2Session, ImageToImage` loads the second; the package itself loads its parts at first
+# need.
+SESSION: Final = "flux2_async.session.session"
+OURS: Final = ("flux2_async", SESSION)
 OTHERS: Final = ("fal_client", "replicate", "runwayml", "openai", "aiolimiter")
 
 
@@ -24,20 +27,37 @@ async def seconds(module: str) -> float:
     return time.perf_counter() - begun
 
 
+async def opening() -> float:
+    """CPU and disk time to open and close the first session of this process, which polls."""
+    sys.modules.setdefault("orjson", None)  # type: ignore[arg-type]  # what is None there is not found
+    flux2_async = importlib.import_module("flux2_async")
+    session = flux2_async.Flux2Session("key", base_url="http://127.0.0.1:1")
+    begun = time.perf_counter()
+    async with session:
+        pass
+    return time.perf_counter() - begun
+
+
 def measure(repeats: int, modules: Sequence[str] = (BASE, *OURS, *OTHERS)) -> Table:
     """Compare all that are installed; in each round everybody has a turn, the first of which writes the bytecode."""
     taken: dict[str, list[float]] = {module: [] for module in modules if find_spec(module.partition(".")[0])}
+    opened: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         # Else it is the compiler that is measured where bytecode is not written, in containers for example.
         environment = {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
         for _ in range(1 + repeats):
             for module, each in taken.items():
                 each.append(alone.call(seconds, environment=environment, module=module) * 1000)
+            opened.append(alone.call(opening, environment=environment) * 1000)
     medians = {module: statistics.median(each[1:]) for module, each in taken.items()}
     rows = [[f"import {module}", median, median / medians[BASE]] for module, median in medians.items()]
+    rows.append(["open and close the first session", statistics.median(opened[1:]), None])
     return Table(
         "Import time",
         ["", "ms", f"x {BASE}"],
         rows,
-        [f"median of {repeats} interpreters, which have loaded asyncio, json and subprocess before; bytecode is there"],
+        [
+            f"median of {repeats} interpreters, which have loaded asyncio, json and subprocess; bytecode is there",
+            f"`from flux2_async import Flux2Session, ImageToImage` imports {SESSION}",
+        ],
     )

@@ -14,7 +14,7 @@ from typing import Any, Final
 import attrs
 
 from benchmarks import alone, contenders, service
-from benchmarks.contenders import FLOOR, FRESH, OURS, Setting
+from benchmarks.contenders import FLOOR, FRESH, OURS, SPED, Setting
 from benchmarks.table import Table
 
 TASKS: Final = 20_000
@@ -56,7 +56,7 @@ def measure(names: Sequence[str], repeats: int, tasks: int = TASKS, others: int 
     rows = []
     with service.running(secure=1, duration=NEVER) as running, ThreadPoolExecutor(2) as pool:
         setting = attrs.asdict(Setting(**attrs.asdict(running), interval=NEVER))
-        for name in (name for name in names if name != FRESH):
+        for name in (name for name in names if name not in (FRESH, SPED)):
             count = tasks if name in (FLOOR, OURS) else others
             one = partial(alone.call, bytes_per_task, name=name, setting=setting, tasks=count)
             found = [future.result() for future in [pool.submit(one) for _ in range(repeats)]]

@@ -15,6 +15,7 @@ import pytest
 from benchmarks import (
     alone,
     batch,
+    cold,
     contenders,
     cpu,
     dialects,
@@ -133,8 +134,12 @@ def test_imports_are_compared_with_aiohttp() -> None:
     """Each module is imported in an interpreter of its own."""
     table = imports.measure(1, ("aiohttp", "flux2_async"))
 
-    assert [row[0] for row in table.rows] == ["import aiohttp", "import flux2_async"]
-    assert all(positive(row[1:]) for row in table.rows)
+    assert [row[0] for row in table.rows] == [
+        "import aiohttp",
+        "import flux2_async",
+        "open and close the first session",
+    ]
+    assert all(positive(row[1:2]) for row in table.rows)
 
 
 def test_batch_measures_each_tenth() -> None:
@@ -143,6 +148,23 @@ def test_batch_measures_each_tenth() -> None:
 
     assert [row[0] for row in table.rows] == [2 * n for n in range(1, 11)]
     assert all(positive(row[3:]) for row in table.rows)
+
+
+def test_batch_is_compared_with_its_requests_alone() -> None:
+    """There is a figure for a request in a batch and one for the same in `as_completed`."""
+    table = batch.measure_beside(1, 20)
+
+    assert [row[0] for row in table.rows] == [*batch.WAYS]
+    assert table.rows[0][2] == 1.0
+    assert all(positive(row[1:]) for row in table.rows)
+
+
+def test_cold_start_compares_the_loop_with_us() -> None:
+    """The first tasks of a process are measured in real time, with the looks that they took."""
+    table = cold.measure([FRESH, OURS], 1, duration=0.2, tasks=2, interval=0.1)
+
+    assert [row[0] for row in table.rows] == [FRESH, OURS]
+    assert all(positive(row[1:4]) and row[2] >= 1 for row in table.rows)
 
 
 def test_stream_compares_sizes() -> None:

@@ -1,0 +1,53 @@
+"""CPU of tasks as a program begins: the first twenty, twelve seconds each, at own defaults and in real time.
+
+What is loaded at first need, and caches that are cold after every wait, cost here and nowhere else.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+
+from benchmarks import alone, contenders, cpu, service
+from benchmarks.contenders import FRESH, OURS, Setting
+from benchmarks.table import Table
+
+TASKS: Final = 20
+DURATION: Final = 12.0
+# What the library believes in when it is told nothing; the loop looks every three seconds.
+DEFAULTS: Final = {"limit": 20, "period": 10.0, "price": 0.3, "interval": 3.0}
+
+
+async def seconds(name: str, setting: dict[str, Any], tasks: int) -> list[float]:
+    """CPU seconds of this process: to open, for all tasks, and to close."""
+    entered = contenders.entered(name, Setting(**setting))
+    begun = time.process_time()
+    async with entered as contender:
+        opened = time.process_time()
+        await cpu.waves(contender, 1, tasks)
+        done = time.process_time()
+    return [opened - begun, done - opened, time.process_time() - done]
+
+
+def measure(
+    names: Sequence[str], repeats: int, duration: float = DURATION, tasks: int = TASKS, **defaults: float
+) -> Table:
+    """Compare the loop with us."""
+    rows: list[list[Any]] = []
+    for name in (name for name in (FRESH, OURS) if name in names):
+        taken, looks = [], []
+        for _ in range(repeats):
+            with service.running(duration=duration) as running:
+                setting = attrs.asdict(Setting(**{**attrs.asdict(running), **DEFAULTS, **defaults}))
+                taken.append(alone.call(seconds, name=name, setting=setting, tasks=tasks))
+                looks.append(running.books().polls / tasks)
+        opening, each, closing = (statistics.median(column) * 1e3 for column in zip(*taken, strict=True))
+        rows.append([name, each / tasks, statistics.median(looks), opening, closing])
+    return Table(
+        f"CPU of the first {tasks} tasks of {duration:g} s, in real time",
+        ["", "ms per task", "looks per task", "ms to open", "ms to close"],
+        rows,
+        [f"median of {repeats} processes, two reference pictures by their addresses; imports are not counted"],
+    )

@@ -6,8 +6,8 @@ import attrs
 
 __all__ = ["Connection", "Connections"]
 
-# Of each createTask's connection something is kept until it is looked at; those that have ended go when there are many.
-MANY = 1000
+# Nobody tells that a connection has ended; so many new ones later it is noticed.
+NOTICED_AFTER = 64
 
 
 @attrs.define
@@ -24,7 +24,7 @@ class Connection:
     """
 
     number: int
-    transport: asyncio.BaseTransport
+    transport: asyncio.Transport
     peer: str
     endpoint: str = ""
     busy: int = 0
@@ -35,18 +35,18 @@ class Connections:
     """The open connections of one emulator; those of its page are not among them."""
 
     def __init__(self) -> None:
-        self._known: dict[asyncio.BaseTransport, Connection] = {}
+        self._known: dict[asyncio.Transport, Connection] = {}
         self._count = 0
 
-    def arrive(self, transport: asyncio.BaseTransport | None, endpoint: str) -> None:
+    def arrive(self, transport: asyncio.Transport | None, endpoint: str) -> None:
         """A call came in on a connection."""
         if transport is None:
             return
         connection = self._known.get(transport)
         if connection is None:
-            if len(self._known) > MANY:
-                self._forget()
             self._count += 1
+            if self._count % NOTICED_AFTER == 0:
+                self._forget()
             address = transport.get_extra_info("peername") or ("?",)
             peer = ":".join(map(str, address[:2]))
             connection = self._known[transport] = Connection(self._count, transport, peer)
@@ -54,7 +54,7 @@ class Connections:
         connection.busy += 1
         connection.calls += 1
 
-    def leave(self, transport: asyncio.BaseTransport | None) -> None:
+    def leave(self, transport: asyncio.Transport | None) -> None:
         """A call was answered, or its connection is gone."""
         connection = None if transport is None else self._known.get(transport)
         if connection is not None:
@@ -68,7 +68,7 @@ class Connections:
     def cut(self, number: int) -> bool:
         """Cut one without another word, and tell whether it was there."""
         for connection in self.open():
-            if connection.number == number and isinstance(connection.transport, asyncio.WriteTransport):
+            if connection.number == number:
                 connection.transport.abort()
                 return True
         return False

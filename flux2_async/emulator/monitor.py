@@ -41,6 +41,7 @@ class Monitor:
         closing: Set when the emulator stops.
         finish: Ends a task.
         inject: Adds a fault.
+        api_key: The key that the emulator accepts; shown to who may read the page.
         own_names: Host names under which the page may be asked for.
     """
 
@@ -52,6 +53,7 @@ class Monitor:
     closing: asyncio.Event
     finish: Callable[[str], None]
     inject: Callable[[Fault], None]
+    api_key: str = attrs.field(repr=False)
     own_names: frozenset[str]
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -73,7 +75,7 @@ class Monitor:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         stream = EventStream(request, self.closing)
-        watch = Watch(self.engine, self.ledger, self.clock)
+        watch = Watch(self.engine, self.ledger, self.clock, self.api_key)
         try:
             await stream.open()
             while await stream.pause(EVERY if watch.begun else 0.0):

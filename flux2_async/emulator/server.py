@@ -253,6 +253,7 @@ class Emulator:
                 closing=closing,
                 finish=self.finish,
                 inject=self.inject,
+                api_key=self.api_key,
                 own_names=frozenset({self._host.lower()}),
             ),
             log=self._log,

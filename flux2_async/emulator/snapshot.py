@@ -29,12 +29,14 @@ class Watch:
         engine: The service.
         ledger: Its book.
         clock: Its time.
+        key: The key that it accepts.
         begun: Whether anything was told.
     """
 
     engine: Engine
     ledger: Ledger
     clock: Clock
+    key: str = attrs.field(repr=False)
     begun: bool = False
     _seen: int = 0
     _judged: int = 0
@@ -50,6 +52,7 @@ class Watch:
         """
         self.begun = True
         parts = {
+            "key": self.key,
             "ledger": self._figures(),
             "limit": limit_row(self.engine.window()),
             "connections": [connection_row(connection) for connection in islice(connections, SHOWN)],

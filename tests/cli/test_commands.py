@@ -645,7 +645,10 @@ def test_a_full_disk_is_told_in_the_words_of_the_system(
     assert capsys.readouterr().err.splitlines()[-1].startswith("flux2: No space left on device; go on with: flux2 ")
 
 
-@pytest.mark.parametrize("command", ["demo", "edit", "generate", "status", "credits", "doctor", "emulator"])
+COMMANDS = ["demo", "edit", "generate", "batch", "report", "unknown", "status", "credits", "doctor", "emulator"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     """`--help` explains every parameter of a command and exits with 0."""
     assert run([command, "--help"]) == 0

@@ -58,6 +58,7 @@ def create(emulator: RunningEmulator, **changes: Any) -> str | None:
 def test_a_task_arrives_and_finish_ends_it(only_page: Watched) -> None:
     """Without a reload: its card with its prompt and stage, then its picture; the button says what became of it."""
     with shown(only_page, ENDLESS) as (page, emulator):
+        expect(page.locator("#nothing")).to_contain_text(f"APIKLEY_API_KEY={emulator.api_key}")
         expect(page.locator("#nothing")).to_contain_text(f"APIKLEY_BASE_URL={emulator.base_url}")
         task_id = create(emulator, prompt="A lighthouse at dawn")
         card = page.locator(".task")

@@ -76,7 +76,7 @@ function showLimit(limit) {
     return;
   }
   const full = limit.wait > 0;
-  $("limit-sum").replaceChildren(number(limit.used), " of ", number(limit.limit), " ", make("small", { text: `in any ${number(limit.period)} s` }));
+  $("limit-sum").replaceChildren(number(limit.used), " of ", number(limit.limit), " ", make("small", { text: `${limit.policy === "sliding" ? "in any" : "per"} ${number(limit.period)} s` }));
   bar.classList.toggle("full", full);
   bar.setAttribute("aria-valuemax", limit.limit);
   bar.setAttribute("aria-valuenow", limit.used);
@@ -232,6 +232,15 @@ function tick() {
   }
 }
 
+function showExports(key) {
+  $("exports").textContent = [
+    `export APIKLEY_API_KEY=${key}`,
+    `export APIKLEY_BASE_URL=${location.origin}`,
+    `export APIKLEY_UPLOAD_URL=${location.origin}/file-upload`,
+    'flux2 generate "A lighthouse at dawn"',
+  ].join("\n");
+}
+
 // The events
 
 function link(state, text) {
@@ -245,6 +254,7 @@ function follow() {
     const news = JSON.parse(event.data);
     ahead = news.now - Date.now();
     link("live", "live");
+    if (news.key) showExports(news.key);
     if (news.ledger) showLedger(news.ledger);
     if ("limit" in news) showLimit(news.limit);
     if (news.connections) showConnections(news.connections);
@@ -261,12 +271,6 @@ function follow() {
   source.addEventListener("error", () => link("lost", `no connection since ${clock(Date.now())}`));
 }
 
-$("exports").textContent = [
-  "export APIKLEY_API_KEY=emulator-key",
-  `export APIKLEY_BASE_URL=${location.origin}`,
-  `export APIKLEY_UPLOAD_URL=${location.origin}/file-upload`,
-  'flux2 generate "A lighthouse at dawn"',
-].join("\n");
 $("fault").addEventListener("submit", armFault);
 $("fault-on").addEventListener("change", fitKinds);
 setInterval(tick, 250);

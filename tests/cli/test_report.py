@@ -1,0 +1,79 @@
+"""`flux2 report`: the page of a batch written anew, and served."""
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from batch_outcomes import done, painted
+
+from flux2_async.batch.results import Changes
+from flux2_async.cli.app import run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the results of a batch that died after its second picture."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results"
+    painted(folder / "images/1.jpg")
+    changes = Changes(folder, 3)
+    changes.add(done(2, prompt="the second"))
+    changes.add(done(1, prompt="the first", files=("images/1.jpg",)))
+    changes.end(remove=False)
+    return tmp_path
+
+
+def rows_of(page: Path) -> list[dict[str, object]]:
+    found = re.search(r'<script type="application/json" id="rows">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found is not None
+    rows: list[dict[str, object]] = json.loads(found[1])
+    return rows
+
+
+def test_the_page_is_written_anew(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also for a batch that died, in the order of its input, under a headline of one's own; its path is printed."""
+    assert run(["report", "results", "--title", "Winter"]) == 0
+    out, err = capsys.readouterr()
+    page = Path(out.strip())
+    assert page == Path("results/report.html")
+    assert [row["prompt"] for row in rows_of(page)] == ["the first", "the second"]
+    assert "<title>Winter</title>" in page.read_text()
+    assert "2 requests; --serve shows them while a batch runs" in err
+    assert run(["report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(page), "requests": 2}
+
+
+def test_a_written_page_asks_no_server(here: Path) -> None:
+    """The file has no script that looks for events, and its policy no leave to ask anybody."""
+    assert run(["report", "results"]) == 0
+    text = (here / "results/report.html").read_text()
+    assert "EventSource" not in text
+    assert "connect-src" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "'nowhere' has no results.jsonl; name the folder that flux2 batch was given as --out"),
+        (["nowhere", "--serve"], "there is no folder 'nowhere'; name the one that flux2 batch was given as --out"),
+        (["results", "--serve", "--port", "70000"], "--port: 70000 given, it must be 0 to 65535"),
+    ],
+)
+def test_wrong_words_are_told(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    """Exit code 2 and what to give instead."""
+    assert run(["report", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1, and what to give instead."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(["report", "results", "--serve", "--port", str(port)]) == 1
+    assert re.search(
+        rf"^flux2: 127.0.0.1:{port}: .*; give another --host or --port, where 0 takes a free one$",
+        capsys.readouterr().err,
+        re.MULTILINE,
+    )

@@ -49,6 +49,7 @@ def _without_extra(words: list[str]) -> int:
 
 def _with_extra(words: list[str]) -> int:
     try:
+        _check_extra()
         from flux2_async.cli.app import run  # noqa: PLC0415  the library itself does not need these packages
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
@@ -56,3 +57,12 @@ def _with_extra(words: list[str]) -> int:
         print(MISSING, file=sys.stderr)  # noqa: T201  rich may be what is missing
         return 2
     return run(words)
+
+
+def _check_extra() -> None:
+    """Miss what is not installed before the work begins, since each command imports what it needs."""
+    from importlib.util import find_spec  # noqa: PLC0415  a version is asked for by scripts, often
+
+    for name in EXTRA:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)

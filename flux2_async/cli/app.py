@@ -1,6 +1,5 @@
 """The commands: what they take, and what becomes of how they end."""
 
-import asyncio
 import os
 import shlex
 import signal
@@ -12,18 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.text import Text
 
 from flux2_async._version import VERSION
-from flux2_async.cli.batch import batch as run_batch
 from flux2_async.cli.batch_options import SECRET, BatchOptions, jobs
-from flux2_async.cli.demo import demo as run_demo
-from flux2_async.cli.doctor import checks
 from flux2_async.cli.documents import docs, recipe
 from flux2_async.cli.emulator_options import EmulatorOptions
 from flux2_async.cli.options import (
     RATE_LIMIT,
     TIMEOUT,
+    TITLE,
     Json,
     Output,
     RateLimitText,
@@ -34,14 +30,7 @@ from flux2_async.cli.options import (
     check_timeout,
     parse_rate_limit,
 )
-from flux2_async.cli.report import TITLE
-from flux2_async.cli.report import report as write_report
-from flux2_async.cli.report import serve as serve_report
-from flux2_async.cli.run import INTERRUPTED, CommandError, look, make, resume
-from flux2_async.cli.screen import Screen, UsageError
-from flux2_async.cli.serve import serve
-from flux2_async.cli.service import real
-from flux2_async.cli.unknown import Decisions, unknown
+from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
 from flux2_async.cli.usage import advice
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
@@ -77,6 +66,8 @@ def demo(
     Uploads photographs, submits 16 requests, waits for them and downloads the pictures. One is refused by
     moderation and one by the rate limit, on purpose.
     """
+    from flux2_async.cli.demo import demo as run_demo
+
     return _done(lambda screen: run_demo(screen, out, parse_rate_limit(rate_limit)), machine=json)
 
 
@@ -148,6 +139,8 @@ def batch(
 
     Example: flux2 batch jobs.jsonl --out results/
     """
+    from flux2_async.cli.batch import batch as run_batch
+
     return _done(
         lambda screen: run_batch(screen, jobs(sources, options, shape), options, service, _again()), machine=json
     )
@@ -168,6 +161,9 @@ def show(
 
     Example: flux2 report results/ --serve
     """
+    from flux2_async.cli.report import report as write_report
+    from flux2_async.cli.report import serve as serve_report
+
     if serve:
         return _done(lambda screen: serve_report(screen, folder, title, host, port), machine=json)
     return _done(lambda screen: write_report(screen, folder, title), machine=json)
@@ -195,6 +191,8 @@ def decide(
 
     Example: flux2 unknown results/ --task shot-5=281e5b0f9a --never-made shot-6
     """
+    from flux2_async.cli.unknown import Decisions, unknown
+
     decisions = Decisions(task, never_made)
     ask = not json and decisions == Decisions() and sys.stdin.isatty() and sys.stderr.isatty()
     path = journal or folder / "run.db"
@@ -215,6 +213,7 @@ def status(
 
     Exit code 1 when the task failed.
     """
+    from flux2_async.cli.run import look, resume
 
     async def go(screen: Screen) -> int:
         check_key()
@@ -229,6 +228,7 @@ def status(
 @app.command(name="credits")
 def balance(*, json: Json = False) -> int:
     """Tell the account's balance."""
+    from flux2_async.cli.service import real
 
     async def go(screen: Screen) -> None:
         check_key()
@@ -253,6 +253,9 @@ def doctor(
 
     Exit code 1 when a check fails.
     """
+    from rich.text import Text
+
+    from flux2_async.cli.doctor import checks
 
     async def go(screen: Screen) -> int:
         found = []
@@ -287,6 +290,8 @@ def emulator(
 
     Example: flux2 emulator --duration 3 --moderate 0.1 --fault createTask:cut_after
     """
+    from flux2_async.cli.serve import serve
+
     return _done(lambda screen: serve(screen, host, port, options, log=log), machine=json)
 
 
@@ -328,6 +333,7 @@ def _make(
     request: Callable[[], Request], service: Service, output: str | None, timeout: float, *, machine: bool
 ) -> int:
     """Make one picture; what cannot be asked for is said before the account is looked at."""
+    from flux2_async.cli.run import make
 
     async def go(screen: Screen) -> None:
         wanted = request()
@@ -339,6 +345,8 @@ def _make(
 
 def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: bool) -> int:
     """Run a command to its end and give its exit code, whatever the end."""
+    import asyncio
+
     screen = Screen(machine=machine)
     try:
         return asyncio.run(_interruptible(go(screen))) or 0
@@ -361,6 +369,8 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
 
 async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
     """Take SIGTERM as Ctrl-C, so that whoever stops the process learns the task ids as well."""
+    import asyncio
+
     task = asyncio.current_task()
     # A handler in the loop also lets every signal wake it; without one, a Ctrl-C in the instant in which the loop goes
     # to sleep is noticed only when something else wakes it. Windows has no handlers, and wakes by itself.

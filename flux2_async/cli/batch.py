@@ -15,8 +15,7 @@ from flux2_async.cli.batch_end import End, report, tell_end
 from flux2_async.cli.batch_estimate import SHOWN, dry_run, unusable
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service
-from flux2_async.cli.run import INTERRUPTED, CommandError
-from flux2_async.cli.screen import Screen, UsageError
+from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
 from flux2_async.cli.serve import listening_failure
 from flux2_async.cli.service import opened
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError

@@ -5,16 +5,17 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import attrs
 from cyclopts import Parameter
 
-from flux2_async.batch import BadLine, Job, match_jobs, read_jobs
-from flux2_async.batch.reading import FILES
 from flux2_async.cli.options import Shape
 from flux2_async.cli.screen import UsageError
 from flux2_async.models import Callbacks
+
+if TYPE_CHECKING:
+    from flux2_async.batch import BadLine, Job
 
 __all__ = ["BatchOptions", "jobs"]
 
@@ -89,7 +90,7 @@ class BatchOptions:
         return Callbacks(self.callback_url, secret=secret), host.strip("[]"), int(port)
 
 
-def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> Iterator[Job | BadLine]:
+def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterator[Job | BadLine]":
     """Read what is to be made.
 
     Raises:
@@ -97,6 +98,10 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> Iterato
         InvalidRequestError: It is no such list.
         OSError: It cannot be read.
     """
+    # Help needs no batch.
+    from flux2_async.batch import match_jobs, read_jobs  # noqa: PLC0415
+    from flux2_async.batch.reading import FILES  # noqa: PLC0415
+
     if options.prompt is not None:
         if not sources:
             raise UsageError("--prompt: it says what to do with pictures; name them, such as 'photos/*.jpg'")

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from flux2_async._http.atomic_file import replacing
 from flux2_async.cli.board import Board, Row
-from flux2_async.cli.run import INTERRUPTED, CommandError, followed
-from flux2_async.cli.screen import Screen, UsageError, error_document
+from flux2_async.cli.run import followed
+from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, error_document
 from flux2_async.cli.script import PHOTOS, WISHES, Wish, demo_script
 from flux2_async.cli.service import LIMIT, emulated
 from flux2_async.cli.sheet import Card, draw_card, draw_sheet

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.resources import files
+from pathlib import Path
 from types import ModuleType
 from typing import Final
 
@@ -99,10 +99,8 @@ def _missing(what: str, name: str, known: Sequence[str]) -> int:
 
 def _texts(folder: str, ending: str) -> dict[str, str]:
     """The texts of a folder of the package by their names without the ending, in alphabetical order."""
-    found = [each for each in (files(PACKAGE) / folder).iterdir() if each.name.endswith(ending)]
-    return {
-        each.name.removesuffix(ending): each.read_text("utf-8") for each in sorted(found, key=lambda each: each.name)
-    }
+    paths = sorted((Path(__file__).parents[1] / folder).glob(f"*{ending}"))
+    return {path.stem: path.read_text("utf-8") for path in paths}
 
 
 def _modules() -> Iterator[tuple[str, ModuleType]]:

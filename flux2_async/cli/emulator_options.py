@@ -1,28 +1,18 @@
-"""What `flux2 emulator` can be told: the knobs of `Script`, and what becomes of them."""
+"""What `flux2 emulator` can be told: the knobs of `Script`."""
 
-import math
-import random
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import attrs
 from cyclopts import Parameter
 
-from flux2_async.cli.options import parse_rate_limit
-from flux2_async.cli.screen import UsageError
-from flux2_async.cli.service import CREDITS
-from flux2_async.emulator import Fault, Limit, Plan, Script
+from flux2_async.cli.options import CREDITS
+
+if TYPE_CHECKING:
+    from flux2_async.emulator import Script
 
 __all__ = ["EmulatorOptions"]
 
 CallbackFault: TypeAlias = Literal["early", "twice", "late", "lost", "cut_before", "cut_after", "html", "broken_json"]
-PLANNED: Final = ("early", "twice", "late", "lost")
-FAULT: Final = re.compile(r"([A-Za-z-]+):([a-z_]+)(?::([1-9][0-9]{0,8}))?")
-OUTAGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)-([0-9]{1,9}(?:\.[0-9]+)?)")
-SHARES: Final = ("moderate", "fail", "empty")
-# A task without an end waits for the button of the page.
-ENDLESS: Final = ("duration",)
 
 
 @Parameter(name="*")
@@ -107,88 +97,12 @@ class EmulatorOptions:
     render: Annotated[bool, Parameter(help="Draw the pictures; without, each is a tiny PNG.")] = True
     picture_format: Annotated[Literal["jpeg", "png"], Parameter(help="Of the drawn pictures.")] = "jpeg"
 
-    def script(self) -> Script:
+    def script(self) -> "Script":
         """Give what the emulator is to follow.
 
         Raises:
             UsageError: A value makes no sense.
         """
-        self._check()
-        same = [field.name for field in attrs.fields(Script) if hasattr(self, field.name)]
-        given: dict[str, Any] = {name: getattr(self, name) for name in same}
-        given |= {"limit": self._limit(), "outage": self._outage(), "faults": self._faults()}
-        return Script(plans=self._plan(), **given)
+        from flux2_async.cli.emulator_script import script_of  # noqa: PLC0415  help needs no emulator
 
-    def _check(self) -> None:
-        for name, value in attrs.asdict(self, recurse=False).items():
-            numbers = value if isinstance(value, tuple) else (value,)
-            for number in numbers:
-                if not isinstance(number, int | float) or isinstance(number, bool):
-                    continue
-                option = f"--{name.replace('_', '-')}"
-                if name in SHARES and not 0 <= number <= 1:
-                    raise UsageError(f"{option}: {number} given, it must be a share of 0 to 1, such as 0.1")
-                if not (number >= 0 and (math.isfinite(number) or name in ENDLESS)):
-                    raise UsageError(f"{option}: {number} given, it must be a number of seconds of 0 or more")
-        if sum(getattr(self, name) for name in SHARES) > 1:
-            raise UsageError("--moderate, --fail and --empty: together they are more than all tasks, which is 1")
-        if self.pictures < 1:
-            raise UsageError(f"--pictures: {self.pictures} given, it must be 1 or more")
-
-    def _limit(self) -> Limit | None:
-        limit = parse_rate_limit(self.limit, "--limit")
-        if limit is None:
-            return None
-        retry_after = None if self.retry_after == "none" else self.retry_after
-        return Limit(limit.limit, limit.period, self.policy, retry_after)
-
-    def _outage(self) -> tuple[float, float] | None:
-        if self.outage is None:
-            return None
-        match = OUTAGE.fullmatch(self.outage)
-        if match is None:
-            raise UsageError(f"--outage: {self.outage!r} given, it must look like 10-30 (seconds after the start)")
-        return float(match[1]), float(match[2])
-
-    def _faults(self) -> list[Fault]:
-        # Any: `Fault` itself looks which words there are.
-        kind: Any = self.callback_fault
-        faults = [] if kind is None or kind in PLANNED else [Fault("callback", kind, times=None)]
-        for text in self.fault:
-            match: Any = FAULT.fullmatch(text)
-            if match is None:
-                raise UsageError(f"--fault: {text!r} given, it must look like createTask:cut_after:2")
-            try:
-                faults.append(Fault(match[1], match[2], int(match[3] or 1)))
-            except ValueError as error:
-                raise UsageError(f"--fault: {text!r} given; {error.args[0]}") from None
-        return faults
-
-    def _plan(self) -> Any:
-        """Give one plan, or where shares of the tasks differ a function that gives each task the same in every run."""
-        callback: Any = self.callback_fault if self.callback_fault in PLANNED else "once"
-        plan = Plan(
-            duration=self.duration,
-            states=self.states,
-            credits=self.price,
-            hidden_for=self.hidden_for,
-            hidden_style=self.hidden_style,
-            callback=callback,
-            callback_delay=self.callback_delay,
-            pictures=self.pictures,
-            record_lag=self.record_lag,
-        )
-        shares: list[tuple[Any, float]] = [("moderated", self.moderate), ("fail", self.fail), ("empty", self.empty)]
-        if not any(share for _, share in shares):
-            return plan
-
-        def plan_of(index: int, _: Mapping[str, Any]) -> Plan:
-            left = random.Random(index).random()  # noqa: S311  a lot, no secret
-            for outcome, share in shares:
-                if left < share:
-                    code, text = (None, None) if outcome == "empty" else (self.fail_code, self.fail_message)
-                    return attrs.evolve(plan, outcome=outcome, fail_code=code, fail_message=text)
-                left -= share
-            return plan
-
-        return plan_of
+        return script_of(self)

@@ -16,7 +16,9 @@ from flux2_async.models import RateLimit
 from flux2_async.models.requests import RATIOS, RESOLUTIONS, TIERS
 
 __all__ = [
+    "CREDITS",
     "EXTENSIONS",
+    "TITLE",
     "Json",
     "Output",
     "RateLimitText",
@@ -30,6 +32,9 @@ __all__ = [
 ]
 
 RATE_LIMIT: Final = "20/10"
+# Play money of the emulated service: nobody should run out of it.
+CREDITS: Final = 1_000_000.0
+TITLE: Final = "Flux-2 batch"
 # Apikley's advice is to stop looking after 10 to 15 minutes.
 TIMEOUT: Final = 900.0
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
 
 import anyio.to_thread
 
@@ -16,8 +15,6 @@ from flux2_async.cli.screen import Screen, UsageError, counted
 from flux2_async.cli.serve import check_port, listening_failure
 
 __all__ = ["report", "serve"]
-
-TITLE: Final = "Flux-2 batch"
 
 
 async def report(screen: Screen, folder: Path, title: str) -> None:

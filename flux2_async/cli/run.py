@@ -13,7 +13,7 @@ import attrs
 from flux2_async.cli.board import Board, Row
 from flux2_async.cli.options import Service, Target
 from flux2_async.cli.save import save
-from flux2_async.cli.screen import Screen
+from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen
 from flux2_async.cli.service import opened, real
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -27,30 +27,11 @@ from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, Task
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
-__all__ = ["INTERRUPTED", "CommandError", "followed", "look", "make", "resume"]
+__all__ = ["followed", "look", "make", "resume"]
 
-INTERRUPTED: Final = 130
 SLOW: Final = 3.0
 ENDED: Final = "the emulated service ended with this command"
 LOOK_FIRST: Final = "look into the task log of your account before you run this again, or you may pay twice"
-
-
-class CommandError(Exception):
-    """A command came to its end without what it was called for.
-
-    Attributes:
-        error: What went wrong, an exception or words.
-        hint: What to do about it; empty for nothing beyond what the error says.
-        code: The exit code.
-        task_id: The task that goes on, for machines, or None.
-    """
-
-    def __init__(self, error: BaseException | str, hint: str = "", code: int = 1, task_id: str | None = None) -> None:
-        super().__init__(str(error))
-        self.task_id = task_id
-        self.error = error
-        self.hint = hint
-        self.code = code
 
 
 @attrs.define

@@ -16,9 +16,19 @@ from rich.text import Text
 from flux2_async._shown import json_escaped, printable
 from flux2_async.errors import ApiError, Flux2Error
 
-__all__ = ["Screen", "UsageError", "counted", "error_document", "one_line", "print_words"]
+__all__ = [
+    "INTERRUPTED",
+    "CommandError",
+    "Screen",
+    "UsageError",
+    "counted",
+    "error_document",
+    "one_line",
+    "print_words",
+]
 
 
+INTERRUPTED: Final = 130
 PIPE_WIDTH: Final = 120
 ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 # What people copy from a terminal, such as commands and paths, is not broken; all else is between words.
@@ -26,6 +36,24 @@ WORD: Final = re.compile(
     r"( *)((?:`[^`]*`|(?<=: )flux2 (?:(?!\. ).)+|^export .+|(?<=^Results: ).+|(?<=^Report: ).+|(?<=^Contact sheet: ).+"
     r"|[^ ])+)"
 )
+
+
+class CommandError(Exception):
+    """A command came to its end without what it was called for.
+
+    Attributes:
+        error: What went wrong, an exception or words.
+        hint: What to do about it; empty for nothing beyond what the error says.
+        code: The exit code.
+        task_id: The task that goes on, for machines, or None.
+    """
+
+    def __init__(self, error: BaseException | str, hint: str = "", code: int = 1, task_id: str | None = None) -> None:
+        super().__init__(str(error))
+        self.task_id = task_id
+        self.error = error
+        self.hint = hint
+        self.code = code
 
 
 class UsageError(Exception):

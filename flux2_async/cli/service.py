@@ -6,17 +6,15 @@ from typing import Final
 
 import aiohttp
 
-from flux2_async.cli.options import Service
+from flux2_async.cli.options import CREDITS, Service
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.models import Callbacks, Polling, RateLimit
 from flux2_async.session.session import Flux2Session
 
-__all__ = ["CREDITS", "EMULATED_POLLING", "LIMIT", "emulated", "opened", "real"]
+__all__ = ["EMULATED_POLLING", "LIMIT", "emulated", "opened", "real"]
 
 # Upstream's figure, which real accounts are said to have.
 LIMIT: Final = Limit(20, 10.0, retry_after="seconds")
-# Nobody should run out of play money.
-CREDITS: Final = 1_000_000.0
 # One task is waited for as long as its --timeout says.
 PATIENT: Final = Polling(give_up_after=None)
 # Looking costs nothing on loopback, and makes the progress lively.

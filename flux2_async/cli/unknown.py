@@ -11,8 +11,7 @@ import anyio
 import attrs
 
 from flux2_async.batch import Journal, UnknownRequest
-from flux2_async.cli.run import INTERRUPTED, CommandError
-from flux2_async.cli.screen import Screen, UsageError, counted, one_line
+from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, counted, one_line
 from flux2_async.errors import InvalidRequestError
 
 __all__ = ["Decisions", "unknown"]

@@ -21,28 +21,35 @@ def flux2(*words: str) -> int:
         return main()
 
 
-def imported_by(*words: str) -> set[str]:
-    """The modules in a fresh interpreter after a command that must end well."""
-    code = f"""
+def imported_by(*words: str, code: int = 0) -> set[str]:
+    """The modules in a fresh interpreter after a command that must end so."""
+    program = f"""
 import sys
 before = {{*sys.modules}}
 sys.argv = {["flux2", *words]}
 from flux2_async.cli import main
-try:
-    code = main()
-except SystemExit as end:
-    code = end.code
+code = main()
 print(*{{*sys.modules}} - before, file=sys.stderr)
 sys.exit(code)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  our own
-    return set(done.stderr.split())
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603  our own
+    assert done.returncode == code
+    return set(done.stderr.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("words", [["--version"], ["recipe"], ["recipe", "fastapi"], ["docs"]])
 def test_papers_need_neither_extra_nor_library(words: list[str]) -> None:
     """A version, a recipe and the guide are shown where nothing is installed, and at once."""
     assert not {*HEAVY} & imported_by(*words)
+
+
+@pytest.mark.parametrize("words", [["--help"], [], ["batch", "--help"], ["emulator", "--help"], ["nothing"]])
+def test_help_imports_neither_network_nor_pictures(words: list[str]) -> None:
+    """Help, and what is wrong with the words, are said before anything is loaded that a command works with."""
+    loaded = imported_by(*words, code=2 * (words == ["nothing"]))
+
+    assert "cyclopts" in loaded
+    assert not {"aiohttp", "PIL", "anyio", "cattrs", "jinja2", "sqlite3", "ssl"} & loaded
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

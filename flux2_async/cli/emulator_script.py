@@ -1,0 +1,119 @@
+"""What the options of `flux2 emulator` become: the `Script` that it follows."""
+
+import math
+import random
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+from flux2_async.cli.emulator_options import EmulatorOptions
+from flux2_async.cli.options import parse_rate_limit
+from flux2_async.cli.screen import UsageError
+from flux2_async.emulator import Fault, Limit, Plan, Script
+
+__all__ = ["script_of"]
+
+PLANNED: Final = ("early", "twice", "late", "lost")
+FAULT: Final = re.compile(r"([A-Za-z-]+):([a-z_]+)(?::([1-9][0-9]{0,8}))?")
+OUTAGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)-([0-9]{1,9}(?:\.[0-9]+)?)")
+SHARES: Final = ("moderate", "fail", "empty")
+# A task without an end waits for the button of the page.
+ENDLESS: Final = ("duration",)
+
+
+def script_of(options: EmulatorOptions) -> Script:
+    """Give what the emulator is to follow.
+
+    Raises:
+        UsageError: A value makes no sense.
+    """
+    _check(options)
+    same = [field.name for field in attrs.fields(Script) if hasattr(options, field.name)]
+    given: dict[str, Any] = {name: getattr(options, name) for name in same}
+    given |= {"limit": _limit(options), "outage": _outage(options), "faults": _faults(options)}
+    return Script(plans=_plan(options), **given)
+
+
+def _check(options: EmulatorOptions) -> None:
+    for name, value in attrs.asdict(options, recurse=False).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if not isinstance(number, int | float) or isinstance(number, bool):
+                continue
+            option = f"--{name.replace('_', '-')}"
+            if name in SHARES and not 0 <= number <= 1:
+                raise UsageError(f"{option}: {number} given, it must be a share of 0 to 1, such as 0.1")
+            if not (number >= 0 and (math.isfinite(number) or name in ENDLESS)):
+                raise UsageError(f"{option}: {number} given, it must be a number of seconds of 0 or more")
+    if sum(getattr(options, name) for name in SHARES) > 1:
+        raise UsageError("--moderate, --fail and --empty: together they are more than all tasks, which is 1")
+    if options.pictures < 1:
+        raise UsageError(f"--pictures: {options.pictures} given, it must be 1 or more")
+
+
+def _limit(options: EmulatorOptions) -> Limit | None:
+    limit = parse_rate_limit(options.limit, "--limit")
+    if limit is None:
+        return None
+    retry_after = None if options.retry_after == "none" else options.retry_after
+    return Limit(limit.limit, limit.period, options.policy, retry_after)
+
+
+def _outage(options: EmulatorOptions) -> tuple[float, float] | None:
+    if options.outage is None:
+        return None
+    match = OUTAGE.fullmatch(options.outage)
+    if match is None:
+        raise UsageError(f"--outage: {options.outage!r} given, it must look like 10-30 (seconds after the start)")
+    return float(match[1]), float(match[2])
+
+
+def _faults(options: EmulatorOptions) -> list[Fault]:
+    # Any: `Fault` itself looks which words there are.
+    kind: Any = options.callback_fault
+    faults = [] if kind is None or kind in PLANNED else [Fault("callback", kind, times=None)]
+    for text in options.fault:
+        match: Any = FAULT.fullmatch(text)
+        if match is None:
+            raise UsageError(f"--fault: {text!r} given, it must look like createTask:cut_after:2")
+        try:
+            faults.append(Fault(match[1], match[2], int(match[3] or 1)))
+        except ValueError as error:
+            raise UsageError(f"--fault: {text!r} given; {error.args[0]}") from None
+    return faults
+
+
+def _plan(options: EmulatorOptions) -> Any:
+    """Give one plan, or where shares of the tasks differ a function that gives each task the same in every run."""
+    callback: Any = options.callback_fault if options.callback_fault in PLANNED else "once"
+    plan = Plan(
+        duration=options.duration,
+        states=options.states,
+        credits=options.price,
+        hidden_for=options.hidden_for,
+        hidden_style=options.hidden_style,
+        callback=callback,
+        callback_delay=options.callback_delay,
+        pictures=options.pictures,
+        record_lag=options.record_lag,
+    )
+    shares: list[tuple[Any, float]] = [
+        ("moderated", options.moderate),
+        ("fail", options.fail),
+        ("empty", options.empty),
+    ]
+    if not any(share for _, share in shares):
+        return plan
+
+    def plan_of(index: int, _: Mapping[str, Any]) -> Plan:
+        left = random.Random(index).random()  # noqa: S311  a lot, no secret
+        for outcome, share in shares:
+            if left < share:
+                code, text = (None, None) if outcome == "empty" else (options.fail_code, options.fail_message)
+                return attrs.evolve(plan, outcome=outcome, fail_code=code, fail_message=text)
+            left -= share
+        return plan
+
+    return plan_of

@@ -336,6 +336,45 @@ def started(name: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.flux2_script(Script(plans=Plan(duration=0.5), render=False))
+@pytest.mark.parametrize("name", ["first", "interrupt", "script"])
+def test_scripts_are_entered_twice(
+    name: str, flux2_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is a program of its own can be called by another one, and again, each time in an event loop of its own."""
+    port = free_port()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("PORT", str(port))
+    program = imported(recipe(name))
+    # Of a thousand postcards a few will do.
+    program["range"] = lambda number: range(number // 500)
+    for _ in range(2):
+        asyncio.run(program["main"]())
+
+    # The same batch again finds its pictures made.
+    assert len(flux2_emulator.ledger.accepted) == {"first": 4, "interrupt": 2, "script": 6}[name]
+
+
+@pytest.mark.flux2_script(Script(plans=Plan(duration=0.1), render=False))
+def test_aiohttp_is_entered_twice(flux2_emulator: RunningEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that makes its application anew serves again, in another event loop of the same process."""
+
+    async def serve_once() -> tuple[int, int]:
+        runner = web.AppRunner(program["make_app"](), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        answer = await ask("POST", f"http://127.0.0.1:{port}/edits", data=form(photo=PHOTO, prompt="make it winter"))
+        await runner.cleanup()
+        return answer.status, len(answer.json()["urls"])
+
+    port = free_port()
+    monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}")
+    program = imported(recipe("aiohttp"))
+    assert [asyncio.run(serve_once()) for _ in range(2)] == [(200, 1)] * 2
+    assert len(flux2_emulator.ledger.accepted) == 2
+
+
 def test_first_makes_a_picture_out_of_a_picture(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
     """The first picture goes into the second request, and the second picture is saved."""
     printed = started("first", tmp_path)

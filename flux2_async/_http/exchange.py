@@ -6,12 +6,13 @@ error becomes a text where it is caught.
 
 import asyncio
 from collections.abc import Callable
-from types import MappingProxyType
+from contextlib import nullcontext
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from flux2_async._http.failures import bars_the_way, failure_text
 from flux2_async._protocol.codec import Reply
@@ -20,9 +21,11 @@ from flux2_async._version import USER_AGENT
 __all__ = ["HEADERS", "JSON_HEADERS", "Failure", "exchange"]
 
 # The key is not among them: what is passed to aiohttp as an argument lies open in its frames, and in hooks.
-HEADERS: Final = MappingProxyType({"Accept": "application/json", "User-Agent": USER_AGENT})
-JSON_HEADERS: Final = MappingProxyType({**HEADERS, "Content-Type": "application/json"})
+# Of the kind that aiohttp would make of others for each request.
+HEADERS: Final = CIMultiDictProxy(CIMultiDict({"Accept": "application/json", "User-Agent": USER_AGENT}))
+JSON_HEADERS: Final = CIMultiDictProxy(CIMultiDict({**HEADERS, "Content-Type": "application/json"}))
 
+_NO_DEADLINE: Final = nullcontext()
 MAX_REPLY: Final = 8 * 1024 * 1024
 # Eight times what aiohttp takes: gateways add policies and cookies, and behind them stands the id of a paid task.
 MAX_HEADER: Final = 64 * 1024
@@ -44,7 +47,7 @@ class Failure:
 async def exchange(
     http: aiohttp.ClientSession,
     method: str,
-    url: str,
+    url: URL,
     *,
     middleware: aiohttp.ClientMiddlewareType,
     redact: Callable[[str], str],
@@ -69,7 +72,7 @@ async def exchange(
     body = bytearray()
     try:
         async with (
-            deadline or asyncio.timeout(None),
+            deadline or _NO_DEADLINE,
             http.request(
                 method,
                 url,
@@ -88,7 +91,7 @@ async def exchange(
                     failure = Failure(f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes")
                     break
     except Exception as error:  # noqa: BLE001  a trace of a borrowed session may raise anything, also after the answer
-        failure = Failure(failure_text(error, urlsplit(url).netloc), lasting=bars_the_way(error, reached=True))
+        failure = Failure(failure_text(error, url.authority), lasting=bars_the_way(error, reached=True))
     if response is None:
         return None, failure
     return Reply(response.status, response.headers, bytes(body), redact), failure

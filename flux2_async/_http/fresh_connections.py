@@ -41,7 +41,8 @@ class FreshConnection:
         self._released = False
         self._over = asyncio.Event()
         self._may_send: Callable[[], bool] | None = None
-        self._opened = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._opened = self._loop.time()
         handler = connection.protocol
         assert handler is not None, "a connection that was released"  # noqa: S101  its connector just made it
         self._transport = transport = handler.transport
@@ -60,10 +61,13 @@ class FreshConnection:
 
     def is_fresh(self) -> bool:
         """Whether it may carry a request now."""
+        return self.seems_fresh() and self._transport is not None and not _peer_stirred(self._transport)
+
+    def seems_fresh(self) -> bool:
+        """Whether it may carry a request, as far as the event loop has seen."""
         if self._spoiled or self.given or self._transport is None or self._transport.is_closing():
             return False
-        idle = asyncio.get_running_loop().time() - self._opened
-        return idle <= MAX_IDLE and not _peer_stirred(self._transport)
+        return self._loop.time() - self._opened <= MAX_IDLE
 
     def spoil(self) -> None:
         """The peer ended it or spoke on it."""

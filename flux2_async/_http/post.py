@@ -7,6 +7,8 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import JSON_HEADERS, exchange
@@ -16,12 +18,12 @@ from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle,
 from flux2_async._protocol.codec import Reply
 from flux2_async._protocol.framing import behind_reply
 from flux2_async.errors import TransportError
-from flux2_async.models import Request, Timeouts
+from flux2_async.models import Request
 
 __all__ = ["Post"]
 
 # One connection carries one request, and the server need not keep it.
-HEADERS: Final = {**JSON_HEADERS, "Connection": "close"}
+HEADERS: Final = CIMultiDictProxy(CIMultiDict({**JSON_HEADERS, "Connection": "close"}))
 
 Announce = Callable[[], Awaitable[None]]
 Judge = Callable[..., Accepted | Refused | Unclear]
@@ -37,9 +39,10 @@ class Post:
         http: The session of createTask.
         connector: Its connector.
         credentials: The account.
-        timeouts: Seconds for each kind of call.
+        timeout: Bounds the making of a connection.
         body: The encoded request.
-        path: Of the call, behind the API's address.
+        url: Of the call.
+        seconds: From the first byte to the whole answer.
         judge: Says what a reply means; see `answers.judge`.
         request: What the body stands for, for the error.
         ref: The name of this submission, for the error.
@@ -50,10 +53,11 @@ class Post:
         http: aiohttp.ClientSession,
         connector: FreshConnector,
         credentials: Credentials,
-        timeouts: Timeouts,
+        timeout: aiohttp.ClientTimeout,
         body: bytes,
         *,
-        path: str,
+        url: URL,
+        seconds: float,
         judge: Judge,
         request: Request,
         ref: str,
@@ -61,16 +65,16 @@ class Post:
         self._http = http
         self._connector = connector
         self._credentials = credentials
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
-        self._seconds = timeouts.submit
-        self._url = f"{credentials.base_url}{path}"
+        self._timeout = timeout
+        self._seconds = seconds
+        self._url = url
         self._body = body
         self._judge_reply = judge
         self._request = request
         self._ref = ref
         self._announce: Announce | None = None
         self._kept_back: Exception | None = None
-        self._deadline = asyncio.timeout(None)
+        self._deadline: asyncio.Timeout | None = None
         self._lease_ended: Callable[[], bool] = _never
         self._late = False
         self._unconnected: tuple[Obstacle, str] | None = None
@@ -130,16 +134,16 @@ class Post:
         return confirm(refused, behind, sent=self._body, request=self._request, ref=self._ref)
 
     async def _exchange(self) -> Answer:
-        self._deadline = asyncio.timeout(None)
+        self._deadline = deadline = asyncio.timeout(None)
         reply, failure = await exchange(
             self._http,
             "POST",
             self._url,
             middleware=self._send_fresh,
             redact=self._credentials.redact,
-            deadline=self._deadline,
+            deadline=deadline,
             timeout=self._timeout,
-            headers=dict(HEADERS),
+            headers=HEADERS,
             data=self._body,
         )
         if (error := self._kept_back) is not None:
@@ -162,12 +166,14 @@ class Post:
             except BaseException:
                 connection.close()
                 raise
-        if not connection.is_fresh():
+        # What the system alone has seen of the peer is asked for once, before the first byte.
+        if not connection.seems_fresh():
             connection.close()
             connection = await self._open(request)
         self._connection = connection
         connection.use(self._may_leave)
         self._connector.assign(request, connection)
+        assert self._deadline is not None, "no exchange"  # noqa: S101  this runs in one
         self._deadline.reschedule(asyncio.get_running_loop().time() + self._seconds)
         return await handler(request)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from yarl import URL
 
 from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
 from flux2_async._http.credentials import Credentials
@@ -47,6 +48,7 @@ class Transport:
             check_borrowed(http, connector)
         self._credentials = credentials
         self._timeouts = timeouts
+        self._submit_timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._record_timeout = aiohttp.ClientTimeout(total=timeouts.record, sock_connect=timeouts.connect)
         self._private_downloads = private_downloads
         self._files: FileTransport | None = None
@@ -122,9 +124,10 @@ class Transport:
             self._submit_http,
             self.submit_connections,
             self._credentials,
-            self._timeouts,
+            self._submit_timeout,
             body,
-            path=path,
+            url=URL(f"{self._credentials.base_url}{path}"),
+            seconds=self._timeouts.submit,
             judge=judge,
             request=request,
             ref=ref,
@@ -169,8 +172,9 @@ class Transport:
     async def _reply(self, method: str, url: str, **options: Any) -> Reply:
         assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         self._check_usable(self._http)
+        # Made once for each address, and remembered.
         reply, failure = await exchange(
-            self._http, method, url, middleware=self._with_key, redact=self._credentials.redact, **options
+            self._http, method, URL(url), middleware=self._with_key, redact=self._credentials.redact, **options
         )
         if failure is not None or reply is None:
             # What broke off because of the closing is told as such.

@@ -100,7 +100,7 @@ class Batch:
             await running.aclose()
 
     async def _run(self) -> AsyncGenerator[Outcome, None]:
-        async with _opened(self._journal) as journal, _working(journal):
+        async with _opened(self._journal) as journal:
             scheduler = await self._prepared(journal)
             if scheduler is None:
                 return
@@ -257,19 +257,12 @@ def run_batch(
 @asynccontextmanager
 async def _opened(journal: str | os.PathLike[str] | Journal) -> AsyncIterator[Journal]:
     if isinstance(journal, Journal):
-        yield journal
+        with journal.running():
+            yield journal
     else:
         async with Journal(journal) as own:
-            yield own
-
-
-@asynccontextmanager
-async def _working(journal: Journal) -> AsyncIterator[None]:
-    journal.working += 1
-    try:
-        yield
-    finally:
-        journal.working -= 1
+            with own.running():
+                yield own
 
 
 def _hold(flux: Flux2Session, start: Start) -> None:

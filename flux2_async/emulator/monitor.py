@@ -94,8 +94,8 @@ class Monitor:
         return web.Response(body=content, content_type=f"image/{kind}", headers=HEADERS)
 
     async def _ledger(self, _: web.Request) -> web.StreamResponse:
-        document = json.dumps(ledger_document(self.ledger, self.engine, self.clock), indent=1)
-        return web.Response(text=document, content_type="application/json", headers=HEADERS)
+        document = ledger_document(self.ledger, self.engine, self.clock)
+        return web.Response(text=json.dumps(document), content_type="application/json", headers=HEADERS)
 
     async def _finish(self, request: web.Request) -> web.StreamResponse:
         try:

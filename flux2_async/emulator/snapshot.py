@@ -1,5 +1,6 @@
 """What the emulator's page and its `/ledger` are told, as plain values. Pure: reads, and changes nothing."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -171,13 +172,21 @@ def ledger_document(ledger: Ledger, engine: Engine, clock: Clock) -> dict[str, A
         "calls": dict(ledger.calls),
         "polls": ledger.polls,
         "poll_times": {task: [clock.iso(moment) for moment in times] for task, times in ledger.poll_times.items()},
-        "requests": [timed(call, clock) for call in ledger.requests],
+        "requests": [timed(call, clock) | {"body": sendable(call.body)} for call in ledger.requests],
         "uploads": [timed(call, clock) for call in ledger.uploads],
         "callbacks": [timed(call, clock) for call in ledger.callbacks],
         "authorization_seen": sorted(ledger.authorization_seen),
         "in_flight": dict(ledger.in_flight),
         "max_in_flight": dict(ledger.max_in_flight),
     }
+
+
+def sendable(body: Any) -> Any:
+    """What came, as JSON knows it: no NaN, which Python reads; None for what is too deep to be written again."""
+    try:
+        return json.loads(json.dumps(body), parse_constant=str)
+    except RecursionError:
+        return None
 
 
 def timed(call: Any, clock: Clock) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from batches import batch_in, prompts, requests, run
 from emulated import session_for
 
-from flux2_async.batch import Job, Journal, JournalError, Outcome, State, run_batch
+from flux2_async.batch import Job, Journal, JournalError, Outcome, State, estimate_batch, run_batch
 from flux2_async.batch.journal.start import Work
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import InvalidRequestError
@@ -154,6 +154,10 @@ async def test_nothing_is_decided_while_a_batch_runs(tmp_path: Path) -> None:
                     await journal.unknown()
                 with pytest.raises(JournalError, match="a batch is running with"):
                     await journal.resolve_unknown(never_made=["shot-0"])
+                with pytest.raises(JournalError, match="a batch is running with"):
+                    await estimate_batch(named(2), journal=journal)
+                with pytest.raises(JournalError, match="a batch is running with"):
+                    await anext(aiter(run_batch(flux, named(2), journal=journal, directory=tmp_path / "other")))
                 with pytest.raises(JournalError, match="is being used by another process"):
                     await resolved(tmp_path, never_made=("shot-0",))
             assert await journal.unknown() == []

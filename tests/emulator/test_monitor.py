@@ -261,6 +261,17 @@ async def test_the_ledger_is_json() -> None:
     assert document["balance"] == 997.0
 
 
+@pytest.mark.parametrize("body", [b'{"a": NaN, "b": -Infinity}', b'{"a":' + b"[" * 800 + b"]" * 800 + b"}"])
+async def test_the_ledger_is_json_whatever_was_sent(body: bytes) -> None:
+    """A request that no browser could read as it came, or that is too deep, spoils nothing."""
+    async with emulated() as raw:
+        await raw.call("POST", "/api/v1/jobs/createTask", data=body, headers={"Content-Type": "application/json"})
+        answer = await raw.http.get(raw.emulator.base_url + "/ledger")
+        assert answer.status == 200
+        document = json.loads(await answer.text(), parse_constant=pytest.fail)
+        assert [call["outcome"] for call in document["requests"]] == ["refused"]
+
+
 async def test_stopping_ends_the_pages() -> None:
     """A page that is open does not hold the emulator up, and hears its end."""
     emulator = Emulator(ENDLESS)

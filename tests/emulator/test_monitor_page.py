@@ -118,12 +118,15 @@ def test_an_open_connection_is_cut(only_page: Watched) -> None:
         with socket.create_connection((place[0], int(place[1]))) as client:
             client.sendall(b"GET /api/v1/chat/credit HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer emulator-key\r\n\r\n")
             expect(page.locator("#connections")).to_contain_text("credit · answering")
-            page.get_by_role("button", name=re.compile("Cut the connection of 127.0.0.1")).click()
+            page.get_by_role("button", name=re.compile("Cut the connection of 127.0.0.1")).focus()
+            page.keyboard.press("Enter")
             client.settimeout(20)
             with pytest.raises(ConnectionResetError):
                 if client.recv(1) == b"":
                     raise ConnectionResetError
         expect(page.locator("#no-connections")).to_be_visible()
+        # The button is gone; the keyboard stays where it was.
+        expect(page.get_by_role("combobox", name="Call")).to_be_focused()
 
 
 def test_hostile_words_are_words(only_page: Watched) -> None:

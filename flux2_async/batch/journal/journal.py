@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -80,7 +80,7 @@ class Journal:
         path: As given.
         changed: Called in the journal's thread with each request that was accepted or has come to an end; it must not
             raise. None: nobody is told.
-        working: How many batches are running with it.
+        working: Whether a batch is running with it.
 
     Raises:
         ConfigurationError: No file can have this path.
@@ -89,7 +89,7 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = check_path("journal", path)
         self.changed: Callable[[Outcome], None] | None = None
-        self.working = 0
+        self.working = False
         self._database: Database | None = None
 
     def __repr__(self) -> str:
@@ -179,6 +179,20 @@ class Journal:
         if self.working:
             raise JournalError(f"journal: a batch is running with {str(self.path)!r}; stop it first")
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run a batch with it, one at a time: two would take the same requests for their own.
+
+        Raises:
+            JournalError: One is running.
+        """
+        self._check_idle()
+        self.working = True
+        try:
+            yield
+        finally:
+            self.working = False
+
     # What follows is for those who run a batch.
 
     async def use_outcomes(self, use: Callable[[Iterator[Outcome]], T]) -> T:
@@ -222,7 +236,13 @@ class Journal:
         retry_failed: bool,
         retry_unknown: bool,
     ) -> Preview:
-        """Tell what a run would find, and leave the journal as it is; see `enter` and `begin`."""
+        """Tell what a run would find, and leave the journal as it is; see `enter` and `begin`.
+
+        Raises:
+            InvalidInputError: Some of it cannot be used, and `skip_invalid` is not set.
+            JournalError: A batch is running with it.
+        """
+        self._check_idle()
 
         def look(connection: sqlite3.Connection) -> Preview:
             entry.cut()

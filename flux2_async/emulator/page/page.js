@@ -107,7 +107,10 @@ function showConnections(connections) {
     words.classList.toggle("busy", connection.busy);
     if (list.children[index] !== item) list.insertBefore(item, list.children[index] ?? null);
   });
+  const focused = [...old.values()].some((item) => item.contains(document.activeElement));
   for (const item of old.values()) item.remove();
+  // The keyboard stays where connections are cut.
+  if (focused) (list.querySelector("button") ?? $("fault-on")).focus();
   $("no-connections").hidden = connections.length > 0;
 }
 

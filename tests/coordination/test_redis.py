@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulated import error_of, free_port, session_for
+from emulated import error_of, free_port, session_for, until
 from programs import program
 from redis_server import RedisServer
 
@@ -238,6 +238,23 @@ async def test_processes_of_another_version_are_not_joined_in_silence(server: Re
 
     assert (told is not None) == (ago < 60.0)
     assert told is None or "run one version in all processes" in told
+
+
+async def test_process_of_another_version_that_comes_later_is_warned_of(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cannot know of those that keep their state in a newer form; one of these says it in the log, once."""
+    monkeypatch.setattr(redis_store, "PING_EVERY", 0.05)
+    coordinator = Coordinator(RedisCoordination(server.url), "later", Terms(RateLimit(LIMIT, PERIOD), 70.0))
+    await coordinator.open(print)
+    with server.client() as client:
+        client.set("flux2:{later}:book:2", "of another version", ex=3700)
+        await until(lambda: caplog.messages, 10.0)
+        await asyncio.sleep(0.3)
+    await coordinator.aclose()
+
+    assert len(caplog.messages) == 1
+    assert "run one version in all processes" in caplog.text
 
 
 async def test_own_clock_does_not_matter(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ class RedisCoordination(Coordination):
         timeout: Seconds that the server may take to answer.
 
     Processes of a version that keeps another state would use the limit a second time: while any of them was there in
-    the last minutes, `open` refuses to begin. End them first, or name another namespace.
+    the last minutes, `open` refuses to begin, and one that comes later is warned of. End them first, or name another
+    namespace.
 
     The server's clock may be set: back costs nothing, and forward by more than a quarter of a second is noticed by
     every session that had asked before. Where none had, one step lets at most one further limit through, once.

@@ -46,6 +46,11 @@ RESUBSCRIBE_MAX: Final = 2.0
 # What the version before kept, in another form, for an hour more than what any of its processes could have lent.
 OTHER_STATE: Final = "book:2"
 OTHER_STATE_IN_USE: Final = 3_600_000
+OTHERS_ARE_THERE: Final = (
+    "redis: processes of another version of flux2_async have used this account in the last minutes, and each version "
+    "uses the whole limit; run one version in all processes, or name another namespace:"
+    " RedisCoordination(namespace=...)"
+)
 
 
 class RedisStore(Store):
@@ -73,14 +78,10 @@ class RedisStore(Store):
         try:
             check_server(await self._call(self._client.info))
             await self._call(self._use_all_rights)
-            in_use = await self._call(lambda: self._client.pttl(f"{self._prefix}:{OTHER_STATE}"))
+            if await self._others_are_there():
+                raise ConfigurationError(OTHERS_ARE_THERE)
         except HopelessError as error:
             raise ConfigurationError(str(error)) from None
-        if in_use > OTHER_STATE_IN_USE:
-            raise ConfigurationError(
-                "redis: processes of another version of flux2_async have used this account in the last minutes; run "
-                "one version in all processes, or name another namespace: RedisCoordination(namespace=...)"
-            )
 
     async def update(self, name: str, change: Change[T]) -> T:
         """See `Store`; who is slower than others tries again at once, and then ever later."""
@@ -140,6 +141,9 @@ class RedisStore(Store):
         for text in ("can it be written?", None):
             await self.update(name, lambda _, __, text=text: Kept(text, 1.0, None))  # type: ignore[misc]  # mypy knows no default there
 
+    async def _others_are_there(self) -> bool:
+        return await self._call(lambda: self._client.pttl(f"{self._prefix}:{OTHER_STATE}")) > OTHER_STATE_IN_USE
+
     @asynccontextmanager
     async def _subscription(self) -> AsyncIterator[Any]:
         async with self._client.pubsub() as pubsub:
@@ -166,7 +170,7 @@ class RedisStore(Store):
 
     async def _hear(self, pubsub: Any, on_line: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
-        ping_at, heard = loop.time() + PING_EVERY, True
+        ping_at, heard, warned = loop.time() + PING_EVERY, True, False
         while True:
             received = await pubsub.get_message(ignore_subscribe_messages=True, timeout=max(ping_at - loop.time(), 0.0))
             heard = heard or received is not None
@@ -178,3 +182,6 @@ class RedisStore(Store):
                     raise TimeoutError
                 ping_at, heard = loop.time() + PING_EVERY, False
                 await pubsub.ping()
+                if not warned and await self._others_are_there():
+                    warned = True
+                    logger.warning(OTHERS_ARE_THERE)

@@ -115,22 +115,18 @@ def test_forked_child_does_not_pass_for_its_parent(folder: Path) -> None:
 def test_who_does_not_read_is_not_waited_for_again(folder: Path) -> None:
     """A full queue holds the sender up once, and once more after the other has read again."""
     with seated(folder, "a") as (sockets, _), seated(folder, "deaf") as (_, deaf), seated(folder, "good") as (_, good):
-        began, heard = time.monotonic(), 0
-        for _ in range(1500):
-            sockets.tell(["a wake"])
-            heard += len(list(receive(good)))
-        took = time.monotonic() - began
-        ignored = set(sockets._silent)
-        kept = len(list(receive(deaf)))
-        sockets.tell(["a wake"])
+        for _ in range(2):
+            began, heard = time.monotonic(), 0
+            for _ in range(700):
+                sockets.tell(["a wake"])
+                heard += len(list(receive(good)))
+            took = time.monotonic() - began
+            kept = list(receive(deaf))
 
-        assert heard == 1500
-        assert 0 < kept < 1500
-        # To wait each time would take 75 s.
-        assert 0.04 < took < 10.0
-        assert ignored == {f"{ACCOUNT[:12]}.deaf"}
-        assert sockets._silent == set()
-        assert list(receive(deaf)) == ["a wake"]
+            assert heard == 700
+            assert 0 < len(kept) < 700
+            # To wait each time would take 35 s.
+            assert 0.04 < took < 10.0
 
 
 @pytest.mark.parametrize("length", [LONGEST_ADDRESS - 30, LONGEST_ADDRESS, 200])

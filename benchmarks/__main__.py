@@ -16,6 +16,7 @@ from benchmarks import (
     batch,
     callbacks,
     cold,
+    command,
     contenders,
     coordination,
     cpu,
@@ -71,6 +72,7 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     "decode": lambda wish: [decode.measure(wish.repeats)],
     "imports": lambda wish: [imports.measure(3 * wish.repeats)],
     "link": lambda _: [link.measure()],
+    "command": lambda wish: [command.measure(3 * wish.repeats)],
     "stream": lambda wish: [stream.measure(wish.repeats)],
     "batch": lambda wish: [batch.measure(), batch.measure_beside(wish.repeats)],
 }

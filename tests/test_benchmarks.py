@@ -16,6 +16,7 @@ from benchmarks import (
     alone,
     batch,
     cold,
+    command,
     contenders,
     cpu,
     dialects,
@@ -128,6 +129,14 @@ def test_every_callback_reaches_its_waiter(name: str, reads: bool) -> None:
 
         assert positive(figures.values())
         assert running.books().polls == (20 if reads else 0)
+
+
+def test_the_command_is_compared_with_a_bare_application() -> None:
+    """Version and help run beside Python and the parser alone; what they take is for a quiet machine to judge."""
+    table = command.measure(1)
+
+    assert [row[0] for row in table.rows] == list(command.COMMANDS)
+    assert all(row[1] > 0 for row in table.rows)
 
 
 def test_imports_are_compared_with_aiohttp() -> None:

@@ -1,39 +1,14 @@
-"""The commands: what they take, and what becomes of how they end."""
+"""The commands by name, with the words that help says of them; each is imported when it is called."""
 
 import os
-import shlex
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
-from contextvars import ContextVar
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Sequence
+from inspect import cleandoc
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
 from flux2_async._version import VERSION
-from flux2_async.cli.batch_options import SECRET, BatchOptions, jobs
-from flux2_async.cli.documents import docs, recipe
-from flux2_async.cli.emulator_options import EmulatorOptions
-from flux2_async.cli.options import (
-    RATE_LIMIT,
-    TIMEOUT,
-    TITLE,
-    Json,
-    Output,
-    RateLimitText,
-    Service,
-    Shape,
-    Timeout,
-    check_key,
-    check_timeout,
-    parse_rate_limit,
-)
-from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
-from flux2_async.cli.usage import advice
-from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
-from flux2_async.models import ImageToImage, Request, TextToImage
+from flux2_async.cli.usage import GIVEN, advice
 
 __all__ = ["run"]
 
@@ -42,261 +17,113 @@ app = App(
     version=VERSION,
     help=(
         "Flux-2 pictures from the command line. Start with `flux2 demo`, which needs no account.\n\n"
+        "The account is APIKLEY_API_KEY of the environment; APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL lead to another "
+        "address, APIKLEY_CALLBACK_SECRET signs callbacks.\n\n"
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
     ),
     help_format="plaintext",
 )
-Prompt = Annotated[str, Parameter(help="3 to 5000 characters.")]
-# Where a command has the settings from that the library names in its own words.
-VARIABLES = {name: f"APIKLEY_{name.upper()}" for name in ("api_key", "base_url", "upload_url")}
-ONCE = ("--retry-failed", "--retry-unknown")
-_words: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
-TaskId = Annotated[str, Parameter(help="The id that was printed when the task was accepted.")]
 
 
-@app.command
-def demo(
-    *,
-    out: Annotated[Path, Parameter(help="The folder for the pictures and the contact sheet.")] = Path("flux2-demo"),
-    rate_limit: RateLimitText = RATE_LIMIT,
-    json: Json = False,
-) -> int:
+def _register(place: str, text: str, name: str | None = None) -> None:
+    """Give help the words of a command whose function is imported when it is called."""
+    app.command(f"flux2_async.cli.{place}", name=name or place.partition(":")[2], help=cleandoc(text))
+
+
+_register(
+    "commands:demo",
     """Show the main job on the embedded emulator: no account, no charge.
 
     Uploads photographs, submits 16 requests, waits for them and downloads the pictures. One is refused by
     moderation and one by the rate limit, on purpose.
-    """
-    from flux2_async.cli.demo import demo as run_demo
-
-    return _done(lambda screen: run_demo(screen, out, parse_rate_limit(rate_limit)), machine=json)
-
-
-@app.command
-def edit(
-    prompt: Prompt,
-    /,
-    *images: Annotated[str, Parameter(help="1 to 8 reference pictures: files or http(s) addresses.")],
-    output: Output = None,
-    shape: Shape = Shape(),  # noqa: B008  frozen
-    timeout: Timeout = TIMEOUT,
-    service: Service = Service(),  # noqa: B008  frozen
-    json: Json = False,
-) -> int:
+    """,
+)
+_register(
+    "commands:edit",
     """Make a picture out of words and pictures.
 
     Example: flux2 edit "Put the cat on the sofa" cat.png sofa.jpg -o out.png
-    """
-
-    def request() -> ImageToImage:
-        if not images:
-            raise UsageError("edit: no picture given; name one behind the prompt, or use flux2 generate")
-        ratio = "auto" if shape.aspect_ratio is None else shape.aspect_ratio
-        return ImageToImage(prompt, images=images, aspect_ratio=ratio, resolution=shape.resolution, tier=shape.tier)
-
-    return _make(request, service, output, timeout, machine=json)
-
-
-@app.command
-def generate(
-    prompt: Prompt,
-    /,
-    *,
-    output: Output = None,
-    shape: Shape = Shape(),  # noqa: B008  frozen
-    timeout: Timeout = TIMEOUT,
-    service: Service = Service(),  # noqa: B008  frozen
-    json: Json = False,
-) -> int:
+    """,
+)
+_register(
+    "commands:generate",
     """Make a picture out of words.
 
     Example: flux2 generate "A lighthouse at dawn" --aspect-ratio 16:9 -o out.png
-    """
-
-    def request() -> TextToImage:
-        ratio = "1:1" if shape.aspect_ratio is None else shape.aspect_ratio
-        return TextToImage(prompt, aspect_ratio=ratio, resolution=shape.resolution, tier=shape.tier)
-
-    return _make(request, service, output, timeout, machine=json)
-
-
-@app.command
-def batch(
-    *sources: Annotated[
-        str,
-        Parameter(
-            help="A list of requests (.jsonl, .json, .csv or .tsv); or with --prompt pictures, such as 'photos/*.jpg'."
-        ),
-    ],
-    options: BatchOptions = BatchOptions(),  # noqa: B008  frozen
-    shape: Shape = Shape(),  # noqa: B008  frozen
-    service: Service = Service(),  # noqa: B008  frozen
-    json: Json = False,
-) -> int:
+    """,
+)
+_register(
+    "commands:batch",
     """Make many pictures; the same command again goes on where it stopped, after whatever stopped it.
 
     A list has a request a line: prompt, images, aspect_ratio, resolution, tier, model, id; other columns are kept.
     Ctrl-C once stops sending and waits for what runs, twice stops at once. Exit code 1 when a picture is missing.
 
     Example: flux2 batch jobs.jsonl --out results/
-    """
-    from flux2_async.cli.batch import batch as run_batch
-
-    return _done(
-        lambda screen: run_batch(screen, jobs(sources, options, shape), options, service, _again()), machine=json
-    )
-
-
-@app.command(name="report")
-def show(
-    folder: Annotated[Path, Parameter(help="The folder that flux2 batch was given as --out.")] = Path("results"),
-    /,
-    *,
-    serve: Annotated[bool, Parameter(negative="", help="Show the page while the batch runs; its rows arrive.")] = False,
-    host: Annotated[str, Parameter(help="The address to listen on, with --serve.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="0 takes a free one; with --serve.")] = 8766,
-    title: Annotated[str, Parameter(help="The page's headline.")] = TITLE,
-    json: Json = False,
-) -> int:
+    """,
+)
+_register(
+    "commands:show",
     """Write report.html anew, or serve it while the batch runs in another terminal; Ctrl-C ends it.
 
     Example: flux2 report results/ --serve
-    """
-    from flux2_async.cli.report import report as write_report
-    from flux2_async.cli.report import serve as serve_report
-
-    if serve:
-        return _done(lambda screen: serve_report(screen, folder, title, host, port), machine=json)
-    return _done(lambda screen: write_report(screen, folder, title), machine=json)
-
-
-@app.command(name="unknown")
-def decide(
-    folder: Annotated[Path, Parameter(help="The folder that flux2 batch was given as --out.")] = Path("results"),
-    /,
-    *,
-    task: Annotated[
-        tuple[str, ...], Parameter(negative="", help="ID=TASK_ID: the request became this task, which is waited for.")
-    ] = (),
-    never_made: Annotated[
-        tuple[str, ...],
-        Parameter(negative="", help="ID: the request was certainly not accepted, so that it is sent again."),
-    ] = (),
-    journal: Annotated[Path | None, Parameter(help="The journal's file; run.db in the folder without it.")] = None,
-    json: Json = False,
-) -> int:
+    """,
+    name="report",
+)
+_register(
+    "commands:decide",
     """List the requests of a batch that may have been accepted, and say what became of each.
 
     On a terminal each is asked for; a script says it with --task and --never-made, which may be given several times.
     What is not decided stays as it is. The next run of `flux2 batch` acts on it. Exit code 1 while some are left.
 
     Example: flux2 unknown results/ --task shot-5=281e5b0f9a --never-made shot-6
-    """
-    from flux2_async.cli.unknown import Decisions, unknown
-
-    decisions = Decisions(task, never_made)
-    ask = not json and decisions == Decisions() and sys.stdin.isatty() and sys.stderr.isatty()
-    path = journal or folder / "run.db"
-    return _done(lambda screen: unknown(screen, path, decisions, ask=ask), machine=json)
-
-
-@app.command
-def status(
-    task_id: TaskId,
-    /,
-    *,
-    wait: Annotated[bool, Parameter(negative="", help="Wait for the picture and save it.")] = False,
-    output: Output = None,
-    timeout: Timeout = TIMEOUT,
-    json: Json = False,
-) -> int:
+    """,
+    name="unknown",
+)
+_register(
+    "commands:status",
     """Tell where a task is; with --wait or -o go on with it as if it was made just now.
 
     Exit code 1 when the task failed.
-    """
-    from flux2_async.cli.run import look, resume
-
-    async def go(screen: Screen) -> int:
-        check_key()
-        if not wait and output is None:
-            return int(not await look(screen, task_id))
-        await resume(screen, task_id, output=output, timeout=check_timeout(timeout))
-        return 0
-
-    return _done(go, machine=json)
-
-
-@app.command(name="credits")
-def balance(*, json: Json = False) -> int:
-    """Tell the account's balance."""
-    from flux2_async.cli.service import real
-
-    async def go(screen: Screen) -> None:
-        check_key()
-        async with real() as flux:
-            amount = await flux.credits()
-        screen.result(f"{amount:.10g} credits")
-        screen.document({"credits": amount})
-
-    return _done(go, machine=json)
-
-
-@app.command
-def doctor(
-    *,
-    callback_url: Annotated[
-        str | None,
-        Parameter(help=f"Also call this address as the service would; {SECRET} signs it."),
-    ] = None,
-    json: Json = False,
-) -> int:
+    """,
+)
+_register(
+    "commands:balance",
+    """Tell the account's balance.""",
+    name="credits",
+)
+_register(
+    "commands:doctor",
     """Check the key, the balance, the addresses, the clock and the way of callbacks; costs nothing.
 
     Exit code 1 when a check fails.
-    """
-    from rich.text import Text
-
-    from flux2_async.cli.doctor import checks
-
-    async def go(screen: Screen) -> int:
-        found = []
-        async for check in checks(callback_url):
-            found.append(check)
-            word, style = ("ok    ", "green") if check.ok else ("failed", "bold red")
-            if not check.known:
-                word, style = "note  ", "dim"
-            advice = f"; {check.advice}" if check.advice else ""
-            screen.result(Text.assemble((word, style), f" {check.name:<8} {check.detail}{advice}"))
-        ok = all(check.ok for check in found)
-        fields = ("name", "ok", "known", "detail", "advice")
-        screen.document({"ok": ok, "checks": [{name: getattr(check, name) for name in fields} for check in found]})
-        return int(not ok)
-
-    return _done(go, machine=json)
-
-
-@app.command
-def emulator(
-    *,
-    port: Annotated[int, Parameter(help="0 takes a free one.")] = 8765,
-    host: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
-    options: EmulatorOptions = EmulatorOptions(),  # noqa: B008  frozen
-    log: Annotated[bool, Parameter(help="Tell each request in a line on stderr.")] = True,
-    json: Json = False,
-) -> int:
+    """,
+)
+_register(
+    "commands:emulator",
     """Run the service on this machine, for trying programs without an account; Ctrl-C ends it.
 
     It admits 20 new tasks in any 10 seconds and answers 429 to the rest, as the real one does. A browser shows at its
     address what happens, ends tasks and cuts connections; /ledger is what it accepted and charged, as JSON.
 
     Example: flux2 emulator --duration 3 --moderate 0.1 --fault createTask:cut_after
-    """
-    from flux2_async.cli.serve import serve
+    """,
+)
+_register(
+    "documents:docs",
+    """Show a page of the guide, or what a public name does; without a name, list the pages.
 
-    return _done(lambda screen: serve(screen, host, port, options, log=log), machine=json)
+    Example: flux2 docs waiting
+    """,
+)
+_register(
+    "documents:recipe",
+    """Print a whole program to begin with; without a name, list what there is.
 
-
-app.command(docs)
-app.command(recipe)
+    Example: flux2 recipe fastapi > app.py
+    """,
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -308,13 +135,15 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    _words.set(tuple(arguments))
+    GIVEN.set(tuple(arguments))
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
         code = command(*bound.args, **bound.kwargs)
         sys.stdout.flush()
     except CycloptsError as error:
         # The words were not understood, so nobody has taken this one off them.
+        from flux2_async.cli.screen import Screen, UsageError  # noqa: PLC0415  help does without
+
         Screen(machine="--json" in arguments).error(UsageError(error), advice(error, arguments))
         return 2
     except BrokenPipeError:
@@ -322,59 +151,3 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code if isinstance(code, int) else 0
-
-
-def _again() -> str:
-    """Give the command under way, without what is meant to be done once."""
-    return shlex.join(["flux2", *(word for word in _words.get() if word not in ONCE)])
-
-
-def _make(
-    request: Callable[[], Request], service: Service, output: str | None, timeout: float, *, machine: bool
-) -> int:
-    """Make one picture; what cannot be asked for is said before the account is looked at."""
-    from flux2_async.cli.run import make
-
-    async def go(screen: Screen) -> None:
-        wanted = request()
-        limit = service.check()
-        await make(screen, wanted, service, limit, output=output, timeout=check_timeout(timeout))
-
-    return _done(go, machine=machine)
-
-
-def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: bool) -> int:
-    """Run a command to its end and give its exit code, whatever the end."""
-    import asyncio
-
-    screen = Screen(machine=machine)
-    try:
-        return asyncio.run(_interruptible(go(screen))) or 0
-    except (UsageError, InvalidRequestError, ConfigurationError) as error:
-        variable = VARIABLES.get(str(error).partition(":")[0])
-        screen.error(error, f"correct {variable}" if variable else "")
-        return 2
-    except CommandError as failed:
-        screen.error(failed.error, failed.hint, task_id=failed.task_id)
-        return failed.code
-    except BrokenPipeError:
-        raise
-    except (Flux2Error, OSError) as error:
-        screen.error(error)
-        return 1
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        screen.error("interrupted")
-        return INTERRUPTED
-
-
-async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
-    """Take SIGTERM as Ctrl-C, so that whoever stops the process learns the task ids as well."""
-    import asyncio
-
-    task = asyncio.current_task()
-    # A handler in the loop also lets every signal wake it; without one, a Ctrl-C in the instant in which the loop goes
-    # to sleep is noticed only when something else wakes it. Windows has no handlers, and wakes by itself.
-    if task is not None:
-        with suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await command

@@ -1,13 +1,17 @@
-"""What to do about words that the parser does not understand."""
+"""The words of the command line, and what to do about those that the parser does not understand."""
 
 import re
 from collections.abc import Sequence
+from contextvars import ContextVar
 from shlex import quote
 from typing import Final
 
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
-__all__ = ["advice"]
+__all__ = ["GIVEN", "advice"]
+
+GIVEN: Final[ContextVar[tuple[str, ...]]] = ContextVar("given", default=())
+"""The words after `flux2`."""
 
 # What looks like one with a misspelt name; other words with a dash in front are more likely meant as a prompt.
 OPTION: Final = re.compile(r"--[a-z][a-z-]*(=.*)?", re.DOTALL)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flux2_async.cli import app, batch, service
+from flux2_async.cli import batch, commands, service
 from flux2_async.cli.app import run
 from flux2_async.cli.batch import _Interrupts
 from flux2_async.emulator import Fault, Plan, Script
@@ -338,7 +338,7 @@ def test_interrupted_while_the_list_is_read(
             await asyncio.sleep(30)
             raise StopAsyncIteration
 
-    monkeypatch.setattr(app, "jobs", lambda *_: Endless())
+    monkeypatch.setattr(commands, "jobs", lambda *_: Endless())
     with struck_when(reading.is_set):
         assert flux2() == 130
     assert capsys.readouterr().err.splitlines()[-1] == "flux2: interrupted; nothing was sent"

@@ -160,7 +160,7 @@ class FreshConnector(aiohttp.BaseConnector):
         self.reached = False
         # Seconds that opening one took lately.
         self._took = 0.0
-        self._way: tuple[aiohttp.ClientRequest, aiohttp.ClientTimeout] | None = None
+        self._way: tuple[aiohttp.ClientRequest, aiohttp.ClientTimeout, ConnectionKey] | None = None
         self._ahead: dict[FreshConnection, asyncio.TimerHandle] = {}
         self._opening: set[asyncio.Task[None]] = set()
         # Requests that wait for one of those.
@@ -187,9 +187,11 @@ class FreshConnector(aiohttp.BaseConnector):
         opening.add_done_callback(self._opening.discard)
         return True
 
-    async def _open_ahead(self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout) -> None:
+    async def _open_ahead(
+        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey
+    ) -> None:
         try:
-            connection = await self._connect(request, timeout)
+            connection = await self._connect(request, timeout, key)
         except Exception:  # noqa: BLE001  a request that needs a connection meets it as well, and tells
             self._way = None
             return
@@ -205,7 +207,9 @@ class FreshConnector(aiohttp.BaseConnector):
         Raises:
             Exception: Whatever keeps the inner connector from it; nothing of the request left.
         """
-        while (connection := self._take(request.connection_key)) is None and self._claimed < len(self._opening):
+        # Connecting through a proxy changes the request, and so its key.
+        key = request.connection_key
+        while (connection := self._take(key)) is None and self._claimed < len(self._opening):
             # One that is being opened is there sooner than another one.
             self._claimed += 1
             try:
@@ -214,9 +218,9 @@ class FreshConnector(aiohttp.BaseConnector):
                 self._claimed -= 1
         if connection is not None:
             return connection
-        connection = await self._connect(request, timeout)
+        connection = await self._connect(request, timeout, key)
         # A proxy that is no tunnel has the key to it put on each request by the connecting.
-        self._way = (request, timeout) if request.proxy is None or request.is_ssl() else None
+        self._way = (request, timeout, key) if request.proxy is None or request.is_ssl() else None
         return connection
 
     def _take(self, key: ConnectionKey) -> FreshConnection | None:
@@ -227,10 +231,12 @@ class FreshConnector(aiohttp.BaseConnector):
             self._drop(connection)
         return None
 
-    async def _connect(self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout) -> FreshConnection:
+    async def _connect(
+        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey
+    ) -> FreshConnection:
         begun = self._loop.time()
         # Nobody's traces run here: what they raise would be taken for what the network did.
-        connection = FreshConnection(await self._inner.connect(request, [], timeout), request.connection_key)
+        connection = FreshConnection(await self._inner.connect(request, [], timeout), key)
         self._took = max(self._loop.time() - begun, 0.75 * self._took)
         self.reached = True
         return connection

@@ -6,7 +6,7 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -14,7 +14,7 @@ import attrs
 import pytest
 import trustme
 from emulated import error_of, until
-from raw_server import answer, read_request
+from raw_server import answer, raw_server, read_request
 
 from benchmarks.slow_link import SlowLink, slow_link
 from flux2_async import Flux2Session, Polling, RateLimit, TextToImage
@@ -81,7 +81,7 @@ class Far:
 
 @asynccontextmanager
 async def far(
-    *, tls: bool, limit: RateLimit | None = LIMIT, **options: Any
+    *, tls: bool, limit: RateLimit | None = LIMIT, proxy: str | None = None, **options: Any
 ) -> AsyncIterator[tuple[Far, SlowLink, Flux2Session]]:
     """The service, the link to it, and an open session at the near end."""
     server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
@@ -92,7 +92,7 @@ async def far(
     listener = await asyncio.start_server(service.serve, "127.0.0.1", 0, ssl=server_side if tls else None)
     url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     async with listener, slow_link(url, ONE_WAY) as link:
-        http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=client_side))
+        http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=client_side), proxy=proxy)
         # Looks are no matter here.
         looks: Any = {"polling": Polling(interval=3600.0, give_up_after=None), "max_running": None}
         async with http, Flux2Session("key", base_url=link.url, rate_limit=limit, http=http, **looks) as flux:
@@ -185,6 +185,49 @@ async def test_who_does_not_wait_opens_one() -> None:
             await asyncio.gather(*(flux.submit(TextToImage(f"cup {number}")) for number in range(20)))
             await asyncio.sleep(1.0)
             assert (link.connections, service.unused) == (20, 0)
+
+
+async def test_tunnels_are_opened_ahead() -> None:
+    """Connections through a proxy's tunnel are opened ahead as well, each with the password, and each is used."""
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        there = await asyncio.open_connection("127.0.0.1", int(asked[-1].split()[1].rpartition(b":")[2]))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await asyncio.gather(piped(reader, there[1]), piped(there[0], writer))
+
+    async def piped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        async with far(tls=True, limit=RateLimit(5, 2.0), proxy=f"http://me:password@127.0.0.1:{port}") as (
+            service,
+            _,
+            flux,
+        ):
+            await asyncio.gather(*(flux.submit(TextToImage(f"cup {number}")) for number in range(15)))
+
+    assert max(gaps(service.times, 5)) < ONE_WAY + 2.002 + ONE_WAY + 0.01
+    assert (len(asked), service.unused) == (15, 0)
+    assert all(b"Proxy-Authorization: Basic bWU6cGFzc3dvcmQ=" in head for head in asked)
+
+
+async def test_nothing_is_opened_ahead_where_a_proxy_reads_each_request() -> None:
+    """A proxy without a tunnel wants its password in each request, which only that one's own connecting puts there."""
+    replies = [answer(200, {"code": 200, "data": {"taskId": f"task_{number}"}}) for number in range(6)]
+    async with raw_server(replies) as proxy:
+        http = aiohttp.ClientSession(proxy=proxy.url.replace("//", "//me:password@"))
+        options: Any = {"polling": Polling(interval=3600.0), "rate_limit": RateLimit(2, 1.0), "http": http}
+        async with http, Flux2Session("key", base_url="http://api.example", **options) as flux:
+            await asyncio.gather(*(flux.submit(TextToImage(f"cup {number}")) for number in range(6)))
+
+    assert [proxy.header("Proxy-Authorization", number) for number in range(6)] == ["Basic bWU6cGFzc3dvcmQ="] * 6
+    assert proxy.connections == 6
 
 
 async def test_the_link_delays() -> None:

@@ -37,8 +37,8 @@ from flux2_async.tasks.watcher import Watcher
 
 REQUEST: Final = TextToImage("a red kettle")
 POLLING: Final = Polling(interval=3.0)
-CONNECTING: Final = ("open", "open", "open", "passing", "lasting", "late")
-ANSWERS: Final = ("accepted", "accepted", "refused", "throttled", "lost", "accepted and lost")
+CONNECTING: Final = ("open", "open", "open", "open", "open", "passing", "lasting", "late")
+ANSWERS: Final = ("accepted and lost", "accepted", "refused", "throttled", "lost", "accepted")
 
 
 @attrs.define
@@ -106,12 +106,18 @@ class Post:
 class Machine(RuleBasedStateMachine):
     """One account's session, opened again after each death."""
 
+    limiter: Limiter
+    slots: Slots
+    watcher: Watcher
+    submitter: Submitter
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualClockLoop()
         self.service = Service()
         self.keys = Keys()
         self.names = itertools.count()
+        self.told = 0
         self.callers: dict[str, asyncio.Task[ImageTask]] = {}
         self.work: dict[str, str] = {}
         self.states: dict[str, SubmissionState] = {}
@@ -129,7 +135,8 @@ class Machine(RuleBasedStateMachine):
         async def make() -> None:
             service: Any = self.service
             observers = Observers([self.observe])
-            rate, self.limiter, self.slots = RateLimit(2, 10.0), Limiter(RateLimit(2, 10.0)), Slots(3)
+            rate = RateLimit(2, 10.0)
+            self.limiter, self.slots = Limiter(rate), Slots(3)
             schedules = Schedules(POLLING)
             self.watcher = Watcher(service, self.slots, schedules, POLLING, observers)
             transitions = Transitions(
@@ -171,9 +178,9 @@ class Machine(RuleBasedStateMachine):
             assert (event.event is SubmissionEvent.POSTED) <= (before is SubmissionState.ANNOUNCED)
 
     @rule(
-        key=st.sampled_from([None, None, "a", "b"]),
+        key=st.sampled_from([None, "a", "a", "b"]),
         max_wait=st.sampled_from([None, None, 0.0, 5.0]),
-        asks=st.booleans(),
+        asks=st.sampled_from([False, False, True]),
         priority=st.integers(0, 1),
     )
     def submit(self, key: str | None, max_wait: float | None, priority: int, *, asks: bool) -> None:
@@ -196,8 +203,14 @@ class Machine(RuleBasedStateMachine):
         self.run(call)
 
     @precondition(lambda self: self.service.waiting)
-    @rule(data=st.data())
-    def tell(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), times=st.integers(1, 4))
+    def tell(self, data: st.DataObject, times: int) -> None:
+        for _ in range(times):
+            if self.service.waiting:
+                self.tell_one(data)
+
+    def tell_one(self, data: st.DataObject) -> None:
+        self.told += 1
         ref = data.draw(st.sampled_from(sorted(self.service.waiting)))
         stage, future = self.service.waiting[ref]
         choices = {"connecting": CONNECTING, "announcing": ("write", "write", "raise"), "answering": ANSWERS}[stage]
@@ -209,10 +222,11 @@ class Machine(RuleBasedStateMachine):
 
         self.run(give)
 
-    @precondition(lambda self: self.callers)
+    @precondition(lambda self: not all(caller.done() for caller in self.callers.values()))
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        caller = self.callers[data.draw(st.sampled_from(sorted(self.callers)))]
+        waiting = sorted(ref for ref, caller in self.callers.items() if not caller.done())
+        caller = self.callers[data.draw(st.sampled_from(waiting))]
 
         async def cancel() -> None:
             caller.cancel()
@@ -223,6 +237,8 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.run(lambda: asyncio.sleep(seconds))
 
+    # Seldom, so that something has happened before.
+    @precondition(lambda self: self.told > 12)
     @rule(grace=st.sampled_from([0.0, 5.0]))
     def die(self, grace: float) -> None:
         async def close() -> None:
@@ -232,6 +248,7 @@ class Machine(RuleBasedStateMachine):
             self.slots.close()
             assert {ref for ref in unclear if self.states[ref] is not SubmissionState.UNKNOWN} == set()
 
+        self.told = 0
         self.run(close)
         assert not self.submitter
         assert self.slots.borrowed == 0
@@ -278,4 +295,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

@@ -19,6 +19,8 @@ from flux2_async._shown import shown_address
 from flux2_async.errors import SessionClosedError, TaskNotFoundError
 from flux2_async.models import Callbacks, TaskRecord, TaskState
 from flux2_async.models.submission_state import SubmissionEvent
+from flux2_async.session.byte_bound import ByteBound, memory_of_request
+from flux2_async.session.keys import Keys
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.handle import ImageTask
@@ -44,6 +46,7 @@ MAX_RECORD: Final = 64 * 1024
 MAX_PARKED_RECORDS: Final = 4 * 1024 * 1024
 PARKED_FOR: Final = 3600.0
 MAX_UNCLEAR: Final = 4096
+MAX_UNCLEAR_BYTES: Final = 8 * 1024 * 1024
 MAX_SETTLED: Final = 4096
 # A callback that comes later after its task was seen to have ended came too late to be waited for.
 MISSED_AFTER: Final = 10.0
@@ -86,24 +89,21 @@ class _ParkedRecords:
     """What the bodies of early callbacks said, of as many as fit into a bound of bytes."""
 
     def __init__(self) -> None:
-        self._records: OrderedDict[str, tuple[TaskRecord, int]] = OrderedDict()
-        self._bytes = 0
+        self._records: dict[str, TaskRecord] = {}
+        self._bytes = ByteBound(MAX_PARKED_RECORDS)
 
     def keep(self, ref: str, record: TaskRecord | None) -> None:
         """Keep the record of a submission instead of an earlier one; the oldest ones give way."""
         self.take(ref)
         if record is not None:
-            size = memory_of(record, MAX_RECORD)
-            self._records[ref] = record, size
-            self._bytes += size
-        while self._bytes > MAX_PARKED_RECORDS:
-            self.take(next(iter(self._records)))
+            self._records[ref] = record
+            for oldest in self._bytes.keep(ref, memory_of(record, MAX_RECORD)):
+                del self._records[oldest]
 
     def take(self, ref: str) -> TaskRecord | None:
         """Give the record of a submission, and forget it."""
-        record, size = self._records.pop(ref, (None, 0))
-        self._bytes -= size
-        return record
+        self._bytes.discard(ref)
+        return self._records.pop(ref, None)
 
 
 @attrs.frozen
@@ -131,15 +131,22 @@ class CallbackInbox:
     Args:
         settings: As the receivers know them.
         watcher: Looks at tasks, and settles them.
-        observers: Told of submissions that are found.
+        keys: Told of submissions that are found.
+        observers: Likewise.
         sharing: Takes callbacks that are for none of the submissions here, or None.
     """
 
     def __init__(
-        self, settings: CallbackSettings, watcher: Watcher, observers: Observers, sharing: "Sharing | None" = None
+        self,
+        settings: CallbackSettings,
+        watcher: Watcher,
+        keys: Keys,
+        observers: Observers,
+        sharing: "Sharing | None" = None,
     ) -> None:
         self._settings = settings
         self._watcher = watcher
+        self._keys = keys
         self._observers = observers
         self._sharing = sharing
         watcher.listen(self.settled)
@@ -151,6 +158,7 @@ class CallbackInbox:
         # Outstanding tasks of which a callback alone says whose they are, and what stood there before, if anything.
         self._told: dict[str, tuple[Submission, Exception | None] | None] = {}
         self._settled: OrderedDict[str, _Settled] = OrderedDict()
+        self._unclear_bytes = ByteBound(MAX_UNCLEAR_BYTES)
         self._unclear: OrderedDict[str, Submission] = OrderedDict()
         self._parked: OrderedDict[str, tuple[float, Callback]] = OrderedDict()
         self._parked_records = _ParkedRecords()
@@ -185,16 +193,23 @@ class CallbackInbox:
             self._bring(task, Callback(callback.task_id, record))
 
     def unclear(self, submission: Submission) -> None:
-        """Remember a submission whose reply was lost, and use a callback that came before."""
+        """Remember a submission whose reply was lost, and use a callback that came before.
+
+        Of many the oldest are forgotten. The callback of a forgotten one is for nobody here and kept like any such, so
+        that `recover` finds its task all the same; its key goes on raising its error until then.
+        """
         self._unclear[submission.ref] = submission
-        _shorten(self._unclear, MAX_UNCLEAR)
+        for oldest in self._unclear_bytes.keep(submission.ref, memory_of_request(submission.request)):
+            del self._unclear[oldest]
+        while len(self._unclear) > MAX_UNCLEAR:
+            self._unclear_bytes.discard(self._unclear.popitem(last=False)[0])
         _, callback = self._parked.pop(submission.ref, (0.0, None))
         if callback is not None:
             self._found(submission, callback)
 
     def take_over(self, before: "CallbackInbox") -> None:
         """Go on knowing the submissions whose reply was lost when the session was open before."""
-        self._unclear.update(before._unclear)  # noqa: SLF001  of the same kind
+        self._unclear, self._unclear_bytes = before._unclear, before._unclear_bytes  # noqa: SLF001  of the same kind
 
     def settled(self, task: ImageTask, called: bool) -> None:  # noqa: FBT001  called by the watcher alone
         """Forget an outstanding task; `called` tells whether a callback came before it was settled."""
@@ -324,7 +339,8 @@ class CallbackInbox:
             logger.warning("a callback for task %s came at the address of %s", callback.task_id, submission.ref)
             self._watcher.hint(callback.task_id)
             return
-        del self._unclear[submission.ref]
+        self._unclear.pop(submission.ref, None)
+        self._unclear_bytes.discard(submission.ref)
         logger.info("submission %s was accepted as task %s", submission.ref, callback.task_id)
         task = self._watcher.attach(callback.task_id)
         if task.request is None:
@@ -332,6 +348,7 @@ class CallbackInbox:
         self._told[submission.ref] = submission, submission.outcome.error
         # Its key, if it has one, stands for the task from now on.
         submission.end(SubmissionEvent.FOUND, task=task)
+        self._keys.ended(submission)
         self._know(submission.ref, task)
         # Never from the body: nothing but the body says that the task is this one's.
         self._watcher.hint(task.id)
@@ -352,6 +369,7 @@ class CallbackInbox:
         if before is not None:
             submission, error = before
             submission.end(SubmissionEvent.DISPROVED, error=error)
+            self._keys.ended(submission)
             self._observers.stepped(submission, SubmissionEvent.DISPROVED, error, task.id)
             self.unclear(submission)
 

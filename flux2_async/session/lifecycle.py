@@ -119,10 +119,10 @@ class Engine:
         self.schedules = Schedules(polling)
         self._remembered = _remembered(credentials.base_url) if polling.remember else None
         self.watcher = Watcher(self.api, self.slots, self.schedules, polling, observers)
-        self.inbox = None if callbacks is None else self._receive(callbacks)
         # Another key may stand in the environment by now.
         before = before if before is not None and before.account == self.account else None
         self.keys: Keys = Keys() if before is None else before.keys
+        self.inbox = None if callbacks is None else self._receive(callbacks)
         transitions = Transitions(
             limiter=self.limiter,
             rate_limit=rate_limit,
@@ -250,6 +250,7 @@ class Engine:
             )
         task = await self.inbox.recover(ref)
         self.sender.know(task.id)
+        self.keys.found(ref, task.id)
         if self.sharing is not None:
             await self.sharing.recovered(ref, task.id)
         return task
@@ -281,7 +282,7 @@ class Engine:
     def _receive(self, callbacks: "CallbackSettings") -> "CallbackInbox":
         from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
 
-        return CallbackInbox(callbacks, self.watcher, self.observers, self.sharing)
+        return CallbackInbox(callbacks, self.watcher, self.keys, self.observers, self.sharing)
 
     def _share(self, coordination: "Coordination", rate_limit: RateLimit | None, timeouts: Timeouts) -> "Sharing":
         # Most sessions are the only ones of their account.

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from flux2_async._http.files import Files
-from flux2_async.errors import Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
+from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import ImageToImage, Request
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-from flux2_async.session.keys import Keys, fingerprint
+from flux2_async.session.keys import Bound, Keys, fingerprint
 from flux2_async.session.sender import Sender, StepFailedError, cut_off, left
 from flux2_async.session.submission import OnSend, Patience, Submission, SubmissionSteps
 from flux2_async.session.transition import Transitions
@@ -85,7 +85,10 @@ class Submitter:
             await self._files.check(request.images)
         content = "" if key is None else await fingerprint(request)
         begun, patience = self._loop.time(), max_wait
-        while key is not None and (other := self._keys.get(key, content, self._loop.time())):
+        while key is not None and (bound := self._keys.get(key, content, self._loop.time())):
+            other = bound.submission
+            if other is None:
+                return self._kept(bound, request, key)
             try:
                 return self._outstanding(await self._join(other, max_wait))
             except Exception as error:
@@ -207,6 +210,20 @@ class Submitter:
             own = own or not isinstance(error, Flux2Error)
             event = SubmissionEvent.FAILED if own else SubmissionEvent.WITHDRAWN
         self._transitions.end(submission, event, error=error)
+
+    def _kept(self, bound: Bound, request: Request, key: str) -> ImageTask:
+        """Give the task of a key of which little more than its id is kept."""
+        if bound.task_id is None:
+            raise AmbiguousSubmitError(
+                f"createTask was sent under key {key!r}, and nobody knows whether the service accepted it; "
+                "recover(ref), or look at the account's log before submitting under another key",
+                request=request,
+                ref=bound.ref,
+            )
+        task = self._outstanding(bound.handle or self._watcher.attach(bound.task_id))
+        if task.request is None:
+            task.request, task.ref, task.key = request, bound.ref, key
+        return task
 
     def _outstanding(self, task: ImageTask) -> ImageTask:
         """Give the handle of a key's task, another one where the session was closed, or gave up, before it ended."""

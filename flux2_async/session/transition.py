@@ -6,7 +6,7 @@ watcher, the keys, the inbox of callbacks; the observers last.
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flux2_async._limiter.permit import Permits
 from flux2_async.errors import RateLimitedError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Transitions"]
 
 logger = logging.getLogger("flux2_async")
+
+KEPT: Final = frozenset({SubmissionState.ACCEPTED, SubmissionState.UNKNOWN})
 
 
 class Transitions:
@@ -101,6 +103,8 @@ class Transitions:
                 self._inbox.unclear(submission)
         elif task is None and submission.key is not None:
             self._keys.free(submission.key, submission)
+        if submission.state in KEPT:
+            self._keys.ended(submission)
         self._observers.stepped(submission, event, error, None if task is None else task.id)
 
     def settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:

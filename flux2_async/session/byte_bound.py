@@ -1,0 +1,50 @@
+"""How much memory is kept for what may be asked for once more: the oldest gives way. Pure."""
+
+import sys
+from collections import OrderedDict
+from typing import Any
+
+import attrs
+
+__all__ = ["ByteBound", "memory_of_request"]
+
+
+class ByteBound:
+    """Names in the order in which they came, and the bytes that are kept for each.
+
+    Args:
+        most: Bytes for all together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._total = 0
+
+    def keep(self, name: str, size: int) -> list[str]:
+        """Count a name as the newest; give the oldest ones, perhaps itself, that must give way."""
+        self.discard(name)
+        self._sizes[name] = size
+        self._total += size
+        gone: list[str] = []
+        while self._total > self._most:
+            oldest, freed = self._sizes.popitem(last=False)
+            self._total -= freed
+            gone.append(oldest)
+        return gone
+
+    def discard(self, name: str) -> None:
+        """Count a name no more; one that is not there is ignored."""
+        self._total -= self._sizes.pop(name, 0)
+
+
+def memory_of_request(value: Any) -> int:
+    """Give the bytes that a request, or a part of it, keeps in memory."""
+    total = sys.getsizeof(value)
+    if isinstance(value, dict):
+        total += sum(memory_of_request(each) for pair in value.items() for each in pair)
+    elif isinstance(value, list | tuple):
+        total += sum(map(memory_of_request, value))
+    elif attrs.has(type(value)):
+        total += sum(memory_of_request(getattr(value, field.name)) for field in attrs.fields(type(value)))
+    return total

@@ -30,12 +30,13 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_old_key_gives_its_task_again() -> None:
     """A key whose request and record were dropped gives a new handle of the same task, and nothing is paid twice."""
     async with emulated(Script(plans=Plan(duration=1.0)), rate_limit=RateLimit(100, 1.0)) as (flux, emulator):
-        ids = []
-        for number in range(10):
+
+        async def made(number: int) -> str:
             task = await flux.submit(LARGE, key=f"key {number}")
             await task.wait()
-            ids.append(task.id)
-        del task
+            return task.id
+
+        ids = [await made(number) for number in range(10)]
         gc.collect()
         again = [await flux.submit(LARGE, key=f"key {number}") for number in range(10)]
 

@@ -4,11 +4,13 @@ import ast
 import inspect
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from textwrap import fill
 from types import ModuleType
 from typing import Final
 
@@ -20,6 +22,9 @@ HOMES: Final = (
     "", "errors", "models", "batch", "batch.report", "receivers", "coordination", "webhooks", "emulator", "testing",
 )  # fmt: skip
 WIDTH: Final = 20
+LINE: Final = 100
+# Before a name in a signature.
+MODULE: Final = re.compile(r"\b(?:[a-z_][a-z0-9_]*\.)+(?=[A-Za-z_])")
 
 
 def docs(name: str | None = None, /) -> int:
@@ -144,7 +149,8 @@ def _text_about(name: str, value: object) -> str:
 
 def _signature(value: Callable[..., object]) -> str:
     try:
-        return str(inspect.signature(value))
+        text = MODULE.sub("", str(inspect.signature(value)))
+        return fill(text, LINE, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     except ValueError:
         # An enumeration, an exception made in C.
         return ""

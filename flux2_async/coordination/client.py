@@ -16,6 +16,7 @@ from flux2_async.coordination.store import Coordination, finish
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.watcher import Records, Watcher
 
 __all__ = ["SharedKey", "Sharing"]
 
@@ -35,7 +36,7 @@ class Sharing:
         account: The digest of address and key.
         terms: The limit, and how long a permit may be out.
         on_callback: Called with the ref and task id of a callback that another process received.
-        exists: Tells whether the service knows a task.
+        records: Reads those of tasks.
 
     Attributes:
         limiter: Lets submissions through.
@@ -48,12 +49,12 @@ class Sharing:
         terms: Terms,
         *,
         on_callback: Callable[[str, str], None],
-        exists: Callable[[str], Awaitable[bool]],
+        records: Records,
     ) -> None:
         self._coordinator = Coordinator(coordination, account, terms)
         self.limiter = SharedLimiter(self._coordinator, terms, may_degrade=coordination.on_failure == "degrade")
         self._on_callback = on_callback
-        self._exists = exists
+        self._records = records
         self._key_news: dict[str, asyncio.Event] = {}
         self._interested: Counter[str] = Counter()
         self._relays: set[asyncio.Task[None]] = set()
@@ -86,12 +87,10 @@ class Sharing:
         if (job := self._pass_on(partial(self._end_doubt, ref, task_id))) is not None:
             await asyncio.wait([job], timeout=CLOSE_TIMEOUT)
 
-    def key(
-        self, key: str, fingerprint: str, ref: str, request: Request, attach: Callable[[str], ImageTask]
-    ) -> "SharedKey":
+    def key(self, key: str, fingerprint: str, ref: str, request: Request, watcher: Watcher) -> "SharedKey":
         """Give a submission's claim to a key."""
         digest = hashlib.sha256(key.encode()).hexdigest()
-        return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request, attach)
+        return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request, watcher)
 
     async def ask(self, question: Callable[[], Coroutine[Any, Any, KeyEntry | None]]) -> KeyEntry | None:
         """Ask about a key.
@@ -185,7 +184,7 @@ class Sharing:
         ask = self.limiter.membership.ask
         while wait := await ask(partial(self._coordinator.unknown_in, ref)):  # noqa: ASYNC110  the dead set no event
             await asyncio.sleep(min(wait, LOOK_EVERY))
-        if wait is not None and await self._exists(task_id):
+        if wait is not None and await self._records.record(task_id) is not None:
             await self.tell(partial(self._coordinator.resolve, ref, task_id))
 
 
@@ -197,18 +196,16 @@ class SharedKey:
         claim: Under which name.
         key: For error texts.
         request: For `AmbiguousSubmitError`.
-        attach: Gives the handle of a task that another process submitted.
+        watcher: Looks after the task that another process submitted.
     """
 
-    def __init__(
-        self, sharing: Sharing, claim: Claim, key: str, request: Request, attach: Callable[[str], ImageTask]
-    ) -> None:
+    def __init__(self, sharing: Sharing, claim: Claim, key: str, request: Request, watcher: Watcher) -> None:
         self._sharing = sharing
         self._coordinator = sharing._coordinator  # noqa: SLF001  one thing in two classes
         self._claim = claim
         self._key = key
         self._request = request
-        self._attach = attach
+        self._watcher = watcher
         self._reserved = False
 
     async def look(self) -> ImageTask | None:
@@ -228,7 +225,7 @@ class SharedKey:
                     f"key: {self._key!r} already stands for another request; give each piece of work a key of its own"
                 )
             if entry.state == "bound":
-                return self._attach(entry.task_id)
+                return self._watcher.attach(entry.task_id)
             if entry.state == "unknown":
                 raise AmbiguousSubmitError(
                     f"another process sent createTask under key {self._key!r}, and nobody knows whether the service "

@@ -1,7 +1,7 @@
 """Many requests in bounded memory, in the order in which they finish."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
 from itertools import islice
 from typing import TypeVar
@@ -9,6 +9,7 @@ from typing import TypeVar
 from flux2_async.errors import Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
 from flux2_async.session.submission import Submission
+from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import Completion, ImageTask
 
 __all__ = ["Completions", "in_chunks"]
@@ -23,20 +24,17 @@ class Completions:
     """Takes requests in and gives completions out, at most `limit` between the two.
 
     Args:
-        submit: Submits a request and gives its handle; tells the submission as soon as there is one.
-        give_up: Ends a submission that is not being sent.
+        submitter: Submits requests, and withdraws them.
         limit: Requests taken in and not yet taken out.
     """
 
     def __init__(
         self,
         *,
-        submit: Callable[[Request, Callable[[Submission], None]], Awaitable[ImageTask]],
-        give_up: Callable[[Submission, Flux2Error], object],
+        submitter: Submitter,
         limit: int,
     ) -> None:
-        self._submit = submit
-        self._give_up = give_up
+        self._submitter = submitter
         self._room = asyncio.Semaphore(limit)
         self._done: asyncio.Queue[Completion | BaseException | None] = asyncio.Queue()
         self._jobs: set[asyncio.Task[None]] = set()
@@ -102,10 +100,10 @@ class Completions:
             self._on_the_way.add(submission)
             # The refusal came while the pictures of this request were looked at.
             if self._stopped is not None:
-                self._give_up(submission, self._stopped)
+                self._submitter.give_up(submission, self._stopped)
 
         try:
-            return await self._submit(request, started)
+            return await self._submitter.submit(request, started=started)
         except Flux2Error as error:
             if error.meets_every_request:
                 self._stop(error)
@@ -117,7 +115,7 @@ class Completions:
         if self._stopped is None:
             self._stopped = error
             for submission in self._on_the_way:
-                self._give_up(submission, error)
+                self._submitter.give_up(submission, error)
 
 
 async def in_chunks(items: Iterable[T] | AsyncIterable[T], most: int) -> AsyncGenerator[list[T], None]:

@@ -289,12 +289,9 @@ class Engine:
         from flux2_async.coordination.client import Sharing  # noqa: PLC0415
         from flux2_async.coordination.contract import Terms  # noqa: PLC0415
 
-        async def exists(task_id: str) -> bool:
-            return await self.api.record(task_id) is not None
-
         lease = timeouts.connect + timeouts.submit + LEASE_SLACK
         terms = Terms(rate_limit, lease, post=timeouts.submit)
-        return Sharing(coordination, self.account, terms, on_callback=self._relayed, exists=exists)
+        return Sharing(coordination, self.account, terms, on_callback=self._relayed, records=self.api)
 
     def _relayed(self, ref: str, task_id: str) -> None:
         if self.inbox is not None:

@@ -41,7 +41,7 @@ from flux2_async.session.arguments import (
 )
 from flux2_async.session.as_completed import Completions
 from flux2_async.session.lifecycle import Engine, Unsettled
-from flux2_async.session.submission import OnSend, Submission, SubmissionSteps
+from flux2_async.session.submission import OnSend, SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask
 from flux2_async.tasks.observers import Observers
 
@@ -340,11 +340,8 @@ class Flux2Session:
         engine = self._open_engine()
         limit = check_count("max_running", max_running) or self._max_running or MAX_RUNNING
 
-        async def submit(request: Request, started: Callable[[Submission], None]) -> ImageTask:
-            return await engine.submitter.submit(request, started=started)
-
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
-        return Completions(submit=submit, give_up=engine.submitter.give_up, limit=limit).run(requests)
+        return Completions(submitter=engine.submitter, limit=limit).run(requests)
 
     def attach(self, task_id: str) -> ImageTask:
         """Give a handle for a task that was submitted earlier or elsewhere, without asking the service.

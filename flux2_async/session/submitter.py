@@ -99,7 +99,7 @@ class Submitter:
                 max_wait = max(0.0, begun + patience - self._loop.time())
         submission = Submission(ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, steps)
         if key is not None and self._sharing is not None:
-            submission.claim = self._sharing.key(key, content, submission.ref, request, self._watcher.attach)
+            submission.claim = self._sharing.key(key, content, submission.ref, request, self._watcher)
         self.start(submission)
         if key is not None:
             self._keys.bind(key, content, submission, self._loop.time())

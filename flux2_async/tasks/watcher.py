@@ -39,7 +39,7 @@ from flux2_async.tasks.pace import SECOND, Pace
 from flux2_async.tasks.schedule import Schedule, Schedules
 from flux2_async.tasks.timing import LOOKS_AFTER_HINT, Timing, Watched
 
-__all__ = ["Watcher"]
+__all__ = ["Records", "Watcher"]
 
 logger = logging.getLogger("flux2_async")
 

@@ -25,11 +25,18 @@ class Watched(Journal):
     moment: Callable[[], object] | None = None
     wanted: tuple[str, Any] = ("", None)
 
-    async def _update(self, row: Row, *, durable: bool = False, **values: Any) -> Outcome:
+    async def _change(self, row: Row, **values: Any) -> None:
+        self.look(values)
+        await super()._change(row, **values)
+
+    async def _update(self, row: Row, **values: Any) -> Outcome:
+        self.look(values)
+        return await super()._update(row, **values)
+
+    def look(self, values: dict[str, Any]) -> None:
         if self.moment is not None and self.wanted in values.items():
             asyncio.get_running_loop().call_soon(self.moment)
             self.moment = None
-        return await super()._update(row, durable=durable, **values)
 
 
 @asynccontextmanager

@@ -39,11 +39,18 @@ class Counted(Journal):
     left = -1
     moment: Callable[[], object] | None = None
 
-    async def _update(self, row: Row, *, durable: bool = False, **values: Any) -> Outcome:
+    async def _change(self, row: Row, **values: Any) -> None:
+        self.count()
+        await super()._change(row, **values)
+
+    async def _update(self, row: Row, **values: Any) -> Outcome:
+        self.count()
+        return await super()._update(row, **values)
+
+    def count(self) -> None:
         self.left -= 1
         if self.left == 0 and self.moment is not None:
             asyncio.get_running_loop().call_soon(self.moment)
-        return await super()._update(row, durable=durable, **values)
 
 
 class World:

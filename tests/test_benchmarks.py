@@ -80,10 +80,10 @@ def test_instructions_are_counted_or_said_to_be_unavailable(monkeypatch: pytest.
 
 
 def test_memory_is_measured_with_and_without_waiters() -> None:
-    """There is a figure for tasks that nobody awaits and one for tasks that somebody awaits."""
-    table = memory.measure([OURS], repeats=1, tasks=100)
+    """There are figures for tasks that nobody awaits and that somebody awaits, and for a loop that keeps as much."""
+    table = memory.measure([FLOOR, OURS], repeats=1, tasks=100)
 
-    assert [row[:2] for row in table.rows] == [[OURS, 100]]
+    assert [row[:2] for row in table.rows] == [[FLOOR, 100], [OURS, 100], [memory.KEEPING, 100]]
     assert len(table.rows[0]) == len(table.columns)
 
 

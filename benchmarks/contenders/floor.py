@@ -20,14 +20,18 @@ class ByHand:
     setting: Setting
     submit_http: aiohttp.ClientSession
 
-    async def create(self, number: int) -> str:
-        """See `Contender`."""
+    def body(self, number: int) -> dict[str, object]:
+        """What is sent."""
         content: dict[str, object] = {"prompt": f"{PROMPT} {number}", "aspect_ratio": "1:1", "resolution": "1K"}
         if self.setting.images:
             content["input_urls"] = self.setting.addresses()
         kind = "image-to-image" if self.setting.images else "text-to-image"
-        body = {"model": f"flux-2/flex-{kind}", "input": content}
-        async with self.submit_http.post(f"{self.setting.url}/api/v1/jobs/createTask", json=body) as response:
+        return {"model": f"flux-2/flex-{kind}", "input": content}
+
+    async def create(self, number: int) -> str:
+        """See `Contender`."""
+        url = f"{self.setting.url}/api/v1/jobs/createTask"
+        async with self.submit_http.post(url, json=self.body(number)) as response:
             reply = await response.json()
         task_id: str = reply["data"]["taskId"]
         return task_id

@@ -355,8 +355,8 @@ class TaskTimeoutError(TaskError, TimeoutError):
 
     Attributes:
         task: The handle, to be awaited again; None once the error went through pickle.
-        given_up: Whether the session looks at the task no more (`Polling.give_up_after`), until the handle is awaited
-            again or the task attached; False where a wait of the caller's own was over and the session looks on.
+        given_up: Whether the session polls the task no more (`Polling.give_up_after`), until the handle is awaited
+            again or the task attached; False where a wait of the caller's own was over and the session goes on polling.
     """
 
     task: "ImageTask | None"

@@ -44,7 +44,7 @@ def check_borrowed(http: aiohttp.ClientSession, connector: ConnectorFactory | No
             raise ConfigurationError(f"http: its default header {name!r} would reach hosts of pictures; remove it")
     if any("cache" in kind.__name__.lower() for kind in type(http).__mro__):
         raise ConfigurationError(
-            f"http: a {type(http).__name__} remembers answers, and a look that is answered from memory never sees a "
+            f"http: a {type(http).__name__} remembers answers, and a poll that is answered from memory never sees a "
             "task finish; pass a plain aiohttp.ClientSession"
         )
     if connector is None and (method := _own_way(http.connector)):

@@ -44,8 +44,8 @@ MAYBE_LATER: Final = (408, 425)
 NOT_THE_FOLDER: Final = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 ADVICE_EXPIRED: Final = (
-    "The address is no longer valid (they live about 24 hours) and the service gave no new one; look at the task anew, "
-    "and where its addresses are still refused the picture is deleted"
+    "The address is no longer valid (they live about 24 hours) and the service gave no new one; fetch the task's "
+    "record anew, and where its addresses are still refused the picture is deleted"
 )
 
 
@@ -190,4 +190,4 @@ def _refusal(part: Part, host: str | None, reply: FileReply) -> ApiError:
         error = kind(status, message, status, task_id=part.task_id, advice=ADVICE_EXPIRED)
         error.link_expired = True
         return error
-    return ApiError(status, message, status, task_id=part.task_id, advice="Look whether result.urls is right")
+    return ApiError(status, message, status, task_id=part.task_id, advice="See whether result.urls is right")

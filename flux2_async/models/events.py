@@ -22,9 +22,9 @@ from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 __all__ = [
     "Downloaded",
     "LimitLearned",
-    "Looked",
     "Observer",
     "Paused",
+    "Polled",
     "SessionEvent",
     "Settled",
     "StateChanged",
@@ -97,8 +97,8 @@ class LimitLearned(SessionEvent):
 
 
 @attrs.frozen(kw_only=True)
-class Looked(SessionEvent):
-    """A look at a task was answered, or was not.
+class Polled(SessionEvent):
+    """A poll of a task was answered, or was not.
 
     Attributes:
         seconds: From leaving to now.

@@ -80,22 +80,22 @@ class RateLimit:
 
 @attrs.frozen(kw_only=True)
 class Polling:
-    """When to look whether a task is finished.
+    """How often to poll whether a task is finished.
 
-    A session learns from its tasks how long tasks take, for each model and resolution, and looks when they use to
-    end. Until it has seen some, and at ages at which it has seen none, it looks as the API's documentation advises.
+    A session learns from its tasks how long tasks take, for each model and resolution, and polls when they usually
+    end. Until it has seen some, and at ages at which it has seen none, it polls as the API's documentation advises.
 
     Attributes:
-        price: Seconds of lag between "finished" and "known" that one look is worth. Less looks more often: 0.03 where
+        price: Seconds of lag between "finished" and "known" that one poll is worth. Less polls more often: 0.03 where
             a person waits, 1 for a batch.
-        wait_min: Shortest wait between two looks at one task, seconds.
+        wait_min: Shortest wait between two polls of one task, seconds.
         wait_max: Longest wait, seconds.
-        interval: A fixed interval in seconds; the first look comes after one interval. 0 looks at once and then
+        interval: A fixed interval in seconds; the first poll comes after one interval. 0 polls at once and then
             as fast as replies come. None: learned.
-        max_concurrency: Looks in flight at once, for all tasks of the session.
+        max_concurrency: Polls in flight at once, for all tasks of the session.
         give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError` (`given_up`), since a task
             that never ends would hold its place for ever; awaiting its handle again watches it again. Counted while
-            looks are answered, from when the task began to be watched. Tasks take 8 to 95 s. None: never.
+            polls are answered, from when the task began to be watched. Tasks take 8 to 95 s. None: never.
         remember: Keep what was learned in the user's cache folder for the next session with the same service.
 
     Raises:

@@ -1,6 +1,6 @@
 """Where the service's callbacks arrive: in an aiohttp application, in any ASGI application, or on a server of our own.
 
-All three do the same: check that the service called, answer at once, and let the session look afterwards. A server that
+All three do the same: check that the service called, answer at once, and let the session poll afterwards. A server that
 logs requests logs the signature in their addresses as well; it opens nothing but a hint for one submission.
 """
 

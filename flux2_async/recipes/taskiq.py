@@ -42,7 +42,7 @@ async def picture(key: str, prompt: str) -> list[str]:
 
 @broker.task(schedule=[{"cron": "* * * * *"}])
 async def nudge() -> None:
-    """The broker looks for what dead workers left only when a new message comes."""
+    """Make the broker take up what dead workers left, which it does when a new message comes."""
 
 
 scheduler = TaskiqScheduler(broker, [LabelScheduleSource(broker)])

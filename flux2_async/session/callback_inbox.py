@@ -305,7 +305,7 @@ class CallbackInbox:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "task %s is finished and its callback did not come within %.0f s; until one comes the session looks as "
+                "task %s is finished and its callback did not come within %.0f s; until one comes the session polls as "
                 "without callbacks. See that the service reaches %s from outside (flux2 doctor --callback-url)",
                 task_id,
                 MISSED_AFTER,

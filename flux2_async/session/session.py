@@ -77,7 +77,7 @@ class Flux2Session:
         rate_limit: At most so many new tasks per period (documented upstream: 20 in 10 s). None: no limit of our
             own; a 429 still pauses every submission.
         max_running: Tasks that may be unfinished at once (upstream: "typically 100+"). None: no bound.
-        polling: When to look whether a task is finished.
+        polling: How often to poll whether a task is finished.
         callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; once one has come,
             polls become rare, until one does not come. None: polling alone.
         coordination: How all processes of the account share its limit, its pauses, the keys of `submit` and the
@@ -472,7 +472,7 @@ class Flux2Session:
             await self._open_engine().drain()
 
     def notify(self, task_id: str) -> None:
-        """Look at a task now, because it is said to be finished; other ids are ignored."""
+        """Poll a task now, because it is said to be finished; other ids are ignored."""
         self._open_engine().notify(plain(task_id))
 
     def observe(self, observer: "Observer") -> Callable[[], None]:
@@ -480,7 +480,7 @@ class Flux2Session:
 
         Args:
             observer: A plain function, called in the event loop with a `SessionEvent` each time: `SubmissionChanged`
-                for every step of a submission, `Paused` and `LimitLearned` after 429s, `Looked`, `StateChanged` and
+                for every step of a submission, `Paused` and `LimitLearned` after 429s, `Polled`, `StateChanged` and
                 `Settled` of tasks, `Uploaded` and `Downloaded` of files. It decides nothing; what it raises is logged
                 once.
 

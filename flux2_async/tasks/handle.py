@@ -25,7 +25,7 @@ class ImageTask:
         id: The service's id.
         request: What was sent, pictures given as bytes replaced by the files they were uploaded to; None for an
             attached task.
-        record: The last record seen, or None before the first look.
+        record: The last record seen, or None before the first poll.
         ref: The name of its submission, or None for an attached task.
         key: The caller's own name for it, see `submit`, or None.
     """
@@ -50,7 +50,7 @@ class ImageTask:
 
     @property
     def state(self) -> TaskState:
-        """Where the task was when it was last looked at; `WAITING` before the first look."""
+        """Where the task was when it was last polled; `WAITING` before the first poll."""
         return TaskState.WAITING if self.record is None else self.record.state
 
     @property
@@ -78,7 +78,7 @@ class ImageTask:
             TaskFailedError: Failed at the service.
             EmptyResultError: Finished without a picture.
             TaskNotFoundError: Unknown to the service for 90 s.
-            ApiError: Looking was refused for 60 s (401, 402, 433, 505, …); `attach` it again later.
+            ApiError: Polling was refused for 60 s (401, 402, 433, 505, …); `attach` it again later.
             SessionClosedError: The session was closed meanwhile; `attach` it in a new one.
             ConfigurationError: Awaited in another event loop.
         """

@@ -24,7 +24,7 @@ logger = logging.getLogger("flux2_async")
 _Kind = Literal[
     "Downloaded",
     "LimitLearned",
-    "Looked",
+    "Polled",
     "Paused",
     "Settled",
     "StateChanged",

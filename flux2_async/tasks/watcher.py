@@ -315,9 +315,9 @@ class Watcher:
                 raise
             # Not ours: aiohttp cancels what shares a name look-up with a request that was cancelled.
             watched.looking = False
-            self._failed(watched, TransportError("the look was cancelled", task_id=watched.task.id))
+            self._failed(watched, TransportError("the poll was cancelled", task_id=watched.task.id))
         except Exception:  # a bug of ours in one look must not leave its task unwatched
-            logger.exception("looking at task %s failed unexpectedly", watched.task.id)
+            logger.exception("polling task %s failed unexpectedly", watched.task.id)
             watched.looking = False
             self._failed(watched, ProtocolError("an unexpected failure", task_id=watched.task.id))
         else:
@@ -331,7 +331,7 @@ class Watcher:
         """Tell of a look, after it was answered and before anything comes of it."""
         task = watched.task
         names = {"ref": task.ref, "key": task.key, "task_id": task.id}
-        self._observers.tell("Looked", **names, seconds=self._loop.time() - watched.looked, **seen)
+        self._observers.tell("Polled", **names, seconds=self._loop.time() - watched.looked, **seen)
 
     def _seen(self, watched: Watched, record: TaskRecord | None) -> None:
         task = watched.task
@@ -412,7 +412,7 @@ class Watcher:
         watched.hidden_since = None
         if watched.unanswered_since is None:
             watched.unanswered_since = watched.looked
-        logger.info("cannot look at task %s: %s", watched.task.id, type(error).__name__)
+        logger.info("cannot poll task %s: %s", watched.task.id, type(error).__name__)
         if isinstance(error, FailedUnderErrorError) and self._is_failed(watched, error.record, now):
             return
         if isinstance(error, ApiError) and not error.transient:
@@ -458,7 +458,7 @@ class Watcher:
         self._pace.refused(watched.looked, now, **how)
         if (rate := self._pace.rate) != before:
             wait = self._pace.opens(now) - now
-            logger.info("looks are refused; from now on %.3g a second leave, the next one in %.3g s", rate, wait)
+            logger.info("polls are refused; from now on %.3g a second leave, the next one in %.3g s", rate, wait)
 
     def _again(self, watched: Watched, wait: float) -> None:
         """Plan the next look at a task that was seen and is not finished, or give it up."""
@@ -473,8 +473,8 @@ class Watcher:
     def _give_up(self, watched: Watched) -> None:
         task = watched.task
         error = TaskTimeoutError(
-            f"task {task.id} is not finished after {watched.looked - watched.since:.3g} s, so the session looks no "
-            "more (give_up_after); it goes on at the service: await it again, or attach it",
+            f"task {task.id} is not finished after {watched.looked - watched.since:.3g} s, so the session polls it "
+            "no more (give_up_after); it goes on at the service: await it again, or attach it",
             task=task,
             given_up=True,
         )

@@ -488,7 +488,7 @@ async def test_an_expired_link_that_stays_expired(
     async with serving(picture(1000)) as host:
         host.answers.append(reply(status))
         with pytest.raises(
-            error, match=rf"^{status}: picture 1 of task t1 was refused.*look at the task anew"
+            error, match=rf"^{status}: picture 1 of task t1 was refused.*fetch the task's record anew"
         ) as caught:
             await downloads.save("t1", 1, host.url, tmp_path)
 

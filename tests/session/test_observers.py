@@ -18,8 +18,8 @@ from flux2_async import (
     Flux2Session,
     ImageToImage,
     LimitLearned,
-    Looked,
     Paused,
+    Polled,
     RateLimit,
     RateLimitedError,
     SessionEvent,
@@ -54,7 +54,7 @@ async def test_a_task_from_request_to_files(tmp_path: Path) -> None:
     kinds = [type(event) for event in seen]
     assert kinds[0] is Uploaded
     assert steps(seen) == ["granted", "announced", "posted", "accepted"]
-    assert set(kinds[5:-2]) == {Looked, StateChanged}
+    assert set(kinds[5:-2]) == {Polled, StateChanged}
     assert kinds[-2:] == [Settled, Downloaded]
     assert {(event.ref, event.key) for event in seen[:-1]} == {("mine", "order 7")}
     assert [event.task_id for event in seen] == [None] * 4 + [task.id] * (len(seen) - 4)
@@ -127,7 +127,7 @@ async def test_a_look_that_fails() -> None:
     async with emulated(script, observers=[seen.append]) as (flux, _):
         await (await flux.submit(REQUEST)).wait()
 
-    looks = [event for event in seen if isinstance(event, Looked)]
+    looks = [event for event in seen if isinstance(event, Polled)]
     assert looks[0].error is not None
     assert looks[0].record is None
     assert looks[-1].record is not None
@@ -209,7 +209,7 @@ def test_one_observer_without_a_list() -> None:
 
 def test_events_hold_still_and_show_no_prompt() -> None:
     """Events are frozen, and what a log may hold of them are names and states."""
-    for name in ("Downloaded", "Looked", "Paused", "Settled", "StateChanged", "SubmissionChanged", "Uploaded"):
+    for name in ("Downloaded", "Polled", "Paused", "Settled", "StateChanged", "SubmissionChanged", "Uploaded"):
         assert issubclass(getattr(flux2_async, name), SessionEvent)
         assert attrs.fields_dict(getattr(flux2_async, name)).keys() >= {"time", "ref", "task_id", "key"}
     assert not attrs.fields_dict(SubmissionChanged)["request"].repr

@@ -78,7 +78,7 @@ async def tell_end(screen: Screen, journal: Journal, end: End) -> None:
     screen.result(_summary(end))
     for outcome in unknown[:LISTED]:
         screen.note(f"unknown: {_named(outcome)}, submission {outcome.ref}", "yellow")
-    for words in _advice(end):
+    for words in _advice(end, journal.path):
         screen.note(words)
     if end.failure is not None:
         notes = " ".join(getattr(end.failure, "__notes__", []))
@@ -115,7 +115,7 @@ def _money(end: End) -> str:
     return words
 
 
-def _advice(end: End) -> list[str]:
+def _advice(end: End, journal: Path) -> list[str]:
     progress = end.progress
     found = []
     option, _, why = (progress.stopped or "").partition("=")
@@ -125,8 +125,7 @@ def _advice(end: End) -> list[str]:
     if progress.unknown:
         found.append(
             "Unknown requests may have been paid: look into the task log of your account, and say what became of each "
-            f"with: flux2 unknown {shlex.quote(str(end.folder))}. --retry-unknown sends all of them again, which may "
-            "pay twice."
+            f"with: {_unknown(end.folder, journal)}. --retry-unknown sends all of them again, which may pay twice."
         )
     if progress.failed:
         found.append("--retry-failed sends again what failed.")
@@ -140,6 +139,13 @@ def _advice(end: End) -> list[str]:
             # So many tasks are meant for each run.
             found.append(f"Go on with: {end.again}")
     return found
+
+
+def _unknown(folder: Path, journal: Path) -> str:
+    words = ["flux2", "unknown", str(folder)]
+    if journal != folder / "run.db":
+        words += ["--journal", str(journal)]
+    return shlex.join(words)
 
 
 def _named(outcome: Outcome) -> str:

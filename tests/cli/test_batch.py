@@ -266,6 +266,17 @@ def test_a_cap(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixtu
     assert account.ledger.charged == 42
 
 
+def test_the_way_to_decide_names_the_journal(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it was given, where it is not the usual one; the command finds the request there."""
+    write(here, 1, id="a")
+    account.inject(Fault("createTask", "cut_after"))
+    assert flux2("--no-report", "--journal", "my runs.db") == 1
+    assert "with: flux2 unknown results --journal 'my runs.db'. --retry-unknown" in capsys.readouterr().err
+    assert run(["unknown", "results", "--journal", "my runs.db", "--never-made", "a"]) == 0
+
+
 def test_unknown_requests_are_listed(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Who may have paid unseen is told which, where to look, and what a retry may cost; the hint repeats no retry."""
     write(here, 2, id="a")

@@ -52,11 +52,13 @@ if TYPE_CHECKING:
         UploadedFile,
     )
     from flux2_async.models.events import (
+        Attached,
         Downloaded,
         LimitLearned,
         Observer,
         Paused,
         Polled,
+        Queued,
         SessionEvent,
         Settled,
         StateChanged,
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AmbiguousSubmitError",
     "ApiError",
+    "Attached",
     "AuthenticationError",
     "Callbacks",
     "Completion",
@@ -97,6 +100,7 @@ __all__ = [
     "Polled",
     "Polling",
     "ProtocolError",
+    "Queued",
     "QuotaExceededError",
     "RateLimit",
     "RateLimitedError",

@@ -20,11 +20,13 @@ from flux2_async.models.settings import RateLimit
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 
 __all__ = [
+    "Attached",
     "Downloaded",
     "LimitLearned",
     "Observer",
     "Paused",
     "Polled",
+    "Queued",
     "SessionEvent",
     "Settled",
     "StateChanged",
@@ -51,6 +53,17 @@ class SessionEvent:
 
 
 Observer = Callable[[SessionEvent], object]
+
+
+@attrs.frozen(kw_only=True)
+class Queued(SessionEvent):
+    """A submission was taken in, and waits; told while its caller is calling, so in that one's context.
+
+    Attributes:
+        request: What is to be submitted.
+    """
+
+    request: Request = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -94,6 +107,14 @@ class LimitLearned(SessionEvent):
 
     limit: int | None
     rate_limit: RateLimit
+
+
+@attrs.frozen(kw_only=True)
+class Attached(SessionEvent):
+    """A task is watched that was submitted earlier or elsewhere, or that had been given up.
+
+    Told while its caller is calling, so in that one's context.
+    """
 
 
 @attrs.frozen(kw_only=True)

@@ -356,7 +356,7 @@ class Flux2Session:
             InvalidRequestError: This cannot be a task id.
             SessionClosedError: The session is not open.
         """
-        return self._open_engine().watcher.attach(check_task_id(task_id))
+        return self._open_engine().watcher.attach(check_task_id(task_id), asked=True)
 
     def tasks(self) -> tuple[ImageTask, ...]:
         """Give the handles of everything outstanding, also of what nobody waits for any more."""
@@ -479,10 +479,10 @@ class Flux2Session:
         """Tell a function from now on what happens, also before the session is opened and when it is opened again.
 
         Args:
-            observer: A plain function, called in the event loop with a `SessionEvent` each time: `SubmissionChanged`
-                for every step of a submission, `Paused` and `LimitLearned` after 429s, `Polled`, `StateChanged` and
-                `Settled` of tasks, `Uploaded` and `Downloaded` of files. It decides nothing; what it raises is logged
-                once.
+            observer: A plain function, called in the event loop with a `SessionEvent` each time: `Queued` and
+                `SubmissionChanged` for every step of a submission, `Paused` and `LimitLearned` after 429s, `Attached`,
+                `Polled`, `StateChanged` and `Settled` of tasks, `Uploaded` and `Downloaded` of files. It decides
+                nothing; what it raises is logged once.
 
         Returns:
             A function without arguments that ends it.

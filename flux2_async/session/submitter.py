@@ -115,6 +115,7 @@ class Submitter:
         """
         if self._sender.closed:
             raise SessionClosedError("the session was closed; nothing was sent")
+        self._transitions.queued(submission)
         # Not through the loop's task factory: an eager one would run it before its key is bound to it.
         job = asyncio.Task(self._run(submission), loop=self._loop, name=f"flux2_async submit {submission.ref}")
         self._jobs[submission] = job

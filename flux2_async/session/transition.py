@@ -62,6 +62,10 @@ class Transitions:
         self._keys = keys
         self._observers = observers
 
+    def queued(self, submission: Submission) -> None:
+        """It was taken in."""
+        self._observers.queued(submission)
+
     def step(self, submission: Submission, event: SubmissionEvent, error: Exception | None = None) -> None:
         """An event after which it goes on."""
         submission.move(event)

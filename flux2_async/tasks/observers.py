@@ -22,10 +22,12 @@ logger = logging.getLogger("flux2_async")
 
 
 _Kind = Literal[
+    "Attached",
     "Downloaded",
     "LimitLearned",
     "Polled",
     "Paused",
+    "Queued",
     "Settled",
     "StateChanged",
     "SubmissionChanged",
@@ -75,6 +77,11 @@ class Observers:
         if observer in left:
             left.remove(observer)
         self._observers = tuple(left)
+
+    def queued(self, what: _Submission) -> None:
+        """A submission was taken in."""
+        if self._observers:
+            self.tell("Queued", ref=what.ref, key=what.key, request=what.request)
 
     def stepped(
         self, what: _Submission, event: SubmissionEvent, error: Exception | None = None, task_id: str | None = None

@@ -151,14 +151,16 @@ class Watcher:
         watched = self._timing.begin(task, schedule, now)
         self._begin(watched, self._timing.wait(watched, now))
 
-    def attach(self, task_id: str) -> ImageTask:
-        """Give the handle of an outstanding task, or look after another one from now on."""
+    def attach(self, task_id: str, *, asked: bool = False) -> ImageTask:
+        """Give the handle of an outstanding task, or look after another one from now on; `asked`: for a caller."""
         known = self.get(task_id) or self.resume(task_id)
         if known is not None:
             return known
         task = ImageTask(task_id)
         self._slots.borrow()
         self.watch(task)
+        if asked:
+            self._attached(task)
         return task
 
     def listen(self, listener: Callable[[ImageTask, bool], None]) -> None:
@@ -201,6 +203,11 @@ class Watcher:
         self._slots.borrow()
         # It may have ended long ago.
         self._begin(self._timing.again(before, self._loop.time()), 0.0)
+        self._attached(task)
+
+    def _attached(self, task: ImageTask) -> None:
+        if self._observers:
+            self._observers.tell("Attached", ref=task.ref, key=task.key, task_id=task.id)
 
     def hint(self, task_id: str) -> None:
         """Look at a task now, because somebody says that it is finished; unknown ids are ignored."""

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from emulated import REQUEST, emulated, error_of, session_for, until
 
 import flux2_async
 from flux2_async import (
+    Attached,
     ConfigurationError,
     Downloaded,
     Flux2Session,
@@ -20,6 +22,7 @@ from flux2_async import (
     LimitLearned,
     Paused,
     Polled,
+    Queued,
     RateLimit,
     RateLimitedError,
     SessionEvent,
@@ -52,12 +55,12 @@ async def test_a_task_from_request_to_files(tmp_path: Path) -> None:
         paths = await flux.download(await task.result(), tmp_path)
 
     kinds = [type(event) for event in seen]
-    assert kinds[0] is Uploaded
+    assert kinds[:2] == [Queued, Uploaded]
     assert steps(seen) == ["granted", "announced", "posted", "accepted"]
-    assert set(kinds[5:-2]) == {Polled, StateChanged}
+    assert set(kinds[6:-2]) == {Polled, StateChanged}
     assert kinds[-2:] == [Settled, Downloaded]
     assert {(event.ref, event.key) for event in seen[:-1]} == {("mine", "order 7")}
-    assert [event.task_id for event in seen] == [None] * 4 + [task.id] * (len(seen) - 4)
+    assert [event.task_id for event in seen] == [None] * 5 + [task.id] * (len(seen) - 5)
     assert all(event.time.tzinfo for event in seen)
     changes = [event.state for event in seen if isinstance(event, StateChanged)]
     assert changes[-1] is TaskState.SUCCESS
@@ -118,6 +121,42 @@ async def test_who_leaves() -> None:
         await until(lambda: steps(seen[begun:])[1:])
 
         assert sorted(steps(seen[begun:])) == ["expired", "withdrawn"]
+
+
+async def test_told_in_the_context_of_whoever_calls() -> None:
+    """A submission that is taken in and a task that is attached are told before the call returns, in its context."""
+    caller: ContextVar[str] = ContextVar("caller", default="nobody")
+    seen: list[tuple[SessionEvent, str]] = []
+    async with emulated(observers=[lambda event: seen.append((event, caller.get()))]) as (flux, _):
+        caller.set("who submits")
+        task = await flux.submit(REQUEST, ref="mine", key="order 7")
+        await flux.aclose()
+        async with flux:
+            caller.set("who attaches")
+            again = flux.attach(task.id)
+            assert flux.attach(task.id) is again
+            caller.set("somebody else")
+            await again.result()
+
+    [queued] = [(event, who) for event, who in seen if isinstance(event, Queued)]
+    [attached] = [(event, who) for event, who in seen if isinstance(event, Attached)]
+    assert isinstance(queued[0], Queued)
+    assert (queued[0].ref, queued[0].key, queued[0].request, queued[1]) == ("mine", "order 7", REQUEST, "who submits")
+    assert (attached[0].task_id, attached[1]) == (task.id, "who attaches")
+
+
+async def test_given_up_and_attached_again() -> None:
+    """A task that had been given up is told as attached when somebody wants it again."""
+    seen: list[SessionEvent] = []
+    async with emulated(Script(plans=Plan(duration=30.0)), observers=[seen.append]) as (flux, _):
+        task = await flux.submit(REQUEST, ref="mine")
+        flux.give_up_after(task, 5)
+        await error_of(task.result())
+        await task.result()
+
+    ends = [event for event in seen if isinstance(event, Attached | Settled)]
+    assert [type(event) for event in ends] == [Settled, Attached, Settled]
+    assert {(event.ref, event.task_id) for event in ends} == {("mine", task.id)}
 
 
 async def test_a_look_that_fails() -> None:
@@ -209,10 +248,14 @@ def test_one_observer_without_a_list() -> None:
 
 def test_events_hold_still_and_show_no_prompt() -> None:
     """Events are frozen, and what a log may hold of them are names and states."""
-    for name in ("Downloaded", "Polled", "Paused", "Settled", "StateChanged", "SubmissionChanged", "Uploaded"):
+    for name in (
+        *("Attached", "Downloaded", "LimitLearned", "Polled", "Paused"),
+        *("Queued", "Settled", "StateChanged", "SubmissionChanged", "Uploaded"),
+    ):
         assert issubclass(getattr(flux2_async, name), SessionEvent)
         assert attrs.fields_dict(getattr(flux2_async, name)).keys() >= {"time", "ref", "task_id", "key"}
     assert not attrs.fields_dict(SubmissionChanged)["request"].repr
+    assert not attrs.fields_dict(Queued)["request"].repr
 
 
 def test_events_cost_nothing_unobserved() -> None:

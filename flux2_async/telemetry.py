@@ -1,0 +1,379 @@
+"""OpenTelemetry for sessions: spans and metrics after its conventions for generative AI; needs the extra `otel`.
+
+    telemetry = Telemetry()
+    flux = Flux2Session(observers=[telemetry])
+
+One `Telemetry` may observe any number of sessions. It uses the API of OpenTelemetry alone; SDK and exporters are the
+program's matter.
+
+Spans of kind CLIENT, in the trace of whoever calls:
+
+- `submit MODEL`, from the call until the service has accepted or refused the task, or it was withdrawn. 429s on the way
+  are events of it.
+- `generate_content MODEL`, from the createTask call that was accepted until the task is settled, with a link to the
+  former. No coroutine holds it open: it goes on when nobody waits. Polls are events of it. Closing the session ends it.
+
+Metrics: `gen_ai.client.inference.duration` (the second span's; also of refused calls), `flux2.client.refusals`,
+`flux2.client.pause.duration`, `flux2.client.running`, `flux2.client.waiting`, `flux2.client.lag` and
+`flux2.client.credits`. `error.type` is the name of an error's class. Nothing holds an address, a text of an error or,
+unless asked for, a prompt.
+
+A task of another process has a span where it is attached, in the trace that is current there and linked to what is
+current. So the trace goes on when the caller carries it over:
+
+    carrier = {}
+    propagate.inject(carrier, telemetry.context(task.id))  # kept beside task.id; elsewhere then:
+    token = context.attach(propagate.extract(carrier))
+    task = flux.attach(task_id)
+    context.detach(token)
+
+A task that a callback tells of is linked to its unclear submission in the process that made that. The library itself
+writes no trace into callbacks' addresses, the journal of a batch or a coordination: what comes by these in another
+process begins a trace of its own there, unless the caller attaches it as above.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+import attrs
+
+from flux2_async._version import VERSION
+from flux2_async.errors import Flux2Error
+from flux2_async.models.events import Attached, Paused, Polled, Queued, SessionEvent, Settled, SubmissionChanged
+from flux2_async.models.records import TaskRecord
+from flux2_async.models.requests import Request
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+
+MISSING: Final = 'flux2_async.telemetry needs the extra "otel"; install it with: pip install "flux2-async[otel]"'
+
+try:
+    from opentelemetry import metrics, trace
+    from opentelemetry.context import Context, get_current
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "opentelemetry":
+        raise
+    raise ImportError(MISSING, name=error.name) from None
+
+__all__ = ["Telemetry"]
+
+# The names below as they stand in open-telemetry/semantic-conventions-genai since 2026-10-06 (v0.1.0), which is in
+# development; the address is the one that its registry declares.
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai-dev/1.42.0-dev"
+OPERATION: Final = "gen_ai.operation.name"
+PROVIDER: Final = "gen_ai.provider.name"
+OUTPUT_TYPE: Final = "gen_ai.output.type"
+REQUEST_MODEL: Final = "gen_ai.request.model"
+RESPONSE_MODEL: Final = "gen_ai.response.model"
+RESPONSE_ID: Final = "gen_ai.response.id"
+INPUT_MESSAGES: Final = "gen_ai.input.messages"
+ERROR_TYPE: Final = "error.type"
+DURATION: Final = "gen_ai.client.inference.duration"
+DURATION_BUCKETS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+# Of the conventions' operations, what comes nearest; they have none for a submission, and allow others.
+GENERATE: Final = "generate_content"
+SUBMIT: Final = "submit"
+
+# Our own.
+REF: Final = "flux2.submission.ref"
+SUBMISSION_STATE: Final = "flux2.submission.state"
+TASK_STATE: Final = "flux2.task.state"
+CREDITS_CONSUMED: Final = "flux2.credits"
+REFUSALS: Final = "flux2.client.refusals"
+PAUSES: Final = "flux2.client.pause.duration"
+RUNNING: Final = "flux2.client.running"
+WAITING: Final = "flux2.client.waiting"
+LAG: Final = "flux2.client.lag"
+CREDITS: Final = "flux2.client.credits"
+SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 300.0)
+
+NAME_OF_PROVIDER: Final = "apikley"
+COMMON: Final = {PROVIDER: NAME_OF_PROVIDER, OUTPUT_TYPE: "image"}
+ENDED: Final = frozenset(
+    {SubmissionState.ACCEPTED, SubmissionState.REFUSED, SubmissionState.UNKNOWN, SubmissionState.WITHDRAWN}
+)
+# Submissions of unknown outcome that are remembered for the callback that tells of them.
+UNCLEAR_MAX: Final = 1000
+
+_Attributes = dict[str, str | float]
+
+
+@attrs.define(eq=False)
+class _Submission:
+    """One that was called for; `posted` in ns since 1970."""
+
+    span: trace.Span
+    parent: Context
+    request: Request
+    waiting: bool = True
+    posted: int | None = None
+
+
+@attrs.define(eq=False)
+class _Wait:
+    """A task that is not settled; `begun` in ns since 1970, or None for one that was not submitted here."""
+
+    span: trace.Span
+    model: str | None
+    begun: int | None
+
+
+class Telemetry:
+    """An observer of sessions that makes spans and metrics of what happens, see the module.
+
+    Args:
+        prompts: Whether the spans hold the prompts, as `gen_ai.input.messages`.
+        tracer_provider: What makes the spans. None: OpenTelemetry's global one.
+        meter_provider: What makes the metrics. None: OpenTelemetry's global one.
+
+    Raises:
+        ImportError: On import of the module, without the extra `otel`.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: bool = False,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+    ) -> None:
+        self._prompts = prompts
+        self._tracer = trace.get_tracer("flux2_async", VERSION, tracer_provider, SCHEMA_URL)
+        self._make_instruments(metrics.get_meter("flux2_async", VERSION, meter_provider, SCHEMA_URL))
+        self._submissions: dict[str, _Submission] = {}
+        self._unclear: dict[str, _Submission] = {}
+        self._waits: dict[str, _Wait] = {}
+        self._handlers: dict[type[SessionEvent], Callable[[Any], object]] = {
+            Queued: self._queued,
+            SubmissionChanged: self._changed,
+            Attached: self._attached,
+            Polled: self._polled,
+            Settled: self._settled,
+            Paused: self._paused,
+        }
+
+    def _make_instruments(self, meter: metrics.Meter) -> None:
+        def histogram(name: str, description: str, buckets: tuple[float, ...]) -> metrics.Histogram:
+            return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
+
+        self._duration = histogram(DURATION, "GenAI client inference operation duration.", DURATION_BUCKETS)
+        self._lag = histogram(LAG, "From a task's end by the service's clock until it is known here.", SECONDS)
+        self._pauses = histogram(PAUSES, "How long 429s let all submissions wait.", SECONDS)
+        self._refusals = meter.create_counter(REFUSALS, "{refusal}", "createTask calls that the service refused.")
+        self._credits = meter.create_counter(CREDITS, "{credit}", "Credits that finished tasks have consumed.")
+        self._running = meter.create_up_down_counter(RUNNING, "{task}", "Tasks that are not settled.")
+        self._waiting = meter.create_up_down_counter(WAITING, "{submission}", "Submissions that wait to be sent.")
+
+    def __call__(self, event: SessionEvent) -> None:
+        """Take an event of a session."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def context(self, task_id: str) -> Context | None:
+        """Give the context of a task's span, to be carried elsewhere; None for a task that is not outstanding."""
+        wait = self._waits.get(task_id)
+        return None if wait is None else trace.set_span_in_context(wait.span)
+
+    def close(self) -> None:
+        """End the spans of everything outstanding: for a session that goes on without being observed."""
+        for submission in self._submissions.values():
+            self._leave_queue(submission)
+            submission.span.end()
+        for wait in self._waits.values():
+            self._running.add(-1)
+            wait.span.end()
+        self._submissions.clear()
+        self._unclear.clear()
+        self._waits.clear()
+
+    def _queued(self, event: Queued) -> None:
+        assert event.ref is not None  # noqa: S101  each submission has one
+        self._begin(event.ref, event.request, event.time)
+
+    def _begin(self, ref: str, request: Request, time: datetime) -> _Submission:
+        parent = get_current()
+        attributes = self._attributes(SUBMIT, request)
+        attributes[REF] = ref
+        span = self._tracer.start_span(
+            f"{SUBMIT} {request.model}", parent, trace.SpanKind.CLIENT, attributes, start_time=_nanoseconds(time)
+        )
+        submission = self._submissions[ref] = _Submission(span, parent, request)
+        self._waiting.add(1)
+        return submission
+
+    def _attributes(self, operation: str, request: Request) -> _Attributes:
+        attributes: _Attributes = {OPERATION: operation, REQUEST_MODEL: request.model, **COMMON}
+        if self._prompts:
+            part = {"type": "text", "content": request.prompt}
+            attributes[INPUT_MESSAGES] = json.dumps([{"role": "user", "parts": [part]}])
+        return attributes
+
+    def _changed(self, event: SubmissionChanged) -> None:
+        ref = event.ref
+        assert ref is not None  # noqa: S101  each submission has one
+        if event.event is SubmissionEvent.FOUND:
+            submission = self._submissions.pop(ref, None) or self._unclear.pop(ref, None)
+        elif event.state in ENDED:
+            self._unclear.pop(ref, None)
+            submission = self._submissions.pop(ref, None)
+        else:
+            # The function may observe since this moment.
+            submission = self._submissions.get(ref) or self._begin(ref, event.request, event.time)
+            self._step(submission, event)
+            return
+        if submission is not None:
+            self._end(ref, submission, event)
+
+    def _step(self, submission: _Submission, event: SubmissionChanged) -> None:
+        waiting = event.state is SubmissionState.QUEUED
+        if not waiting:
+            self._leave_queue(submission)
+        elif not submission.waiting:
+            submission.waiting = True
+            self._waiting.add(1)
+        if event.event is SubmissionEvent.POSTED:
+            submission.posted = _nanoseconds(event.time)
+        elif event.event is SubmissionEvent.THROTTLED:
+            self._refused(submission, event.error)
+            submission.span.add_event("throttled", _error(event.error), _nanoseconds(event.time))
+
+    def _leave_queue(self, submission: _Submission) -> None:
+        if submission.waiting:
+            submission.waiting = False
+            self._waiting.add(-1)
+
+    def _refused(self, submission: _Submission, error: Exception | None) -> None:
+        self._refusals.add(1, {REQUEST_MODEL: submission.request.model, **_error(error)})
+
+    def _end(self, ref: str, submission: _Submission, event: SubmissionChanged) -> None:
+        self._leave_queue(submission)
+        now, span = _nanoseconds(event.time), submission.span
+        if event.task_id is not None:
+            self._wait(event, submission)
+            # One that had been unclear has ended.
+            if span.is_recording():
+                span.set_attribute(RESPONSE_ID, event.task_id)
+        else:
+            span.set_attribute(SUBMISSION_STATE, event.state.value)
+            _fail(span, event.error)
+            if submission.posted is not None and event.state is not SubmissionState.WITHDRAWN:
+                self._took(submission.request.model, now - submission.posted, event.error)
+        if event.event is SubmissionEvent.REFUSED:
+            self._refused(submission, event.error)
+        if event.state is SubmissionState.UNKNOWN:
+            self._unclear[ref] = submission
+            if len(self._unclear) > UNCLEAR_MAX:
+                del self._unclear[next(iter(self._unclear))]
+        if span.is_recording():
+            span.end(now)
+
+    def _wait(self, event: SubmissionChanged, submission: _Submission) -> None:
+        assert event.task_id is not None  # noqa: S101  its caller has seen to it
+        link = submission.span.get_span_context()
+        if (known := self._waits.get(event.task_id)) is not None:
+            # Attached before, or the task of another submission as well.
+            known.span.add_link(link)
+            return
+        attributes = self._attributes(GENERATE, submission.request)
+        attributes[RESPONSE_ID] = event.task_id
+        begun, model = submission.posted or _nanoseconds(event.time), submission.request.model
+        name, parent = f"{GENERATE} {model}", submission.parent
+        wait = self._open(event.task_id, name, parent=parent, link=link, attributes=attributes, begun=begun)
+        wait.model, wait.begun = model, submission.posted
+
+    def _attached(self, event: SessionEvent) -> _Wait:
+        assert event.task_id is not None  # noqa: S101  each task has one
+        # Polls are made in the context of whoever happened to bring them about.
+        parent = get_current() if isinstance(event, Attached) else Context()
+        link = trace.get_current_span(parent).get_span_context()
+        attributes: _Attributes = {OPERATION: GENERATE, RESPONSE_ID: event.task_id, **COMMON}
+        now = _nanoseconds(event.time)
+        return self._open(event.task_id, GENERATE, parent=parent, link=link, attributes=attributes, begun=now)
+
+    def _open(
+        self,
+        task_id: str,
+        name: str,
+        *,
+        parent: Context,
+        link: trace.SpanContext,
+        attributes: _Attributes,
+        begun: int,
+    ) -> _Wait:
+        links = [trace.Link(link)] if link.is_valid else None
+        span = self._tracer.start_span(name, parent, trace.SpanKind.CLIENT, attributes, links, begun)
+        wait = self._waits[task_id] = _Wait(span, None, None)
+        self._running.add(1)
+        return wait
+
+    def _polled(self, event: Polled) -> None:
+        assert event.task_id is not None  # noqa: S101  each task has one
+        # The function may observe since this moment.
+        span = (self._waits.get(event.task_id) or self._attached(event)).span
+        if not span.is_recording():
+            return
+        if event.error is not None:
+            seen = _error(event.error)
+        else:
+            seen = {TASK_STATE: "not visible" if event.record is None else event.record.state.value}
+        span.add_event("poll", seen, _nanoseconds(event.time))
+
+    def _settled(self, event: Settled) -> None:
+        assert event.task_id is not None  # noqa: S101  each task has one
+        wait = self._waits.get(event.task_id) or self._attached(event)
+        del self._waits[event.task_id]
+        self._running.add(-1)
+        now, span, record = _nanoseconds(event.time), wait.span, _record_of(event)
+        if record is not None:
+            self._finished(event, wait, record)
+        _fail(span, event.error)
+        if wait.begun is not None:
+            self._took(wait.model, now - wait.begun, event.error)
+        elif record is not None and record.duration is not None:
+            self._took(record.model, int(record.duration * 1e9), event.error)
+        span.end(now)
+
+    def _finished(self, event: Settled, wait: _Wait, record: TaskRecord) -> None:
+        model = wait.model or record.model
+        kind = {} if model is None else {REQUEST_MODEL: model}
+        if record.model is not None:
+            wait.span.set_attribute(RESPONSE_MODEL, record.model)
+        if record.credits_consumed is not None:
+            wait.span.set_attribute(CREDITS_CONSUMED, record.credits_consumed)
+            self._credits.add(record.credits_consumed, kind)
+        # One that was attached may have ended long before.
+        if record.complete_time is not None and wait.begun is not None:
+            self._lag.record(max((event.time - record.complete_time).total_seconds(), 0.0), kind)
+
+    def _took(self, model: str | None, nanoseconds: int, error: Exception | None) -> None:
+        attributes = {OPERATION: GENERATE, PROVIDER: NAME_OF_PROVIDER, **_error(error)}
+        if model is not None:
+            attributes[REQUEST_MODEL] = model
+        self._duration.record(max(nanoseconds, 0) / 1e9, attributes)
+
+    def _paused(self, event: Paused) -> None:
+        self._pauses.record(event.seconds)
+
+
+def _nanoseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1e6) * 1000
+
+
+def _error(error: Exception | None) -> dict[str, str]:
+    return {} if error is None else {ERROR_TYPE: type(error).__name__}
+
+
+def _fail(span: trace.Span, error: Exception | None) -> None:
+    if error is not None:
+        # Without its text, which may name what the caller gave.
+        span.set_attribute(ERROR_TYPE, type(error).__name__)
+        span.set_status(trace.StatusCode.ERROR)
+
+
+def _record_of(event: Settled) -> TaskRecord | None:
+    if event.result is not None:
+        return event.result.record
+    record = getattr(event.error, "record", None) if isinstance(event.error, Flux2Error) else None
+    return record if isinstance(record, TaskRecord) else None

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from flux2_async.session.callback_inbox import CallbackInbox, CallbackSettings
     from flux2_async.session.remembered import Remembered
 
-__all__ = ["Engine", "Unsettled"]
+__all__ = ["Engine", "Options", "Unsettled"]
 
 logger = logging.getLogger("flux2_async")
 
@@ -70,62 +70,74 @@ class Unsettled:
     refs: tuple[str, ...] = ()
 
 
+@attrs.frozen(kw_only=True, repr=False)
+class Options:
+    """What a session was given and is open with, see `Flux2Session`; checked.
+
+    Attributes:
+        rate_limit: New tasks per period, or None.
+        max_running: Tasks alive, or None.
+        polling: When to look.
+        callbacks: Where callbacks come in, or None.
+        coordination: How the account is shared with other processes, or None.
+        http: A borrowed aiohttp session, or None.
+        connector: Makes the connector of createTask, or None.
+        timeouts: Seconds for each kind of call.
+        private_downloads: Whether downloads may be redirected into a private network.
+    """
+
+    rate_limit: RateLimit | None
+    max_running: int | None
+    polling: Polling
+    callbacks: "CallbackSettings | None"
+    coordination: "Coordination | None"
+    http: aiohttp.ClientSession | None
+    connector: ConnectorFactory | None
+    timeouts: Timeouts
+    private_downloads: bool
+
+
 class Engine:
     """The parts of one session, made in the loop they run in.
 
     Args:
         credentials: The account.
-        rate_limit: New tasks per period, or None.
-        max_running: Tasks alive, or None.
-        polling: When to look.
-        timeouts: Seconds for each kind of call.
-        callbacks: Where callbacks come in, or None.
-        http: A borrowed aiohttp session, or None.
-        connector: Makes the connector of createTask, or None.
-        private_downloads: Whether downloads may be redirected into a private network.
-        coordination: How the account is shared with other processes, or None.
+        options: What the session was given.
         observers: Told what happens.
         before: The parts of the session when it was open before, or None: what the service counts and what keys stand
             for does not end with a session's being closed.
     """
 
     def __init__(
-        self,
-        credentials: Credentials,
-        *,
-        rate_limit: RateLimit | None,
-        max_running: int | None,
-        polling: Polling,
-        timeouts: Timeouts,
-        callbacks: "CallbackSettings | None",
-        http: aiohttp.ClientSession | None,
-        connector: ConnectorFactory | None = None,
-        private_downloads: bool = False,
-        coordination: "Coordination | None" = None,
-        before: "Engine | None" = None,
-        observers: Observers,
+        self, credentials: Credentials, options: Options, *, observers: Observers, before: "Engine | None" = None
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.observers = observers
         observers.begin()
-        self.transport = Transport(credentials, timeouts, http, connector, private_downloads=private_downloads)
+        self.transport = Transport(
+            credentials,
+            options.timeouts,
+            options.http,
+            options.connector,
+            private_downloads=options.private_downloads,
+        )
         self.api = Api(self.transport)
         self.files = Files(self.api)
-        self.slots = Slots(max_running)
+        self.slots = Slots(options.max_running)
         self.base_url = credentials.base_url
         self.account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
-        self.sharing = None if coordination is None else self._share(coordination, rate_limit, timeouts)
-        self.limiter: Permits = Limiter(rate_limit) if self.sharing is None else self.sharing.limiter
-        self.schedules = Schedules(polling)
-        self._remembered = _remembered(credentials.base_url) if polling.remember else None
-        self.watcher = Watcher(self.api, self.slots, self.schedules, polling, observers)
+        self.sharing = None if options.coordination is None else self._share(options.coordination, options)
+        self.limiter: Permits = Limiter(options.rate_limit) if self.sharing is None else self.sharing.limiter
+        self.schedules = Schedules(options.polling)
+        self._remembered = _remembered(credentials.base_url) if options.polling.remember else None
+        self.watcher = Watcher(self.api, self.slots, self.schedules, options.polling, observers)
         # Another key may stand in the environment by now.
         before = before if before is not None and before.account == self.account else None
         self.keys: Keys = Keys() if before is None else before.keys
-        self.inbox = None if callbacks is None else self._receive(callbacks)
+        self.inbox = None if options.callbacks is None else self._receive(options.callbacks)
         transitions = Transitions(
             limiter=self.limiter,
-            rate_limit=rate_limit,
+            rate_limit=options.rate_limit,
             schedules=self.schedules,
             watcher=self.watcher,
             inbox=self.inbox,
@@ -284,13 +296,13 @@ class Engine:
 
         return CallbackInbox(callbacks, self.watcher, self.keys, self.observers, self.sharing)
 
-    def _share(self, coordination: "Coordination", rate_limit: RateLimit | None, timeouts: Timeouts) -> "Sharing":
+    def _share(self, coordination: "Coordination", options: Options) -> "Sharing":
         # Most sessions are the only ones of their account.
         from flux2_async.coordination.client import Sharing  # noqa: PLC0415
         from flux2_async.coordination.contract import Terms  # noqa: PLC0415
 
-        lease = timeouts.connect + timeouts.submit + LEASE_SLACK
-        terms = Terms(rate_limit, lease, post=timeouts.submit)
+        lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
+        terms = Terms(options.rate_limit, lease, post=options.timeouts.submit)
         return Sharing(coordination, self.account, terms, on_callback=self._relayed, records=self.api)
 
     def _relayed(self, ref: str, task_id: str) -> None:

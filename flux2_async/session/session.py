@@ -40,7 +40,7 @@ from flux2_async.session.arguments import (
     check_task_id,
 )
 from flux2_async.session.as_completed import Completions
-from flux2_async.session.lifecycle import Engine, Unsettled
+from flux2_async.session.lifecycle import Engine, Options, Unsettled
 from flux2_async.session.submission import OnSend, SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask
 from flux2_async.tasks.observers import Observers
@@ -131,15 +131,17 @@ class Flux2Session:
         )
         self._given = key, base_url, upload_url
         check_given(key, base_url, upload_url)
-        self._rate_limit = rate_limit
-        self._max_running = check_count("max_running", max_running)
-        self._polling = polling
-        self._callbacks = None if callbacks is None else _settings_of(callbacks)
-        self._coordination = coordination
-        self._http = http
-        self._connector = connector
-        self._timeouts = timeouts
-        self._private_downloads = private_downloads
+        self._options = Options(
+            rate_limit=rate_limit,
+            max_running=check_count("max_running", max_running),
+            polling=polling,
+            callbacks=None if callbacks is None else _settings_of(callbacks),
+            coordination=coordination,
+            http=http,
+            connector=connector,
+            timeouts=timeouts,
+            private_downloads=private_downloads,
+        )
         self._observers = Observers(check_observers(observers))
         self._engine: Engine | None = None
         # Of the last time, until it is open again.
@@ -183,15 +185,7 @@ class Flux2Session:
             raise SessionClosedError("the session is open already; use it as it is")
         engine = Engine(
             make_credentials(*self._given),
-            rate_limit=self._rate_limit,
-            max_running=self._max_running,
-            polling=self._polling,
-            timeouts=self._timeouts,
-            callbacks=self._callbacks,
-            http=self._http,
-            connector=self._connector,
-            private_downloads=self._private_downloads,
-            coordination=self._coordination,
+            self._options,
             before=self._engine or self._before,
             observers=self._observers,
         )
@@ -338,7 +332,7 @@ class Flux2Session:
             ConfigurationError: `max_running` cannot be used, or another event loop; told likewise.
         """
         engine = self._open_engine()
-        limit = check_count("max_running", max_running) or self._max_running or MAX_RUNNING
+        limit = check_count("max_running", max_running) or self._options.max_running or MAX_RUNNING
 
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
         return Completions(submitter=engine.submitter, limit=limit).run(requests)
@@ -502,12 +496,12 @@ class Flux2Session:
     @property
     def rate_limit(self) -> RateLimit | None:
         """What the session was given."""
-        return self._rate_limit
+        return self._options.rate_limit
 
     @property
     def max_running(self) -> int | None:
         """What the session was given."""
-        return self._max_running
+        return self._options.max_running
 
     def pause(self, seconds: float) -> None:
         """Send nothing for at least so many seconds from now on, at most an hour; a longer pause stays.
@@ -527,7 +521,7 @@ class Flux2Session:
     @property
     def callback_settings(self) -> "CallbackSettings | None":
         """What addresses and bodies of callbacks are checked by; None for a session that expects none."""
-        return self._callbacks
+        return self._options.callbacks
 
     def accepts_callbacks(self) -> bool:
         """Whether `deliver` takes callbacks now: the session is open, in this event loop."""

@@ -139,7 +139,8 @@ def judge(
         # A date without the service's own one beside it can only be held against our clock.
         wait = retry_after(reply.headers, now)
     words = message or "refused without a reason"
-    error = refusal(reply.status if code is None else code, words, reply.status, creating=True, retry_after=wait)
+    known, foreign = (reply.status, True) if code is None else (code, False)
+    error = refusal(known, words, reply.status, creating=True, foreign=foreign, retry_after=wait)
     return Refused(error, reply.headers)
 
 

@@ -268,10 +268,11 @@ def _accepted(reply: Reply, task_id: str | None = None, *, ends_task: bool = Fal
     if (ends_task and envelope.code in ENDS_TASK) or (answered and envelope.success and envelope.code == SUCCESS):
         return envelope
     code, message = envelope.code, envelope.message
-    if code == SUCCESS and not answered:
+    foreign = code == SUCCESS and not answered
+    if foreign:
         code, message = reply.status, f"HTTP {reply.status} without an answer of the API"
     wait = retry_after(reply.headers, body=reply.body)
-    raise refusal(code, message, reply.status, retry_after=wait, task_id=task_id)
+    raise refusal(code, message, reply.status, foreign=foreign, retry_after=wait, task_id=task_id)
 
 
 def _is_answered(reply: Reply) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
+from http import HTTPStatus
 from typing import Final
 
 import attrs
@@ -26,6 +27,14 @@ from flux2_async.models.plain import is_number
 
 _CHANGE_REQUEST: Final = "Nothing was created; change the request as the text says"
 _LATER: Final = "Try again later"
+_FOREIGN: Final = (
+    "Nothing was created, and the answer has no `code` of the API: check base_url, and what is on the way there, such "
+    "as a gateway that wants a client certificate"
+)
+_FOREIGN_SIZE: Final = (
+    "The answer has no `code` of the API: a proxy on the way takes no body of this size, while the API takes pictures "
+    "of up to 10 MB"
+)
 _LOWER_RATE: Final = "Nothing was created; lower rate_limit if this comes often"
 _REDIRECT: Final = "Let base_url name the address to which this one redirects"
 
@@ -125,6 +134,7 @@ def refusal(
     http_status: int | None,
     *,
     creating: bool = False,
+    foreign: bool = False,
     retry_after: float | None = None,
     task_id: str | None = None,
 ) -> ApiError:
@@ -135,6 +145,7 @@ def refusal(
         message: The service's own words.
         http_status: The HTTP status, or None when nothing was sent.
         creating: Whether it answers createTask, where 500 means a bad parameter.
+        foreign: Whether there is no `code` of the API in it, as in the page of a proxy.
         retry_after: Seconds the service asked to wait, or None when it did not say.
         task_id: The task it is about, or None.
 
@@ -148,6 +159,11 @@ def refusal(
         advice = f"Check the task id and the account. {advice}"
     elif meaning.kind is RateLimitedError and not creating:
         advice = _LATER
+    elif code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and (foreign or creating):
+        # No file is sent with createTask.
+        advice = _FOREIGN_SIZE if foreign else _CHANGE_REQUEST
+    elif foreign and meaning.kind is RequestRejectedError:
+        advice = _FOREIGN
     text = without_signature(message) or "no reason given"
     more = {"retry_after": retry_after} if issubclass(meaning.kind, RateLimitedError) else {}
     error = meaning.kind(code, text, http_status, task_id=task_id, advice=advice, **more)

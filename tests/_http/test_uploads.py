@@ -217,6 +217,14 @@ async def test_gives_up_after_five_tries(
     assert (await uploads.bring(local(picture(100)), None)).size == 100
 
 
+async def test_a_proxy_that_takes_no_file_of_this_size(emulator: Emulator, uploads: Uploads) -> None:
+    """Its 413 is not told as the service's own bound, which the file keeps."""
+    emulator.inject(Fault("upload", "html", status=413, times=None))
+
+    with pytest.raises(RequestRejectedError, match="a proxy on the way takes no body of this size"):
+        await uploads.bring(local(picture(2_000_000)), None)
+
+
 @pytest.mark.parametrize(("code", "error"), [(401, AuthenticationError), (400, RequestRejectedError)])
 async def test_a_final_refusal_is_not_repeated(
     emulator: Emulator, uploads: Uploads, code: int, error: type[Exception]

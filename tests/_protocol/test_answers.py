@@ -73,6 +73,19 @@ def test_no_readable_code(body: Any) -> None:
         assert meaning(status, body) == expected(status, None)
 
 
+@pytest.mark.parametrize(("status", "word"), [(400, "client certificate"), (413, "a proxy on the way takes no body")])
+def test_advice_about_what_a_proxy_says(status: int, word: str) -> None:
+    """The page of a proxy is no reason to change the request; the API's own refusal is."""
+    for body, advised in (
+        (b"<html>no</html>", word),
+        (json.dumps({"code": status, "msg": "no"}).encode(), "change the"),
+    ):
+        sent = encode_request(REQUEST, ())
+        answer = judge(Reply(status, {}, body), sent=sent, request=REQUEST, ref="our-ref", now=NOW)
+        assert isinstance(answer, Refused)
+        assert advised in str(answer.error)
+
+
 @pytest.mark.parametrize("text", ["Server exception", "Internal Error, Please try again later.", "TRY AGAIN"])
 @pytest.mark.parametrize("key", ["msg", "message"])
 def test_text_that_blames_the_server(text: str, key: str) -> None:

@@ -76,6 +76,16 @@ def test_advice_fits_the_call() -> None:
     assert "lower rate_limit" in str(refusal(429, "m", 429, creating=True))
 
 
+def test_advice_fits_whose_answer_it_is() -> None:
+    """What a proxy says is no fault of the request: a missing client certificate, or its own bound on sizes."""
+    assert "client certificate" in str(refusal(400, "refused without a reason", 400, creating=True, foreign=True))
+    assert "change the request" in str(refusal(400, "prompt is required", 400, creating=True))
+    assert "a proxy on the way takes no body of this size" in str(refusal(413, "m", 413, foreign=True))
+    assert "Send a smaller file, at most 10 MB" in str(refusal(413, "m", 200))
+    assert "file" not in str(refusal(413, "m", 200, creating=True))
+    assert "Check the key" in str(refusal(401, "m", 401, foreign=True))
+
+
 def test_the_wait_is_kept_by_rate_refusals_only() -> None:
     """429 and 430 carry the seconds; nothing else has the attribute."""
     for code in (429, 430):

@@ -142,6 +142,7 @@ async def test_a_line_says_what_a_request_was() -> None:
         assert line_of(callback, emulator) == "callback     no answer f00  to http://x/, attempt 2"
 
 
+@pytest.mark.timeout(120)
 def test_it_logs_each_request_until_ctrl_c(tmp_path: Path) -> None:
     """A process of its own: settings on stdout, a line a request on stderr, its page and ledger, 0 at the end."""
     words = [sys.executable, "-m", "flux2_async.cli", "emulator", "--port", "0", "--no-render", "--json"]

@@ -1,6 +1,7 @@
 """`flux2 unknown` as people and scripts use it."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -16,9 +17,13 @@ from pathlib import Path
 import attrs
 import pytest
 
+from flux2_async.batch import run_state
 from flux2_async.cli.app import run
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.testing import RunningEmulator, running_emulator
+
+# Some of it starts commands of their own.
+pytestmark = pytest.mark.timeout(150)
 
 LOST = Fault("createTask", "cut_after", 3)
 BATCH = ["batch", "jobs.jsonl", "--out", "results", "--max-running", "1", "--no-report"]
@@ -26,16 +31,19 @@ BATCH = ["batch", "jobs.jsonl", "--out", "results", "--max-running", "1", "--no-
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningEmulator, Path, str]]:
-    """A batch of four in `results/`, three of which lost their replies; run once, since it pauses after each."""
+    """A batch of four in `results/`, three of which lost their replies; run once."""
     folder = tmp_path_factory.mktemp("batch")
     jobs = [{"id": f"shot={number}", "prompt": f"A lighthouse, number {number}\x1b[2J"} for number in range(4)]
     (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
     with running_emulator(Script(plans=Plan(duration=0.1), faults=[LOST], render=False)) as emulator:
-        words = [sys.executable, "-m", "flux2_async.cli", *BATCH]
-        environ = os.environ | account(emulator)
-        done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True, check=False)  # noqa: S603  ours
-        assert done.returncode == 1, done.stderr
-        yield emulator, folder, done.stderr
+        told = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(told):
+            patch.chdir(folder)
+            patch.setattr(run_state, "FIRST_PAUSE", 0.01)
+            for name, value in account(emulator).items():
+                patch.setenv(name, value)
+            assert again() == 1, told.getvalue()
+        yield emulator, folder, told.getvalue()
 
 
 @pytest.fixture

@@ -456,7 +456,7 @@ def test_a_download_that_fails_names_the_task(serve: Serve, capsys: pytest.Captu
     [task_id] = emulator.ledger.accepted
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(
-        f"look at the task anew, and where its addresses are still refused the picture is deleted; "
+        f"fetch the task's record anew, and where its addresses are still refused the picture is deleted; "
         f"go on with: flux2 status {task_id} --wait"
     )
     assert "fetch_record" not in last

@@ -6,6 +6,7 @@ from typing import Final
 __all__ = ["behind_reply"]
 
 _HEAD: Final = re.compile(rb"HTTP/1\.[01] +(\d{3})[^\n]*\n((?:[^\r\n][^\n]*\n)*)\r?\n")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] {1,9}\d{3}")
 _LENGTH: Final = re.compile(rb"^content-length:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _CHUNKED: Final = re.compile(rb"^transfer-encoding:.*\bchunked[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _CHUNK: Final = re.compile(rb"([0-9a-f]{1,8})(?:[ \t;][^\n]*|\r?)\n", re.IGNORECASE)
@@ -38,7 +39,7 @@ def behind_reply(heard: bytes) -> bytes:
         return _behind_chunks(body)
     if length := _LENGTH.search(head[2]):
         return body[int(length[1]) :]
-    another = _HEAD.search(body)
+    another = _STATUS_LINE.search(body)
     return b"" if another is None else body[another.start() :]
 
 

@@ -61,6 +61,19 @@ def test_an_end_that_cannot_be_told(heard: bytes) -> None:
     assert behind_reply(heard)
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [b"HTTP/1.1 429\na: b\n", b"HTTP/1.1 ", b"HTTP/1.1 100\n\n", b"1\r\nx\r\n", b"a:\n", b"\n", b" ", b"chunked "],
+)
+@pytest.mark.parametrize(
+    "head", [b"", HEAD + b"\r\n", HEAD, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", HEAD + b"a: b"]
+)
+def test_the_time_grows_with_the_length(head: bytes, piece: bytes) -> None:
+    """Megabytes of whatever a server may repeat are read once, and do not stop the event loop for minutes."""
+    heard = head + piece * (2**20 // len(piece))
+    assert heard.endswith(behind_reply(heard))
+
+
 @given(heard=st.binary(max_size=200), cut=st.integers(0, 200))
 def test_any_bytes(heard: bytes, cut: int) -> None:
     """Whatever comes, what is given is an end of it."""

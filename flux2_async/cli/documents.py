@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from textwrap import fill
+from shutil import get_terminal_size
+from textwrap import fill, wrap
 from types import ModuleType
 from typing import Final
 
@@ -24,6 +25,10 @@ HOMES: Final = (
 )  # fmt: skip
 WIDTH: Final = 20
 LINE: Final = 100
+NARROW: Final = 40
+# What begins a line that is no paragraph, and an item of a list.
+FIXED: Final = ("```", "|", "#", "<!--")
+ITEM: Final = re.compile(r"(- |[0-9]+\. )")
 # Before a name in a signature.
 MODULE: Final = re.compile(r"\b(?:[a-z_][a-z0-9_]*\.)+(?=[A-Za-z_])")
 
@@ -43,7 +48,7 @@ def docs(name: str | None = None, /) -> int:
             _say(f"{each:<{WIDTH}} {page.splitlines()[2]}")
         _say("\nflux2 docs NAME shows one; so it does with public names, such as Flux2Session.submit.")
         return 0
-    text = pages.get(name) or _described(name)
+    text = _fitted(pages[name]) if name in pages else _described(name)
     if text is None:
         return _missing("docs: no page and no public name", name, [*pages, *_public_names()])
     _say(text.rstrip("\n"))
@@ -94,6 +99,27 @@ def shown(command: Callable[[str | None], int], words: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     print(text)  # noqa: T201  rich may be missing, and would wrap programs
+
+
+def _fitted(page: str) -> str:
+    """Break the paragraphs of a page for the terminal; code and tables stay, and so does all of it in a pipe."""
+    if not sys.stdout.isatty():
+        return page
+    width = max(get_terminal_size().columns, NARROW)
+    lines: list[str] = []
+    paragraph: list[str] = []
+    code = False
+    for line in [*page.splitlines(), ""]:
+        begins = ITEM.match(line)
+        stays = code or not line or line.startswith(FIXED)
+        if paragraph and (stays or begins):
+            indent = " " * len(match[0]) if (match := ITEM.match(paragraph[0])) else ""
+            text = " ".join(paragraph)
+            lines += wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            paragraph = []
+        code ^= line.startswith("```")
+        (lines if stays else paragraph).append(line if stays else line.strip())
+    return "\n".join(lines)
 
 
 def _missing(what: str, name: str, known: Sequence[str]) -> int:

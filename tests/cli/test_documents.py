@@ -1,10 +1,11 @@
 """`flux2 docs`, `flux2 recipe` and `flux2 --version`: what is shown, and what is not imported for it."""
 
+import re
 import subprocess
 import sys
 
 import pytest
-from documents import RECIPES
+from documents import PAGES, README, RECIPES
 
 import flux2_async
 from flux2_async._version import VERSION
@@ -101,6 +102,23 @@ def test_docs_of_what_is_not_there(name: str, capsys: pytest.CaptureFixture[str]
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert said.err.startswith(f"flux2: docs: no page and no public name {name!r}; ")
     assert ("do you mean Flux2Session" in said.err) == name.startswith("Flux2Ses")
+
+
+def test_pages_fit_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal paragraphs are broken for its width and nothing is lost; in a pipe a page is as it is written."""
+    monkeypatch.setenv("COLUMNS", "60")
+    for page in PAGES:
+        if page == README:
+            continue
+        monkeypatch.setattr("sys.stdout.isatty", bool)
+        assert flux2("docs", page.stem) == 0
+        assert capsys.readouterr().out == page.read_text()
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        assert flux2("docs", page.stem) == 0
+        shown = capsys.readouterr().out
+        assert shown.split() == page.read_text().split()
+        prose = re.sub(r"^```.*?^```$|^\|.*?$|^<!--.*?$", "", shown, flags=re.DOTALL | re.MULTILINE)
+        assert [line for line in prose.splitlines() if len(line) > 60 and " " in line.strip("- ")] == []
 
 
 def test_help_knows_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -654,7 +654,7 @@ async def test_the_limit_does_not_end_with_a_session() -> None:
         assert emulator.ledger.refused == 0
         assert emulator.ledger.max_in_window(10.0) == 2
         async with flux:
-            flux._open_engine().limiter.pause(100.0)
+            flux.pause(100.0)
         begun = asyncio.get_running_loop().time()
         async with flux:
             await flux.submit(REQUEST)

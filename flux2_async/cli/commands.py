@@ -153,14 +153,17 @@ def decide(
         tuple[str, ...],
         Parameter(negative="", help="ID: the request was certainly not accepted, so that it is sent again."),
     ] = (),
+    check: Annotated[
+        bool, Parameter(help="Where there is a key, look whether the service knows a task and made it of that prompt.")
+    ] = True,
     journal: Annotated[Path | None, Parameter(help="The journal's file; run.db in the folder without it.")] = None,
     json: Json = False,
 ) -> int:
     """Run `flux2 unknown`."""
     from flux2_async.cli.unknown import Decisions, unknown
 
-    decisions = Decisions(task, never_made)
-    ask = not json and decisions == Decisions() and sys.stdin.isatty() and sys.stderr.isatty()
+    decisions = Decisions(task, never_made, check)
+    ask = not (json or task or never_made) and sys.stdin.isatty() and sys.stderr.isatty()
     path = journal or folder / "run.db"
     return _done(lambda screen: unknown(screen, path, decisions, ask=ask), machine=json)
 

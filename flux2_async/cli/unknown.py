@@ -1,8 +1,9 @@
 """`flux2 unknown`: what may have been accepted and nobody knows; a person says what became of it."""
 
 import asyncio
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -10,12 +11,15 @@ from typing import Any, Final
 import anyio
 import attrs
 
-from flux2_async.batch import Journal, UnknownRequest
+from flux2_async.batch import Journal, Outcome, UnknownRequest
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, counted, one_line
-from flux2_async.errors import InvalidRequestError
+from flux2_async.cli.service import real
+from flux2_async.errors import ApiError, InvalidRequestError, TaskNotFoundError, TransportError
+from flux2_async.models import TaskRecord
 
 __all__ = ["Decisions", "unknown"]
 
+NEVERTHELESS: Final = "nothing was changed; --no-check takes it nevertheless"
 WAYS: Final = "t TASK_ID: it is this task   n: it was never made, send it again   l: ask me later   q: stop asking"
 
 
@@ -26,10 +30,12 @@ class Decisions:
     Attributes:
         tasks: `ID=TASK_ID` each.
         never_made: Ids of requests.
+        check: Whether a task is looked at before it is written down, where there is a key.
     """
 
     tasks: tuple[str, ...] = ()
     never_made: tuple[str, ...] = ()
+    check: bool = True
 
     def found(self) -> dict[str, str]:
         """Give the tasks by the ids of their requests.
@@ -73,9 +79,11 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
     async with Journal(path) as journal:
         decided = []
         if found or decisions.never_made:
+            if decisions.check:
+                await _check(screen, journal, found)
             decided = await journal.resolve_unknown(found=found, never_made=decisions.never_made)
         elif ask:
-            await _ask_all(screen, journal)
+            await _ask_all(screen, journal, check=decisions.check)
         left = await journal.unknown()
     if not ask or decided:
         for number, request in enumerate(left, 1):
@@ -87,15 +95,51 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
     return int(bool(left))
 
 
-async def _ask_all(screen: Screen, journal: Journal) -> None:
+async def _check(screen: Screen, journal: Journal, found: Mapping[str, str]) -> None:
+    """Look at tasks where there is a key: the picture of a wrong one would be saved as that of the request.
+
+    Raises:
+        InvalidRequestError: The service does not know one, or made it of something else.
+    """
+    wanted = {request.outcome.id: request.outcome for request in await journal.unknown()}
+    looked_at = {name: task_id for name, task_id in found.items() if name in wanted}
+    if not looked_at or not os.environ.get("APIKLEY_API_KEY", "").strip():
+        return
+    async with real() as flux:
+        for name, task_id in looked_at.items():
+            try:
+                record = await flux.fetch_record(task_id)
+            except TaskNotFoundError as error:
+                raise InvalidRequestError(f"{error}; {NEVERTHELESS}") from None
+            except (ApiError, TransportError) as error:
+                screen.note(
+                    f"task {task_id} could not be looked at ({one_line(str(error))}); it is taken as given", "yellow"
+                )
+                continue
+            if (prompt := _other_prompt(record, wanted[name])) is not None:
+                raise InvalidRequestError(
+                    f"task {task_id} is not this request; it was made of {prompt!r:.80}; {NEVERTHELESS}"
+                )
+
+
+def _other_prompt(record: TaskRecord, outcome: Outcome) -> str | None:
+    """Give what a task was made of where that is not the request; None also where the service does not tell."""
+    given = (record.param or {}).get("input")
+    prompt = given.get("prompt") if isinstance(given, Mapping) else None
+    if not isinstance(prompt, str) or one_line(prompt) == one_line(outcome.prompt):
+        return None
+    return one_line(prompt)
+
+
+async def _ask_all(screen: Screen, journal: Journal, *, check: bool) -> None:
     requests = await journal.unknown()
     for number, request in enumerate(requests, 1):
         screen.result("\n".join(_told(request, f"{number} of {len(requests)}")))
-        if not await _ask(screen, journal, request.outcome.id):
+        if not await _ask(screen, journal, request.outcome.id, check=check):
             return
 
 
-async def _ask(screen: Screen, journal: Journal, name: str) -> bool:
+async def _ask(screen: Screen, journal: Journal, name: str, *, check: bool) -> bool:
     """Ask until there is an answer that can be followed; give whether to go on."""
     while True:
         screen.note(WAYS, "dim")
@@ -103,6 +147,8 @@ async def _ask(screen: Screen, journal: Journal, name: str) -> bool:
         try:
             match word.lower(), rest.strip():
                 case "t", task_id if task_id:
+                    if check:
+                        await _check(screen, journal, {name: task_id})
                     await journal.resolve_unknown(found={name: task_id})
                     screen.note("kept: the next run waits for this task", "green")
                 case "n", "":

@@ -126,6 +126,28 @@ def test_wrong_words_change_nothing(
     assert not Path("nowhere").exists()
 
 
+def test_a_task_is_looked_at_before_it_is_written_down(
+    batch: RunningEmulator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the service does not know, or made of another prompt, changes nothing, unless told to.
+
+    A service that does not answer is no hindrance, nor is having no key.
+    """
+    other = batch.ledger.accepted[1]
+    assert run(["unknown", "results", "--task", f"shot=0={'0' * 32}"]) == 2
+    assert f"does not know task {'0' * 32}" in capsys.readouterr().err
+    assert run(["unknown", "results", "--task", f"shot=0={other}", "--never-made", "shot=1"]) == 2
+    assert f"task {other} is not this request; it was made of 'A lighthouse, number 1" in capsys.readouterr().err
+    assert list(ids().values()) == ["unknown", "unknown", "unknown", "done"]
+    assert run(["unknown", "results", "--task", f"shot=0={other}", "--no-check"]) == 1
+    batch.inject(Fault("recordInfo", "html", times=1))
+    assert run(["unknown", "results", "--task", "shot=1=f00"]) == 1
+    assert "task f00 could not be looked at" in capsys.readouterr().err
+    monkeypatch.delenv("APIKLEY_API_KEY")
+    assert run(["unknown", "results", "--task", "shot=2=f01"]) == 0
+    assert list(ids().values()) == ["submitted", "submitted", "submitted", "done"]
+
+
 def test_a_journal_in_use_is_left_alone(batch: RunningEmulator, capsys: pytest.CaptureFixture[str]) -> None:
     """While another process has it nothing is read and nothing decided."""
     with contextlib.closing(sqlite3.connect("results/run.db", isolation_level=None)) as other:
@@ -195,7 +217,8 @@ def test_each_is_asked_for(batch: RunningEmulator) -> None:
             terminal.type(wrong)
             terminal.until("> ")
         terminal.type(f"t {taken}")
-        assert "is that of request 'shot=3'" in terminal.until("> ")
+        told = " ".join(terminal.until("> ").split())
+        assert "is not this request; it was made of 'A lighthouse, number 3" in told
         terminal.type("l")
         assert "A lighthouse, number 1" in terminal.until("> ")
         terminal.type(f"t {second}")

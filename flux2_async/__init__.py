@@ -6,6 +6,7 @@ async with Flux2Session() as flux:
     await flux.download(result, "out/")
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,11 @@ __all__ = [
 
 # Lightest first: a name is looked for in their lists.
 _HOMES = ("errors", "models", "models.submission_state", "tasks", "session", "models.events")
+
+
+# Modules of version 0.1.0 by which its pickles name what this one gives.
+for _module in ("_engine", "_settings"):
+    sys.modules[f"{__name__}.{_module}"] = sys.modules[__name__]
 
 
 def __getattr__(name: str) -> object:

@@ -9,19 +9,19 @@ from typing import Any, Final
 import attrs
 
 from benchmarks import alone, contenders, service
-from benchmarks.contenders import FLOOR, FRESH, OURS, SPED, Contender, Setting
+from benchmarks.contenders import FLOOR, FRESH, OBSERVED, OURS, SPED, Contender, Setting
 from benchmarks.table import Table
 
 AT_ONCE: Final = 50
 WAVES: Final = 20
 # The others take milliseconds of CPU for a task, and seconds before they look for the first time.
-QUICK: Final = frozenset({FLOOR, FRESH, OURS, SPED, "aiolimiter script"})
+QUICK: Final = frozenset({FLOOR, FRESH, OURS, SPED, OBSERVED, "aiolimiter script"})
 WAVES_OF_OTHERS: Final = 3
 
 
 # The requests of the service, with the number of their pictures; clients of other services have one of their own.
 REQUESTS: Final = {"image-to-image, 2 addresses": 2, "text-to-image": 0}
-BOTH: Final = frozenset({FLOOR, FRESH, OURS, SPED})
+BOTH: Final = frozenset({FLOOR, FRESH, OURS, SPED, OBSERVED})
 OWN: Final = "its own"
 
 

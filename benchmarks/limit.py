@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 
 from benchmarks import alone, contenders, service
-from benchmarks.contenders import FLOOR, FRESH, OURS, SPED, Setting
+from benchmarks.contenders import FLOOR, FRESH, OBSERVED, OURS, SPED, Setting
 from benchmarks.table import Table
 
 TASKS: Final = 100
@@ -46,7 +46,7 @@ def cases(names: Sequence[str]) -> list[Case]:
         for name in names
         for believed in ((LIMIT, BELIEVED) if name in TOLD else (0,))
         for says_when in (True, False)
-        if name not in (FLOOR, FRESH, SPED)
+        if name not in (FLOOR, FRESH, SPED, OBSERVED)
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 
 from benchmarks import alone, contenders, service
-from benchmarks.contenders import FLOOR, FRESH, OURS, SPED, Setting
+from benchmarks.contenders import FLOOR, FRESH, OBSERVED, OURS, SPED, Setting
 from benchmarks.table import Table
 
 TASKS: Final = 40
@@ -47,7 +47,7 @@ def cases(names: Sequence[str]) -> list[Case]:
         for name in names
         for price in ((*PRICES, None) if name == OURS else (None,))
         for says_when in (True, False)
-        if name not in (FLOOR, FRESH, SPED)
+        if name not in (FLOOR, FRESH, SPED, OBSERVED)
     ]
 
 

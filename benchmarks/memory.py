@@ -14,7 +14,7 @@ from typing import Any, Final
 import attrs
 
 from benchmarks import alone, contenders, service
-from benchmarks.contenders import FLOOR, FRESH, OURS, SPED, Setting
+from benchmarks.contenders import FLOOR, FRESH, OBSERVED, OURS, SPED, Setting
 from benchmarks.table import Table
 
 TASKS: Final = 20_000
@@ -68,7 +68,7 @@ def measure(names: Sequence[str], repeats: int, tasks: int = TASKS, others: int 
     rows = []
     with service.running(secure=1, duration=NEVER) as running, ThreadPoolExecutor(2) as pool:
         setting = attrs.asdict(Setting(**attrs.asdict(running), interval=NEVER))
-        known = [name for name in names if name not in (FRESH, SPED)]
+        known = [name for name in names if name not in (FRESH, SPED, OBSERVED)]
         cases = [(name, name, False) for name in known] + [(KEEPING, FLOOR, True)] * (FLOOR in known)
         for shown, name, keeps in cases:
             count = tasks if name in (FLOOR, OURS) else others

@@ -35,7 +35,9 @@ process begins a trace of its own there, unless the caller attaches it as above.
 import json
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
+from weakref import WeakSet
 
 import attrs
 
@@ -72,6 +74,7 @@ ERROR_TYPE: Final = "error.type"
 DURATION: Final = "gen_ai.client.inference.duration"
 DURATION_BUCKETS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 # Of the conventions' operations, what comes nearest; they have none for a submission, and allow others.
+UNKNOWN_MODEL: Final = "unknown"
 GENERATE: Final = "generate_content"
 SUBMIT: Final = "submit"
 
@@ -119,6 +122,37 @@ class _Wait:
     begun: int | None
 
 
+class _Instruments:
+    """The metrics of one provider, which reads from here what is outstanding: telling it each time would cost more."""
+
+    def __init__(self, provider: metrics.MeterProvider | None) -> None:
+        self.telemetries: WeakSet[Telemetry] = WeakSet()
+        self.credits: dict[str, float] = {}
+        meter = metrics.get_meter("flux2_async", VERSION, provider, SCHEMA_URL)
+
+        def histogram(name: str, description: str, buckets: tuple[float, ...]) -> metrics.Histogram:
+            return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
+
+        self.duration = histogram(DURATION, "GenAI client inference operation duration.", DURATION_BUCKETS)
+        self.lag = histogram(LAG, "From a task's end by the service's clock until it is known here.", SECONDS)
+        self.pauses = histogram(PAUSES, "How long 429s let all submissions wait.", SECONDS)
+        self.refusals = meter.create_counter(REFUSALS, "{refusal}", "createTask calls that the service refused.")
+        meter.create_observable_counter(CREDITS, [self._consumed], "{credit}", "Credits that tasks have consumed.")
+        meter.create_observable_up_down_counter(RUNNING, [self._running], "{task}", "Tasks that are not settled.")
+        meter.create_observable_up_down_counter(
+            WAITING, [self._waiting], "{submission}", "Submissions that wait to be sent."
+        )
+
+    def _consumed(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
+        return [metrics.Observation(total, {REQUEST_MODEL: model}) for model, total in list(self.credits.items())]
+
+    def _running(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
+        return [metrics.Observation(sum(telemetry.running for telemetry in list(self.telemetries)))]
+
+    def _waiting(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
+        return [metrics.Observation(sum(telemetry.waiting for telemetry in list(self.telemetries)))]
+
+
 class Telemetry:
     """An observer of sessions that makes spans and metrics of what happens, see the module.
 
@@ -140,7 +174,8 @@ class Telemetry:
     ) -> None:
         self._prompts = prompts
         self._tracer = trace.get_tracer("flux2_async", VERSION, tracer_provider, SCHEMA_URL)
-        self._make_instruments(metrics.get_meter("flux2_async", VERSION, meter_provider, SCHEMA_URL))
+        self._instruments = _instruments(meter_provider)
+        self._instruments.telemetries.add(self)
         self._submissions: dict[str, _Submission] = {}
         self._unclear: dict[str, _Submission] = {}
         self._waits: dict[str, _Wait] = {}
@@ -153,18 +188,6 @@ class Telemetry:
             Paused: self._paused,
         }
 
-    def _make_instruments(self, meter: metrics.Meter) -> None:
-        def histogram(name: str, description: str, buckets: tuple[float, ...]) -> metrics.Histogram:
-            return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
-
-        self._duration = histogram(DURATION, "GenAI client inference operation duration.", DURATION_BUCKETS)
-        self._lag = histogram(LAG, "From a task's end by the service's clock until it is known here.", SECONDS)
-        self._pauses = histogram(PAUSES, "How long 429s let all submissions wait.", SECONDS)
-        self._refusals = meter.create_counter(REFUSALS, "{refusal}", "createTask calls that the service refused.")
-        self._credits = meter.create_counter(CREDITS, "{credit}", "Credits that finished tasks have consumed.")
-        self._running = meter.create_up_down_counter(RUNNING, "{task}", "Tasks that are not settled.")
-        self._waiting = meter.create_up_down_counter(WAITING, "{submission}", "Submissions that wait to be sent.")
-
     def __call__(self, event: SessionEvent) -> None:
         """Take an event of a session."""
         handler = self._handlers.get(type(event))
@@ -176,13 +199,21 @@ class Telemetry:
         wait = self._waits.get(task_id)
         return None if wait is None else trace.set_span_in_context(wait.span)
 
+    @property
+    def running(self) -> int:
+        """Tasks that are not settled."""
+        return len(self._waits)
+
+    @property
+    def waiting(self) -> int:
+        """Submissions that wait to be sent."""
+        return sum(submission.waiting for submission in list(self._submissions.values()))
+
     def close(self) -> None:
         """End the spans of everything outstanding: for a session that goes on without being observed."""
         for submission in self._submissions.values():
-            self._leave_queue(submission)
             submission.span.end()
         for wait in self._waits.values():
-            self._running.add(-1)
             wait.span.end()
         self._submissions.clear()
         self._unclear.clear()
@@ -200,7 +231,6 @@ class Telemetry:
             f"{SUBMIT} {request.model}", parent, trace.SpanKind.CLIENT, attributes, start_time=_nanoseconds(time)
         )
         submission = self._submissions[ref] = _Submission(span, parent, request)
-        self._waiting.add(1)
         return submission
 
     def _attributes(self, operation: str, request: Request) -> _Attributes:
@@ -227,28 +257,17 @@ class Telemetry:
             self._end(ref, submission, event)
 
     def _step(self, submission: _Submission, event: SubmissionChanged) -> None:
-        waiting = event.state is SubmissionState.QUEUED
-        if not waiting:
-            self._leave_queue(submission)
-        elif not submission.waiting:
-            submission.waiting = True
-            self._waiting.add(1)
+        submission.waiting = event.state is SubmissionState.QUEUED
         if event.event is SubmissionEvent.POSTED:
             submission.posted = _nanoseconds(event.time)
         elif event.event is SubmissionEvent.THROTTLED:
             self._refused(submission, event.error)
             submission.span.add_event("throttled", _error(event.error), _nanoseconds(event.time))
 
-    def _leave_queue(self, submission: _Submission) -> None:
-        if submission.waiting:
-            submission.waiting = False
-            self._waiting.add(-1)
-
     def _refused(self, submission: _Submission, error: Exception | None) -> None:
-        self._refusals.add(1, {REQUEST_MODEL: submission.request.model, **_error(error)})
+        self._instruments.refusals.add(1, {REQUEST_MODEL: submission.request.model, **_error(error)})
 
     def _end(self, ref: str, submission: _Submission, event: SubmissionChanged) -> None:
-        self._leave_queue(submission)
         now, span = _nanoseconds(event.time), submission.span
         if event.task_id is not None:
             self._wait(event, submission)
@@ -305,7 +324,6 @@ class Telemetry:
         links = [trace.Link(link)] if link.is_valid else None
         span = self._tracer.start_span(name, parent, trace.SpanKind.CLIENT, attributes, links, begun)
         wait = self._waits[task_id] = _Wait(span, None, None)
-        self._running.add(1)
         return wait
 
     def _polled(self, event: Polled) -> None:
@@ -324,7 +342,6 @@ class Telemetry:
         assert event.task_id is not None  # noqa: S101  each task has one
         wait = self._waits.get(event.task_id) or self._attached(event)
         del self._waits[event.task_id]
-        self._running.add(-1)
         now, span, record = _nanoseconds(event.time), wait.span, _record_of(event)
         if record is not None:
             self._finished(event, wait, record)
@@ -336,25 +353,33 @@ class Telemetry:
         span.end(now)
 
     def _finished(self, event: Settled, wait: _Wait, record: TaskRecord) -> None:
-        model = wait.model or record.model
-        kind = {} if model is None else {REQUEST_MODEL: model}
+        model, found = wait.model or record.model or UNKNOWN_MODEL, _Attributes()
         if record.model is not None:
-            wait.span.set_attribute(RESPONSE_MODEL, record.model)
+            found[RESPONSE_MODEL] = record.model
         if record.credits_consumed is not None:
-            wait.span.set_attribute(CREDITS_CONSUMED, record.credits_consumed)
-            self._credits.add(record.credits_consumed, kind)
+            found[CREDITS_CONSUMED] = record.credits_consumed
+            consumed = self._instruments.credits
+            consumed[model] = consumed.get(model, 0.0) + record.credits_consumed
+        wait.span.set_attributes(found)
         # One that was attached may have ended long before.
         if record.complete_time is not None and wait.begun is not None:
-            self._lag.record(max((event.time - record.complete_time).total_seconds(), 0.0), kind)
+            lag = max((event.time - record.complete_time).total_seconds(), 0.0)
+            self._instruments.lag.record(lag, {REQUEST_MODEL: model})
 
     def _took(self, model: str | None, nanoseconds: int, error: Exception | None) -> None:
         attributes = {OPERATION: GENERATE, PROVIDER: NAME_OF_PROVIDER, **_error(error)}
         if model is not None:
             attributes[REQUEST_MODEL] = model
-        self._duration.record(max(nanoseconds, 0) / 1e9, attributes)
+        self._instruments.duration.record(max(nanoseconds, 0) / 1e9, attributes)
 
     def _paused(self, event: Paused) -> None:
-        self._pauses.record(event.seconds)
+        self._instruments.pauses.record(event.seconds)
+
+
+@cache
+def _instruments(provider: metrics.MeterProvider | None) -> _Instruments:
+    """Give those of a provider, of which OpenTelemetry makes each once; None: of the global one."""
+    return _Instruments(provider)
 
 
 def _nanoseconds(time: datetime) -> int:

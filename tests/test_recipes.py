@@ -238,6 +238,27 @@ async def test_fastapi_explains_failures(
     assert [answer.status for answer in answers] == [422, 502, 422]
 
 
+# --- prometheus
+
+
+async def test_prometheus_reads_what_pictures_cost(
+    flux2_emulator: RunningEmulator, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prometheus reads the duration, the credits and what runs; no prompt is among it."""
+    async with on_uvicorn(imported(recipe("prometheus"))["app"], listener):
+        answer = await create(listener, "a red kettle")
+        metrics = (await ask("GET", f"{address(listener)}/metrics/")).text
+    values = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in metrics.splitlines() if "{" in line}
+
+    assert answer.status == 200
+    assert values["gen_ai_client_inference_duration_seconds_count"] == 1
+    assert values["flux2_client_lag_seconds_count"] == 1
+    assert values["flux2_client_credits_total"] == flux2_emulator.ledger.charged
+    assert values["flux2_client_running"] == values["flux2_client_waiting"] == 0
+    assert 'gen_ai_request_model="flux-2/flex-text-to-image"' in metrics
+    assert "kettle" not in metrics
+
+
 # --- aiogram
 
 

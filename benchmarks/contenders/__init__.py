@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-__all__ = ["CONTENDERS", "FLOOR", "FRESH", "OURS", "SPED", "Contender", "Setting", "available", "entered"]
+__all__ = ["CONTENDERS", "FLOOR", "FRESH", "OBSERVED", "OURS", "SPED", "Contender", "Setting", "available", "entered"]
 
 
 @attrs.frozen
@@ -56,6 +56,8 @@ class Contender(Protocol):
 
 OURS: Final = "flux2_async"
 SPED: Final = "flux2_async[speedups]"
+OBSERVED: Final = "flux2_async[otel]"
+"""The library without speedups, observed by a `Telemetry` whose spans and metrics are recorded and not sent."""
 FLOOR: Final = "aiohttp by hand"
 FRESH: Final = "by hand, fresh connection"
 """The floor that sends each createTask over a connection which has carried no request, as the library does."""
@@ -66,6 +68,7 @@ CONTENDERS: Final = {
     FRESH: ("fresh", "aiohttp"),
     OURS: ("ours", "flux2_async"),
     SPED: ("ours", "orjson"),
+    OBSERVED: ("observed", "opentelemetry.sdk"),
     "aiolimiter script": ("script", "aiolimiter"),
     "fal-client": ("fal", "fal_client"),
     "replicate": ("replicates", "replicate"),
@@ -77,12 +80,20 @@ CONTENDERS: Final = {
 
 def available() -> list[str]:
     """The contenders that are installed."""
-    return [name for name, (_, package) in CONTENDERS.items() if find_spec(package)]
+    return [name for name, (_, package) in CONTENDERS.items() if _installed(package)]
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        # What it would be a part of.
+        return False
 
 
 def entered(name: str, setting: Setting) -> AbstractAsyncContextManager[Contender]:
     """Give a contender, ready inside `async with`."""
-    if name == OURS:
+    if name in (OURS, OBSERVED):
         # Most install it without the extra `speedups`.
         sys.modules.setdefault("orjson", None)  # type: ignore[arg-type]  # what is None there is not found
     module = import_module(f"benchmarks.contenders.{CONTENDERS[name][0]}")

@@ -1,0 +1,33 @@
+# Start it: uvicorn app:app (needs the extra otel, and: pip install opentelemetry-exporter-prometheus)
+"""A backend that shows Prometheus at /metrics how long pictures take, what they cost, what waits, what is refused."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from prometheus_client import CollectorRegistry, make_asgi_app
+
+from flux2_async import Flux2Session, TextToImage
+from flux2_async.telemetry import Telemetry
+
+registry = CollectorRegistry()
+meters = MeterProvider([PrometheusMetricReader(registry=registry)])
+flux = Flux2Session(observers=[Telemetry(meter_provider=meters)])
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async with flux:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+app.mount("/metrics", make_asgi_app(registry))
+
+
+@app.post("/pictures")
+async def create(prompt: str) -> dict[str, object]:
+    result = await flux.generate(TextToImage(prompt), timeout=300)
+    return {"id": result.task_id, "urls": result.urls}

@@ -5,9 +5,10 @@ They are told once, after the fact, and decide nothing. Nothing is made for obse
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 
 from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
@@ -33,6 +34,9 @@ _Kind = Literal[
     "SubmissionChanged",
     "Uploaded",
 ]
+
+# Of these, and of unclear submissions, there are lines in the log; it need not see the others, of which there are many.
+LOGGED: Final = frozenset({"LimitLearned", "Paused"})
 
 
 class _Submission(Protocol):
@@ -102,13 +106,10 @@ class Observers:
 
     def tell(self, kind: _Kind, **facts: Any) -> None:
         """Tell of an event of a kind, which is not loaded before somebody observes."""
-        # Loading them takes a tenth of the time that loading the package does.
-        from flux2_async.models import events  # noqa: PLC0415
-        from flux2_async.tasks.log_lines import LogLines  # noqa: PLC0415
-
-        event: SessionEvent = getattr(events, kind)(time=datetime.now(UTC), **facts)
-        self._log = self._log or LogLines()
-        self._log(event)
+        event = _kinds()[kind](time=datetime.now(UTC), **facts)
+        if kind in LOGGED or facts.get("event") is SubmissionEvent.UNCLEAR:
+            self._log = self._log or _log_lines()
+            self._log(event)
         for observer in self._observers:
             try:
                 observer(event)
@@ -116,3 +117,17 @@ class Observers:
                 if id(observer) not in self._failed:
                     self._failed.add(id(observer))
                     logger.exception("observer %r failed at %s; it is told of this once", observer, kind)
+
+
+# Loading them takes a tenth of the time that loading the package does.
+@cache
+def _kinds() -> "dict[str, Callable[..., SessionEvent]]":
+    from flux2_async.models import events  # noqa: PLC0415
+
+    return {name: getattr(events, name) for name in get_args(_Kind)}
+
+
+def _log_lines() -> "LogLines":
+    from flux2_async.tasks.log_lines import LogLines  # noqa: PLC0415
+
+    return LogLines()

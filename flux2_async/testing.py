@@ -63,6 +63,10 @@ class RunningEmulator:
         """Add a fault; see `Emulator.inject`."""
         self._portal.call(self._emulator.inject, fault)
 
+    def clear_faults(self) -> None:
+        """End all faults; see `Emulator.clear_faults`."""
+        self._portal.call(self._emulator.clear_faults)
+
     def finish(self, task_id: str) -> None:
         """End a task now; see `Emulator.finish`.
 

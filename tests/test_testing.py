@@ -68,9 +68,11 @@ def test_a_script_is_copied(flux2_emulator: RunningEmulator) -> None:
 @pytest.mark.real_time
 @pytest.mark.flux2_script(Script(plans=Plan(duration=3600.0), render=False))
 async def test_the_emulator_is_steered_from_the_test(flux2_emulator: RunningEmulator) -> None:
-    """Faults, the end of a task and an outage are ordered from the test's own event loop."""
+    """Faults and their end, the end of a task and an outage are ordered from the test's own event loop."""
     async with Flux2Session(polling=OFTEN) as flux:
         flux2_emulator.inject(Fault("credit", "html", times=None))
+        flux2_emulator.clear_faults()
+        assert await flux.credits() > 0
         task = await flux.submit(REQUEST)
         waiting = flux2_emulator.task(task.id)
         flux2_emulator.stop()

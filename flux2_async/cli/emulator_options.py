@@ -1,14 +1,11 @@
 """What `flux2 emulator` can be told: the knobs of `Script`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import attrs
 from cyclopts import Parameter
 
 from flux2_async.cli.options import CREDITS
-
-if TYPE_CHECKING:
-    from flux2_async.emulator import Script
 
 __all__ = ["EmulatorOptions"]
 
@@ -96,13 +93,3 @@ class EmulatorOptions:
     ] = False
     render: Annotated[bool, Parameter(help="Draw the pictures; without, each is a tiny PNG.")] = True
     picture_format: Annotated[Literal["jpeg", "png"], Parameter(help="Of the drawn pictures.")] = "jpeg"
-
-    def script(self) -> "Script":
-        """Give what the emulator is to follow.
-
-        Raises:
-            UsageError: A value makes no sense.
-        """
-        from flux2_async.cli.emulator_script import script_of  # noqa: PLC0415  help needs no emulator
-
-        return script_of(self)

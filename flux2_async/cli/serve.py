@@ -8,6 +8,7 @@ from typing import Final
 from urllib.request import getproxies, proxy_bypass
 
 from flux2_async.cli.emulator_options import EmulatorOptions
+from flux2_async.cli.emulator_script import script_of
 from flux2_async.cli.screen import Screen, UsageError, one_line
 from flux2_async.emulator import CallbackCall, Emulator, Exchange
 
@@ -39,7 +40,7 @@ async def serve(screen: Screen, host: str, port: int, options: EmulatorOptions, 
     def tell(event: Exchange | CallbackCall) -> None:
         screen.note(f"{datetime.now().astimezone():%H:%M:%S.%f}"[:12] + f"  {line_of(event, emulator)}")
 
-    emulator = Emulator(options.script(), host=host, port=port, log=tell if log else None)
+    emulator = Emulator(script_of(options), host=host, port=port, log=tell if log else None)
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(emulator)

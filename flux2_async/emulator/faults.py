@@ -43,6 +43,10 @@ class Faults:
         """One more; earlier ones come first."""
         self._armed.append(Armed(fault))
 
+    def clear(self) -> None:
+        """Drop them all."""
+        self._armed.clear()
+
     def take(self, endpoint: Endpoint, index: int | None) -> Fault | None:
         """The fault for a call, None for none. A call that meets one is not counted by later ones.
 

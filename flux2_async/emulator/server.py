@@ -177,6 +177,13 @@ class Emulator:
         """
         self._faults.add(fault)
 
+    def clear_faults(self) -> None:
+        """End all faults, those of the script and those added.
+
+        A call that hangs already goes on hanging, and an `outage` of the script lasts as long as it says.
+        """
+        self._faults.clear()
+
     def finish(self, task_id: str) -> None:
         """End a task now, with the outcome of its plan; nothing changes for one that has ended.
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from emulated import emulated, until
 
 from flux2_async.batch import Failure, InvalidInputError, Job, Journal, JournalError, State, run_batch
 from flux2_async.batch.journal import schema
+from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.start import Work
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import ImageToImage, TextToImage, UploadedFile
@@ -268,9 +270,7 @@ async def test_two_commits_wait_for_the_disk(tmp_path: Path) -> None:
     """The intent before the POST and the id of the task are on disk when their commit returns, the rest without."""
     said: list[str] = []
     async with emulated() as (flux, emulator), Journal(tmp_path / "run.db") as journal:
-        assert journal._database is not None
-        assert journal._database._connection is not None
-        journal._database._connection.set_trace_callback(said.append)
+        await journal.read(lambda connection: connection.set_trace_callback(said.append))
         running = asyncio.create_task(collect(run_batch(flux, requests(1), journal=journal, directory=tmp_path)))
         await until(lambda: emulator.ledger.requests)
         at_post = list(said)
@@ -342,14 +342,12 @@ async def test_a_full_disk_is_told_as_such_and_changes_nothing_else(tmp_path: Pa
     async with Journal(tmp_path / "run.db") as journal:
         await entered(journal, list(requests(3)))
         rows = await journal.take(Work.QUEUED, None, 3)
-        database = journal._database
-        assert database is not None
 
         def close_the_disk(connection: sqlite3.Connection) -> None:
             pages = connection.execute("PRAGMA page_count").fetchone()[0]
             connection.execute(f"PRAGMA max_page_count={pages}")
 
-        await database.read(close_the_disk)
+        await journal.read(close_the_disk)
         huge = Failure(type="X", message="y" * 1_000_000)
         first = asyncio.ensure_future(journal.failed(rows[0], Failure(type="X", message="y")))
         found = await asyncio.gather(
@@ -382,9 +380,10 @@ async def test_a_read_finds_what_was_written_before(tmp_path: Path) -> None:
     def make(name: str) -> Any:
         return lambda connection: connection.execute(f"CREATE TEMP TABLE {name} (x)")
 
-    async with Journal(tmp_path / "run.db") as journal:
-        writes = [journal._open().write(make(name)) for name in ("one", "two")]
-        found = await journal.read(
+    async with aclosing(Database(tmp_path / "run.db")) as database:
+        await database.open()
+        writes = [database.write(make(name)) for name in ("one", "two")]
+        found = await database.read(
             lambda connection: list(connection.execute("SELECT name FROM temp.sqlite_schema WHERE type = 'table'"))
         )
         assert [name for (name,) in found] == ["one", "two"]
@@ -395,12 +394,10 @@ async def test_a_cancelled_read_behind_a_failure(tmp_path: Path) -> None:
     """Nobody complains of a failure that whoever asked for was told of."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    async with Journal(tmp_path / "run.db") as journal:
-        begun = [
-            asyncio.ensure_future(journal._open().write(lambda connection: connection.execute("no SQL")))
-            for _ in range(2)
-        ]
-        reading = asyncio.create_task(journal.read(lambda _: None))
+    async with aclosing(Database(tmp_path / "run.db")) as database:
+        await database.open()
+        begun = [database.write(lambda connection: connection.execute("no SQL")) for _ in range(2)]
+        reading = asyncio.create_task(database.read(lambda _: None))
         await asyncio.sleep(0)
         reading.cancel()
         await asyncio.wait([reading, *begun])
@@ -416,9 +413,10 @@ async def test_a_cancelled_closing_leaves_the_journal_free(tmp_path: Path) -> No
     """What was to be written is written, and the file unlocked."""
     journal = Journal(tmp_path / "run.db")
     await journal.open()
-    await entered(journal, list(requests(1)))
+    await entered(journal, list(requests(2)))
+    rows = await journal.take(Work.QUEUED, None, 2)
     [thread] = [thread for thread in threading.enumerate() if thread.name.startswith("flux2 journal")]
-    begun = [asyncio.ensure_future(journal._open().write(lambda _: None)) for _ in range(2)]
+    begun = [asyncio.create_task(journal.accepted(row, f"task {row.id}")) for row in rows]
     closing = asyncio.create_task(journal.aclose())
     await asyncio.sleep(0)
     closing.cancel()
@@ -428,4 +426,4 @@ async def test_a_cancelled_closing_leaves_the_journal_free(tmp_path: Path) -> No
     thread.join(10.0)
     assert not thread.is_alive()
     async with Journal(tmp_path / "run.db") as journal:
-        assert len([outcome async for outcome in journal.outcomes()]) == 1
+        assert [outcome.task_id async for outcome in journal.outcomes()] == [f"task {row.id}" for row in rows]

@@ -349,7 +349,7 @@ async def test_while_answers_are_lost_one_request_at_a_time_is_risked(tmp_path: 
         await until(lambda: emulator.ledger.requests)
         await asyncio.sleep(600)
         risked = len(emulator.ledger.requests)
-        emulator._faults._armed.clear()
+        emulator.clear_faults()
         outcomes = await running
     # What had left before the first answer, and tries after about 2, 4, 8, 16, 32 and then every 60 seconds.
     assert risked == pytest.approx(20 + 5 + 8, abs=2)
@@ -384,7 +384,7 @@ async def test_looking_that_is_refused_for_good_ends_the_run(tmp_path: Path) -> 
             await run(tmp_path, flux, requests(1))
         [line] = lines(tmp_path)
         assert (line["state"], line["error"]["code"]) == ("submitted", 401)
-        emulator._faults._armed.clear()
+        emulator.clear_faults()
         [outcome] = await run(tmp_path, flux, requests(1))
         assert (outcome.download, outcome.error) == ("saved", None)
         assert len(emulator.ledger.requests) == 1
@@ -414,7 +414,7 @@ async def test_a_link_that_may_be_renewed_later_is_not_given_up(tmp_path: Path) 
         emulator.inject(Fault("download-url", "refuse", code=455, times=50))
         [outcome] = await run(tmp_path, flux, requests(1))
         assert outcome.download == "pending"
-        emulator._faults._armed.clear()
+        emulator.clear_faults()
         [outcome] = await run(tmp_path, flux, requests(1))
         assert outcome.download == "saved"
 

@@ -153,7 +153,7 @@ async def test_nothing_is_lost_or_paid_twice(tmp_path: Path, monkeypatch: pytest
         for _ in range(world.luck.randint(1, 3)):
             await world.run(world.luck.choice(ENDS), max_running=world.luck.choice([None, 2]))
             await asyncio.sleep(world.luck.choice([0.0, 1.0, 200.0]))
-        emulator._faults._armed.clear()
+        emulator.clear_faults()
         # What was not visible for too long is looked at again.
         await world.run("none")
         await asyncio.sleep(200.0)

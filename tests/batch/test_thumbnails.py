@@ -5,10 +5,12 @@ import logging
 import os
 import signal
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batch_outcomes import painted
@@ -33,9 +35,18 @@ def opened(folder: Path, address: str | None) -> Image.Image:
         return picture
 
 
-def worker_of(thumbnails: Thumbnails) -> int:
-    assert thumbnails._worker is not None
-    return thumbnails._worker.pid
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of the processes that were started, the newest last."""
+    started: list[int] = []
+
+    class Recorded(subprocess.Popen[Any]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    return started
 
 
 @pytest.mark.parametrize(
@@ -68,14 +79,15 @@ def test_every_kind_of_picture_has_one(thumbnails: Thumbnails, tmp_path: Path, m
     assert opened(tmp_path, thumbnails.make(path)).convert("RGB").getpixel((9, 9)) == (255, 255, 255)
 
 
-def test_an_unchanged_picture_keeps_its_thumbnail(tmp_path: Path) -> None:
+def test_an_unchanged_picture_keeps_its_thumbnail(workers: list[int], tmp_path: Path) -> None:
     """The next report makes nothing anew, does not even start the worker; a changed picture gets a new one."""
     source = painted(tmp_path / "a.png")
     with Thumbnails(tmp_path) as first:
         before = first.make(source)
+    started = list(workers)
     with Thumbnails(tmp_path) as second:
         assert second.make(source) == before
-        assert second._worker is None
+    assert workers == started != []
     # Written again within the same bytes, as an edit of one colour may be.
     os.utime(source, (1, 1))
     with Thumbnails(tmp_path) as third:
@@ -105,7 +117,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_what_cannot_be_decoded_has_none(thumbnails: Thumbnails, tmp_path: Path) -> None:
+def test_what_cannot_be_decoded_has_none(thumbnails: Thumbnails, workers: list[int], tmp_path: Path) -> None:
     """Text, half a picture, a billion pixels, a format nobody asked for: none, and the next picture has one."""
     (tmp_path / "text.jpg").write_text("<html>")
     whole = io.BytesIO()
@@ -116,9 +128,8 @@ def test_what_cannot_be_decoded_has_none(thumbnails: Thumbnails, tmp_path: Path)
     (tmp_path / "empty.png").touch()
     for name in ("text.jpg", "half.png", "huge.png", "other.bmp", "empty.png"):
         assert thumbnails.make(tmp_path / name) is None
-    worker = worker_of(thumbnails)
     assert thumbnails.make(painted(tmp_path / "a.png")) is not None
-    assert worker_of(thumbnails) == worker
+    assert len(workers) == 1
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
@@ -128,22 +139,21 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> 
         thumbnailer.make(str(tmp_path / "huge.png"))
 
 
-def test_what_is_no_file_is_not_opened(thumbnails: Thumbnails, tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_opened(thumbnails: Thumbnails, workers: list[int], tmp_path: Path) -> None:
     """A missing file, a folder, a pipe and impossible names have none, and nothing waits for the pipe."""
     os.mkfifo(tmp_path / "pipe.jpg")
     for name in ("missing.jpg", ".", "pipe.jpg", "a\0b.jpg", "\ud800.jpg", "x" * 5000):
         assert thumbnails.make(tmp_path / name) is None
-    assert thumbnails._worker is None
+    assert workers == []
 
 
-def test_a_killed_worker_is_replaced(thumbnails: Thumbnails, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced(thumbnails: Thumbnails, workers: list[int], tmp_path: Path) -> None:
     """Whoever ends it, at most one picture goes without."""
     assert thumbnails.make(painted(tmp_path / "a.png")) is not None
-    first = worker_of(thumbnails)
-    os.kill(first, signal.SIGKILL)
+    os.kill(workers[-1], signal.SIGKILL)
     made = [thumbnails.make(painted(tmp_path / f"{number}.png")) for number in range(3)]
     assert [address is not None for address in made] == [False, True, True]
-    assert worker_of(thumbnails) != first
+    assert len(workers) == 2
 
 
 def test_a_picture_that_takes_forever_ends_the_worker(
@@ -165,11 +175,14 @@ def test_a_picture_that_takes_forever_ends_the_worker(
     assert thumbnails.make(painted(tmp_path / "a.png")) is not None
 
 
-def test_ctrl_c_in_the_terminal_does_not_end_the_worker(thumbnails: Thumbnails, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_terminal_does_not_end_the_worker(
+    thumbnails: Thumbnails, workers: list[int], tmp_path: Path
+) -> None:
     """The interrupt goes to both processes; who is asked decides."""
     thumbnails.make(painted(tmp_path / "a.png"))
-    os.kill(worker_of(thumbnails), signal.SIGINT)
+    os.kill(workers[-1], signal.SIGINT)
     assert thumbnails.make(painted(tmp_path / "b.png")) is not None
+    assert len(workers) == 1
 
 
 def test_without_a_worker_there_are_no_thumbnails(
@@ -184,18 +197,18 @@ def test_without_a_worker_there_are_no_thumbnails(
 
 
 def test_a_frozen_application_does_not_start_itself(
-    thumbnails: Thumbnails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    thumbnails: Thumbnails, workers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the interpreter is the application."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert thumbnails.make(painted(tmp_path / "a.png")) is None
-    assert thumbnails._worker is None
+    assert workers == []
 
 
-def test_the_worker_ends_with_the_report(tmp_path: Path) -> None:
+def test_the_worker_ends_with_the_report(workers: list[int], tmp_path: Path) -> None:
     """No process is left behind."""
     with Thumbnails(tmp_path) as thumbnails:
         thumbnails.make(painted(tmp_path / "a.png"))
-        worker = worker_of(thumbnails)
+    [worker] = workers
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)

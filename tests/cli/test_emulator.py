@@ -14,6 +14,7 @@ import pytest
 
 from flux2_async.cli.app import app, run
 from flux2_async.cli.emulator_options import EmulatorOptions
+from flux2_async.cli.emulator_script import script_of
 from flux2_async.cli.screen import UsageError
 from flux2_async.cli.serve import line_of
 from flux2_async.emulator import CallbackCall, Emulator, Exchange, Fault, Limit, Plan, Script
@@ -93,8 +94,8 @@ def value_of(script: Script, name: str) -> Any:
 def test_a_knob_changes_the_script(words: str) -> None:
     """The option's value arrives where it belongs, and is another one without it."""
     name, value = KNOBS[words]
-    assert value_of(options_of(words).script(), name) == value
-    assert value_of(EmulatorOptions().script(), name) != value
+    assert value_of(script_of(options_of(words)), name) == value
+    assert value_of(script_of(EmulatorOptions()), name) != value
 
 
 def test_there_is_a_knob_for_everything() -> None:
@@ -107,22 +108,22 @@ def test_there_is_a_knob_for_everything() -> None:
 
 def test_the_usual_emulator_is_the_real_limit() -> None:
     """20 in 10 s with Retry-After, tasks of 8 s that succeed; `none` is no limit."""
-    script = EmulatorOptions().script()
+    script = script_of(EmulatorOptions())
     assert script.limit == Limit(20, 10.0, retry_after="seconds")
     assert script.plan_for(0, {}) == Plan(duration=8.0)
-    assert options_of("--limit none").script().limit is None
+    assert script_of(options_of("--limit none")).limit is None
 
 
 @pytest.mark.parametrize("words", NONSENSE)
 def test_nonsense_is_told_with_what_to_give(words: str) -> None:
     """Exit code 2 and a sentence, before anything is listened on."""
     with pytest.raises(UsageError, match=re.escape(NONSENSE[words])):
-        options_of(words).script()
+        script_of(options_of(words))
 
 
 def test_a_share_of_the_tasks_fails_the_same_in_every_run() -> None:
     """`--moderate 0.2 --fail 0.1` meets about so many, and each time the same ones."""
-    script, again = (options_of("--moderate 0.2 --fail 0.1").script() for _ in range(2))
+    script, again = (script_of(options_of("--moderate 0.2 --fail 0.1")) for _ in range(2))
     outcomes = [script.plan_for(index, {}).outcome for index in range(2000)]
     assert 340 <= outcomes.count("moderated") <= 460
     assert 150 <= outcomes.count("fail") <= 250

@@ -208,6 +208,19 @@ async def test_times_and_after_count_matching_calls() -> None:
         assert codes == [200, 455, 455, 200, 505, 505, 505]
 
 
+async def test_all_faults_end_at_once() -> None:
+    """`clear_faults` ends those of the script and those added, whatever they had left; later ones strike as always."""
+    async with emulated(Script(faults=[Fault("credit", "refuse", code=455, times=None)])) as raw:
+        raw.emulator.inject(Fault("credit", "refuse", code=505, times=None))
+        codes = [(await raw.call("GET", "/api/v1/chat/credit")).code]
+        raw.emulator.clear_faults()
+        codes += [(await raw.call("GET", "/api/v1/chat/credit")).code for _ in range(2)]
+        raw.emulator.inject(Fault("credit", "refuse", code=500))
+        codes += [(await raw.call("GET", "/api/v1/chat/credit")).code]
+
+        assert codes == [455, 200, 200, 500]
+
+
 async def test_a_fault_may_be_about_one_task() -> None:
     """On createTask the n-th call, elsewhere what asks for the n-th accepted task."""
     faults = [

@@ -8,9 +8,10 @@ happened, and decides nothing: what it raises is logged once and changes nothing
         case Settled(error=None, task_id=task_id): ...
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -44,12 +45,16 @@ class SessionEvent:
         ref: The submission, or None where it is about none, or not known.
         task_id: The task, or None likewise.
         key: The `key` of the submission, or None likewise.
+        group: The `group` of the submission, or None likewise.
+        metadata: What its caller gave with it, or None likewise.
     """
 
     time: datetime
     ref: str | None = None
     task_id: str | None = None
     key: str | None = None
+    group: str | None = None
+    metadata: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
 
 
 Observer = Callable[[SessionEvent], object]

@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import iscoroutinefunction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,8 @@ from flux2_async.models.plain import is_number, is_whole, plain
 
 __all__ = [
     "check_count",
+    "check_group",
+    "check_metadata",
     "check_observer",
     "check_observers",
     "check_path",
@@ -124,6 +127,30 @@ def check_submit(request: object, key: object, max_wait: object, priority: objec
         raise InvalidRequestError(
             f"ref: {ref!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
         )
+
+
+def check_group(value: object) -> str | None:
+    """Give back what can be the name of a group, or None.
+
+    Raises:
+        InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
+    """
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InvalidRequestError(f"group: {value!r} given, it must be text of at least one character, or None")
+    return plain(value)
+
+
+def check_metadata(value: Any) -> Mapping[str, Any] | None:
+    """Give a copy of the caller's mapping that cannot be written to, or None; what it holds is neither read nor copied.
+
+    Raises:
+        InvalidRequestError: It is none; the text names what was given and what is allowed.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"metadata: {type(value).__name__} given, it must be a mapping, or None")
+    return MappingProxyType(dict(value))
 
 
 def check_seconds(name: str, value: object) -> None:

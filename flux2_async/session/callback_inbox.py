@@ -343,8 +343,7 @@ class CallbackInbox:
         self._unclear_bytes.discard(submission.ref)
         logger.info("submission %s was accepted as task %s", submission.ref, callback.task_id)
         task = self._watcher.attach(callback.task_id)
-        if task.request is None:
-            task.request, task.ref, task.key = submission.request, submission.ref, submission.key
+        task._came_from(submission)  # noqa: SLF001  the handle is written by its session alone
         self._told[submission.ref] = submission, submission.outcome.error
         # Its key, if it has one, stands for the task from now on.
         submission.end(SubmissionEvent.FOUND, task=task)

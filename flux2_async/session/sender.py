@@ -121,6 +121,7 @@ class Sender:
         while submission.claim is not None:
             task = await submission.claim.look()
             if task is not None:
+                task.key, task.group, task.metadata = submission.key, submission.group, submission.metadata
                 self._transitions.end(submission, SubmissionEvent.FOUND, task=task)
                 return
             with suppress(_TakenError):
@@ -151,7 +152,7 @@ class Sender:
         uploaded = await self._files.urls(request.images)
         for here, there in zip(request.images, uploaded, strict=True) if self._observers else ():
             if isinstance(there, UploadedFile) and here is not there:
-                self._observers.tell("Uploaded", ref=submission.ref, key=submission.key, file=there)
+                self._observers.tell("Uploaded", submission, file=there)
         urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
         if any(isinstance(image, bytes) for image in request.images):
             kept = tuple(

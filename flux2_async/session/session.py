@@ -4,12 +4,12 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 import anyio
@@ -32,6 +32,8 @@ from flux2_async.models import (
 from flux2_async.models.plain import plain
 from flux2_async.session.arguments import (
     check_count,
+    check_group,
+    check_metadata,
     check_observer,
     check_observers,
     check_seconds,
@@ -251,6 +253,8 @@ class Flux2Session:
         ref: str | None = None,
         on_send: OnSend | None = None,
         steps: SubmissionSteps | None = None,
+        group: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> ImageTask:
         """Create a task; local pictures are uploaded first.
 
@@ -268,12 +272,16 @@ class Flux2Session:
             on_send: Awaited with the ref immediately before each createTask call; if it raises, nothing is sent
                 and its error comes out.
             steps: Awaited around each createTask call, for a journal of your own, see `SubmissionSteps`. None: none.
+            group: Whose it is, such as a user's name: kept with the task and told with its events. Where a key is
+                joined, the first caller's stays. None: nobody's.
+            metadata: Anything of the caller's, kept likewise and neither read nor sent; the mapping is copied, what it
+                holds is not. None: nothing.
 
         Returns:
             The handle; the service has accepted the task.
 
         Raises:
-            InvalidRequestError: The request, a picture or the key cannot be used; nothing was sent.
+            InvalidRequestError: The request, a picture, the key or another argument cannot be used; nothing was sent.
             RateLimitedError: `max_wait` does not suffice; nothing was created.
             ApiError: The service refused; nothing was created.
             TransportError: The service could not be reached until `max_wait`, else for a minute, or, with what cannot
@@ -286,17 +294,33 @@ class Flux2Session:
         """
         engine = self._open_engine()
         check_submit(request, key, max_wait, priority, ref)
-        key, ref = plain(key), plain(ref)
         return await engine.submitter.submit(
-            request, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send, steps=steps
+            request,
+            key=plain(key),
+            max_wait=max_wait,
+            priority=priority,
+            ref=plain(ref),
+            on_send=on_send,
+            steps=steps,
+            group=check_group(group),
+            metadata=check_metadata(metadata),
         )
 
-    async def generate(self, request: Request, *, timeout: float | None = None) -> ImageResult:
+    async def generate(
+        self,
+        request: Request,
+        *,
+        timeout: float | None = None,
+        group: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ImageResult:
         """Submit a request and wait for its picture.
 
         Args:
             request: What to make.
             timeout: Seconds for the wait for a slot, a permit and the picture together. None: as long as it takes.
+            group: As for `submit`.
+            metadata: As for `submit`.
 
         Returns:
             The addresses of the pictures and the final record.
@@ -306,7 +330,7 @@ class Flux2Session:
         """
         check_seconds("timeout", timeout)
         begun = asyncio.get_running_loop().time()
-        task = await self.submit(request, max_wait=timeout)
+        task = await self.submit(request, max_wait=timeout, group=group, metadata=metadata)
         passed = asyncio.get_running_loop().time() - begun
         return await task.result(None if timeout is None else max(timeout - passed, 0.0))
 

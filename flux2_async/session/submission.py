@@ -1,8 +1,8 @@
 """What a submission is: one request on its way to the service, who is told of it, and whose key it claims."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -127,6 +127,8 @@ class Submission:
         patience: How long it waits.
         on_send: Awaited before each POST.
         steps: Awaited around each POST.
+        group: Whose it is, or None.
+        metadata: What the caller gave with it, or None.
         claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
         callers: How many wait for it.
@@ -143,6 +145,8 @@ class Submission:
     patience: Patience = attrs.field(factory=Patience)
     on_send: OnSend | None = None
     steps: SubmissionSteps | None = None
+    group: str | None = None
+    metadata: Mapping[str, Any] | None = None
     claim: KeyClaim | None = None
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: int = attrs.field(init=False, default=0)

@@ -6,8 +6,8 @@ being told it is finished, anywhere before it is withdrawn, unless another calle
 
 import asyncio
 import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._http.files import Files
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
@@ -78,6 +78,8 @@ class Submitter:
         ref: str | None = None,
         on_send: OnSend | None = None,
         steps: SubmissionSteps | None = None,
+        group: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
         started: Callable[[Submission], None] | None = None,
     ) -> ImageTask:
         """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`."""
@@ -88,7 +90,7 @@ class Submitter:
         while key is not None and (bound := self._keys.get(key, content, self._loop.time())):
             other = bound.submission
             if other is None:
-                return self._kept(bound, request, key)
+                return self._kept(bound, request, key, group, metadata)
             try:
                 return self._outstanding(await self._join(other, max_wait))
             except Exception as error:
@@ -97,7 +99,9 @@ class Submitter:
                     raise
             if patience is not None:
                 max_wait = max(0.0, begun + patience - self._loop.time())
-        submission = Submission(ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, steps)
+        submission = Submission(
+            ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, steps, group, metadata
+        )
         if key is not None and self._sharing is not None:
             submission.claim = self._sharing.key(key, content, submission.ref, request, self._watcher)
         self.start(submission)
@@ -212,7 +216,9 @@ class Submitter:
             event = SubmissionEvent.FAILED if own else SubmissionEvent.WITHDRAWN
         self._transitions.end(submission, event, error=error)
 
-    def _kept(self, bound: Bound, request: Request, key: str) -> ImageTask:
+    def _kept(
+        self, bound: Bound, request: Request, key: str, group: str | None, metadata: Mapping[str, Any] | None
+    ) -> ImageTask:
         """Give the task of a key of which little more than its id is kept."""
         if bound.task_id is None:
             raise AmbiguousSubmitError(
@@ -223,7 +229,7 @@ class Submitter:
             )
         task = self._outstanding(bound.handle or self._watcher.attach(bound.task_id))
         if task.request is None:
-            task.request, task.ref, task.key = request, bound.ref, key
+            task.request, task.ref, task.key, task.group, task.metadata = request, bound.ref, key, group, metadata
         return task
 
     def _outstanding(self, task: ImageTask) -> ImageTask:
@@ -231,8 +237,7 @@ class Submitter:
         if not isinstance(task.error, SessionClosedError | TaskTimeoutError):
             return task
         again = self._watcher.attach(task.id)
-        if again.request is None:
-            again.request, again.ref, again.key = task.request, task.ref, task.key
+        again._came_from(task)  # noqa: SLF001  the handle is written by its session alone
         return again
 
     async def _join(self, submission: Submission, max_wait: float | None) -> ImageTask:

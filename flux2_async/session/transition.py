@@ -77,13 +77,12 @@ class Transitions:
         """It became a task; give False when that is watched already, so that it has a slot of its own."""
         task = self._watcher.get(task_id)
         new = task is None
-        if task is None:
-            task = ImageTask(task_id, submission.request, ref=submission.ref, key=submission.key)
+        task = task or ImageTask(task_id)
+        # Also one that was attached before its createTask reply came.
+        task._came_from(submission)  # noqa: SLF001  the handle is written by its session alone
+        if new:
             schedule = self._schedules.of(submission.request.model, submission.request.resolution)
             self._watcher.watch(task, schedule if self._inbox is None else self._inbox.insured(schedule))
-        elif task.request is None:
-            # Attached before its createTask reply came.
-            task.request, task.ref, task.key = submission.request, submission.ref, submission.key
         if self._inbox is not None:
             self._inbox.accepted(submission.ref, task)
         logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
@@ -120,13 +119,7 @@ class Transitions:
         match event:
             case SubmissionEvent.THROTTLED:
                 permit.throttled(error.retry_after if isinstance(error, RateLimitedError) else None)
-                self._observers.tell(
-                    "Paused",
-                    ref=submission.ref,
-                    key=submission.key,
-                    seconds=self._pause(),
-                    rate_limit=self._rate_limit,
-                )
+                self._observers.tell("Paused", submission, seconds=self._pause(), rate_limit=self._rate_limit)
                 self._see_limit()
             case SubmissionEvent.ACCEPTED | SubmissionEvent.REFUSED:
                 permit.answered()

@@ -1,8 +1,8 @@
 """The handle of a task: what a caller awaits. It holds an outcome, not a session."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from typing import Any, Protocol
 
 import attrs
 
@@ -11,6 +11,21 @@ from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.tasks.outcome import Outcome, Signal
 
 __all__ = ["Completion", "ImageTask"]
+
+
+class _Origin(Protocol):
+    """What a task came from: its submission, or an earlier handle of it."""
+
+    @property
+    def request(self) -> Request | None: ...
+    @property
+    def ref(self) -> str | None: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def group(self) -> str | None: ...
+    @property
+    def metadata(self) -> Mapping[str, Any] | None: ...
 
 
 @attrs.define(eq=False, repr=False)
@@ -28,6 +43,8 @@ class ImageTask:
         record: The last record seen, or None before the first poll.
         ref: The name of its submission, or None for an attached task.
         key: The caller's own name for it, see `submit`, or None.
+        group: Whose it is, see `submit`, or None.
+        metadata: What the caller gave with it, see `submit`, or None.
     """
 
     id: str
@@ -35,6 +52,8 @@ class ImageTask:
     record: TaskRecord | None = None
     ref: str | None = attrs.field(default=None, kw_only=True)
     key: str | None = attrs.field(default=None, kw_only=True)
+    group: str | None = attrs.field(default=None, kw_only=True)
+    metadata: Mapping[str, Any] | None = attrs.field(default=None, kw_only=True)
     _outcome: Outcome[ImageResult] = attrs.field(init=False, factory=Outcome)
     _changed: Signal | None = attrs.field(init=False, default=None)
     # Watches a task again that was given up; and whether somebody was told of that.
@@ -147,6 +166,12 @@ class ImageTask:
         if (shown is None or not shown.state.final) and outcome.error is not None:
             self._told = self._told or outcome is self._outcome
             raise outcome.error.with_traceback(None)
+
+    def _came_from(self, origin: _Origin) -> None:
+        """Know what it came from, unless it does: it was attached before that was known."""
+        if self.request is None:
+            self.request, self.ref, self.key = origin.request, origin.ref, origin.key
+            self.group, self.metadata = origin.group, origin.metadata
 
     def _saw(self, record: TaskRecord) -> None:
         self.record = record

@@ -5,7 +5,7 @@ They are told once, after the fact, and decide nothing. Nothing is made for obse
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
@@ -39,9 +39,20 @@ _Kind = Literal[
 LOGGED: Final = frozenset({"LimitLearned", "Paused"})
 
 
-class _Submission(Protocol):
-    ref: str
-    key: str | None
+class _Named(Protocol):
+    """A submission or its task."""
+
+    @property
+    def ref(self) -> str | None: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def group(self) -> str | None: ...
+    @property
+    def metadata(self) -> Mapping[str, Any] | None: ...
+
+
+class _Submission(_Named, Protocol):
     request: Request
     state: SubmissionState
 
@@ -85,7 +96,7 @@ class Observers:
     def queued(self, what: _Submission) -> None:
         """A submission was taken in."""
         if self._observers:
-            self.tell("Queued", ref=what.ref, key=what.key, request=what.request)
+            self.tell("Queued", what, request=what.request)
 
     def stepped(
         self, what: _Submission, event: SubmissionEvent, error: Exception | None = None, task_id: str | None = None
@@ -95,8 +106,7 @@ class Observers:
         if self._observers or event is SubmissionEvent.UNCLEAR:
             self.tell(
                 "SubmissionChanged",
-                ref=what.ref,
-                key=what.key,
+                what,
                 task_id=task_id,
                 event=event,
                 state=what.state,
@@ -104,8 +114,10 @@ class Observers:
                 error=error,
             )
 
-    def tell(self, kind: _Kind, **facts: Any) -> None:
-        """Tell of an event of a kind, which is not loaded before somebody observes."""
+    def tell(self, kind: _Kind, about: _Named | None = None, **facts: Any) -> None:
+        """Tell of an event of a kind, which is not loaded before somebody observes; `about`: whose it is, or None."""
+        if about is not None:
+            facts |= {"ref": about.ref, "key": about.key, "group": about.group, "metadata": about.metadata}
         event = _kinds()[kind](time=datetime.now(UTC), **facts)
         if kind in LOGGED or facts.get("event") is SubmissionEvent.UNCLEAR:
             self._log = self._log or _log_lines()

@@ -207,7 +207,7 @@ class Watcher:
 
     def _attached(self, task: ImageTask) -> None:
         if self._observers:
-            self._observers.tell("Attached", ref=task.ref, key=task.key, task_id=task.id)
+            self._observers.tell("Attached", task, task_id=task.id)
 
     def hint(self, task_id: str) -> None:
         """Look at a task now, because somebody says that it is finished; unknown ids are ignored."""
@@ -337,8 +337,8 @@ class Watcher:
     def _tell(self, watched: Watched, **seen: object) -> None:
         """Tell of a look, after it was answered and before anything comes of it."""
         task = watched.task
-        names = {"ref": task.ref, "key": task.key, "task_id": task.id}
-        self._observers.tell("Polled", **names, seconds=self._loop.time() - watched.looked, **seen)
+        seconds = self._loop.time() - watched.looked
+        self._observers.tell("Polled", task, task_id=task.id, seconds=seconds, **seen)
 
     def _seen(self, watched: Watched, record: TaskRecord | None) -> None:
         task = watched.task
@@ -361,8 +361,7 @@ class Watcher:
         before = task.state
         task._saw(record)  # noqa: SLF001  the handle is written by its watcher alone
         if self._observers and record.state is not before:
-            names = {"ref": task.ref, "key": task.key, "task_id": task.id}
-            self._observers.tell("StateChanged", **names, state=record.state, record=record)
+            self._observers.tell("StateChanged", task, task_id=task.id, state=record.state, record=record)
         if record.state.final:
             self._finish(watched, record)
         else:
@@ -502,8 +501,7 @@ class Watcher:
         self._slots.release()
         self.ended.wake()
         if self._observers:
-            names = {"ref": task.ref, "key": task.key, "task_id": task.id}
-            self._observers.tell("Settled", **names, result=result, error=error)
+            self._observers.tell("Settled", task, task_id=task.id, result=result, error=error)
 
 
 def _soon_after_hint(watched: Watched, wait: float) -> float:

@@ -372,12 +372,13 @@ async def test_recovering_frees_the_key() -> None:
     """The key of an ambiguous submission raises its error until the task is known, then gives the task."""
     script = Script(plans=Plan(duration=12.0), faults=[Fault("createTask", "cut_after")])
     async with receiving(script) as (flux, emulator):
-        caught = await error_of(flux.submit(REQUEST, key="a"))
+        caught = await error_of(flux.submit(REQUEST, key="a", group="alice", metadata={"chat": 7}))
         assert isinstance(caught, AmbiguousSubmitError)
         assert await error_of(flux.submit(REQUEST, key="a")) is caught
         task = await flux.recover(caught.ref, timeout=60)
 
         assert await flux.submit(REQUEST, key="a") is task
+        assert (task.ref, task.key, task.group, task.metadata) == (caught.ref, "a", "alice", {"chat": 7})
         assert len(emulator.ledger.requests) == 1
 
 

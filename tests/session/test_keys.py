@@ -38,11 +38,12 @@ async def test_an_old_key_gives_its_task_again() -> None:
 
         ids = [await made(number) for number in range(10)]
         gc.collect()
-        again = [await flux.submit(LARGE, key=f"key {number}") for number in range(10)]
+        again = [await flux.submit(LARGE, key=f"key {number}", group="later") for number in range(10)]
 
         assert [task.id for task in again] == ids == emulator.ledger.accepted
         assert [task.request for task in again] == [LARGE] * 10
         assert [task.key for task in again] == [f"key {number}" for number in range(10)]
+        assert [task.group for task in again] == ["later"] * 7 + [None] * 3
         assert [task.done() for task in again] == [False] * 7 + [True] * 3
         assert (await again[0]).task_id == ids[0]
         assert isinstance(await error_of(flux.submit(REQUEST, key="key 0")), InvalidRequestError)

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
+from memory_coordination import Memory
 
 import flux2_async
 from flux2_async import (
@@ -19,6 +20,7 @@ from flux2_async import (
     Downloaded,
     Flux2Session,
     ImageToImage,
+    InvalidRequestError,
     LimitLearned,
     Paused,
     Polled,
@@ -159,6 +161,63 @@ async def test_given_up_and_attached_again() -> None:
     assert {(event.ref, event.task_id) for event in ends} == {("mine", task.id)}
 
 
+async def test_whose_it_is_and_what_belongs_to_it() -> None:
+    """Group and metadata go with a submission: to its task, to the next handle of it, to its events and completion."""
+    seen: list[SessionEvent] = []
+    given: dict[str, Any] = {"chat": 7, "list": [1]}
+    refused = Fault("createTask", "refuse", retry_after=1)
+    script = Script(plans=Plan(duration=2.0), faults=[refused])
+    async with emulated(script, observers=[seen.append]) as (flux, _):
+        picture = ImageToImage("make it red", images=[PNG])
+        task = await flux.submit(picture, ref="mine", key="a", group="alice", metadata=given)
+        given["chat"] = 8
+        joined = await flux.submit(picture, key="a", group="bob", metadata={"chat": 9})
+        await flux.aclose()
+        await flux.open()
+        again = await flux.submit(picture, key="a")
+        await again.result()
+        own = [event for event in seen if not isinstance(event, LimitLearned)]
+        del seen[:]
+        await flux.generate(REQUEST, group="carol", metadata={})
+
+    assert joined is task
+    assert again is not task
+    carriers: list[Any] = [task, again, *own]
+    for each in carriers:
+        assert (each.ref, each.key, each.group, each.metadata) == ("mine", "a", "alice", {"chat": 7, "list": [1]})
+    assert {type(event) for event in own} == {
+        *(Queued, Uploaded, SubmissionChanged, Paused, Polled, StateChanged, Settled),
+    }
+    assert {(event.group, *(event.metadata or ())) for event in seen} == {("carol",)}
+    assert task.metadata is not None
+    assert task.metadata["list"] is given["list"]
+    with pytest.raises(TypeError):
+        task.metadata["chat"] = 1  # type: ignore[index]  # pyright: ignore[reportIndexIssue]  what is tried
+    assert "chat" not in repr(own)
+
+
+async def test_a_key_that_another_process_has() -> None:
+    """The handle of a task that another process submitted knows by what it was asked for here."""
+    memory = Memory()
+    async with emulated(coordination=memory) as (there, emulator), session_for(emulator, coordination=memory) as here:
+        task = await there.submit(REQUEST, key="a", group="alice")
+        found = await here.submit(REQUEST, key="a", group="bob", metadata={"chat": 7})
+
+    assert found.id == task.id
+    assert (found.key, found.group, found.metadata) == ("a", "bob", {"chat": 7})
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("group", ""), ("group", 7), ("metadata", "text"), ("metadata", [1])])
+async def test_what_can_be_no_group_and_no_metadata(name: str, wrong: Any) -> None:
+    """A wrong one is refused by its name before anything is sent."""
+    async with emulated() as (flux, emulator):
+        for call in (flux.submit, flux.generate):
+            error = await error_of(call(REQUEST, **{name: wrong}))
+            assert isinstance(error, InvalidRequestError)
+            assert str(error).startswith(f"{name}: ")
+        assert not emulator.ledger.requests
+
+
 async def test_a_look_that_fails() -> None:
     """A look without an answer is told with its error, and is no new state."""
     seen: list[SessionEvent] = []
@@ -253,7 +312,9 @@ def test_events_hold_still_and_show_no_prompt() -> None:
         *("Queued", "Settled", "StateChanged", "SubmissionChanged", "Uploaded"),
     ):
         assert issubclass(getattr(flux2_async, name), SessionEvent)
-        assert attrs.fields_dict(getattr(flux2_async, name)).keys() >= {"time", "ref", "task_id", "key"}
+        assert attrs.fields_dict(getattr(flux2_async, name)).keys() >= {
+            *("time", "ref", "task_id", "key", "group", "metadata"),
+        }
     assert not attrs.fields_dict(SubmissionChanged)["request"].repr
     assert not attrs.fields_dict(Queued)["request"].repr
 

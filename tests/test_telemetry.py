@@ -425,6 +425,21 @@ def test_memory_is_bounded() -> None:
     assert [said(span)["gen_ai.response.id"] for span in out.named("generate_content")] == [f"task {UNCLEAR_MAX}"]
 
 
+def test_two_of_one_provider() -> None:
+    """What two observers with the same metrics see is added up, since OpenTelemetry makes an instrument once."""
+    reader = InMemoryMetricReader()
+    meters, tracers = MeterProvider([reader], shutdown_on_exit=False), TracerProvider(shutdown_on_exit=False)
+    both = [Telemetry(tracer_provider=tracers, meter_provider=meters) for _ in range(2)]
+    out = Exported(both[0], InMemorySpanExporter(), reader, tracers.get_tracer("the program"))
+    for number, telemetry in enumerate(both):
+        telemetry(Attached(time=NOON, task_id=f"task {number}"))
+        telemetry(Queued(time=NOON, ref=str(number), request=REQUEST))
+
+    assert (out.total("flux2.client.running"), out.total("flux2.client.waiting")) == (2, 2)
+    both[0].close()
+    assert (out.total("flux2.client.running"), out.total("flux2.client.waiting")) == (1, 1)
+
+
 def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout  # noqa: S603  our own words
 

@@ -84,9 +84,10 @@ def test_every_way_to_the_terminal(capsys: pytest.CaptureFixture[str], *, machin
     screen.error(ApiError(422, HOSTILE), HOSTILE)
     screen.document({HOSTILE: [HOSTILE]})
     for count in (1, 2):
-        board = Board(screen, [Row(HOSTILE, HOSTILE, HOSTILE)] * count, lambda: HOSTILE)
-        board.change(board._rows[0], f"{HOSTILE} now")
-        screen.err.print(board._drawn())
+        row = Row(HOSTILE, HOSTILE, HOSTILE)
+        board = Board(screen, [row] * count, lambda: HOSTILE)
+        board.change(row, f"{HOSTILE} now")
+        screen.err.print(board)
     out, err = capsys.readouterr()
     assert is_harmless(out)
     assert is_harmless(err)

@@ -114,7 +114,7 @@ class BatchBoard(LiveBoard):
             parts += [f"about {_span(left / speed)} for the {left} that are left"] if left and not self.stopping else []
         return parts
 
-    def _drawn(self) -> RenderableType:
+    def __rich__(self) -> RenderableType:
         progress = self._batch.progress
         if progress is None:
             return Text("reading the requests")

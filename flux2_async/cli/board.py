@@ -58,7 +58,7 @@ class Row:
 class LiveBoard(ABC):
     """Redraws itself on a terminal while it is entered; elsewhere nothing is drawn.
 
-    It is drawn once when it is made, so that what `_drawn` needs has to be there before.
+    It is drawn once when it is made, so that what it is drawn from has to be there before.
 
     Args:
         screen: Where.
@@ -68,9 +68,7 @@ class LiveBoard(ABC):
         self._screen = screen
         self._live: Live | None = None
         if screen.live:
-            self._live = Live(
-                console=screen.err, get_renderable=self._drawn, refresh_per_second=REFRESH, transient=True
-            )
+            self._live = Live(self, console=screen.err, refresh_per_second=REFRESH, transient=True)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -84,7 +82,7 @@ class LiveBoard(ABC):
             self._live.stop()
 
     @abstractmethod
-    def _drawn(self) -> RenderableType: ...
+    def __rich__(self) -> RenderableType: ...
 
 
 class Board(LiveBoard):
@@ -117,7 +115,7 @@ class Board(LiveBoard):
         if self._live is None:
             self._screen.note(f"{time.monotonic() - self._begun:5.1f} s  {text}")
 
-    def _drawn(self) -> RenderableType:
+    def __rich__(self) -> RenderableType:
         if len(self._rows) == 1:
             row = self._rows[0]
             self._spinner.update(text=Text(printable(f"{_time(row)}  {row.title}: {row.state}")))

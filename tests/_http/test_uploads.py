@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import aiohttp
 import anyio
+import attrs
 import pytest
 from file_host import connected, picture
 from hypothesis import given, settings
@@ -283,23 +285,41 @@ async def test_is_forgotten_before_the_service_deletes_it(
     ("life", "age", "known"),
     [(3.0, 1.9, True), (3.0, 2.1, False), (0.5, 0.0, False), (-1.0, 0.0, False), (72.0, 70.9, True)],
 )
-async def test_believes_the_service_about_its_life(uploads: Uploads, life: float, age: float, *, known: bool) -> None:
+async def test_believes_the_service_about_its_life(emulator: Emulator, life: float, age: float, *, known: bool) -> None:
     """A file whose end was told is used until an hour before, also when that is already over (hours)."""
-    file = UploadedFile("https://host/a.png", "a.png", 9, "image/png", datetime.now(UTC) + timedelta(hours=life))
-    uploads._remember("digest", file)
-    await asyncio.sleep(age * 3600)
 
-    assert uploads._recall("digest") == (file if known else None)
+    class Told(Api):
+        async def upload(self, form: aiohttp.FormData, *, size: int, mime_type: str) -> UploadedFile:
+            uploaded = await super().upload(form, size=size, mime_type=mime_type)
+            return attrs.evolve(uploaded, expires_at=datetime.now(UTC) + timedelta(hours=life))
+
+    async with connected(emulator) as transport:
+        uploads = Uploads(Told(transport))
+        await uploads.bring(local(picture(100)), None)
+        await asyncio.sleep(age * 3600)
+        await uploads.bring(local(picture(100)), None)
+
+    assert emulator.ledger.calls["upload"] == (1 if known else 2)
 
 
-async def test_remembers_a_bounded_number(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_remembers_a_bounded_number(
+    emulator: Emulator, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A night of different pictures does not fill the memory; what was sent last is what is known."""
     monkeypatch.setattr(uploads_module, "MAX_REMEMBERED", 3)
-    file = UploadedFile("https://host/a.png", "a.png", 9, "image/png")
-    for digest in "abcabd":
-        uploads._remember(digest, file)
 
-    assert [uploads._recall(digest) for digest in "abcd"] == [file, file, None, file]
+    async def bring(seeds: str) -> int:
+        before = len(emulator.ledger.uploads)
+        for seed in seeds:
+            await uploads.bring(local(picture(100, ord(seed))), None)
+        return len(emulator.ledger.uploads) - before
+
+    assert await bring("abc") == 3
+    # Two of them are sent again when their time is over, and so are newer than the third.
+    await asyncio.sleep(86400.0)
+    assert await bring("abd") == 3
+    assert await bring("abd") == 0
+    assert await bring("c") == 1
 
 
 async def test_no_lock_outlives_its_upload(uploads: Uploads) -> None:

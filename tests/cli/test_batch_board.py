@@ -44,7 +44,7 @@ def board(shown: Shown, width: int = 80) -> BatchBoard:
 def drawn(shown: BatchBoard, width: int = 80) -> list[str]:
     terminal = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
     with terminal.capture() as capture:
-        terminal.print(shown._drawn())
+        terminal.print(shown)
     return [line.rstrip() for line in capture.get().splitlines()]
 
 

@@ -22,7 +22,7 @@ def drawn(board: Board, width: int) -> list[str]:
     """What a terminal of this width shows."""
     terminal = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
     with terminal.capture() as capture:
-        terminal.print(board._drawn())
+        terminal.print(board)
     return capture.get().splitlines()
 
 

@@ -69,3 +69,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         # From 3.12 on the end of the threads is waited for with a time-out, which the clock must not jump over.
         with self.waiting_for_thread():
             await super().shutdown_default_executor()
+
+
+def timers() -> int:
+    """How many timers the running loop has set that were not cancelled."""
+    # asyncio has no public way to ask.
+    loop: Any = asyncio.get_running_loop()
+    return sum(not timer.cancelled() for timer in loop._scheduled)

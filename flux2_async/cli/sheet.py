@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import attrs
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
-__all__ = ["Card", "draw_card", "draw_sheet"]
+__all__ = ["Card", "draw_card", "draw_sheet", "wrapped"]
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -108,7 +108,7 @@ def draw_card(card: Card) -> Image.Image:
         _pill(image, card.note)
     _inputs(image, card.inputs)
     y = STAGE_HEIGHT + 20 + STRIP + 34
-    for line in _lines(card.prompt, PROMPT_SIZE, WIDTH - 2 * PAD, PROMPT_LINES):
+    for line in wrapped(card.prompt, PROMPT_SIZE, WIDTH - 2 * PAD, PROMPT_LINES):
         draw.text((PAD, y), line, INK, _font(PROMPT_SIZE), anchor="ls", stroke_width=BOLD / 4)
         y += LEADING
     base = HEIGHT - PAD
@@ -130,7 +130,7 @@ def _inputs(image: Image.Image, inputs: Sequence[Path]) -> None:
 
 def _reason(draw: ImageDraw.ImageDraw, reason: str) -> None:
     draw.rectangle((0, 0, WIDTH, STAGE_HEIGHT), BLUSH)
-    lines = _lines(reason, 18, WIDTH - 4 * PAD, 5)
+    lines = wrapped(reason, 18, WIDTH - 4 * PAD, 5)
     y = STAGE_HEIGHT / 2 - 13 * len(lines)
     draw.text((WIDTH / 2, y - 14), "No picture", BRICK, _font(24), anchor="ms", stroke_width=BOLD)
     for line in lines:
@@ -183,7 +183,8 @@ def _thumbnail(path: Path, box: tuple[int, int]) -> Image.Image:
         return ImageOps.contain(ImageOps.exif_transpose(opened).convert("RGB"), box, Image.Resampling.LANCZOS)
 
 
-def _lines(text: str, size: int, width: int, most: int) -> list[str]:
+def wrapped(text: str, size: int, width: int, most: int) -> list[str]:
+    """Break a text of this size into at most so many lines of this width in pixels, with an … where it is cut."""
     font, lines = _font(size), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

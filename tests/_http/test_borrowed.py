@@ -165,15 +165,11 @@ async def test_a_connector_of_another_class_that_connects_as_usual() -> None:
 async def test_a_connector_that_goes_a_way_of_its_own(method: str) -> None:
     """A subclass that makes its connections itself is refused, since createTask would go another way."""
     kind: Any = type("Detour", (aiohttp.TCPConnector,), {method: lambda *_: None})
-    async with aiohttp.ClientSession() as http:
-        plain = http._connector
-        http._connector = detour = kind()
+    async with aiohttp.ClientSession(connector=kind()) as http:
         caught = await error_of(Flux2Session("key", http=http).open())
         flux = Flux2Session("key", http=http, connector=aiohttp.TCPConnector)
         await flux.open()
         await flux.aclose()
-        http._connector = plain
-        detour._closed = True
 
     assert isinstance(caught, ConfigurationError)
     assert "Detour" in str(caught)
@@ -238,14 +234,14 @@ async def test_a_factory_that_makes_no_new_connector(factory: Any) -> None:
     """A factory that gives something else, a closed connector or the caller's own one is refused."""
     async with aiohttp.ClientSession() as http:
         made: list[Any] = []
+        closed = aiohttp.TCPConnector()
+        await closed.close()
 
         def make() -> Any:
             if factory == "shared":
                 return http.connector
             if factory == "closed":
-                connector = aiohttp.TCPConnector()
-                connector._close()
-                return connector
+                return closed
             made.append(factory())
             return made[-1]
 

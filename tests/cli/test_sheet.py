@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from flux2_async.cli import sheet
 from flux2_async.cli.sheet import Card, draw_card, draw_sheet
@@ -70,12 +70,13 @@ def test_a_note_is_a_pill_in_the_corner(tmp_path: Path) -> None:
 
 def test_long_words_stay_inside(tmp_path: Path) -> None:
     """However long a prompt is, it takes two lines, ends with an ellipsis and stays within the card."""
-    lines = sheet._lines("many words " * 50, sheet.PROMPT_SIZE, 396, 2)
+    font = ImageFont.load_default(sheet.PROMPT_SIZE)
+    lines = sheet.wrapped("many words " * 50, sheet.PROMPT_SIZE, 396, 2)
     assert len(lines) == 2
     assert lines[-1].endswith("…")
-    assert all(sheet._font(sheet.PROMPT_SIZE).getlength(line) <= 396 for line in lines)
-    [line] = sheet._lines("x" * 300, sheet.PROMPT_SIZE, 396, 2)
-    assert sheet._font(sheet.PROMPT_SIZE).getlength(line) <= 396
+    assert all(font.getlength(line) <= 396 for line in lines)
+    [line] = sheet.wrapped("x" * 300, sheet.PROMPT_SIZE, 396, 2)
+    assert font.getlength(line) <= 396
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (4, 1), (5, 2), (16, 4)])

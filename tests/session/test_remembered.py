@@ -13,7 +13,6 @@ from emulated import REQUEST, emulated, error_of, session_for
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import Polling
-from flux2_async.session import remembered
 from flux2_async.session.remembered import Remembered
 from flux2_async.tasks.schedule import Schedules
 
@@ -29,13 +28,22 @@ def put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def kept(base: Path, base_url: str = "https://api.example") -> list[Path]:
+    """The files there are under a folder once something was kept."""
+    Remembered(base_url).keep({})
+    return [path for path in base.rglob("*") if path.is_file()]
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache folder, on whatever system."""
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    return remembered._cache_folder()
+    [path] = kept(tmp_path)
+    path.unlink()
+    path.parent.rmdir()
+    return path.parent
 
 
 async def test_a_session_goes_on_where_another_ended(folder: Path) -> None:
@@ -90,7 +98,8 @@ async def test_a_damaged_file_is_one_warning(content: bytes, folder: Path, caplo
     script = Script(plans=Plan(duration=1.0), render=False)
     async with Emulator(script) as emulator:
         flux = session_for(emulator, polling=Polling(remember=True))
-        put(folder / Remembered(emulator.base_url)._name, content)
+        [path] = kept(folder, emulator.base_url)
+        path.write_bytes(content)
         async with flux:
             await flux.generate(REQUEST)
 
@@ -145,26 +154,29 @@ def test_a_file_is_replaced_whole(folder: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("platform", "environment", "expected"),
     [
-        ("linux", {"XDG_CACHE_HOME": "/caches"}, "/caches/flux2_async"),
-        ("linux", {"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/flux2_async"),
-        ("linux", {}, "/home/me/.cache/flux2_async"),
-        ("darwin", {"XDG_CACHE_HOME": "/caches"}, "/home/me/Library/Caches/flux2_async"),
-        ("win32", {"LOCALAPPDATA": "/local"}, "/local/flux2_async"),
-        ("win32", {}, "/home/me/AppData/Local/flux2_async"),
+        ("linux", {"XDG_CACHE_HOME": "caches"}, "caches/flux2_async"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "home/me/.cache/flux2_async"),
+        ("linux", {}, "home/me/.cache/flux2_async"),
+        ("darwin", {"XDG_CACHE_HOME": "caches"}, "home/me/Library/Caches/flux2_async"),
+        ("win32", {"LOCALAPPDATA": "local"}, "local/flux2_async"),
+        ("win32", {}, "home/me/AppData/Local/flux2_async"),
     ],
 )
 def test_each_system_has_its_folder(
-    platform: str, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+    platform: str, environment: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is where the user's programs keep such things on that system."""
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name)
     for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value if value == "relative" else str(tmp_path / value))
+    # Where a relative one would be found, were it not ignored.
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home" / "me")
 
-    assert remembered._cache_folder().as_posix() == expected
+    [path] = kept(tmp_path)
+    assert path.parent == tmp_path / expected
 
 
 def test_without_a_home_nothing_is_remembered(

@@ -188,10 +188,10 @@ def test_the_number_of_kinds_is_bounded() -> None:
     """Names that records make up are not remembered without end."""
     schedules = Schedules(Polling())
     for number in range(100):
-        schedules.of(f"model-{number}", "1K")
+        schedules.of(f"model-{number}", "1K").ended(0.0, 12.0)
 
     assert schedules.of("one more", "1K") is schedules.unknown
-    assert len(schedules._learned) == 32
+    assert len(schedules.knowledge()["kinds"]) == 32
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_knowledge_that_cannot_be_used(knowledge: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         schedules.remember(knowledge)
 
-    assert schedules._learned == {}
+    assert schedules.knowledge()["kinds"] == {}
 
 
 def test_tasks_that_all_still_run_are_nothing_to_remember() -> None:

@@ -22,6 +22,7 @@ from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.byte_bound import ByteBound, memory_of_request
 from flux2_async.session.keys import Keys
 from flux2_async.session.submission import Submission
+from flux2_async.session.task_ids import TaskIds
 from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.observers import Observers
@@ -132,6 +133,7 @@ class CallbackInbox:
         settings: As the receivers know them.
         watcher: Looks at tasks, and settles them.
         keys: Told of submissions that are found.
+        task_ids: Told of their tasks.
         observers: Likewise.
         sharing: Takes callbacks that are for none of the submissions here, or None.
     """
@@ -141,12 +143,14 @@ class CallbackInbox:
         settings: CallbackSettings,
         watcher: Watcher,
         keys: Keys,
+        task_ids: TaskIds,
         observers: Observers,
         sharing: "Sharing | None" = None,
     ) -> None:
         self._settings = settings
         self._watcher = watcher
         self._keys = keys
+        self._task_ids = task_ids
         self._observers = observers
         self._sharing = sharing
         watcher.listen(self.settled)
@@ -343,6 +347,7 @@ class CallbackInbox:
         self._unclear_bytes.discard(submission.ref)
         logger.info("submission %s was accepted as task %s", submission.ref, callback.task_id)
         task = self._watcher.attach(callback.task_id)
+        self._task_ids.add(task.id)
         task._came_from(submission)  # noqa: SLF001  the handle is written by its session alone
         self._told[submission.ref] = submission, submission.outcome.error
         # Its key, if it has one, stands for the task from now on.

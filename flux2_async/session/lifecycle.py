@@ -32,6 +32,7 @@ from flux2_async.session.keys import Keys
 from flux2_async.session.open_ahead import OpenAhead
 from flux2_async.session.sender import Sender
 from flux2_async.session.submitter import Submitter
+from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.observers import Observers
@@ -134,6 +135,7 @@ class Engine:
         # Another key may stand in the environment by now.
         before = before if before is not None and before.account == self.account else None
         self.keys: Keys = Keys() if before is None else before.keys
+        self.task_ids: TaskIds = TaskIds() if before is None else before.task_ids
         self.inbox = None if options.callbacks is None else self._receive(options.callbacks)
         transitions = Transitions(
             limiter=self.limiter,
@@ -151,6 +153,7 @@ class Engine:
             limiter=self.limiter,
             inbox=self.inbox,
             transitions=transitions,
+            task_ids=self.task_ids,
             observers=observers,
         )
         self.submitter = Submitter(
@@ -168,7 +171,6 @@ class Engine:
             self._take_over(before)
 
     def _take_over(self, before: "Engine") -> None:
-        self.sender.take_over(before.sender)
         if isinstance(self.limiter, Limiter) and isinstance(before.limiter, Limiter):
             self.limiter.take_over(before.limiter)
         if self.inbox is not None and before.inbox is not None:
@@ -261,7 +263,7 @@ class Engine:
                 "callbacks=Callbacks(...), or look at the account's log"
             )
         task = await self.inbox.recover(ref)
-        self.sender.know(task.id)
+        self.task_ids.add(task.id)
         self.keys.found(ref, task.id)
         if self.sharing is not None:
             await self.sharing.recovered(ref, task.id)
@@ -294,7 +296,7 @@ class Engine:
     def _receive(self, callbacks: "CallbackSettings") -> "CallbackInbox":
         from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
 
-        return CallbackInbox(callbacks, self.watcher, self.keys, self.observers, self.sharing)
+        return CallbackInbox(callbacks, self.watcher, self.keys, self.task_ids, self.observers, self.sharing)
 
     def _share(self, coordination: "Coordination", options: Options) -> "Sharing":
         # Most sessions are the only ones of their account.

@@ -24,6 +24,7 @@ from flux2_async.models import ImageToImage, Request, UploadedFile
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async.session.submission import Submission
+from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
 from flux2_async.tasks.observers import Observers
 
@@ -36,8 +37,6 @@ logger = logging.getLogger("flux2_async")
 
 # Seconds between two tries of one submission, and before the first while the service is away.
 PAUSE_UNCONNECTED: Final = 0.5
-# The latest ones; a reply that has strayed is not much older than its request.
-MAX_TASK_IDS: Final = 10_000
 # Seconds for which more may come behind a refusal; a peer that does as it is asked ends the connection at once.
 WATCH_REFUSAL: Final = 1.0
 QUEUE_BEFORE: Final = 0.02
@@ -69,6 +68,7 @@ class Sender:
         limiter: Tasks that may be started.
         inbox: Gives the addresses of callbacks; None without callbacks.
         transitions: Told what happens.
+        task_ids: Those of submissions.
         observers: Told of uploads.
 
     Attributes:
@@ -86,6 +86,7 @@ class Sender:
         limiter: Permits,
         inbox: "CallbackInbox | None",
         transitions: Transitions,
+        task_ids: TaskIds,
         observers: Observers,
     ) -> None:
         self.breaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
@@ -99,17 +100,7 @@ class Sender:
         self._transitions = transitions
         self._observers = observers
         self._loop = asyncio.get_running_loop()
-        self._task_ids: dict[str, None] = {}
-
-    def know(self, task_id: str) -> None:
-        """Remember the task of a submission: no other one has it."""
-        self._task_ids[task_id] = None
-        while len(self._task_ids) > MAX_TASK_IDS:
-            del self._task_ids[next(iter(self._task_ids))]
-
-    def take_over(self, before: "Sender") -> None:
-        """Go on knowing whose tasks are whose."""
-        self._task_ids = before._task_ids  # noqa: SLF001  of the same kind
+        self._task_ids = task_ids
 
     async def send(self, submission: Submission) -> None:
         """Bring a submission to an end.
@@ -122,6 +113,7 @@ class Sender:
             task = await submission.claim.look()
             if task is not None:
                 task.key, task.group, task.metadata = submission.key, submission.group, submission.metadata
+                self._task_ids.add(task.id)
                 self._transitions.end(submission, SubmissionEvent.FOUND, task=task)
                 return
             with suppress(_TakenError):
@@ -282,7 +274,8 @@ class Sender:
     async def _confirmed(self, submission: Submission, post: Post, refused: Refused) -> Answer:
         """The refusal where nothing else comes behind it, before anybody takes it for one; else unclear.
 
-        A 429 is watched for as long as nobody sends because of it; another refusal for a second.
+        A 429 is watched for as long as nobody sends because of it; another refusal for a second, and so a 429 to one
+        that tries for all others whether the service is there.
         """
         if throttled := refused.error.code == 429:  # noqa: PLR2004  a code of the API's
             # Whoever it is meant for, the service wants a pause.
@@ -290,7 +283,7 @@ class Sender:
         begun = self._loop.time()
 
         def watch_on() -> float:
-            if throttled and self._goes_on(submission):
+            if throttled and self.breaker.reason is None and self._goes_on(submission):
                 # Back in the queue in time to be the first.
                 until = (self._limiter.paused_until or begun) - QUEUE_BEFORE
                 left = submission.patience.left()
@@ -321,7 +314,7 @@ class Sender:
         if answer.task_id in self._task_ids:
             told = f"createTask was answered with task {answer.task_id}, which another submission has"
             return unclear(told, request=submission.request, ref=submission.ref)
-        self.know(answer.task_id)
+        self._task_ids.add(answer.task_id)
         return answer
 
     async def _announce(self, submission: Submission) -> None:

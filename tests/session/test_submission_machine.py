@@ -29,6 +29,7 @@ from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Keys
 from flux2_async.session.sender import Sender
 from flux2_async.session.submitter import Submitter
+from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.observers import Observers
@@ -155,6 +156,7 @@ class Machine(RuleBasedStateMachine):
                 limiter=self.limiter,
                 inbox=None,
                 transitions=transitions,
+                task_ids=TaskIds(),
                 observers=observers,
             )
             self.submitter = Submitter(

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
-from raw_server import answer, raw_server
+from raw_server import HANG, answer, raw_server
 
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
@@ -23,10 +23,11 @@ from flux2_async.errors import (
     SessionClosedError,
     TransportError,
 )
-from flux2_async.models import ImageToImage, Polling, RateLimit, TextToImage, UploadedFile
-from flux2_async.session import sender
+from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, UploadedFile
+from flux2_async.session import task_ids
 from flux2_async.session.session import Flux2Session
 from flux2_async.session.submission import Submission
+from flux2_async.webhooks import Callback
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
@@ -816,14 +817,41 @@ async def test_an_id_that_another_submission_has() -> None:
             assert len(server.requests) == 4
 
 
+async def test_an_id_that_a_callback_gave_to_another_submission() -> None:
+    """A late reply to one whose task its callback has told settles no other submission, whose own task may exist."""
+    accepted = answer(200, {"code": 200, "msg": "success", "data": {"taskId": "one"}})
+    async with raw_server([b"", accepted]) as server:
+        callbacks = Callbacks("http://127.0.0.1:9/", secret="of all our processes")
+        async with Flux2Session("key", base_url=server.url, callbacks=callbacks) as flux:
+            assert isinstance(await error_of(flux.submit(REQUEST, ref="first")), AmbiguousSubmitError)
+            flux.deliver("first", Callback("one", None))
+            error = await error_of(flux.submit(REQUEST, ref="second"))
+
+            assert "task one, which another submission has" in str(error)
+            assert [(task.id, task.ref) for task in flux.tasks()] == [("one", "first")]
+
+
+async def test_a_pause_is_no_outage() -> None:
+    """Who waits while one tries whether the service is back waits for the pause that it asks for then, however long."""
+    throttled = answer(200, {"code": 429, "msg": "too many"}, "Retry-After: 300\r\n")
+    accepted = [answer(200, {"code": 200, "msg": "success", "data": {"taskId": f"t{number}"}}) for number in range(3)]
+    async with raw_server([b"", b"", throttled, *accepted, HANG]) as server:
+        async with Flux2Session("key", base_url=server.url, polling=Polling(interval=3600)) as flux:
+            for _ in range(2):
+                assert isinstance(await error_of(flux.submit(REQUEST)), AmbiguousSubmitError)
+            tasks = await asyncio.gather(*(flux.submit(REQUEST) for _ in range(3)))
+
+            assert {task.id for task in tasks} == {"t0", "t1", "t2"}
+
+
 async def test_only_the_latest_ids_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for the ids of others is bounded."""
-    monkeypatch.setattr(sender, "MAX_TASK_IDS", 3)
+    monkeypatch.setattr(task_ids, "MAX_TASK_IDS", 3)
     async with emulated(Script(plans=Plan(duration=0.1))) as (flux, _):
         for _ in range(10):
             await (await flux.submit(REQUEST)).wait()
 
-        assert len(flux._open_engine().sender._task_ids) == 3
+        assert len(flux._open_engine().task_ids) == 3
 
 
 async def test_closing_waits_for_nothing_but_posts() -> None:

@@ -141,6 +141,7 @@ class CallbackInbox:
     def __init__(
         self,
         settings: CallbackSettings,
+        *,
         watcher: Watcher,
         keys: Keys,
         task_ids: TaskIds,

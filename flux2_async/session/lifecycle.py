@@ -296,7 +296,14 @@ class Engine:
     def _receive(self, callbacks: "CallbackSettings") -> "CallbackInbox":
         from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
 
-        return CallbackInbox(callbacks, self.watcher, self.keys, self.task_ids, self.observers, self.sharing)
+        return CallbackInbox(
+            callbacks,
+            watcher=self.watcher,
+            keys=self.keys,
+            task_ids=self.task_ids,
+            observers=self.observers,
+            sharing=self.sharing,
+        )
 
     def _share(self, coordination: "Coordination", options: Options) -> "Sharing":
         # Most sessions are the only ones of their account.

@@ -274,8 +274,8 @@ class Sender:
     async def _confirmed(self, submission: Submission, post: Post, refused: Refused) -> Answer:
         """The refusal where nothing else comes behind it, before anybody takes it for one; else unclear.
 
-        A 429 is watched for as long as nobody sends because of it; another refusal for a second, and so a 429 to one
-        that tries for all others whether the service is there.
+        A 429 is watched for as long as nobody sends because of it; another refusal for a second, and so a 429 that
+        somebody waits for: all others, while one tries whether the service is there, or who is out of patience.
         """
         if throttled := refused.error.code == 429:  # noqa: PLR2004  a code of the API's
             # Whoever it is meant for, the service wants a pause.
@@ -283,7 +283,8 @@ class Sender:
         begun = self._loop.time()
 
         def watch_on() -> float:
-            if throttled and self.breaker.reason is None and self._goes_on(submission):
+            awaited = self.breaker.reason is not None or submission.hurry is not None
+            if throttled and not awaited and self._goes_on(submission):
                 # Back in the queue in time to be the first.
                 until = (self._limiter.paused_until or begun) - QUEUE_BEFORE
                 left = submission.patience.left()

@@ -11,7 +11,7 @@ from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
 from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.outcome import Outcome
+from flux2_async.tasks.outcome import Outcome, Signal
 
 __all__ = ["KeyClaim", "OnSend", "Patience", "Submission", "SubmissionSteps"]
 
@@ -136,6 +136,7 @@ class Submission:
         last: What happened to it last, or None.
         permit: The one it holds, while nobody has said what became of it; else None.
         announced: Whether `on_send` was awaited for a POST that has not left yet.
+        hurry: Woken when no POST is under way any more; None: nobody waits for that.
     """
 
     ref: str
@@ -154,6 +155,7 @@ class Submission:
     last: SubmissionEvent | None = attrs.field(init=False, default=None)
     permit: Permit | None = attrs.field(init=False, default=None)
     announced: bool = attrs.field(init=False, default=False)
+    hurry: Signal | None = attrs.field(init=False, default=None)
 
     def move(self, event: SubmissionEvent) -> None:
         """Go where an event leads.
@@ -162,6 +164,9 @@ class Submission:
             IllegalTransitionError: It leads nowhere from here.
         """
         self.state, self.last = after(self.state, event), event
+        if self.hurry is not None and (self.may_leave or self.ended):
+            self.hurry.wake()
+            self.hurry = None
 
     def end(self, event: SubmissionEvent, *, task: ImageTask | None = None, error: Exception | None = None) -> None:
         """Go where an event leads that ends it, or changes its end, and tell its callers and its claim."""
@@ -176,6 +181,12 @@ class Submission:
         if self.outcome.done:
             self.outcome = Outcome()
         self.outcome.settle(task, error)
+
+    async def answered(self) -> None:
+        """Wait until no POST of it is under way."""
+        while not (self.may_leave or self.ended):
+            self.hurry = self.hurry or Signal()
+            await self.hurry.wait()
 
     @property
     def may_leave(self) -> bool:

@@ -135,9 +135,7 @@ class Submitter:
         try:
             await submission.outcome.wait()
         finally:
-            submission.callers -= 1
-            if not submission.callers and submission.may_leave:
-                self.give_up(submission, left())
+            self._leave(submission)
         return submission.outcome.get()
 
     def give_up(self, submission: Submission, error: Flux2Error) -> bool:
@@ -241,12 +239,21 @@ class Submitter:
         return again
 
     async def _join(self, submission: Submission, max_wait: float | None) -> ImageTask:
+        submission.callers += 1
         try:
             async with asyncio.timeout(None if submission.outcome.done else max_wait):
-                return await self.wait(submission)
+                await submission.outcome.wait()
         except TimeoutError:
-            if not submission.may_leave:
-                return await self.wait(submission)
-            raise RateLimitedError(
-                429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
-            ) from None
+            await submission.answered()
+            if not submission.outcome.done:
+                raise RateLimitedError(
+                    429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
+                ) from None
+        finally:
+            self._leave(submission)
+        return submission.outcome.get()
+
+    def _leave(self, submission: Submission) -> None:
+        submission.callers -= 1
+        if not submission.callers and submission.may_leave:
+            self.give_up(submission, left())

@@ -982,3 +982,38 @@ async def test_close_logs_what_is_unclear(caplog: pytest.LogCaptureFixture) -> N
         assert isinstance(await error_of(caller), AmbiguousSubmitError)
 
     assert "may have been accepted: the-ref" in caplog.text
+
+
+async def test_one_who_joined_keeps_their_own_max_wait() -> None:
+    """Who joined is told when their own `max_wait` is over, in a pause of the service as well, and hurts nobody."""
+    throttled = answer(200, {"code": 429, "msg": "too many"}, "Retry-After: 60\r\n")
+    accepted = answer(200, {"code": 200, "msg": "success", "data": {"taskId": "one"}})
+    async with raw_server([throttled, accepted]) as server:
+        async with Flux2Session("key", base_url=server.url, polling=Polling(interval=3600)) as flux:
+            clock = asyncio.get_running_loop().time
+            first = asyncio.create_task(flux.submit(REQUEST, key="a"))
+            await until(lambda: server.requests)
+            begun = clock()
+            error = await error_of(flux.submit(REQUEST, key="a", max_wait=5.0))
+            waited = clock() - begun
+            task = await first
+
+            assert isinstance(error, RateLimitedError)
+            assert 5.0 <= waited <= 6.5
+            assert clock() - begun > 59
+            assert (task.id, len(server.requests)) == ("one", 2)
+
+
+async def test_one_who_joined_and_is_left_alone_keeps_their_own_max_wait() -> None:
+    """Who joined a submission whose first caller left is told that their `max_wait` is over; the key is free then."""
+    async with emulated(rate_limit=RateLimit(1, 60.0)) as (flux, emulator):
+        await flux.submit(REQUEST)
+        first = asyncio.create_task(flux.submit(REQUEST, key="a"))
+        await asyncio.sleep(1)
+        second = asyncio.create_task(error_of(flux.submit(REQUEST, key="a", max_wait=5.0)))
+        await asyncio.sleep(1)
+        first.cancel()
+
+        assert isinstance(await second, RateLimitedError)
+        assert len(emulator.ledger.requests) == 1
+        assert (await flux.submit(REQUEST, key="a")).id

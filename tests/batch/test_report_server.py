@@ -146,7 +146,11 @@ async def test_very_many_rows_come_in_parts(tmp_path: Path, http: aiohttp.Client
         changes.add(done(number))
     changes.end(remove=False)
     sizes: list[int] = []
-    async with serve_report(tmp_path) as address, http.get(f"{address}events") as response:
+    async with (
+        serve_report(tmp_path) as address,
+        # a line has 500 rows
+        http.get(f"{address}events", read_bufsize=2**20) as response,
+    ):
         while sum(sizes) < 1200:
             line = await response.content.readline()
             if line.startswith(b"data: "):

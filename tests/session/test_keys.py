@@ -110,7 +110,7 @@ def test_a_subclass_counts_whole() -> None:
         memory_of_request(pictures)
         > memory_of_request(attrs.evolve(pictures, images=["https://files.example/a"])) + 900
     )
-    assert memory_of_request(Longer("edit", story="x" * 5000)) > sys.getsizeof("x" * 5000)
+    assert memory_of_request(Longer(prompt="edit", story="x" * 5000)) > sys.getsizeof("x" * 5000)
 
 
 @given(sizes=st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 40)), max_size=60))

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         Uploaded,
     )
     from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+    from flux2_async.session.enqueued import SubmissionHandle
     from flux2_async.session.lifecycle import Unsettled
     from flux2_async.session.session import Flux2Session
     from flux2_async.session.submission import SubmissionSteps
@@ -115,6 +116,7 @@ __all__ = [
     "StateChanged",
     "SubmissionChanged",
     "SubmissionEvent",
+    "SubmissionHandle",
     "SubmissionState",
     "SubmissionSteps",
     "TaskError",

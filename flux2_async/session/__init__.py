@@ -4,13 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flux2_async.session.enqueued import SubmissionHandle
     from flux2_async.session.lifecycle import Unsettled
     from flux2_async.session.session import Flux2Session
     from flux2_async.session.submission import SubmissionSteps
 
-__all__ = ["Flux2Session", "SubmissionSteps", "Unsettled"]
+__all__ = ["Flux2Session", "SubmissionHandle", "SubmissionSteps", "Unsettled"]
 
-_HOMES = {"Flux2Session": "session", "SubmissionSteps": "submission", "Unsettled": "lifecycle"}
+_HOMES = {
+    "Flux2Session": "session",
+    "SubmissionHandle": "enqueued",
+    "SubmissionSteps": "submission",
+    "Unsettled": "lifecycle",
+}
 
 
 def __getattr__(name: str) -> object:

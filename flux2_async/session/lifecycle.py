@@ -28,6 +28,7 @@ from flux2_async.models import (
     Timeouts,
 )
 from flux2_async.models.submission_state import SubmissionEvent
+from flux2_async.session.enqueued import Enqueued
 from flux2_async.session.keys import Keys
 from flux2_async.session.open_ahead import OpenAhead
 from flux2_async.session.sender import Sender
@@ -164,6 +165,7 @@ class Engine:
             watcher=self.watcher,
             sharing=self.sharing,
         )
+        self.enqueued = Enqueued(self.submitter)
         self._open_ahead = OpenAhead(self.limiter, self.transport) if isinstance(self.limiter, Limiter) else None
         self.notified = 0
         self._counted = False
@@ -210,6 +212,7 @@ class Engine:
         task_ids: tuple[str, ...] = ()
         try:
             refs = await self.submitter.aclose(grace)
+            await self.enqueued.aclose()
         finally:
             try:
                 task_ids = await self.watcher.aclose()
@@ -234,6 +237,7 @@ class Engine:
     def leave(self) -> Unsettled:
         """Do what can be done without the event loop, which was closed while the session was open in it."""
         refs, task_ids = self.submitter.leave(), self.watcher.leave()
+        self.enqueued.leave()
         if self._open_ahead is not None:
             self._open_ahead.close()
         if self._counted:
@@ -271,8 +275,8 @@ class Engine:
 
     async def drain(self) -> None:
         """Wait until no submission and no task is outstanding."""
-        while self.watcher or self.submitter:
-            await (self.submitter or self.watcher).ended.wait()
+        while self.watcher or self.submitter or self.enqueued:
+            await (self.enqueued or self.submitter or self.watcher).ended.wait()
 
     def statistics(self) -> SessionStatistics:
         """Give a snapshot."""

@@ -126,6 +126,7 @@ class Sender:
         patience = submission.patience
         await self._slots.acquire(priority=submission.priority, max_wait=patience.left(), since=patience.started)
         patience.waited += self._loop.time() - begun
+        submission.has_slot = True
         try:
             # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
             submission.request, input_urls = await self._upload(submission)
@@ -134,6 +135,7 @@ class Sender:
         finally:
             # An accepted task keeps it.
             if submission.last is not SubmissionEvent.ACCEPTED:
+                submission.has_slot = False
                 self._slots.release()
 
     async def _upload(self, submission: Submission) -> tuple[Request, tuple[str, ...]]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -42,6 +43,7 @@ from flux2_async.session.arguments import (
     check_task_id,
 )
 from flux2_async.session.as_completed import Completions
+from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.lifecycle import Engine, Options, Unsettled
 from flux2_async.session.submission import OnSend, SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask
@@ -305,6 +307,57 @@ class Flux2Session:
             group=check_group(group),
             metadata=check_metadata(metadata),
         )
+
+    def enqueue(
+        self,
+        request: Request,
+        *,
+        key: str | None = None,
+        max_wait: float | None = None,
+        priority: int = 0,
+        ref: str | None = None,
+        on_send: OnSend | None = None,
+        group: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> SubmissionHandle:
+        """Begin what `submit` does and give a handle at once, to look at the queue and to leave it.
+
+        The submission goes on whether or not anybody awaits the handle: only `handle.withdraw()`, `max_wait` and the
+        session's closing end it. An error that nobody asks for stays silent.
+
+        Args:
+            request: As for `submit`, like all others.
+            key: Where it is joined, `withdraw` takes this handle away alone.
+            max_wait: As for `submit`.
+            priority: As for `submit`.
+            ref: As for `submit`.
+            on_send: As for `submit`.
+            group: As for `submit`.
+            metadata: As for `submit`.
+
+        Returns:
+            The handle; awaiting it gives the task, or raises what `submit` raises.
+
+        Raises:
+            InvalidRequestError: An argument cannot be used. Pictures and keys are looked at later.
+            SessionClosedError: The session is not open.
+            ConfigurationError: Called in another event loop.
+        """
+        engine = self._open_engine()
+        check_submit(request, key, max_wait, priority, ref)
+        ref = plain(ref) or uuid.uuid4().hex
+        submit = partial(
+            engine.submitter.submit,
+            request,
+            key=plain(key),
+            max_wait=max_wait,
+            priority=priority,
+            ref=ref,
+            on_send=on_send,
+            group=check_group(group),
+            metadata=check_metadata(metadata),
+        )
+        return engine.enqueued.add(request, submit, priority=priority, ref=ref)
 
     async def generate(
         self,

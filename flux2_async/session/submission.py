@@ -132,6 +132,8 @@ class Submission:
         claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
         callers: How many wait for it.
+        leaving: How many of those were withdrawn, and have not left yet.
+        has_slot: Whether it has a slot, or became a task.
         state: Where it stands.
         last: What happened to it last, or None.
         permit: The one it holds, while nobody has said what became of it; else None.
@@ -151,6 +153,8 @@ class Submission:
     claim: KeyClaim | None = None
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: int = attrs.field(init=False, default=0)
+    leaving: int = attrs.field(init=False, default=0)
+    has_slot: bool = attrs.field(init=False, default=False)
     state: SubmissionState = attrs.field(init=False, default=SubmissionState.QUEUED)
     last: SubmissionEvent | None = attrs.field(init=False, default=None)
     permit: Permit | None = attrs.field(init=False, default=None)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._http.files import Files
+from flux2_async._limiter.queue import IMPATIENT_AFTER
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import ImageToImage, Request
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
@@ -80,9 +81,12 @@ class Submitter:
         steps: SubmissionSteps | None = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        started: Callable[[Submission], None] | None = None,
+        started: Callable[[Submission], object] = id,
     ) -> ImageTask:
-        """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`."""
+        """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`.
+
+        `started` is told which submission is waited for, its own or the one it joins, as soon as there is one.
+        """
         if isinstance(request, ImageToImage):
             await self._files.check(request.images)
         content = "" if key is None else await fingerprint(request)
@@ -91,6 +95,7 @@ class Submitter:
             other = bound.submission
             if other is None:
                 return self._kept(bound, request, key, group, metadata)
+            started(other)
             try:
                 return self._outstanding(await self._join(other, max_wait))
             except Exception as error:
@@ -107,8 +112,7 @@ class Submitter:
         self.start(submission)
         if key is not None:
             self._keys.bind(key, content, submission, self._loop.time())
-        if started is not None:
-            started(submission)
+        started(submission)
         return await self.wait(submission)
 
     def start(self, submission: Submission) -> None:
@@ -137,6 +141,15 @@ class Submitter:
         finally:
             self._leave(submission)
         return submission.outcome.get()
+
+    def position(self, submission: Submission | None, priority: int) -> int:
+        """Count the submissions that wait and go before one as things are now, or before one that is yet to be."""
+        now = self._loop.time()
+        waiting = [each for each in self._jobs if each.state is SubmissionState.QUEUED]
+        ranks = {each: _rank(each, number, now) for number, each in enumerate(waiting)}
+        last = (True, 2, -priority, len(waiting))
+        own = last if submission is None else ranks.get(submission, last)
+        return sum(rank < own for rank in ranks.values())
 
     def give_up(self, submission: Submission, error: Flux2Error) -> bool:
         """Withdraw a submission; give False when it is too late for that, or it has ended."""
@@ -257,3 +270,13 @@ class Submitter:
         submission.callers -= 1
         if not submission.callers and submission.may_leave:
             self.give_up(submission, left())
+
+
+def _rank(submission: Submission, number: int, now: float) -> tuple[bool, int, float, int]:
+    """Where one stands among those that wait: the order of `flux2_async._limiter.queue`, those with a slot first."""
+    if submission.last in (SubmissionEvent.THROTTLED, SubmissionEvent.LEASE_ENDED):
+        return False, 0, -submission.priority, number
+    started = submission.patience.started
+    if started + IMPATIENT_AFTER <= now:
+        return not submission.has_slot, 1, started, number
+    return not submission.has_slot, 2, -submission.priority, number

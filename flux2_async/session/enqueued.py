@@ -1,0 +1,212 @@
+"""Submissions that nobody has to await: an asyncio task of the session waits for each, and a handle tells of it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Final
+
+from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
+from flux2_async.models import Request
+from flux2_async.models.submission_state import SubmissionState
+from flux2_async.session.sender import cut_off
+from flux2_async.session.submission import Submission
+from flux2_async.session.submitter import Submitter
+from flux2_async.tasks.handle import ImageTask
+from flux2_async.tasks.outcome import Outcome, Signal
+
+__all__ = ["Enqueued", "SubmissionHandle"]
+
+# Seconds that closing waits for what it has cancelled.
+DEAF_FOR: Final = 1.0
+
+# Takes `started`, see `Submitter.submit`.
+Submit = Callable[..., Awaitable[ImageTask]]
+
+
+class SubmissionHandle:
+    """A submission on its way; `await handle` gives its `ImageTask`, or raises what `submit` would.
+
+    Made by `Flux2Session.enqueue`. Any number of coroutines may await it, also none; cancelling one ends its wait
+    alone. Only `withdraw`, its `max_wait` and the session's closing end the submission.
+
+    Attributes:
+        request: What is to be submitted.
+    """
+
+    __slots__ = ("_job", "_outcome", "_priority", "_ref", "_submission", "_submitter", "_withdrawn", "request")
+
+    def __init__(self, request: Request, *, submitter: Submitter, priority: int, ref: str) -> None:
+        self.request = request
+        self._submitter = submitter
+        self._priority = priority
+        self._ref = ref
+        self._outcome: Outcome[ImageTask] = Outcome()
+        # None while its pictures are looked at; another caller's where it was joined by its key.
+        self._submission: Submission | None = None
+        self._job: asyncio.Task[None] | None = None
+        self._withdrawn: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"<SubmissionHandle {self.ref} {self.state}>"
+
+    def __await__(self) -> Generator[Any, None, ImageTask]:
+        return self._accepted().__await__()
+
+    @property
+    def ref(self) -> str:
+        """The name of the submission; where a key is joined, that of the one that had it."""
+        return self._ref if self._submission is None else self._submission.ref
+
+    @property
+    def state(self) -> SubmissionState:
+        """Where it stands: `QUEUED` while it waits for whatever it is, `WITHDRAWN` too when `max_wait` ran out."""
+        if self._withdrawn is not None:
+            return SubmissionState.WITHDRAWN
+        if self._submission is not None and not self._is_left_alone():
+            return self._submission.state
+        if not self._outcome.done:
+            return SubmissionState.QUEUED
+        error = self._outcome.error
+        if error is None:
+            return SubmissionState.ACCEPTED
+        return SubmissionState.UNKNOWN if isinstance(error, AmbiguousSubmitError) else SubmissionState.WITHDRAWN
+
+    @property
+    def position(self) -> int | None:
+        """How many submissions of this session wait and are before it as things are now; None: it does not wait.
+
+        Those that wait for a slot come after all that have one. Asking looks at each submission that waits.
+        """
+        if self.state is not SubmissionState.QUEUED:
+            return None
+        submission = None if self._is_left_alone() else self._submission
+        return self._submitter.position(submission, self._priority)
+
+    def withdraw(self) -> bool:
+        """Take the submission back, if it is not too late; awaiting it raises `SessionClosedError` then.
+
+        Returns:
+            Whether nothing was or will be paid for it. True: it was not accepted and is not sent again. False: it is
+            leaving, was sent, or has ended, and goes on as if this had not been called; or others joined it by its
+            key, which it goes on for, and this handle alone is taken back (`state` is `WITHDRAWN`). Asking again gives
+            the same answer for what was taken back, and tries again otherwise.
+
+        Raises:
+            ConfigurationError: Called in another event loop than the one it was made in.
+        """
+        if self._withdrawn is not None or self._outcome.done:
+            return self._withdrawn or False
+        self._outcome.check_loop()
+        submission = self._submission
+        error = SessionClosedError("the submission was withdrawn; nothing was sent")
+        if submission is None or self._is_left_alone():
+            self._withdrawn = True
+        elif not submission.may_leave:
+            return False
+        elif submission.callers - submission.leaving > 1:
+            self._withdrawn = False
+            submission.leaving += 1
+            error = SessionClosedError("the submission was withdrawn here, and goes on for others who joined its key")
+        else:
+            self._withdrawn = self._submitter.give_up(submission, error)
+        self._outcome.settle(error=error)
+        if self._job is not None:
+            self._job.cancel()
+        return self._withdrawn
+
+    def _is_left_alone(self) -> bool:
+        """Whether what it joined has ended for reasons of that caller alone: then it goes on by itself."""
+        joined = self._submission
+        if joined is None or joined.ref == self._ref:
+            return False
+        if self._outcome.done:
+            # By a reason of its own.
+            return self._outcome.error is not None and self._outcome.error is not joined.outcome.error
+        return joined.ended and joined.private
+
+    async def _accepted(self) -> ImageTask:
+        await self._outcome.wait()
+        submission = self._submission
+        found = submission is not None and submission.state is SubmissionState.ACCEPTED
+        if submission is not None and found and isinstance(self._outcome.error, AmbiguousSubmitError):
+            # A callback has named its task since.
+            return submission.outcome.get()
+        return self._outcome.get()
+
+    def _waits_for(self, submission: Submission) -> None:
+        self._submission = submission
+
+    def _break_off(self, what: str) -> None:
+        if self._outcome.done:
+            return
+        submission = None if self._is_left_alone() else self._submission
+        if submission is None:
+            self._outcome.settle(error=SessionClosedError(f"{what}; nothing was sent"))
+        elif not submission.outcome.done:
+            self._outcome.settle(error=cut_off(submission, what))
+        else:
+            error = submission.outcome.error
+            self._outcome.settle(submission.outcome.get() if error is None else None, error)
+
+    async def _run(self, submit: Submit) -> None:
+        try:
+            self._outcome.settle(await submit(started=self._waits_for))
+        except Exception as error:  # noqa: BLE001  whoever awaits the handle is told
+            self._outcome.settle(error=error)
+        except BaseException:
+            self._break_off("the submission was cancelled")
+            raise
+        finally:
+            if self._withdrawn is False and self._submission is not None:
+                self._submission.leaving -= 1
+
+
+class Enqueued:
+    """The handles whose submissions are on their way.
+
+    Args:
+        submitter: Runs the submissions.
+
+    Attributes:
+        ended: Woken when one of them has ended.
+    """
+
+    def __init__(self, submitter: Submitter) -> None:
+        self.ended = Signal()
+        self._submitter = submitter
+        self._loop = asyncio.get_running_loop()
+        self._jobs: dict[asyncio.Task[None], SubmissionHandle] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, request: Request, submit: Submit, *, priority: int, ref: str) -> SubmissionHandle:
+        """Set a submission going; see `Submitter.submit`."""
+        handle = SubmissionHandle(request, submitter=self._submitter, priority=priority, ref=ref)
+        # Not through the loop's task factory: an eager one would run it before its handle knows of it.
+        job = asyncio.Task(handle._run(submit), loop=self._loop, name=f"flux2_async enqueued {ref}")  # noqa: SLF001  one thing in two classes
+        handle._job = job  # noqa: SLF001  likewise
+        self._jobs[job] = handle
+        job.add_done_callback(self._forget)
+        return handle
+
+    async def aclose(self) -> None:
+        """End what is left after all submissions have ended: what has not become one."""
+        self._break_off("the session was closed")
+        for job in self._jobs:
+            job.cancel()
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=DEAF_FOR)
+
+    def leave(self) -> None:
+        """Settle what an event loop that was closed has left behind."""
+        self._break_off("the event loop was closed")
+
+    def _break_off(self, what: str) -> None:
+        for handle in self._jobs.values():
+            handle._break_off(what)  # noqa: SLF001  one thing in two classes
+
+    def _forget(self, job: asyncio.Task[None]) -> None:
+        handle = self._jobs.pop(job)
+        # Here as well, because one that is cancelled before its first step never gets to its own end.
+        handle._break_off("the submission was cancelled")  # noqa: SLF001  one thing in two classes
+        self.ended.wake()

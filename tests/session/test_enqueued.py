@@ -1,0 +1,293 @@
+"""What the handle of an enqueued submission tells, and when it can be taken back."""
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+from emulated import REQUEST, emulated, error_of, session_for, until
+
+from flux2_async import (
+    AmbiguousSubmitError,
+    ConfigurationError,
+    Flux2Session,
+    ImageTask,
+    ImageToImage,
+    InsufficientCreditsError,
+    InvalidRequestError,
+    RateLimit,
+    RateLimitedError,
+    SessionClosedError,
+    SubmissionHandle,
+    SubmissionState,
+    TextToImage,
+)
+from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.testing import running_emulator
+
+S = SubmissionState
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
+)
+ONE_A_MINUTE = RateLimit(1, 60.0)
+
+
+async def test_goes_on_unawaited() -> None:
+    """A handle is given at once, its submission becomes a task that nobody waits for, and `drain` waits for both."""
+    async with emulated() as (flux, emulator):
+        handle = flux.enqueue(REQUEST, ref="mine", group="alice", metadata={"chat": 7})
+        assert (handle.state, handle.ref, handle.request) == (S.QUEUED, "mine", REQUEST)
+        assert repr(handle) == "<SubmissionHandle mine queued>"
+        await flux.drain()
+
+        assert len(emulator.ledger.accepted) == 1
+        assert (handle.state, handle.position) == (S.ACCEPTED, None)
+        task = await handle
+        assert await handle is task
+        assert task.done()
+        assert (task.ref, task.group, task.metadata) == ("mine", "alice", {"chat": 7})
+        assert not handle.withdraw()
+
+
+async def test_a_waiter_that_is_cancelled_ends_its_own_wait() -> None:
+    """Cancelling who awaits a handle changes nothing for the submission, nor for who else awaits it."""
+    async with emulated(rate_limit=ONE_A_MINUTE) as (flux, emulator):
+        await flux.submit(REQUEST)
+        handle = flux.enqueue(REQUEST)
+
+        async def wait() -> ImageTask:
+            return await handle
+
+        first, second = asyncio.create_task(wait()), asyncio.create_task(wait())
+        await asyncio.sleep(1)
+        first.cancel()
+
+        assert (await second).id == emulator.ledger.accepted[1]
+        assert first.cancelled()
+
+
+async def test_positions() -> None:
+    """Those before it by priority and arrival are counted; who waits for a slot comes after who has one."""
+    async with emulated(rate_limit=RateLimit(1, 20.0), max_running=3) as (flux, emulator):
+        await flux.submit(REQUEST)
+        handles = [
+            flux.enqueue(TextToImage(f"number {n}"), priority=priority) for n, priority in enumerate((0, 0, 0, 5))
+        ]
+        assert handles[0].position == 0
+        await asyncio.sleep(1)
+        # The first two have the slots that are left.
+        assert [handle.position for handle in handles] == [0, 1, 3, 2]
+        handles[0].withdraw()
+        await asyncio.sleep(0.1)
+        assert [handle.position for handle in handles] == [None, 1, 2, 0]
+        await handles[3]
+        assert [handle.position for handle in handles] == [None, 0, 1, None]
+        await asyncio.gather(*(handles[1], handles[2]))
+
+        prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests[1:] if call.body is not None]
+        assert prompts == ["number 3", "number 1", "number 2"]
+
+
+@pytest.mark.parametrize("wait", ["check", "slot", "permit", "pause"])
+async def test_withdrawn_while_it_waits(wait: str) -> None:
+    """Whatever it waits for, one that is withdrawn is never sent, says so again, and leaves no slot and no permit."""
+    refused = Fault("createTask", "refuse", after=1, retry_after=30)
+    script = Script(plans=Plan(duration=100.0), faults=[refused] if wait == "pause" else [])
+    limited: dict[str, dict[str, Any]] = {"slot": {"max_running": 1}, "permit": {"rate_limit": ONE_A_MINUTE}}
+    options = limited.get(wait, {})
+    async with emulated(script, **options) as (flux, emulator):
+        await flux.submit(REQUEST)
+        handle = flux.enqueue(ImageToImage("make it red", images=[PNG]) if wait == "check" else REQUEST, key="a")
+        if wait != "check":
+            await asyncio.sleep(5)
+        sent = len(emulator.ledger.requests)
+        assert (handle.state, handle.position) == (S.QUEUED, 0)
+
+        assert handle.withdraw()
+        assert handle.withdraw()
+        assert (handle.state, handle.position) == (S.WITHDRAWN, None)
+        error = await error_of(handle)
+        assert isinstance(error, SessionClosedError)
+        assert "withdrawn" in str(error)
+        await asyncio.sleep(200)
+        assert len(emulator.ledger.requests) == sent == (2 if wait == "pause" else 1)
+        # Its key is free.
+        await flux.submit(TextToImage("another one"), key="a")
+        assert len(emulator.ledger.accepted) == 2
+
+
+async def test_too_late_once_it_is_announced() -> None:
+    """While `on_send` is awaited, while it is sent and once it is a task it cannot be taken back, and goes on."""
+    go_on, sending = asyncio.Event(), asyncio.Event()
+
+    async def on_send(_: str) -> None:
+        sending.set()
+        await go_on.wait()
+
+    script = Script(plans=Plan(duration=2.0), latency=lambda name: 5.0 if name == "createTask" else 0.0)
+    async with emulated(script) as (flux, emulator):
+        handle = flux.enqueue(REQUEST, on_send=on_send)
+        await sending.wait()
+        assert (handle.state, handle.position, handle.withdraw()) == (S.ANNOUNCED, None, False)
+        go_on.set()
+        await until(lambda: handle.state is S.SENT)
+        assert (handle.position, handle.withdraw()) == (None, False)
+        task = await handle
+
+        assert handle.state is S.ACCEPTED
+        assert not handle.withdraw()
+        assert [task.id] == emulator.ledger.accepted
+        assert (await task).urls
+
+
+async def test_a_joiner_takes_itself_away() -> None:
+    """Of two under one key the first to be withdrawn leaves alone, which pays for the other; the last ends it."""
+    async with emulated(rate_limit=ONE_A_MINUTE) as (flux, emulator):
+        await flux.submit(REQUEST)
+        first, second = flux.enqueue(REQUEST, key="a"), flux.enqueue(REQUEST, key="a")
+        await asyncio.sleep(1)
+        assert first.ref == second.ref
+        assert not first.withdraw()
+        assert not first.withdraw()
+        assert (first.state, second.state) == (S.WITHDRAWN, S.QUEUED)
+        assert isinstance(await error_of(first), SessionClosedError)
+        assert (await second).id == emulator.ledger.accepted[1]
+
+        both = [flux.enqueue(TextToImage("another one"), key="b") for _ in range(2)]
+        await asyncio.sleep(1)
+        assert [handle.withdraw() for handle in both] == [False, True]
+        await asyncio.sleep(200)
+        assert [handle.state for handle in both] == [S.WITHDRAWN, S.WITHDRAWN]
+        assert len(emulator.ledger.requests) == 2
+
+
+async def test_a_joiner_goes_on_where_the_first_gave_up() -> None:
+    """When the first one's `max_wait` runs out, who joined it waits on by itself, and can be withdrawn."""
+    async with emulated(rate_limit=ONE_A_MINUTE) as (flux, emulator):
+        await flux.submit(REQUEST)
+        first = flux.enqueue(REQUEST, key="a", max_wait=5)
+        second = flux.enqueue(REQUEST, key="a")
+        third = flux.enqueue(REQUEST, key="a", max_wait=2)
+        assert isinstance(await error_of(third), RateLimitedError)
+        assert third.state is S.WITHDRAWN
+        assert first.state is S.QUEUED
+        assert isinstance(await error_of(first), RateLimitedError)
+        assert (first.state, second.state, second.position) == (S.WITHDRAWN, S.QUEUED, 0)
+
+        assert second.withdraw()
+        await asyncio.sleep(200)
+        assert len(emulator.ledger.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "state"),
+    [
+        (Fault("createTask", "refuse", code=402), InsufficientCreditsError, S.REFUSED),
+        (Fault("createTask", "cut_after"), AmbiguousSubmitError, S.UNKNOWN),
+    ],
+)
+async def test_errors(
+    fault: Fault, kind: type[Exception], state: SubmissionState, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is refused or unclear is told to who awaits the handle, and to nobody else."""
+    async with emulated(Script(faults=[fault])) as (flux, _):
+        handle = flux.enqueue(REQUEST)
+        await until(lambda: handle.state is state)
+        assert not handle.withdraw()
+        assert isinstance(await error_of(handle), kind)
+        assert await error_of(handle) is await error_of(handle)
+
+        flux.enqueue(ImageToImage("make it red", images=["/nowhere/at-all.png"]))
+        await asyncio.sleep(1)
+        gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+async def test_arguments() -> None:
+    """What is wrong with an argument is told at once, what is wrong with a picture or a key when it is awaited."""
+    async with emulated(Script(plans=Plan(duration=50.0))) as (flux, emulator):
+        wrongs: list[dict[str, Any]] = [
+            {"key": ""},
+            {"max_wait": -1},
+            {"priority": "high"},
+            {"group": ""},
+            {"ref": "ö"},
+        ]
+        for wrong in (*wrongs, {"metadata": 1}):
+            with pytest.raises(InvalidRequestError):
+                flux.enqueue(REQUEST, **wrong)
+        await flux.submit(REQUEST, key="a")
+        other = flux.enqueue(TextToImage("another one"), key="a")
+        assert isinstance(await error_of(other), InvalidRequestError)
+        assert other.state is S.WITHDRAWN
+        joined = flux.enqueue(REQUEST, key="a")
+        assert (await joined).id == emulator.ledger.accepted[0]
+        assert joined.state is S.ACCEPTED
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_closing_ends_what_is_enqueued() -> None:
+    """Closing settles handles wherever they are; what is being sent has its time, and nothing is left behind."""
+    script = Script(plans=Plan(duration=50.0), latency=lambda name: 2.0 if name == "createTask" else 0.0)
+    async with Emulator(script) as emulator:
+        flux = session_for(emulator, rate_limit=ONE_A_MINUTE)
+        await flux.open()
+        sent = flux.enqueue(REQUEST)
+        await until(lambda: sent.state is S.SENT)
+        waiting = [flux.enqueue(REQUEST), flux.enqueue(REQUEST, key="a"), flux.enqueue(REQUEST, key="a")]
+        await asyncio.sleep(0.1)
+        waiting += [flux.enqueue(REQUEST), flux.enqueue(ImageToImage("make it red", images=[PNG]))]
+        left = await flux.aclose()
+
+        assert [handle.state for handle in waiting] == [S.WITHDRAWN] * 5
+        for handle in waiting:
+            assert isinstance(await error_of(handle), SessionClosedError)
+            assert not handle.withdraw()
+        task = await sent
+        assert left.task_ids == (task.id,)
+        assert emulator.ledger.accepted == [task.id]
+        assert not [each for each in asyncio.all_tasks() if "flux2_async" in each.get_name()]
+        with pytest.raises(SessionClosedError):
+            flux.enqueue(REQUEST)
+
+
+# aiohttp says of its own what is left behind in a loop that was closed.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_event_loop_that_is_closed() -> None:
+    """Handles of an event loop that was closed are settled once the session is opened in another one."""
+
+    async def begin(flux: Flux2Session) -> SubmissionHandle:
+        await flux.open()
+        await flux.submit(REQUEST)
+        handle = flux.enqueue(REQUEST)
+        await asyncio.sleep(0.1)
+        return handle
+
+    async def go_on(flux: Flux2Session, handle: SubmissionHandle) -> Exception:
+        async with flux:
+            return await error_of(handle)
+
+    with running_emulator(Script(plans=Plan(duration=50.0))) as emulator:
+        flux = session_for(emulator, rate_limit=ONE_A_MINUTE)
+        handle = asyncio.run(begin(flux))
+        error = asyncio.run(go_on(flux, handle))
+        del flux
+        gc.collect()
+
+    assert isinstance(error, SessionClosedError)
+    assert handle.state is S.WITHDRAWN
+
+
+async def test_withdrawn_in_another_event_loop() -> None:
+    """A handle is withdrawn in the loop in which it was made; another one is told so, and nothing happens."""
+    async with emulated(rate_limit=ONE_A_MINUTE) as (flux, _):
+        await flux.submit(REQUEST)
+        handle = flux.enqueue(REQUEST)
+
+        async def elsewhere() -> bool:
+            return handle.withdraw()
+
+        error = await error_of(asyncio.to_thread(asyncio.run, elsewhere()))
+        assert isinstance(error, ConfigurationError)
+        assert handle.state is S.QUEUED
+        assert handle.withdraw()

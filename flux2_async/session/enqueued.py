@@ -36,7 +36,8 @@ class SubmissionHandle:
 
     def __init__(self, request: Request, *, submitter: Submitter, priority: int, ref: str) -> None:
         self.request = request
-        self._submitter = submitter
+        # While it is on its way: a handle that is kept holds an outcome, not a session.
+        self._submitter: Submitter | None = submitter
         self._priority = priority
         self._ref = ref
         self._outcome: Outcome[ImageTask] = Outcome()
@@ -76,7 +77,7 @@ class SubmissionHandle:
 
         Those that wait for a slot come after all that have one. Asking looks at each submission that waits.
         """
-        if self.state is not SubmissionState.QUEUED:
+        if self._submitter is None or self.state is not SubmissionState.QUEUED:
             return None
         submission = None if self._is_left_alone() else self._submission
         return self._submitter.position(submission, self._priority)
@@ -93,11 +94,11 @@ class SubmissionHandle:
         Raises:
             ConfigurationError: Called in another event loop than the one it was made in.
         """
-        if self._withdrawn is not None or self._outcome.done:
+        if self._withdrawn is not None or self._outcome.done or self._submitter is None:
             return self._withdrawn or False
         self._outcome.check_loop()
         submission = self._submission
-        error = SessionClosedError("the submission was withdrawn; nothing was sent")
+        error = SessionClosedError("the submission was withdrawn, and no task was created")
         if submission is None or self._is_left_alone():
             self._withdrawn = True
         elif not submission.may_leave:
@@ -106,8 +107,10 @@ class SubmissionHandle:
             self._withdrawn = False
             submission.leaving += 1
             error = SessionClosedError("the submission was withdrawn here, and goes on for others who joined its key")
+        elif self._submitter.give_up(submission, error):
+            self._withdrawn = True
         else:
-            self._withdrawn = self._submitter.give_up(submission, error)
+            return False
         self._outcome.settle(error=error)
         if self._job is not None:
             self._job.cancel()
@@ -209,4 +212,5 @@ class Enqueued:
         handle = self._jobs.pop(job)
         # Here as well, because one that is cancelled before its first step never gets to its own end.
         handle._break_off("the submission was cancelled")  # noqa: SLF001  one thing in two classes
+        handle._submitter = handle._job = None  # noqa: SLF001  likewise
         self.ended.wake()

@@ -206,16 +206,10 @@ async def test_errors(
 async def test_arguments() -> None:
     """What is wrong with an argument is told at once, what is wrong with a picture or a key when it is awaited."""
     async with emulated(Script(plans=Plan(duration=50.0))) as (flux, emulator):
-        wrongs: list[dict[str, Any]] = [
-            {"key": ""},
-            {"max_wait": -1},
-            {"priority": "high"},
-            {"group": ""},
-            {"ref": "ö"},
-        ]
-        for wrong in (*wrongs, {"metadata": 1}):
+        wrongs: dict[str, Any] = {"key": "", "max_wait": -1, "priority": "high", "group": "", "ref": "ö", "metadata": 1}
+        for name, wrong in wrongs.items():
             with pytest.raises(InvalidRequestError):
-                flux.enqueue(REQUEST, **wrong)
+                flux.enqueue(REQUEST, **{name: wrong})
         await flux.submit(REQUEST, key="a")
         other = flux.enqueue(TextToImage("another one"), key="a")
         assert isinstance(await error_of(other), InvalidRequestError)

@@ -32,7 +32,6 @@ from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Waiter
 from flux2_async._limiter.slots import Slots
-from flux2_async._limiter.window import Window
 from flux2_async.errors import RateLimitedError, SessionClosedError
 from flux2_async.models import RateLimit
 
@@ -709,7 +708,7 @@ def test_no_permit_is_lost_or_doubled(*, script: list[dict[str, Any]], limit: in
     period = 3.0
     out, most = 0, 0
 
-    async def scenario() -> Limiter:
+    async def scenario() -> None:
         limiter = Limiter(RateLimit(limit, period))
 
         async def stay(visit: dict[str, Any]) -> None:
@@ -733,21 +732,18 @@ def test_no_permit_is_lost_or_doubled(*, script: list[dict[str, Any]], limit: in
         await asyncio.sleep(20)
         assert (limiter.waiting, out) == (0, 0)
         assert refusals or limiter.learned_limit is None
-        for _ in range(limiter.learned_limit or limit):
-            (await limiter.acquire(max_wait=None if refusals else 0)).answered()
-        with pytest.raises(RateLimitedError):
-            await limiter.acquire(max_wait=0)
-        await asyncio.sleep(20)
-        assert timers() == 0
-        return limiter
+        # Twice: what the first time took comes back as well.
+        for _ in range(2):
+            for _ in range(limiter.learned_limit or limit):
+                (await limiter.acquire(max_wait=None if refusals else 0)).answered()
+            with pytest.raises(RateLimitedError):
+                await limiter.acquire(max_wait=0)
+            await asyncio.sleep(20)
+            assert timers() == 0
 
-    limiter = run(scenario())
-    window = limiter._window
-    assert isinstance(window, Window)
-    window.ready_at(1e9)
+    run(scenario())
 
     assert most <= limit
-    assert window._out == 0
 
 
 @settings(max_examples=50)

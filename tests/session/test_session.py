@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -858,6 +858,17 @@ def test_closed_from_another_event_loop() -> None:
     assert unsettled.task_ids == ()
 
 
+@pytest.fixture
+def nothing_left_behind() -> Iterator[None]:
+    """Collect what an event loop left behind within the test that left it, and not in a later one.
+
+    Python may collect it at any time, and what its coroutines raise then, in a loop that was closed, is kept by pytest
+    with all their frames until the test has ended.
+    """
+    yield
+    gc.collect()
+
+
 def run_and_leave_open(flux: Flux2Session, use: Callable[[], Awaitable[T]]) -> T:
     """Open it in an event loop that ends before it is closed, as a second `asyncio.run` or pytest-asyncio find it."""
 
@@ -868,6 +879,7 @@ def run_and_leave_open(flux: Flux2Session, use: Callable[[], Awaitable[T]]) -> T
     return asyncio.run(open_and_use())
 
 
+@pytest.mark.usefixtures("nothing_left_behind")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("closes", [False, True])
 def test_left_open_by_an_event_loop_that_ended(closes: bool, caplog: pytest.LogCaptureFixture) -> None:
@@ -897,6 +909,7 @@ def test_left_open_by_an_event_loop_that_ended(closes: bool, caplog: pytest.LogC
     assert "second session" not in caplog.text
 
 
+@pytest.mark.usefixtures("nothing_left_behind")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_post_that_an_event_loop_left_behind() -> None:
     """One that may have been accepted stays unclear under its key; one that waited frees its key and its memory."""

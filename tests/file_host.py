@@ -28,8 +28,14 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @asynccontextmanager
 async def connected(emulator: Emulator) -> AsyncIterator[Transport]:
     """The client's own transport to an emulator."""
-    credentials = Credentials(emulator.api_key, emulator.base_url, emulator.upload_url)
-    transport = Transport(credentials, Timeouts(), None)
+    async with transport_to(emulator.base_url, emulator.upload_url, emulator.api_key) as transport:
+        yield transport
+
+
+@asynccontextmanager
+async def transport_to(url: str, upload_url: str | None = None, key: str = "key") -> AsyncIterator[Transport]:
+    """The client's own transport to whatever serves these addresses; by default both are one."""
+    transport = Transport(Credentials(key, url, upload_url or url), Timeouts(), None)
     await transport.open()
     try:
         yield transport

@@ -13,7 +13,7 @@ import aiohttp
 import aiohttp.web
 import anyio
 import pytest
-from file_host import JPEG, WEBP, Answer, FileHost, connected, names, picture, reply, serving
+from file_host import JPEG, WEBP, Answer, FileHost, connected, names, picture, reply, serving, transport_to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_server import answer, raw_server
@@ -21,9 +21,7 @@ from raw_server import answer, raw_server
 from flux2_async._http import partial_file
 from flux2_async._http.api import Api
 from flux2_async._http.atomic_file import UNFINISHED
-from flux2_async._http.credentials import Credentials
 from flux2_async._http.downloads import Downloads, prepare_folder
-from flux2_async._http.transport import Transport
 from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
@@ -37,7 +35,6 @@ from flux2_async.errors import (
     ServerError,
     TaskError,
 )
-from flux2_async.models import Timeouts
 
 ETAG = '"one"'
 DATE = "Sun, 22 Nov 2026 20:00:00 GMT"
@@ -446,10 +443,8 @@ async def test_a_fresh_link_is_fetched_as_the_service_wrote_it(tmp_path: Path) -
     async with raw_server([answer(403, b""), answer(200, picture(500))]) as host:
         link = "/a%2fb%28c%29~'//d?sig=%2b%20=="
         async with raw_server([answer(200, {"code": 200, "data": f"{host.url}{link}"})]) as service:
-            transport = Transport(Credentials("key", service.url, service.url), Timeouts(), None)
-            await transport.open()
-            path = await Downloads(Api(transport)).save("t1", 1, f"{host.url}/old%2f.png", tmp_path)
-            await transport.aclose()
+            async with transport_to(service.url) as transport:
+                path = await Downloads(Api(transport)).save("t1", 1, f"{host.url}/old%2f.png", tmp_path)
 
     assert path.read_bytes() == picture(500)
     assert [request.partition(b"\r\n")[0].decode() for request in host.requests] == [

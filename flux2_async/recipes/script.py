@@ -14,7 +14,7 @@ async def main() -> None:
     flux = Flux2Session(callbacks=Callbacks(os.environ["PUBLIC_URL"] + "/flux2/callback/"))
     async with flux, serve(flux, "127.0.0.1", int(os.environ["PORT"])):
         async for done in flux.as_completed(TextToImage(f"a house in the style of {style}") for style in STYLES):
-            if done.result is None:
+            if done.error:
                 print("failed:", done.request.prompt, done.error)
             else:
                 print("done:", *await flux.download(done.result, "houses"))

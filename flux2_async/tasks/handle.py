@@ -207,12 +207,18 @@ class Completion:
         index: Its place among the requests, from 0.
         request: The request itself.
         task: Its handle, or None when it was not accepted.
-        result: The picture, or None when there is an error.
         error: What went wrong, or None when there is a result.
     """
 
     index: int
     request: Request
     task: ImageTask | None = None
-    result: ImageResult | None = None
+    _result: ImageResult | None = None
     error: Exception | None = None
+
+    @property
+    def result(self) -> ImageResult:
+        """The picture; where `error` is not None, reading this raises it."""
+        if self._result is None:
+            raise self.error.with_traceback(None) if self.error else ValueError("neither a result nor an error given")
+        return self._result

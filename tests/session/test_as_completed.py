@@ -40,9 +40,27 @@ async def test_completion_order() -> None:
     for each in done:
         assert each.request.prompt == f"number {each.index}"
         assert each.task is not None
-        assert each.result is not None
         assert each.result.task_id == each.task.id
         assert each.error is None
+
+
+async def test_a_result_is_there_where_no_error_is() -> None:
+    """Type checkers take `result` after a look at `error`; reading it in spite of an error raises that error."""
+    addresses: list[str] = []
+    failed: list[Completion] = []
+    async with emulated(Script(plans=[Plan(outcome="moderated"), Plan()]), max_running=1) as (flux, _):
+        async for done in flux.as_completed(requests(2)):
+            if done.error:
+                failed.append(done)
+            else:
+                addresses += done.result.urls
+
+    assert len(addresses) == 1
+    (failure,) = failed
+    for _ in range(2):
+        with pytest.raises(ContentModeratedError) as raised:
+            _ = failure.result
+        assert raised.value is failure.error
 
 
 async def test_asynchronous_iterables() -> None:
@@ -70,7 +88,7 @@ async def test_one_failure_does_not_stop_the_rest() -> None:
     assert isinstance(done[0].error, ContentModeratedError)
     assert done[0].task is not None
     assert isinstance(done[2].error, InvalidRequestError)
-    assert done[4].result is not None
+    assert done[4].result.task_id
 
 
 @pytest.mark.parametrize(
@@ -94,9 +112,9 @@ async def test_a_refusal_that_meets_all_stops_the_sending(code: int, kind: type[
         done = [each async for each in flux.as_completed(requests(200))]
 
         assert sorted(each.index for each in done) == list(range(200))
-        finished = [each for each in done if each.result]
+        finished = [each for each in done if each.error is None]
         assert sorted(each.index for each in finished) == [0, 1, 2, 3, 4]
-        assert all(isinstance(each.error, kind) for each in done if not each.result)
+        assert all(isinstance(each.error, kind) for each in done if each.error)
         # Those that were on the wire together with the first refusal, and no more.
         assert len(emulator.ledger.requests) <= 25
 
@@ -151,7 +169,7 @@ async def test_an_error_of_the_source_comes_out_last() -> None:
             async for each in flux.as_completed(source()):
                 done.append(each)  # noqa: PERF401  a comprehension would lose what came before the error
 
-    assert len([each for each in done if each.result]) == 3
+    assert len([each for each in done if each.error is None]) == 3
 
 
 async def test_closing_ends_the_iteration() -> None:

@@ -62,7 +62,9 @@ Observer = Callable[[SessionEvent], object]
 
 @attrs.frozen(kw_only=True)
 class Queued(SessionEvent):
-    """A submission was taken in, and waits; told while its caller is calling, so in that one's context.
+    """A submission was taken in, and waits; told in the context of its caller, while that one is calling.
+
+    Of one that was given to `enqueue` it is told soon after the call, in the context of then.
 
     Attributes:
         request: What is to be submitted.

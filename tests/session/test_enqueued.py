@@ -18,6 +18,9 @@ from flux2_async import (
     RateLimit,
     RateLimitedError,
     SessionClosedError,
+    SessionEvent,
+    SubmissionChanged,
+    SubmissionEvent,
     SubmissionHandle,
     SubmissionState,
     TextToImage,
@@ -126,8 +129,9 @@ async def test_too_late_once_it_is_announced() -> None:
 
     script = Script(plans=Plan(duration=2.0), latency=lambda name: 5.0 if name == "createTask" else 0.0)
     async with emulated(script) as (flux, emulator):
-        handle = flux.enqueue(REQUEST, on_send=on_send)
+        handle, joined = flux.enqueue(REQUEST, key="a", on_send=on_send), flux.enqueue(REQUEST, key="a")
         await sending.wait()
+        assert (joined.state, joined.withdraw(), joined.state) == (S.ANNOUNCED, False, S.ANNOUNCED)
         assert (handle.state, handle.position, handle.withdraw()) == (S.ANNOUNCED, None, False)
         go_on.set()
         await until(lambda: handle.state is S.SENT)
@@ -137,6 +141,7 @@ async def test_too_late_once_it_is_announced() -> None:
         assert handle.state is S.ACCEPTED
         assert not handle.withdraw()
         assert [task.id] == emulator.ledger.accepted
+        assert await joined is task
         assert (await task).urls
 
 
@@ -177,6 +182,43 @@ async def test_a_joiner_goes_on_where_the_first_gave_up() -> None:
         assert second.withdraw()
         await asyncio.sleep(200)
         assert len(emulator.ledger.requests) == 1
+
+
+async def test_a_joiner_is_withdrawn_while_the_first_gives_up() -> None:
+    """At the very moment when the first one's end is told, who joined it still waits and can be taken back."""
+    seen: list[tuple[SubmissionState, bool]] = []
+
+    def observe(event: SessionEvent) -> None:
+        if isinstance(event, SubmissionChanged) and event.event is SubmissionEvent.EXPIRED:
+            seen.append((second.state, second.withdraw()))
+
+    async with emulated(rate_limit=ONE_A_MINUTE, observers=[observe]) as (flux, emulator):
+        await flux.submit(REQUEST)
+        first, second = flux.enqueue(REQUEST, key="a", max_wait=5), flux.enqueue(REQUEST, key="a")
+        assert isinstance(await error_of(first), RateLimitedError)
+        await asyncio.sleep(200)
+
+        assert seen == [(S.QUEUED, True)]
+        assert second.state is S.WITHDRAWN
+        assert len(emulator.ledger.requests) == 1
+
+
+async def test_closing_while_a_picture_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing does not wait for a file system that does not answer, and leaves no asyncio task behind."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("flux2_async._http.files.Files.check", hang)
+    async with emulated() as (flux, _):
+        handle = flux.enqueue(ImageToImage("make it red", images=[PNG]))
+        await asyncio.sleep(1)
+        assert (handle.state, handle.position) == (S.QUEUED, 0)
+        await flux.aclose()
+
+        assert handle.state is S.WITHDRAWN
+        assert isinstance(await error_of(handle), SessionClosedError)
+        assert not [each for each in asyncio.all_tasks() if "flux2_async" in each.get_name()]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,13 @@ async def test_told_in_the_context_of_whoever_calls() -> None:
             caller.set("somebody else")
             await again.result()
 
-    [queued] = [(event, who) for event, who in seen if isinstance(event, Queued)]
+            caller.set("who enqueues")
+            handle = flux.enqueue(REQUEST, ref="later")
+            caller.set("somebody else")
+            await handle
+
+    queued, enqueued = [(event, who) for event, who in seen if isinstance(event, Queued)]
+    assert (enqueued[0].ref, enqueued[1]) == ("later", "who enqueues")
     [attached] = [(event, who) for event, who in seen if isinstance(event, Attached)]
     assert isinstance(queued[0], Queued)
     assert (queued[0].ref, queued[0].key, queued[0].request, queued[1]) == ("mine", "order 7", REQUEST, "who submits")

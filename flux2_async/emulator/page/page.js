@@ -82,8 +82,8 @@ function showLimit(limit) {
   bar.setAttribute("aria-valuenow", limit.used);
   bar.setAttribute("aria-valuetext", `${number(limit.used)} of ${number(limit.limit)}`);
   drawBar(bar, limit);
-  const room = full ? `Full: 429 for ${number(limit.wait)} s more` : "One more task is admitted now";
-  $("limit-text").textContent = `${room} · counted as ${POLICIES[limit.policy] ?? limit.policy}`;
+  const room = full ? `Full: 429 for ${number(limit.wait)} s more` : "A new task is admitted now";
+  $("limit-text").textContent = `${room} · counted by ${POLICIES[limit.policy] ?? limit.policy}`;
 }
 
 function drawBar(bar, { limit, used }) {

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -199,6 +199,9 @@ def _same_stage(one: TaskRecord, other: TaskRecord | None) -> bool:
     return other is not None and (one.state_text, one.progress) == (other.state_text, other.progress)
 
 
+_COMPLETION: Final = ("index", "request", "task", "result", "error")
+
+
 @attrs.frozen(kw_only=True)
 class Completion:
     """One request of `as_completed` that has come to its end.
@@ -213,8 +216,19 @@ class Completion:
     index: int
     request: Request
     task: ImageTask | None = None
-    _result: ImageResult | None = None
+    _result: ImageResult | None = attrs.field(default=None, alias="result")
     error: Exception | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        # By the public names, as in version 0.1.0.
+        return {name: self._result if name == "result" else getattr(self, name) for name in _COMPLETION}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, "_result" if name == "result" else name, value)
+
+    def __repr__(self) -> str:
+        return f"Completion({', '.join(f'{name}={value!r}' for name, value in self.__getstate__().items())})"
 
     @property
     def result(self) -> ImageResult:

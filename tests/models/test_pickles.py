@@ -5,11 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from flux2_async import Completion, Polling, RateLimit, TaskRecord, TaskState, TextToImage, Timeouts, Unsettled
+from flux2_async import (
+    Completion,
+    ImageResult,
+    Polling,
+    RateLimit,
+    TaskRecord,
+    TaskState,
+    TextToImage,
+    Timeouts,
+    Unsettled,
+)
 from flux2_async.batch import JournalError
 from flux2_async.coordination import HostCoordination
 
 REQUEST = TextToImage("a red kettle")
+RECORD = TaskRecord(task_id="t", state=TaskState.SUCCESS, state_text="success")
+RESULT = ImageResult(task_id="t", urls=("https://x.example/a.png",), record=RECORD)
 MADE = [
     (REQUEST, "flux2_async.models"),
     (TaskRecord(task_id="t", state=TaskState.SUCCESS, state_text="success"), "flux2_async.models"),
@@ -44,7 +56,8 @@ def test_pickle_that_an_earlier_version_made_opens(name: str) -> None:
     if name == "RedisCoordination":
         pytest.importorskip("redis")
     opened = pickle.loads((SAMPLES / name).read_bytes())
-    expected = {
+    expected: object = {
+        "Completion": Completion(index=1, request=REQUEST, result=RESULT),
         "Unsettled": Unsettled(("t",), ("r",)),
         "JournalError": JournalError("journal: 'run.db' is damaged"),
         "HostCoordination": HostCoordination("/tmp/x.sqlite"),  # noqa: S108  never opened

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final
 
+from flux2_async._shown import showable
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
 from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionState
@@ -22,6 +23,7 @@ DEAF_FOR: Final = 1.0
 Submit = Callable[..., Awaitable[ImageTask]]
 
 
+@showable
 class SubmissionHandle:
     """A submission on its way; `await handle` gives its `ImageTask`, or raises what `submit` would.
 

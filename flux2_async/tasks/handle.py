@@ -8,24 +8,17 @@ import attrs
 
 from flux2_async.errors import TaskTimeoutError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
+from flux2_async.tasks.observers import Named
 from flux2_async.tasks.outcome import Outcome, Signal
 
 __all__ = ["Completion", "ImageTask"]
 
 
-class _Origin(Protocol):
+class _Origin(Named, Protocol):
     """What a task came from: its submission, or an earlier handle of it."""
 
     @property
     def request(self) -> Request | None: ...
-    @property
-    def ref(self) -> str | None: ...
-    @property
-    def key(self) -> str | None: ...
-    @property
-    def group(self) -> str | None: ...
-    @property
-    def metadata(self) -> Mapping[str, Any] | None: ...
 
 
 @attrs.define(eq=False, repr=False)

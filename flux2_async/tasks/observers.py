@@ -39,7 +39,7 @@ _Kind = Literal[
 LOGGED: Final = frozenset({"LimitLearned", "Paused"})
 
 
-class _Named(Protocol):
+class Named(Protocol):
     """A submission or its task."""
 
     @property
@@ -52,7 +52,7 @@ class _Named(Protocol):
     def metadata(self) -> Mapping[str, Any] | None: ...
 
 
-class _Submission(_Named, Protocol):
+class _Submission(Named, Protocol):
     request: Request
     state: SubmissionState
 
@@ -114,7 +114,7 @@ class Observers:
                 error=error,
             )
 
-    def tell(self, kind: _Kind, about: _Named | None = None, **facts: Any) -> None:
+    def tell(self, kind: _Kind, about: Named | None = None, **facts: Any) -> None:
         """Tell of an event of a kind, which is not loaded before somebody observes; `about`: whose it is, or None."""
         if about is not None:
             facts |= {"ref": about.ref, "key": about.key, "group": about.group, "metadata": about.metadata}

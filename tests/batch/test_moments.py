@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,15 @@ async def test_the_session_is_closed_while_an_intent_is_written(tmp_path: Path) 
         async with watched(folder, Script()) as (journal, batch, flux, emulator):
             journal.wanted = "state", State.SUBMITTING
             journal.moment = lambda flux=flux: asyncio.create_task(flux.aclose(0))
-            with suppress(SessionClosedError):
+            ended = None
+            try:
                 await collect(batch)
+            except SessionClosedError as error:
+                ended = error
             if emulator.ledger.requests:
                 # The intent was written before the closing had begun.
                 continue
+            assert ended is not None
             assert await kept(journal) == [("queued", None)]
             assert batch.progress is not None
             assert batch.progress.reserved == 0

@@ -40,6 +40,7 @@ class Sharing:
 
     Attributes:
         limiter: Lets submissions through.
+        on_callback: See above.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Sharing:
     ) -> None:
         self._coordinator = Coordinator(coordination, account, terms)
         self.limiter = SharedLimiter(self._coordinator, terms, may_degrade=coordination.on_failure == "degrade")
-        self._on_callback = on_callback
+        self.on_callback = on_callback
         self._records = records
         self._key_news: dict[str, asyncio.Event] = {}
         self._interested: Counter[str] = Counter()
@@ -132,7 +133,7 @@ class Sharing:
     def _hear(self, message: Message) -> None:
         match message.kind:
             case "callback":
-                self._on_callback(message.ref, message.task_id)
+                self.on_callback(message.ref, message.task_id)
             case "key":
                 if (event := self._key_news.get(message.key)) is not None:
                     event.set()

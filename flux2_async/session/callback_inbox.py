@@ -155,6 +155,8 @@ class CallbackInbox:
         self._observers = observers
         self._sharing = sharing
         watcher.listen(self.settled)
+        if sharing is not None:
+            sharing.on_callback = self.overhear
         self._loop = asyncio.get_running_loop()
         self._trust = Trust()
         self._insured: dict[Schedule, Schedule] = {}
@@ -270,11 +272,19 @@ class CallbackInbox:
         return True
 
     async def recover(self, ref: str) -> ImageTask:
-        """Wait until it is known which task a submission became.
+        """Wait until it is known which task a submission became, for which its key stands from then on.
 
         Raises:
             SessionClosedError: The session was closed meanwhile.
         """
+        task = await self._known(ref)
+        self._task_ids.add(task.id)
+        self._keys.found(ref, task.id)
+        if self._sharing is not None:
+            await self._sharing.recovered(ref, task.id)
+        return task
+
+    async def _known(self, ref: str) -> ImageTask:
         while True:
             if self._closed:
                 raise SessionClosedError(

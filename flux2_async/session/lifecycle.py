@@ -1,11 +1,13 @@
-"""What an open session consists of, and how the parts work together."""
+"""What an open session consists of: its parts are made and opened in order, and closed in reverse."""
 
 import asyncio
 import hashlib
 import logging
-from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 import aiohttp
 import anyio
@@ -20,7 +22,6 @@ from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.permit import Permits
 from flux2_async._limiter.slots import Slots
-from flux2_async.errors import ConfigurationError
 from flux2_async.models import (
     Polling,
     RateLimit,
@@ -35,7 +36,6 @@ from flux2_async.session.sender import Sender
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
-from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from flux2_async.session.callback_inbox import CallbackInbox, CallbackSettings
     from flux2_async.session.remembered import Remembered
 
-__all__ = ["Engine", "Options", "Unsettled"]
+__all__ = ["Options", "Parts", "Unsettled", "close_parts", "leave_parts", "make_parts", "open_parts", "statistics_of"]
 
 logger = logging.getLogger("flux2_async")
 
@@ -55,7 +55,8 @@ KEEPING_MAX: Final = 1.0
 # Beyond what a POST may take: for what runs between permit and POST, such as `on_send`.
 LEASE_SLACK: Final = 5.0
 
-_open_accounts: Counter[str] = Counter()
+# Those that are open without a coordination.
+_alone: WeakSet["Parts"] = WeakSet()
 _warned_accounts: set[str] = set()
 
 
@@ -99,8 +100,53 @@ class Options:
     private_downloads: bool
 
 
-class Engine:
-    """The parts of one session, made in the loop they run in.
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Parts:
+    """What an open session consists of.
+
+    Attributes:
+        loop: The event loop they were made in.
+        base_url: The service.
+        account: A digest of address and key.
+        transport: Speaks HTTP.
+        api: The calls.
+        files: Uploads and downloads.
+        slots: Tasks that may be alive.
+        sharing: The side of a coordination, or None.
+        limiter: Tasks that may be started.
+        schedules: When to look.
+        remembered: What an earlier session has learned of that, or None.
+        watcher: Looks at tasks, and settles them.
+        keys: What each key stands for.
+        task_ids: Those of submissions.
+        inbox: Takes callbacks; None without.
+        submitter: Takes submissions.
+        enqueued: Those that nobody has to await.
+        opened: Closes what is open, in reverse.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    base_url: str
+    account: str
+    transport: Transport
+    api: Api
+    files: Files
+    slots: Slots
+    sharing: "Sharing | None"
+    limiter: Permits
+    schedules: Schedules
+    remembered: "Remembered | None"
+    watcher: Watcher
+    keys: Keys
+    task_ids: TaskIds
+    inbox: "CallbackInbox | None"
+    submitter: Submitter
+    enqueued: Enqueued
+    opened: AsyncExitStack
+
+
+def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:
+    """Make the parts of a session in the running event loop, each from those before it.
 
     Args:
         credentials: The account.
@@ -109,220 +155,187 @@ class Engine:
         before: The parts of the session when it was open before, or None: what the service counts and what keys stand
             for does not end with a session's being closed.
     """
-
-    def __init__(
-        self, credentials: Credentials, options: Options, *, observers: Observers, before: "Engine | None" = None
-    ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.observers = observers
-        observers.begin()
-        self.transport = Transport(
-            credentials,
-            options.timeouts,
-            options.http,
-            options.connector,
-            private_downloads=options.private_downloads,
-        )
-        self.api = Api(self.transport)
-        self.files = Files(self.api)
-        self.slots = Slots(options.max_running)
-        self.base_url = credentials.base_url
-        self.account = hashlib.sha256(f"{credentials.base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
-        self.sharing = None if options.coordination is None else self._share(options.coordination, options)
-        self.limiter: Permits = Limiter(options.rate_limit) if self.sharing is None else self.sharing.limiter
-        self.schedules = Schedules(options.polling)
-        self._remembered = _remembered(credentials.base_url) if options.polling.remember else None
-        self.watcher = Watcher(self.api, self.slots, self.schedules, options.polling, observers)
-        # Another key may stand in the environment by now.
-        before = before if before is not None and before.account == self.account else None
-        self.keys: Keys = Keys() if before is None else before.keys
-        self.task_ids: TaskIds = TaskIds() if before is None else before.task_ids
-        self.inbox = None if options.callbacks is None else self._receive(options.callbacks)
-        transitions = Transitions(
-            limiter=self.limiter,
-            rate_limit=options.rate_limit,
-            schedules=self.schedules,
-            watcher=self.watcher,
-            inbox=self.inbox,
-            keys=self.keys,
-            observers=observers,
-        )
-        self.sender = Sender(
-            api=self.api,
-            files=self.files,
-            slots=self.slots,
-            limiter=self.limiter,
-            inbox=self.inbox,
-            transitions=transitions,
-            task_ids=self.task_ids,
-            observers=observers,
-        )
-        self.submitter = Submitter(
-            sender=self.sender,
-            transitions=transitions,
-            files=self.files,
-            keys=self.keys,
-            watcher=self.watcher,
-            sharing=self.sharing,
-        )
-        self.enqueued = Enqueued(self.submitter)
-        self._open_ahead = OpenAhead(self.limiter, self.transport) if isinstance(self.limiter, Limiter) else None
-        self.notified = 0
-        self._counted = False
-        if before is not None:
-            self._take_over(before)
-
-    def _take_over(self, before: "Engine") -> None:
-        if isinstance(self.limiter, Limiter) and isinstance(before.limiter, Limiter):
-            self.limiter.take_over(before.limiter)
-        if self.inbox is not None and before.inbox is not None:
-            self.inbox.take_over(before.inbox)
-
-    async def open(self) -> None:
-        """Read what an earlier session has learned, make the connections' pools, and join who shares the account."""
-        if self._remembered is not None:
-            await anyio.to_thread.run_sync(self._remembered.restore, self.schedules, abandon_on_cancel=True)
-        await self.transport.open()
-        if self.sharing is not None:
-            try:
-                await self.sharing.open()
-            except BaseException:
-                await self.transport.aclose()
-                raise
-            return
-        self._counted = True
-        _open_accounts[self.account] += 1
-        if _open_accounts[self.account] > 1 and self.account not in _warned_accounts:
-            _warned_accounts.add(self.account)
-            logger.warning(
-                "a second session of one account is open in this process; together they may exceed its limit. "
-                "Share one session"
-            )
-
-    async def close(self, grace: float) -> Unsettled:
-        """Close everything in order, whatever happens on the way.
-
-        Args:
-            grace: Seconds for createTask calls under way.
-
-        Returns:
-            What was left.
-        """
-        refs: tuple[str, ...] = ()
-        task_ids: tuple[str, ...] = ()
-        try:
-            refs = await self.submitter.aclose(grace)
-            await self.enqueued.aclose()
-        finally:
-            try:
-                task_ids = await self.watcher.aclose()
-            finally:
-                if self._open_ahead is not None:
-                    self._open_ahead.close()
-                self.limiter.close()
-                self.slots.close()
-                if self.inbox is not None:
-                    self.inbox.close()
-                if self._counted:
-                    self._counted = False
-                    _open_accounts[self.account] -= 1
-                if self.sharing is not None:
-                    await self.sharing.aclose()
-                await self.transport.aclose()
-                await self._keep_what_was_learned()
-                _log_left("session closed; tasks not finished, to be attached in a new session", task_ids)
-                _log_left("session closed; submissions that may have been accepted", refs)
-        return Unsettled(task_ids, refs)
-
-    def leave(self) -> Unsettled:
-        """Do what can be done without the event loop, which was closed while the session was open in it."""
-        refs, task_ids = self.submitter.leave(), self.watcher.leave()
-        self.enqueued.leave()
-        if self._open_ahead is not None:
-            self._open_ahead.close()
-        if self._counted:
-            self._counted = False
-            _open_accounts[self.account] -= 1
-        _log_left("the event loop was closed; tasks not finished, to be attached in a new session", task_ids)
-        _log_left("the event loop was closed; submissions that may have been accepted", refs)
-        return Unsettled(task_ids, refs)
-
-    async def _keep_what_was_learned(self) -> None:
-        knowledge = self.schedules.knowledge()
-        if self._remembered is not None and knowledge["kinds"]:
-            # Closing is bounded in time, whatever disk the folder is on.
-            with anyio.move_on_after(KEEPING_MAX, shield=True):
-                await anyio.to_thread.run_sync(self._remembered.keep, knowledge, abandon_on_cancel=True)
-
-    def notify(self, task_id: str) -> None:
-        """Look at a task now."""
-        self.notified += 1
-        self.watcher.hint(task_id)
-
-    async def recover(self, ref: str) -> ImageTask:
-        """Wait until a callback tells which task a submission became; see `Flux2Session.recover`."""
-        if self.inbox is None:
-            raise ConfigurationError(
-                "recover: only a callback can tell which task a submission became; open the session with "
-                "callbacks=Callbacks(...), or look at the account's log"
-            )
-        task = await self.inbox.recover(ref)
-        self.task_ids.add(task.id)
-        self.keys.found(ref, task.id)
-        if self.sharing is not None:
-            await self.sharing.recovered(ref, task.id)
-        return task
-
-    async def drain(self) -> None:
-        """Wait until no submission and no task is outstanding."""
-        while self.watcher or self.submitter or self.enqueued:
-            await (self.enqueued or self.submitter or self.watcher).ended.wait()
-
-    def statistics(self) -> SessionStatistics:
-        """Give a snapshot."""
-        paused_until = None
-        if self.limiter.paused_until is not None:
-            left = self.limiter.paused_until - self.loop.time()
-            paused_until = datetime.now(UTC) + timedelta(seconds=left)
-        return SessionStatistics(
-            running=len(self.watcher),
-            waiting=self.slots.waiting + self.limiter.waiting + self.sender.breaker.waiting,
-            submitted=self.observers.steps[SubmissionEvent.ACCEPTED],
-            refused=self.observers.steps[SubmissionEvent.THROTTLED],
-            ambiguous=self.observers.steps[SubmissionEvent.UNCLEAR],
-            polls=self.watcher.polls,
-            callbacks=self.notified + (self.inbox.received if self.inbox is not None else 0),
-            repeated_settles=self.watcher.repeated_settles,
-            learned_limit=self.limiter.learned_limit,
-            paused_until=paused_until,
-        )
-
-    def _receive(self, callbacks: "CallbackSettings") -> "CallbackInbox":
+    base_url = credentials.base_url
+    account = hashlib.sha256(f"{base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
+    # Another key may stand in the environment by now.
+    before = before if before is not None and before.account == account else None
+    observers.begin()
+    transport = Transport(
+        credentials, options.timeouts, options.http, options.connector, private_downloads=options.private_downloads
+    )
+    api = Api(transport)
+    files = Files(api)
+    slots = Slots(options.max_running)
+    schedules = Schedules(options.polling)
+    watcher = Watcher(api, slots, schedules, options.polling, observers)
+    keys, task_ids = (Keys(), TaskIds()) if before is None else (before.keys, before.task_ids)
+    sharing = None if options.coordination is None else _share(options.coordination, account, options, api, watcher)
+    limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limit, before)
+    inbox = None
+    if options.callbacks is not None:
         from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
 
-        return CallbackInbox(
-            callbacks,
-            watcher=self.watcher,
-            keys=self.keys,
-            task_ids=self.task_ids,
-            observers=self.observers,
-            sharing=self.sharing,
+        inbox = CallbackInbox(
+            options.callbacks, watcher=watcher, keys=keys, task_ids=task_ids, observers=observers, sharing=sharing
         )
+        if before is not None and before.inbox is not None:
+            inbox.take_over(before.inbox)
+    transitions = Transitions(
+        limiter=limiter,
+        rate_limit=options.rate_limit,
+        schedules=schedules,
+        watcher=watcher,
+        inbox=inbox,
+        keys=keys,
+        observers=observers,
+    )
+    sender = Sender(
+        api=api,
+        files=files,
+        slots=slots,
+        limiter=limiter,
+        inbox=inbox,
+        transitions=transitions,
+        task_ids=task_ids,
+        observers=observers,
+    )
+    submitter = Submitter(
+        sender=sender, transitions=transitions, files=files, keys=keys, watcher=watcher, sharing=sharing
+    )
+    return Parts(
+        loop=asyncio.get_running_loop(),
+        base_url=base_url,
+        account=account,
+        transport=transport,
+        api=api,
+        files=files,
+        slots=slots,
+        sharing=sharing,
+        limiter=limiter,
+        schedules=schedules,
+        remembered=_remembered(base_url) if options.polling.remember else None,
+        watcher=watcher,
+        keys=keys,
+        task_ids=task_ids,
+        inbox=inbox,
+        submitter=submitter,
+        enqueued=Enqueued(submitter),
+        opened=AsyncExitStack(),
+    )
 
-    def _share(self, coordination: "Coordination", options: Options) -> "Sharing":
-        # Most sessions are the only ones of their account.
-        from flux2_async.coordination.client import Sharing  # noqa: PLC0415
-        from flux2_async.coordination.contract import Terms  # noqa: PLC0415
 
-        lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
-        terms = Terms(options.rate_limit, lease, post=options.timeouts.submit)
-        return Sharing(coordination, self.account, terms, on_callback=self._relayed, records=self.api)
-
-    def _relayed(self, ref: str, task_id: str) -> None:
-        if self.inbox is not None:
-            self.inbox.overhear(ref, task_id)
+async def open_parts(parts: Parts) -> None:
+    """Read what an earlier session has learned, make the connections' pools, and join who shares the account."""
+    async with AsyncExitStack() as opening:
+        if parts.remembered is not None:
+            await anyio.to_thread.run_sync(parts.remembered.restore, parts.schedules, abandon_on_cancel=True)
+        await parts.transport.open()
+        opening.push_async_callback(parts.transport.aclose)
+        if parts.sharing is not None:
+            await parts.sharing.open()
+            opening.push_async_callback(parts.sharing.aclose)
         else:
-            self.watcher.hint(task_id)
+            _count(parts)
+            opening.callback(_alone.discard, parts)
+        if parts.inbox is not None:
+            opening.callback(parts.inbox.close)
+        opening.callback(parts.slots.close)
+        opening.callback(parts.limiter.close)
+        if isinstance(parts.limiter, Limiter):
+            opening.callback(OpenAhead(parts.limiter, parts.transport).close)
+        parts.opened.push_async_callback(_keep_what_was_learned, parts)
+        parts.opened.push_async_exit(opening.pop_all())
+
+
+async def close_parts(parts: Parts, grace: float) -> Unsettled:
+    """Close everything in order, whatever happens on the way.
+
+    Args:
+        parts: What was opened.
+        grace: Seconds for createTask calls under way.
+
+    Returns:
+        What was left.
+    """
+    refs: tuple[str, ...] = ()
+    task_ids: tuple[str, ...] = ()
+    try:
+        async with parts.opened:
+            try:
+                refs = await parts.submitter.aclose(grace)
+                await parts.enqueued.aclose()
+            finally:
+                task_ids = await parts.watcher.aclose()
+    finally:
+        _log_left("session closed; tasks not finished, to be attached in a new session", task_ids)
+        _log_left("session closed; submissions that may have been accepted", refs)
+    return Unsettled(task_ids, refs)
+
+
+def leave_parts(parts: Parts) -> Unsettled:
+    """Do what can be done without the event loop, which was closed while the session was open in it."""
+    refs, task_ids = parts.submitter.leave(), parts.watcher.leave()
+    parts.enqueued.leave()
+    _alone.discard(parts)
+    _log_left("the event loop was closed; tasks not finished, to be attached in a new session", task_ids)
+    _log_left("the event loop was closed; submissions that may have been accepted", refs)
+    return Unsettled(task_ids, refs)
+
+
+def statistics_of(parts: Parts, steps: Mapping[SubmissionEvent, int]) -> SessionStatistics:
+    """Give a snapshot; `steps`: how often each event of the submissions' table happened."""
+    paused_until = None
+    if parts.limiter.paused_until is not None:
+        left = parts.limiter.paused_until - parts.loop.time()
+        paused_until = datetime.now(UTC) + timedelta(seconds=left)
+    return SessionStatistics(
+        running=len(parts.watcher),
+        waiting=parts.slots.waiting + parts.limiter.waiting + parts.submitter.held,
+        submitted=steps[SubmissionEvent.ACCEPTED],
+        refused=steps[SubmissionEvent.THROTTLED],
+        ambiguous=steps[SubmissionEvent.UNCLEAR],
+        polls=parts.watcher.polls,
+        callbacks=parts.watcher.notified + (parts.inbox.received if parts.inbox is not None else 0),
+        repeated_settles=parts.watcher.repeated_settles,
+        learned_limit=parts.limiter.learned_limit,
+        paused_until=paused_until,
+    )
+
+
+def _limiter(rate_limit: RateLimit | None, before: Parts | None) -> Limiter:
+    limiter = Limiter(rate_limit)
+    if before is not None and isinstance(before.limiter, Limiter):
+        limiter.take_over(before.limiter)
+    return limiter
+
+
+def _share(coordination: "Coordination", account: str, options: Options, api: Api, watcher: Watcher) -> "Sharing":
+    # Most sessions are the only ones of their account.
+    from flux2_async.coordination.client import Sharing  # noqa: PLC0415
+    from flux2_async.coordination.contract import Terms  # noqa: PLC0415
+
+    lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
+    terms = Terms(options.rate_limit, lease, post=options.timeouts.submit)
+    return Sharing(coordination, account, terms, on_callback=lambda _, task_id: watcher.hint(task_id), records=api)
+
+
+def _count(parts: Parts) -> None:
+    """Warn of a second open session of one account in this process."""
+    if parts.account not in _warned_accounts and any(other.account == parts.account for other in _alone):
+        _warned_accounts.add(parts.account)
+        logger.warning(
+            "a second session of one account is open in this process; together they may exceed its limit. "
+            "Share one session"
+        )
+    _alone.add(parts)
+
+
+async def _keep_what_was_learned(parts: Parts) -> None:
+    knowledge = parts.schedules.knowledge()
+    if parts.remembered is not None and knowledge["kinds"]:
+        # Closing is bounded in time, whatever disk the folder is on.
+        with anyio.move_on_after(KEEPING_MAX, shield=True):
+            await anyio.to_thread.run_sync(parts.remembered.keep, knowledge, abandon_on_cancel=True)
 
 
 def _remembered(base_url: str) -> "Remembered":

@@ -44,7 +44,16 @@ from flux2_async.session.arguments import (
 )
 from flux2_async.session.as_completed import Completions
 from flux2_async.session.enqueued import SubmissionHandle
-from flux2_async.session.lifecycle import Engine, Options, Unsettled
+from flux2_async.session.lifecycle import (
+    Options,
+    Parts,
+    Unsettled,
+    close_parts,
+    leave_parts,
+    make_parts,
+    open_parts,
+    statistics_of,
+)
 from flux2_async.session.submission import OnSend, SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask
 from flux2_async.tasks.observers import Observers
@@ -147,17 +156,17 @@ class Flux2Session:
             private_downloads=private_downloads,
         )
         self._observers = Observers(check_observers(observers))
-        self._engine: Engine | None = None
+        self._parts: Parts | None = None
         # Of the last time, until it is open again.
-        self._before: Engine | None = None
+        self._before: Parts | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Unsettled] | None = None
 
     def __repr__(self) -> str:
         if not hasattr(self, "_closing"):
             return "<Flux2Session that could not be made>"
-        state = "closed" if self._is_closed() else "open" if self._engine else "not open"
-        address = self._engine.base_url if self._engine else None
+        state = "closed" if self._is_closed() else "open" if self._parts else "not open"
+        address = self._parts.base_url if self._parts else None
         return f"<Flux2Session {address} {state}>" if address else f"<Flux2Session {state}>"
 
     async def __aenter__(self) -> Self:
@@ -187,15 +196,11 @@ class Flux2Session:
             raise SessionClosedError("the session is being closed; wait for `aclose` before it is opened again")
         if self._opening is not None and self._closing is None:
             raise SessionClosedError("the session is open already; use it as it is")
-        engine = Engine(
-            make_credentials(*self._given),
-            self._options,
-            before=self._engine or self._before,
-            observers=self._observers,
-        )
-        self._before, self._engine, self._closing = self._engine or self._before, None, None
+        before = self._parts or self._before
+        parts = make_parts(make_credentials(*self._given), self._options, self._observers, before)
+        self._before, self._parts, self._closing = before, None, None
         # A task of its own, so that `aclose` can end the opening and not the caller.
-        opening = self._opening = engine.loop.create_task(self._open(engine), name="flux2_async open")
+        opening = self._opening = parts.loop.create_task(self._open(parts), name="flux2_async open")
         try:
             await asyncio.wait([opening])
         except asyncio.CancelledError:
@@ -239,8 +244,8 @@ class Flux2Session:
                 await asyncio.wait([self._closing])
         except asyncio.CancelledError:
             # Who cancels a closing wants it over, not undone.
-            if self._engine is not None:
-                self._engine.submitter.abandon()
+            if self._parts is not None:
+                self._parts.submitter.abandon()
             await asyncio.wait([self._closing])
             raise
         return self._closing.result()
@@ -294,9 +299,9 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
-        engine = self._open_engine()
+        parts = self._open_parts()
         check_submit(request, key, max_wait, priority, ref)
-        return await engine.submitter.submit(
+        return await parts.submitter.submit(
             request,
             key=plain(key),
             max_wait=max_wait,
@@ -343,11 +348,11 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
-        engine = self._open_engine()
+        parts = self._open_parts()
         check_submit(request, key, max_wait, priority, ref)
         ref = plain(ref) or uuid.uuid4().hex
         submit = partial(
-            engine.submitter.submit,
+            parts.submitter.submit,
             request,
             key=plain(key),
             max_wait=max_wait,
@@ -357,7 +362,7 @@ class Flux2Session:
             group=check_group(group),
             metadata=check_metadata(metadata),
         )
-        return engine.enqueued.add(request, submit, priority=priority, ref=ref)
+        return parts.enqueued.add(request, submit, priority=priority, ref=ref)
 
     async def generate(
         self,
@@ -408,11 +413,11 @@ class Flux2Session:
             SessionClosedError: The session is not open, told before the iteration begins.
             ConfigurationError: `max_running` cannot be used, or another event loop; told likewise.
         """
-        engine = self._open_engine()
+        parts = self._open_parts()
         limit = check_count("max_running", max_running) or self._options.max_running or MAX_RUNNING
 
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
-        return Completions(submitter=engine.submitter, limit=limit).run(requests)
+        return Completions(submitter=parts.submitter, limit=limit).run(requests)
 
     def attach(self, task_id: str) -> ImageTask:
         """Give a handle for a task that was submitted earlier or elsewhere, without asking the service.
@@ -427,11 +432,11 @@ class Flux2Session:
             InvalidRequestError: This cannot be a task id.
             SessionClosedError: The session is not open.
         """
-        return self._open_engine().watcher.attach(check_task_id(task_id), asked=True)
+        return self._open_parts().watcher.attach(check_task_id(task_id), asked=True)
 
     def tasks(self) -> tuple[ImageTask, ...]:
         """Give the handles of everything outstanding, also of what nobody waits for any more."""
-        return self._open_engine().watcher.tasks()
+        return self._open_parts().watcher.tasks()
 
     async def recover(self, ref: str, *, timeout: float | None = None) -> ImageTask:
         """Wait for the callback that tells which task an ambiguous submission became.
@@ -448,8 +453,14 @@ class Flux2Session:
             ConfigurationError: The session was made without `callbacks`.
             SessionClosedError: The session is not open, or was closed meanwhile.
         """
+        inbox = self._open_parts().inbox
+        if inbox is None:
+            raise ConfigurationError(
+                "recover: only a callback can tell which task a submission became; open the session with "
+                "callbacks=Callbacks(...), or look at the account's log"
+            )
         async with asyncio.timeout(timeout):
-            return await self._open_engine().recover(plain(ref))
+            return await inbox.recover(plain(ref))
 
     async def fetch_record(self, task_id: str) -> TaskRecord:
         """Ask for a task's record once.
@@ -460,7 +471,7 @@ class Flux2Session:
             TransportError: No answer came.
             ProtocolError: The answer cannot be understood.
         """
-        record = await self._open_engine().api.record(check_task_id(task_id))
+        record = await self._open_parts().api.record(check_task_id(task_id))
         if record is None:
             raise TaskNotFoundError(
                 f"the service does not know task {task_id}: a wrong id, another account's, purged, or only just made",
@@ -484,7 +495,7 @@ class Flux2Session:
             ApiError: The service refused.
             TransportError: No answer came in several tries.
         """
-        file = await self._open_engine().files.upload(source, file_name=file_name)
+        file = await self._open_parts().files.upload(source, file_name=file_name)
         if self._observers:
             self._observers.tell("Uploaded", file=file)
         return file
@@ -508,7 +519,7 @@ class Flux2Session:
             TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.
         """
-        paths = await self._open_engine().files.download(result, directory)
+        paths = await self._open_parts().files.download(result, directory)
         if self._observers:
             self._observers.tell("Downloaded", task_id=result.task_id, paths=tuple(paths))
         return paths
@@ -519,7 +530,7 @@ class Flux2Session:
         Raises:
             ApiError: The service refused, such as RequestRejectedError (422) for a file of somebody else's.
         """
-        return await self._open_engine().files.download_url(url)
+        return await self._open_parts().files.download_url(url)
 
     async def credits(self) -> float:
         """Ask for the account's balance, in credits.
@@ -528,7 +539,7 @@ class Flux2Session:
             ApiError: The service refused.
             TransportError: No answer came.
         """
-        return await self._open_engine().api.credits()
+        return await self._open_parts().api.credits()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Wait until no submission and no task is outstanding.
@@ -539,12 +550,14 @@ class Flux2Session:
         Raises:
             TimeoutError: Something is still outstanding.
         """
+        parts = self._open_parts()
         async with asyncio.timeout(timeout):
-            await self._open_engine().drain()
+            while parts.watcher or parts.submitter or parts.enqueued:
+                await (parts.enqueued or parts.submitter or parts.watcher).ended.wait()
 
     def notify(self, task_id: str) -> None:
         """Poll a task now, because it is said to be finished; other ids are ignored."""
-        self._open_engine().notify(plain(task_id))
+        self._open_parts().watcher.notify(plain(task_id))
 
     def observe(self, observer: "Observer") -> Callable[[], None]:
         """Tell a function from now on what happens, also before the session is opened and when it is opened again.
@@ -566,9 +579,9 @@ class Flux2Session:
 
     def statistics(self) -> SessionStatistics:
         """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed."""
-        if self._engine is None:
+        if self._parts is None:
             raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
-        return self._engine.statistics()
+        return statistics_of(self._parts, self._observers.steps)
 
     @property
     def rate_limit(self) -> RateLimit | None:
@@ -586,12 +599,12 @@ class Flux2Session:
         Who starts again after a crash waits for what the last process sent to fall out of the limit's window.
         """
         check_seconds("seconds", seconds)
-        self._open_engine().limiter.pause(seconds)
+        self._open_parts().limiter.pause(seconds)
 
     def give_up_after(self, task: ImageTask, seconds: float) -> None:
         """Settle a task that is not finished after so many seconds of being watched, instead of `give_up_after`."""
         check_seconds("seconds", seconds)
-        self._open_engine().watcher.give_up_after(task, seconds)
+        self._open_parts().watcher.give_up_after(task, seconds)
 
     # For receivers of callbacks, those of `flux2_async.receivers` and others.
 
@@ -602,9 +615,9 @@ class Flux2Session:
 
     def accepts_callbacks(self) -> bool:
         """Whether `deliver` takes callbacks now: the session is open, in this event loop."""
-        if self._engine is None or self._closing is not None:
+        if self._parts is None or self._closing is not None:
             return False
-        if asyncio.get_running_loop() is not self._engine.loop:
+        if asyncio.get_running_loop() is not self._parts.loop:
             logger.error(
                 "a callback came in another event loop than the session's; open the session in the server's loop"
             )
@@ -618,34 +631,34 @@ class Flux2Session:
             ref: The submission at whose address it came.
             callback: What its body says.
         """
-        if self._engine is not None and self._engine.inbox is not None and self._closing is None:
-            self._engine.inbox.deliver(ref, callback)
+        if self._parts is not None and self._parts.inbox is not None and self._closing is None:
+            self._parts.inbox.deliver(ref, callback)
 
-    async def _open(self, engine: Engine) -> None:
-        await engine.open()
-        self._engine, self._before = engine, None
+    async def _open(self, parts: Parts) -> None:
+        await open_parts(parts)
+        self._parts, self._before = parts, None
 
     async def _close(self, opening: asyncio.Task[None], grace: float) -> Unsettled:
         # Once only: what the opening has made it takes down by itself, or it comes to its end.
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
-        return Unsettled() if self._engine is None else await self._engine.close(grace)
+        return Unsettled() if self._parts is None else await close_parts(self._parts, grace)
 
     def _leave(self) -> Unsettled:
         """Forget the opening in an event loop that was closed meanwhile; give what was left there."""
         self._opening = self._closing = None
-        return Unsettled() if self._engine is None else self._engine.leave()
+        return Unsettled() if self._parts is None else leave_parts(self._parts)
 
     def _is_closed(self) -> bool:
         return self._closing is not None
 
-    def _open_engine(self) -> Engine:
+    def _open_parts(self) -> Parts:
         if self._is_closed():
             raise SessionClosedError("the session is closed; open it again, or make a new one")
-        if self._engine is None or self._opening is None:
+        if self._parts is None or self._opening is None:
             raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
         self._check_loop(self._opening)
-        return self._engine
+        return self._parts
 
     def _check_loop(self, opening: asyncio.Task[None]) -> None:
         if opening.get_loop().is_closed():

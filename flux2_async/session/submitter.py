@@ -69,6 +69,11 @@ class Submitter:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def held(self) -> int:
+        """Submissions that wait for a service that is away."""
+        return self._sender.breaker.waiting
+
     async def submit(
         self,
         request: Request,

@@ -83,7 +83,7 @@ class Watcher:
 
     Attributes:
         polls: Looks.
-        hints: Hints.
+        notified: Looks that a user asked for.
         repeated_settles: Final records that came after the task was settled.
         ended: Woken when a task is settled.
 
@@ -125,7 +125,7 @@ class Watcher:
         self._looks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.polls = 0
-        self.hints = 0
+        self.notified = 0
         self.repeated_settles = 0
 
     def __len__(self) -> int:
@@ -209,9 +209,13 @@ class Watcher:
         if self._observers:
             self._observers.tell("Attached", task, task_id=task.id)
 
+    def notify(self, task_id: str) -> None:
+        """Look at a task now for a user; see `hint`."""
+        self.notified += 1
+        self.hint(task_id)
+
     def hint(self, task_id: str) -> None:
         """Look at a task now, because somebody says that it is finished; unknown ids are ignored."""
-        self.hints += 1
         watched = self._watched.get(task_id)
         if watched is None:
             return
@@ -236,7 +240,6 @@ class Watcher:
 
     def offer(self, task_id: str, record: TaskRecord) -> None:
         """Settle a task from a final record that came by itself; unknown ids are ignored."""
-        self.hints += 1
         watched = self._watched.get(task_id)
         if watched is not None:
             watched.called = True

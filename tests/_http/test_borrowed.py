@@ -153,7 +153,7 @@ async def test_a_connector_of_another_class_that_connects_as_usual() -> None:
     """A subclass that changes nothing of how connections are made is taken, and its settings are imitated."""
     async with aiohttp.ClientSession(connector=ClosesDifferently(ssl=False)) as http, emulated(http=http) as (flux, _):
         await flux.generate(REQUEST)
-        ours = flux._open_engine().transport._submit_connector
+        ours = flux._open_parts().transport._submit_connector
         assert ours is not None
         assert vars(ours._inner)["_ssl"] is False
 

@@ -582,7 +582,7 @@ async def test_a_receiver_in_another_event_loop(caplog: pytest.LogCaptureFixture
 
 
 def inbox_of(flux: Flux2Session) -> CallbackInbox:
-    inbox = flux._engine.inbox if flux._engine else None
+    inbox = flux._parts.inbox if flux._parts else None
     assert isinstance(inbox, CallbackInbox)
     return inbox
 

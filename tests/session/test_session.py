@@ -322,8 +322,8 @@ async def test_closed_in_the_moment_it_is_open(monkeypatch: pytest.MonkeyPatch) 
             opened.clear()
 
             assert opening.cancelled() or isinstance(opening.exception(), SessionClosedError)
-            assert flux._engine is not None
-            assert isinstance(await error_of(flux._engine.transport.call("GET", "/")), SessionClosedError)
+            assert flux._parts is not None
+            assert isinstance(await error_of(flux._parts.transport.call("GET", "/")), SessionClosedError)
 
 
 @pytest.mark.parametrize("cancel", [asyncio.timeout, anyio.fail_after])

@@ -153,8 +153,8 @@ async def test_the_promises_hold(seed: int) -> None:
             else:
                 await calling
                 await flux.drain(timeout=3600)
-                assert flux._engine is not None
-                assert flux._engine.slots.borrowed == 0
+                assert flux._parts is not None
+                assert flux._parts.slots.borrowed == 0
         await trouble
         run.check(flux)
         async with session_for(emulator) as later:

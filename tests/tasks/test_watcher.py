@@ -488,7 +488,6 @@ async def test_hint_looks_at_once(make: Callable[..., World]) -> None:
 
     assert world.age() == pytest.approx(5.1)
     assert len(world.service.looks) == 1
-    assert world.watcher.hints == 11
 
 
 async def test_hints_are_a_second_apart(make: Callable[..., World]) -> None:

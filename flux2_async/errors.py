@@ -31,7 +31,7 @@ stands on it as well: `transient`, `meets_every_request`, `link_expired`.
 
 from typing import TYPE_CHECKING, Any, Self
 
-from flux2_async._shown import printable
+from flux2_async._shown.text import printable
 
 if TYPE_CHECKING:
     # Only named in annotations: at run time this module stands at the bottom.

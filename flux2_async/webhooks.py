@@ -20,7 +20,7 @@ from flux2_async._protocol.addresses import is_public_address
 from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.records import record_from_payload, task_id_of
 from flux2_async._protocol.refusals import ENDS_TASK
-from flux2_async._shown import without_frames
+from flux2_async._shown.frames import without_frames
 from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
 from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.plain import plain

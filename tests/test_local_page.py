@@ -2,7 +2,7 @@
 
 import pytest
 
-from flux2_async._local_page import HEADERS, refusal
+from flux2_async._shown.local_page import HEADERS, refusal
 
 HERE = "127.0.0.1:8765"
 OWN = ["127.0.0.1:8765", "localhost", "LOCALHOST.:1", "[::1]:8765", "192.168.1.7", "studio.local:80"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from flux2_async._shown import json_escaped, printable
+from flux2_async._shown.text import json_escaped, printable
 from flux2_async.cli.board import Board, Row
 from flux2_async.cli.screen import Screen
 from flux2_async.errors import ApiError, Flux2Error

@@ -19,8 +19,6 @@ from flux2_async.models import Request, TaskRecord, UploadedFile
 if TYPE_CHECKING:
     from flux2_async._http.file_transport import FileTransport
 
-__all__ = ["CREATE_TASK", "CREDITS", "DOWNLOAD_URL", "RECORD_INFO", "UPLOAD", "Api"]
-
 Meaning = TypeVar("Meaning", bound=Callable[..., object])
 
 

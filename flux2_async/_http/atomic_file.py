@@ -10,8 +10,6 @@ from typing import BinaryIO, Final, Self
 
 import attrs
 
-__all__ = ["UNFINISHED", "AtomicFile", "replacing"]
-
 UNFINISHED: Final = re.compile(r"\.flux2-[0-9a-f]{16}\.part")
 """Names of files that are being written, or were left by a process that was killed."""
 

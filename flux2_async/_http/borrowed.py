@@ -8,8 +8,6 @@ import aiohttp
 
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["ConnectorFactory", "check_borrowed", "make_connector", "proxy_settings", "route_of"]
-
 ConnectorFactory = Callable[[], aiohttp.BaseConnector]
 
 # A borrowed session's own headers reach every host, so only those that tell nobody anything may be there.

@@ -13,10 +13,8 @@ import aiohttp
 import attrs
 
 from flux2_async._protocol.refusals import Redactor
-from flux2_async._shown import without_frames
+from flux2_async._shown.frames import without_frames
 from flux2_async.errors import ConfigurationError
-
-__all__ = ["Credentials", "Secret", "check_given", "make_credentials"]
 
 BASE_URL: Final = "https://api.apikley.ru"
 

@@ -16,9 +16,9 @@ from flux2_async._http.api import Api
 from flux2_async._http.file_transport import FileReply
 from flux2_async._http.partial_file import Part
 from flux2_async._http.retry import persist
-from flux2_async._protocol.codec import retry_after
 from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.media import result_name
+from flux2_async._protocol.refusals import retry_after
 from flux2_async.errors import (
     ApiError,
     Flux2Error,
@@ -31,8 +31,6 @@ from flux2_async.errors import (
 )
 
 logger = logging.getLogger("flux2_async")
-
-__all__ = ["Downloads", "prepare_folder"]
 
 DOWNLOADS_AT_ONCE: Final = 8
 

@@ -18,8 +18,6 @@ from flux2_async._http.failures import bars_the_way, failure_text
 from flux2_async._protocol.codec import Reply
 from flux2_async._version import USER_AGENT
 
-__all__ = ["HEADERS", "JSON_HEADERS", "Failure", "exchange"]
-
 # The key is not among them: what is passed to aiohttp as an argument lies open in its frames, and in hooks.
 # Of the kind that aiohttp would make of others for each request.
 HEADERS: Final = CIMultiDictProxy(CIMultiDict({"Accept": "application/json", "User-Agent": USER_AGENT}))

@@ -6,8 +6,6 @@ from typing import Final
 
 import aiohttp
 
-__all__ = ["FAILURES", "bars_the_way", "connecting_text", "failure_text", "is_lasting"]
-
 PROXY_WANTS_NO_MORE: Final = frozenset({408, 429})
 
 

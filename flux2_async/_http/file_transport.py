@@ -25,8 +25,6 @@ from flux2_async._version import USER_AGENT
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TransportError
 from flux2_async.models import Timeouts
 
-__all__ = ["FileReply", "FileTransport"]
-
 CHUNK: Final = 64 * 1024
 MAX_REDIRECTS: Final = 5
 REDIRECTS: Final = (301, 302, 303, 307, 308)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from flux2_async._http.downloads import Downloads
     from flux2_async._http.uploads import Uploads
 
-__all__ = ["Files", "UploadSource"]
-
 T = TypeVar("T")
 
 UploadSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | AsyncFile

@@ -16,8 +16,6 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 
-__all__ = ["FreshConnection", "FreshConnector"]
-
 MAX_IDLE: Final = 2.0
 """Seconds. Servers close connections that say nothing after 5 s and more, and a close may be on its way unseen."""
 

@@ -16,17 +16,6 @@ from flux2_async._protocol.file_types import HEAD, FileType, describe, picture_t
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 
-__all__ = [
-    "CHUNK",
-    "Picture",
-    "check_picture",
-    "checked_chunk",
-    "checked_content",
-    "read_picture",
-    "read_stream",
-    "reading",
-]
-
 ALLOWED_SIZES: Final = f"allowed are 1 to {MAX_PICTURE} (10 MB)"
 CHUNK: Final = 256 * 1024
 

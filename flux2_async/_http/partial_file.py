@@ -18,8 +18,6 @@ from flux2_async._protocol.file_types import HEAD, Walk, is_text
 from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async.errors import ProtocolError, TaskError, TransportError
 
-__all__ = ["Part"]
-
 logger = logging.getLogger("flux2_async")
 
 # Longer numbers mean nothing, and int() refuses the longest.

@@ -20,8 +20,6 @@ from flux2_async._protocol.framing import behind_reply
 from flux2_async.errors import TransportError
 from flux2_async.models import Request
 
-__all__ = ["Post"]
-
 # One connection carries one request, and the server need not keep it.
 HEADERS: Final = CIMultiDictProxy(CIMultiDict({**JSON_HEADERS, "Connection": "close"}))
 

@@ -7,8 +7,6 @@ import anyio
 
 from flux2_async.errors import Flux2Error, RateLimitedError
 
-__all__ = ["MAX_RETRY_AFTER", "PAUSES", "persist"]
-
 T = TypeVar("T")
 
 PAUSES: Final = (0.5, 1.5, 4.5, 13.5)

@@ -18,8 +18,6 @@ from flux2_async.models import Request, Timeouts
 if TYPE_CHECKING:
     from flux2_async._http.file_transport import FileTransport
 
-__all__ = ["Transport"]
-
 
 class Transport:
     """Speaks HTTP with the service.

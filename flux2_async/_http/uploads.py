@@ -31,8 +31,6 @@ from flux2_async.models import UploadedFile
 from flux2_async.models.image_sources import how_to_give
 from flux2_async.models.requests import is_url
 
-__all__ = ["Uploads"]
-
 UPLOAD_PATH: Final = "images/flux2-async"
 UPLOADS_AT_ONCE: Final = 4
 

@@ -16,8 +16,6 @@ from flux2_async._limiter.window import MAX_PAUSE, Fate, Starts, Ticket, Unlimit
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
-__all__ = ["Gate", "Limiter"]
-
 
 class Gate(Turnstile[Permit]):
     """The queue for permits, whoever gives them, and the pause that a 429 asks of all who wait.

@@ -7,8 +7,6 @@ from typing import Protocol, Self
 
 from flux2_async._limiter.window import Fate
 
-__all__ = ["Permit", "Permits"]
-
 
 class Permit:
     """Leave to send one request. The first way of settling it counts, later ones do nothing.

@@ -5,8 +5,6 @@ import math
 from flux2_async._limiter.queue import Turnstile, Waiter
 from flux2_async.errors import RateLimitedError
 
-__all__ = ["Slots"]
-
 
 class Slots(Turnstile[None]):
     """How many tasks may be alive at once.

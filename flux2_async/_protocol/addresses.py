@@ -5,8 +5,6 @@ import re
 from typing import Final
 from urllib.parse import quote
 
-__all__ = ["is_public_address", "is_public_number", "redirected", "split_address"]
-
 ADDRESS: Final = re.compile(r"(https?://[^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
 SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 UNFIT: Final = re.compile(r"[^!-~]+")

@@ -20,8 +20,6 @@ from flux2_async._protocol.refusals import Proof, meaning_of, refusal, retry_aft
 from flux2_async.errors import AmbiguousSubmitError, ApiError, TransportError
 from flux2_async.models import Request
 
-__all__ = ["Accepted", "Answer", "NeverSent", "Obstacle", "Refused", "Unclear", "confirm", "judge", "unclear"]
-
 UNCLEAR: Final = (
     "the task may exist and cost money, so it was not sent again; look into the task log of your account before you "
     "submit it anew"

@@ -14,35 +14,13 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from flux2_async._protocol import lenient_json
-from flux2_async._protocol.converter import configure_converter, converter, http_address, make_converter
-from flux2_async._protocol.records import record_from_payload, task_error, task_id_of, unread_addresses
-from flux2_async._protocol.refusals import ENDS_TASK, header, refusal, retry_after, without_signature
+from flux2_async._protocol.converter import converter, http_address
+from flux2_async._protocol.records import record_from_payload, task_id_of
+from flux2_async._protocol.refusals import ENDS_TASK, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
 from flux2_async.models import Request, TaskRecord, TaskState, UploadedFile
 from flux2_async.models.plain import is_whole
 from flux2_async.models.requests import images_of
-
-__all__ = [
-    "Envelope",
-    "FailedUnderErrorError",
-    "Reply",
-    "code_of",
-    "configure_converter",
-    "decode_credits",
-    "decode_download_url",
-    "decode_envelope",
-    "decode_record",
-    "decode_upload",
-    "encode_request",
-    "header",
-    "make_converter",
-    "message_of",
-    "record_from_payload",
-    "refusal",
-    "retry_after",
-    "task_error",
-    "unread_addresses",
-]
 
 SUCCESS: Final = 200
 NOT_FOUND: Final = 404

@@ -12,8 +12,6 @@ from typing import Final, Protocol
 
 import attrs
 
-__all__ = ["HEAD", "JPEG", "PNG", "WEBP", "FileType", "Walk", "describe", "file_type", "is_text", "picture_type"]
-
 HEAD: Final = 1024
 """First bytes of a file that are enough for every function here."""
 

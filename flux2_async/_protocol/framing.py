@@ -3,8 +3,6 @@
 import re
 from typing import Final
 
-__all__ = ["behind_reply"]
-
 _HEAD: Final = re.compile(rb"HTTP/1\.[01] +(\d{3})[^\n]*\n((?:[^\r\n][^\n]*\n)*)\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] {1,9}\d{3}")
 _LENGTH: Final = re.compile(rb"^content-length:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)

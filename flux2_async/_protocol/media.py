@@ -9,8 +9,6 @@ from typing import Final
 
 from flux2_async._protocol.file_types import FileType
 
-__all__ = ["MAX_DOWNLOAD", "MAX_PICTURE", "result_name", "upload_name"]
-
 MAX_PICTURE: Final = 10_000_000
 """Bytes of a reference picture. The API says "10 MB" and not which; the smaller reading is certain to be taken."""
 

@@ -7,6 +7,8 @@
 Run again with the same journal it goes on where it stopped: nothing is paid twice, and no paid picture is lost.
 """
 
+import sys
+
 from flux2_async.batch.estimate import BatchEstimate, KindEstimate, estimate_batch
 from flux2_async.batch.jobs import BadLine, InvalidInputError, Job
 from flux2_async.batch.journal import Journal, JournalError, UnknownRequest
@@ -39,3 +41,6 @@ __all__ = [
     "run_batch",
     "write_results",
 ]
+
+# The module of version 0.1.0 by which its pickles name what this one gives.
+sys.modules[f"{__name__}._schema"] = sys.modules[__name__]

@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any
 
-__all__ = ["ended"]
-
 
 async def ended(task: "asyncio.Task[Any]") -> None:
     """Wait for a task that ends soon; who is cancelled meanwhile waits all the same, and is cancelled then."""

@@ -22,8 +22,6 @@ from flux2_async.models import RateLimit, Request
 from flux2_async.models.prices import documented_price
 from flux2_async.session.arguments import check_path
 
-__all__ = ["BatchEstimate", "KindEstimate", "estimate_batch"]
-
 # What recorded tasks took.
 TASK_SECONDS: Final = (8.0, 95.0)
 USUAL_LIMIT: Final = RateLimit(20, 10.0)

@@ -16,8 +16,6 @@ from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.plain_json import plain_object, shown
 from flux2_async.models.requests import facts_of, images_of, is_url
 
-__all__ = ["BadLine", "InvalidInputError", "Job", "check_files", "digest_of", "job_of", "located"]
-
 MAX_ID: Final = 256
 MAX_SHOWN: Final = 5
 # What SQLite can hold.

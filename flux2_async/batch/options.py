@@ -7,8 +7,6 @@ from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import is_number
 from flux2_async.session.arguments import check_count
 
-__all__ = ["Options"]
-
 
 @attrs.frozen(kw_only=True)
 class Options:

@@ -27,8 +27,6 @@ from typing import Any, Final
 
 import attrs
 
-__all__ = ["Download", "Failure", "Outcome", "State", "document"]
-
 
 class State(enum.StrEnum):
     """Where a request is, as its journal knows it."""

@@ -8,8 +8,6 @@ import attrs
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import Failure, State
 
-__all__ = ["Count", "Progress"]
-
 
 @attrs.frozen(kw_only=True)
 class Progress:

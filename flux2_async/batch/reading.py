@@ -15,8 +15,6 @@ from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
 from flux2_async.models.requests import TIERS
 
-__all__ = ["FILES", "match_jobs", "read_jobs"]
-
 # Longer than any request; what has no line ends is not read as a whole to say so.
 MAX_LINE: Final = 1_000_000
 JSONL: Final = (".jsonl", ".ndjson")

@@ -22,8 +22,6 @@ from flux2_async.batch.journal import Journal
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 from flux2_async.models.plain_json import utf8_json
 
-__all__ = ["CHANGES", "RESULTS", "Changes", "is_held", "outcome_from", "read_results", "write_results"]
-
 logger = logging.getLogger("flux2_async")
 
 RESULTS: Final = "results.jsonl"

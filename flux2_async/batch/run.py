@@ -28,8 +28,6 @@ from flux2_async.models import Request
 from flux2_async.session.arguments import check_path
 from flux2_async.session.session import Flux2Session
 
-__all__ = ["Batch", "run_batch"]
-
 logger = logging.getLogger("flux2_async")
 
 

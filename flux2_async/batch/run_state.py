@@ -12,8 +12,6 @@ from flux2_async.errors import Flux2Error
 from flux2_async.session.circuit_breaker import CircuitBreaker
 from flux2_async.tasks.outcome import Signal
 
-__all__ = ["RunState", "Stopped"]
-
 # Seconds. A lost answer may be a picture that is paid for twice, so a batch waits after the first one.
 FIRST_PAUSE: Final = 2.0
 # Seconds; a service that is away for longer is not waited for any more.

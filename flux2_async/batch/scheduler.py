@@ -17,8 +17,6 @@ from flux2_async.batch.run_state import RunState
 from flux2_async.batch.worker import Worker
 from flux2_async.session.session import MAX_RUNNING, Flux2Session
 
-__all__ = ["Scheduler"]
-
 PAGE: Final = 200
 # Requests in hand beyond the tasks that may run: some wait for a permit, some are being downloaded.
 SPARE: Final = 32

@@ -5,8 +5,6 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["SharedGenerator"]
-
 T = TypeVar("T")
 
 

@@ -13,8 +13,6 @@ from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
 from flux2_async.models.prices import DEAREST
 
-__all__ = ["DEAREST", "Kind", "Spending"]
-
 Kind = tuple[str, str]
 """Model and resolution."""
 

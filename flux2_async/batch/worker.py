@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 
-from flux2_async._shown import printable
+from flux2_async._shown.text import printable
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.journal.rows import Row, failure_of
 from flux2_async.batch.options import Options
@@ -29,8 +29,6 @@ from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.circuit_breaker import CircuitOpen
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
-
-__all__ = ["Worker"]
 
 
 @attrs.define(eq=False)

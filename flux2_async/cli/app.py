@@ -10,8 +10,6 @@ from cyclopts import App, CycloptsError
 from flux2_async._version import VERSION
 from flux2_async.cli.usage import GIVEN, advice
 
-__all__ = ["run"]
-
 app = App(
     name="flux2",
     version=VERSION,

@@ -23,8 +23,6 @@ from flux2_async.models import Polling
 from flux2_async.receivers import serve
 from flux2_async.session.session import Flux2Session
 
-__all__ = ["batch"]
-
 # A task takes 8 to 95 seconds; what takes longer is found again by the next run.
 PATIENCE: Final = 120
 

@@ -9,13 +9,11 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from flux2_async._shown import printable
+from flux2_async._shown.text import printable
 from flux2_async.batch import Batch, Outcome, Progress, State
 from flux2_async.cli.board import LiveBoard
 from flux2_async.cli.screen import Screen, counted, one_line, print_words
 from flux2_async.session.session import Flux2Session
-
-__all__ = ["BatchBoard"]
 
 # Seconds between two lines where nothing is redrawn.
 EVERY: Final = 10.0

@@ -13,8 +13,6 @@ from flux2_async.batch.report import write_report
 from flux2_async.batch.results import RESULTS, read_results
 from flux2_async.cli.screen import Screen, counted, error_document
 
-__all__ = ["End", "report", "tell_end"]
-
 LISTED: Final = 10
 CAP: Final = re.compile(r"--max-credits[ =]\S+")
 

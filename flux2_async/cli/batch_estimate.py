@@ -13,8 +13,6 @@ from flux2_async.cli.screen import Screen, UsageError, counted
 from flux2_async.models import RateLimit
 from flux2_async.models.prices import PRICES_FROM, documented_price
 
-__all__ = ["SHOWN", "dry_run", "unusable"]
-
 SHOWN: Final = 20
 """Bad lines that are shown."""
 HOUR: Final = 3600.0

@@ -17,8 +17,6 @@ from flux2_async.models import Callbacks
 if TYPE_CHECKING:
     from flux2_async.batch import BadLine, Job
 
-__all__ = ["BatchOptions", "jobs"]
-
 SECRET: Final = "APIKLEY_CALLBACK_SECRET"  # noqa: S105  the name of a variable
 MAX_PORT: Final = 65535
 # int() refuses the longest numbers, and the digits of other alphabets are digits to Python.

@@ -13,10 +13,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from flux2_async._shown import printable
+from flux2_async._shown.text import printable
 from flux2_async.cli.screen import Screen
-
-__all__ = ["Board", "LiveBoard", "Row"]
 
 STYLES: Final = {
     "generating": "cyan",

@@ -31,19 +31,6 @@ from flux2_async.cli.usage import GIVEN
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
 
-__all__ = [
-    "balance",
-    "batch",
-    "decide",
-    "demo",
-    "doctor",
-    "edit",
-    "emulator",
-    "generate",
-    "show",
-    "status",
-]
-
 Prompt = Annotated[str, Parameter(help="3 to 5000 characters.")]
 # Where a command has the settings from that the library names in its own words.
 VARIABLES = {name: f"APIKLEY_{name.upper()}" for name in ("api_key", "base_url", "upload_url")}

@@ -26,8 +26,6 @@ from flux2_async.errors import ContentModeratedError, Flux2Error
 from flux2_async.models import ImageResult, RateLimit, TaskRecord, UploadedFile
 from flux2_async.session.session import Flux2Session
 
-__all__ = ["demo"]
-
 SHEET = "contact-sheet.png"
 REFUSED = "refused by 429, waits"
 ROOMY = 80

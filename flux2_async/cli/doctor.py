@@ -19,8 +19,6 @@ from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Err
 from flux2_async.models import Timeouts
 from flux2_async.session.session import Flux2Session
 
-__all__ = ["checks"]
-
 TIMEOUT: Final = 10.0
 # A Retry-After that is a date is read by this machine's clock.
 MAX_SKEW: Final = 30.0

@@ -17,8 +17,6 @@ from flux2_async.errors import Flux2Error
 from flux2_async.models import Callbacks
 from flux2_async.webhooks import signed_url
 
-__all__ = ["Check", "callback_checks"]
-
 TIMEOUT: Final = 15.0
 # It has the shape of a callback and names no task, so that a receiver wakes nothing: it answers 400, after it has
 # checked the signature of the address.

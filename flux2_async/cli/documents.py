@@ -15,8 +15,6 @@ from textwrap import fill, wrap
 from types import ModuleType
 from typing import Final
 
-__all__ = ["docs", "recipe", "shown"]
-
 PACKAGE: Final = "flux2_async"
 # Where public names are, those of the package itself first; an extra that one of them needs may be missing.
 HOMES: Final = (

@@ -7,8 +7,6 @@ from cyclopts import Parameter
 
 from flux2_async.cli.options import CREDITS
 
-__all__ = ["EmulatorOptions"]
-
 CallbackFault: TypeAlias = Literal["early", "twice", "late", "lost", "cut_before", "cut_after", "html", "broken_json"]
 
 

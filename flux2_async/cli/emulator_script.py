@@ -13,8 +13,6 @@ from flux2_async.cli.options import parse_rate_limit
 from flux2_async.cli.screen import UsageError
 from flux2_async.emulator import Fault, Limit, Plan, Script
 
-__all__ = ["script_of"]
-
 PLANNED: Final = ("early", "twice", "late", "lost")
 FAULT: Final = re.compile(r"([A-Za-z-]+):([a-z_]+)(?::([1-9][0-9]{0,8}))?")
 OUTAGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)-([0-9]{1,9}(?:\.[0-9]+)?)")

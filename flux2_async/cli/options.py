@@ -15,22 +15,6 @@ from flux2_async.errors import ConfigurationError
 from flux2_async.models import RateLimit
 from flux2_async.models.requests import RATIOS, RESOLUTIONS, TIERS
 
-__all__ = [
-    "CREDITS",
-    "EXTENSIONS",
-    "TITLE",
-    "Json",
-    "Output",
-    "RateLimitText",
-    "Service",
-    "Shape",
-    "Target",
-    "Timeout",
-    "check_key",
-    "check_timeout",
-    "parse_rate_limit",
-]
-
 RATE_LIMIT: Final = "20/10"
 # Play money of the emulated service: nobody should run out of it.
 CREDITS: Final = 1_000_000.0

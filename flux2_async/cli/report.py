@@ -14,8 +14,6 @@ from flux2_async.batch.results import RESULTS
 from flux2_async.cli.screen import Screen, UsageError, counted
 from flux2_async.cli.serve import check_port, listening_failure
 
-__all__ = ["report", "serve"]
-
 
 async def report(screen: Screen, folder: Path, title: str) -> None:
     """Write the page.

@@ -27,8 +27,6 @@ from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, Task
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
-__all__ = ["followed", "look", "make", "resume"]
-
 SLOW: Final = 3.0
 ENDED: Final = "the emulated service ended with this command"
 LOOK_FIRST: Final = "look into the task log of your account before you run this again, or you may pay twice"

@@ -11,8 +11,6 @@ from flux2_async.cli.options import EXTENSIONS, Target
 from flux2_async.models import ImageResult
 from flux2_async.session.session import Flux2Session
 
-__all__ = ["save"]
-
 QUALITY = 95
 
 

@@ -13,20 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from flux2_async._shown import json_escaped, printable
+from flux2_async._shown.text import json_escaped, printable
 from flux2_async.errors import ApiError, Flux2Error
-
-__all__ = [
-    "INTERRUPTED",
-    "CommandError",
-    "Screen",
-    "UsageError",
-    "counted",
-    "error_document",
-    "one_line",
-    "print_words",
-]
-
 
 INTERRUPTED: Final = 130
 PIPE_WIDTH: Final = 120

@@ -9,8 +9,6 @@ import attrs
 from flux2_async.emulator import Fault, Limit, Plan, Script
 from flux2_async.models import ImageToImage, Request, TextToImage, UploadedFile
 
-__all__ = ["PHOTOS", "WISHES", "Wish", "demo_script"]
-
 PHOTOS: Final = {path.stem: path for path in sorted((Path(__file__).parent / "photos").glob("*.[jp][pn]g"))}
 """The shipped photographs by name; see photos/SOURCES.md."""
 

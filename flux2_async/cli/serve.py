@@ -12,8 +12,6 @@ from flux2_async.cli.emulator_script import script_of
 from flux2_async.cli.screen import Screen, UsageError, one_line
 from flux2_async.emulator import CallbackCall, Emulator, Exchange
 
-__all__ = ["check_port", "listening_failure", "serve"]
-
 MAX_PORT: Final = 65535
 MAX_PROMPT: Final = 60
 

@@ -11,8 +11,6 @@ from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.models import Callbacks, Polling, RateLimit
 from flux2_async.session.session import Flux2Session
 
-__all__ = ["EMULATED_POLLING", "LIMIT", "emulated", "opened", "real"]
-
 # Upstream's figure, which real accounts are said to have.
 LIMIT: Final = Limit(20, 10.0, retry_after="seconds")
 # One task is waited for as long as its --timeout says.

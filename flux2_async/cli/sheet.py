@@ -9,8 +9,6 @@ from typing import Final, TypeAlias
 import attrs
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
-__all__ = ["Card", "draw_card", "draw_sheet", "wrapped"]
-
 Colour: TypeAlias = tuple[int, int, int]
 
 PAPER: Final[Colour] = (243, 241, 236)

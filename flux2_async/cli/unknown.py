@@ -17,8 +17,6 @@ from flux2_async.cli.service import real
 from flux2_async.errors import ApiError, InvalidRequestError, TaskNotFoundError, TransportError
 from flux2_async.models import TaskRecord
 
-__all__ = ["Decisions", "unknown"]
-
 NEVERTHELESS: Final = "nothing was changed; --no-check takes it nevertheless"
 WAYS: Final = "t TASK_ID: it is this task   n: it was never made, send it again   l: ask me later   q: stop asking"
 

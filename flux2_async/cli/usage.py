@@ -8,8 +8,6 @@ from typing import Final
 
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
-__all__ = ["GIVEN", "advice"]
-
 GIVEN: Final[ContextVar[tuple[str, ...]]] = ContextVar("given", default=())
 """The words after `flux2`."""
 

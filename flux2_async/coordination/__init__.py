@@ -1,5 +1,6 @@
 """Many processes, one account: a limit, a pause, keys and callbacks that all of them share."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["Coordination", "HostCoordination", "Kept", "Life", "RedisCoordination", "Store"]
 
 _HOMES = {"HostCoordination": "host.store", "RedisCoordination": "redis.settings"}
+
+# Modules of version 0.1.0 by which its pickles name what this one gives.
+for _module in ("_host", "_redis"):
+    sys.modules[f"{__name__}.{_module}"] = sys.modules[__name__]
 
 
 def __getattr__(name: str) -> object:

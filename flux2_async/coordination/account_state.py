@@ -34,8 +34,6 @@ from flux2_async._limiter.window import CLOCK_MARGIN, PAUSE_WITHOUT_LIMIT, Fate,
 from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
 
-__all__ = ["FORMAT", "PEER_SEEN_FOR", "AccountState", "Known", "Reply"]
-
 FORMAT: Final = 3
 """Of the state as it is kept. A version that keeps another one does not meet this one's, and each has its own limit."""
 

@@ -18,8 +18,6 @@ from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.watcher import Records, Watcher
 
-__all__ = ["SharedKey", "Sharing"]
-
 logger = logging.getLogger("flux2_async")
 
 # News of a key can be lost; this is how long nobody minds.

@@ -10,17 +10,6 @@ import attrs
 from flux2_async._limiter.window import Fate
 from flux2_async.models import RateLimit
 
-__all__ = [
-    "Answer",
-    "Claim",
-    "KeyEntry",
-    "Message",
-    "Settlement",
-    "Terms",
-    "decode_message",
-    "encode_message",
-]
-
 
 @attrs.frozen
 class Terms:

@@ -34,8 +34,6 @@ from flux2_async.coordination.key_state import KEPT_FOR, KeyRow
 from flux2_async.coordination.store import Coordination, Kept, Life, finish
 from flux2_async.errors import CoordinationError
 
-__all__ = ["Coordinator"]
-
 T = TypeVar("T")
 
 HEARTBEAT: Final = 20.0

@@ -9,8 +9,6 @@ import attrs
 from flux2_async._limiter.window import CLOCK_MARGIN, Fate, Ticket, Window
 from flux2_async.models import RateLimit
 
-__all__ = ["Fallback", "FallbackQuota", "quota_of"]
-
 # For a session that has never seen the others.
 ASSUMED_PEERS: Final = 8
 # Who is back first after an outage sees nobody; the others need a few seconds, and the next outage may be as near.

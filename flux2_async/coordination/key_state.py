@@ -14,8 +14,6 @@ import attrs
 from flux2_async.coordination.contract import Claim, KeyEntry
 from flux2_async.errors import CoordinationError
 
-__all__ = ["KEPT_FOR", "KeyRow", "bind", "doubt", "free", "reserve", "resolve", "view"]
-
 KEPT_FOR: Final = 24 * 3600.0
 
 

@@ -15,8 +15,6 @@ from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.store import finish
 from flux2_async.errors import CoordinationError
 
-__all__ = ["Membership"]
-
 T = TypeVar("T")
 
 logger = logging.getLogger("flux2_async")

@@ -14,8 +14,6 @@ from flux2_async.coordination.membership import Membership
 from flux2_async.coordination.store import finish
 from flux2_async.errors import CoordinationError
 
-__all__ = ["Settling"]
-
 MAX_BATCH: Final = 100
 # What is not told by then expires by itself.
 CLOSE_TIMEOUT: Final = 1.0

@@ -27,8 +27,6 @@ from flux2_async.coordination.settling import Settling
 from flux2_async.coordination.store import finish
 from flux2_async.errors import CoordinationError
 
-__all__ = ["SharedLimiter"]
-
 MAX_WANT: Final = 100
 # Who would not wait at all still waits for one answer.
 ONE_QUESTION: Final = 1.0

@@ -15,8 +15,6 @@ from typing import Generic, Literal, TypeVar
 
 import attrs
 
-__all__ = ["Change", "Coordination", "Kept", "Life", "Store", "finish"]
-
 T = TypeVar("T")
 
 

@@ -24,8 +24,6 @@ from flux2_async.emulator.script import Endpoint, Fault, Script
 from flux2_async.emulator.store import RESULTS, UPLOADS, ref_of
 from flux2_async.emulator.uploads import MOST_BYTES, Uploads
 
-__all__ = ["Api"]
-
 REDIRECTED = "/redirected"
 CUTTING = frozenset({"cut_before", "cut_after", "cut_body", "hang"})
 # Base64 adds a third, a multipart frame a little.

@@ -16,8 +16,6 @@ from flux2_async.emulator.replies import html, json_reply
 from flux2_async.emulator.script import Fault, Script
 from flux2_async.emulator.tasks import Task, callback_body
 
-__all__ = ["Callbacks", "signature"]
-
 
 def signature(key: str, task_id: str, timestamp: str) -> str:
     """X-Webhook-Signature, as upstream documents it.

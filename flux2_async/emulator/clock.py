@@ -8,8 +8,6 @@ from asyncio import AbstractEventLoop
 from datetime import UTC, datetime
 from email.utils import formatdate
 
-__all__ = ["Clock"]
-
 
 class Clock:
     """The loop's clock with a wall-clock beginning.

@@ -8,8 +8,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOp
 
 from flux2_async.emulator.palette import gradient, harmony
 
-__all__ = ["compose"]
-
 # Masks are painted small and enlarged: a soft seam has no detail to lose.
 MASK_SIDE = 256
 MOST_IN_A_ROW = 4

@@ -4,8 +4,6 @@ import asyncio
 
 import attrs
 
-__all__ = ["Connection", "Connections"]
-
 # Nobody tells that a connection has ended; so many new ones later it is noticed.
 NOTICED_AFTER = 64
 

@@ -18,8 +18,6 @@ from flux2_async.emulator.store import Links, Reference, ResultRef, Store, Store
 from flux2_async.emulator.tasks import Task, record
 from flux2_async.emulator.validation import PRICES, check
 
-__all__ = ["Engine", "Window"]
-
 LARGEST_REFERENCE = 10 * 1024 * 1024
 KINDS = {"jpeg", "png", "webp"}
 

@@ -10,8 +10,6 @@ from flux2_async.emulator.replies import Refusal, Reply, html, refused
 from flux2_async.emulator.script import Endpoint, Fault, Script
 from flux2_async.emulator.tasks import under_escaped
 
-__all__ = ["Faults", "deliver", "undone"]
-
 
 @attrs.define
 class Armed:
@@ -21,6 +19,7 @@ class Armed:
     matched: int = 0
 
     def matches(self, endpoint: Endpoint, index: int | None) -> bool:
+        """Whether it is about a call of this endpoint and number, see `Faults.take`."""
         return self.fault.on == endpoint and self.fault.task in {None, index}
 
     def strikes(self) -> bool:

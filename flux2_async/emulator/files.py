@@ -21,8 +21,6 @@ from flux2_async.emulator.script import Script
 from flux2_async.emulator.store import UPLOADS, Links, ResultRef, Store, StoredFile, Unloadable, kind_of, ref_of
 from flux2_async.emulator.tasks import Task
 
-__all__ = ["Files"]
-
 logger = logging.getLogger("flux2_async")
 
 CACHE_BYTES = 128 * 1024 * 1024

@@ -7,8 +7,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from flux2_async.emulator.palette import Colour, gradient, harmony, mixed
 
-__all__ = ["compose"]
-
 # Edges are smooth when painted larger and made smaller; pictures of 2K have pixels enough by themselves.
 SMOOTH_BELOW = 2_000_000
 GLOW_SIDE = 320

@@ -11,8 +11,6 @@ import attrs
 
 from flux2_async.emulator.script import FaultKind
 
-__all__ = ["CallbackCall", "CreateCall", "Exchange", "Ledger", "UploadCall"]
-
 
 @attrs.frozen
 class CreateCall:

@@ -5,8 +5,6 @@ from urllib.parse import urlsplit
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["mark", "placeholder"]
-
 MARK = "EMULATED"
 MOST_LINES = 2
 PLACEHOLDER_SIZE = (768, 768)

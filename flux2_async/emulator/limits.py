@@ -11,8 +11,6 @@ from typing import Protocol
 
 from flux2_async.emulator.script import Limit
 
-__all__ = ["Policy", "policy_for"]
-
 # Sums of floats: a request exactly on the border is admitted.
 EPSILON = 1e-9
 
@@ -41,14 +39,17 @@ class SlidingLog:
         self._log: deque[float] = deque()
 
     def wait(self, now: float) -> float:
+        """See `Policy`."""
         return 0.0 if self.used(now) < self._limit.limit else self._log[0] + self._limit.period - now
 
     def used(self, now: float) -> float:
+        """See `Policy`."""
         while self._log and self._log[0] + self._limit.period <= now + EPSILON:
             self._log.popleft()
         return float(len(self._log))
 
     def count(self, now: float) -> None:
+        """See `Policy`."""
         self._log.append(now)
 
 
@@ -61,14 +62,17 @@ class FixedWindow:
         self._count = 0
 
     def wait(self, now: float) -> float:
+        """See `Policy`."""
         window = math.floor((now + EPSILON) / self._limit.period)
         return 0.0 if self.used(now) < self._limit.limit else (window + 1) * self._limit.period - now
 
     def used(self, now: float) -> float:
+        """See `Policy`."""
         window = math.floor((now + EPSILON) / self._limit.period)
         return float(self._count) if window == self._window else 0.0
 
     def count(self, now: float) -> None:
+        """See `Policy`."""
         window = math.floor((now + EPSILON) / self._limit.period)
         self._count = self._count + 1 if window == self._window else 1
         self._window = window
@@ -84,13 +88,16 @@ class TokenBucket:
         self._updated: float | None = None
 
     def wait(self, now: float) -> float:
+        """See `Policy`."""
         missing = 1.0 - self._level(now)
         return 0.0 if missing <= EPSILON else missing / self._rate
 
     def used(self, now: float) -> float:
+        """See `Policy`."""
         return self._capacity - self._level(now)
 
     def count(self, now: float) -> None:
+        """See `Policy`."""
         self._tokens = self._level(now) - 1.0
         self._updated = now
 
@@ -109,6 +116,7 @@ class TwoWindows:
         self._previous = 0
 
     def wait(self, now: float) -> float:
+        """See `Policy`."""
         previous, current = self._counts(now)
         into = (now + EPSILON) / self._limit.period % 1.0
         room = self._limit.limit - 1 - current
@@ -120,10 +128,12 @@ class TwoWindows:
         return self._limit.period * (1.0 - room / previous - into)
 
     def used(self, now: float) -> float:
+        """See `Policy`."""
         previous, current = self._counts(now)
         return previous * (1.0 - (now + EPSILON) / self._limit.period % 1.0) + current
 
     def count(self, now: float) -> None:
+        """See `Policy`."""
         self._previous, self._current = self._counts(now)
         self._window = math.floor((now + EPSILON) / self._limit.period)
         self._current += 1

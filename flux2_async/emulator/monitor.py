@@ -1,4 +1,4 @@
-"""The emulator's page: what happens, when it happens, and buttons to steer it. `_local_page` has who may use it."""
+"""The emulator's page: what happens, when it happens, buttons to steer it. `_shown.local_page` has who may use it."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 from aiohttp import web
 
-from flux2_async._local_page import HEADERS, EventStream, file_of, guarded
+from flux2_async._shown.local_page import HEADERS, EventStream, file_of, guarded
 from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.connections import Connections
 from flux2_async.emulator.engine import Engine
@@ -18,8 +18,6 @@ from flux2_async.emulator.ledger import Ledger
 from flux2_async.emulator.script import Fault
 from flux2_async.emulator.snapshot import Watch, ledger_document
 from flux2_async.emulator.store import kind_of
-
-__all__ = ["Monitor"]
 
 PAGE: Final = Path(__file__).with_name("page")
 # Seconds between two looks for what has changed.

@@ -6,8 +6,6 @@ from typing import TypeAlias
 
 from PIL import Image
 
-__all__ = ["Colour", "gradient", "harmony", "hsv", "mixed"]
-
 Colour: TypeAlias = tuple[int, int, int]
 
 # Light, middle and dark; chosen by eye, since arithmetic on hues also gives olive and lilac.

@@ -27,8 +27,6 @@ import attrs
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SIZES_1K", "Job", "draw", "size_of"]
-
 SIZES_1K: Mapping[str, tuple[int, int]] = {
     "1:1": (1024, 1024),
     "4:3": (1152, 864),

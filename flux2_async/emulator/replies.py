@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 import attrs
 
-__all__ = ["Refusal", "Reply", "granted", "html", "json_reply", "refused"]
-
 USUAL_WORDS: Mapping[int, str] = {
     400: "Missing or invalid parameter",
     401: "You do not have access permissions",

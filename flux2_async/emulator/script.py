@@ -9,8 +9,6 @@ from typing import Any, Literal, get_args
 import attrs
 from attrs.validators import ge, gt, in_, optional
 
-__all__ = ["ENDPOINTS", "Endpoint", "Fault", "FaultKind", "Limit", "Outcome", "Plan", "Script"]
-
 Endpoint = Literal["createTask", "recordInfo", "credit", "download-url", "upload", "file", "callback"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 

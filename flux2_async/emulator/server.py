@@ -25,8 +25,6 @@ from flux2_async.emulator.store import Links, Store
 from flux2_async.emulator.tasks import TaskView
 from flux2_async.emulator.uploads import Uploads
 
-__all__ = ["Emulator"]
-
 BACKLOG = 1024
 # Handlers that are still busy when the emulator stops; nothing of theirs is worth waiting for.
 SHUTDOWN_TIMEOUT = 0.1

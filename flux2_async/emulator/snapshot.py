@@ -16,8 +16,6 @@ from flux2_async.emulator.ledger import Ledger
 from flux2_async.emulator.store import UPLOADS, ResultRef, StoredFile, Unloadable
 from flux2_async.emulator.tasks import Task
 
-__all__ = ["Watch", "ledger_document"]
-
 SHOWN = 200
 """Tasks that the page shows at most: the newest."""
 

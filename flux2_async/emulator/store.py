@@ -13,8 +13,6 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import attrs
 
-__all__ = ["Links", "Reference", "ResultRef", "Store", "StoredFile", "Unloadable", "kind_of"]
-
 UPLOADS = "/file-upload/files/"
 RESULTS = "/results/"
 

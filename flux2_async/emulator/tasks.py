@@ -11,8 +11,6 @@ from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.script import Plan
 from flux2_async.emulator.store import Reference
 
-__all__ = ["Task", "TaskView", "callback_body", "record", "shown_state", "under_escaped"]
-
 FAILURES: Mapping[str, tuple[str, str]] = {
     "fail": ("500", "Internal Error, Please try again later."),
     "moderated": ("422", "CONTENT_POLICY_BLOCKED: the input or output was flagged as sensitive"),

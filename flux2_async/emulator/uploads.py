@@ -23,8 +23,6 @@ from flux2_async.emulator.script import Script
 from flux2_async.emulator.store import MIME_TYPES, Links, Store, StoredFile, kind_of
 from flux2_async.emulator.validation import is_address
 
-__all__ = ["MOST_BYTES", "Uploads"]
-
 MOST_BYTES = 100 * 1024 * 1024
 # What aiohttp raises for a body that is no multipart, has bad headers, or an encoding that it does not know.
 MALFORMED = (ValueError, RuntimeError, AssertionError, aiohttp.ClientError, HttpProcessingError)

@@ -6,8 +6,6 @@ from urllib.parse import urlsplit
 
 from flux2_async.emulator.replies import Refusal
 
-__all__ = ["PRICES", "check", "is_address"]
-
 PRICES: Mapping[str, Mapping[str, float]] = {
     "flux-2/flex-image-to-image": {"1K": 14.0, "2K": 24.0},
     "flux-2/pro-image-to-image": {"1K": 5.0, "2K": 7.0},

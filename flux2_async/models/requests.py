@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from flux2_async._shown import showable
+from flux2_async._shown.frames import showable
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models.image_sources import Buffer, ContentSource, content_of, how_to_give, is_content
 from flux2_async.models.plain import plain

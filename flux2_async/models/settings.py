@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from flux2_async._shown import made_without_frames, showable, shown_address
+from flux2_async._shown.frames import made_without_frames, showable
+from flux2_async._shown.text import shown_address
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import is_number, is_whole, plain
 

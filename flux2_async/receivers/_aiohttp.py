@@ -14,8 +14,6 @@ from flux2_async.receivers._handler import (
     settings_of,
 )
 
-__all__ = ["aiohttp_routes", "go_on", "respond"]
-
 
 def aiohttp_routes(flux: CallbackTarget, path: str) -> list[web.RouteDef]:
     """Routes that take the service's callbacks.

@@ -14,8 +14,6 @@ from flux2_async.receivers._handler import (
     settings_of,
 )
 
-__all__ = ["asgi_app"]
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

@@ -17,23 +17,10 @@ from typing import Final, NoReturn, Protocol
 
 import attrs
 
-from flux2_async._protocol.codec import header
+from flux2_async._protocol.refusals import header
 from flux2_async.errors import ConfigurationError, ProtocolError
 from flux2_async.session.callback_inbox import CallbackSettings
 from flux2_async.webhooks import Callback, parse_callback, verify_signature, verify_url
-
-__all__ = [
-    "MAX_BODY",
-    "READ_TIMEOUT",
-    "Answer",
-    "CallbackTarget",
-    "DisconnectedError",
-    "Incoming",
-    "Read",
-    "declared_length",
-    "handle",
-    "settings_of",
-]
 
 MAX_BODY: Final = 1024 * 1024
 """Bytes; a callback with the longest prompt has a tenth of that."""

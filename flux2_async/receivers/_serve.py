@@ -12,8 +12,6 @@ from aiohttp import web
 from flux2_async.receivers._aiohttp import go_on, respond
 from flux2_async.receivers._handler import CallbackTarget, settings_of
 
-__all__ = ["CallbackServer", "serve"]
-
 # Seconds: for the first request of a connection until all its headers are there, for an idle connection after that, for
 # what a refused sender still sends, and for requests under way at the end.
 HEAD_TIMEOUT: Final = 15.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import attrs
 
 from flux2_async._protocol.records import memory_of
-from flux2_async._shown import shown_address
+from flux2_async._shown.text import shown_address
 from flux2_async.errors import SessionClosedError, TaskNotFoundError
 from flux2_async.models import Callbacks, TaskRecord, TaskState
 from flux2_async.models.submission_state import SubmissionEvent

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final
 
-from flux2_async._shown import showable
+from flux2_async._shown.frames import showable
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
 from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionState

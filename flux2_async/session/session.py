@@ -17,7 +17,7 @@ import anyio
 
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
-from flux2_async._shown import made_without_frames, showable
+from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
     Callbacks,

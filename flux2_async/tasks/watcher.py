@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
-from flux2_async._protocol.codec import FailedUnderErrorError, task_error, unread_addresses
+from flux2_async._protocol.codec import FailedUnderErrorError
+from flux2_async._protocol.records import task_error, unread_addresses
 from flux2_async.errors import (
     ApiError,
     ConfigurationError,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from flux2_async._protocol import codec as wire
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.answers import Accepted, judge
+from flux2_async._protocol.records import record_from_payload
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,
@@ -334,9 +335,9 @@ def test_callbacks(name: str) -> None:
     data = wire.decode_envelope(sample(f"callback/{name}")).data
     if isinstance(expected, str):
         with pytest.raises(ProtocolError, match=expected):
-            wire.record_from_payload(data)
+            record_from_payload(data)
     else:
-        assert facts(wire.record_from_payload(data)) == facts(expected)
+        assert facts(record_from_payload(data)) == facts(expected)
 
 
 def test_the_body_of_create_task() -> None:

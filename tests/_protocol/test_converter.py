@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._protocol.codec import configure_converter, make_converter
-from flux2_async._protocol.converter import FIELDS, converter, read_record
+from flux2_async._protocol.converter import FIELDS, configure_converter, converter, make_converter, read_record
 from flux2_async.models import TaskRecord, TaskState
 
 VALUES: list[Any] = ["12", "false", "", 12, 1.5, True, None, [], {}]

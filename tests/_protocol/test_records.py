@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flux2_async._protocol.codec import record_from_payload, task_error, unread_addresses
+from flux2_async._protocol.records import record_from_payload, task_error, unread_addresses
 from flux2_async.errors import ContentModeratedError, EmptyResultError, ProtocolError, TaskFailedError
 from flux2_async.models import TaskRecord, TaskState
 

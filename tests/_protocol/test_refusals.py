@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async import errors
-from flux2_async._protocol.codec import header, refusal, retry_after
-from flux2_async._protocol.refusals import Redactor
+from flux2_async._protocol.refusals import Redactor, header, refusal, retry_after
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

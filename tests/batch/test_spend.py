@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from flux2_async.batch import Journal
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
-from flux2_async.batch.spending import DEAREST, Spending
+from flux2_async.batch.spending import Spending
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import RateLimit, TextToImage
+from flux2_async.models.prices import DEAREST
 
 KIND = ("flux-2/flex-text-to-image", "1K")
 

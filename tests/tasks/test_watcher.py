@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import VirtualClockLoop
 
-from flux2_async._protocol.codec import FailedUnderErrorError, refusal
+from flux2_async._protocol.codec import FailedUnderErrorError
+from flux2_async._protocol.refusals import refusal
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,

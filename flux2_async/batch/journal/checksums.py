@@ -9,8 +9,6 @@ import zlib
 from itertools import islice
 from typing import Any, Final
 
-__all__ = ["COLUMNS", "checksum", "damaged_rows", "keep_checksums", "write_checksums"]
-
 COLUMNS: Final = (
     *("id", "digest", "run", "place", "line", "state", "prompt", "images", "aspect_ratio", "resolution", "tier"),
     *("model", "extra_input", "extra", "ref", "task_id", "sent_at", "submitted_at", "finished_at", "saved_at"),

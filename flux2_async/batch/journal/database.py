@@ -16,8 +16,6 @@ import attrs
 from flux2_async.batch.ended import ended
 from flux2_async.batch.journal.schema import JournalError, connect
 
-__all__ = ["Database"]
-
 T = TypeVar("T")
 
 Change = Callable[[sqlite3.Connection], Any]

@@ -15,8 +15,6 @@ from flux2_async.batch.outcomes import Outcome
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models.plain_json import shown
 
-__all__ = ["UnknownRequest", "decide", "unknown_requests"]
-
 # One that was being sent when its process died becomes `unknown` in the next run.
 UNKNOWN: Final = "state IN ('unknown', 'submitting')"
 

@@ -16,8 +16,6 @@ from flux2_async.batch.outcomes import State
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models.requests import facts_of
 
-__all__ = ["Entry"]
-
 # Of a million lines of nonsense nobody reads more.
 MAX_BAD: Final = 100
 DIGITS: Final = 20

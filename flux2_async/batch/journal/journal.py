@@ -19,7 +19,7 @@ from typing import Any, Final, Self, TypeVar
 
 import attrs
 
-from flux2_async._shown import showable
+from flux2_async._shown.frames import showable
 from flux2_async.batch.jobs import BadLine, InvalidInputError
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_requests
@@ -31,8 +31,6 @@ from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
 from flux2_async.session.arguments import check_path, check_task_id
 from flux2_async.session.as_completed import in_chunks
-
-__all__ = ["Entered", "Journal", "JournalError", "Preview", "UnknownRequest"]
 
 T = TypeVar("T")
 

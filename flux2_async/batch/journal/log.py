@@ -16,8 +16,6 @@ from typing import BinaryIO, Final
 
 import attrs
 
-__all__ = ["damaged_frame"]
-
 HEADER: Final = 32
 FRAME_HEADER: Final = 24
 BIG_ENDIAN_WORDS: Final = 0x377F0683

@@ -11,8 +11,6 @@ from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
 from flux2_async.models import ImageResult, ImageToImage, Request, TaskRecord, TaskState, TextToImage
 
-__all__ = ["Row", "failure_of", "outcome_of", "row_of", "stored"]
-
 
 @attrs.frozen
 class Row:

@@ -9,8 +9,6 @@ from flux2_async.batch.journal.checksums import damaged_rows, keep_checksums, wr
 from flux2_async.batch.journal.log import damaged_frame
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["JournalError", "connect"]
-
 MAGIC: Final = b"SQLite format 3\0"
 # "FLX2"; what `file` and SQLite itself tell this file by.
 APPLICATION: Final = 0x464C5832

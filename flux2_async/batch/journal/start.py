@@ -8,8 +8,6 @@ import attrs
 from flux2_async.batch.journal.rows import stored
 from flux2_async.batch.outcomes import Failure, State
 
-__all__ = ["FORGET", "WANTED", "Start", "Tally", "Work", "begin", "forget_unfinished", "seconds_taken"]
-
 ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
 # What the input asks for now, and whatever else was ever sent.
 WANTED: Final = f"({ASKED_FOR} OR state <> 'queued')"

@@ -10,8 +10,6 @@ import attrs
 from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.results import CHANGES, RESULTS, is_held, outcome_from
 
-__all__ = ["Following"]
-
 
 @attrs.define
 class Following:

@@ -25,8 +25,6 @@ from flux2_async.models.requests import is_url
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["ServedPage", "picture_of", "served_page", "write_report"]
-
 NAME: Final = "report.html"
 PAGE: Final = Path(__file__).with_name("page")
 STYLE: Final = ("report.css",)

@@ -11,8 +11,6 @@ from urllib.parse import quote
 
 from flux2_async.batch.outcomes import Outcome
 
-__all__ = ["Picture", "link_to", "page_row"]
-
 Picture: TypeAlias = dict[str, str]
 """How the page can show a picture: its `name`, and where there is one the `href` of its file and its `thumb`nail."""
 

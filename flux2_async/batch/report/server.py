@@ -1,4 +1,4 @@
-"""The report while the batch runs: a page on this machine whose rows arrive; `_local_page` has who may read it."""
+"""The report while the batch runs: a page whose rows arrive; `_shown.local_page` has who may read it."""
 
 import asyncio
 import hashlib
@@ -13,14 +13,12 @@ import anyio.to_thread
 import attrs
 from aiohttp import web
 
-from flux2_async._local_page import HEADERS, EventStream, guarded
+from flux2_async._shown.local_page import HEADERS, EventStream, guarded
 from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.report.following import Following
 from flux2_async.batch.report.report import ServedPage, picture_of, served_page
 from flux2_async.batch.report.rows import page_row
 from flux2_async.batch.report.thumbnails import Thumbnails
-
-__all__ = ["serve_report"]
 
 # Seconds between two looks into the folder.
 EVERY: Final = 0.5

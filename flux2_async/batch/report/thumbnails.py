@@ -18,8 +18,6 @@ import attrs
 from flux2_async._http.atomic_file import UNFINISHED, replacing
 from flux2_async.batch.report import thumbnailer
 
-__all__ = ["Thumbnails"]
-
 logger = logging.getLogger("flux2_async")
 
 FOLDER: Final = "thumbnails"

@@ -26,8 +26,6 @@ from flux2_async.coordination.host.folder import check_file, runtime_folder
 from flux2_async.coordination.store import Change
 from flux2_async.errors import ConfigurationError, CoordinationError, Flux2Error
 
-__all__ = ["HostFile", "boot_id", "explained"]
-
 T = TypeVar("T")
 
 FILE_NAME: Final = "coordination.sqlite"

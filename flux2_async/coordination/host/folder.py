@@ -14,8 +14,6 @@ from typing import Final
 
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["check_file", "private_folder", "runtime_folder"]
-
 NAME: Final = "flux2_async"
 OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 

@@ -19,8 +19,6 @@ from flux2_async.coordination.host.folder import private_folder
 from flux2_async.coordination.store import Life
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["HAS_SOCKETS", "HostSockets", "receive"]
-
 # 108 bytes on Linux, 104 elsewhere, one of them for the end.
 LONGEST_ADDRESS: Final = 103
 LONGEST_DATAGRAM: Final = 4096

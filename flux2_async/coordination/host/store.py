@@ -11,13 +11,11 @@ from typing import Any, Final, Literal, TypeVar
 
 import attrs
 
-from flux2_async._shown import showable
+from flux2_async._shown.frames import showable
 from flux2_async.coordination.host.file import HostFile, explained
 from flux2_async.coordination.host.sockets import HAS_SOCKETS, HostSockets, receive
 from flux2_async.coordination.store import Change, Coordination, Life, Store
 from flux2_async.errors import ConfigurationError, CoordinationError
-
-__all__ = ["HostCoordination", "HostStore"]
 
 FOLDER_SUFFIX: Final = "-peers"
 

@@ -21,8 +21,6 @@ from redis.exceptions import (
 
 from flux2_async.errors import ConfigurationError, CoordinationError
 
-__all__ = ["HopelessError", "check_server", "told"]
-
 OLDEST_VERSION: Final = (6, 0)
 _CLUSTER: Final = "redis: this is a node of a cluster, and clusters are not supported; use a server of its own"
 

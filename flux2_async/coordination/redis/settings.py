@@ -11,13 +11,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from flux2_async._shown import made_without_frames, showable
+from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.coordination.redis.store import RedisStore
 from flux2_async.coordination.store import Coordination
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import is_number, plain
-
-__all__ = ["RedisCoordination"]
 
 _BAD_URL: Final = (
     "url: it must look like redis://host:6379/0, rediss://user:password@host:6379 or unix:///path?db=0, with options "

@@ -19,8 +19,6 @@ from flux2_async.coordination.redis.refusals import HopelessError, check_server,
 from flux2_async.coordination.store import Change, Kept, Store, finish
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["RedisStore"]
-
 T = TypeVar("T")
 
 logger = logging.getLogger("flux2_async")

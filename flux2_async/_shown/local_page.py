@@ -18,8 +18,6 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-__all__ = ["HEADERS", "EventStream", "Handler", "file_of", "guarded", "refusal"]
-
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HEADERS: Final = {

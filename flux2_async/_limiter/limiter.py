@@ -40,6 +40,7 @@ class Gate(Turnstile[Permit]):
         max_wait: float | None = None,
         since: float | None = None,
         first: bool = False,
+        owner: object = None,
     ) -> Permit:
         """Wait for a permit. Does not yield to the loop when one is free and nobody waits.
 
@@ -48,6 +49,7 @@ class Gate(Turnstile[Permit]):
             max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
             since: Loop time from which waiting counts for the 60 s; None: this call.
             first: Before everybody else: a submission that was refused by 429.
+            owner: Whom it is for, see `prioritise`.
 
         Returns:
             The permit, to be settled when the request has been answered.
@@ -58,7 +60,9 @@ class Gate(Turnstile[Permit]):
             SessionClosedError: Closed before or meanwhile.
         """
         patience = self._announce(first=first)
-        return await self._pass(priority=priority, max_wait=max_wait, since=since, first=first, patience=patience)
+        return await self._pass(
+            priority=priority, max_wait=max_wait, since=since, first=first, patience=patience, owner=owner
+        )
 
     def _announce(self, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
         """Hear that somebody wants a permit; give the seconds that even a shorter `max_wait` allows."""

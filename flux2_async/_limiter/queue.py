@@ -34,6 +34,7 @@ class Waiter(Generic[T]):
     max_wait: float
     deadline: float
     first: bool
+    owner: object = None
     queued: bool = True
 
     @property
@@ -56,8 +57,14 @@ class _Heap(Generic[T]):
 
     def compact(self, live: int) -> None:
         if len(self._entries) > 2 * live + 64:
-            self._entries = [entry for entry in self._entries if not entry[2].gone]
-            heapq.heapify(self._entries)
+            self.renew()
+
+    def renew(self) -> None:
+        self._entries = [(self._key(each), each.number, each) for _, _, each in self._entries if not each.gone]
+        heapq.heapify(self._entries)
+
+    def __iter__(self) -> Iterator[Waiter[T]]:
+        return (waiter for _, _, waiter in self._entries)
 
 
 class WaitQueue(Generic[T]):
@@ -83,9 +90,10 @@ class WaitQueue(Generic[T]):
         since: float,
         first: bool,
         patience: float,
+        owner: object,
     ) -> Waiter[T]:
         limit = math.inf if max_wait is None else max(0.0, max_wait)
-        waiter = Waiter(future, next(self._numbers), priority, since, limit, now + max(limit, patience), first)
+        waiter = Waiter(future, next(self._numbers), priority, since, limit, now + max(limit, patience), first, owner)
         self._live += 1
         self._by_priority.push(waiter)
         self._by_age.push(waiter)
@@ -98,6 +106,13 @@ class WaitQueue(Generic[T]):
         if head is None or eldest is None or head.first or eldest.since + IMPATIENT_AFTER > now:
             return head
         return eldest
+
+    def prioritise(self, owner: object, priority: int) -> None:
+        for waiter in self._by_age:
+            if waiter.owner is owner and not waiter.gone:
+                waiter.priority = priority
+                self._by_priority.renew()
+                return
 
     def remove(self, waiter: Waiter[T]) -> None:
         if waiter.queued:
@@ -148,6 +163,10 @@ class Turnstile(ABC, Generic[T]):
             self._fail(waiter, SessionClosedError("the session was closed while this waited; nothing was sent"))
         self._arm(math.inf)
 
+    def prioritise(self, owner: object, priority: int) -> None:
+        """Give who waits for an owner another priority, if anybody does; among equals arrival counts as before."""
+        self._waiters.prioritise(owner, priority)
+
     @abstractmethod
     def _ready_at(self, now: float, /) -> float:
         """When to ask again: `now` if the next may pass; infinity if only an event can tell."""
@@ -173,6 +192,7 @@ class Turnstile(ABC, Generic[T]):
         since: float | None,
         first: bool = False,
         patience: float = 0.0,
+        owner: object = None,
     ) -> T:
         """Wait for a grant; `patience` is the least that even a shorter `max_wait` allows."""
         if self._closed:
@@ -184,7 +204,14 @@ class Turnstile(ABC, Generic[T]):
         future: asyncio.Future[T] = self._loop.create_future()
         since = now if since is None else since
         waiter = self._waiters.push(
-            future, now=now, priority=priority, max_wait=max_wait, since=since, first=first, patience=patience
+            future,
+            now=now,
+            priority=priority,
+            max_wait=max_wait,
+            since=since,
+            first=first,
+            patience=patience,
+            owner=owner,
         )
         # There is no way around a queue, so a late caller passes nobody.
         self._advance(now)

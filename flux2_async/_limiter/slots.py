@@ -22,19 +22,27 @@ class Slots(Turnstile[None]):
         self._max_running = max_running
         self.borrowed = 0
 
-    async def acquire(self, *, priority: int = 0, max_wait: float | None = None, since: float | None = None) -> None:
+    async def acquire(
+        self,
+        *,
+        priority: int = 0,
+        max_wait: float | None = None,
+        since: float | None = None,
+        owner: object = None,
+    ) -> None:
         """Wait for a slot and take it. Does not yield to the loop when one is free and nobody waits.
 
         Args:
             priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
             max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
             since: Loop time from which waiting counts for the 60 s; None: this call.
+            owner: Whom it is for, see `prioritise`.
 
         Raises:
             RateLimitedError: `max_wait` ran out; no slot is taken, and `retry_after` is None.
             SessionClosedError: Closed before or meanwhile.
         """
-        await self._pass(priority=priority, max_wait=max_wait, since=since)
+        await self._pass(priority=priority, max_wait=max_wait, since=since, owner=owner)
 
     def borrow(self) -> None:
         """Take a slot at once, also above `max_running`: the task exists already."""

@@ -21,6 +21,7 @@ __all__ = [
     "check_observer",
     "check_observers",
     "check_path",
+    "check_priority",
     "check_seconds",
     "check_settings",
     "check_submit",
@@ -121,12 +122,21 @@ def check_submit(request: object, key: object, max_wait: object, priority: objec
     if key is not None and (not isinstance(key, str) or not key):
         raise InvalidRequestError(f"key: {key!r} given, it must be text of at least one character, or None")
     check_seconds("max_wait", max_wait)
-    if not is_whole(priority):
-        raise InvalidRequestError(f"priority: {priority!r} given, it must be a whole number")
+    check_priority(priority)
     if ref is not None and (not isinstance(ref, str) or not re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", ref)):
         raise InvalidRequestError(
             f"ref: {ref!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
         )
+
+
+def check_priority(value: object) -> None:
+    """Check a priority.
+
+    Raises:
+        InvalidRequestError: It cannot be used; the text names what was given and what is allowed.
+    """
+    if not is_whole(value):
+        raise InvalidRequestError(f"priority: {value!r} given, it must be a whole number")
 
 
 def check_group(value: object) -> str | None:

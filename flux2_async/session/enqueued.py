@@ -8,6 +8,7 @@ from flux2_async._shown.frames import showable
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
 from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionState
+from flux2_async.session.arguments import check_priority
 from flux2_async.session.sender import cut_off
 from flux2_async.session.submission import Submission
 from flux2_async.session.submitter import Submitter
@@ -84,6 +85,26 @@ class SubmissionHandle:
         submission = None if self._is_left_alone() else self._submission
         return self._submitter.position(submission, self._priority)
 
+    @property
+    def priority(self) -> int:
+        """Higher goes first, see `submit`; may be set while it waits, and then counts at once.
+
+        Setting it later has no effect: what is on its way overtakes nobody any more. Where a key is joined it is that
+        of the submission that all of them wait for. What is no whole number raises `InvalidRequestError`.
+        """
+        submission = None if self._is_left_alone() else self._submission
+        return self._priority if submission is None else submission.priority
+
+    @priority.setter
+    def priority(self, value: int) -> None:
+        check_priority(value)
+        if self._submitter is None or self.state is not SubmissionState.QUEUED:
+            return
+        self._outcome.check_loop()
+        self._priority = value
+        if self._submission is not None and not self._is_left_alone():
+            self._submitter.prioritise(self._submission, value)
+
     def withdraw(self) -> bool:
         """Take the submission back, if it is not too late; awaiting it raises `SessionClosedError` then.
 
@@ -139,6 +160,9 @@ class SubmissionHandle:
 
     def _waits_for(self, submission: Submission) -> None:
         self._submission = submission
+        if submission.ref == self._ref:
+            # It may have been changed while the pictures were looked at.
+            submission.priority = self._priority
 
     def _break_off(self, what: str) -> None:
         if self._outcome.done:

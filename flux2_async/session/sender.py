@@ -121,10 +121,18 @@ class Sender:
                 return
         await self._send_new(submission)
 
+    def prioritise(self, submission: Submission, priority: int) -> None:
+        """Give a submission another priority, also where it waits already."""
+        submission.priority = priority
+        self._slots.prioritise(submission, priority)
+        self._limiter.prioritise(submission, priority)
+
     async def _send_new(self, submission: Submission) -> None:
         begun = self._loop.time()
         patience = submission.patience
-        await self._slots.acquire(priority=submission.priority, max_wait=patience.left(), since=patience.started)
+        await self._slots.acquire(
+            priority=submission.priority, max_wait=patience.left(), since=patience.started, owner=submission
+        )
         patience.waited += self._loop.time() - begun
         submission.has_slot = True
         try:
@@ -202,7 +210,11 @@ class Sender:
                 patience.was_unreached(self._loop.time() - begun)
             begun = self._loop.time()
             submission.permit = await self._limiter.acquire(
-                priority=submission.priority, max_wait=patience.left(), since=patience.started, first=first
+                priority=submission.priority,
+                max_wait=patience.left(),
+                since=patience.started,
+                first=first,
+                owner=submission,
             )
             self._transitions.step(submission, SubmissionEvent.GRANTED)
             patience.waited += self._loop.time() - begun

@@ -156,6 +156,11 @@ class Submitter:
         own = last if submission is None else ranks.get(submission, last)
         return sum(rank < own for rank in ranks.values())
 
+    def prioritise(self, submission: Submission, priority: int) -> None:
+        """Give a submission another priority while it waits; later there is nothing left to change."""
+        if submission.state is SubmissionState.QUEUED:
+            self._sender.prioritise(submission, priority)
+
     def give_up(self, submission: Submission, error: Flux2Error) -> bool:
         """Withdraw a submission; give False when it is too late for that, or it has ended."""
         job = self._jobs.get(submission)

@@ -91,6 +91,55 @@ async def test_positions() -> None:
         assert prompts == ["number 3", "number 1", "number 2"]
 
 
+@pytest.mark.parametrize("wait", ["slot", "permit"])
+async def test_priority_is_changed_while_it_waits(wait: str) -> None:
+    """One that waits for a slot or a permit overtakes at once; one that was sent is not changed any more."""
+    limited: dict[str, dict[str, Any]] = {"slot": {"max_running": 1}, "permit": {"rate_limit": RateLimit(1, 3.0)}}
+    async with emulated(**limited[wait]) as (flux, emulator):
+        first = await flux.submit(REQUEST)
+        handles = [flux.enqueue(TextToImage(f"number {n}"), priority=2) for n in range(5)]
+        await asyncio.sleep(0.5)
+        handles[4].priority, handles[3].priority, handles[0].priority = 5, 5, -1
+        assert [handle.position for handle in handles] == [4, 2, 3, 0, 1]
+        assert [handle.priority for handle in handles] == [-1, 2, 2, 5, 5]
+        with pytest.raises(InvalidRequestError, match="priority: 'high'"):
+            handles[1].priority = "high"  # type: ignore[assignment]  # it is what is tested
+        await asyncio.gather(first, *[(await handle).wait() for handle in handles])
+        handles[0].priority = 9
+
+        assert handles[0].priority == -1
+        prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests[1:] if call.body is not None]
+        assert prompts == [f"number {n}" for n in (3, 4, 1, 2, 0)]
+
+
+async def test_priority_is_changed_before_it_waits() -> None:
+    """What is set in the moment of the call, while its picture is looked at, counts when it comes to the queue."""
+    async with emulated(rate_limit=RateLimit(1, 3.0)) as (flux, emulator):
+        await flux.submit(REQUEST)
+        handles = [flux.enqueue(TextToImage(f"number {n}")) for n in range(2)]
+        handles[1].priority = 1
+        await asyncio.gather(*handles)
+
+        prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests[1:] if call.body is not None]
+        assert prompts == ["number 1", "number 0"]
+
+
+async def test_joiners_share_a_priority() -> None:
+    """What joined a key changes the priority of the one submission; one that goes on alone has its own again."""
+    async with emulated(rate_limit=ONE_A_MINUTE) as (flux, _):
+        await flux.submit(REQUEST)
+        first = flux.enqueue(REQUEST, key="a", priority=1, max_wait=5)
+        second = flux.enqueue(REQUEST, key="a", priority=2)
+        await asyncio.sleep(1)
+        assert (first.priority, second.priority) == (1, 1)
+        second.priority = 3
+        assert (first.priority, second.priority) == (3, 3)
+        await error_of(first)
+        await asyncio.sleep(1)
+        assert second.priority == 3
+        await second
+
+
 @pytest.mark.parametrize("wait", ["check", "slot", "permit", "pause"])
 async def test_withdrawn_while_it_waits(wait: str) -> None:
     """Whatever it waits for, one that is withdrawn is never sent, says so again, and leaves no slot and no permit."""

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         SubmissionChanged,
         Uploaded,
     )
+    from flux2_async.models.service import APIKLEY, KIE, Service
     from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
     from flux2_async.session.enqueued import SubmissionHandle
     from flux2_async.session.lifecycle import Unsettled
@@ -74,6 +75,8 @@ if TYPE_CHECKING:
     from flux2_async.tasks import Completion, ImageTask
 
 __all__ = [
+    "APIKLEY",
+    "KIE",
     "AmbiguousSubmitError",
     "ApiError",
     "Attached",
@@ -109,6 +112,7 @@ __all__ = [
     "Request",
     "RequestRejectedError",
     "ServerError",
+    "Service",
     "SessionClosedError",
     "SessionEvent",
     "SessionStatistics",
@@ -134,7 +138,7 @@ __all__ = [
 ]
 
 # Lightest first: a name is looked for in their lists.
-_HOMES = ("errors", "models", "models.submission_state", "tasks", "session", "models.events")
+_HOMES = ("errors", "models", "models.service", "models.submission_state", "tasks", "session", "models.events")
 
 
 # Modules of version 0.1.0 by which its pickles name what this one gives.

@@ -28,7 +28,7 @@ class Call(Generic[Meaning]):
 
     Attributes:
         method: HTTP's.
-        path: Behind `base_url`; of an upload, behind `upload_url`.
+        path: Behind the service's `base_url` and `api_path`; of an upload, behind its `upload_url`.
         meaning: Turns its reply into a value, or raises the error that it means.
     """
 
@@ -37,10 +37,10 @@ class Call(Generic[Meaning]):
     meaning: Meaning
 
 
-CREATE_TASK: Final = Call("POST", "/api/v1/jobs/createTask", judge)
-RECORD_INFO: Final = Call("GET", "/api/v1/jobs/recordInfo", decode_record)
-CREDITS: Final = Call("GET", "/api/v1/chat/credit", decode_credits)
-DOWNLOAD_URL: Final = Call("POST", "/api/v1/common/download-url", decode_download_url)
+CREATE_TASK: Final = Call("POST", "/jobs/createTask", judge)
+RECORD_INFO: Final = Call("GET", "/jobs/recordInfo", decode_record)
+CREDITS: Final = Call("GET", "/chat/credit", decode_credits)
+DOWNLOAD_URL: Final = Call("POST", "/common/download-url", decode_download_url)
 UPLOAD: Final = Call("POST", "/api/file-stream-upload", decode_upload)
 
 

@@ -7,7 +7,6 @@ nobody holds the environment.
 import os
 import re
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import attrs
@@ -15,8 +14,8 @@ import attrs
 from flux2_async._protocol.refusals import Redactor
 from flux2_async._shown.frames import without_frames
 from flux2_async.errors import ConfigurationError
+from flux2_async.models.service import APIKLEY, Service, bare_address, check_address
 
-BASE_URL: Final = "https://api.apikley.ru"
 
 
 class Secret:
@@ -51,6 +50,7 @@ class Credentials:
         api_key: Never shown.
         base_url: The API's address without a slash at its end.
         upload_url: The address of the upload calls, likewise; by default `/file-upload` below the former.
+        service: What else is its own.
         redact: Takes the key out of a text that is shown.
 
     Raises:
@@ -60,20 +60,22 @@ class Credentials:
     api_key: Secret = attrs.field(repr=False, converter=_concealed)
     base_url: str
     upload_url: str
+    service: Service = APIKLEY
     redact: Redactor = attrs.field(
         init=False, repr=False, default=attrs.Factory(lambda self: Redactor(self.api_key.reveal()), takes_self=True)
     )
 
     def __attrs_post_init__(self) -> None:
-        _check_key(self.api_key)
-        _check_url("base_url", self.base_url)
-        _check_url("upload_url", self.upload_url)
+        _check_key(self.api_key, self.service)
+        check_address("base_url", self.base_url)
+        check_address("upload_url", self.upload_url)
 
     def authorize(self, request: aiohttp.ClientRequest) -> None:
-        """Put the key on a request, over whatever a netrc file put there.
+        """Put the key on a request, over whatever a netrc file put there, and the headers of the service.
 
         To be called by a middleware: what is passed to aiohttp as an argument lies open in its frames.
         """
+        request.headers.update(self.service.headers)
         request.headers["Authorization"] = f"Bearer {self.api_key.reveal()}"
 
 
@@ -81,17 +83,14 @@ class Credentials:
 QUOTES: Final = frozenset("'\"`\u2018\u2019\u201c\u201d")
 
 
-def _check_key(key: Secret) -> None:
+def _check_key(key: Secret, service: Service | None = None) -> None:
+    variable = (service or APIKLEY).key_variable
+    way = f" or set the environment variable {variable}" if variable else ", since the service names no variable for it"
     if not isinstance(key.reveal(), str):
-        raise ConfigurationError(
-            f"api_key: {type(key.reveal()).__name__} given, it must be text; or set the environment variable "
-            "APIKLEY_API_KEY"
-        )
+        raise ConfigurationError(f"api_key: {type(key.reveal()).__name__} given, it must be text;{way}")
     if not key.reveal():
-        raise ConfigurationError(
-            "no API key: pass Flux2Session(api_key=...) or set the environment variable APIKLEY_API_KEY; "
-            "keys are made at https://app.apikley.ru/keys"
-        )
+        made = "; keys are made at https://app.apikley.ru/keys" if variable == APIKLEY.key_variable else ""
+        raise ConfigurationError(f"no API key: pass Flux2Session(api_key=...){way}{made}")
     if {key.reveal()[0], key.reveal()[-1]} & QUOTES:
         raise ConfigurationError(
             "api_key: it is in quotes, which are no part of it; take them away (docker --env-file, for one, keeps them)"
@@ -104,65 +103,49 @@ def _check_key(key: Secret) -> None:
         )
 
 
-def _check_url(name: str, url: object) -> None:
-    parts = _parts(url)
-    if parts is None:
-        shown = "an address with a user name" if "@" in str(url) else _shown(url)
-        raise ConfigurationError(f"{name}: {shown} given, it must look like https://api.apikley.ru (http or https)")
-    if parts.username or parts.password:
-        raise ConfigurationError(f"{name}: it holds a user name or password; the API takes the key only")
-    if parts.query or parts.fragment or re.search(r"\s", str(url)):
-        raise ConfigurationError(f"{name}: it must be an address without white space, ? and #")
-
-
-def _shown(url: object) -> str:
-    return repr(url) if isinstance(url, str) and not set("?#") & set(url) else type(url).__name__
-
-
-def _parts(url: object) -> SplitResult | None:
-    """Take an http(s) address apart; None when it is none."""
-    if not isinstance(url, str):
-        return None
-    try:
-        parts = urlsplit(url)
-        # Reading the port is what checks it.
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return None
-    return parts if usable else None
-
-
-def check_given(api_key: Secret | None, base_url: object, upload_url: object) -> None:
+def check_given(api_key: Secret | None, base_url: object, upload_url: object, service: Service | None = None) -> None:
     """Check what was given; what the environment has is read when a session is opened.
 
     Raises:
-        ConfigurationError: Something is malformed.
+        ConfigurationError: Something is malformed, or an address is given twice.
     """
     if api_key is not None:
-        _check_key(api_key)
+        _check_key(api_key, service)
     for name, url in (("base_url", base_url), ("upload_url", upload_url)):
         if url is not None:
-            _check_url(name, _bare(url))
+            check_address(name, bare_address(url))
+            if service is not None:
+                raise ConfigurationError(
+                    f"{name}: given besides a service, which has its own; give one of the two, or change the service: "
+                    f"attrs.evolve(service, {name}=...)"
+                )
 
 
 @without_frames
-def make_credentials(api_key: Secret | None, base_url: str | None, upload_url: str | None) -> Credentials:
+def make_credentials(
+    api_key: Secret | None, base_url: str | None, upload_url: str | None, service: Service | None = None
+) -> Credentials:
     """Fill up what was not given from the environment, then from the defaults.
+
+    A service that was given has its addresses, and its key under a name of its own: what the environment says of
+    Apikley's is not meant for it.
 
     Raises:
         ConfigurationError: Something is missing or malformed.
     """
+    if service is not None:
+        return Credentials(_found(api_key, service.key_variable), service.base_url, service.uploads_at, service)
     # An address that was given and is empty must not become another one: the key would go there.
-    base = _bare(os.environ.get("APIKLEY_BASE_URL") or BASE_URL if base_url is None else base_url)
+    base = bare_address(os.environ.get("APIKLEY_BASE_URL") or APIKLEY.base_url if base_url is None else base_url)
     if upload_url is None:
         # Pictures for a service that was named in the call must not go to the one the environment names.
         named = os.environ.get("APIKLEY_UPLOAD_URL") if base_url is None else None
         upload_url = named or f"{base}/file-upload"
     # What is no text at all is left for Credentials to refuse.
-    return Credentials(
-        Secret(os.environ.get("APIKLEY_API_KEY", "")) if api_key is None else api_key, base, _bare(upload_url)
-    )
+    return Credentials(_found(api_key, APIKLEY.key_variable), base, bare_address(upload_url))
 
 
-def _bare(url: Any) -> Any:
-    return url.strip().rstrip("/") if isinstance(url, str) else url
+def _found(api_key: Secret | None, variable: str | None) -> Secret:
+    if api_key is not None:
+        return api_key
+    return Secret(os.environ.get(variable, "") if variable else "")

@@ -14,6 +14,7 @@ import anyio
 
 from flux2_async._http.api import Api
 from flux2_async._protocol.converter import http_address
+from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageResult, ImageSource, UploadedFile
 from flux2_async.models.image_sources import AsyncFile
@@ -33,10 +34,12 @@ class Files:
 
     Args:
         api: The service.
+        most: Bytes that one reference picture may have.
     """
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, most: int = MAX_PICTURE) -> None:
         self._api = api
+        self._most = most
 
     # Who gives addresses and takes addresses loads neither of the two.
 
@@ -44,7 +47,7 @@ class Files:
     def _uploads(self) -> "Uploads":
         from flux2_async._http.uploads import Uploads  # noqa: PLC0415  loaded at first need
 
-        return Uploads(self._api)
+        return Uploads(self._api, self._most)
 
     @cached_property
     def _downloads(self) -> "Downloads":
@@ -56,8 +59,8 @@ class Files:
         """Look at the local pictures of a request before anything is sent.
 
         Raises:
-            InvalidRequestError: One is no readable JPEG, PNG or WebP file of 1 byte to 10 MB; the text names it as
-                `images[n]`, n from 0.
+            InvalidRequestError: One is no readable JPEG, PNG or WebP file of 1 byte to what the service takes; the text
+                names it as `images[n]`, n from 0.
         """
         local = {
             f"images[{index}]": place

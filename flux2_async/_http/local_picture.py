@@ -16,7 +16,6 @@ from flux2_async._protocol.file_types import HEAD, FileType, describe, picture_t
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 
-ALLOWED_SIZES: Final = f"allowed are 1 to {MAX_PICTURE} (10 MB)"
 CHUNK: Final = 256 * 1024
 
 # A text this long is no path but probably the picture itself in base64, and content is in no error.
@@ -69,17 +68,17 @@ class Picture:
         self.open().close()
 
 
-def check_picture(field: str, source: Path | bytes) -> None:
-    """Look whether a local picture can be uploaded, without reading it whole.
+def check_picture(field: str, source: Path | bytes, most: int = MAX_PICTURE) -> None:
+    """Look whether a local picture of at most so many bytes can be uploaded, without reading it whole.
 
     Raises:
         InvalidRequestError: It cannot; the text names `field`, what was given and what is allowed.
     """
     with _reasons(field, source), _open(field, source) as file:
-        _judge(field, source, file)
+        _judge(field, source, file, most)
 
 
-def read_picture(field: str, source: Path | bytes) -> Picture:
+def read_picture(field: str, source: Path | bytes, most: int = MAX_PICTURE) -> Picture:
     """Look at a local picture and read it through, for its hash.
 
     Raises:
@@ -87,7 +86,7 @@ def read_picture(field: str, source: Path | bytes) -> Picture:
     """
     with _reasons(field, source), _open(field, source) as file:
         stamp = _stamp(file)
-        media, size = _judge(field, source, file)
+        media, size = _judge(field, source, file, most)
         file.seek(0)
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK):
@@ -95,14 +94,14 @@ def read_picture(field: str, source: Path | bytes) -> Picture:
     return Picture(field, source, media, size, digest.hexdigest(), stamp)
 
 
-def read_stream(field: str, stream: BinaryIO) -> bytes:
+def read_stream(field: str, stream: BinaryIO, most: int = MAX_PICTURE) -> bytes:
     """Read a binary file object from where it stands to its end, or as far as tells that it is too large.
 
     Raises:
         InvalidRequestError: It is no binary file object, or it cannot be read.
     """
     content = bytearray()
-    while len(content) <= MAX_PICTURE:
+    while len(content) <= most:
         with reading(field):
             chunk = stream.read(CHUNK)
         if not chunk:
@@ -183,11 +182,12 @@ def _open(field: str, source: Path | bytes) -> BinaryIO:
     return source.open("rb")
 
 
-def _judge(field: str, source: Path | bytes, file: BinaryIO) -> tuple[FileType, int]:
+def _judge(field: str, source: Path | bytes, file: BinaryIO, most: int) -> tuple[FileType, int]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if not 1 <= size <= MAX_PICTURE:
-        raise InvalidRequestError(f"{field}: {size} bytes given, {ALLOWED_SIZES}{_where(source)}")
+    if not 1 <= size <= most:
+        allowed = f"allowed are 1 to {most} ({most / 1_000_000:.3g} MB)"
+        raise InvalidRequestError(f"{field}: {size} bytes given, {allowed}{_where(source)}")
     head = file.read(HEAD)
     media = picture_type(head)
     if media is None:

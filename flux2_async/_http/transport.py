@@ -45,6 +45,7 @@ class Transport:
         if http is not None:
             check_borrowed(http, connector)
         self._credentials = credentials
+        self._api_url = f"{credentials.base_url}{credentials.service.api_path}"
         self._timeouts = timeouts
         self._submit_timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._record_timeout = aiohttp.ClientTimeout(total=timeouts.record, sock_connect=timeouts.connect)
@@ -124,7 +125,7 @@ class Transport:
             self._credentials,
             self._submit_timeout,
             body,
-            url=URL(f"{self._credentials.base_url}{path}"),
+            url=URL(f"{self._api_url}{path}"),
             seconds=self._timeouts.submit,
             judge=judge,
             request=request,
@@ -146,7 +147,7 @@ class Transport:
         """
         return await self._reply(
             method,
-            f"{self._credentials.base_url}{path}",
+            f"{self._api_url}{path}",
             timeout=self._record_timeout,
             headers=HEADERS if body is None else JSON_HEADERS,
             data=body,

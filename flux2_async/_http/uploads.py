@@ -48,10 +48,12 @@ class Uploads:
 
     Args:
         api: The service.
+        most: Bytes that one picture may have.
     """
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, most: int = MAX_PICTURE) -> None:
         self._api = api
+        self._most = most
         self._places = anyio.Semaphore(UPLOADS_AT_ONCE)
         # Each with the time of the loop's clock at which to forget it, the oldest first.
         self._kept: OrderedDict[str, tuple[float, UploadedFile]] = OrderedDict()
@@ -61,23 +63,23 @@ class Uploads:
         """Look at pictures before they are sent, each under the name by which an error speaks of it.
 
         Raises:
-            InvalidRequestError: One is no readable JPEG, PNG or WebP file of 1 byte to 10 MB.
+            InvalidRequestError: One is no readable JPEG, PNG or WebP file of 1 byte to what the service takes.
         """
 
         def check_all() -> None:
             for field, place in places.items():
-                check_picture(field, place)
+                check_picture(field, place, self._most)
 
         await anyio.to_thread.run_sync(check_all)
 
     async def bring_local(self, field: str, source: Path | bytes, file_name: str | None) -> UploadedFile:
         """Read a picture and `bring` it; see `check` for `field`."""
-        picture = await anyio.to_thread.run_sync(read_picture, field, source)
+        picture = await anyio.to_thread.run_sync(read_picture, field, source, self._most)
         return await self.bring(picture, file_name)
 
     async def bring_source(self, source: Any, file_name: str | None) -> UploadedFile:
         """Read whatever a caller gives for one picture, and `bring` it; an error names it as `source`."""
-        return await self.bring_local("source", await _read_source(source), file_name)
+        return await self.bring_local("source", await _read_source(source, self._most), file_name)
 
     async def bring(self, picture: Picture, file_name: str | None) -> UploadedFile:
         """Give the file at the service, sending it when it is not there.
@@ -130,7 +132,7 @@ class Uploads:
         return uploaded
 
 
-async def _read_source(source: Any) -> Path | bytes:
+async def _read_source(source: Any, most: int) -> Path | bytes:
     """Give a path or bytes, reading a file object."""
     if is_url(source):
         raise InvalidRequestError(
@@ -147,15 +149,15 @@ async def _read_source(source: Any) -> Path | bytes:
         advice = how_to_give(source) or "allowed are a path, bytes and a binary file object"
         raise InvalidRequestError(f"source: {type(source).__name__} given, {advice}")
     if iscoroutinefunction(stream.read):
-        return await _read_async("source", stream)
+        return await _read_async("source", stream, most)
     # The caller's own file may be a pipe that never ends.
-    return await anyio.to_thread.run_sync(read_stream, "source", stream, abandon_on_cancel=True)
+    return await anyio.to_thread.run_sync(read_stream, "source", stream, most, abandon_on_cancel=True)
 
 
-async def _read_async(field: str, stream: Any) -> bytes:
+async def _read_async(field: str, stream: Any, most: int) -> bytes:
     """Read a file object whose methods are coroutines, such as an uploaded file of a web framework."""
     content = bytearray()
-    while len(content) <= MAX_PICTURE:
+    while len(content) <= most:
         with reading(field):
             chunk = await stream.read(CHUNK)
         if not chunk:

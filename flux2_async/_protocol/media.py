@@ -10,7 +10,10 @@ from typing import Final
 from flux2_async._protocol.file_types import FileType
 
 MAX_PICTURE: Final = 10_000_000
-"""Bytes of a reference picture. The API says "10 MB" and not which; the smaller reading is certain to be taken."""
+"""Bytes of a reference picture, where a service says nothing else.
+
+The API says "10 MB" and not which; the smaller reading is certain to be taken.
+"""
 
 MAX_DOWNLOAD: Final = 200_000_000
 """Bytes of one file that is downloaded; a 2K picture has about a hundredth of that."""

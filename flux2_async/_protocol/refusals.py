@@ -76,7 +76,7 @@ _MEANINGS: Final[Mapping[int, Meaning]] = {
     400: Meaning(RequestRejectedError, _CHANGE_REQUEST, Proof.REFUSED),
     401: Meaning(
         AuthenticationError,
-        "Check the key (APIKLEY_API_KEY) and its list of allowed addresses at https://app.apikley.ru/keys",
+        "Check the key and its list of allowed addresses (Apikley: APIKLEY_API_KEY, https://app.apikley.ru/keys)",
         Proof.REFUSED,
     ),
     402: Meaning(InsufficientCreditsError, "Top up the account, then try again", Proof.REFUSED),
@@ -96,7 +96,7 @@ _MEANINGS: Final[Mapping[int, Meaning]] = {
     430: Meaning(RateLimitedError, _LOWER_RATE, Proof.REFUSED),
     433: Meaning(
         QuotaExceededError,
-        "Raise the usage cap of this key at https://app.apikley.ru/keys, or use another key",
+        "Raise the usage cap of this key (Apikley: https://app.apikley.ru/keys), or use another key",
         Proof.REFUSED,
     ),
     451: Meaning(

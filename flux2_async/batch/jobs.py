@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 
 from flux2_async._http.local_picture import check_picture
+from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
 from flux2_async.models.plain import is_whole, plain
@@ -147,15 +148,15 @@ def located(job: Job) -> list[str]:
     return [_located(f"images[{index}]", image, job.folder) for index, image in enumerate(images_of(job.request))]
 
 
-def check_files(images: list[str]) -> None:
-    """Look whether the local pictures of a job can be uploaded; blocks.
+def check_files(images: list[str], most: int = MAX_PICTURE) -> None:
+    """Look whether the local pictures of a job, of at most so many bytes each, can be uploaded; blocks.
 
     Raises:
         InvalidRequestError: One cannot.
     """
     for index, image in enumerate(images):
         if not is_url(image):
-            check_picture(f"images[{index}]", Path(image))
+            check_picture(f"images[{index}]", Path(image), most)
 
 
 def digest_of(request: Request) -> bytes:

@@ -153,6 +153,7 @@ class Batch:
             skip_invalid=options.skip_invalid,
             shuffled=options.shuffle,
             limit=options.limit,
+            max_image_bytes=flux.service.max_image_bytes,
         )
         self.invalid, self.invalid_count = entered.bad, entered.bad_count
         start = await journal.begin(retry_failed=options.retry_failed, retry_unknown=options.retry_unknown)

@@ -16,7 +16,7 @@ app = App(
     help=(
         "Flux-2 pictures from the command line. Start with `flux2 demo`, which needs no account.\n\n"
         "The account is APIKLEY_API_KEY of the environment; APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL lead to another "
-        "address, APIKLEY_CALLBACK_SECRET signs callbacks.\n\n"
+        "address, APIKLEY_CALLBACK_SECRET signs callbacks. FLUX2_SERVICE=kie is kie.ai, with KIE_API_KEY.\n\n"
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
     ),
     help_format="plaintext",

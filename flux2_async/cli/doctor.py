@@ -15,6 +15,7 @@ from flux2_async._http.credentials import Secret, make_credentials
 from flux2_async._http.failures import FAILURES
 from flux2_async._protocol.refusals import http_date
 from flux2_async.cli.doctor_callback import Check, callback_checks
+from flux2_async.cli.options import key_variable, named_service
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error, NotFoundError, ProtocolError
 from flux2_async.models import Timeouts
 from flux2_async.session.session import Flux2Session
@@ -37,13 +38,13 @@ async def checks(callback_url: str | None = None) -> AsyncIterator[Check]:
     yield key
     try:
         # Any word for the key, so that the addresses alone are judged.
-        places = make_credentials(Secret("none"), None, None)
+        places = make_credentials(Secret("none"), None, None, named_service())
     except ConfigurationError as error:
         yield Check("addresses", str(error), "correct APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL, or unset them")
         return
     async with aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http:
         api, upload = await asyncio.gather(
-            _reachable(http, "API", f"{places.base_url}{CREDITS.path}"),
+            _reachable(http, "API", f"{places.base_url}{places.service.api_path}{CREDITS.path}"),
             _reachable(http, "uploads", f"{places.upload_url}{UPLOAD.path}"),
         )
         yield api.check
@@ -58,14 +59,17 @@ async def checks(callback_url: str | None = None) -> AsyncIterator[Check]:
 
 
 def _key() -> Check:
+    service, variable = named_service(), key_variable()
+    # An address that is certainly well-formed, so that the key alone is judged.
+    address = "https://localhost" if service is None else None
     try:
-        # Addresses that are certainly well-formed, so that the key alone is judged.
-        make_credentials(None, "https://localhost", "https://localhost")
+        make_credentials(None, address, address, service)
     except ConfigurationError as error:
-        missing = not os.environ.get("APIKLEY_API_KEY", "").strip()
-        found = "APIKLEY_API_KEY is not set" if missing else str(error)
-        return Check("key", found, "export APIKLEY_API_KEY=... (keys are made at https://app.apikley.ru/keys)")
-    return Check("key", "APIKLEY_API_KEY is set and well-formed")
+        missing = not os.environ.get(variable, "").strip()
+        found = f"{variable} is not set" if missing else str(error)
+        made = " (keys are made at https://app.apikley.ru/keys)" if service is None else ""
+        return Check("key", found, f"export {variable}=...{made}")
+    return Check("key", f"{variable} is set and well-formed")
 
 
 @attrs.frozen
@@ -110,7 +114,7 @@ def _clock(answer: _Answer) -> Check:
 
 async def _account(http: aiohttp.ClientSession) -> AsyncIterator[Check]:
     timeouts = Timeouts(connect=TIMEOUT, record=TIMEOUT)
-    async with Flux2Session(http=http, timeouts=timeouts) as flux:
+    async with Flux2Session(service=named_service(), http=http, timeouts=timeouts) as flux:
         try:
             balance = await flux.credits()
         except AuthenticationError as error:

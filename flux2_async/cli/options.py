@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from flux2_async.cli.screen import UsageError
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import RateLimit
+from flux2_async.models import service as services
 from flux2_async.models.requests import RATIOS, RESOLUTIONS, TIERS
 
 RATE_LIMIT: Final = "20/10"
@@ -25,6 +26,8 @@ TIMEOUT: Final = 900.0
 EXTENSIONS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """What a file may be asked to be, by the end of its name, in the words of Pillow."""
 
+SERVICE: Final = "FLUX2_SERVICE"
+SERVICES: Final = {"": None, "apikley": None, "kie": services.KIE}
 NO_KEY: Final = (
     "no API key: set it with `export APIKLEY_API_KEY=...` (keys are made at https://app.apikley.ru/keys), "
     "or without an "
@@ -97,10 +100,33 @@ def check_key(instead: str = EMULATOR) -> None:
         instead: The way without an account.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is none, or the environment names an unknown service.
     """
-    if not os.environ.get("APIKLEY_API_KEY", "").strip():
-        raise UsageError(NO_KEY + instead)
+    variable = key_variable()
+    if not os.environ.get(variable, "").strip():
+        no_key = NO_KEY if variable == services.APIKLEY.key_variable else f"no API key: set {variable}, or without an "
+        raise UsageError(no_key + instead)
+
+
+def key_variable() -> str:
+    """Give the name of the environment variable of the key.
+
+    Raises:
+        UsageError: The environment names an unknown service.
+    """
+    return (named_service() or services.APIKLEY).key_variable or ""
+
+
+def named_service() -> services.Service | None:
+    """Give the service that FLUX2_SERVICE names; None: Apikley, at the addresses of the environment.
+
+    Raises:
+        UsageError: It names none.
+    """
+    name = os.environ.get(SERVICE, "").strip().lower()
+    if name not in SERVICES:
+        raise UsageError(f"{SERVICE}: {name!r} given, allowed are {', '.join(filter(None, SERVICES))}")
+    return SERVICES[name]
 
 
 def parse_rate_limit(text: str, option: str = "--rate-limit") -> RateLimit | None:

@@ -6,7 +6,7 @@ from typing import Final
 
 import aiohttp
 
-from flux2_async.cli.options import CREDITS, Service
+from flux2_async.cli.options import CREDITS, Service, named_service
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.models import Callbacks, Polling, RateLimit
 from flux2_async.session.session import Flux2Session
@@ -51,7 +51,9 @@ async def real(
     # As users of other commands expect; the library by itself reads no proxy settings.
     async with (
         aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http,
-        Flux2Session(rate_limit=limit, callbacks=callbacks, polling=polling, http=http) as flux,
+        Flux2Session(
+            service=named_service(), rate_limit=limit, callbacks=callbacks, polling=polling, http=http
+        ) as flux,
     ):
         yield flux
 

@@ -12,6 +12,7 @@ import anyio
 import attrs
 
 from flux2_async.batch import Journal, Outcome, UnknownRequest
+from flux2_async.cli.options import key_variable
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, counted, one_line
 from flux2_async.cli.service import real
 from flux2_async.errors import ApiError, InvalidRequestError, TaskNotFoundError, TransportError
@@ -101,7 +102,7 @@ async def _check(screen: Screen, journal: Journal, found: Mapping[str, str]) -> 
     """
     wanted = {request.outcome.id: request.outcome for request in await journal.unknown()}
     looked_at = {name: task_id for name, task_id in found.items() if name in wanted}
-    if not looked_at or not os.environ.get("APIKLEY_API_KEY", "").strip():
+    if not looked_at or not os.environ.get(key_variable(), "").strip():
         return
     async with real() as flux:
         for name, task_id in looked_at.items():

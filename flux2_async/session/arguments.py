@@ -13,6 +13,7 @@ import aiohttp
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
+from flux2_async.models.service import Service
 
 __all__ = [
     "check_count",
@@ -36,6 +37,7 @@ def check_settings(**settings: object) -> None:
         ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
     """
     kinds: dict[str, tuple[Any, str]] = {
+        "service": (Service, "a Service such as KIE, or None"),
         "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
         "polling": (Polling, "Polling(...)"),
         "callbacks": (Callbacks, "Callbacks(...) or None"),

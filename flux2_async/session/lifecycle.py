@@ -164,7 +164,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         credentials, options.timeouts, options.http, options.connector, private_downloads=options.private_downloads
     )
     api = Api(transport)
-    files = Files(api)
+    files = Files(api, credentials.service.max_image_bytes)
     slots = Slots(options.max_running)
     schedules = Schedules(options.polling)
     watcher = Watcher(api, slots, schedules, options.polling, observers)

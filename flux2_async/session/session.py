@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import aiohttp
 import anyio
@@ -31,6 +31,7 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.models.plain import plain
+from flux2_async.models.service import APIKLEY, Service
 from flux2_async.session.arguments import (
     check_count,
     check_group,
@@ -87,9 +88,13 @@ class Flux2Session:
         base_url: The API's address. None: APIKLEY_BASE_URL, else https://api.apikley.ru.
         upload_url: The address of the upload calls. None: APIKLEY_UPLOAD_URL unless `base_url` was given, else
             `/file-upload` below the API's address.
-        rate_limit: At most so many new tasks per period (documented upstream: 20 in 10 s). None: no limit of our
-            own; a 429 still pauses every submission.
-        max_running: Tasks that may be unfinished at once (upstream: "typically 100+"). None: no bound.
+        service: Another service that speaks the jobs API, such as `KIE`; it has its addresses, the variable of its key
+            and its limits, so that `base_url` and `upload_url` are not given besides. None: Apikley, at the addresses
+            above.
+        rate_limit: At most so many new tasks per period. None: no limit of our own; a 429 still pauses every
+            submission. `"service"`: what the service allows (Apikley's upstream documents 20 in 10 s).
+        max_running: Tasks that may be unfinished at once. None: no bound. `"service"`: what the service allows
+            (upstream: "typically 100+").
         polling: How often to poll whether a task is finished.
         callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; once one has come,
             polls become rare, until one does not come. None: polling alone.
@@ -118,8 +123,9 @@ class Flux2Session:
         *,
         base_url: str | None = None,
         upload_url: str | None = None,
-        rate_limit: RateLimit | None = RateLimit(20, 10.0),  # noqa: B008  frozen
-        max_running: int | None = MAX_RUNNING,
+        service: Service | None = None,
+        rate_limit: RateLimit | Literal["service"] | None = "service",
+        max_running: int | Literal["service"] | None = "service",
         polling: Polling = Polling(),  # noqa: B008  frozen
         callbacks: Callbacks | None = None,
         coordination: "Coordination | None" = None,
@@ -132,8 +138,12 @@ class Flux2Session:
         # Error reporters print the local variables of whoever raises.
         key = None if api_key is None else Secret(api_key)
         del api_key
+        check_settings(service=service)
+        self._service = service or APIKLEY
+        limit = next(iter(self._service.limits), None) if rate_limit == "service" else rate_limit
+        running = self._service.max_running if max_running == "service" else max_running
         check_settings(
-            rate_limit=rate_limit,
+            rate_limit=limit,
             polling=polling,
             callbacks=callbacks,
             coordination=coordination,
@@ -142,11 +152,11 @@ class Flux2Session:
             timeouts=timeouts,
             private_downloads=private_downloads,
         )
-        self._given = key, base_url, upload_url
-        check_given(key, base_url, upload_url)
+        self._given = key, base_url, upload_url, service
+        check_given(*self._given)
         self._options = Options(
-            rate_limit=rate_limit,
-            max_running=check_count("max_running", max_running),
+            rate_limit=limit,
+            max_running=check_count("max_running", running),
             polling=polling,
             callbacks=None if callbacks is None else _settings_of(callbacks),
             coordination=coordination,
@@ -484,7 +494,7 @@ class Flux2Session:
 
         Args:
             source: A path, the content, or an open binary file, which is read from where it stands (also one to be
-                awaited, as web frameworks give them); JPEG, PNG or WebP of at most 10 MB.
+                awaited, as web frameworks give them); JPEG, PNG or WebP of at most 10 MB, or what the service takes.
             file_name: A name to recognise it by; a hash of the content is added. None: the hash alone.
 
         Returns:
@@ -584,13 +594,18 @@ class Flux2Session:
         return statistics_of(self._parts, self._observers.steps)
 
     @property
+    def service(self) -> Service:
+        """What the session was given; Apikley without, whatever address the environment says."""
+        return self._service
+
+    @property
     def rate_limit(self) -> RateLimit | None:
-        """What the session was given."""
+        """What the session keeps to."""
         return self._options.rate_limit
 
     @property
     def max_running(self) -> int | None:
-        """What the session was given."""
+        """What the session keeps to."""
         return self._options.max_running
 
     def pause(self, seconds: float) -> None:

@@ -60,8 +60,8 @@ def test_a_gateway_that_got_no_answer_is_transient() -> None:
 def test_refusals_say_what_to_do() -> None:
     """The text of a refusal ends in advice, also when the service says nothing."""
     assert str(refusal(401, "", 401)) == (
-        "401: no reason given. Check the key (APIKLEY_API_KEY) and its list of allowed addresses at "
-        "https://app.apikley.ru/keys"
+        "401: no reason given. Check the key and its list of allowed addresses "
+        "(Apikley: APIKLEY_API_KEY, https://app.apikley.ru/keys)"
     )
     for code in CODES.keys() & set(range(300, 600)) - {418}:
         assert len(str(refusal(code, "m", 200))) > len(f"{code}: m. ")

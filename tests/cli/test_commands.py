@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
+import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 from emulated import look_often
@@ -18,6 +19,7 @@ from PIL import Image
 from flux2_async.cli import options
 from flux2_async.cli.app import run
 from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.models.service import KIE
 
 PHOTO = str(Path(options.__file__).parent / "photos" / "chelsea.png")
 Serve = Callable[..., Emulator]
@@ -171,6 +173,27 @@ def test_account_commands_without_key_name_the_emulator(capsys: pytest.CaptureFi
     """Where `--emulate` makes no sense, the other emulator is named."""
     assert run(words) == 2
     assert capsys.readouterr().err == f"{NO_KEY}start `flux2 emulator` in another terminal and set what it prints\n"
+
+
+def test_the_environment_names_the_service(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FLUX2_SERVICE leads all commands to another service, with the key of that one alone."""
+    emulator = serve()
+    monkeypatch.setenv("FLUX2_SERVICE", "Kie")
+    monkeypatch.delenv("KIE_API_KEY", raising=False)
+    assert run(["credits"]) == 2
+    assert "no API key: set KIE_API_KEY, or " in capsys.readouterr().err
+    there = attrs.evolve(KIE, base_url=emulator.base_url, upload_url=emulator.upload_url)
+    monkeypatch.setitem(options.SERVICES, "kie", there)
+    monkeypatch.setenv("KIE_API_KEY", emulator.api_key)
+    monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:9")
+    for words in (["credits"], ["doctor"], ["generate", "A lighthouse"]):
+        assert run(words) == 0
+    assert "KIE_API_KEY is set and well-formed" in capsys.readouterr().out
+    monkeypatch.setenv("FLUX2_SERVICE", "key")
+    assert run(["credits"]) == 2
+    assert "FLUX2_SERVICE: 'key' given, allowed are apikley, kie" in capsys.readouterr().err
 
 
 BAD = {

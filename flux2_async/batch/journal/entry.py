@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.batch.jobs import BadLine, Job, check_files, digest_of, job_of, located
 from flux2_async.batch.journal.checksums import COLUMNS, checksum
 from flux2_async.batch.outcomes import State
@@ -52,6 +53,7 @@ class Entry:
         sendable: States whose requests this run may send, so that their files must be there.
         shuffled: Whether they are sent in an order that has nothing to do with theirs, the same in every run.
         limit: How many are taken, or None for all.
+        max_image_bytes: What a local picture may have.
         run: The number of the run.
         taken: Requests taken.
         bad: What cannot be used, the first hundred of it.
@@ -62,6 +64,7 @@ class Entry:
     sendable: Collection[State]
     shuffled: bool = False
     limit: int | None = None
+    max_image_bytes: int = MAX_PICTURE
     run: int = 0
     taken: int = 0
     bad: list[BadLine] = attrs.field(factory=list)
@@ -138,7 +141,7 @@ class Entry:
         if known is not None:
             self._compare(known, digest, name)
         if known is None or known["state"] in self.sendable:
-            check_files(images)
+            check_files(images, self.max_image_bytes)
         row = self._row(job, name, digest, images, line)
         if known is None:
             row["checksum"] = checksum(*in_order(FRESH | row))

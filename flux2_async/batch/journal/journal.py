@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 
 import attrs
 
+from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async._shown.frames import showable
 from flux2_async.batch.jobs import BadLine, InvalidInputError
 from flux2_async.batch.journal.database import Database
@@ -213,13 +214,16 @@ class Journal:
         skip_invalid: bool = False,
         shuffled: bool = False,
         limit: int | None = None,
+        max_image_bytes: int = MAX_PICTURE,
     ) -> Entered:
         """Take the input, all of it or nothing; see `Entry`.
 
         Raises:
             InvalidInputError: Some of it cannot be used, and `skip_invalid` is not set; nothing was changed.
         """
-        async with self._entry(requests, sendable, skip_invalid, shuffled=shuffled, limit=limit) as entry:
+        async with self._entry(
+            requests, sendable, skip_invalid, shuffled=shuffled, limit=limit, max_image_bytes=max_image_bytes
+        ) as entry:
             await self.read(lambda _: entry.end())
         return Entered(entry.taken, tuple(entry.bad), entry.bad_count)
 
@@ -260,9 +264,10 @@ class Journal:
         *,
         shuffled: bool,
         limit: int | None,
+        max_image_bytes: int = MAX_PICTURE,
     ) -> AsyncIterator[Entry]:
         """Take the input in a transaction, which is undone unless it is ended."""
-        entry = await self.read(lambda connection: Entry(connection, sendable, shuffled, limit))
+        entry = await self.read(lambda connection: Entry(connection, sendable, shuffled, limit, max_image_bytes))
 
         async def step(call: Callable[..., None], *arguments: object) -> None:
             await self.read(lambda _: call(*arguments))

@@ -1,0 +1,182 @@
+"""Who speaks the jobs API, and what differs there: a frozen value, checked when made, without I/O."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+import attrs
+
+from flux2_async._shown.frames import made_without_frames, showable
+from flux2_async.errors import ConfigurationError
+from flux2_async.models.plain import is_whole, plain
+from flux2_async.models.settings import RateLimit
+
+__all__ = ["APIKLEY", "KIE", "Service", "bare_address", "check_address", "checked_headers"]
+
+_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
+# What each call says by itself, and what only the connection knows.
+_OURS: Final = frozenset(
+    {"authorization", "proxy-authorization", "host", "content-length", "content-type", "transfer-encoding"}
+    | {"connection", "accept", "accept-encoding", "cookie", "expect", "upgrade", "te", "user-agent"}
+)
+
+
+def bare_address(url: Any) -> Any:
+    """Give an address without white space and slashes at its ends; what is no text is left for `check_address`."""
+    return plain(url.strip().rstrip("/")) if isinstance(url, str) else url
+
+
+def check_address(name: str, url: object) -> None:
+    """Check the address of a service.
+
+    Raises:
+        ConfigurationError: It cannot be used; the text says why, and shows nothing private of it.
+    """
+    parts = _parts(url)
+    if parts is None:
+        shown = "an address with a user name" if "@" in str(url) else _shown(url)
+        raise ConfigurationError(f"{name}: {shown} given, it must look like https://api.apikley.ru (http or https)")
+    if parts.username or parts.password:
+        raise ConfigurationError(f"{name}: it holds a user name or password; the API takes the key only")
+    if parts.query or parts.fragment or re.search(r"\s", str(url)):
+        raise ConfigurationError(f"{name}: it must be an address without white space, ? and #")
+
+
+def _shown(url: object) -> str:
+    return repr(url) if isinstance(url, str) and not set("?#") & set(url) else type(url).__name__
+
+
+def _parts(url: object) -> SplitResult | None:
+    """Take an http(s) address apart; None when it is none."""
+    if not isinstance(url, str):
+        return None
+    try:
+        parts = urlsplit(url)
+        # Reading the port is what checks it.
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    return parts if usable else None
+
+
+def checked_headers(value: Any, error: type[Exception] = ConfigurationError) -> dict[str, str]:
+    """Give a copy of headers that may go with every call.
+
+    Raises:
+        ConfigurationError: They cannot be used; the text names the header, and never its value.
+    """
+    if not isinstance(value, Mapping):
+        raise error(f"headers: {type(value).__name__} given, it must be a mapping of names to texts")
+    seen: set[str] = set()
+    for name, text in value.items():
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise error("headers: a name given that no header can have; it is made of letters, digits and '-'")
+        if name.lower() in _OURS:
+            advice = "the key is given as api_key" if name.lower() == "authorization" else "the library sets it itself"
+            raise error(f"headers: {name} given; {advice}")
+        if not isinstance(text, str) or not _VALUE.fullmatch(text):
+            raise error(f"headers: the value of {name} must be text of Latin letters, without line breaks")
+        if name.lower() in seen:
+            raise error(f"headers: {name} given twice")
+        seen.add(name.lower())
+    return {plain(name): plain(text) for name, text in value.items()}
+
+
+def _checked_limits(value: Any) -> tuple[RateLimit, ...]:
+    limits: Any = (value,) if isinstance(value, RateLimit) else value
+    limits = tuple(limits) if isinstance(limits, Iterable) else (None,)
+    if not all(isinstance(limit, RateLimit) for limit in limits):
+        raise ConfigurationError("Service.limits: it must be a list of RateLimit(tasks, seconds), empty for no limit")
+    return limits
+
+
+def _whole(value: int) -> int:
+    return plain(value)
+
+
+def _whole_or_none(value: int | None) -> int | None:
+    return plain(value)
+
+
+def _path(value: Any) -> Any:
+    return plain(value.strip().rstrip("/")) if isinstance(value, str) else value
+
+
+def _matches(pattern: re.Pattern[str], allowed: str, *, none: bool = False) -> Any:
+    def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if not (none and value is None) and not (isinstance(value, str) and pattern.fullmatch(value)):
+            raise ConfigurationError(f"Service.{attribute.name}: it must be {allowed}")
+
+    return check
+
+
+def _check_whole(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not (value is None and attribute.name == "max_running") and (not is_whole(value) or value < 1):
+        none = ", or None" * (attribute.name == "max_running")
+        raise ConfigurationError(f"Service.{attribute.name}: {value!r} given, it must be a whole number above 0{none}")
+
+
+def _names(headers: Mapping[str, str]) -> str:
+    return f"<{', '.join(headers) or 'none'}>"
+
+
+@made_without_frames
+@showable
+@attrs.frozen(kw_only=True)
+class Service:
+    """A service that speaks the jobs API (createTask, recordInfo, callBackUrl), and what is its own there.
+
+    One that differs in a field or two is made of another one: `attrs.evolve(KIE, base_url="https://proxy.example")`.
+
+    Attributes:
+        base_url: The API's address, without a path of its calls.
+        upload_url: The address of the upload calls. None: `/file-upload` below `base_url`.
+        api_path: Stands before the path of each call (`/jobs/createTask`, `/jobs/recordInfo`, `/chat/credit`,
+            `/common/download-url`).
+        headers: Sent with every call to the service, by name; never with downloads from other hosts, and in no `repr`.
+            The key is none of them.
+        limits: New tasks per period that the service allows; all of them hold. Empty: no limit of our own.
+        max_running: Tasks that may be unfinished at once. None: no bound.
+        max_image_bytes: Bytes that one uploaded reference picture may have.
+        key_variable: The environment variable of the key, for a session that is given none. None: no variable, so that
+            a key of one service never goes to another.
+
+    Raises:
+        ConfigurationError: A value cannot be used; the text names it.
+    """
+
+    base_url: str = attrs.field(converter=bare_address)
+    upload_url: str | None = attrs.field(default=None, converter=bare_address)
+    api_path: str = attrs.field(
+        default="/api/v1", converter=_path, validator=_matches(_PATH, "a path such as /api/v1, or empty")
+    )
+    headers: Mapping[str, str] = attrs.field(factory=dict, converter=checked_headers, hash=False, repr=_names)
+    limits: tuple[RateLimit, ...] = attrs.field(default=(RateLimit(20, 10.0),), converter=_checked_limits)
+    max_running: int | None = attrs.field(default=100, converter=_whole_or_none, validator=_check_whole)
+    max_image_bytes: int = attrs.field(default=10_000_000, converter=_whole, validator=_check_whole)
+    key_variable: str | None = attrs.field(
+        default=None, validator=_matches(_VARIABLE, "the name of an environment variable, or None", none=True)
+    )
+
+    def __attrs_post_init__(self) -> None:
+        check_address("Service.base_url", self.base_url)
+        if self.upload_url is not None:
+            check_address("Service.upload_url", self.upload_url)
+
+    @property
+    def uploads_at(self) -> str:
+        """Where the upload calls are, whether or not that was given."""
+        return self.upload_url or f"{self.base_url}/file-upload"
+
+
+APIKLEY: Final = Service(base_url="https://api.apikley.ru", key_variable="APIKLEY_API_KEY")
+"""Apikley, https://docs.apikley.ru. Limit and running tasks are those that upstream documents."""
+
+KIE: Final = Service(
+    base_url="https://api.kie.ai", upload_url="https://kieai.redpandaai.co", key_variable="KIE_API_KEY"
+)
+"""kie.ai, https://docs.kie.ai: 20 new tasks in 10 seconds, typically 100 and more running."""

@@ -17,7 +17,6 @@ from flux2_async.errors import ConfigurationError
 from flux2_async.models.service import APIKLEY, Service, bare_address, check_address
 
 
-
 class Secret:
     """Something that shows itself only when it is asked to.
 

@@ -87,8 +87,8 @@ def checked_headers(value: Any, error: type[Exception] = ConfigurationError) -> 
 
 
 def _checked_limits(value: Any) -> tuple[RateLimit, ...]:
-    limits: Any = (value,) if isinstance(value, RateLimit) else value
-    limits = tuple(limits) if isinstance(limits, Iterable) else (None,)
+    several = (value,) if isinstance(value, RateLimit) else value
+    limits: tuple[Any, ...] = tuple(several) if isinstance(several, Iterable) else (None,)
     if not all(isinstance(limit, RateLimit) for limit in limits):
         raise ConfigurationError("Service.limits: it must be a list of RateLimit(tasks, seconds), empty for no limit")
     return limits

@@ -15,7 +15,7 @@ from typing import Protocol
 import attrs
 
 from flux2_async._limiter.permit import Permit, Permits
-from flux2_async._limiter.window import Ticket, Window, pause_after
+from flux2_async._limiter.window import Fate, Ticket, Window, pause_after
 
 
 class RateServer(Protocol):
@@ -275,7 +275,7 @@ class Line:
                     self._refuse(window, ticket, now, answer)
                 else:
                     accepted += 1
-                    window.answered(ticket, now)
+                    window.settle(ticket, Fate.ANSWERED, now)
             else:
                 now = ready
         self.now = now
@@ -284,5 +284,5 @@ class Line:
     def _refuse(self, window: Window, ticket: Ticket, now: float, retry_after: float) -> None:
         self.refused += 1
         pause = pause_after(window._rate, self.header(retry_after))
-        window.refused(ticket, now, pause)
+        window.settle(ticket, Fate.REFUSED, now, pause)
         self.gate = max(self.gate, now + pause)

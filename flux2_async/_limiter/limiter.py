@@ -12,7 +12,7 @@ from functools import partial
 
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Turnstile, Waiter
-from flux2_async._limiter.window import MAX_PAUSE, Fate, Starts, Ticket, Unlimited, Window, pause_after
+from flux2_async._limiter.window import MAX_PAUSE, Fate, Ticket, pause_after, starts_of
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
@@ -119,7 +119,7 @@ class Limiter(Gate):
     def __init__(self, rate: RateLimit | None) -> None:
         super().__init__()
         self._rate = rate
-        self._window: Starts = Window(rate) if rate else Unlimited()
+        self._window = starts_of(rate)
 
     @property
     def learned_limit(self) -> int | None:
@@ -160,15 +160,8 @@ class Limiter(Gate):
             self._settle_soon(partial(self._settle, ticket))
             return
         now = asyncio.get_running_loop().time()
-        match fate:
-            case Fate.NEVER_SENT:
-                self._window.never_sent(ticket)
-            case Fate.ANSWERED:
-                self._window.answered(ticket, now)
-            case Fate.AMBIGUOUS:
-                self._window.ambiguous(now)
-            case Fate.REFUSED:
-                pause = pause_after(self._rate, retry_after)
-                self._window.refused(ticket, now, pause)
-                self._close_gate(now + pause)
+        pause = pause_after(self._rate, retry_after) if fate is Fate.REFUSED else 0.0
+        self._window.settle(ticket, fate, now, pause)
+        if pause:
+            self._close_gate(now + pause)
         self._wake()

@@ -60,6 +60,10 @@ class Fate(enum.Enum):
     DROPPED = "dropped"
 
 
+HELD_FOR: Final = {Fate.ANSWERED: 1, Fate.AMBIGUOUS: 2, Fate.DROPPED: 2}
+"""Periods after which the permit of a request comes back; of other requests it does at once."""
+
+
 def pause_after(rate: RateLimit | None, retry_after: float | None) -> float:
     """Give the seconds for which nobody may send after a 429.
 
@@ -98,11 +102,9 @@ class Starts(Protocol):
     def learned_limit(self) -> int | None: ...
     def ready_at(self, now: float, ahead: int = 0) -> float: ...
     def take(self, now: float) -> Ticket: ...
-    def never_sent(self, ticket: Ticket) -> None: ...
-    def answered(self, ticket: Ticket, now: float) -> None: ...
-    def ambiguous(self, now: float) -> None: ...
+    def settle(self, ticket: Ticket, fate: Fate, now: float, pause: float = 0.0) -> None: ...
+    def hold(self, until: float) -> None: ...
     def abandon(self, now: float) -> None: ...
-    def refused(self, ticket: Ticket, now: float, pause: float) -> None: ...
 
 
 class Unlimited:
@@ -116,20 +118,19 @@ class Unlimited:
     def take(self, now: float) -> Ticket:
         return Ticket(now)
 
-    def never_sent(self, ticket: Ticket) -> None:
-        """Nothing to give back."""
+    def settle(self, ticket: Ticket, fate: Fate, now: float, pause: float = 0.0) -> None:
+        """Nothing to give back; the gate alone answers a 429."""
 
-    def answered(self, ticket: Ticket, now: float) -> None:
-        """Nothing to hold back."""
-
-    def ambiguous(self, now: float) -> None:
+    def hold(self, until: float) -> None:
         """Nothing to hold back."""
 
     def abandon(self, now: float) -> None:
         """Nothing to hold back."""
 
-    def refused(self, ticket: Ticket, now: float, pause: float) -> None:
-        """The gate alone answers a 429."""
+
+def starts_of(rate: RateLimit | None) -> Starts:
+    """Give the window of a limit, or of none."""
+    return Window(rate) if rate else Unlimited()
 
 
 @attrs.define(eq=False)
@@ -172,9 +173,8 @@ class Window:
     _full_at: float = attrs.field(init=False, default=-math.inf)
     _limit: int = attrs.field(init=False)
     _burst: int = attrs.field(init=False)
-    # What had passed before more was tried.
-    _passed_limit: int = attrs.field(init=False)
-    _passed_burst: int = attrs.field(init=False)
+    # Limit and burst that had passed before more was tried.
+    _passed: tuple[int, int] = attrs.field(init=False)
     _paced: bool = attrs.field(init=False)
     # Whether the first 429 was the last: the limit is felt upwards within the same period.
     _rising: bool = attrs.field(init=False)
@@ -223,11 +223,27 @@ class Window:
         burst_is_out = self._full_at - now >= (self._burst - 0.5) * spacing
         return Ticket(now, self._out >= self._limit or burst_is_out, spacing)
 
-    def never_sent(self, ticket: Ticket) -> None:
-        self._out -= 1
-        self._full_at -= ticket.spacing
+    def settle(self, ticket: Ticket, fate: Fate, now: float, pause: float = 0.0) -> None:
+        """Take a permit back, and learn.
 
-    def answered(self, ticket: Ticket, now: float) -> None:
+        Args:
+            ticket: The permit.
+            fate: What became of its request.
+            now: When.
+            pause: Of a 429, seconds for which nobody sends because of it.
+        """
+        match fate:
+            case Fate.NEVER_SENT:
+                self._out -= 1
+                self._full_at -= ticket.spacing
+            case Fate.ANSWERED:
+                self._answered(ticket, now)
+            case Fate.REFUSED:
+                self._refused(ticket, now, pause)
+            case Fate.AMBIGUOUS | Fate.DROPPED:
+                heapq.heappush(self._returns, (now + 2 * self._rate.period * CLOCK_MARGIN, False))
+
+    def _answered(self, ticket: Ticket, now: float) -> None:
         self._collect(now)
         heapq.heappush(self._returns, (now + self._rate.period * CLOCK_MARGIN, True))
         if ticket.sent_at <= self._news_at:
@@ -237,13 +253,10 @@ class Window:
         elif self._paced and ticket.last and ticket.sent_at >= self._stepped_at:
             self._ask(now)
 
-    def ambiguous(self, now: float) -> None:
-        heapq.heappush(self._returns, (now + 2 * self._rate.period * CLOCK_MARGIN, False))
-
     def abandon(self, now: float) -> None:
         """Take all that are out for ambiguous: nobody is left who would say what became of them."""
         for _ in range(self._out - len(self._returns)):
-            self.ambiguous(now)
+            self.settle(Ticket(now), Fate.AMBIGUOUS, now)
 
     def hold(self, until: float) -> None:
         """Count a permit that was taken without this window and comes back at `until`."""
@@ -255,14 +268,7 @@ class Window:
         self._rate = rate
         self._forget()
 
-    def refused(self, ticket: Ticket, now: float, pause: float) -> None:
-        """Learn from a 429.
-
-        Args:
-            ticket: What was refused.
-            now: The time.
-            pause: Seconds for which nobody sends because of it.
-        """
+    def _refused(self, ticket: Ticket, now: float, pause: float) -> None:
         # The server did not count it; the gate, not this permit, is what waits.
         self._out -= 1
         if ticket.sent_at > self._news_at:
@@ -286,8 +292,8 @@ class Window:
         if news.first:
             self._limit, self._burst = (taken, taken) if taken > 1 else (self._rate.limit, 1)
         elif news.asked:
-            self._limit = max(taken, self._passed_limit)
-            self._burst = 1 if news.dear else min(self._passed_burst, self._limit)
+            self._limit = max(taken, self._passed[0])
+            self._burst = 1 if news.dear else min(self._passed[1], self._limit)
         elif news.burst == 1:
             believed = news.dear and 2 * taken >= news.limit
             self._limit = taken if believed else max(taken, 3 * news.limit // 4)
@@ -296,7 +302,7 @@ class Window:
         else:
             self._limit, self._burst = self._rate.limit if news.rising else news.limit, 1
         self._paced = True
-        self._passed_limit, self._passed_burst = self._limit, self._burst
+        self._passed = self._limit, self._burst
 
     def _ask(self, now: float) -> None:
         """Try more after all that was allowed has passed."""
@@ -312,7 +318,7 @@ class Window:
         self._step *= 2
         self._stepped_at = now
         if self._rising and self._limit == self._rate.limit:
-            self._rising, self._step, self._passed_limit = False, 1, self._limit
+            self._rising, self._step, self._passed = False, 1, (self._limit, self._passed[1])
 
     def _collect(self, now: float) -> None:
         while self._returns and self._returns[0][0] <= now:
@@ -320,7 +326,8 @@ class Window:
             self._out -= 1
 
     def _forget(self) -> None:
-        self._limit = self._burst = self._passed_limit = self._passed_burst = self._rate.limit
+        self._limit = self._burst = self._rate.limit
+        self._passed = self._limit, self._burst
         self._paced = self._rising = False
         self._news, self._step = None, 1
         self._full_at = self._stepped_at = self._patient_until = -math.inf

@@ -30,11 +30,20 @@ from typing import Any, Final
 
 import attrs
 
-from flux2_async._limiter.window import CLOCK_MARGIN, PAUSE_WITHOUT_LIMIT, Fate, News, Ticket, Window
+from flux2_async._limiter.window import (
+    CLOCK_MARGIN,
+    HELD_FOR,
+    PAUSE_WITHOUT_LIMIT,
+    Fate,
+    News,
+    Ticket,
+    Window,
+    starts_of,
+)
 from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Of the state as it is kept. A version that keeps another one does not meet this one's, and each has its own limit."""
 
 PEER_SEEN_FOR: Final = 60.0
@@ -112,7 +121,7 @@ class AccountState:
         self._set_back = 0.0
         self._until = -math.inf
         self._terms = terms
-        self._window = Window(terms.rate) if terms.rate else None
+        self._window = starts_of(terms.rate)
         self._leases: dict[str, _Lease] = {}
         self._peers: dict[str, float] = {}
         self._queue: list[_Waiting] = []
@@ -182,11 +191,10 @@ class AccountState:
             # The others send by themselves as well, now or in a moment, and have not declared it yet.
             self._pause(now + self.period * CLOCK_MARGIN, now)
         if replaces:
-            self._rename(replaces, peer, keeps)
+            self._rename(replaces, peer, keeps, now)
         self._peers[peer] = now + seen_for
         for seconds in held:
-            if self._window:
-                self._window.hold(now + seconds)
+            self._window.hold(now + seconds)
         return self._reply(now, (), 0.0)
 
     def touch(self, peer: str, known: Known, now: float) -> Reply | None:
@@ -209,7 +217,7 @@ class AccountState:
         self._advance(now)
         for name in unheard:
             if (lease := self._leases.get(name)) and lease.owner == peer:
-                self._never_sent(name)
+                self._take_back(name, Fate.NEVER_SENT, now)
         self._peers.pop(peer, None)
         self._unqueue(peer)
 
@@ -245,31 +253,22 @@ class AccountState:
             The seconds of a pause that is news to everybody, else 0; and whether who waits should ask again now.
         """
         self._advance(now)
-        at = now - settlement.ago
-        lease = self._leases.pop(settlement.lease, None)
-        if lease is None and self._has_lent(settlement.lease) and settlement.fate is not Fate.REFUSED:
-            # Said twice, or after it expired.
-            return 0.0, False
-        match settlement.fate:
-            case Fate.REFUSED:
-                if lease and self._window:
-                    self._window.refused(_ticket(lease), at, settlement.pause)
-                return self._pause(at + settlement.pause, now), False
-            case Fate.NEVER_SENT:
-                if lease and self._window:
-                    self._window.never_sent(_ticket(lease))
-                return 0.0, bool(lease and self._queue)
-            case Fate.ANSWERED:
-                self._answered(lease, at)
-            case Fate.AMBIGUOUS | Fate.DROPPED:
-                self._ambiguous(lease, at)
-        return 0.0, False
+        name, fate, at = settlement.lease, settlement.fate, now - settlement.ago
+        is_out = name in self._leases
+        if is_out:
+            self._take_back(name, fate, at, settlement.pause)
+        elif fate in HELD_FOR and not self._has_lent(name):
+            self._window.hold(at + HELD_FOR[fate] * self.period * CLOCK_MARGIN)
+        # Else it is said twice, or after it expired.
+        if fate is Fate.REFUSED:
+            return self._pause(at + settlement.pause, now), False
+        return 0.0, fate is Fate.NEVER_SENT and is_out and bool(self._queue)
 
     def died(self, peer: str, now: float) -> None:
         """Forget a process that is known to have died; what it has borrowed is ambiguous from now on."""
         self.leave(peer, now)
         for name in [name for name, lease in self._leases.items() if lease.owner == peer]:
-            self._ambiguous(self._leases.pop(name), now)
+            self._take_back(name, Fate.AMBIGUOUS, now)
 
     def peers(self) -> tuple[str, ...]:
         """Give the names of the processes that count."""
@@ -279,7 +278,7 @@ class AccountState:
         epoch, _, number = name.rpartition(":")
         return epoch == self.epoch and number.isdecimal() and _number(name) <= self.number
 
-    def _rename(self, old: str, new: str, keeps: Sequence[str]) -> None:
+    def _rename(self, old: str, new: str, keeps: Sequence[str], now: float) -> None:
         for peer in [peer for peer in self._peers if peer.startswith(old)]:
             del self._peers[peer]
         self._queue = [place for place in self._queue if not place.peer.startswith(old)]
@@ -287,24 +286,11 @@ class AccountState:
             if name in keeps:
                 self._leases[name] = attrs.evolve(self._leases[name], owner=new)
             else:
-                self._never_sent(name)
+                self._take_back(name, Fate.NEVER_SENT, now)
 
-    def _never_sent(self, name: str) -> None:
+    def _take_back(self, name: str, fate: Fate, at: float, pause: float = 0.0) -> None:
         lease = self._leases.pop(name)
-        if self._window:
-            self._window.never_sent(_ticket(lease))
-
-    def _answered(self, lease: _Lease | None, at: float) -> None:
-        if self._window and lease:
-            self._window.answered(_ticket(lease), at)
-        elif self._window:
-            self._window.hold(at + self.period * CLOCK_MARGIN)
-
-    def _ambiguous(self, lease: _Lease | None, at: float) -> None:
-        if self._window and lease:
-            self._window.ambiguous(at)
-        elif self._window:
-            self._window.hold(at + 2 * self.period * CLOCK_MARGIN)
+        self._window.settle(Ticket(lease.sent_at, lease.last, lease.spacing), fate, at, pause)
 
     def _pause(self, until: float, now: float) -> float:
         if until <= self._until:
@@ -314,9 +300,8 @@ class AccountState:
 
     def _advance(self, now: float) -> None:
         """Let everything happen that time alone brings."""
-        for name in [name for name, lease in self._leases.items() if lease.expires_at <= now]:
-            lease = self._leases.pop(name)
-            self._ambiguous(lease, lease.expires_at)
+        for name, lease in [(name, lease) for name, lease in self._leases.items() if lease.expires_at <= now]:
+            self._take_back(name, Fate.AMBIGUOUS, lease.expires_at)
         for peer in [peer for peer, until in self._peers.items() if until <= now]:
             del self._peers[peer]
         self._queue = [place for place in self._queue if place.due + self._grace > now]
@@ -334,10 +319,10 @@ class AccountState:
             self._pause(now + 2 * self.period * CLOCK_MARGIN, now)
 
     def _change(self, rate: RateLimit | None) -> None:
-        if rate and self._window:
+        if rate and isinstance(self._window, Window):
             self._window.reset(rate)
         else:
-            self._window = Window(rate) if rate else None
+            self._window = starts_of(rate)
 
     def _enter(self, peer: str, want: int, now: float, *, first: bool) -> _Waiting:
         for place in self._queue:
@@ -369,8 +354,6 @@ class AccountState:
         return share, free - share
 
     def _free(self, most: int, now: float) -> int:
-        if not self._window:
-            return most
         free = 0
         while free < most and self._window.ready_at(now, free) <= now:
             free += 1
@@ -379,15 +362,15 @@ class AccountState:
     def _lend(self, peer: str, now: float) -> str:
         self.number += 1
         name = f"{self.epoch}:{self.number}"
-        if self._window:
-            ticket = self._window.take(now)
+        ticket = self._window.take(now)
+        if self._terms.rate:
             self._leases[name] = _Lease(peer, ticket.sent_at, ticket.last, ticket.spacing, now + self._terms.lease)
         return name
 
     def _postpone(self, place: _Waiting, kept: int, now: float) -> None:
         """Put off a process until the permit comes that is its by its place, after those `kept` for others now."""
         ahead = max(self._queue.index(place), kept)
-        ready_at = self._window.ready_at(now, ahead) if self._window else now
+        ready_at = self._window.ready_at(now, ahead)
         # What is in flight is back in a period at the earliest.
         turn = max(min(ready_at, now + self.period * CLOCK_MARGIN), now + self.period / ASKS_PER_PERIOD, self._until)
         place.turn = turn
@@ -395,8 +378,8 @@ class AccountState:
         place.due = min(turn, now + self._grace) if kept else turn
 
     def _reply(self, now: float, leases: tuple[str, ...], wait: float) -> Reply:
-        learned = self._window.learned_limit if self._window else None
-        answer = Answer(leases, wait, max(self._until - now, 0.0), learned, max(len(self._peers), 1))
+        paused, peers = max(self._until - now, 0.0), max(len(self._peers), 1)
+        answer = Answer(leases, wait, paused, self._window.learned_limit, peers)
         return Reply(answer, Known(self.epoch, self.number, now))
 
     def dump(self) -> dict[str, Any]:
@@ -410,7 +393,7 @@ class AccountState:
             "until": self._until,
             "rate": attrs.astuple(self._terms.rate) if self._terms.rate else None,
             "lease": self._terms.lease,
-            "window": _dump_window(self._window) if self._window else None,
+            "window": attrs.asdict(self._window) if isinstance(self._window, Window) else None,
             "leases": {name: _lease_values(lease) for name, lease in self._leases.items()},
             "peers": self._peers,
             "queue": [attrs.astuple(place) for place in self._queue],
@@ -423,7 +406,8 @@ class AccountState:
         made = cls(state["epoch"], Terms(rate, state["lease"]), state["born"])
         made.number, made._until = state["number"], state["until"]
         made._seen, made._set_back = state["seen"], state["set_back"]
-        made._window = _load_window(state["window"], rate) if state["window"] and rate else None
+        if state["window"] and rate:
+            made._window = _load_window(state["window"], rate)
         made._leases = {name: _Lease(*lease) for name, lease in state["leases"].items()}
         made._peers = dict(state["peers"])
         made._queue = [_Waiting(*place) for place in state["queue"]]
@@ -442,14 +426,6 @@ def _number(name: str) -> int:
     number = name.rpartition(".")[2]
     # What another process left there may be longer than int() reads.
     return int(number[:18]) if number.isdecimal() else 0
-
-
-def _ticket(lease: _Lease) -> Ticket:
-    return Ticket(lease.sent_at, lease.last, lease.spacing)
-
-
-def _dump_window(window: Window) -> dict[str, Any]:
-    return attrs.asdict(window)
 
 
 def _load_window(state: dict[str, Any], rate: RateLimit) -> Window:

@@ -6,7 +6,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async._limiter.window import CLOCK_MARGIN, Fate, Ticket, Window
+from flux2_async._limiter.window import CLOCK_MARGIN, HELD_FOR, Fate, Ticket, starts_of
 from flux2_async.models import RateLimit
 
 # For a session that has never seen the others.
@@ -38,7 +38,7 @@ class FallbackQuota:
     """
 
     def __init__(self, rate: RateLimit | None, now: float) -> None:
-        self._window = Window(rate) if rate else None
+        self._window = starts_of(rate)
         self._period = rate.period if rate else 0.0
         self._numbers = itertools.count(1)
         self._taken: dict[int, _Taken] = {}
@@ -47,38 +47,29 @@ class FallbackQuota:
 
     def ready_at(self, now: float) -> float:
         """See `Window.ready_at`."""
-        return self._window.ready_at(now) if self._window else now
+        return self._window.ready_at(now)
 
     def take(self, now: float) -> int:
         """Take a permit and give its number."""
-        number = next(self._numbers)
-        if self._window:
-            self._taken[number] = _Taken(self._window.take(now))
+        number, ticket = next(self._numbers), self._window.take(now)
+        if self._period:
+            self._taken[number] = _Taken(ticket)
         return number
 
     def settle(self, number: int, fate: Fate, now: float, pause: float = 0.0) -> None:
         """Say what became of a permit's request, and for how long nobody sends because of it."""
         taken = self._taken.get(number)
-        if taken is None or self._window is None:
+        if taken is None:
             return
-        match fate:
-            case Fate.NEVER_SENT:
-                self._window.never_sent(taken.ticket)
-            case Fate.REFUSED:
-                self._window.refused(taken.ticket, now, pause)
-            case Fate.ANSWERED:
-                self._window.answered(taken.ticket, now)
-            case Fate.AMBIGUOUS | Fate.DROPPED:
-                self._window.ambiguous(now)
-        if fate in (Fate.NEVER_SENT, Fate.REFUSED):
-            del self._taken[number]
+        self._window.settle(taken.ticket, fate, now, pause)
+        if fate in HELD_FOR:
+            taken.back_at = now + HELD_FOR[fate] * self._period * CLOCK_MARGIN
         else:
-            taken.back_at = now + (1 if fate is Fate.ANSWERED else 2) * self._period * CLOCK_MARGIN
+            del self._taken[number]
 
     def hold(self, until: float) -> None:
         """Count a permit that was taken elsewhere."""
-        if self._window:
-            self._window.hold(until)
+        self._window.hold(until)
 
     def held(self, now: float) -> dict[int, float]:
         """Give, by number, the seconds until what was taken comes back; what is under way may take two periods."""

@@ -31,7 +31,7 @@ from rate_servers import (
     steady,
 )
 
-from flux2_async._limiter.window import Ticket, Window
+from flux2_async._limiter.window import Fate, Ticket, Window
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0
@@ -224,26 +224,21 @@ def test_whatever_happens(limit: int, events: list[tuple[str, int, float, float]
             out.append(window.take(now))
         elif event != "take" and out:
             ticket = out.pop(which % len(out))
-            if event == "never_sent":
-                window.never_sent(ticket)
-            elif event == "refused":
-                window.refused(ticket, now, pause)
+            window.settle(ticket, Fate(event), now, pause)
+            if event == "refused":
                 gate = max(gate, now + pause)
-            elif event == "ambiguous":
-                window.ambiguous(now)
-            else:
-                window.answered(ticket, now)
+            elif event == "answered":
                 # The server may have counted it at the latest moment, which is the worst.
                 counted.append(now)
                 assert len(counted) <= limit or counted[-1] - counted[-1 - limit] >= PERIOD
         learned = window.learned_limit
         assert learned is None or 1 <= learned < limit
     for ticket in out:
-        window.never_sent(ticket)
+        window.settle(ticket, Fate.NEVER_SENT, now)
     for _ in range(window.learned_limit or limit):
         now = max(now, window.ready_at(now))
         assert now < math.inf
-        window.answered(window.take(now), now)
+        window.settle(window.take(now), Fate.ANSWERED, now)
 
 
 def test_limit_grows_when_it_is_raised() -> None:

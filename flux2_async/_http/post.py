@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+import attrs
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -30,41 +31,44 @@ MAX_SPOILED: Final = 5
 """Connections that the peer ends, or speaks on, before their first byte, until that is no accident."""
 
 
+@attrs.frozen(eq=False)
+class Route:
+    """The way that all createTasks of a session go.
+
+    Attributes:
+        http: Their session.
+        connector: Its connector.
+        credentials: The account.
+        timeout: Bounds the making of a connection.
+        seconds: From the first byte to the whole answer.
+    """
+
+    http: aiohttp.ClientSession
+    connector: FreshConnector
+    credentials: Credentials
+    timeout: aiohttp.ClientTimeout
+    seconds: float
+
+    async def aclose(self) -> None:
+        """Close session and connections."""
+        await self.http.close()
+        await self.connector.aclose()
+
+
 class Post:
     """One createTask over a connection of its own, which is closed when this context manager is left.
 
     Args:
-        http: The session of createTask.
-        connector: Its connector.
-        credentials: The account.
-        timeout: Bounds the making of a connection.
-        body: The encoded request.
+        route: The way to the service.
         url: Of the call.
-        seconds: From the first byte to the whole answer.
+        body: The encoded request.
         judge: Says what a reply means; see `answers.judge`.
         request: What the body stands for, for the error.
         ref: The name of this submission, for the error.
     """
 
-    def __init__(
-        self,
-        http: aiohttp.ClientSession,
-        connector: FreshConnector,
-        credentials: Credentials,
-        timeout: aiohttp.ClientTimeout,
-        body: bytes,
-        *,
-        url: URL,
-        seconds: float,
-        judge: Judge,
-        request: Request,
-        ref: str,
-    ) -> None:
-        self._http = http
-        self._connector = connector
-        self._credentials = credentials
-        self._timeout = timeout
-        self._seconds = seconds
+    def __init__(self, route: Route, url: URL, body: bytes, *, judge: Judge, request: Request, ref: str) -> None:
+        self._route = route
         self._url = url
         self._body = body
         self._judge_reply = judge
@@ -73,10 +77,9 @@ class Post:
         self._announce: Announce | None = None
         self._kept_back: Exception | None = None
         self._deadline: asyncio.Timeout | None = None
-        self._lease_ended: Callable[[], bool] = _never
+        self._lease_ended: Callable[[], bool] = bool
         self._late = False
-        self._unconnected: tuple[Obstacle, str] | None = None
-        self._barred = False
+        self._unconnected: NeverSent | None = None
         self._connection: FreshConnection | None = None
 
     @property
@@ -134,13 +137,13 @@ class Post:
     async def _exchange(self) -> Answer:
         self._deadline = deadline = asyncio.timeout(None)
         reply, failure = await exchange(
-            self._http,
+            self._route.http,
             "POST",
             self._url,
             middleware=self._send_fresh,
-            redact=self._credentials.redact,
+            redact=self._route.credentials.redact,
             deadline=deadline,
-            timeout=self._timeout,
+            timeout=self._route.timeout,
             headers=HEADERS,
             data=self._body,
         )
@@ -156,7 +159,7 @@ class Post:
     async def _send_fresh(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        self._credentials.authorize(request)
+        self._route.credentials.authorize(request)
         connection = await self._open(request)
         if self._announce is not None:
             try:
@@ -170,9 +173,9 @@ class Post:
             connection = await self._open(request)
         self._connection = connection
         connection.use(self._may_leave)
-        self._connector.assign(request, connection)
+        self._route.connector.assign(request, connection)
         assert self._deadline is not None, "no exchange"  # noqa: S101  this runs in one
-        self._deadline.reschedule(asyncio.get_running_loop().time() + self._seconds)
+        self._deadline.reschedule(asyncio.get_running_loop().time() + self._route.seconds)
         return await handler(request)
 
     async def _announced(self, announce: Announce) -> None:
@@ -186,16 +189,13 @@ class Post:
 
     async def _open(self, request: aiohttp.ClientRequest) -> FreshConnection:
         try:
-            return await self._connector.open(request, self._timeout)
+            return await self._route.connector.open(request, self._route.timeout)
         except Exception as error:
-            reached = self._connector.reached
-            lasting = is_lasting(error, reached=reached)
-            self._barred = bars_the_way(error, reached=reached)
+            reached = self._route.connector.reached
+            text = connecting_text(error, request.url.host_port_subcomponent)
+            lasting, barred = is_lasting(error, reached=reached), bars_the_way(error, reached=reached)
             self._connection = None
-            self._unconnected = (
-                Obstacle.LASTING if lasting else Obstacle.PASSING,
-                connecting_text(error, request.url.host_port_subcomponent),
-            )
+            self._unconnected = _never_sent(text, Obstacle.LASTING if lasting else Obstacle.PASSING, barred=barred)
             raise
 
     def _may_leave(self) -> bool:
@@ -214,21 +214,20 @@ class Post:
             )
         if self.sent:
             return unclear(failure or "no answer came", request=self._request, ref=self._ref)
-        obstacle, text = self._obstacle(failure or "no answer came")
-        error = TransportError(text, never_sent=True, lasting=self._barred)
-        return NeverSent(error, obstacle)
+        return self._kept(failure or "no answer came")
 
-    def _obstacle(self, failure: str) -> tuple[Obstacle, str]:
+    def _kept(self, failure: str) -> NeverSent:
         """Say what kept the request from leaving."""
-        if self._connection is None:
-            # Not even asked for a connection: neither the network's doing nor ours.
-            return self._unconnected or (Obstacle.LASTING, failure)
+        if self._connection is None and self._unconnected is not None:
+            return self._unconnected
         if self._late:
-            return Obstacle.LEASE, "the permit's lease ended before the request could leave"
-        if self._connection.spoiled:
-            return Obstacle.PASSING, f"each of {MAX_SPOILED} connections was ended, or spoken on, before it was used"
-        return Obstacle.LASTING, failure
+            return _never_sent("the permit's lease ended before the request could leave", Obstacle.LEASE)
+        if self._connection is not None and self._connection.spoiled:
+            told = f"each of {MAX_SPOILED} connections was ended, or spoken on, before it was used"
+            return _never_sent(told, Obstacle.PASSING)
+        # Where it was not even asked for a connection, it is neither the network's doing nor ours.
+        return _never_sent(failure, Obstacle.LASTING)
 
 
-def _never() -> bool:
-    return False
+def _never_sent(text: str, obstacle: Obstacle, *, barred: bool = False) -> NeverSent:
+    return NeverSent(TransportError(text, never_sent=True, lasting=barred), obstacle)

@@ -10,7 +10,7 @@ from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_co
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import HEADERS, JSON_HEADERS, Failure, exchange
 from flux2_async._http.fresh_connections import FreshConnector
-from flux2_async._http.post import Judge, Post
+from flux2_async._http.post import Judge, Post, Route
 from flux2_async._protocol.codec import Reply
 from flux2_async.errors import SessionClosedError, TransportError
 from flux2_async.models import Request, Timeouts
@@ -47,15 +47,13 @@ class Transport:
         self._credentials = credentials
         self._api_url = f"{credentials.base_url}{credentials.service.api_path}"
         self._timeouts = timeouts
-        self._submit_timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._record_timeout = aiohttp.ClientTimeout(total=timeouts.record, sock_connect=timeouts.connect)
         self._private_downloads = private_downloads
         self._files: FileTransport | None = None
         self._borrowed = http
         self._make_connector = connector
         self._http: aiohttp.ClientSession | None = None
-        self._submit_http: aiohttp.ClientSession | None = None
-        self._submit_connector: FreshConnector | None = None
+        self._route: Route | None = None
         self._closed = False
 
     async def open(self) -> None:
@@ -71,13 +69,15 @@ class Transport:
             raise
 
     def _open(self) -> None:
-        self._submit_connector = FreshConnector(make_connector(self._borrowed, self._make_connector))
-        self._submit_http = aiohttp.ClientSession(
-            connector=self._submit_connector,
+        connector = FreshConnector(make_connector(self._borrowed, self._make_connector))
+        own = aiohttp.ClientSession(
+            connector=connector,
             connector_owner=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             **proxy_settings(self._borrowed),
         )
+        timeout = aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect)
+        self._route = Route(own, connector, self._credentials, timeout, self._timeouts.submit)
         self._http = self._borrowed or aiohttp.ClientSession(
             connector=None if self._make_connector is None else make_connector(None, self._make_connector),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -104,33 +104,25 @@ class Transport:
         self._closed = True
         if self._files is not None:
             await self._files.aclose()
-        if self._submit_http is not None and self._submit_connector is not None:
-            await self._submit_http.close()
-            await self._submit_connector.aclose()
+        if self._route is not None:
+            await self._route.aclose()
         if self._http is not None and self._http is not self._borrowed:
             await self._http.close()
 
     @property
     def submit_connections(self) -> FreshConnector:
         """The connections of createTask."""
-        assert self._submit_connector is not None, "not open"  # noqa: S101  the session opens before it sends
-        return self._submit_connector
+        return self._to_submit.connector
 
     def post(self, path: str, body: bytes, *, judge: Judge, request: Request, ref: str) -> Post:
         """Give a call that costs money, which is neither connected nor sent yet; see `Post`."""
-        assert self._submit_http is not None, "not open"  # noqa: S101  the session opens before it sends
-        return Post(
-            self._submit_http,
-            self.submit_connections,
-            self._credentials,
-            self._submit_timeout,
-            body,
-            url=URL(f"{self._api_url}{path}"),
-            seconds=self._timeouts.submit,
-            judge=judge,
-            request=request,
-            ref=ref,
-        )
+        url = URL(f"{self._api_url}{path}")
+        return Post(self._to_submit, url, body, judge=judge, request=request, ref=ref)
+
+    @property
+    def _to_submit(self) -> Route:
+        assert self._route is not None, "not open"  # noqa: S101  the session opens before it sends
+        return self._route
 
     async def call(
         self,

@@ -1,6 +1,7 @@
 """Other people's aiohttp sessions and connectors: taken, imitated, replaced by a factory, or refused with a reason."""
 
 import asyncio
+import socket
 import tempfile
 import warnings
 from collections import Counter
@@ -151,11 +152,18 @@ class ClosesDifferently(aiohttp.TCPConnector):
 
 async def test_a_connector_of_another_class_that_connects_as_usual() -> None:
     """A subclass that changes nothing of how connections are made is taken, and its settings are imitated."""
-    async with aiohttp.ClientSession(connector=ClosesDifferently(ssl=False)) as http, emulated(http=http) as (flux, _):
-        await flux.generate(REQUEST)
-        ours = flux._open_parts().transport._submit_connector
-        assert ours is not None
-        assert vars(ours._inner)["_ssl"] is False
+    made: list[socket.socket] = []
+
+    def factory(info: Any) -> socket.socket:
+        made.append(socket.socket(*info[:3]))
+        return made[-1]
+
+    connector = ClosesDifferently(socket_factory=factory)
+    async with aiohttp.ClientSession(connector=connector) as http, emulated(http=http) as (flux, _):
+        await flux.submit(REQUEST)
+        # The one of createTask; nothing has been looked at yet.
+        assert len(made) == 1
+        await flux.drain()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from raw_server import HANG, RawServer, answer, raw_server
 
 from flux2_async._http.api import Api
-from flux2_async._http.borrowed import ROUTE
+from flux2_async._http.borrowed import ROUTE, make_connector
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import MAX_REPLY
 from flux2_async._http.failures import FAILURES, failure_text
@@ -307,9 +307,8 @@ async def test_every_setting_of_a_way_is_taken_over(local: Any) -> None:
     assert way.keys() == set(ROUTE)
     assert set(inspect.signature(aiohttp.TCPConnector).parameters) - NO_WAY == {*way, "local_addr"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(**way, local_addr=local)) as http:
-        async with transport_to("http://api.inside", http) as transport:
-            assert transport._submit_connector is not None
-            ours, theirs = vars(transport._submit_connector._inner), vars(http.connector)
+        async with make_connector(http, None) as connector:
+            ours, theirs = vars(connector), vars(http.connector)
             names = [*(f"_{name}" for name in ROUTE), "_local_addr_infos"]
             assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 
 from flux2_async.receivers import aiohttp_routes, asgi_app, serve
 from flux2_async.receivers._handler import CallbackTarget
-from flux2_async.session.callback_inbox import CallbackSettings
+from flux2_async.session.callback_settings import CallbackSettings
 from flux2_async.webhooks import Callback, signed_url
 
 SECRET = b"a-secret-nobody-may-see"

@@ -11,6 +11,7 @@ import pytest
 
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling, TextToImage
+from flux2_async.session.lifecycle import Parts
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks import schedule
 from flux2_async.testing import RunningEmulator
@@ -54,6 +55,12 @@ async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
     async with asyncio.timeout(limit):
         while not condition():  # noqa: ASYNC110  what is waited for has no event
             await asyncio.sleep(0.01)
+
+
+def parts_of(flux: Flux2Session) -> Parts:
+    """What an open session, or one that was open, consists of."""
+    assert flux._parts is not None, "never opened"
+    return flux._parts
 
 
 async def error_of(awaitable: Awaitable[object]) -> Exception:

@@ -19,7 +19,7 @@ import attrs
 
 from flux2_async._protocol.refusals import header
 from flux2_async.errors import ConfigurationError, ProtocolError
-from flux2_async.session.callback_inbox import CallbackSettings
+from flux2_async.session.callback_settings import CallbackSettings
 from flux2_async.webhooks import Callback, parse_callback, verify_signature, verify_url
 
 MAX_BODY: Final = 1024 * 1024

@@ -15,20 +15,6 @@ from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, Text
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.service import Service
 
-__all__ = [
-    "check_count",
-    "check_group",
-    "check_metadata",
-    "check_observer",
-    "check_observers",
-    "check_path",
-    "check_priority",
-    "check_seconds",
-    "check_settings",
-    "check_submit",
-    "check_task_id",
-]
-
 
 def check_settings(**settings: object) -> None:
     """Check the kinds of settings that check themselves when made, and what they mean together.

@@ -12,8 +12,6 @@ from flux2_async.session.submission import Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import Completion, ImageTask
 
-__all__ = ["Completions", "in_chunks"]
-
 T = TypeVar("T")
 
 # An iteration that nobody closes is closed when it is collected, which must not collect its task with it.

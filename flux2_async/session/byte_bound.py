@@ -6,28 +6,28 @@ from typing import Any
 
 import attrs
 
-__all__ = ["ByteBound", "memory_of_request"]
-
 
 class ByteBound:
     """Names in the order in which they came, and the bytes that are kept for each.
 
     Args:
         most: Bytes for all together.
+        names: Names. None: as many as have room.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, names: int | None = None) -> None:
         self._most = most
+        self._names = names
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._total = 0
 
-    def keep(self, name: str, size: int) -> list[str]:
+    def keep(self, name: str, size: int = 0) -> list[str]:
         """Count a name as the newest; give the oldest ones, perhaps itself, that must give way."""
         self.discard(name)
         self._sizes[name] = size
         self._total += size
         gone: list[str] = []
-        while self._total > self._most:
+        while self._total > self._most or (self._names is not None and len(self._sizes) > self._names):
             oldest, freed = self._sizes.popitem(last=False)
             self._total -= freed
             gone.append(oldest)

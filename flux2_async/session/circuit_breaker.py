@@ -8,8 +8,6 @@ from typing import Final
 
 from flux2_async.tasks.outcome import Signal
 
-__all__ = ["CLOCK_TICK", "CircuitBreaker", "CircuitOpen"]
-
 LONGEST_PAUSE: Final = 60.0
 # Seconds. A try that costs nothing when it fails is repeated soon.
 LONGEST_FREE_PAUSE: Final = 5.0

@@ -15,8 +15,6 @@ from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
 
-__all__ = ["Enqueued", "SubmissionHandle"]
-
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
 

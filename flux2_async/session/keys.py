@@ -17,8 +17,6 @@ from flux2_async.session.byte_bound import ByteBound, memory_of_request
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
 
-__all__ = ["Bound", "Keys", "fingerprint"]
-
 KEPT_FOR: Final = 24 * 3600.0
 # Bytes in memory, for handles with their requests and records together, and for one record without what it repeats.
 MAX_WHOLE: Final = 16 * 1024 * 1024

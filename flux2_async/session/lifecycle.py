@@ -43,10 +43,9 @@ from flux2_async.tasks.watcher import Watcher
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
     from flux2_async.coordination.store import Coordination
-    from flux2_async.session.callback_inbox import CallbackInbox, CallbackSettings
+    from flux2_async.session.callback_inbox import CallbackInbox
+    from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.session.remembered import Remembered
-
-__all__ = ["Options", "Parts", "Unsettled", "close_parts", "leave_parts", "make_parts", "open_parts", "statistics_of"]
 
 logger = logging.getLogger("flux2_async")
 

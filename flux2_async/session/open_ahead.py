@@ -6,8 +6,6 @@ import math
 from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 
-__all__ = ["OpenAhead"]
-
 
 class OpenAhead:
     """Opens a connection for each permit that is free soon and that somebody waits for, and no other.

@@ -15,8 +15,6 @@ from typing import Any, Final
 from flux2_async._http.atomic_file import replacing
 from flux2_async.tasks.schedule import Schedules
 
-__all__ = ["Remembered"]
-
 logger = logging.getLogger("flux2_async")
 
 MAX_BYTES: Final = 1_000_000

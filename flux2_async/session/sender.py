@@ -31,8 +31,6 @@ from flux2_async.tasks.observers import Observers
 if TYPE_CHECKING:
     from flux2_async.session.callback_inbox import CallbackInbox
 
-__all__ = ["Sender", "StepFailedError", "cut_off", "left"]
-
 logger = logging.getLogger("flux2_async")
 
 # Seconds between two tries of one submission, and before the first while the service is away.

@@ -62,10 +62,8 @@ from flux2_async.tasks.observers import Observers
 if TYPE_CHECKING:
     from flux2_async.coordination.store import Coordination
     from flux2_async.models.events import Observer
-    from flux2_async.session.callback_inbox import CallbackSettings
+    from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.webhooks import Callback
-
-__all__ = ["Flux2Session"]
 
 logger = logging.getLogger("flux2_async")
 
@@ -695,6 +693,6 @@ def _shielded() -> AbstractContextManager[object]:
 
 
 def _settings_of(callbacks: Callbacks) -> "CallbackSettings":
-    from flux2_async.session.callback_inbox import CallbackSettings  # noqa: PLC0415  most sessions poll alone
+    from flux2_async.session.callback_settings import CallbackSettings  # noqa: PLC0415  most sessions poll alone
 
     return CallbackSettings.of(callbacks)

@@ -13,8 +13,6 @@ from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
 
-__all__ = ["KeyClaim", "OnSend", "Patience", "Submission", "SubmissionSteps"]
-
 # Seconds; what is never sent costs nothing, and who waits wants to know.
 TRY_FOR: Final = 60.0
 WITHDRAWABLE: Final = frozenset({SubmissionState.QUEUED, SubmissionState.ARMED})

@@ -25,8 +25,6 @@ from flux2_async.tasks.watcher import Watcher
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
 
-__all__ = ["Submitter"]
-
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
 

@@ -2,8 +2,6 @@
 
 from typing import Final
 
-__all__ = ["TaskIds"]
-
 # The latest ones; a reply that has strayed is not much older than its request.
 MAX_TASK_IDS: Final = 10_000
 

@@ -22,8 +22,6 @@ from flux2_async.tasks.watcher import Watcher
 if TYPE_CHECKING:
     from flux2_async.session.callback_inbox import CallbackInbox
 
-__all__ = ["Transitions"]
-
 logger = logging.getLogger("flux2_async")
 
 KEPT: Final = frozenset({SubmissionState.ACCEPTED, SubmissionState.UNKNOWN})
@@ -82,7 +80,7 @@ class Transitions:
         task._came_from(submission)  # noqa: SLF001  the handle is written by its session alone
         if new:
             schedule = self._schedules.of(submission.request.model, submission.request.resolution)
-            self._watcher.watch(task, schedule if self._inbox is None else self._inbox.insured(schedule))
+            self._watcher.watch(task, schedule if self._inbox is None else self._inbox.arrivals.insured(schedule))
         if self._inbox is not None:
             self._inbox.accepted(submission.ref, task)
         logger.debug("task %s accepted (submission %s)", task_id, submission.ref)

@@ -6,8 +6,6 @@ import attrs
 
 from flux2_async.tasks.schedule import Schedule
 
-__all__ = ["Insurance", "Trust"]
-
 # Where the documentation lets the polling slow down; a task whose callback is lost is found there.
 LOOKS_OF_INSURANCE: Final = (30.0, 120.0)
 

@@ -11,8 +11,6 @@ from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.tasks.observers import Named
 from flux2_async.tasks.outcome import Outcome, Signal
 
-__all__ = ["Completion", "ImageTask"]
-
 
 class _Origin(Named, Protocol):
     """What a task came from: its submission, or an earlier handle of it."""

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Final
 
-__all__ = ["BINS", "EDGES", "KEEP", "Hazard"]
-
 # Ten bins to a factor of four, from 0.3 s to 8 minutes; 30 s and 120 s, where the documented advice changes, are edges.
 EDGES: Final = (0.0, *(30.0 * 4.0 ** (k / 10) for k in range(-34, 21)))
 WIDTHS: Final = tuple(end - begin for begin, end in pairwise(EDGES))

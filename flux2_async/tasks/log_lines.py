@@ -5,8 +5,6 @@ import logging
 from flux2_async.models.events import LimitLearned, Paused, SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent
 
-__all__ = ["LogLines"]
-
 logger = logging.getLogger("flux2_async")
 
 

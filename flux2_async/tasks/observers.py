@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from flux2_async.models.events import Observer, SessionEvent
     from flux2_async.tasks.log_lines import LogLines
 
-__all__ = ["Observers"]
-
 logger = logging.getLogger("flux2_async")
 
 
@@ -40,16 +38,16 @@ LOGGED: Final = frozenset({"LimitLearned", "Paused"})
 
 
 class Named(Protocol):
-    """A submission or its task."""
+    """A submission or its task; the names of both stand in `ImageTask`."""
 
     @property
-    def ref(self) -> str | None: ...
+    def ref(self) -> str | None: ...  # noqa: D102  see above
     @property
-    def key(self) -> str | None: ...
+    def key(self) -> str | None: ...  # noqa: D102  likewise
     @property
-    def group(self) -> str | None: ...
+    def group(self) -> str | None: ...  # noqa: D102  likewise
     @property
-    def metadata(self) -> Mapping[str, Any] | None: ...
+    def metadata(self) -> Mapping[str, Any] | None: ...  # noqa: D102  likewise
 
 
 class _Submission(Named, Protocol):

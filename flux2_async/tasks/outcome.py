@@ -9,8 +9,6 @@ from typing import Any, Generic, TypeVar, cast
 
 from flux2_async.errors import ConfigurationError
 
-__all__ = ["Outcome", "Signal"]
-
 T = TypeVar("T")
 
 

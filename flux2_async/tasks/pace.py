@@ -8,8 +8,6 @@ after a look that was refused. A pace above the most that has passed is tried ag
 from collections import deque
 from typing import Final
 
-__all__ = ["SECOND", "Pace"]
-
 SECOND: Final = 1.0
 # Looks a second, where none passes any more.
 SLOWEST: Final = 1 / 30

@@ -10,15 +10,6 @@ from flux2_async.models import Polling, TaskRecord
 from flux2_async.models.plain import is_number
 from flux2_async.tasks.hazard import BINS, EDGES, KEEP, Hazard
 
-__all__ = [
-    "DocumentedAdvice",
-    "FixedInterval",
-    "LearnedSchedule",
-    "Schedule",
-    "Schedules",
-    "wait_after_failure",
-]
-
 # Apikley's advice: every 2-3 s for 30 s, 5-10 s after, 15-30 s after two minutes; the middle of each.
 ADVICE: Final = ((30.0, 2.5), (120.0, 7.5), (float("inf"), 22.5))
 # What a look is worth where the advice is just right.

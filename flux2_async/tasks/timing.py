@@ -15,8 +15,6 @@ from flux2_async.models import TaskRecord
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.schedule import Schedule, Schedules, wait_after_failure
 
-__all__ = ["LOOKS_AFTER_HINT", "Timing", "Watched"]
-
 LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 # Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
 OLD: Final = 120.0

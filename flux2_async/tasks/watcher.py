@@ -40,8 +40,6 @@ from flux2_async.tasks.pace import SECOND, Pace
 from flux2_async.tasks.schedule import Schedule, Schedules
 from flux2_async.tasks.timing import LOOKS_AFTER_HINT, Timing, Watched
 
-__all__ = ["Records", "Watcher"]
-
 logger = logging.getLogger("flux2_async")
 
 # A record can be invisible right after createTask; other clients of the API give it 90 s.

@@ -6,6 +6,7 @@ import itertools
 import json
 import tracemalloc
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import aiohttp
 import anyio.to_thread
 import pytest
 from callback_receivers import on_aiohttp, on_uvicorn
-from emulated import REQUEST, emulated, error_of, free_port, until
+from emulated import REQUEST, emulated, error_of, free_port, parts_of, until
 
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
@@ -28,14 +29,9 @@ from flux2_async.errors import (
 )
 from flux2_async.models import Callbacks, Polling, TextToImage, Timeouts
 from flux2_async.receivers import asgi_app, serve
-from flux2_async.session.callback_inbox import (
-    MAX_PARKED,
-    MAX_PARKED_RECORDS,
-    MAX_SETTLED,
-    MAX_UNCLEAR,
-    CallbackInbox,
-    CallbackSettings,
-)
+from flux2_async.session.callback_entries import MAX_EARLY, MAX_EARLY_RECORDS, MAX_SETTLED, MAX_UNCLEAR, EntryState
+from flux2_async.session.callback_inbox import CallbackInbox
+from flux2_async.session.callback_settings import CallbackSettings
 from flux2_async.session.session import Flux2Session
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
@@ -280,7 +276,7 @@ async def test_a_callback_a_little_after_the_look_came(delay: float, caplog: pyt
         await flux.generate(REQUEST)
         await asyncio.sleep(60)
 
-        assert inbox_of(flux)._trust
+        assert inbox_of(flux).arrivals.trust
     assert "did not come" not in caplog.text
 
 
@@ -556,13 +552,13 @@ async def test_a_thousand_at_once(server: Server) -> None:
 async def test_parked_callbacks_are_bounded() -> None:
     """However many callbacks for unknown refs come, only so many are kept, the newest."""
     async with receiving(Script()) as (flux, _):
-        for number in range(MAX_PARKED + 10):
+        for number in range(MAX_EARLY + 10):
             flux.deliver(f"ref-{number}", Callback(f"task-{number}", None))
 
         for forgotten in (0, 9):
             assert isinstance(await error_of(flux.recover(f"ref-{forgotten}", timeout=1)), TimeoutError)
         assert (await flux.recover("ref-10", timeout=1)).id == "task-10"
-        assert (await flux.recover(f"ref-{MAX_PARKED + 9}", timeout=1)).id == f"task-{MAX_PARKED + 9}"
+        assert (await flux.recover(f"ref-{MAX_EARLY + 9}", timeout=1)).id == f"task-{MAX_EARLY + 9}"
 
 
 async def test_a_receiver_in_another_event_loop(caplog: pytest.LogCaptureFixture) -> None:
@@ -582,7 +578,7 @@ async def test_a_receiver_in_another_event_loop(caplog: pytest.LogCaptureFixture
 
 
 def inbox_of(flux: Flux2Session) -> CallbackInbox:
-    inbox = flux._parts.inbox if flux._parts else None
+    inbox = parts_of(flux).inbox
     assert isinstance(inbox, CallbackInbox)
     return inbox
 
@@ -595,7 +591,7 @@ async def test_one_ref_for_two_submissions() -> None:
         await one
         await other.result(timeout=16)
 
-        assert (inbox_of(flux)._tasks, inbox_of(flux)._refs) == ({}, {})
+        assert inbox_of(flux).entries["mine"].state is EntryState.SETTLED
 
 
 async def test_a_ref_given_again_recovers_its_own_task() -> None:
@@ -669,7 +665,7 @@ async def test_a_forged_answer_to_a_lost_reply(confirm: bool, duration: float) -
         assert [task.id] == emulator.ledger.accepted
         assert await flux.submit(REQUEST, key="a") is task
         assert (await task).urls[0].startswith(emulator.base_url)
-        assert (inbox_of(flux)._told, len(inbox_of(flux)._unclear)) == ({}, 0)
+        assert inbox_of(flux).entries[caught.ref].state is EntryState.SETTLED
 
 
 async def test_an_own_interval_holds() -> None:
@@ -740,7 +736,7 @@ async def test_looks_far_away_come_back_when_callbacks_do_not_come() -> None:
             await asyncio.sleep(0.25)
             looks.append(emulator.ledger.polls)
 
-        assert not inbox_of(flux)._trust
+        assert not inbox_of(flux).arrivals.trust
         assert all(task.done() for task in tasks)
         assert max(after - before for before, after in itertools.pairwise(looks)) < 25
 
@@ -752,12 +748,12 @@ async def test_looks_come_back_once() -> None:
     for ends in (1, 100):
         async with receiving(script, polling=Polling(), rate_limit=None) as (flux, emulator):
             inbox = inbox_of(flux)
-            inbox._trust.earn()
+            inbox.arrivals.trust.earn()
             for _ in range(20):
                 await flux.submit(REQUEST)
-            inbox._trust.lose()
+            inbox.arrivals.trust.lose()
             for _ in range(ends):
-                inbox._watcher.come_back()
+                parts_of(flux).watcher.come_back()
                 await asyncio.sleep(0.1)
             await asyncio.sleep(10 - 0.1 * ends)
             polls.append(emulator.ledger.polls)
@@ -769,13 +765,13 @@ async def test_what_was_refused_does_not_come_back_early() -> None:
     """The end of the trust is no reason to ask before the time that a refused look was told."""
     script = Script(plans=Plan(duration=60.0, callback="lost"), credits=1e6)
     async with receiving(script, polling=Polling()) as (flux, emulator):
-        inbox_of(flux)._trust.earn()
+        inbox_of(flux).arrivals.trust.earn()
         task = await flux.submit(REQUEST)
         emulator.inject(Fault("recordInfo", "refuse", code=429, retry_after=200.0))
         flux.notify(task.id)
         await asyncio.sleep(1)
-        inbox_of(flux)._trust.lose()
-        inbox_of(flux)._watcher.come_back()
+        inbox_of(flux).arrivals.trust.lose()
+        parts_of(flux).watcher.come_back()
         await asyncio.sleep(100)
 
         assert emulator.ledger.polls_of(task.id) == 1
@@ -802,7 +798,7 @@ async def test_giving_up_teaches_nothing(caplog: pytest.LogCaptureFixture) -> No
             assert isinstance(await error_of(flux.generate(REQUEST)), TaskTimeoutError)
         await asyncio.sleep(60)
 
-        assert inbox_of(flux)._trust
+        assert inbox_of(flux).arrivals.trust
     assert "did not come" not in caplog.text
 
 
@@ -812,10 +808,10 @@ async def test_late_callbacks_are_callbacks() -> None:
     async with receiving(script, polling=Polling()) as (flux, _):
         await flux.generate(REQUEST)
         await asyncio.sleep(50)
-        assert not inbox_of(flux)._trust
+        assert not inbox_of(flux).arrivals.trust
         await asyncio.sleep(60)
 
-        assert inbox_of(flux)._trust
+        assert inbox_of(flux).arrivals.trust
 
 
 async def test_a_relayed_callback_is_a_callback() -> None:
@@ -824,7 +820,7 @@ async def test_a_relayed_callback_is_a_callback() -> None:
         task = await flux.submit(REQUEST, ref="mine")
         inbox_of(flux).overhear("mine", task.id)
 
-        assert inbox_of(flux)._trust
+        assert inbox_of(flux).arrivals.trust
 
 
 async def test_closing_names_a_submission_once() -> None:
@@ -884,8 +880,8 @@ async def test_what_is_remembered_is_bounded() -> None:
             inbox.accepted(f"ref-{number}", task)
             inbox.settled(task, called=True)
 
-        assert (len(inbox._unclear), len(inbox._settled)) == (MAX_UNCLEAR, MAX_SETTLED)
-        assert (inbox._tasks, inbox._refs) == ({}, {})
+        states = Counter(entry.state for entry in inbox.entries)
+        assert states == {EntryState.UNCLEAR: MAX_UNCLEAR, EntryState.SETTLED: MAX_SETTLED}
 
 
 @pytest.mark.parametrize(
@@ -943,7 +939,7 @@ async def test_parked_bodies_are_bounded_in_bytes(filling: object) -> None:
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
 
-    assert after - before < 2 * MAX_PARKED_RECORDS
+    assert after - before < 2 * MAX_EARLY_RECORDS
 
 
 async def test_ended_tasks_are_not_kept_for_their_refs() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import AmbiguousSubmitError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, RateLimit, TextToImage
-from flux2_async.session import callback_inbox, keys
+from flux2_async.session import callback_entries, keys
 from flux2_async.session.byte_bound import ByteBound, memory_of_request
 from flux2_async.webhooks import Callback
 
@@ -81,7 +81,7 @@ async def test_an_old_key_stays_unclear() -> None:
 @pytest.mark.usefixtures("little_room")
 async def test_a_forgotten_unclear_one_can_be_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A callback finds the task of a submission of which nothing but the ref is kept; its key stands for that then."""
-    monkeypatch.setattr(callback_inbox, "MAX_UNCLEAR_BYTES", memory_of_request(LARGE) - 1)
+    monkeypatch.setattr(callback_entries, "MAX_UNCLEAR_BYTES", memory_of_request(LARGE) - 1)
     script = Script(faults=[Fault("createTask", "cut_after", accepted=True)], plans=Plan(duration=1.0, callback="lost"))
     options = {"rate_limit": RateLimit(100, 1.0), "callbacks": Callbacks("https://app.example/callback")}
     async with emulated(script, **options) as (flux, emulator):

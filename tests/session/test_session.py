@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import aiohttp
 import anyio
 import pytest
-from emulated import REQUEST, emulated, error_of, session_for, until
+from emulated import REQUEST, emulated, error_of, parts_of, session_for, until
 from memory_coordination import Memory
 from virtual_time import VirtualClockLoop
 
@@ -322,8 +322,7 @@ async def test_closed_in_the_moment_it_is_open(monkeypatch: pytest.MonkeyPatch) 
             opened.clear()
 
             assert opening.cancelled() or isinstance(opening.exception(), SessionClosedError)
-            assert flux._parts is not None
-            assert isinstance(await error_of(flux._parts.transport.call("GET", "/")), SessionClosedError)
+            assert isinstance(await error_of(parts_of(flux).transport.call("GET", "/")), SessionClosedError)
 
 
 @pytest.mark.parametrize("cancel", [asyncio.timeout, anyio.fail_after])

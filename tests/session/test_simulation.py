@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from emulated import session_for
+from emulated import parts_of, session_for
 
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.script import Endpoint, FaultKind, Outcome
@@ -153,8 +153,7 @@ async def test_the_promises_hold(seed: int) -> None:
             else:
                 await calling
                 await flux.drain(timeout=3600)
-                assert flux._parts is not None
-                assert flux._parts.slots.borrowed == 0
+                assert parts_of(flux).slots.borrowed == 0
         await trouble
         run.check(flux)
         async with session_for(emulator) as later:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
-from emulated import REQUEST, emulated, error_of, session_for, until
+from emulated import REQUEST, emulated, error_of, parts_of, session_for, until
 from raw_server import HANG, answer, raw_server
 
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
@@ -683,7 +683,7 @@ async def test_closing_sends_nothing_again() -> None:
 async def test_given_up_before_it_began() -> None:
     """A submission that ends in the moment it was made leaves nothing that `drain` would wait for."""
     async with emulated() as (flux, emulator):
-        submitter = flux._open_parts().submitter
+        submitter = parts_of(flux).submitter
         submission = Submission("mine", REQUEST)
         submitter.start(submission)
         assert submitter.give_up(submission, SessionClosedError("gone"))
@@ -851,7 +851,7 @@ async def test_only_the_latest_ids_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
         for _ in range(10):
             await (await flux.submit(REQUEST)).wait()
 
-        assert len(flux._open_parts().task_ids) == 3
+        assert len(parts_of(flux).task_ids) == 3
 
 
 async def test_closing_waits_for_nothing_but_posts() -> None:

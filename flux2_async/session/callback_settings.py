@@ -1,0 +1,42 @@
+"""What the receivers of callbacks need to know."""
+
+import secrets
+
+import attrs
+
+from flux2_async._shown.text import shown_address
+from flux2_async.models import Callbacks
+from flux2_async.webhooks import signed_url
+
+
+@attrs.frozen
+class CallbackSettings:
+    """What the receivers need to know.
+
+    Attributes:
+        url: The public address, without signature.
+        secret: Signs addresses.
+        hmac_key: Checks the service's own signature, or None.
+        confirm: Whether a record is read before a task is settled.
+        lasting: Whether the secret was given, so that the addresses are good beyond this session.
+    """
+
+    url: str
+    secret: bytes = attrs.field(repr=False)
+    hmac_key: str | None = attrs.field(repr=False)
+    confirm: bool
+    lasting: bool = True
+
+    @property
+    def shown_url(self) -> str:
+        """The address without what may be private in it."""
+        return shown_address(self.url)
+
+    @classmethod
+    def of(cls, callbacks: Callbacks) -> "CallbackSettings":
+        """Fill up what the user left open."""
+        secret = callbacks.secret.encode() if callbacks.secret is not None else secrets.token_bytes(32)
+        settings = cls(callbacks.url, secret, callbacks.hmac_key, callbacks.confirm, callbacks.secret is not None)
+        # An address that cannot be signed is told when the session is made.
+        signed_url(settings.url, "check", settings.secret)
+        return settings

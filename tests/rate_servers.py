@@ -17,6 +17,9 @@ import attrs
 from flux2_async._limiter.permit import Permit, Permits
 from flux2_async._limiter.window import Fate, Ticket, Window, pause_after
 
+STRAY_PAUSE = 1.0
+"""Seconds that a 429 of nobody asks for: the shortest that are believed."""
+
 
 class RateServer(Protocol):
     def take(self, now: float) -> float | None: ...
@@ -167,6 +170,8 @@ class Wire:
         lost: Share of the requests that the client gives up after one mean RTT, while they arrive up to `lateness`
             seconds after that.
         unsent: Share of the permits whose request never leaves.
+        stray: Share of the requests that a 429 of nobody answers before they arrive, up to `lateness` seconds late but
+            within its pause, so that the client sees both.
         header: Turns the server's Retry-After into what it says, None when it is silent.
     """
 
@@ -177,6 +182,7 @@ class Wire:
     late: float = 0.0
     lost: float = 0.0
     unsent: float = 0.0
+    stray: float = 0.0
     lateness: float = 0.0
     header: Callable[[float], float | None] = never
     accepted: int = 0
@@ -202,6 +208,8 @@ class Wire:
                 permit.never_sent()
             elif self.rng.random() < self.lost:
                 return await self._give_up(permit)
+            elif self.rng.random() < self.stray:
+                return await self._contradict(permit)
             elif await self._answer(permit):
                 return None
             else:
@@ -211,6 +219,12 @@ class Wire:
         arrives_in = self.rtt + self.rng.random() * self.lateness
         asyncio.get_running_loop().call_later(arrives_in, self._count)
         await asyncio.sleep(self.rtt)
+        permit.unclear()
+
+    async def _contradict(self, permit: Permit) -> None:
+        permit.pause(self.header(STRAY_PAUSE))
+        await asyncio.sleep(self.rng.random() * min(self.lateness, STRAY_PAUSE))
+        self._count()
         permit.unclear()
 
     async def _answer(self, permit: Permit) -> bool:
@@ -284,5 +298,6 @@ class Line:
     def _refuse(self, window: Window, ticket: Ticket, now: float, retry_after: float) -> None:
         self.refused += 1
         pause = pause_after(window._rate, self.header(retry_after))
-        window.settle(ticket, Fate.REFUSED, now, pause)
+        window.settle(ticket, Fate.THROTTLED, now, pause)
+        window.settle(ticket, Fate.REFUSED, now)
         self.gate = max(self.gate, now + pause)

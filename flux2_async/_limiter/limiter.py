@@ -160,7 +160,7 @@ class Limiter(Gate):
             self._settle_soon(partial(self._settle, ticket))
             return
         now = asyncio.get_running_loop().time()
-        pause = pause_after(self._rate, retry_after) if fate is Fate.REFUSED else 0.0
+        pause = pause_after(self._rate, retry_after) if fate is Fate.THROTTLED else 0.0
         self._window.settle(ticket, fate, now, pause)
         if pause:
             self._close_gate(now + pause)

@@ -15,13 +15,14 @@ class Permit:
     it is dropped: a permit may come back late, but is never lost.
     """
 
-    __slots__ = ("_lease_ended", "_settle", "_settled")
+    __slots__ = ("_lease_ended", "_paused", "_settle", "_settled")
 
     def __init__(
         self, settle: Callable[[Fate, float | None], None], lease_ended: Callable[[], bool] | None = None
     ) -> None:
         self._settle = settle
         self._lease_ended = lease_ended
+        self._paused = False
         self._settled = False
 
     @property
@@ -50,23 +51,30 @@ class Permit:
         """Given up or broken off, so it may be counted later: back two periods from now."""
         self._once(Fate.AMBIGUOUS)
 
-    def throttled(self, retry_after: float | None) -> None:
-        """Answered with 429: close the gate for everybody, learn, and give the permit back.
+    def pause(self, retry_after: float | None) -> None:
+        """A 429 has come: close the gate for everybody, and learn, once. Whose it is may be open: the permit stays out.
 
         Args:
             retry_after: Seconds the service named. None, 0, negative or not a number: it named none, so the period
                 (10 s where there is no limit). At least a second and `period / limit`, at most an hour is believed.
         """
-        self._once(Fate.REFUSED, retry_after)
+        if not self._settled and not self._paused:
+            self._paused = True
+            self._settle(Fate.THROTTLED, retry_after)
+
+    def throttled(self, retry_after: float | None) -> None:
+        """Certainly refused by a 429, so it was not counted: `pause` unless that was done, and back at once."""
+        self.pause(retry_after)
+        self._once(Fate.REFUSED)
 
     def abandon(self) -> None:
         """Its event loop is gone: who goes on with the limit knows what was out (`Limiter.take_over`)."""
         self._settled = True
 
-    def _once(self, fate: Fate, retry_after: float | None = None) -> None:
+    def _once(self, fate: Fate) -> None:
         if not self._settled:
             self._settled = True
-            self._settle(fate, retry_after)
+            self._settle(fate, None)
 
     def __enter__(self) -> Self:
         return self

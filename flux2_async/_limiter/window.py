@@ -51,9 +51,10 @@ MAX_PAUSE: Final = 3600.0
 
 
 class Fate(enum.Enum):
-    """What became of a request that had a permit."""
+    """What became of a request that had a permit; `THROTTLED` is not the end: a 429 came, and whose it is is open."""
 
     NEVER_SENT = "never_sent"
+    THROTTLED = "throttled"
     ANSWERED = "answered"
     AMBIGUOUS = "ambiguous"
     REFUSED = "refused"
@@ -224,7 +225,7 @@ class Window:
         return Ticket(now, self._out >= self._limit or burst_is_out, spacing)
 
     def settle(self, ticket: Ticket, fate: Fate, now: float, pause: float = 0.0) -> None:
-        """Take a permit back, and learn.
+        """Take a permit back, or learn from a 429, after which the permit is still out.
 
         Args:
             ticket: The permit.
@@ -238,8 +239,11 @@ class Window:
                 self._full_at -= ticket.spacing
             case Fate.ANSWERED:
                 self._answered(ticket, now)
+            case Fate.THROTTLED:
+                self._throttled(ticket, now, pause)
             case Fate.REFUSED:
-                self._refused(ticket, now, pause)
+                # The server did not count it; the gate, not this permit, is what waits.
+                self._out -= 1
             case Fate.AMBIGUOUS | Fate.DROPPED:
                 heapq.heappush(self._returns, (now + 2 * self._rate.period * CLOCK_MARGIN, False))
 
@@ -268,9 +272,7 @@ class Window:
         self._rate = rate
         self._forget()
 
-    def _refused(self, ticket: Ticket, now: float, pause: float) -> None:
-        # The server did not count it; the gate, not this permit, is what waits.
-        self._out -= 1
+    def _throttled(self, ticket: Ticket, now: float, pause: float) -> None:
         if ticket.sent_at > self._news_at:
             self._collect(now)
             accepted = sum(taken for _, taken in self._returns)

@@ -247,7 +247,7 @@ class AccountState:
         return self._reply(now, leases, place.due - now)
 
     def settle(self, settlement: Settlement, now: float) -> tuple[float, bool]:
-        """Take a permit back.
+        """Take a permit back, or hear of a 429 that its request met, after which it is still out.
 
         Returns:
             The seconds of a pause that is news to everybody, else 0; and whether who waits should ask again now.
@@ -256,13 +256,18 @@ class AccountState:
         name, fate, at = settlement.lease, settlement.fate, now - settlement.ago
         is_out = name in self._leases
         if is_out:
-            self._take_back(name, fate, at, settlement.pause)
+            lease = self._take_back(name, fate, at, settlement.pause)
+            if fate is Fate.THROTTLED:
+                # Whose the 429 is may be open until its pause is over.
+                expires_at = max(lease.expires_at, at + settlement.pause + self._terms.lease)
+                self._leases[name] = attrs.evolve(lease, expires_at=expires_at)
         elif fate in HELD_FOR and not self._has_lent(name):
             self._window.hold(at + HELD_FOR[fate] * self.period * CLOCK_MARGIN)
         # Else it is said twice, or after it expired.
-        if fate is Fate.REFUSED:
+        if fate is Fate.THROTTLED:
             return self._pause(at + settlement.pause, now), False
-        return 0.0, fate is Fate.NEVER_SENT and is_out and bool(self._queue)
+        # Who waits was told that what is out comes back in a period at the earliest.
+        return 0.0, fate in (Fate.NEVER_SENT, Fate.REFUSED) and is_out and bool(self._queue)
 
     def died(self, peer: str, now: float) -> None:
         """Forget a process that is known to have died; what it has borrowed is ambiguous from now on."""
@@ -288,9 +293,10 @@ class AccountState:
             else:
                 self._take_back(name, Fate.NEVER_SENT, now)
 
-    def _take_back(self, name: str, fate: Fate, at: float, pause: float = 0.0) -> None:
+    def _take_back(self, name: str, fate: Fate, at: float, pause: float = 0.0) -> _Lease:
         lease = self._leases.pop(name)
         self._window.settle(Ticket(lease.sent_at, lease.last, lease.spacing), fate, at, pause)
+        return lease
 
     def _pause(self, until: float, now: float) -> float:
         if until <= self._until:

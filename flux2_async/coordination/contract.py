@@ -53,7 +53,7 @@ class Settlement:
         lease: The name of the permit. One that is not known (any more) is counted as taken just then.
         fate: What happened.
         ago: Seconds since it happened.
-        pause: For `Fate.REFUSED`, seconds from that moment for which nobody may send; else 0.
+        pause: For `Fate.THROTTLED`, seconds from that moment for which nobody may send; else 0.
     """
 
     lease: str

@@ -64,7 +64,7 @@ class FallbackQuota:
         self._window.settle(taken.ticket, fate, now, pause)
         if fate in HELD_FOR:
             taken.back_at = now + HELD_FOR[fate] * self._period * CLOCK_MARGIN
-        else:
+        elif fate is not Fate.THROTTLED:
             del self._taken[number]
 
     def hold(self, until: float) -> None:

@@ -85,4 +85,5 @@ class Settling:
                     break
                 for news in batch:
                     self._news.popleft()
-                    self.out.discard(news.lease)
+                    if news.fate is not Fate.THROTTLED:
+                        self.out.discard(news.lease)

@@ -101,7 +101,7 @@ class SharedLimiter(Gate):
 
     def pause(self, seconds: float) -> None:
         """Close the gate of all processes for at least so long from now (at most an hour); a longer pause stays."""
-        self._report("", Fate.REFUSED, min(seconds, MAX_PAUSE))
+        self._report("", Fate.THROTTLED, min(seconds, MAX_PAUSE))
 
     def hear(self, message: Message) -> None:
         """Use what another process published about permits, or about itself."""
@@ -211,23 +211,26 @@ class SharedLimiter(Gate):
         if fate is Fate.DROPPED:
             self._settle_soon(partial(self._settle, lease))
             return
-        if self._fallback.quota is not None:
+        if self._fallback.quota is not None and fate is not Fate.THROTTLED:
             # What came back was sent before that began.
             self._fallback.quota.hold(self._home.time() + self._period * CLOCK_MARGIN)
-        self._report(lease, fate, pause_after(self._terms.rate, retry_after) if fate is Fate.REFUSED else 0.0)
+        self._report(lease, fate, self._pause_of(fate, retry_after))
 
     def _settle_own(self, quota: FallbackQuota, number: int, fate: Fate, retry_after: float | None) -> None:
         if fate is Fate.DROPPED:
             self._settle_soon(partial(self._settle_own, quota, number))
             return
-        pause = pause_after(self._terms.rate, retry_after) if fate is Fate.REFUSED else 0.0
+        pause = self._pause_of(fate, retry_after)
         quota.settle(number, fate, self._home.time(), pause)
         if quota is not self._fallback.quota:
             # What the others were told when it was still under way was a guess.
             self._settle(f"away:{number}", fate, retry_after)
-        elif fate is Fate.REFUSED:
+        elif pause:
             self._report(f"away:{number}", fate, pause)
         self._wake()
+
+    def _pause_of(self, fate: Fate, retry_after: float | None) -> float:
+        return pause_after(self._terms.rate, retry_after) if fate is Fate.THROTTLED else 0.0
 
     @property
     def _period(self) -> float:

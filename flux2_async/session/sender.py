@@ -289,9 +289,9 @@ class Sender:
         A 429 is watched for as long as nobody sends because of it; another refusal for a second, and so a 429 that
         somebody waits for: all others, while one tries whether the service is there, or who is out of patience.
         """
-        if throttled := refused.error.code == 429:  # noqa: PLR2004  a code of the API's
-            # Whoever it is meant for, the service wants a pause.
-            self._transitions.settle_permit(submission, SubmissionEvent.THROTTLED, refused.error)
+        event, error = _meaning_of(refused)
+        if throttled := event is SubmissionEvent.THROTTLED:
+            self._transitions.throttled(submission, error)
         begun = self._loop.time()
 
         def watch_on() -> float:

@@ -108,6 +108,13 @@ class Transitions:
             self._keys.ended(submission)
         self._observers.stepped(submission, event, error, None if task is None else task.id)
 
+    def throttled(self, submission: Submission, error: Exception | None) -> None:
+        """A 429 has come, whoever it is meant for: the service wants a pause, and the permit stays out."""
+        if submission.permit is not None:
+            submission.permit.pause(_retry_after(error))
+            self._observers.tell("Paused", submission, seconds=self._pause(), rate_limit=self._rate_limit)
+            self._see_limit()
+
     def settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:
         """Say what an event means for the limit; at once where the journal is to be awaited before the rest is told."""
         # What is kept of a submission is kept without the limiter behind its permit.
@@ -116,9 +123,7 @@ class Transitions:
             return
         match event:
             case SubmissionEvent.THROTTLED:
-                permit.throttled(error.retry_after if isinstance(error, RateLimitedError) else None)
-                self._observers.tell("Paused", submission, seconds=self._pause(), rate_limit=self._rate_limit)
-                self._see_limit()
+                permit.throttled(_retry_after(error))
             case SubmissionEvent.ACCEPTED | SubmissionEvent.REFUSED:
                 permit.answered()
                 self._see_limit()
@@ -136,3 +141,7 @@ class Transitions:
         if learned != self._learned and self._rate_limit is not None:
             self._learned = learned
             self._observers.tell("LimitLearned", limit=learned, rate_limit=self._rate_limit)
+
+
+def _retry_after(error: Exception | None) -> float | None:
+    return error.retry_after if isinstance(error, RateLimitedError) else None

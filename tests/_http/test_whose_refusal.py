@@ -22,6 +22,9 @@ STRAY_CHUNKED = (
 STRAY_TO_THE_END = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n\r\nslow down"
 
 
+UPSTREAM = RateLimit(20, 10.0)
+
+
 def accepted(number: int) -> bytes:
     return answer(200, {"code": 200, "msg": "success", "data": {"taskId": f"task_{number}"}})
 
@@ -61,10 +64,10 @@ class Service:
 
 
 @asynccontextmanager
-async def serving(service: Service) -> AsyncIterator[Flux2Session]:
+async def serving(service: Service, rate_limit: RateLimit = UPSTREAM) -> AsyncIterator[Flux2Session]:
     async with await asyncio.start_server(service.serve, "127.0.0.1", 0) as listener:
         service.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        async with Flux2Session("key", base_url=service.url, rate_limit=RateLimit(20, 10.0)) as flux:
+        async with Flux2Session("key", base_url=service.url, rate_limit=rate_limit) as flux:
             yield flux
         await until(lambda: not service.open)
 
@@ -83,6 +86,17 @@ async def test_a_stray_429_is_not_paid_twice(stray: bytes, seconds: float) -> No
     assert isinstance(error, AmbiguousSubmitError)
     assert "task_1" in str(error)
     assert len(service.requests) == 1
+
+
+async def test_a_stray_429_holds_its_permit() -> None:
+    """The request behind it was counted: its permit comes back after two periods, not after the pause of a second."""
+    service = Service(STRAY, 0.1)
+    async with serving(service, RateLimit(1, 5.0)) as flux, asyncio.timeout(LIMIT):
+        assert isinstance(await error_of(flux.submit(REQUEST)), AmbiguousSubmitError)
+        begun = asyncio.get_running_loop().time()
+        assert isinstance(await error_of(flux.submit(REQUEST)), AmbiguousSubmitError)
+
+        assert asyncio.get_running_loop().time() - begun >= 10.0
 
 
 async def test_a_slow_answer_behind_a_stray_429() -> None:

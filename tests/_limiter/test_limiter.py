@@ -81,10 +81,10 @@ async def settled() -> None:
 def test_known_limit_is_never_refused(
     *, policy: str, limit: int, phase: float, seed: int, rtt: float, sigma: float, trouble: float
 ) -> None:
-    """No delay, loss, give-up or request that never left makes a server of the known size refuse one."""
+    """No delay, loss, give-up, stray 429 or request that never left makes a server of the known size refuse one."""
     wire = Wire(
         KNOWN[policy](limit, phase), dice(seed), rtt, sigma,
-        late=trouble, lost=trouble, unsent=trouble, lateness=PERIOD,
+        late=trouble, lost=trouble, unsent=trouble, stray=trouble / 3, lateness=PERIOD, header=exact,
     )  # fmt: skip
     run(wire.submit_many(Limiter(RateLimit(limit, PERIOD)), 8 * limit))
 

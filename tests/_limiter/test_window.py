@@ -202,7 +202,9 @@ def test_long_pauses_are_rarely_risked(policy: str, limit: int, pause: float, re
 
 events = st.lists(
     st.tuples(
-        st.sampled_from(["take", "take", "take", "answered", "answered", "refused", "never_sent", "ambiguous"]),
+        st.sampled_from(
+            ["take", "take", "take", "answered", "answered", "refused", "throttled", "never_sent", "ambiguous"]
+        ),
         st.integers(0, 30),
         st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0, 4.0, 11.0, 40.0]),
         st.sampled_from([1.0, PERIOD, 6 * PERIOD]),
@@ -224,10 +226,15 @@ def test_whatever_happens(limit: int, events: list[tuple[str, int, float, float]
             out.append(window.take(now))
         elif event != "take" and out:
             ticket = out.pop(which % len(out))
-            window.settle(ticket, Fate(event), now, pause)
-            if event == "refused":
+            if event in ("throttled", "refused"):
+                window.settle(ticket, Fate.THROTTLED, now, pause)
                 gate = max(gate, now + pause)
-            elif event == "answered":
+            if event == "throttled":
+                # Any fate may follow.
+                out.append(ticket)
+            else:
+                window.settle(ticket, Fate(event), now)
+            if event == "answered":
                 # The server may have counted it at the latest moment, which is the worst.
                 counted.append(now)
                 assert len(counted) <= limit or counted[-1] - counted[-1 - limit] >= PERIOD

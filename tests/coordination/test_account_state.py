@@ -207,15 +207,53 @@ def test_pause_holds_everybody_and_is_not_shortened() -> None:
     shared = book()
     first, second, third = take(shared, "a", 3, 0.0)
     news = [
-        shared.settle(Settlement(first, Fate.REFUSED, 0.0, 7.0), 1.0),
-        shared.settle(Settlement(second, Fate.REFUSED, 0.0, 3.0), 1.5),
-        shared.settle(Settlement(third, Fate.REFUSED, 0.5, 8.0), 2.0),
+        shared.settle(Settlement(first, Fate.THROTTLED, 0.0, 7.0), 1.0),
+        shared.settle(Settlement(second, Fate.THROTTLED, 0.0, 3.0), 1.5),
+        shared.settle(Settlement(third, Fate.THROTTLED, 0.5, 8.0), 2.0),
     ]
     waiting = ask(shared, "b", 5, 2.0)
 
     assert news == [(7.0, False), (0.0, False), (7.5, False)]
     assert (waiting.leases, waiting.wait, waiting.paused) == ((), 7.5, 7.5)
+    for lease in (first, second, third):
+        # Who waits was promised nothing before a period is over.
+        assert shared.settle(Settlement(lease, Fate.REFUSED, 0.0), 9.4) == (0.0, True)
     assert len(take(shared, "b", 5, 9.5)) == 1  # nothing was accepted, so one is what was learned
+
+
+@pytest.mark.parametrize(
+    ("fate", "back"),
+    [
+        (Fate.REFUSED, 0.0),
+        (Fate.ANSWERED, PERIOD * CLOCK_MARGIN),
+        (Fate.AMBIGUOUS, 2 * PERIOD * CLOCK_MARGIN),
+    ],
+)
+def test_429_whose_owner_is_open_keeps_its_permit(fate: Fate, back: float) -> None:
+    """A pause gives nothing back: the permit comes when its request's fate is told, by the rule of that fate."""
+    shared = book(limit=1)
+    (lease,) = take(shared, "a", 1, 0.0)
+    shared.settle(Settlement(lease, Fate.THROTTLED, 0.0, 1.0), 0.0)
+    assert take(shared, "b", 1, 4.9) == ()
+    shared.settle(Settlement(lease, fate, 0.0), 5.0)
+
+    assert (take(shared, "b", 1, 5.0) != ()) == (back == 0.0)
+    assert take(shared, "b", 1, 5.0 + back - 0.01) == ()
+    assert (take(shared, "b", 1, 5.0 + back) != ()) == (back > 0.0)
+
+
+def test_429_lets_its_permit_be_out_for_its_pause() -> None:
+    """A long pause outlasts no lease: who was refused still gives the permit back; who died loses it a lease later."""
+    shared = book(limit=2)
+    told, died = take(shared, "a", 2, 0.0)
+    for lease in (told, died):
+        shared.settle(Settlement(lease, Fate.THROTTLED, 0.0, 600.0), 1.0)
+    shared.settle(Settlement(told, Fate.REFUSED, 0.0), 600.9)
+    assert len(take(shared, "b", 2, 601.0)) == 1
+
+    expires = 601.0 + 70.0
+    assert take(shared, "b", 1, expires + 2 * PERIOD) == ()
+    assert len(take(shared, "b", 1, expires + 2 * PERIOD * CLOCK_MARGIN)) == 1
 
 
 def test_limit_learned_from_one_holds_for_all() -> None:
@@ -225,7 +263,8 @@ def test_limit_learned_from_one_holds_for_all() -> None:
     for lease in leases[:8]:
         shared.settle(answered(lease), 0.1)
     for lease in leases[8:]:
-        shared.settle(Settlement(lease, Fate.REFUSED, 0.0, PERIOD), 0.2)
+        shared.settle(Settlement(lease, Fate.THROTTLED, 0.0, PERIOD), 0.2)
+        shared.settle(Settlement(lease, Fate.REFUSED, 0.0), 0.3)
 
     answer = ask(shared, "b", 20, 10.3)
     assert answer.learned_limit == 8
@@ -392,7 +431,7 @@ def test_no_limit_still_shares_the_pause() -> None:
         shared.join(peer, Known(), 0.0, terms=Terms(None, 70.0))
     leases = take(shared, "a", 50, 0.0)
     assert len(leases) == 50
-    shared.settle(Settlement(leases[0], Fate.REFUSED, 0.0, 5.0), 1.0)
+    shared.settle(Settlement(leases[0], Fate.THROTTLED, 0.0, 5.0), 1.0)
 
     assert take(shared, "b", 1, 5.9) == ()
     assert len(take(shared, "b", 100, 6.0)) == 100
@@ -409,8 +448,9 @@ def test_dump_and_load_keep_everything(seed: int) -> None:
         now += rng.random() * 3
         written = AccountState.load(json.loads(json.dumps(written.dump())))
         if leases and rng.random() < 0.6:
-            fate = rng.choice([Fate.ANSWERED, Fate.REFUSED, Fate.AMBIGUOUS, Fate.NEVER_SENT])
-            settlement = Settlement(leases.pop(), fate, rng.random(), 4.0)
+            fate = rng.choice(list(Fate))
+            lease = leases[-1] if fate is Fate.THROTTLED else leases.pop()
+            settlement = Settlement(lease, fate, rng.random(), 4.0)
             assert written.settle(settlement, now) == kept.settle(settlement, now)
         else:
             peer, want = rng.choice("abc"), rng.randrange(4)

@@ -72,7 +72,7 @@ async def test_pause_is_told_and_holds_for_all() -> None:
     memory = Memory()
     async with seats(memory, 2) as (refused, other):
         (lease,) = await refused.take(1)
-        await refused.settle(lease, Fate.REFUSED, ago=1.0, pause=7.0)
+        await refused.settle(lease, Fate.THROTTLED, ago=1.0, pause=7.0)
         await asyncio.sleep(0.1)
         answer = await other.coordinator.acquire(1)
         async with seats(memory, 1) as (late,):
@@ -117,7 +117,7 @@ async def test_no_limit_still_shares_the_pause() -> None:
     async with seats(Memory(), 2, limit=None) as (first, second):
         leases = await first.take(70)
         assert len(leases) == 70
-        await first.settle(leases[0], Fate.REFUSED, pause=5.0)
+        await first.settle(leases[0], Fate.THROTTLED, pause=5.0)
         assert await second.take(1) == ()
         await asyncio.sleep(5.0)
         assert len(await second.take(1)) == 1

@@ -304,7 +304,7 @@ async def test_without_sockets_the_rest_works(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(host_store, "HAS_SOCKETS", False)
     async with seats(path, 2, limit=5) as (first, second):
         leases = await first.take(4)
-        await first.coordinator.settle([Settlement(leases[0], Fate.REFUSED, 0.0, 1.0)])
+        await first.coordinator.settle([Settlement(leases[0], Fate.THROTTLED, 0.0, 1.0)])
         await asyncio.sleep(61.0)
         assert (await second.coordinator.acquire(0)).peers == 2
         await first.coordinator.aclose()

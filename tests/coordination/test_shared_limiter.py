@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from emulated import error_of, until
 from memory_coordination import Memory
-from rate_servers import Shared, SlidingLog, Wire
+from rate_servers import Shared, SlidingLog, Wire, exact
 
 from flux2_async.coordination.contract import Message, Terms
 from flux2_async.coordination.coordinator import Coordinator
@@ -93,8 +93,11 @@ async def test_limit_holds_and_is_used_up(processes: int) -> None:
 
 
 async def test_trouble_does_not_break_the_limit() -> None:
-    """Requests given up, delayed or never sent cost time, but no refusal."""
-    server = Wire(SlidingLog(20, PERIOD), random.Random(3), 0.3, 1.0, late=0.05, lost=0.05, unsent=0.1, lateness=PERIOD)
+    """Requests given up, delayed, never sent or answered by a stray 429 first cost time, but no refusal."""
+    server = Wire(
+        SlidingLog(20, PERIOD), random.Random(3), 0.3, 1.0,
+        late=0.05, lost=0.05, unsent=0.1, stray=0.05, lateness=PERIOD, header=exact,
+    )  # fmt: skip
     async with limiters(Memory(), 3) as opened:
         await run_all(server, [(limiter, 60) for limiter in opened])
 
@@ -292,6 +295,35 @@ async def test_pause_that_a_permit_crosses() -> None:
         await take(other)
 
         assert now() >= begun + 30.0
+
+
+async def test_refused_late_in_a_short_pause() -> None:
+    """Whose a 429 is may be known just before its pause ends: those who wait are let through then, and not later."""
+    async with limiters(Memory(), 2, Terms(RateLimit(10, PERIOD), 70.0)) as (one, other):
+        permits = [await one.acquire() for _ in range(10)]
+        permits[0].pause(2.0)
+        begun = now()
+        waiting = asyncio.create_task(take(other))
+        await asyncio.sleep(1.98)
+        permits[0].throttled(2.0)
+        await waiting
+
+        assert 2.0 <= now() - begun <= 2.5
+        for permit in permits:
+            permit.never_sent()
+
+
+async def test_stray_429_holds_its_permit_for_two_periods() -> None:
+    """A 429 whose request was accepted after all gives nobody a permit when its pause is over."""
+    async with limiters(Memory(), 2, Terms(RateLimit(1, PERIOD), 70.0)) as (one, other):
+        permit = await one.acquire()
+        permit.pause(1.0)
+        await asyncio.sleep(0.5)
+        permit.unclear()
+        begun = now()
+        await take(other)
+
+        assert 2 * PERIOD <= now() - begun <= 2 * PERIOD * 1.06
 
 
 async def test_refused_submission_asks_at_once() -> None:

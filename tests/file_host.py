@@ -13,34 +13,13 @@ import attrs
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from flux2_async._http.credentials import Credentials
-from flux2_async._http.transport import Transport
-from flux2_async.emulator import Emulator
-from flux2_async.models import ImageResult, TaskRecord, TaskState, Timeouts
+from flux2_async.models import ImageResult, TaskRecord, TaskState
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff\xe0"
 WEBP = b"RIFF\x00\x00\x00\x00WEBP"
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@asynccontextmanager
-async def connected(emulator: Emulator) -> AsyncIterator[Transport]:
-    """The client's own transport to an emulator."""
-    async with transport_to(emulator.base_url, emulator.upload_url, emulator.api_key) as transport:
-        yield transport
-
-
-@asynccontextmanager
-async def transport_to(url: str, upload_url: str | None = None, key: str = "key") -> AsyncIterator[Transport]:
-    """The client's own transport to whatever serves these addresses; by default both are one."""
-    transport = Transport(Credentials(key, url, upload_url or url), Timeouts(), None)
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.aclose()
 
 
 def result_of(*urls: str, task_id: str = "t1") -> ImageResult:

@@ -214,14 +214,15 @@ class Walk:
     Attributes:
         received: Bytes so far.
         type: Its format; None for one that is not known here, and as long as fewer than 12 bytes are here.
+        rest: What is here of the part that is not all here.
     """
 
     received: int = 0
     type: FileType | None = None
+    rest: bytes = attrs.field(default=b"", repr=False)
     _parts: Parts | None = attrs.field(default=None, repr=False)
-    # Where the next part begins in the file, and what of it is here already.
+    # Where the next part begins in the file.
     _next: int = 0
-    _rest: bytes = attrs.field(default=b"", repr=False)
 
     @property
     def has_end(self) -> bool:
@@ -235,17 +236,17 @@ class Walk:
 
     def feed(self, chunk: bytes) -> None:
         """Go on with the bytes that come next."""
-        begin = self.received - len(self._rest)
-        data = self._rest + chunk
+        begin = self.received - len(self.rest)
+        data = self.rest + chunk
         self.received += len(chunk)
         if begin == 0 and len(data) < MIN_HEAD:
-            self._rest = data
+            self.rest = data
             return
         if begin == 0 and self.type is None:
             self.type = file_type(data)
             made_of = PARTS.get(self.type) if self.type else None
             self._parts = made_of() if made_of else None
-        self._rest = self._follow(data, begin) if self._parts is not None and self._parts.end is None else b""
+        self.rest = self._follow(data, begin) if self._parts is not None and self._parts.end is None else b""
 
     def _follow(self, data: bytes, begin: int) -> bytes:
         """Go from part to part; give the beginning of the one that is not all here."""

@@ -97,7 +97,7 @@ async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
             raise CommandError("interrupted; the emulated service ended with its tasks", code=INTERRUPTED) from None
     seconds = time.monotonic() - begun
     sheet = out / SHEET
-    await anyio.to_thread.run_sync(_draw, shows, sheet, seconds)
+    await anyio.to_thread.run_sync(draw_result, shows, sheet, seconds)
     _tell(screen, shows, sheet, seconds)
     unplanned = [show for show in shows if not show.as_planned]
     if unplanned:
@@ -191,7 +191,8 @@ def _card(show: Show) -> Card:
     )
 
 
-def _draw(shows: Sequence[Show], path: Path, seconds: float) -> None:
+def draw_result(shows: Sequence[Show], path: Path, seconds: float) -> None:
+    """Draw the contact sheet of what has ended; blocks."""
     sheet = draw_sheet(
         [show.card for show in shows if show.card],
         title="flux2 demo",

@@ -93,10 +93,11 @@ async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> _Answe
         check = Check(name, f"{host} answers HTTP {status}", "the service has a problem; try again later")
     else:
         check = Check(name, f"{host} answers")
-    return _Answer(check, _skew(date))
+    return _Answer(check, clock_skew(date))
 
 
-def _skew(date: str) -> float | None:
+def clock_skew(date: str) -> float | None:
+    """Give the seconds by which this clock is ahead of a server that told its `Date`; None where it told none."""
     served = http_date(date)
     return None if served is None else (datetime.now(UTC) - served).total_seconds()
 

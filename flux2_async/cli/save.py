@@ -36,10 +36,11 @@ async def save(flux: Flux2Session, result: ImageResult, target: Target) -> list[
     with tempfile.TemporaryDirectory(prefix=".flux2-", dir=target.folder) as scratch:
         files = await flux.download(result, scratch)
         names = [wanted, *(wanted.with_stem(f"{wanted.stem}-{n}") for n in range(2, len(files) + 1))]
-        return [await anyio.to_thread.run_sync(_publish, file, name) for file, name in zip(files, names, strict=True)]
+        return [await anyio.to_thread.run_sync(publish, file, name) for file, name in zip(files, names, strict=True)]
 
 
-def _publish(file: Path, name: Path) -> Path:
+def publish(file: Path, name: Path) -> Path:
+    """Give a downloaded file its name, converted where the name promises another format; see `save`."""
     kind = EXTENSIONS[name.suffix.lower()]
     try:
         with Image.open(file) as picture:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 from emulated import REQUEST
-from file_host import connected
+from service_calls import connected
 
 from flux2_async._http.api import Api
 from flux2_async._protocol.answers import Accepted
@@ -23,8 +23,8 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 async def api(emulator: Emulator) -> AsyncIterator[Api]:
-    async with connected(emulator) as transport:
-        yield Api(transport)
+    async with connected(emulator) as api:
+        yield api
 
 
 async def made(api: Api) -> TaskRecord:

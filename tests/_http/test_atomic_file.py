@@ -16,8 +16,8 @@ from flux2_async._http.partial_file import Part
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.report import write_report
 from flux2_async.batch.results import write_results
-from flux2_async.cli import demo
-from flux2_async.cli.save import _publish
+from flux2_async.cli.demo import draw_result
+from flux2_async.cli.save import publish
 from flux2_async.session import remembered as remembered_module
 from flux2_async.session.remembered import Remembered
 
@@ -36,12 +36,12 @@ async def report(folder: Path) -> None:
 
 
 async def contact_sheet(folder: Path) -> None:
-    demo._draw([], folder / "contact-sheet.png", 1.0)
+    draw_result([], folder / "contact-sheet.png", 1.0)
 
 
 async def converted(folder: Path) -> None:
     (folder / "scratch").mkdir(exist_ok=True)
-    _publish(painted(folder / "scratch" / "id-1.png"), folder / "out.jpg")
+    publish(painted(folder / "scratch" / "id-1.png"), folder / "out.jpg")
 
 
 async def downloaded(folder: Path) -> None:
@@ -152,7 +152,7 @@ def test_converts_over_an_older_picture(tmp_path: Path) -> None:
     Image.effect_noise((200, 200), 90).save(source)
     source.write_bytes(source.read_bytes()[:5000])
     with pytest.raises(OSError, match="cannot be made a JPEG"):
-        _publish(source, tmp_path / "out.jpg")
+        publish(source, tmp_path / "out.jpg")
 
     assert (tmp_path / "out.jpg").read_bytes() == b"older"
     assert names(tmp_path) == {"id-1.png", "out.jpg", "scratch"}

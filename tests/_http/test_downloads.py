@@ -13,16 +13,15 @@ import aiohttp
 import aiohttp.web
 import anyio
 import pytest
-from file_host import JPEG, WEBP, Answer, FileHost, connected, names, picture, reply, serving, transport_to
+from file_host import JPEG, WEBP, Answer, FileHost, names, picture, reply, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_server import answer, raw_server
+from service_calls import api_to, connected
 
 from flux2_async._http import partial_file
-from flux2_async._http.api import Api
 from flux2_async._http.atomic_file import UNFINISHED
 from flux2_async._http.downloads import Downloads, prepare_folder
-from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
     ApiError,
@@ -48,8 +47,8 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 async def downloads(emulator: Emulator) -> AsyncIterator[Downloads]:
-    async with connected(emulator) as transport:
-        yield Downloads(Api(transport))
+    async with connected(emulator) as api:
+        yield Downloads(api)
 
 
 def now() -> float:
@@ -388,7 +387,7 @@ async def test_more_than_200_mb_are_not_saved(
 ) -> None:
     """It is refused as soon as it is known, and not tried again."""
     if told:
-        size = MAX_DOWNLOAD + 1
+        size = 200_000_001
     else:
         monkeypatch.setattr(partial_file, "MAX_DOWNLOAD", 100_000)
         size = 200_000
@@ -443,8 +442,8 @@ async def test_a_fresh_link_is_fetched_as_the_service_wrote_it(tmp_path: Path) -
     async with raw_server([answer(403, b""), answer(200, picture(500))]) as host:
         link = "/a%2fb%28c%29~'//d?sig=%2b%20=="
         async with raw_server([answer(200, {"code": 200, "data": f"{host.url}{link}"})]) as service:
-            async with transport_to(service.url) as transport:
-                path = await Downloads(Api(transport)).save("t1", 1, f"{host.url}/old%2f.png", tmp_path)
+            async with api_to(service.url) as api:
+                path = await Downloads(api).save("t1", 1, f"{host.url}/old%2f.png", tmp_path)
 
     assert path.read_bytes() == picture(500)
     assert [request.partition(b"\r\n")[0].decode() for request in host.requests] == [
@@ -612,7 +611,7 @@ async def test_any_misfortune_gives_the_whole_file(
     tmp_path: Path, misfortunes: list[tuple[str, int]], validators: dict[str, str]
 ) -> None:
     """Up to four misfortunes in any order, and the file is byte for byte one that the host had."""
-    async with Emulator() as emulator, connected(emulator) as transport, serving(picture(80_000), **validators) as host:
+    async with Emulator() as emulator, connected(emulator) as api, serving(picture(80_000), **validators) as host:
         for kind, count in misfortunes:
             match kind:
                 case "cut" | "chunked":
@@ -629,7 +628,7 @@ async def test_any_misfortune_gives_the_whole_file(
                     host.answers.append(reply(416, Content_Range=f"bytes */{count + 200_000}"))
                 case _:
                     host.answers.append(changing(host, count))
-        path = await Downloads(Api(transport)).save("t1", 1, host.url, tmp_path)
+        path = await Downloads(api).save("t1", 1, host.url, tmp_path)
 
         assert path.read_bytes() == host.content
         assert names(tmp_path) == {path.name}

@@ -11,9 +11,9 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp import web
-from file_host import JPEG, WEBP, connected, names, picture, reply, result_of, serving
+from file_host import JPEG, WEBP, names, picture, reply, result_of, serving
+from service_calls import connected
 
-from flux2_async._http.api import Api
 from flux2_async._http.files import Files, together
 from flux2_async.emulator import Emulator, Fault
 from flux2_async.errors import (
@@ -34,8 +34,8 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 async def files(emulator: Emulator) -> AsyncIterator[Files]:
-    async with connected(emulator) as transport:
-        yield Files(Api(transport))
+    async with connected(emulator) as api:
+        yield Files(api)
 
 
 @pytest.fixture

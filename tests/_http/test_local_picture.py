@@ -10,8 +10,9 @@ import pytest
 from file_host import JPEG, PNG, WEBP, picture
 
 from flux2_async._http.local_picture import Picture, check_picture, read_picture, read_stream
-from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
+
+MAX_PICTURE = 10_000_000
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 from file_host import JPEG, PNG, WEBP, picture
 
 from flux2_async._http.partial_file import Part
-from flux2_async._protocol.media import MAX_DOWNLOAD
 from flux2_async.errors import ProtocolError, TaskError, TransportError
+
+MAX_DOWNLOAD = 200_000_000
 
 DATE = "Sun, 22 Nov 2026 20:00:00 GMT"
 OTHER = "Sun, 22 Nov 2026 20:00:01 GMT"

@@ -19,47 +19,16 @@ import trustme
 from emulated import REQUEST, emulated, error_of, session_for, until
 from memory_coordination import Memory
 from raw_server import HANG, answer, raw_server
+from service_calls import BODY, KEY, accepted, create_task, sent, transport_to
 
-from flux2_async._http.api import Api
-from flux2_async._http.credentials import Credentials
 from flux2_async._http.post import MAX_SPOILED
-from flux2_async._http.transport import Transport
-from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Unclear
+from flux2_async._protocol.answers import Accepted, NeverSent, Obstacle, Unclear
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import TransportError
-from flux2_async.models import RateLimit, Timeouts
+from flux2_async.models import RateLimit
 
-KEY = "the-secret-key"
-BODY = b'{"model": "flux-2/flex-text-to-image"}'
 STRAY_ID = "task_stray_1"
 STRAY = answer(200, {"code": 200, "msg": "success", "data": {"taskId": STRAY_ID}})
-
-
-def accepted(number: int) -> bytes:
-    return answer(200, {"code": 200, "msg": "success", "data": {"taskId": f"task_{number}"}})
-
-
-@asynccontextmanager
-async def transport_to(url: str, http: aiohttp.ClientSession | None = None, **options: Any) -> AsyncIterator[Transport]:
-    transport = Transport(Credentials(KEY, url, f"{url}/file-upload"), Timeouts(), http, **options)
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.aclose()
-
-
-async def sent(
-    transport: Transport, between: Callable[[], object] | None = None, lease_ended: Callable[[], bool] = bool
-) -> Answer:
-    """Send one createTask; `between` happens between its connection and its head, with no step of the loop after it."""
-
-    async def announce() -> None:
-        if between is not None:
-            between()
-
-    async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
-        return await post.send(lease_ended, announce)
 
 
 # --- Whose answer it is ---
@@ -111,7 +80,7 @@ async def test_an_answer_before_the_request_is_nobodys(stray: bytes) -> None:
                 await spoken.wait()
                 await asyncio.sleep(0.1)
 
-            async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+            async with create_task(transport) as post:
                 outcome = await post.send(lambda: False, announce)
 
     assert isinstance(outcome, Accepted)
@@ -238,7 +207,7 @@ async def test_a_connection_that_waited_is_replaced() -> None:
     """A connection that is idle for more than two seconds carries no createTask."""
     async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
         for idle in (1.9, 2.1):
-            async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+            async with create_task(transport) as post:
                 assert isinstance(await post.send(lambda: False, partial(asyncio.sleep, idle)), Accepted)
 
     assert (server.connections, len(server.requests)) == (3, 2)
@@ -257,7 +226,7 @@ async def test_a_server_that_closes_every_connection_ends_the_tries() -> None:
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         async with (
             transport_to(url) as transport,
-            Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post,
+            create_task(transport) as post,
         ):
             outcome = await post.send(lambda: False, partial(asyncio.sleep, 0.1))
 
@@ -467,7 +436,7 @@ async def test_connection_intent_lease_head() -> None:
             order.append(f"lease after {len(server.requests)} requests")
             return False
 
-        async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+        async with create_task(transport) as post:
             await post.send(lease_ended, announce)
 
     assert order == ["intent after 1 connections, 0 requests", "lease after 0 requests"]
@@ -516,7 +485,7 @@ async def test_what_an_intent_raises_comes_out_as_it_is() -> None:
             raise error
 
         async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
-            async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
+            async with create_task(transport) as post:
                 raised = await error_of(post.send(lambda: False, announce))
 
         assert raised is error
@@ -545,7 +514,7 @@ async def test_no_intent_without_a_connection() -> None:
 async def test_a_cancelled_post_leaves_nothing_behind(moment: int) -> None:
     """Cancelled at any step: no asyncio task, no connection and no warning stay, and `sent` says what left."""
     async with raw_server([HANG]) as server, transport_to(server.url) as transport:
-        post = Api(transport).create_task(BODY, request=REQUEST, ref="our-ref")
+        post = create_task(transport)
 
         async def send() -> None:
             async with post:

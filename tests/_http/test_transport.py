@@ -6,8 +6,6 @@ import inspect
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -16,15 +14,14 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
+from emulated import REQUEST
 from raw_server import HANG, RawServer, answer, raw_server
+from service_calls import BODY, KEY, create, transport_to
 
-from flux2_async._http.api import Api
 from flux2_async._http.borrowed import ROUTE, make_connector
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import MAX_REPLY
 from flux2_async._http.failures import FAILURES, failure_text
-from flux2_async._http.transport import Transport
-from flux2_async._protocol.answers import Accepted, NeverSent, Refused, Unclear
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
@@ -39,35 +36,10 @@ from flux2_async.errors import (
     RequestRejectedError,
     TransportError,
 )
-from flux2_async.models import TextToImage, Timeouts
+from flux2_async.models import Timeouts
 
-KEY = "the-secret-key"
-REQUEST = TextToImage("a red kettle")
-BODY = b'{"model": "flux-2/flex-text-to-image"}'
 TASK_ID = "task_flux-2_1765175331507"
 ACCEPTED = answer(200, {"code": 200, "msg": "success", "data": {"taskId": TASK_ID}})
-
-
-@asynccontextmanager
-async def transport_to(
-    url: str, http: aiohttp.ClientSession | None = None, timeouts: Timeouts | None = None
-) -> AsyncIterator[Transport]:
-    transport = Transport(Credentials(KEY, url, f"{url}/file-upload"), timeouts or Timeouts(), http)
-    await transport.open()
-    try:
-        yield transport
-    finally:
-        await transport.aclose()
-
-
-async def create(transport: Transport) -> str:
-    async with Api(transport).create_task(BODY, request=REQUEST, ref="our-ref") as post:
-        answered = await post.send(lambda: False)
-    match answered:
-        case Accepted(task_id):
-            return task_id
-        case Refused(error) | NeverSent(error) | Unclear(error):
-            raise error
 
 
 async def outcome_of(answer_bytes: bytes) -> tuple[str | Flux2Error, RawServer]:

@@ -11,12 +11,12 @@ import aiohttp
 import anyio
 import attrs
 import pytest
-from file_host import connected, picture
+from file_host import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from service_calls import connected
 
 from flux2_async._http import uploads as uploads_module
-from flux2_async._http.api import Api
 from flux2_async._http.local_picture import Picture, read_picture
 from flux2_async._http.uploads import Uploads
 from flux2_async.emulator import Emulator, Fault, Script
@@ -41,8 +41,8 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 async def uploads(emulator: Emulator) -> AsyncIterator[Uploads]:
-    async with connected(emulator) as transport:
-        yield Uploads(Api(transport))
+    async with connected(emulator) as api:
+        yield Uploads(api)
 
 
 def local(content: bytes) -> Picture:
@@ -250,8 +250,8 @@ async def test_no_service_at_all(emulator: Emulator, uploads: Uploads) -> None:
 async def test_a_closed_session_leaves_no_file_open(emulator: Emulator, tmp_path: Path) -> None:
     """The file is closed, which Python would warn of otherwise, also when nothing could be sent."""
     (tmp_path / "a").write_bytes(picture(100))
-    async with connected(emulator) as transport:
-        uploads = Uploads(Api(transport))
+    async with connected(emulator) as api:
+        uploads = Uploads(api)
     with pytest.raises(SessionClosedError):
         await uploads.bring(read_picture("images[0]", tmp_path / "a"), None)
 
@@ -285,16 +285,19 @@ async def test_is_forgotten_before_the_service_deletes_it(
     ("life", "age", "known"),
     [(3.0, 1.9, True), (3.0, 2.1, False), (0.5, 0.0, False), (-1.0, 0.0, False), (72.0, 70.9, True)],
 )
-async def test_believes_the_service_about_its_life(emulator: Emulator, life: float, age: float, *, known: bool) -> None:
+async def test_believes_the_service_about_its_life(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, life: float, age: float, *, known: bool
+) -> None:
     """A file whose end was told is used until an hour before, also when that is already over (hours)."""
+    async with connected(emulator) as api:
+        upload = api.upload
 
-    class Told(Api):
-        async def upload(self, form: aiohttp.FormData, *, size: int, mime_type: str) -> UploadedFile:
-            uploaded = await super().upload(form, size=size, mime_type=mime_type)
+        async def told(form: aiohttp.FormData, *, size: int, mime_type: str) -> UploadedFile:
+            uploaded = await upload(form, size=size, mime_type=mime_type)
             return attrs.evolve(uploaded, expires_at=datetime.now(UTC) + timedelta(hours=life))
 
-    async with connected(emulator) as transport:
-        uploads = Uploads(Told(transport))
+        monkeypatch.setattr(api, "upload", told)
+        uploads = Uploads(api)
         await uploads.bring(local(picture(100)), None)
         await asyncio.sleep(age * 3600)
         await uploads.bring(local(picture(100)), None)
@@ -375,8 +378,8 @@ async def test_any_mix_of_callers_and_failures(
             got.setdefault(seed, set()).add(file.url)
         cancelled += scope.cancelled_caught
 
-    async with Emulator(Script(latency=1.0)) as emulator, connected(emulator) as transport:
-        uploads = Uploads(Api(transport))
+    async with Emulator(Script(latency=1.0)) as emulator, connected(emulator) as api:
+        uploads = Uploads(api)
         before = locks()
         for kind in faults:
             emulator.inject(Fault("upload", kind))

@@ -168,7 +168,7 @@ def test_how_it_comes_makes_no_difference(make: Callable[[], bytes]) -> None:
     for sizes in ([1], [7], [1, 2, 3, 5, 8, 13, 4096]):
         walk = walked(content, sizes=itertools.cycle(sizes))
         assert (walk, walk.is_ended) == (whole, True)
-        assert len(walk._rest) < 64
+        assert len(walk.rest) < 64
 
 
 def test_photographs_of_others() -> None:

@@ -60,7 +60,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "Date": lambda text: retry_after({"Retry-After": DATE, "Date": text}),
     "Retry-After of a body": lambda text: retry_after({}, body=lenient_json.dumps({"retryAfter": text})),
     "a date": http_date,
-    "the clock of a server": doctor._skew,
+    "the clock of a server": doctor.clock_skew,
     "Content-Length": declared_length,
     "a code": lambda text: code_of({"code": text}),
     "a time": lambda text: record(createTime=text),

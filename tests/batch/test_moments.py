@@ -12,7 +12,7 @@ from emulated import emulated, until
 
 from flux2_async.batch import Batch, Download, Journal, Outcome, State, run_batch
 from flux2_async.batch.journal.rows import Row
-from flux2_async.batch.journal.start import Work
+from flux2_async.batch.journal.start import Start, Work
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import TaskRecord
@@ -55,15 +55,20 @@ def told(folder: Path) -> list[tuple[str, str | None]]:
     return [(line["state"], line["download"]) for line in lines(folder)]
 
 
-async def test_stopped_when_it_is_just_prepared(tmp_path: Path) -> None:
+async def test_stopped_when_it_is_just_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop that comes too late for the preparing, and before anything else, is a stop all the same."""
     async with emulated() as (flux, emulator):
         batch = batch_in(tmp_path, flux, requests(3))
-        running = asyncio.create_task(collect(batch))
-        while batch._preparing is None:  # noqa: ASYNC110  not a turn of the loop later
-            await asyncio.sleep(0)
-        batch._preparing.add_done_callback(lambda _: batch.stop())
-        assert await running == []
+        begin = Journal.begin
+
+        async def begun(*args: Any, **options: Any) -> Start:
+            start = await begin(*args, **options)
+            # What prepares has nothing more to wait for, and has ended by then.
+            asyncio.get_running_loop().call_soon(batch.stop)
+            return start
+
+        monkeypatch.setattr(Journal, "begin", begun)
+        assert await collect(batch) == []
         assert emulator.ledger.requests == []
 
 

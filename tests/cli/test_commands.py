@@ -20,6 +20,7 @@ from flux2_async.cli import options
 from flux2_async.cli.app import run
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.models.service import KIE
+from flux2_async.session.session import Flux2Session
 
 PHOTO = str(Path(options.__file__).parent / "photos" / "chelsea.png")
 Serve = Callable[..., Emulator]
@@ -660,10 +661,10 @@ def test_a_full_disk_is_told_in_the_words_of_the_system(
     """The number that Python puts before them helps nobody."""
     serve()
 
-    def full(*_: object) -> None:
+    async def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("flux2_async._http.partial_file.Part.write", full)
+    monkeypatch.setattr(Flux2Session, "download", full)
     assert run(["generate", "A lighthouse"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("flux2: No space left on device; go on with: flux2 ")
 

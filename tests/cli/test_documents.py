@@ -94,7 +94,7 @@ def test_docs_of_public_names(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["Flux2Sesion", "Flux2Session._open_parts", "sys", "Flux2Session.nothing"])
+@pytest.mark.parametrize("name", ["Flux2Sesion", "Flux2Session.__init__", "sys", "Flux2Session.nothing"])
 def test_docs_of_what_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no page and no public name is told in a line, with what may be meant."""
     assert flux2("docs", name) == 2

@@ -15,9 +15,10 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from emulated import look_often
 
-from flux2_async.cli import demo, script, serve
+from flux2_async.cli import demo, script
 from flux2_async.cli.app import run
 from flux2_async.cli.run import followed
+from flux2_async.cli.screen import Screen
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.session.session import Flux2Session
 
@@ -106,7 +107,7 @@ def test_a_signal_always_wakes_the_loop(monkeypatch: pytest.MonkeyPatch, capsys:
         watched.append(descriptor)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(serve, "_tell", tell)
+    monkeypatch.setattr(Screen, "document", tell)
     assert run(["emulator", "--port", "0"]) == 0
     assert watched != [-1]
 
@@ -174,7 +175,7 @@ def test_the_emulator_takes_it_as_its_end(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     told = threading.Event()
-    _set_when_called(monkeypatch, "flux2_async.cli.serve._tell", told, serve._tell)
+    _set_when_called(monkeypatch, "flux2_async.cli.screen.Screen.document", told, Screen.document)
     with ctrl_c_when(told.is_set):
         assert run(["emulator", "--port", "0"]) == 0
     out, err = capsys.readouterr()

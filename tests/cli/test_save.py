@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flux2_async.cli.save import _publish
+from flux2_async.cli.save import publish
 
 RED = (220, 20, 20)
 
@@ -21,7 +21,7 @@ def picture(path: Path, kind: str, mode: str = "RGB") -> bytes:
 def test_a_picture_of_the_right_kind_is_not_touched(tmp_path: Path) -> None:
     """What fits already keeps every byte."""
     content = picture(tmp_path / "id-1.jpg", "JPEG")
-    assert _publish(tmp_path / "id-1.jpg", tmp_path / "out.jpeg") == tmp_path / "out.jpeg"
+    assert publish(tmp_path / "id-1.jpg", tmp_path / "out.jpeg") == tmp_path / "out.jpeg"
     assert (tmp_path / "out.jpeg").read_bytes() == content
 
 
@@ -32,7 +32,7 @@ def test_another_kind_is_converted_over_an_older_file(tmp_path: Path, made: str,
     """The content becomes what the name says, and replaces what was there."""
     picture(tmp_path / "id-1.bin", made)
     (tmp_path / name).write_bytes(b"older")
-    _publish(tmp_path / "id-1.bin", tmp_path / name)
+    publish(tmp_path / "id-1.bin", tmp_path / name)
     with Image.open(tmp_path / name) as opened:
         assert opened.format == kind
         assert opened.size == (32, 16)
@@ -43,7 +43,7 @@ def test_another_kind_is_converted_over_an_older_file(tmp_path: Path, made: str,
 def test_transparency_becomes_white_in_a_jpeg(tmp_path: Path) -> None:
     """JPEG has no transparency; white is what people expect behind a picture."""
     picture(tmp_path / "id-1.png", "PNG", "RGBA")
-    _publish(tmp_path / "id-1.png", tmp_path / "out.jpg")
+    publish(tmp_path / "id-1.png", tmp_path / "out.jpg")
     with Image.open(tmp_path / "out.jpg") as opened:
         assert opened.getpixel((8, 8)) == (255, 255, 255)
 
@@ -56,6 +56,6 @@ def test_what_cannot_be_converted_is_kept(tmp_path: Path, spoil: Callable[[bytes
     content = spoil(picture(source, "PNG"))
     source.write_bytes(content)
     with pytest.raises(OSError, match=r"cannot be made a JPEG .* it is kept as .*id-1\.png"):
-        _publish(source, tmp_path / "out.jpg")
+        publish(source, tmp_path / "out.jpg")
     assert (tmp_path / "id-1.png").read_bytes() == content
     assert not (tmp_path / "out.jpg").exists()

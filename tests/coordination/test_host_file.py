@@ -292,7 +292,7 @@ def test_new_file_that_another_makes_ours_meanwhile_is_not_foreign(path: Path) -
                             other.execute(each)
 
             looking.set_trace_callback(trace)
-            assert host_file._is_ours(looking, path) in (True, False)
+            assert host_file.is_ours(looking, path) in (True, False)
 
 
 def test_many_open_a_new_file_at_once(path: Path) -> None:

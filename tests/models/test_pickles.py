@@ -22,12 +22,13 @@ from flux2_async.coordination import HostCoordination
 REQUEST = TextToImage("a red kettle")
 RECORD = TaskRecord(task_id="t", state=TaskState.SUCCESS, state_text="success")
 RESULT = ImageResult(task_id="t", urls=("https://x.example/a.png",), record=RECORD)
+SETTINGS = "flux2_async._settings"
 MADE = [
     (REQUEST, "flux2_async.models"),
     (TaskRecord(task_id="t", state=TaskState.SUCCESS, state_text="success"), "flux2_async.models"),
-    (RateLimit(20, 10.0), "flux2_async._settings"),
-    (Polling(interval=1.0), "flux2_async._settings"),
-    (Timeouts(), "flux2_async._settings"),
+    (RateLimit(20, 10.0), SETTINGS),
+    (Polling(interval=1.0), SETTINGS),
+    (Timeouts(), SETTINGS),
     (Completion(index=1, request=REQUEST, error=ValueError("x")), "flux2_async.tasks"),
 ]
 

@@ -158,14 +158,14 @@ class HostFile:
             self._connection = None
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        if not _is_ours(connection, self._path):
+        if not is_ours(connection, self._path):
             # Created a moment ago, readable by whom the mask allows.
             self._path.chmod(0o600)
             check_file(self._path)
         _retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL"))
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
-        if not _is_ours(connection, self._path):
+        if not is_ours(connection, self._path):
             for statement in SCHEMA:
                 connection.execute(statement)
         self._set_clock(connection)
@@ -193,7 +193,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+def is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Tell our file from an empty one.
 
     Raises:

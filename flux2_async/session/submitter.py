@@ -111,7 +111,7 @@ class Submitter:
             ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, steps, group, metadata
         )
         if key is not None and self._sharing is not None:
-            submission.claim = self._sharing.key(key, content, submission.ref, request, self._watcher)
+            submission.claim = self._sharing.key(key, content, submission.ref, request)
         self.start(submission)
         if key is not None:
             self._keys.bind(key, content, submission, self._loop.time())

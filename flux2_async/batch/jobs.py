@@ -12,10 +12,10 @@ import attrs
 from flux2_async._http.local_picture import check_picture
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models import ImageSource, ImageToImage, JobRequest, Request, TextToImage, UploadedFile
+from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.plain_json import plain_object, shown
-from flux2_async.models.requests import REQUESTS, facts_of, images_of, is_url, names_of_images
+from flux2_async.models.requests import facts_of, images_of, is_url
 
 MAX_ID: Final = 256
 MAX_SHOWN: Final = 5
@@ -39,10 +39,8 @@ def _check_id(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
 
 
 def _check_request(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, Request):
-        raise InvalidRequestError(f"request: {type(value).__name__} given, allowed are {REQUESTS}")
-    if isinstance(value, JobRequest):
-        return
+    if not isinstance(value, ImageToImage | TextToImage):
+        raise InvalidRequestError(f"request: {type(value).__name__} given, allowed are ImageToImage and TextToImage")
     base = ImageToImage if isinstance(value, ImageToImage) else TextToImage
     if type(value).model is not base.model:
         raise InvalidRequestError(
@@ -134,9 +132,11 @@ def job_of(item: object) -> Job:
     """
     if isinstance(item, Job):
         return item
-    if isinstance(item, Request):
+    if isinstance(item, ImageToImage | TextToImage):
         return Job(item)
-    raise InvalidRequestError(f"requests: {type(item).__name__} given, allowed are {REQUESTS}, and a Job around one")
+    raise InvalidRequestError(
+        f"requests: {type(item).__name__} given, allowed are ImageToImage, TextToImage, and a Job around one"
+    )
 
 
 def located(job: Job) -> list[str]:
@@ -145,19 +145,18 @@ def located(job: Job) -> list[str]:
     Raises:
         InvalidRequestError: One is given by its content.
     """
-    named = zip(names_of_images(job.request), images_of(job.request), strict=True)
-    return [_located(name, image, job.folder) for name, image in named]
+    return [_located(f"images[{index}]", image, job.folder) for index, image in enumerate(images_of(job.request))]
 
 
-def check_files(request: Request, images: list[str], most: int = MAX_PICTURE) -> None:
-    """Look whether the `located` local pictures of a job, of at most so many bytes each, can be uploaded; blocks.
+def check_files(images: list[str], most: int = MAX_PICTURE) -> None:
+    """Look whether the local pictures of a job, of at most so many bytes each, can be uploaded; blocks.
 
     Raises:
         InvalidRequestError: One cannot.
     """
-    for name, image in zip(names_of_images(request), images, strict=True):
+    for index, image in enumerate(images):
         if not is_url(image):
-            check_picture(name, Path(image), most)
+            check_picture(f"images[{index}]", Path(image), most)
 
 
 def digest_of(request: Request) -> bytes:

@@ -102,13 +102,13 @@ def look(task: Task, now: float) -> str:
 def task_row(task: Task, clock: Clock) -> dict[str, Any]:
     """A task for the page; its prompt and all else that came with it are others' words."""
     now = clock.now()
-    ended = task.finished(now)
+    ended, given = task.finished(now), task.body["input"]
     return {
         "id": task.id,
         "number": task.index + 1,
-        "prompt": task.prompt,
+        "prompt": given["prompt"],
         "model": task.body["model"],
-        "shape": " · ".join(task.shape),
+        "shape": f"{given['aspect_ratio']} · {given['resolution']}",
         "state": task.state(now),
         "stages": list(task.plan.states or ("waiting",)),
         "accepted": clock.milliseconds(task.accepted_at),

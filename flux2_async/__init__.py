@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         ImageResult,
         ImageSource,
         ImageToImage,
+        JobRequest,
         Polling,
         RateLimit,
         Request,
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
         SubmissionChanged,
         Uploaded,
     )
-    from flux2_async.models.expectation import Expectation
     from flux2_async.models.service import APIKLEY, KIE, Service
     from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
     from flux2_async.session.enqueued import SubmissionHandle
@@ -89,7 +89,6 @@ __all__ = [
     "CoordinationError",
     "Downloaded",
     "EmptyResultError",
-    "Expectation",
     "FeatureDisabledError",
     "Flux2Error",
     "Flux2Session",
@@ -99,6 +98,7 @@ __all__ = [
     "ImageToImage",
     "InsufficientCreditsError",
     "InvalidRequestError",
+    "JobRequest",
     "LimitLearned",
     "MaintenanceError",
     "NotFoundError",
@@ -140,10 +140,7 @@ __all__ = [
 ]
 
 # Lightest first: a name is looked for in their lists.
-_HOMES = (
-    *("errors", "models", "models.service", "models.submission_state", "tasks", "session", "models.events"),
-    "models.expectation",
-)
+_HOMES = ("errors", "models", "models.service", "models.submission_state", "tasks", "session", "models.events")
 
 
 # Modules of version 0.1.0 by which its pickles name what this one gives.

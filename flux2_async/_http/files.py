@@ -55,23 +55,28 @@ class Files:
 
         return Downloads(self._api)
 
-    async def check(self, images: Sequence[ImageSource]) -> None:
+    async def check(self, images: Sequence[ImageSource], names: Sequence[str] = ()) -> None:
         """Look at the local pictures of a request before anything is sent.
+
+        Args:
+            images: The pictures.
+            names: What errors call each; without, `images[n]`, n from 0.
 
         Raises:
             InvalidRequestError: One is no readable JPEG, PNG or WebP file of 1 byte to what the service takes; the text
-                names it as `images[n]`, n from 0.
+                names it.
         """
+        names = names or [f"images[{index}]" for index in range(len(images))]
         local = {
-            f"images[{index}]": place
-            for index, place in enumerate(map(located, images))
+            name: place
+            for name, place in zip(names, map(located, images), strict=True)
             if not isinstance(place, str | UploadedFile)
         }
         if local:
             await self._uploads.check(local)
 
-    async def urls(self, images: Sequence[ImageSource]) -> tuple[str | UploadedFile, ...]:
-        """Upload the local pictures of a request.
+    async def urls(self, images: Sequence[ImageSource], names: Sequence[str] = ()) -> tuple[str | UploadedFile, ...]:
+        """Upload the local pictures of a request; see `check` for the arguments.
 
         Returns:
             For each picture, in order: an address as it was given, else the file at the service.
@@ -87,12 +92,13 @@ class Files:
             # What is there already needs no task group.
             return tuple(there)
 
-        async def bring(index: int, place: Path | bytes | str | UploadedFile) -> str | UploadedFile:
+        async def bring(name: str, place: Path | bytes | str | UploadedFile) -> str | UploadedFile:
             if not isinstance(place, Path | bytes):
                 return place
-            return await self._uploads.bring_local(f"images[{index}]", place, None)
+            return await self._uploads.bring_local(name, place, None)
 
-        return tuple(await together([partial(bring, index, place) for index, place in enumerate(places)]))
+        names = names or [f"images[{index}]" for index in range(len(images))]
+        return tuple(await together([partial(bring, *each) for each in zip(names, places, strict=True)]))
 
     async def upload(self, source: UploadSource, *, file_name: str | None = None) -> UploadedFile:
         """Upload one picture.

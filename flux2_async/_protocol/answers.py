@@ -190,8 +190,7 @@ class _Echo:
 
     def __init__(self, sent: bytes) -> None:
         self._text = ""
-        letters = sent.lower()
-        if not any(each in letters for each in _MAY_NAME):
+        if not any(map(sent.lower().__contains__, _MAY_NAME)):
             return
         import html  # noqa: PLC0415  its long table is loaded at first need
 
@@ -200,6 +199,8 @@ class _Echo:
 
     def may_be(self, value: str, key: re.Pattern[str]) -> bool:
         """Whether a value under a key may come from the request."""
+        if not self._text:
+            return False
         begun = [match[1] for match in key.finditer(self._text)]
         value = value.lower()
         # A key at the end of an echo takes its value from what follows there.

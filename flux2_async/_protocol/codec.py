@@ -20,7 +20,7 @@ from flux2_async._protocol.refusals import ENDS_TASK, refusal, retry_after, with
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
 from flux2_async.models import Request, TaskRecord, TaskState, UploadedFile
 from flux2_async.models.plain import is_whole
-from flux2_async.models.requests import images_of
+from flux2_async.models.requests import images_of, input_of
 
 SUCCESS: Final = 200
 NOT_FOUND: Final = 404
@@ -95,8 +95,7 @@ def encode_request(request: Request, input_urls: Sequence[str] = (), callback_ur
     pictures = len(images_of(request))
     if len(input_urls) != pictures:
         raise InvalidRequestError(f"images: {len(input_urls)} addresses for {pictures} pictures, each needs one")
-    fields = request.input | ({"input_urls": input_urls} if pictures else {})
-    body = {"model": request.model, "input": fields}
+    body: dict[str, Any] = {"model": request.model, "input": input_of(request, input_urls)}
     if callback_url is not None:
         body["callBackUrl"] = callback_url
     return lenient_json.dumps(body)

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.refusals import without_signature
 from flux2_async.models import TaskRecord, TaskState
+from flux2_async.models.records import Echo
 from flux2_async.models.requests import is_plain_address, is_url
 
 if TYPE_CHECKING:
@@ -191,7 +192,8 @@ def _moment(value: object, _kind: object = None) -> datetime:
 
 
 def _text(value: object, _kind: object = None) -> str:
-    return _typed(value, str)
+    # Nearly every one is, and there are several in each record.
+    return value if type(value) is str else _typed(value, str)
 
 
 def _fail_message(value: object, _kind: object = None) -> str:
@@ -228,7 +230,11 @@ def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
     return () if address is None else (address,)
 
 
-def _param(value: object, _kind: object = None) -> dict[str, Any] | None:
+def _param(value: object, _kind: object = None) -> Echo | None:
+    return Echo(value, _request) if isinstance(value, (str, dict)) else None
+
+
+def _request(value: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
     request = decoded(value)
     if not isinstance(request, dict):
         return None

@@ -58,7 +58,10 @@ def loads(raw: bytes | str) -> Any:
     """
     try:
         value = _parse(raw)
-        return value if _is_shallow(raw) else _checked_depth(value)
+        # Who opens few brackets cannot nest deeply, and most replies open few: walking through the values takes longer
+        # than parsing them.
+        opened = raw.count("{") + raw.count("[") if isinstance(raw, str) else raw.count(b"{") + raw.count(b"[")
+        return value if opened <= MAX_DEPTH else _checked_depth(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -137,14 +140,6 @@ def _parse(raw: bytes | str) -> Any:
     return value
 
 
-def _is_shallow(raw: bytes | str) -> bool:
-    # Who opens few brackets cannot nest deeply, and most replies open few: walking through the values takes longer
-    # than parsing them.
-    if isinstance(raw, str):
-        return raw.count("{") + raw.count("[") <= MAX_DEPTH
-    return raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH
-
-
 def _checked_depth(value: Any) -> Any:
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -161,6 +156,8 @@ def _children(value: Any) -> Any:
 
 
 def _integer(digits: str) -> int | float:
+    if len(digits) < 19:  # noqa: PLR2004  so many fit into 64 bits, as nearly all do
+        return int(digits)
     # 20 characters hold every 64-bit number; orjson makes floats of longer ones, and int() refuses 4,300 digits.
     value = int(digits) if len(digits) <= len("-9223372036854775808") else float(digits)
     return value if -(2**63) <= value < 2**64 else float(value)

@@ -33,6 +33,7 @@ from flux2_async.errors import (
 )
 from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.plain import is_whole
+from flux2_async.models.records import PARAM, Echo
 
 _OLDER_NAMES: Final = {"creditsConsumed": "consumeCredits", "param": "paramJson"}
 _READ_APART: Final = {"taskId", "task_id", *_OLDER_NAMES.values()}
@@ -191,13 +192,15 @@ def _is_success(state: object) -> bool:
 def memory_of(record: TaskRecord | None, most: int) -> int:
     """Give the bytes that a record keeps in memory at most, counted until they are more than `most`."""
     total = 0
-    left: list[Iterable[Any]] = [] if record is None else [_values_of(record)]
+    left: list[Iterable[Any]] = [] if record is None else [_values_of(record), (PARAM.held(record),)]
     while left and total <= most:
         for value in left.pop():
             # Asking each for its size takes longer than to read it.
             total += SIZE_OF_A_VALUE
             if isinstance(value, str):
                 total += len(value) if value.isascii() else 4 * len(value)
+            elif isinstance(value, Echo):
+                left.append((value.raw,))
             elif isinstance(value, _COLLECTIONS):
                 total += sys.getsizeof(value)
                 left += (value, value.values()) if isinstance(value, dict) else (value,)
@@ -207,4 +210,4 @@ def memory_of(record: TaskRecord | None, most: int) -> int:
 # All that a record holds was made by a reader of JSON.
 _COLLECTIONS: Final = (dict, list, tuple)
 # Ten times as fast as `attrs.astuple`, and every callback asks.
-_values_of: Final = attrgetter(*attrs.fields_dict(TaskRecord))
+_values_of: Final = attrgetter(*(name for name in attrs.fields_dict(TaskRecord) if name != "param"))

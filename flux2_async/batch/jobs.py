@@ -12,10 +12,10 @@ import attrs
 from flux2_async._http.local_picture import check_picture
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
+from flux2_async.models import ImageSource, ImageToImage, JobRequest, Request, TextToImage, UploadedFile
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.plain_json import plain_object, shown
-from flux2_async.models.requests import facts_of, images_of, is_url
+from flux2_async.models.requests import REQUESTS, facts_of, images_of, is_url, names_of_images
 
 MAX_ID: Final = 256
 MAX_SHOWN: Final = 5
@@ -39,8 +39,10 @@ def _check_id(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
 
 
 def _check_request(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, ImageToImage | TextToImage):
-        raise InvalidRequestError(f"request: {type(value).__name__} given, allowed are ImageToImage and TextToImage")
+    if not isinstance(value, Request):
+        raise InvalidRequestError(f"request: {type(value).__name__} given, allowed are {REQUESTS}")
+    if isinstance(value, JobRequest):
+        return
     base = ImageToImage if isinstance(value, ImageToImage) else TextToImage
     if type(value).model is not base.model:
         raise InvalidRequestError(
@@ -132,11 +134,9 @@ def job_of(item: object) -> Job:
     """
     if isinstance(item, Job):
         return item
-    if isinstance(item, ImageToImage | TextToImage):
+    if isinstance(item, Request):
         return Job(item)
-    raise InvalidRequestError(
-        f"requests: {type(item).__name__} given, allowed are ImageToImage, TextToImage, and a Job around one"
-    )
+    raise InvalidRequestError(f"requests: {type(item).__name__} given, allowed are {REQUESTS}, and a Job around one")
 
 
 def located(job: Job) -> list[str]:
@@ -145,18 +145,19 @@ def located(job: Job) -> list[str]:
     Raises:
         InvalidRequestError: One is given by its content.
     """
-    return [_located(f"images[{index}]", image, job.folder) for index, image in enumerate(images_of(job.request))]
+    named = zip(names_of_images(job.request), images_of(job.request), strict=True)
+    return [_located(name, image, job.folder) for name, image in named]
 
 
-def check_files(images: list[str], most: int = MAX_PICTURE) -> None:
-    """Look whether the local pictures of a job, of at most so many bytes each, can be uploaded; blocks.
+def check_files(request: Request, images: list[str], most: int = MAX_PICTURE) -> None:
+    """Look whether the `located` local pictures of a job, of at most so many bytes each, can be uploaded; blocks.
 
     Raises:
         InvalidRequestError: One cannot.
     """
-    for index, image in enumerate(images):
+    for name, image in zip(names_of_images(request), images, strict=True):
         if not is_url(image):
-            check_picture(f"images[{index}]", Path(image), most)
+            check_picture(name, Path(image), most)
 
 
 def digest_of(request: Request) -> bytes:

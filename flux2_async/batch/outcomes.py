@@ -86,7 +86,7 @@ class Outcome:
         images: Its reference pictures: absolute paths or addresses; empty without.
         aspect_ratio: As sent.
         resolution: As sent.
-        tier: As sent.
+        tier: As sent; empty for another model than those of Flux-2.
         model: The API's id of the model.
         line: The line of the input it stood in last, from 1.
         task_id: The service's id, or None until it accepted the request.

@@ -12,7 +12,7 @@ from typing import Any, Final, TextIO
 
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models import ImageToImage, Request, TextToImage
+from flux2_async.models import ImageToImage, JobRequest, Request, TextToImage
 from flux2_async.models.requests import TIERS
 
 # Longer than any request; what has no line ends is not read as a whole to say so.
@@ -32,6 +32,7 @@ ENCODINGS: Final = {
 SEPARATOR: Final = re.compile(r"sep=(.)\s*")
 
 FIELDS: Final = ("prompt", "images", "aspect_ratio", "resolution", "tier", "model", "id", "extra_input")
+JOB_FIELDS: Final = ("input", "image_fields")
 FILES: Final = JSONL + JSON + CSV
 """Ends of the names of lists."""
 MODELS: Final = {f"flux-2/{tier}-{way}-to-image": (tier, way == "image") for tier in TIERS for way in ("text", "image")}
@@ -108,15 +109,26 @@ def _job(fields: object, line: int, folder: Path) -> Job:
         raise fields
     if not isinstance(fields, dict):
         raise InvalidRequestError(f"a JSON object must stand here, not {_kind(fields)}")
-    given = {name: value for name, value in fields.items() if name in FIELDS and value is not None}
-    extra = {name: value for name, value in fields.items() if name not in FIELDS}
+    # With an `input` that is no object it is a column like others, as lists of before had it.
+    known = (*FIELDS, *JOB_FIELDS) if isinstance(fields.get("input"), dict) else FIELDS
+    given = {name: value for name, value in fields.items() if name in known and value is not None}
+    extra = {name: value for name, value in fields.items() if name not in known}
     name = _name(given.pop("id", None))
-    return Job(_request(given), id=name, line=line, folder=folder, extra=extra)
+    request = _job_request(given) if "input" in given else _request(given)
+    return Job(request, id=name, line=line, folder=folder, extra=extra)
 
 
 def _name(value: Any) -> Any:
     # A column of numbers is a column of names as well; true is none.
     return str(value) if type(value) is int else value
+
+
+def _job_request(given: dict[str, Any]) -> JobRequest:
+    if "model" not in given:
+        raise InvalidRequestError("model: missing; with input it names the model that takes it")
+    if besides := sorted(given.keys() - {"model", *JOB_FIELDS}):
+        raise InvalidRequestError(f"{besides[0]}: given besides input; what the model takes goes into input")
+    return JobRequest(given["model"], given["input"], image_fields=given.get("image_fields", ()))
 
 
 def _request(given: dict[str, Any]) -> Request:

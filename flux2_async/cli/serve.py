@@ -99,7 +99,7 @@ def _about(event: Exchange, emulator: Emulator) -> str:
     except KeyError:
         return ""
     if event.endpoint == "createTask":
-        prompt = one_line(task.body["input"]["prompt"])
+        prompt = one_line(str(task.body["input"].get("prompt", "")))
         return f"{prompt[:MAX_PROMPT]!r}{'…' if len(prompt) > MAX_PROMPT else ''}"
     return task.state if event.endpoint == "recordInfo" else ""
 

@@ -16,7 +16,8 @@ from flux2_async.coordination.store import Coordination, finish
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.watcher import Records, Watcher
+from flux2_async.tasks.looks import Records
+from flux2_async.tasks.watcher import Watcher
 
 logger = logging.getLogger("flux2_async")
 
@@ -33,12 +34,12 @@ class Sharing:
         coordination: As the user made it.
         account: The digest of address and key.
         terms: The limit, and how long a permit may be out.
-        on_callback: Called with the ref and task id of a callback that another process received.
+        watcher: Looks after the tasks of keys, and at those of callbacks that another process received.
         records: Reads those of tasks.
 
     Attributes:
         limiter: Lets submissions through.
-        on_callback: See above.
+        on_callback: Called with ref and task id of such a callback.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class Sharing:
         account: str,
         terms: Terms,
         *,
-        on_callback: Callable[[str, str], None],
+        watcher: Watcher,
         records: Records,
     ) -> None:
         self._coordinator = Coordinator(coordination, account, terms)
         self.limiter = SharedLimiter(self._coordinator, terms, may_degrade=coordination.on_failure == "degrade")
-        self.on_callback = on_callback
+        self.on_callback: Callable[[str, str], None] = lambda _, task_id: watcher.hint(task_id)
+        self._watcher = watcher
         self._records = records
         self._key_news: dict[str, asyncio.Event] = {}
         self._interested: Counter[str] = Counter()
@@ -86,10 +88,10 @@ class Sharing:
         if (job := self._pass_on(partial(self._end_doubt, ref, task_id))) is not None:
             await asyncio.wait([job], timeout=CLOSE_TIMEOUT)
 
-    def key(self, key: str, fingerprint: str, ref: str, request: Request, watcher: Watcher) -> "SharedKey":
+    def key(self, key: str, fingerprint: str, ref: str, request: Request) -> "SharedKey":
         """Give a submission's claim to a key."""
         digest = hashlib.sha256(key.encode()).hexdigest()
-        return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request, watcher)
+        return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request, self._watcher)
 
     async def ask(self, question: Callable[[], Coroutine[Any, Any, KeyEntry | None]]) -> KeyEntry | None:
         """Ask about a key.

@@ -16,7 +16,7 @@ from flux2_async.emulator.replies import Refusal
 from flux2_async.emulator.script import Limit, Plan, Script
 from flux2_async.emulator.store import Links, Reference, ResultRef, Store, StoredFile, Unloadable, kind_of
 from flux2_async.emulator.tasks import Task, record
-from flux2_async.emulator.validation import PRICES, check
+from flux2_async.emulator.validation import PRICES, check, is_address
 
 LARGEST_REFERENCE = 10 * 1024 * 1024
 KINDS = {"jpeg", "png", "webp"}
@@ -70,9 +70,9 @@ class Engine:
             Refusal: Nothing was created: a bad request (422, 500), too many (429), too poor (402).
         """
         body = parsed(text)
-        check(body)
+        check(body, self._script.models)
         self._admit()
-        if self.balance < PRICES[body["model"]][body["input"]["resolution"]]:
+        if self.balance < self._price(body):
             raise Refusal(402)
         task = self._task(body)
         self.tasks[task.id] = task
@@ -174,9 +174,9 @@ class Engine:
 
     def _task(self, body: Mapping[str, Any]) -> Task:
         index = len(self.tasks)
-        references = tuple(self._reference(url) for url in body["input"].get("input_urls", ()))
+        references = tuple(self._reference(url) for url in reference_urls(body))
         plan = _with_bad_reference(self._script.plan_for(index, body), references, body)
-        price = PRICES[body["model"]][body["input"]["resolution"]] if plan.credits is None else plan.credits
+        price = self._price(body) if plan.credits is None else plan.credits
         now = self._clock.now()
         task_id = secrets.token_hex(16)
         return Task(
@@ -191,9 +191,15 @@ class Engine:
             references=tuple(reference for reference in references if reference is not None),
         )
 
+    def _price(self, body: Mapping[str, Any]) -> float:
+        prices = PRICES.get(body["model"])
+        return self._script.models[body["model"]] if prices is None else prices[body["input"]["resolution"]]
+
     def _result_urls(self, task_id: str, plan: Plan) -> tuple[str, ...]:
         if plan.outcome != "success":
             return ()
+        if plan.result_urls:
+            return plan.result_urls
         extension = "jpg" if self._script.render and self._script.picture_format == "jpeg" else "png"
         return tuple(self._links.result(ResultRef(task_id, number), extension) for number in range(plan.pictures))
 
@@ -205,6 +211,15 @@ class Engine:
         if ref is not None:
             return ref if self.finished(ref) else None
         return Unloadable(url)
+
+
+def reference_urls(body: Mapping[str, Any]) -> list[str]:
+    """The addresses of the reference pictures: `input_urls`, for models that are not looked into all there are."""
+    given = body["input"]
+    if body["model"] in PRICES:
+        return list(given.get("input_urls", ()))
+    values = [each for value in given.values() for each in (value if isinstance(value, list) else [value])]
+    return [value for value in values if is_address(value)]
 
 
 def parsed(text: bytes) -> dict[str, Any]:
@@ -227,7 +242,7 @@ def parsed(text: bytes) -> dict[str, Any]:
 
 def _with_bad_reference(plan: Plan, references: tuple[Reference | None, ...], body: Mapping[str, Any]) -> Plan:
     """A reference picture of ours that is missing, expired or no picture makes the task fail, as at the service."""
-    for url, reference in zip(body["input"].get("input_urls", ()), references, strict=True):
+    for url, reference in zip(reference_urls(body), references, strict=True):
         if reference is None:
             return attrs.evolve(plan, outcome="fail", fail_code="451", fail_message=f"Image fetch failed: {url}")
         if isinstance(reference, StoredFile) and kind_of(reference.content) not in KINDS:

@@ -122,12 +122,12 @@ class Files:
     async def _draw(self, ref: ResultRef) -> bytes:
         try:
             task = self._engine.tasks[ref.task_id]
-            given = task.body["input"]
+            ratio, resolution = task.shape
             job = Job(
-                prompt=given["prompt"],
-                ratio=given["aspect_ratio"],
-                resolution=given["resolution"],
-                label=f"{task.body['model']} · {given['aspect_ratio']} · {given['resolution']}",
+                prompt=task.prompt,
+                ratio=ratio,
+                resolution=resolution,
+                label=f"{task.body['model']} · {ratio} · {resolution}",
                 references=tuple([await self._reference(reference) for reference in task.references]),
                 number=ref.number,
                 format=self._script.picture_format,

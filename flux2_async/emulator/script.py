@@ -57,6 +57,7 @@ class Plan:
             ends at once); `twice`; `late` (`callback_delay`, else 30 s, after the end); `lost`: never sent.
         callback_delay: Seconds from the end of the task to the callback; None: none, or 30 for `late`.
         pictures: Number of result addresses of a success.
+        result_urls: Result addresses of a success at other hosts, instead of those of pictures made here.
         record_lag: Seconds for which recordInfo still shows the last pending state after the end.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     callback: CallbackPlan = attrs.field(default="once", validator=in_(get_args(CallbackPlan)))
     callback_delay: float | None = attrs.field(default=None, validator=optional(ge(0)))
     pictures: int = attrs.field(default=1, validator=ge(1))
+    result_urls: tuple[str, ...] = attrs.field(default=(), converter=_words)
     record_lag: float = attrs.field(default=0.0, validator=ge(0))
 
     @property
@@ -182,6 +184,8 @@ class Script:
             real HTTP status.
         credits: The balance at the start. A task is charged when it is accepted, one that will fail costs nothing;
             who cannot pay the price is refused with 402.
+        models: Models that are taken besides the four of Flux-2, each with what a task of it costs in credits; their
+            input is not looked into.
         faults: What goes wrong; the first that matches a call is used. `Emulator.inject` adds more.
         latency: Seconds between doing and answering, or a function of the endpoint's name.
         arrival: Seconds between receiving and doing, likewise.
@@ -206,6 +210,7 @@ class Script:
     limit: Limit | None = None
     error_style: Literal["body", "http"] = attrs.field(default="body", validator=in_(("body", "http")))
     credits: float = 1000.0
+    models: Mapping[str, float] = attrs.field(factory=dict)
     faults: list[Fault] = attrs.field(factory=list, converter=_listed)
     latency: float | Callable[[str], float] = 0.0
     arrival: float | Callable[[str], float] = 0.0

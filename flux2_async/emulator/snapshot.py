@@ -102,13 +102,13 @@ def look(task: Task, now: float) -> str:
 def task_row(task: Task, clock: Clock) -> dict[str, Any]:
     """A task for the page; its prompt and all else that came with it are others' words."""
     now = clock.now()
-    ended, given = task.finished(now), task.body["input"]
+    ended = task.finished(now)
     return {
         "id": task.id,
         "number": task.index + 1,
-        "prompt": given["prompt"],
+        "prompt": task.prompt,
         "model": task.body["model"],
-        "shape": f"{given['aspect_ratio']} · {given['resolution']}",
+        "shape": " · ".join(task.shape),
         "state": task.state(now),
         "stages": list(task.plan.states or ("waiting",)),
         "accepted": clock.milliseconds(task.accepted_at),

@@ -10,6 +10,7 @@ import attrs
 from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.script import Plan
 from flux2_async.emulator.store import Reference
+from flux2_async.emulator.validation import RATIOS
 
 FAILURES: Mapping[str, tuple[str, str]] = {
     "fail": ("500", "Internal Error, Please try again later."),
@@ -47,6 +48,18 @@ class Task:
     def callback_url(self) -> str | None:
         """Where its end is told, or None."""
         return self.body.get("callBackUrl")
+
+    @property
+    def prompt(self) -> str:
+        """What to draw; of models that are not looked into perhaps the model's name."""
+        return str(self.body["input"].get("prompt") or self.body["model"])
+
+    @property
+    def shape(self) -> tuple[str, str]:
+        """Aspect ratio and resolution, the usual ones where others or none are asked for."""
+        given = self.body["input"]
+        ratio, resolution = given.get("aspect_ratio"), given.get("resolution")
+        return ratio if ratio in (*RATIOS, "auto") else "1:1", resolution if resolution in ("1K", "2K") else "1K"
 
     @property
     def failure(self) -> tuple[str, str]:

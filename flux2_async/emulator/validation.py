@@ -1,6 +1,6 @@
 """Whether the service takes a createTask body; the words are those that were observed where any were."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,11 +31,12 @@ def is_address(text: object) -> bool:
     return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
-def check(body: Mapping[str, Any]) -> None:
+def check(body: Mapping[str, Any], others: Container[str] = ()) -> None:
     """Refuse what the service would not take.
 
     Args:
         body: The whole request; fields it does not know are passed over.
+        others: Models that are taken with whatever input.
 
     Raises:
         Refusal: 422 for an unknown model or a value out of bounds, 500 for a missing field or a wrong type (sic).
@@ -43,7 +44,7 @@ def check(body: Mapping[str, Any]) -> None:
     model = body.get("model")
     if model is None:
         raise Refusal(500, "This field is required")
-    if not isinstance(model, str) or model not in PRICES:
+    if not isinstance(model, str) or (model not in PRICES and model not in others):
         raise Refusal(422, "The page does not exist or is not published")
     if "callBackUrl" in body and not is_address(body["callBackUrl"]):
         raise Refusal(422, "callBackUrl is not a valid URL")
@@ -52,7 +53,8 @@ def check(body: Mapping[str, Any]) -> None:
         raise Refusal(500, "This field is required")
     if not isinstance(given, Mapping):
         raise Refusal(500, "input it must be an object")
-    _check_input(given, with_images=model.endswith("image-to-image"))
+    if model in PRICES:
+        _check_input(given, with_images=model.endswith("image-to-image"))
 
 
 def _check_input(given: Mapping[str, Any], *, with_images: bool) -> None:

@@ -4,7 +4,7 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 """
 
 from flux2_async.models.records import ImageResult, TaskRecord, TaskState
-from flux2_async.models.requests import ImageSource, ImageToImage, Request, TextToImage, UploadedFile
+from flux2_async.models.requests import ImageSource, ImageToImage, JobRequest, Request, TextToImage, UploadedFile
 from flux2_async.models.settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ImageResult",
     "ImageSource",
     "ImageToImage",
+    "JobRequest",
     "Polling",
     "RateLimit",
     "Request",

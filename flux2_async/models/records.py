@@ -1,9 +1,9 @@
 """What the service tells of a task: frozen, without I/O."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -25,6 +25,19 @@ class TaskState(enum.StrEnum):
     def final(self) -> bool:
         """Whether nothing more will come."""
         return self in (TaskState.SUCCESS, TaskState.FAIL)
+
+
+@attrs.frozen(eq=False)
+class Echo:
+    """A request as the service echoes it, not read yet: it is half of a record, and few ask for it.
+
+    Attributes:
+        raw: As it came.
+        read: Reads that.
+    """
+
+    raw: str | Mapping[str, Any] = attrs.field(repr=False)
+    read: Callable[[Any], Mapping[str, Any] | None] = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,6 +83,34 @@ class TaskRecord:
         if self.create_time is None or self.complete_time is None:
             return None
         return (self.complete_time - self.create_time).total_seconds()
+
+
+class _ReadWhenAsked:
+    """The attribute of a field that may be given an `Echo`, which is read when the attribute is asked for."""
+
+    def __init__(self, slot: Any) -> None:
+        self._slot = slot
+
+    def __get__(self, record: TaskRecord | None, owner: type[TaskRecord]) -> Any:
+        if record is None:
+            return self
+        value = self.held(record)
+        if isinstance(value, Echo):
+            value = value.read(value.raw)
+            self._slot.__set__(record, value)
+        return value
+
+    def __set__(self, record: TaskRecord, value: object) -> None:
+        self._slot.__set__(record, value)
+
+    def held(self, record: TaskRecord) -> Mapping[str, Any] | Echo | None:
+        """What is there, read or not."""
+        held: Mapping[str, Any] | Echo | None = self._slot.__get__(record)
+        return held
+
+
+PARAM: Final = _ReadWhenAsked(TaskRecord.param)
+TaskRecord.param = PARAM  # type: ignore[assignment]  # the class is finished here
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,7 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from flux2_async.models.image_sources import Buffer, ContentSource, content_of, 
 from flux2_async.models.plain import plain
 from flux2_async.models.plain_json import check_text, plain_object, shown
 
-__all__ = ["ImageSource", "ImageToImage", "Request", "TextToImage", "UploadedFile"]
+__all__ = ["ImageSource", "ImageToImage", "JobRequest", "Request", "TextToImage", "UploadedFile"]
 
 # From the API's own pages; the lower bound of the prompt stands in their prose only.
 PROMPT_LENGTHS: Final = (3, 5000)
@@ -28,6 +28,7 @@ RATIOS: Final = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
 ASPECT_RATIOS: Final = (*RATIOS, "auto")
 RESOLUTIONS: Final = ("1K", "2K")
 TIERS: Final = ("flex", "pro")
+MAX_MODEL: Final = 200
 
 # What nearly every address looks like; the others are taken apart.
 _PLAIN_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.-]*[A-Za-z0-9](?:/[!-~]*)?")
@@ -286,12 +287,146 @@ class ImageToImage(_Request):
         return {"input_urls": self.images, **super().input}
 
 
-Request = ImageToImage | TextToImage
+def _field_names(value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(name, str) and name for name in names) or len({*names}) < len(names):
+        raise InvalidRequestError("image_fields: it must be a list of different names of fields of input")
+    return tuple(plain(name) for name in names if name)
+
+
+def _job_input(value: Any, job: Any) -> dict[str, Any]:
+    pictures = {}
+    if isinstance(value, Mapping):
+        missing = [name for name in job.image_fields if name not in value]
+        if missing:
+            raise InvalidRequestError(f"image_fields: {shown(missing[0])} given, and input has no such field")
+        pictures = {name: _job_pictures(f"input.{name}", value[name]) for name in job.image_fields}
+        value = {name: None if name in pictures else each for name, each in value.items()}
+    return plain_object("input", value) | pictures
+
+
+def _job_pictures(name: str, value: Any) -> "ImageSource | tuple[ImageSource, ...]":
+    """Give a picture, or several where there is a list."""
+    one = type(value) not in (list, tuple) and _is_single(value)
+    named = {name: value} if one else {f"{name}[{number}]": each for number, each in enumerate(value)}
+    taken = [_content(each, image) if isinstance(image, Buffer) else plain(image) for each, image in named.items()]
+    for each, image in zip(named, taken, strict=True):
+        _check_image(each, image)
+    return taken[0] if one else tuple(taken)
+
+
+def _check_model(_: object, __: "attrs.Attribute[str]", value: object) -> None:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > MAX_MODEL:
+        raise InvalidRequestError(
+            f"model: {shown(value)} given, it must be the API's id of a model, of at most {MAX_MODEL} characters"
+        )
+    check_text("model", value)
+
+
+@showable
+@attrs.frozen
+class JobRequest:
+    """A request of any other model of the jobs API; what its `input` has to hold says the page of that model.
+
+        JobRequest(
+            "google/nano-banana-edit",
+            {"prompt": "make it winter", "image_urls": ["house.jpg"]},
+            image_fields=["image_urls"],
+        )
+
+    Nothing of `input` is checked here but that it is JSON: what the service does not like it refuses.
+
+    Attributes:
+        model: The API's id of the model.
+        input: The API's `input`, sent as it is.
+        image_fields: Names of fields of `input` that hold pictures, each a picture or a list of them as `images` of
+            `ImageToImage` takes them; what is local there is uploaded by `submit`. A path in a field that is not
+            named is sent as the text it is.
+
+    Raises:
+        InvalidRequestError: A field is missing, or is no JSON or no picture.
+    """
+
+    image_fields: tuple[str, ...] = attrs.field(default=(), converter=_field_names, kw_only=True)
+    model: str = attrs.field(converter=_text, validator=_check_model)
+    input: dict[str, Any] = attrs.field(
+        converter=attrs.Converter(_job_input, takes_self=True),  # type: ignore[misc]  # mypy's plugin knows plain functions
+        hash=False,
+        repr=lambda value: f"<{len(value)} fields>",
+    )
+
+    @property
+    def prompt(self) -> str:
+        """The text of the field `prompt`, empty without one."""
+        return self._told("prompt")
+
+    @property
+    def aspect_ratio(self) -> str:
+        """The text of the field `aspect_ratio`, likewise."""
+        return self._told("aspect_ratio")
+
+    @property
+    def resolution(self) -> str:
+        """The text of the field `resolution`, likewise; with the model it is what a price is known by."""
+        return self._told("resolution")
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """The pictures of all fields that are named, in the order of `input`."""
+        return tuple(image for _, image in self._named())
+
+    def _told(self, field: str) -> str:
+        value = self.input.get(field)
+        return value if isinstance(value, str) and field not in self.image_fields else ""
+
+    def _named(self) -> Iterator[tuple[str, ImageSource]]:
+        for field, value in self.input.items():
+            if field in self.image_fields and isinstance(value, tuple):
+                yield from ((f"input.{field}[{number}]", image) for number, image in enumerate(value))
+            elif field in self.image_fields:
+                yield f"input.{field}", value
+
+    def _filled(self, images: Iterable[Any]) -> dict[str, Any]:
+        """Give `input` with something else in the places of its pictures."""
+        left = iter(images)
+        return {
+            field: value
+            if field not in self.image_fields
+            else tuple(next(left) for _ in value)
+            if isinstance(value, tuple)
+            else next(left)
+            for field, value in self.input.items()
+        }
+
+
+Request = ImageToImage | TextToImage | JobRequest
+REQUESTS: Final = "ImageToImage, TextToImage and JobRequest"
 
 
 def images_of(request: Request) -> tuple[ImageSource, ...]:
     """The reference pictures of a request, none where it is made from words alone."""
-    return request.images if isinstance(request, ImageToImage) else ()
+    return () if isinstance(request, TextToImage) else request.images
+
+
+def names_of_images(request: Request) -> list[str]:
+    """By what errors speak of these pictures, such as `images[0]`."""
+    if isinstance(request, JobRequest):
+        return [name for name, _ in request._named()]  # noqa: SLF001  of this module
+    return [f"images[{number}]" for number in range(len(images_of(request)))]
+
+
+def with_images(request: Request, images: Sequence[ImageSource]) -> Request:
+    """The request with other pictures in the places of its own."""
+    if isinstance(request, JobRequest):
+        return attrs.evolve(request, input=request._filled(images))  # noqa: SLF001  of this module
+    return attrs.evolve(request, images=images) if isinstance(request, ImageToImage) else request
+
+
+def input_of(request: Request, addresses: Sequence[str]) -> dict[str, Any]:
+    """The API's `input`, with the addresses of the pictures in their places."""
+    if isinstance(request, JobRequest):
+        return request._filled(addresses)  # noqa: SLF001  of this module
+    return request.input | ({"input_urls": addresses} if addresses else {})
 
 
 def facts_of(request: Request, images: Sequence[str]) -> dict[str, Any]:
@@ -302,8 +437,19 @@ def facts_of(request: Request, images: Sequence[str]) -> dict[str, Any]:
         images: What stands for its pictures, in their order.
 
     Returns:
-        `model`, `prompt`, `images`, `aspect_ratio`, `resolution`, and in `extra_input` whatever else is sent.
+        `model`, `prompt`, `images`, `aspect_ratio`, `resolution`, `tier`, and in `extra_input` whatever else is sent.
+        Of a `JobRequest` `tier` is empty, and `extra_input` has in `input` all but its prompt, with the number of
+        pictures (None: one, no list) in each of `image_fields`.
     """
+    if isinstance(request, JobRequest):
+        fields = {
+            name: (len(value) if isinstance(value, tuple) else None) if name in request.image_fields else value
+            for name, value in request.input.items()
+            if name != "prompt" or not request.prompt
+        }
+        extra = {"input": fields, "image_fields": list(request.image_fields)}
+        shape = {"aspect_ratio": request.aspect_ratio, "resolution": request.resolution, "tier": ""}
+        return {"model": request.model, "prompt": request.prompt, "images": list(images), **shape, "extra_input": extra}
     rest = request.input
     rest.pop("input_urls", None)
     return {
@@ -312,5 +458,25 @@ def facts_of(request: Request, images: Sequence[str]) -> dict[str, Any]:
         "images": list(images),
         "aspect_ratio": rest.pop("aspect_ratio"),
         "resolution": rest.pop("resolution"),
+        "tier": request.tier,
         "extra_input": rest,
     }
+
+
+def request_of(facts: Mapping[str, Any]) -> Request:
+    """The request of which `facts_of` told."""
+    images, extra = facts["images"], facts["extra_input"]
+    if not facts["tier"]:
+        left = iter(images)
+        told = {"prompt": facts["prompt"]} if facts["prompt"] else {}
+        fields = {
+            name: value
+            if name not in extra["image_fields"]
+            else next(left)
+            if value is None
+            else [next(left) for _ in range(value)]
+            for name, value in extra["input"].items()
+        }
+        return JobRequest(facts["model"], told | fields, image_fields=extra["image_fields"])
+    shape = {name: facts[name] for name in ("aspect_ratio", "resolution", "tier", "extra_input")}
+    return ImageToImage(facts["prompt"], images=images, **shape) if images else TextToImage(facts["prompt"], **shape)

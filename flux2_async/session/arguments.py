@@ -11,8 +11,9 @@ from typing import Any
 import aiohttp
 
 from flux2_async.errors import ConfigurationError, InvalidRequestError
-from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts
+from flux2_async.models import Callbacks, Polling, RateLimit, Request, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
+from flux2_async.models.requests import REQUESTS
 from flux2_async.models.service import Service
 
 
@@ -105,8 +106,8 @@ def check_submit(request: object, key: object, max_wait: object, priority: objec
     Raises:
         InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
     """
-    if not isinstance(request, ImageToImage | TextToImage):
-        raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are ImageToImage and TextToImage")
+    if not isinstance(request, Request):
+        raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
     if key is not None and (not isinstance(key, str) or not key):
         raise InvalidRequestError(f"key: {key!r} given, it must be text of at least one character, or None")
     check_seconds("max_wait", max_wait)

@@ -7,7 +7,8 @@ from itertools import islice
 from typing import TypeVar
 
 from flux2_async.errors import Flux2Error, InvalidRequestError
-from flux2_async.models import ImageToImage, Request, TextToImage
+from flux2_async.models import Request
+from flux2_async.models.requests import REQUESTS
 from flux2_async.session.submission import Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import Completion, ImageTask
@@ -85,10 +86,8 @@ class Completions:
         self._done.put_nowait(completion)
 
     async def _accepted(self, request: Request) -> ImageTask:
-        if not isinstance(request, ImageToImage | TextToImage):
-            raise InvalidRequestError(
-                f"requests: {type(request).__name__} given, allowed are ImageToImage and TextToImage"
-            )
+        if not isinstance(request, Request):
+            raise InvalidRequestError(f"requests: {type(request).__name__} given, allowed are {REQUESTS}")
         if self._stopped is not None:
             raise self._stopped.with_traceback(None)
         submissions: list[Submission] = []

@@ -315,7 +315,7 @@ def _share(coordination: "Coordination", account: str, options: Options, api: Ap
 
     lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
     terms = Terms(options.rate_limit, lease, post=options.timeouts.submit)
-    return Sharing(coordination, account, terms, on_callback=lambda _, task_id: watcher.hint(task_id), records=api)
+    return Sharing(coordination, account, terms, watcher=watcher, records=api)
 
 
 def _count(parts: Parts) -> None:

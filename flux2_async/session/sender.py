@@ -10,8 +10,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import attrs
-
 from flux2_async._http.api import Api
 from flux2_async._http.files import Files
 from flux2_async._http.post import Post
@@ -20,7 +18,8 @@ from flux2_async._limiter.slots import Slots
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async._protocol.codec import encode_request
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TransportError
-from flux2_async.models import ImageToImage, Request, UploadedFile
+from flux2_async.models import Request, UploadedFile
+from flux2_async.models.requests import images_of, names_of_images, with_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async.session.submission import Submission
@@ -147,18 +146,17 @@ class Sender:
     async def _upload(self, submission: Submission) -> tuple[Request, tuple[str, ...]]:
         """Give the request without bytes, and the addresses of its pictures."""
         request = submission.request
-        if not isinstance(request, ImageToImage):
+        images = images_of(request)
+        if not images:
             return request, ()
-        uploaded = await self._files.urls(request.images)
-        for here, there in zip(request.images, uploaded, strict=True) if self._observers else ():
+        uploaded = await self._files.urls(images, names_of_images(request))
+        for here, there in zip(images, uploaded, strict=True) if self._observers else ():
             if isinstance(there, UploadedFile) and here is not there:
                 self._observers.tell("Uploaded", submission, file=there)
         urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
-        if any(isinstance(image, bytes) for image in request.images):
-            kept = tuple(
-                there if isinstance(here, bytes) else here for here, there in zip(request.images, uploaded, strict=True)
-            )
-            request = attrs.evolve(request, images=kept)
+        if any(isinstance(image, bytes) for image in images):
+            kept = [there if isinstance(here, bytes) else here for here, there in zip(images, uploaded, strict=True)]
+            request = with_images(request, kept)
         return request, urls
 
     async def _try(self, submission: Submission, body: bytes) -> None:

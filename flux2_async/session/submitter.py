@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from flux2_async._http.files import Files
 from flux2_async._limiter.queue import IMPATIENT_AFTER
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
-from flux2_async.models import ImageToImage, Request
+from flux2_async.models import Request
+from flux2_async.models.requests import images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Bound, Keys, fingerprint
 from flux2_async.session.sender import Sender, StepFailedError, cut_off, left
@@ -90,8 +91,8 @@ class Submitter:
 
         `started` is told which submission is waited for, its own or the one it joins, as soon as there is one.
         """
-        if isinstance(request, ImageToImage):
-            await self._files.check(request.images)
+        if images := images_of(request):
+            await self._files.check(images, names_of_images(request))
         content = "" if key is None else await fingerprint(request)
         begun, patience = self._loop.time(), max_wait
         while key is not None and (bound := self._keys.get(key, content, self._loop.time())):
@@ -111,7 +112,7 @@ class Submitter:
             ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, steps, group, metadata
         )
         if key is not None and self._sharing is not None:
-            submission.claim = self._sharing.key(key, content, submission.ref, request, self._watcher)
+            submission.claim = self._sharing.key(key, content, submission.ref, request)
         self.start(submission)
         if key is not None:
             self._keys.bind(key, content, submission, self._loop.time())

@@ -2,17 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 
 from flux2_async.models import Polling, TaskRecord
 from flux2_async.models.plain import is_number
 from flux2_async.tasks.hazard import BINS, EDGES, KEEP, Hazard
-
-if TYPE_CHECKING:
-    from flux2_async.tasks.durations import Durations
 
 # Apikley's advice: every 2-3 s for 30 s, 5-10 s after, 15-30 s after two minutes; the middle of each.
 ADVICE: Final = ((30.0, 2.5), (120.0, 7.5), (float("inf"), 22.5))
@@ -62,10 +58,6 @@ class Schedule(Protocol):
         """Learn that a task ran at one age and had ended, well or badly, at another, seconds."""
         ...
 
-    def durations(self) -> "Durations":
-        """Give how long such tasks take, as far as is known."""
-        ...
-
 
 @attrs.frozen
 class DocumentedAdvice:
@@ -94,17 +86,12 @@ class DocumentedAdvice:
     def ended(self, begin: float, end: float) -> None:
         """Learn nothing."""
 
-    def durations(self) -> "Durations":
-        """Give what is documented."""
-        return _documented()
 
-
-@attrs.frozen(eq=False)
+@attrs.frozen
 class FixedInterval:
-    """The same interval at any age, exactly; what tasks teach is for those who ask how long they take."""
+    """The same interval at any age, exactly."""
 
     interval: float
-    hazard: Hazard = attrs.field(factory=lambda: Hazard(_PRIOR), repr=False)
 
     @property
     def without_callback(self) -> Schedule:
@@ -120,16 +107,10 @@ class FixedInterval:
         return MAX_SLOWDOWN_OF_FIXED * max(wait, SLOWED_MIN)
 
     def ran(self, begin: float, end: float) -> None:
-        """See `Schedule`."""
-        self.hazard.ran(begin, end)
+        """Learn nothing."""
 
     def ended(self, begin: float, end: float) -> None:
-        """See `Schedule`."""
-        self.hazard.ended(begin, end)
-
-    def durations(self) -> "Durations":
-        """See `Schedule`."""
-        return self.hazard.durations()
+        """Learn nothing."""
 
 
 @attrs.frozen(eq=False)
@@ -166,10 +147,6 @@ class LearnedSchedule:
         """See `Schedule`."""
         self.hazard.ended(begin, end)
 
-    def durations(self) -> "Durations":
-        """See `Schedule`."""
-        return self.hazard.durations()
-
 
 class Schedules:
     """The schedules of one session: one for each model and resolution, since these take different times.
@@ -183,24 +160,21 @@ class Schedules:
 
     def __init__(self, polling: Polling) -> None:
         self._polling = polling
-        self._learned: dict[str, LearnedSchedule | FixedInterval] = {}
-        self.unknown: Schedule = (
-            DocumentedAdvice(polling) if polling.interval is None else FixedInterval(polling.interval)
-        )
+        self._learned: dict[str, LearnedSchedule] = {}
+        self._fixed = None if polling.interval is None else FixedInterval(polling.interval)
+        self.unknown: Schedule = self._fixed or DocumentedAdvice(polling)
 
     def of(self, model: str, resolution: str) -> Schedule:
         """Give the schedule of one kind of tasks."""
+        if self._fixed is not None:
+            return self._fixed
         kind = f"{model} {resolution}"
         schedule = self._learned.get(kind)
         if schedule is None:
             if len(self._learned) >= MAX_KINDS:
                 return self.unknown
-            schedule = self._learned[kind] = self._new(Hazard(_PRIOR))
+            schedule = self._learned[kind] = LearnedSchedule(self._polling, Hazard(_PRIOR))
         return schedule
-
-    def _new(self, hazard: Hazard) -> LearnedSchedule | FixedInterval:
-        interval = self._polling.interval
-        return LearnedSchedule(self._polling, hazard) if interval is None else FixedInterval(interval, hazard)
 
     def of_record(self, record: TaskRecord) -> Schedule:
         """Give the schedule of a task's kind, as far as its record names it; else `unknown`."""
@@ -225,11 +199,13 @@ class Schedules:
         Raises:
             ValueError: It cannot be used; nothing is taken over.
         """
+        if self._fixed is not None:
+            return
         kinds = knowledge.get("kinds") if isinstance(knowledge, dict) else None
         if not isinstance(kinds, dict) or knowledge.get("version") != VERSION or len(kinds) > MAX_KINDS:
             raise ValueError("not what this version writes")
         self._learned |= {
-            kind: self._new(Hazard(_PRIOR, _counts(each, "ends"), _counts(each, "at_risk")))
+            kind: LearnedSchedule(self._polling, Hazard(_PRIOR, _counts(each, "ends"), _counts(each, "at_risk")))
             for kind, each in kinds.items()
         }
 
@@ -265,12 +241,7 @@ def _within(polling: Polling, wait: float) -> float:
 
 
 # Under these the advised intervals are what is best.
-_PRIOR: Final[tuple[float, ...]] = tuple(2.0 * ADVISED_PRICE / _advised_gap(edge) ** 2 for edge in EDGES[:-1])
-
-
-@cache
-def _documented() -> "Durations":
-    return Hazard(_PRIOR).durations()
+_PRIOR: Final = tuple(2.0 * ADVISED_PRICE / _advised_gap(edge) ** 2 for edge in EDGES[:-1])
 
 
 def _counts(kind: Any, name: str) -> list[float]:

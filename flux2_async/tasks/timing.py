@@ -7,16 +7,13 @@ The wall clock is not asked, since it may be wrong.
 
 import math
 import random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
 from flux2_async.models import TaskRecord
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.schedule import Schedule, Schedules, wait_after_failure
-
-if TYPE_CHECKING:
-    from flux2_async.models.expectation import Expectation
 
 LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 # Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
@@ -113,14 +110,6 @@ class Timing:
         again = self.begin(watched.task, watched.schedule.without_callback, now)
         again.created, again.old = watched.created, watched.old
         return again
-
-    def expectation(self, watched: Watched | None, now: float) -> "Expectation":
-        """Give how long a task still takes, as far as is known; None: one that is not watched."""
-        from flux2_async.tasks.durations import expected  # noqa: PLC0415  few ask
-
-        if watched is None or watched.created is None:
-            return expected(None, 0.0)
-        return expected(watched.schedule.durations(), now - watched.created)
 
     def is_news(self, watched: Watched, now: float) -> bool:
         """Whether a task that runs is older than any that was seen to end, by far; once for each task."""

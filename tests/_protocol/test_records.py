@@ -1,10 +1,14 @@
 """What of a record is essential, what may be broken, and what a finished record means."""
 
+import copy
 import json
+import pickle
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import pytest
 
 from flux2_async._protocol.records import record_from_payload, task_error, unread_addresses
@@ -161,6 +165,27 @@ def test_callback_addresses_are_redacted(name: str, echo: str) -> None:
     assert record.param == {"model": "m", name: "<redacted>", "input": {"prompt": "p", name: "<redacted>"}}
     assert record.extra == {name: "<redacted>", "response": {"list": [{name: "<redacted>"}]}}
     assert record.fail_message == "https://c.example/?ref=r&sig=<redacted>"
+
+
+@pytest.mark.parametrize(
+    "given_on",
+    [
+        pytest.param(pickle.dumps, id="pickled"),
+        pytest.param(lambda record: repr(attrs.asdict(record)).encode(), id="as a dictionary"),
+        pytest.param(lambda record: repr(attrs.astuple(record)).encode(), id="as a tuple"),
+        pytest.param(lambda record: pickle.dumps(attrs.evolve(record, fail_message="a")), id="changed"),
+        pytest.param(lambda record: repr(copy.copy(record).param).encode(), id="copied"),
+        pytest.param(lambda record: repr(copy.deepcopy(record).param).encode(), id="copied wholly"),
+    ],
+)
+def test_whoever_gets_a_record_gets_its_echo_decoded(given_on: Callable[[TaskRecord], bytes]) -> None:
+    """Also what nobody has asked for before is read and redacted when the record is given on."""
+    secret = "https://c.example/?ref=r&sig=0123456789abcdef"
+    record = record_from_payload({**DONE, "param": json.dumps({"input": '{"prompt":"a cup"}', "callBackUrl": secret})})
+    given = given_on(record)
+    assert secret.encode() not in given
+    assert b"a cup" in given
+    assert b"redacted" in given
 
 
 @pytest.mark.parametrize("param", ["{", "[]", "7", 7, ["x"], None, ""])

@@ -133,7 +133,7 @@ async def test_what_is_taken_can_be_written(tmp_path_factory: pytest.TempPathFac
     sent = {row.id: row.request for row in rows}
     for item in requests:
         if isinstance(item, Job) and item.id is not None and item.id in sent:
-            assert sent[item.id].extra_input == item.request.extra_input
+            assert sent[item.id].input == item.request.input
             [outcome] = [each for each in outcomes if each.id == item.id]
             assert outcome.extra == item.extra
             assert outcome.prompt == item.request.prompt

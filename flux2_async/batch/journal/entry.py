@@ -141,7 +141,7 @@ class Entry:
         if known is not None:
             self._compare(known, digest, name)
         if known is None or known["state"] in self.sendable:
-            check_files(images, self.max_image_bytes)
+            check_files(job.request, images, self.max_image_bytes)
         row = self._row(job, name, digest, images, line)
         if known is None:
             row["checksum"] = checksum(*in_order(FRESH | row))
@@ -173,7 +173,6 @@ class Entry:
             "run": self.run,
             "place": _shuffled(name) if self.shuffled else self._position,
             "line": line,
-            "tier": job.request.tier,
         }
 
 

@@ -9,7 +9,8 @@ import attrs
 
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
-from flux2_async.models import ImageResult, ImageToImage, Request, TaskRecord, TaskState, TextToImage
+from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
+from flux2_async.models.requests import request_of
 
 
 @attrs.frozen
@@ -117,14 +118,8 @@ def stored(value: Any) -> Any:
 
 
 def _request(row: sqlite3.Row) -> Request:
-    shape: dict[str, Any] = {
-        "aspect_ratio": row["aspect_ratio"],
-        "resolution": row["resolution"],
-        "tier": row["tier"],
-        "extra_input": json.loads(row["extra_input"]),
-    }
-    images = json.loads(row["images"])
-    return ImageToImage(row["prompt"], images=images, **shape) if images else TextToImage(row["prompt"], **shape)
+    facts = {name: row[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
+    return request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")})
 
 
 def _time(seconds: float | None) -> datetime | None:

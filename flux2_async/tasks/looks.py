@@ -1,0 +1,136 @@
+"""When looks leave, and what each is answered.
+
+A task costs an entry in a heap of due times and no coroutine. One timer stands at the earliest due time. An entry whose
+due time moved leaves its old place in the heap behind, to be skipped when it comes up.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from flux2_async.errors import Flux2Error, ProtocolError, TransportError
+from flux2_async.models import TaskRecord
+from flux2_async.tasks.pace import Pace
+from flux2_async.tasks.timing import Watched
+
+logger = logging.getLogger("flux2_async")
+
+Answered = Callable[[Watched, TaskRecord | Flux2Error | None], None]
+
+
+class Records(Protocol):
+    """What reads records; `Api` does."""
+
+    async def record(self, task_id: str) -> TaskRecord | None:
+        """Ask for one; None when it is not visible."""
+        ...
+
+
+class Looks:
+    """Looks at each task when it is due: at most so many at once, and no faster than the pace.
+
+    Args:
+        records: Reads them.
+        answered: Told of every look what was seen (None: nothing), or what kept it from being seen.
+        most: Looks in flight.
+
+    Attributes:
+        pace: What all of them keep to.
+        count: How many have left.
+        stopped: Whether none leaves any more.
+    """
+
+    def __init__(self, records: Records, answered: Answered, most: int) -> None:
+        self.pace = Pace()
+        self.count = 0
+        self.stopped = False
+        self._records = records
+        self._answered = answered
+        self._most = most
+        self._loop = asyncio.get_running_loop()
+        self._heap: list[tuple[float, int, Watched]] = []
+        self._order = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        # Kept here because the handles of uvloop do not always know it.
+        self._timer_at = 0.0
+        self._in_flight: set[asyncio.Task[None]] = set()
+
+    def plan(self, watched: Watched, wait: float) -> None:
+        """Look at a task after so many seconds, instead of at the time that was planned before."""
+        due = watched.due = self._loop.time() + max(wait, 0.0)
+        heapq.heappush(self._heap, (due, next(self._order), watched))
+        self._dispatch()
+
+    def forget(self, watched: Watched) -> None:
+        """Look at a task no more."""
+        watched.due = math.nan
+
+    def stop(self) -> set[asyncio.Task[None]]:
+        """Let none leave any more, also without the event loop, which may be closed; give those in flight."""
+        self.stopped = True
+        if self._timer is not None and not self._loop.is_closed():
+            self._timer.cancel()
+        return set(self._in_flight)
+
+    def _dispatch(self) -> None:
+        """Start the looks that are due, as far as the bound allows, and set the timer for the next."""
+        now = self._loop.time()
+        while self._heap and len(self._in_flight) < self._most and not self.stopped:
+            due, _, watched = self._heap[0]
+            if watched.due != due or watched.looking:
+                heapq.heappop(self._heap)
+            elif (at := due if due > now else self.pace.opens(now)) > now:
+                self._set_timer(at)
+                return
+            else:
+                heapq.heappop(self._heap)
+                self._start(watched, now)
+
+    def _set_timer(self, due: float) -> None:
+        if self._timer is not None:
+            if self._timer_at == due:
+                return
+            self._timer.cancel()
+        self._timer, self._timer_at = self._loop.call_at(due, self._on_timer), due
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    def _start(self, watched: Watched, now: float) -> None:
+        watched.looking, watched.looked = True, now
+        self.pace.left(now)
+        self.count += 1
+        look = self._loop.create_task(self._look(watched), name=f"flux2_async look {watched.task.id}")
+        self._in_flight.add(look)
+        look.add_done_callback(self._ended)
+
+    def _ended(self, look: asyncio.Task[None]) -> None:
+        self._in_flight.discard(look)
+        self._dispatch()
+
+    async def _look(self, watched: Watched) -> None:
+        task_id = watched.task.id
+        try:
+            record = await self._records.record(task_id)
+        except Flux2Error as error:
+            self._answer(watched, error)
+        except asyncio.CancelledError:
+            if self.stopped:
+                raise
+            # Not ours: aiohttp cancels what shares a name look-up with a request that was cancelled.
+            self._answer(watched, TransportError("the poll was cancelled", task_id=task_id))
+        except Exception:  # a bug of ours in one look must not leave its task unwatched
+            logger.exception("polling task %s failed unexpectedly", task_id)
+            self._answer(watched, ProtocolError("an unexpected failure", task_id=task_id))
+        else:
+            self.pace.passed(watched.looked, self._loop.time())
+            self._answer(watched, record)
+
+    def _answer(self, watched: Watched, answer: TaskRecord | Flux2Error | None) -> None:
+        watched.looking = False
+        self._answered(watched, answer)

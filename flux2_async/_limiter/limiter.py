@@ -38,6 +38,7 @@ class Gate(Turnstile[Permit]):
         *,
         priority: int = 0,
         max_wait: float | None = None,
+        waited: float = 0.0,
         since: float | None = None,
         first: bool = False,
         owner: object = None,
@@ -46,7 +47,8 @@ class Gate(Turnstile[Permit]):
 
         Args:
             priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
-            max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
+            max_wait: Seconds, 0 for only if free at once. None: without limit.
+            waited: Seconds of `max_wait` that were used up before this call.
             since: Loop time from which waiting counts for the 60 s; None: this call.
             first: Before everybody else: a submission that was refused by 429.
             owner: Whom it is for, see `prioritise`.
@@ -61,7 +63,13 @@ class Gate(Turnstile[Permit]):
         """
         patience = self._announce(first=first)
         return await self._pass(
-            priority=priority, max_wait=max_wait, since=since, first=first, patience=patience, owner=owner
+            priority=priority,
+            max_wait=max_wait,
+            waited=waited,
+            since=since,
+            first=first,
+            patience=patience,
+            owner=owner,
         )
 
     def _announce(self, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
@@ -101,7 +109,7 @@ class Gate(Turnstile[Permit]):
             429,
             what,
             retry_after=ready_at - now if now < ready_at < math.inf else None,
-            advice=f"max_wait={round(waiter.max_wait, 2):g} s is shorter than the wait for a permit, so nothing was "
+            advice=f"max_wait={waiter.max_wait:g} s is shorter than the wait for a permit, so nothing was "
             "sent; try again after retry_after seconds, or allow a longer max_wait",
         )
 

@@ -104,6 +104,7 @@ class Permits(Protocol):
         *,
         priority: int = 0,
         max_wait: float | None = None,
+        waited: float = 0.0,
         since: float | None = None,
         first: bool = False,
         owner: object = None,

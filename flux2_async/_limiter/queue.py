@@ -87,13 +87,15 @@ class WaitQueue(Generic[T]):
         now: float,
         priority: int,
         max_wait: float | None,
+        waited: float,
         since: float,
         first: bool,
         patience: float,
         owner: object,
     ) -> Waiter[T]:
-        limit = math.inf if max_wait is None else max(0.0, max_wait)
-        waiter = Waiter(future, next(self._numbers), priority, since, limit, now + max(limit, patience), first, owner)
+        limit = math.inf if max_wait is None else max_wait
+        deadline = now + max(limit - waited, patience)
+        waiter = Waiter(future, next(self._numbers), priority, since, limit, deadline, first, owner)
         self._live += 1
         self._by_priority.push(waiter)
         self._by_age.push(waiter)
@@ -190,6 +192,7 @@ class Turnstile(ABC, Generic[T]):
         priority: int,
         max_wait: float | None,
         since: float | None,
+        waited: float = 0.0,
         first: bool = False,
         patience: float = 0.0,
         owner: object = None,
@@ -208,6 +211,7 @@ class Turnstile(ABC, Generic[T]):
             now=now,
             priority=priority,
             max_wait=max_wait,
+            waited=waited,
             since=since,
             first=first,
             patience=patience,

@@ -27,6 +27,7 @@ class Slots(Turnstile[None]):
         *,
         priority: int = 0,
         max_wait: float | None = None,
+        waited: float = 0.0,
         since: float | None = None,
         owner: object = None,
     ) -> None:
@@ -34,7 +35,8 @@ class Slots(Turnstile[None]):
 
         Args:
             priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
-            max_wait: Seconds from this call on, 0 for only if free at once. None: without limit.
+            max_wait: Seconds, 0 for only if free at once. None: without limit.
+            waited: Seconds of `max_wait` that were used up before this call.
             since: Loop time from which waiting counts for the 60 s; None: this call.
             owner: Whom it is for, see `prioritise`.
 
@@ -42,7 +44,7 @@ class Slots(Turnstile[None]):
             RateLimitedError: `max_wait` ran out; no slot is taken, and `retry_after` is None.
             SessionClosedError: Closed before or meanwhile.
         """
-        await self._pass(priority=priority, max_wait=max_wait, since=since, owner=owner)
+        await self._pass(priority=priority, max_wait=max_wait, waited=waited, since=since, owner=owner)
 
     def borrow(self) -> None:
         """Take a slot at once, also above `max_running`: the task exists already."""
@@ -72,6 +74,6 @@ class Slots(Turnstile[None]):
         return RateLimitedError(
             429,
             f"no slot became free: {self.borrowed} tasks are running and max_running is {self._max_running}",
-            advice=f"Nothing was sent within max_wait={round(waiter.max_wait, 2):g} s; try again when tasks have "
+            advice=f"Nothing was sent within max_wait={waiter.max_wait:g} s; try again when tasks have "
             "finished, or raise max_wait or max_running",
         )

@@ -149,20 +149,29 @@ class CallbackInbox:
             return known
         return True
 
-    async def recover(self, ref: str) -> ImageTask:
+    def ended(self) -> None:
+        """A submission became no task: who waits for that looks again."""
+        self._news.wake()
+
+    async def recover(self, ref: str, submission: Submission | None = None) -> ImageTask:
         """Wait until it is known which task a submission became, for which its key stands from then on.
+
+        Args:
+            ref: Its name.
+            submission: The one of this name that is under way, or None.
 
         Raises:
             SessionClosedError: The session was closed meanwhile.
+            Exception: What the submission under way ended with instead of a task.
         """
-        task = await self._known(ref)
+        task = await self._known(ref, submission)
         self._task_ids.add(task.id)
         self._keys.found(ref, task.id)
         if self._sharing is not None:
             await self._sharing.recovered(ref, task.id)
         return task
 
-    async def _known(self, ref: str) -> ImageTask:
+    async def _known(self, ref: str, submission: Submission | None) -> ImageTask:
         while True:
             if self._closed:
                 raise SessionClosedError(
@@ -185,6 +194,9 @@ class CallbackInbox:
                 self._know(ref, task, Told())
                 self._watcher.hint(task.id)
                 return task
+            # Of several of one name an earlier one may be open.
+            if submission is not None and submission.known and entry.unclear is None:
+                return submission.outcome.get()
             await self._news.wait()
 
     def close(self) -> None:

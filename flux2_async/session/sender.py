@@ -128,7 +128,11 @@ class Sender:
         begun = self._loop.time()
         patience = submission.patience
         await self._slots.acquire(
-            priority=submission.priority, max_wait=patience.left(), since=patience.started, owner=submission
+            priority=submission.priority,
+            max_wait=patience.max_wait,
+            waited=patience.waited,
+            since=patience.started,
+            owner=submission,
         )
         patience.waited += self._loop.time() - begun
         submission.has_slot = True
@@ -207,7 +211,8 @@ class Sender:
             begun = self._loop.time()
             submission.permit = await self._limiter.acquire(
                 priority=submission.priority,
-                max_wait=patience.left(),
+                max_wait=patience.max_wait,
+                waited=patience.waited,
                 since=patience.started,
                 first=first,
                 owner=submission,

@@ -449,6 +449,8 @@ class Flux2Session:
     async def recover(self, ref: str, *, timeout: float | None = None) -> ImageTask:
         """Wait for the callback that tells which task an ambiguous submission became.
 
+        A submission that is still under way here is waited for as well: its answer may be the first to tell.
+
         Args:
             ref: `AmbiguousSubmitError.ref`, also of an earlier session with the same callback address and secret.
             timeout: Seconds. None: as long as it takes, which is for ever when the service never accepted it.
@@ -460,15 +462,21 @@ class Flux2Session:
             TimeoutError: No callback came in time: it is still not known whether the task exists.
             ConfigurationError: The session was made without `callbacks`.
             SessionClosedError: The session is not open, or was closed meanwhile.
+            Exception: The submission was under way, and became no task: what `submit` raised.
         """
-        inbox = self._open_parts().inbox
-        if inbox is None:
-            raise ConfigurationError(
-                "recover: only a callback can tell which task a submission became; open the session with "
-                "callbacks=Callbacks(...), or look at the account's log"
-            )
+        parts, ref = self._open_parts(), plain(ref)
+        submission = parts.submitter.under_way(ref)
         async with asyncio.timeout(timeout):
-            return await inbox.recover(plain(ref))
+            if parts.inbox is not None:
+                return await parts.inbox.recover(ref, submission)
+            if submission is not None:
+                await submission.outcome.wait()
+                if submission.known:
+                    return submission.outcome.get()
+        raise ConfigurationError(
+            "recover: only a callback can tell which task a submission became; open the session with "
+            "callbacks=Callbacks(...), or look at the account's log"
+        )
 
     async def fetch_record(self, task_id: str) -> TaskRecord:
         """Ask for a task's record once.

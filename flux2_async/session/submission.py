@@ -201,6 +201,11 @@ class Submission:
         return self.state in ENDED
 
     @property
+    def known(self) -> bool:
+        """Whether it has ended, and it is certain how."""
+        return self.ended and self.state is not SubmissionState.UNKNOWN
+
+    @property
     def private(self) -> bool:
         """Whether it ended for reasons of its first caller alone; who joined it is not concerned."""
         return self.last in PRIVATE

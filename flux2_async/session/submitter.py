@@ -94,22 +94,21 @@ class Submitter:
         if images := images_of(request):
             await self._files.check(images, names_of_images(request))
         content = "" if key is None else await fingerprint(request)
-        begun, patience = self._loop.time(), max_wait
+        patience = Patience(max_wait)
         while key is not None and (bound := self._keys.get(key, content, self._loop.time())):
             other = bound.submission
             if other is None:
                 return self._kept(bound, request, key, group, metadata)
             started(other)
             try:
-                return self._outstanding(await self._join(other, max_wait))
+                return self._outstanding(await self._join(other, patience))
             except Exception as error:
                 # Not its error: our own `max_wait` ran out.
                 if error is not other.outcome.error or not other.private:
                     raise
-            if patience is not None:
-                max_wait = max(0.0, begun + patience - self._loop.time())
+            patience.waited = self._loop.time() - patience.started
         submission = Submission(
-            ref or uuid.uuid4().hex, request, key, priority, Patience(max_wait), on_send, steps, group, metadata
+            ref or uuid.uuid4().hex, request, key, priority, patience, on_send, steps, group, metadata
         )
         if key is not None and self._sharing is not None:
             submission.claim = self._sharing.key(key, content, submission.ref, request)
@@ -154,6 +153,10 @@ class Submitter:
         last = (True, 2, -priority, len(waiting))
         own = last if submission is None else ranks.get(submission, last)
         return sum(rank < own for rank in ranks.values())
+
+    def under_way(self, ref: str) -> Submission | None:
+        """Give the submission of this name that has not ended, or None."""
+        return next((each for each in self._jobs if each.ref == ref and not each.ended), None)
 
     def prioritise(self, submission: Submission, priority: int) -> None:
         """Give a submission another priority while it waits; later there is nothing left to change."""
@@ -260,17 +263,16 @@ class Submitter:
         again._came_from(task)  # noqa: SLF001  the handle is written by its session alone
         return again
 
-    async def _join(self, submission: Submission, max_wait: float | None) -> ImageTask:
+    async def _join(self, submission: Submission, patience: Patience) -> ImageTask:
         submission.callers += 1
         try:
-            async with asyncio.timeout(None if submission.outcome.done else max_wait):
+            async with asyncio.timeout(None if submission.outcome.done else patience.left()):
                 await submission.outcome.wait()
         except TimeoutError:
             await submission.answered()
             if not submission.outcome.done:
-                raise RateLimitedError(
-                    429, f"the submission under this key is not sent after max_wait={max_wait} s; try again later"
-                ) from None
+                what = f"the submission under this key is not sent after max_wait={patience.max_wait:g} s"
+                raise RateLimitedError(429, f"{what}; try again later") from None
         finally:
             self._leave(submission)
         return submission.outcome.get()

@@ -102,8 +102,11 @@ class Transitions:
             # It may have been accepted, so it keeps its key.
             if self._inbox is not None:
                 self._inbox.unclear(submission)
-        elif task is None and submission.key is not None:
-            self._keys.free(submission.key, submission)
+        elif task is None:
+            if submission.key is not None:
+                self._keys.free(submission.key, submission)
+            if self._inbox is not None:
+                self._inbox.ended()
         if submission.state in KEPT:
             self._keys.ended(submission)
         self._observers.stepped(submission, event, error, None if task is None else task.id)

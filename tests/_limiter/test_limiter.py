@@ -562,6 +562,18 @@ async def test_max_wait_runs_out() -> None:
     assert limiter.waiting == 0
 
 
+async def test_max_wait_that_was_used_in_part() -> None:
+    """What was waited elsewhere counts, and the error names what the caller gave, to the last digit."""
+    limiter, slots = Limiter(RateLimit(1, PERIOD)), Slots(0)
+    (await limiter.acquire()).answered()
+    for turnstile in (limiter, slots):
+        begun = now()
+        with pytest.raises(RateLimitedError, match=r"max_wait=4.125 s") as caught:
+            await turnstile.acquire(max_wait=4.125, waited=3.0)
+        assert caught.value.code == 429
+        assert begun + 1.125 == now()
+
+
 @pytest.mark.parametrize("early", [True, False], ids=["known before", "begins meanwhile"])
 async def test_max_wait_shorter_than_the_pause(*, early: bool) -> None:
     """A pause that is longer than max_wait is told at once, and those with more time go on waiting."""

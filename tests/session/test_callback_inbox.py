@@ -22,12 +22,13 @@ from flux2_async.errors import (
     AmbiguousSubmitError,
     ConfigurationError,
     ContentModeratedError,
+    InsufficientCreditsError,
     SessionClosedError,
     TaskFailedError,
     TaskNotFoundError,
     TaskTimeoutError,
 )
-from flux2_async.models import Callbacks, Polling, TextToImage, Timeouts
+from flux2_async.models import Callbacks, Polling, RateLimit, TextToImage, Timeouts
 from flux2_async.receivers import asgi_app, serve
 from flux2_async.session.callback_entries import MAX_EARLY, MAX_EARLY_RECORDS, MAX_SETTLED, MAX_UNCLEAR, EntryState
 from flux2_async.session.callback_inbox import CallbackInbox
@@ -447,6 +448,45 @@ async def test_a_callback_that_came_long_before() -> None:
         await asyncio.sleep(30)
 
         assert emulator.ledger.polls == 0
+
+
+@pytest.mark.parametrize("callbacks", [True, False])
+async def test_recovering_what_is_refused_meanwhile(*, callbacks: bool) -> None:
+    """Who asks for a submission under way that becomes no task gets what its caller gets, and does not wait on."""
+    script = Script(latency=1.0, faults=[Fault("createTask", "refuse", code=402)])
+    async with receiving(script) if callbacks else emulated(script) as (flux, _):
+        submitting = asyncio.create_task(error_of(flux.submit(REQUEST, ref="mine")))
+        await asyncio.sleep(0.5)
+        recovering = asyncio.create_task(error_of(flux.recover("mine", timeout=60)))
+
+        assert isinstance(await submitting, InsufficientCreditsError)
+        assert await recovering is await submitting
+
+
+async def test_recovering_what_is_withdrawn_meanwhile() -> None:
+    """The same where nothing is sent, because its caller leaves before its turn."""
+    async with receiving(Script(), rate_limit=RateLimit(1, 60.0)) as (flux, _):
+        await flux.submit(REQUEST)
+        submitting = asyncio.create_task(flux.submit(REQUEST, ref="mine"))
+        await asyncio.sleep(1.0)
+        recovering = asyncio.create_task(error_of(flux.recover("mine", timeout=60)))
+        await asyncio.sleep(1.0)
+        submitting.cancel()
+
+        assert "nothing was sent" in str(await recovering)
+
+
+async def test_recovering_without_callbacks() -> None:
+    """A submission under way needs no callback: its answer tells, or leaves it open, which the error says."""
+    async with emulated(Script(latency=1.0, faults=[Fault("createTask", "cut_after", after=1)])) as (flux, _):
+        submitting = asyncio.create_task(flux.submit(REQUEST, ref="mine"))
+        await asyncio.sleep(0.5)
+        assert await flux.recover("mine", timeout=60) is await submitting
+
+        left_open = asyncio.create_task(error_of(flux.submit(REQUEST, ref="other")))
+        await asyncio.sleep(0.5)
+        assert isinstance(await error_of(flux.recover("other", timeout=60)), ConfigurationError)
+        assert isinstance(await left_open, AmbiguousSubmitError)
 
 
 async def test_recover_needs_callbacks() -> None:

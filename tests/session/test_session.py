@@ -716,6 +716,21 @@ def test_opened_again_in_another_event_loop() -> None:
         assert [asyncio.run(use()) for _ in range(3)] == [7.0] * 3
 
 
+async def test_max_wait_is_named_as_it_was_given() -> None:
+    """However much of it a slot, or the submission under the same key, has used up before the permit is wanted."""
+    async with emulated(rate_limit=RateLimit(1, 60.0), max_running=1) as (flux, _):
+        await flux.submit(REQUEST)
+        behind_a_slot = asyncio.create_task(error_of(flux.submit(REQUEST, max_wait=7.25)))
+        first = asyncio.create_task(error_of(flux.submit(REQUEST, key="k", max_wait=5)))
+        await asyncio.sleep(1.0)
+        behind_another = asyncio.create_task(error_of(flux.submit(REQUEST, key="k", max_wait=8.5)))
+
+        for caller, given in ((first, "5"), (behind_a_slot, "7.25"), (behind_another, "8.5")):
+            error = await caller
+            assert isinstance(error, RateLimitedError)
+            assert f"max_wait={given} s" in str(error)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

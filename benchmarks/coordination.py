@@ -8,17 +8,19 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socket
 import statistics
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from benchmarks.table import Table
 from flux2_async import Callbacks, Flux2Session, Polling, RateLimit, TextToImage, Timeouts
-from flux2_async.coordination import Coordination, HostCoordination, RedisCoordination
+from flux2_async.coordination import Coordination, HostCoordination, PostgresCoordination, RedisCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.webhooks import Callback
 
@@ -28,7 +30,9 @@ CROWD = 50
 
 
 def coordination_of(where: str) -> Coordination:
-    """Make what an address stands for: a Redis, or the path of a file on this host."""
+    """Make what an address stands for: a Postgres, a Redis, or the path of a file on this host."""
+    if where.startswith("postgresql://"):
+        return PostgresCoordination(where)
     if "://" in where:
         return RedisCoordination(where)
     return HostCoordination(where)
@@ -37,20 +41,57 @@ def coordination_of(where: str) -> Coordination:
 @asynccontextmanager
 async def redis_server() -> AsyncIterator[tuple[str, int]]:
     """Run a Redis of our own on a free port; give its address and its process."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "")
+        async with running("redis-server", *options) as process:
+            await asyncio.sleep(0.5)
+            yield f"redis://127.0.0.1:{port}", process
+
+
+@asynccontextmanager
+async def postgres_server() -> AsyncIterator[tuple[str, int]]:
+    """Run a Postgres of our own, as it is configured when it is new but for its port; give address and process."""
+    port = free_port()
+    # Where Debian has it; on other systems it is on the path.
+    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path())  # noqa: ASYNC240  nothing else runs yet
+    with tempfile.TemporaryDirectory() as folder:
+        if os.getuid() == 0:
+            shutil.chown(folder, "postgres")
+        making = ("-D", f"{folder}/data", "-U", "flux2", "-A", "trust")
+        async with running(str(binaries / "initdb"), *making, until_it_ends=True):
+            pass
+        options = ("-D", f"{folder}/data", "-k", folder, "-p", str(port), "-c", "listen_addresses=127.0.0.1")
+        async with running(str(binaries / "postgres"), *options) as process:
+            await asyncio.sleep(3.0)
+            yield f"postgresql://flux2@127.0.0.1:{port}/postgres", process
+
+
+@asynccontextmanager
+async def running(program: str, *options: str, until_it_ends: bool = False) -> AsyncIterator[int]:
+    """Run a server, by a user that is not root where it asks for that; give its process."""
+    quiet = asyncio.subprocess.DEVNULL
+    user: dict[str, Any] = {"user": "postgres", "group": "postgres"}
+    if Path(program).name not in ("initdb", "postgres") or os.getuid() != 0:
+        user = {}
+    process = await asyncio.create_subprocess_exec(program, *options, stdout=quiet, stderr=quiet, cwd="/", **user)
+    try:
+        if until_it_ends:
+            await process.wait()
+        yield process.pid
+    finally:
+        if process.returncode is None:
+            # At once, with all processes that it has started.
+            process.send_signal(signal.SIGQUIT)
+            await process.wait()
+
+
+def free_port() -> int:
+    """Give a port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tempfile.mkdtemp()
-    options = ("--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "")
-    quiet = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec("redis-server", *options, stdout=quiet, stderr=quiet)
-    await asyncio.sleep(0.5)
-    try:
-        yield f"redis://127.0.0.1:{port}", process.pid
-    finally:
-        process.kill()
-        await process.wait()
-        shutil.rmtree(folder)
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def work(base_url: str, api_key: str, where: str, tasks: int, period: float, *, post: float) -> None:
@@ -187,27 +228,31 @@ async def waiting(where: str, period: float, seconds: float) -> dict[str, float]
 
 
 def cpu_of(pid: int) -> float:
-    """Give the CPU seconds a process has used."""
-    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123  no path, a window into the kernel
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Give the CPU seconds that a process has used, and all that it has started."""
+    process = Path(f"/proc/{pid}")
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    children = (process / "task" / str(pid) / "children").read_text().split()
+    # Its own, and of those that have ended.
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_of(int(child)) for child in children)
 
 
 def measure(period: float = 10.0) -> Iterator[Table]:
-    """Measure both coordinations; give a table each.
+    """Measure all coordinations; give a table each.
 
     Args:
         period: Seconds of the limit.
     """
     processes.set_forkserver_preload([__name__])
-    yield asyncio.run(_measure_redis(period))
+    yield asyncio.run(_measure_server("redis", redis_server(), period))
+    yield asyncio.run(_measure_server("postgres", postgres_server(), period))
     with tempfile.TemporaryDirectory() as folder:
         yield asyncio.run(_measure("host", f"{folder}/shared.sqlite3", period))
 
 
-async def _measure_redis(period: float) -> Table:
-    async with redis_server() as (url, process):
-        return await _measure("redis", url, period, process)
+async def _measure_server(name: str, server: AbstractAsyncContextManager[tuple[str, int]], period: float) -> Table:
+    async with server as (url, process):
+        return await _measure(name, url, period, process)
 
 
 async def _measure(name: str, where: str, period: float, server: int | None = None) -> Table:

@@ -9,6 +9,7 @@ that has no release for one of the Pythons is skipped in the same words.
 
 import os
 import shutil
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -18,13 +19,18 @@ PACKAGES: Final = {
     "cc": "gcc libc6-dev",
     "chromium": "chromium",
     "nginx": "nginx-light",
+    "pgbouncer": "pgbouncer",
+    "postgres": "postgresql",
     "redis-server": "redis-server",
 }
+# Where Debian puts a program that is on no path.
+FOLDERS: Final = {"postgres": "usr/lib/postgresql/*/bin", "pgbouncer": "usr/sbin"}
 
 
 def program(name: str) -> str:
     """The path of a program of `PACKAGES`; whoever asks for one that is missing is skipped."""
-    found = shutil.which(name)
+    elsewhere = map(str, Path("/").glob(FOLDERS[name]) if name in FOLDERS else ())
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(elsewhere))
     if found is None:
         pytest.skip(f"{name} is not on the path: apt-get install {PACKAGES[name]}")
     return found

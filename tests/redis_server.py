@@ -11,13 +11,15 @@ import tempfile
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import redis
 from emulated import free_port
 from programs import program
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from flux2_async.coordination import RedisCoordination
 
 
 class RedisServer:
@@ -34,6 +36,18 @@ class RedisServer:
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
+
+    def coordination(self, *, port: int = 0, **options: Any) -> RedisCoordination:
+        return RedisCoordination(f"redis://127.0.0.1:{port or self.port}", **options)
+
+    def empty(self) -> None:
+        with self.client() as client:
+            client.flushall()
+
+    async def set_read_only(self, *, value: bool) -> None:
+        """Make it a replica of nobody, or a server of its own again."""
+        with self.client() as client:
+            client.replicaof(*(("127.0.0.1", str(free_port())) if value else ("no", "one")))
 
     def start(self) -> None:
         command = [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 from programs import PACKAGES, program
 
@@ -16,6 +17,7 @@ def test_missing_program_skips_and_says_what_to_install(
     there = tmp_path / name
     there.touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(programs, "FOLDERS", {})
     assert program(name) == str(there)
 
     there.unlink()

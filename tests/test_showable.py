@@ -28,6 +28,8 @@ WRONG: dict[str, Callable[[], Any]] = {
     "what happens on failure": lambda: coordination.HostCoordination(on_failure="x"),  # type: ignore[arg-type]
     "a namespace": lambda: coordination.RedisCoordination("redis://h", namespace=7),  # type: ignore[arg-type]
     "an address of Redis": lambda: coordination.RedisCoordination(7),  # type: ignore[arg-type]
+    "a schema": lambda: coordination.PostgresCoordination("host=h", schema=7),  # type: ignore[arg-type]
+    "an address of Postgres": lambda: coordination.PostgresCoordination(7),  # type: ignore[arg-type]
     "a journal": lambda: batch.Journal(7),  # type: ignore[arg-type]
     "an emulator": lambda: emulator.Emulator(7),  # type: ignore[arg-type]
     "a limit of the emulator": lambda: emulator.Limit(0, 0),

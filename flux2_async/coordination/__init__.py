@@ -9,11 +9,16 @@ from flux2_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from flux2_async.coordination.host.store import HostCoordination
+    from flux2_async.coordination.postgres.settings import PostgresCoordination
     from flux2_async.coordination.redis.settings import RedisCoordination
 
-__all__ = ["Coordination", "HostCoordination", "Kept", "Life", "RedisCoordination", "Store"]
+__all__ = ["Coordination", "HostCoordination", "Kept", "Life", "PostgresCoordination", "RedisCoordination", "Store"]
 
-_HOMES = {"HostCoordination": "host.store", "RedisCoordination": "redis.settings"}
+_HOMES = {
+    "HostCoordination": "host.store",
+    "PostgresCoordination": "postgres.settings",
+    "RedisCoordination": "redis.settings",
+}
 
 # Modules of version 0.1.0 by which its pickles name what this one gives.
 for _module in ("_host", "_redis"):
@@ -26,9 +31,12 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         module = import_module(f"{__name__}.{_HOMES[name]}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "redis":
+    except ImportError as error:
+        # psycopg says so, and names nothing, where it finds no libpq.
+        package = (error.name or ("psycopg" if "psycopg" in str(error) else "")).partition(".")[0]
+        if package not in ("redis", "psycopg"):
             raise
-        raise ConfigurationError("RedisCoordination needs the extra: pip install 'flux2-async[redis]'") from None
+        extra = "redis" if package == "redis" else "postgres"
+        raise ConfigurationError(f"{name} needs the extra: pip install 'flux2-async[{extra}]'") from None
     value = globals()[name] = getattr(module, name)
     return value

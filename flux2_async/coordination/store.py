@@ -7,15 +7,25 @@ store for another server is a subclass of `Store`, and one of `Coordination` tha
 
 import asyncio
 import enum
+import random
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import attrs
 
+from flux2_async.errors import CoordinationError
+
 T = TypeVar("T")
+
+# Seconds; all who met the same text would else meet again.
+LONGEST_BACK_OFF: Final = 0.05
+
+
+class HopelessError(CoordinationError):
+    """Waiting will not help."""
 
 
 class Life(enum.Enum):
@@ -97,6 +107,39 @@ class Store(ABC):
             # `time.monotonic` stands still there while the machine sleeps.
             return time.clock_gettime(time.CLOCK_MONOTONIC)
         return time.monotonic()
+
+
+@attrs.frozen
+class Found:
+    """What is under a name: the text, the token of its last change, which no other has, and the time."""
+
+    token: str
+    text: str | None
+    now: float
+
+
+class RemoteStore(Store):
+    """A store on a server that can be asked to write, if nobody else has written since."""
+
+    async def update(self, name: str, change: Change[T]) -> T:
+        """See `Store`; who is slower than others tries again at once, and then ever later."""
+        found, tries = await self.look(name), 0
+        while True:
+            kept = change(found.text, found.now)
+            if kept.text == found.text or (later := await self.replace(name, found.token, kept)) is None:
+                return kept.result
+            found, tries = later, tries + 1
+            if tries > 1:
+                await asyncio.sleep(random.random() * min(0.001 * 2**tries, LONGEST_BACK_OFF))  # noqa: S311  it spreads in time, it guards nothing
+                found = await self.look(name)
+
+    @abstractmethod
+    async def look(self, name: str) -> Found:
+        """Give what is there."""
+
+    @abstractmethod
+    async def replace(self, name: str, token: str, kept: Kept[Any]) -> Found | None:
+        """Write over what has this token, empty where nothing was; None: done, else what is there by now."""
 
 
 class Coordination(ABC):

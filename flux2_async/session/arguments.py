@@ -28,7 +28,7 @@ def check_settings(**settings: object) -> None:
         "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
         "polling": (Polling, "Polling(...)"),
         "callbacks": (Callbacks, "Callbacks(...) or None"),
-        "coordination": (type(None), "HostCoordination(), RedisCoordination(...) or None"),
+        "coordination": (type(None), "HostCoordination(), RedisCoordination(...), PostgresCoordination(...) or None"),
         "http": (aiohttp.ClientSession, "an aiohttp.ClientSession or None"),
         "connector": (Callable, "a function without arguments that makes an aiohttp connector, or None"),
         "timeouts": (Timeouts, "Timeouts(...)"),

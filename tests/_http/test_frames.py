@@ -175,6 +175,29 @@ def test_a_redis_that_cannot_be_used(url: str) -> None:
     assert leaks(caught.value) == []
 
 
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://app:x/{KEY}@db/name",
+        f"postgresql://app:x@{KEY}@db/name",
+        f"host=db {KEY}",
+        f"host=db password={KEY} no_such_option=1",
+        f"http://app:{KEY}@db",
+    ],
+)
+def test_a_postgres_that_cannot_be_used(dsn: str) -> None:
+    """The password of a Postgres stands in no frame, neither ours nor psycopg's."""
+    coordination = pytest.importorskip("flux2_async.coordination")
+    with pytest.raises(ConfigurationError) as caught:
+        coordination.PostgresCoordination(dsn)
+
+    assert leaks(caught.value) == []
+    assert KEY not in str(caught.value)
+    with pytest.raises(ConfigurationError) as caught:
+        coordination.PostgresCoordination(f"host=db password={KEY}", schema="")
+    assert leaks(caught.value) == []
+
+
 async def test_an_address_with_a_password_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the environment has for an address is refused without being shown."""
     monkeypatch.setenv("APIKLEY_BASE_URL", ADDRESS)

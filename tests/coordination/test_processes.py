@@ -16,9 +16,10 @@ import attrs
 import coordinated_worker
 import pytest
 from emulated import free_port, until
+from postgres_server import PostgresServer
 from redis_server import RedisServer
 
-from flux2_async.coordination import Coordination, HostCoordination, RedisCoordination
+from flux2_async.coordination import Coordination, HostCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.models import Timeouts
 
@@ -32,6 +33,7 @@ processes.set_forkserver_preload(
         "coordinated_worker",
         "flux2_async.coordination.client",
         "flux2_async.coordination.host.store",
+        "flux2_async.coordination.postgres.settings",
         "flux2_async.coordination.redis.settings",
         "flux2_async.receivers._aiohttp",
         "pytest",
@@ -112,15 +114,15 @@ async def team(coordination: Coordination, limit: int, period: float, **script: 
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
+def redis_server() -> Iterator[RedisServer]:
     with RedisServer() as server:
         yield server
 
 
-def on_redis(server: RedisServer) -> Coordination:
-    with server.client() as client:
-        client.flushall()
-    return RedisCoordination(server.url)
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture
@@ -128,11 +130,13 @@ def host(tmp_path: Path) -> Coordination:
     return HostCoordination(tmp_path / "state.sqlite")
 
 
-@pytest.fixture(params=["host", "redis"])
+@pytest.fixture(params=["host", "redis", "postgres"])
 def coordination(request: pytest.FixtureRequest) -> Coordination:
-    if request.param == "redis":
-        return on_redis(request.getfixturevalue("server"))
-    return request.getfixturevalue("host")  # type: ignore[no-any-return]  # pytest says of no fixture what it is
+    if request.param == "host":
+        return request.getfixturevalue("host")  # type: ignore[no-any-return]  # pytest says of no fixture what it is
+    server: RedisServer | PostgresServer = request.getfixturevalue(f"{request.param}_server")
+    server.empty()
+    return server.coordination()
 
 
 async def test_four_processes_use_up_one_limit(coordination: Coordination) -> None:
@@ -189,7 +193,6 @@ async def test_permits_of_a_killed_process_come_back(host: Coordination) -> None
     assert crew.emulator.ledger.refused == 0
 
 
-@pytest.mark.parametrize("coordination", ["host", "redis"], indirect=True)
 async def test_one_process_after_another_is_killed(coordination: Coordination) -> None:
     """Processes are killed and replaced: the limit is never passed, and those that are left use it up in the end."""
     limit, period = 10, 0.3
@@ -218,8 +221,8 @@ async def test_one_process_after_another_is_killed(coordination: Coordination) -
 
 @pytest.mark.parametrize(
     ("coordination", "inside"),
-    [("host", True), ("redis", False)],
-    ids=["host, in on_send", "redis, between on_send and the head"],
+    [("host", True), ("redis", False), ("postgres", False)],
+    ids=["host, in on_send", "redis, between on_send and the head", "postgres, between on_send and the head"],
     indirect=["coordination"],
 )
 async def test_permits_of_a_stopped_process_are_used_once(coordination: Coordination, *, inside: bool) -> None:

@@ -21,7 +21,7 @@ from flux2_async.errors import ConfigurationError
 
 # 108 bytes on Linux, 104 elsewhere, one of them for the end.
 LONGEST_ADDRESS: Final = 103
-LONGEST_DATAGRAM: Final = 4096
+LONGEST_DATAGRAM: Final = 65536
 # What a process that is alive may take to read the ten datagrams that Linux keeps for it, in seconds and microseconds.
 SEND_TIMEOUT: Final = struct.pack("@ll", 0, 50_000)
 # What the owner of a dead socket had borrowed has expired by then.

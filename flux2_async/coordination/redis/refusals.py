@@ -19,14 +19,11 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from flux2_async.coordination.store import HopelessError
 from flux2_async.errors import ConfigurationError, CoordinationError
 
 OLDEST_VERSION: Final = (6, 0)
 _CLUSTER: Final = "redis: this is a node of a cluster, and clusters are not supported; use a server of its own"
-
-
-class HopelessError(CoordinationError):
-    """Waiting will not help."""
 
 
 def check_server(info: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from flux2_async.coordination.account_state import FORMAT
-from flux2_async.coordination.redis.refusals import HopelessError, check_server, told
-from flux2_async.coordination.store import Change, Kept, Store, finish
+from flux2_async.coordination.redis.refusals import check_server, told
+from flux2_async.coordination.store import Found, HopelessError, Kept, RemoteStore, finish
 from flux2_async.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -37,8 +37,6 @@ end
 """
 TOKEN: Final = 16
 NO_TOKEN: Final = "none"  # noqa: S105  it opens nothing
-# Seconds; all who met the same text would else meet again.
-LONGEST_BACK_OFF: Final = 0.05
 PING_EVERY: Final = 20.0
 RESUBSCRIBE_MAX: Final = 2.0
 # What the version before kept, in another form, for an hour more than what any of its processes could have lent.
@@ -51,7 +49,7 @@ OTHERS_ARE_THERE: Final = (
 )
 
 
-class RedisStore(Store):
+class RedisStore(RemoteStore):
     """See `Store`.
 
     Args:
@@ -81,22 +79,15 @@ class RedisStore(Store):
         except HopelessError as error:
             raise ConfigurationError(str(error)) from None
 
-    async def update(self, name: str, change: Change[T]) -> T:
-        """See `Store`; who is slower than others tries again at once, and then ever later."""
-        found, tries = await self._swap(name, NO_TOKEN), 0
-        while found is not None:
-            token, text, now = found
-            kept = change(text, now)
-            if kept.text == text:
-                return kept.result
-            found = await self._swap(name, token, kept)
-            if found is None:
-                return kept.result
-            tries += 1
-            if tries > 1:
-                await asyncio.sleep(random.random() * min(0.001 * 2**tries, LONGEST_BACK_OFF))  # noqa: S311  it spreads in time, it guards nothing
-                found = await self._swap(name, NO_TOKEN)
-        raise HopelessError("redis does not carry out the script of compare and set")
+    async def look(self, name: str) -> Found:
+        """See `RemoteStore`."""
+        if (found := await self._swap(name, NO_TOKEN)) is None:
+            raise HopelessError("redis does not carry out the script of compare and set")
+        return found
+
+    async def replace(self, name: str, token: str, kept: Kept[Any]) -> Found | None:
+        """See `RemoteStore`."""
+        return await self._swap(name, token, kept)
 
     async def publish(self, line: str) -> None:
         """See `Store`."""
@@ -107,8 +98,8 @@ class RedisStore(Store):
         await finish(self._listener)
         await self._client.aclose()
 
-    async def _swap(self, name: str, token: str, kept: Kept[Any] | None = None) -> tuple[str, str | None, float] | None:
-        """Write over what has the token; None: done, else the token and the text of what is there, and the time."""
+    async def _swap(self, name: str, token: str, kept: Kept[Any] | None = None) -> Found | None:
+        """Write over what has the token; None: done, else what is there."""
         written, seconds = "", 0.0
         if kept is not None and kept.text is not None:
             written, seconds = f"{secrets.token_hex(TOKEN // 2)}{kept.text}", kept.seconds
@@ -118,7 +109,7 @@ class RedisStore(Store):
             return None
         found, whole, micro = reply
         now = int(whole) + int(micro) / 1_000_000
-        return (found[:TOKEN], found[TOKEN:], now) if found else ("", None, now)
+        return Found(found[:TOKEN], found[TOKEN:], now) if found else Found("", None, now)
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the server; the one place where its failures become ours."""

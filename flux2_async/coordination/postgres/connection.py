@@ -1,0 +1,259 @@
+"""One connection to Postgres on which one thing at a time is asked, and others are heard all the time.
+
+It is one for both since a server allows few. Nothing that psycopg waits for is ever cancelled: it would ask a server
+that hangs to forget the question, and wait for that. Instead the connection is shut down below it.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from flux2_async.coordination.postgres.refusals import POOLED, told
+from flux2_async.coordination.store import HopelessError, finish
+from flux2_async.errors import CoordinationError
+
+logger = logging.getLogger("flux2_async")
+
+Row = tuple[Any, ...]
+Connection = psycopg.AsyncConnection[Row]
+Statement = sql.SQL | sql.Composed
+
+PING_EVERY: Final = 20.0
+RECONNECT_MAX: Final = 2.0
+# Of the 8,000 bytes that a notification may have.
+PIECE: Final = 7_900
+WHO: Final = sql.SQL("SELECT pg_backend_pid()")
+NOTIFY: Final = sql.SQL("SELECT pg_notify(%s, unnest(%s::text[]))")
+# What the rules rely on, whatever server, database or user have for it: each statement sees what others have written,
+# none waits long for a lock, and who is silent is not thrown out.
+SETTINGS: Final = sql.SQL("""
+SELECT set_config(name, ours.value, false) FROM pg_settings JOIN (VALUES
+    ('default_transaction_isolation', 'read committed'), ('idle_session_timeout', '0'), ('statement_timeout', %s)
+) AS ours (name, value) USING (name)
+""")
+
+
+class PostgresConnection:
+    """A connection that is made when it is needed, and anew when it is lost.
+
+    Args:
+        dsn: Where, and who.
+        channel: What is listened to.
+        timeout: Seconds that the server may take to answer.
+    """
+
+    def __init__(self, dsn: str, channel: str, timeout: float) -> None:
+        self._dsn = dsn
+        self._channel = channel
+        self._timeout = 2 * timeout
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Timeout | None = None
+        self._lost = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._failures = 0
+        self._questions: set[asyncio.Task[list[Row]]] = set()
+        self._keeping: asyncio.Task[None] | None = None
+        self._on_line: Callable[[str], None] | None = None
+        self._heard = ""
+        self._closed = False
+
+    def listen(self, on_line: Callable[[str], None], ping: Statement) -> None:
+        """Hear from now on what others publish, whatever happens to the connection.
+
+        Args:
+            on_line: See `Store.listen`.
+            ping: What is asked now and then, so that a connection that is dead without a word is found out.
+        """
+        self._on_line = on_line
+        self._keeping = asyncio.get_running_loop().create_task(self._keep(ping), name="flux2_async listen to postgres")
+
+    async def ask(self, statement: Statement, values: Sequence[object] | None = None) -> list[Row]:
+        """Carry out a statement, or several without values in one transaction, and give the rows of the last one.
+
+        Raises:
+            CoordinationError: It failed, or the connection did while this one waited for its turn.
+        """
+        question = asyncio.get_running_loop().create_task(self._ask(statement, values, self._failures))
+        self._questions.add(question)
+        question.add_done_callback(self._answered)
+        return await asyncio.shield(question)
+
+    async def publish(self, line: str) -> None:
+        """Tell all that listen, in as many notifications as it takes: those of one transaction come in a row."""
+        text = json.dumps(line)
+        pieces = [text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)]
+        # Of those that are the same in one transaction only one would come.
+        numbered = [f"{len(pieces) - number} {piece}" for number, piece in enumerate(pieces, 1)]
+        await self.ask(NOTIFY, (self._channel, numbered))
+
+    async def aclose(self) -> None:
+        """End; never raises and never takes long."""
+        self._closed = True
+        await finish(self._keeping)
+        if self._questions:
+            await asyncio.wait(self._questions, timeout=0.2)
+        if self._questions:
+            if self._connecting is not None:
+                self._connecting.reschedule(0.0)
+            elif self._connection is not None:
+                _shut_down(self._connection)
+            await asyncio.wait(self._questions, timeout=0.2)
+        self._lose()
+
+    async def _ask(self, statement: Statement, values: Sequence[object] | None, failures: int) -> list[Row]:
+        async with self._turn:
+            if self._closed:
+                raise CoordinationError("the session's place among the processes of its account is not open")
+            if failures != self._failures:
+                # It has waited for as long as that one.
+                raise CoordinationError("postgres did not answer the question before")
+            try:
+                connection = self._connection or await self._connect()
+                # psycopg reads by itself now.
+                asyncio.get_running_loop().remove_reader(connection.fileno())
+                return await self._execute(connection, statement, values)
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                failure = told(error)
+            finally:
+                self._read_on()
+            if self._connection is None:
+                self._failures += 1
+        raise failure
+
+    async def _connect(self) -> Connection:
+        connection = await self._open()
+        connection.add_notify_handler(lambda notify: self._hear(notify.payload))
+        try:
+            await self._check_for_poolers(connection)
+            await self._execute(connection, SETTINGS, (str(round(1000 * self._timeout)),))
+            await self._execute(connection, sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+        except BaseException:
+            connection.pgconn.finish()
+            raise
+        self._connection, self._heard = connection, ""
+        self._lost.clear()
+        if self._on_line is not None:
+            # What was said meanwhile is lost.
+            self._on_line("")
+        return connection
+
+    async def _open(self) -> Connection:
+        try:
+            async with asyncio.timeout(self._timeout) as self._connecting:
+                return await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+        finally:
+            self._connecting = None
+
+    async def _check_for_poolers(self, connection: Connection) -> None:
+        """Refuse a connection that has no server process of its own; nothing is set in one that is another's next.
+
+        Where processes are lent out, who begins a transaction gets the one that was free last.
+        """
+        ((process,),) = await self._execute(connection, WHO)
+        if process == connection.info.backend_pid:
+            return
+        other = await self._open()
+        try:
+            with suppress(TimeoutError):
+                await self._execute(other, sql.SQL("BEGIN; SELECT 1"))
+            kept = await self._execute(connection, WHO) == [(process,)]
+        except (psycopg.Error, TimeoutError):
+            kept = False
+        finally:
+            other.pgconn.finish()
+        if not kept:
+            raise HopelessError(POOLED)
+
+    async def _execute(
+        self, connection: Connection, statement: Statement, values: Sequence[object] | None = None
+    ) -> list[Row]:
+        loop = asyncio.get_running_loop()
+        cut = loop.call_later(self._timeout, _shut_down, connection)
+        try:
+            cursor = await connection.execute(statement, values)
+            while cursor.nextset():
+                pass
+            return await cursor.fetchall() if cursor.description else []
+        except psycopg.Error:
+            if loop.time() >= cut.when():
+                raise TimeoutError from None
+            raise
+        finally:
+            cut.cancel()
+
+    def _read_on(self) -> None:
+        """Hear what has come, and what will come while nothing is asked."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            while (notify := connection.pgconn.notifies()) is not None:
+                self._hear(notify.extra.decode())
+            asyncio.get_running_loop().add_reader(connection.fileno(), self._read)
+        except psycopg.Error:
+            self._lose()
+
+    def _read(self) -> None:
+        if self._connection is not None:
+            # If it has ended its file is closed in a moment, and another may get the number.
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+            with suppress(psycopg.Error):
+                self._connection.pgconn.consume_input()
+            self._read_on()
+
+    def _hear(self, payload: str) -> None:
+        left, _, piece = payload.partition(" ")
+        self._heard += piece
+        if left == "0":
+            text, self._heard = self._heard, ""
+            # Anybody may say anything on a channel.
+            with suppress(ValueError):
+                line = json.loads(text)
+                if self._on_line is not None and line and isinstance(line, str):
+                    self._on_line(line)
+
+    def _lose(self) -> None:
+        connection, self._connection = self._connection, None
+        self._lost.set()
+        if connection is not None:
+            if not connection.closed:
+                asyncio.get_running_loop().remove_reader(connection.fileno())
+            connection.pgconn.finish()
+
+    async def _keep(self, ping: Statement) -> None:
+        wait = 0.05
+        while True:
+            try:
+                await self.ask(ping)
+                wait = 0.05
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PING_EVERY):
+                        await self._lost.wait()
+            except CoordinationError as error:
+                logger.debug("listening to postgres broke off: %s", error)
+                await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311  it spreads in time, it guards nothing
+                wait = min(2 * wait, RECONNECT_MAX)
+
+    def _answered(self, question: "asyncio.Task[list[Row]]") -> None:
+        self._questions.discard(question)
+        if not question.cancelled():
+            # Who asked may have gone.
+            question.exception()
+
+
+def _shut_down(connection: Connection) -> None:
+    """End a connection of which something is awaited; its file stays open, since its number is still in use."""
+    with suppress(OSError, psycopg.Error):
+        end = socket.socket(fileno=connection.fileno())
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        finally:
+            end.detach()

@@ -1,0 +1,130 @@
+"""Texts in a table of Postgres: compare and set of a row, the server's time only, each with an expiry."""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import Any, Final, LiteralString
+
+from psycopg import sql
+
+from flux2_async.coordination.account_state import FORMAT
+from flux2_async.coordination.postgres.connection import PostgresConnection
+from flux2_async.coordination.postgres.refusals import MissingRightError
+from flux2_async.coordination.store import Found, HopelessError, Kept, RemoteStore
+from flux2_async.errors import ConfigurationError
+
+NOW: Final = sql.SQL("extract(epoch FROM clock_timestamp())::double precision")
+IS_THERE: Final[LiteralString] = "SELECT to_regnamespace(%s) IS NOT NULL, to_regclass(%s) IS NOT NULL"
+MAKE_SCHEMA: Final[LiteralString] = "CREATE SCHEMA IF NOT EXISTS {schema}"
+# A text is bytes, so that the encoding of the database does not matter. Nothing but the name has an index: the row of
+# an account is changed many times a second, which is cheap as long as no index has to be.
+MAKE_TABLE: Final[LiteralString] = (
+    "CREATE TABLE IF NOT EXISTS {table} (name text PRIMARY KEY, token text NOT NULL, text bytea NOT NULL, "
+    "expires_at double precision NOT NULL)"
+)
+GRANT: Final[LiteralString] = (
+    "GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {user};"
+)
+# Of those who come at once one makes the table.
+ALONE: Final[LiteralString] = "SELECT pg_advisory_xact_lock(439956237362)"
+LOOK: Final[LiteralString] = """
+SELECT kept.token, kept.text, {now} FROM (VALUES (1)) AS one (row)
+LEFT JOIN {table} AS kept ON kept.name = %s AND kept.expires_at > {now}
+"""
+INSERT: Final[LiteralString] = """
+INSERT INTO {table} AS kept (name, token, text, expires_at) VALUES (%s, %s, %s, {now} + %s)
+ON CONFLICT (name) DO UPDATE SET token = excluded.token, text = excluded.text, expires_at = excluded.expires_at
+WHERE kept.expires_at <= {now} RETURNING 1
+"""
+UPDATE: Final[LiteralString] = """
+UPDATE {table} SET token = %s, text = %s, expires_at = {now} + %s WHERE name = %s AND token = %s RETURNING 1
+"""
+DELETE: Final[LiteralString] = "DELETE FROM {table} WHERE name = %s AND token = %s RETURNING 1"
+# Every ten minutes by whoever comes first, and never so many that it takes long.
+FORGET: Final[LiteralString] = """
+WITH mine AS (
+    INSERT INTO {table} AS kept (name, token, text, expires_at) VALUES ('forgetting', '', '', {now} + 600)
+    ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at WHERE kept.expires_at <= {now} RETURNING 1
+) DELETE FROM {table} WHERE EXISTS (SELECT 1 FROM mine) AND name IN (
+    SELECT name FROM {table} WHERE expires_at <= {now} AND name <> 'forgetting' LIMIT 20000
+)
+"""
+
+
+class PostgresStore(RemoteStore):
+    """See `Store`.
+
+    Args:
+        dsn: Where, and who.
+        schema: What holds the table.
+        account: The digest of address and API key.
+        timeout: Seconds that the server may take to answer.
+    """
+
+    def __init__(self, dsn: str, schema: str, account: str, timeout: float) -> None:
+        self._schema = schema
+        self._account = account
+        channel = hashlib.sha256(f"{schema} {account} {FORMAT}".encode()).hexdigest()
+        self._connection = PostgresConnection(dsn, f"flux2_{channel[:40]}", timeout)
+
+    async def listen(self, on_line: Callable[[str], None]) -> None:
+        """See `Store`."""
+        self._connection.listen(on_line, self._sql(FORGET))
+        try:
+            await self._make_table()
+            await self._use_all_rights()
+        except MissingRightError:
+            missing = await self._missing()
+            raise ConfigurationError(
+                f"postgres: the user lacks a right; let the owner of the database run once: {missing}"
+            ) from None
+        except HopelessError as error:
+            raise ConfigurationError(str(error)) from None
+
+    async def look(self, name: str) -> Found:
+        """See `RemoteStore`."""
+        ((token, text, now),) = await self._connection.ask(self._sql(LOOK), (f"{self._account}:{name}",))
+        return Found(token or "", None if text is None else text.decode(), now)
+
+    async def replace(self, name: str, token: str, kept: Kept[Any]) -> Found | None:
+        """See `RemoteStore`."""
+        key = f"{self._account}:{name}"
+        if kept.text is None:
+            written = await self._connection.ask(self._sql(DELETE), (key, token))
+        else:
+            row = (secrets.token_hex(8), kept.text.encode(), kept.seconds)
+            statement, values = (UPDATE, (*row, key, token)) if token else (INSERT, (key, *row))
+            written = await self._connection.ask(self._sql(statement), values)
+        return None if written else await self.look(name)
+
+    async def publish(self, line: str) -> None:
+        """See `Store`."""
+        await self._connection.publish(line)
+
+    async def aclose(self) -> None:
+        """See `Store`."""
+        await self._connection.aclose()
+
+    async def _make_table(self) -> None:
+        names = [self._sql("{schema}").as_string(None), self._sql("{table}").as_string(None)]
+        ((schema, table),) = await self._connection.ask(sql.SQL(IS_THERE), names)
+        if not table:
+            # Who may not make schemas may not make one that is there either.
+            making = (ALONE, MAKE_TABLE) if schema else (ALONE, MAKE_SCHEMA, MAKE_TABLE)
+            await self._connection.ask(sql.SQL("; ").join(self._sql(part) for part in making))
+
+    async def _use_all_rights(self) -> None:
+        """Do once whatever may be forbidden: who finds out later loses a key's payment."""
+        name = f"check:{secrets.token_hex(8)}"
+        for text in ("can it be written?", "and changed?", None):
+            await self.update(name, lambda _, __, text=text: Kept(text, 1.0, None))  # type: ignore[misc]  # mypy knows no default there
+        await self.publish("can it be said?")
+
+    async def _missing(self) -> str:
+        ((user,),) = await self._connection.ask(sql.SQL("SELECT current_user::text"))
+        statements = sql.SQL("; ").join(self._sql(part, user) for part in (MAKE_SCHEMA, MAKE_TABLE, GRANT))
+        return statements.as_string(None)
+
+    def _sql(self, statement: LiteralString, user: str = "") -> sql.Composed:
+        names = {"schema": sql.Identifier(self._schema), "table": sql.Identifier(self._schema, "coordination")}
+        return sql.SQL(statement).format(**names, user=sql.Identifier(user), now=NOW)

@@ -1,0 +1,147 @@
+"""A real Postgres on a free port, to be killed, stopped, emptied, made read-only and started again.
+
+Without one, tests are skipped. It refuses to run as root, so root lends it the user `postgres`.
+"""
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import psycopg
+from emulated import free_port
+from programs import program
+
+from flux2_async.coordination import PostgresCoordination
+
+OWNER: Final = "owner"
+OWNERS_PASSWORD: Final = "the owner's password"
+# What no test needs, and what takes time.
+QUIET: Final = {"fsync": "off", "listen_addresses": "127.0.0.1", "shared_buffers": "16MB", "log_min_messages": "panic"}
+
+
+class PostgresServer:
+    """Starts on entering, is gone on leaving; its one database is `postgres`."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None, **settings: str) -> None:
+        self.program = program("postgres")
+        self.port = free_port()
+        self.folder = Path()
+        self._environment = environment or {}
+        self._settings = QUIET | {"port": str(self.port)} | settings
+        self._process: subprocess.Popen[Any] | None = None
+
+    @property
+    def url(self) -> str:
+        return self.url_for(OWNER, OWNERS_PASSWORD)
+
+    def url_for(self, user: str, password: str, *, port: int = 0, database: str = "postgres") -> str:
+        return f"postgresql://{user}:{password.replace(' ', '%20')}@127.0.0.1:{port or self.port}/{database}"
+
+    def coordination(self, *, port: int = 0, **options: Any) -> PostgresCoordination:
+        return PostgresCoordination(self.url_for(OWNER, OWNERS_PASSWORD, port=port), **options)
+
+    def run(self, *statements: str) -> list[Any]:
+        """Run them as the owner, each by itself; give the rows of the last one."""
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
+            cursors = [connection.execute(statement.encode()) for statement in statements]
+            return cursors[-1].fetchall() if cursors[-1].description else []
+
+    def empty(self) -> None:
+        for (table,) in self.run("SELECT oid::regclass::text FROM pg_class WHERE relname = 'coordination'"):
+            self.run(f"TRUNCATE {table}")
+
+    async def set_read_only(self, *, value: bool) -> None:
+        """Let it take no writes, or again, as those who rent out servers do when a disk is full."""
+        self.run(f"ALTER SYSTEM SET default_transaction_read_only = {value}", "SELECT pg_reload_conf()")
+        await asyncio.sleep(0.1)
+
+    def start(self) -> None:
+        words = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
+        self._process = self._popen(self.program, "-D", str(self.folder / "data"), "-k", str(self.folder), *words)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                self.run("SELECT 1")
+            except psycopg.OperationalError:
+                time.sleep(0.05)
+            else:
+                return
+        raise AssertionError(f"{self.program} does not answer")
+
+    def kill(self) -> None:
+        """End it as a crash does: its processes too, which would else hold its memory for a while."""
+        self._signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    def stop(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp())
+        password = self.folder / "password"
+        password.write_text(OWNERS_PASSWORD)
+        if os.getuid() == 0:
+            for path in (self.folder, password):
+                shutil.chown(path, "postgres")
+        command = [str(Path(self.program).with_name("initdb")), "-D", str(self.folder / "data"), "-U", OWNER]
+        options = ["--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C"]
+        done = self._popen(*command, *options, "-A", "scram-sha-256", f"--pwfile={password}")
+        assert done.wait(60) == 0
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+        shutil.rmtree(self.folder)
+
+    def _popen(self, *command: str) -> subprocess.Popen[Any]:
+        return subprocess.Popen(  # noqa: S603  our own words
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self._environment},
+            cwd=self.folder,
+            start_new_session=True,
+            **unprivileged(),
+        )
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        processes = [self._process.pid]
+        # Each of its processes leads a session of its own.
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                pid, parent = entry.parent.name, entry.read_text().rpartition(")")[2].split()[1]
+            except OSError:
+                continue
+            if parent == str(self._process.pid):
+                processes.append(int(pid))
+        for process in processes:
+            try:
+                os.kill(process, number)
+            except ProcessLookupError:
+                continue
+
+
+def unprivileged() -> dict[str, Any]:
+    """How a child is started that must not be root."""
+    if os.getuid() != 0:
+        return {}
+    entry = pwd.getpwnam("postgres")
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}

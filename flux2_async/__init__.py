@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         SubmissionChanged,
         Uploaded,
     )
+    from flux2_async.models.expectation import Expectation
     from flux2_async.models.service import APIKLEY, KIE, Service
     from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
     from flux2_async.session.enqueued import SubmissionHandle
@@ -89,6 +90,7 @@ __all__ = [
     "CoordinationError",
     "Downloaded",
     "EmptyResultError",
+    "Expectation",
     "FeatureDisabledError",
     "Flux2Error",
     "Flux2Session",
@@ -140,7 +142,10 @@ __all__ = [
 ]
 
 # Lightest first: a name is looked for in their lists.
-_HOMES = ("errors", "models", "models.service", "models.submission_state", "tasks", "session", "models.events")
+_HOMES = (
+    *("errors", "models", "models.service", "models.submission_state", "tasks", "session", "models.events"),
+    "models.expectation",
+)
 
 
 # Modules of version 0.1.0 by which its pickles name what this one gives.

@@ -1,10 +1,13 @@
 """When to look at a task whose callback may get lost. Pure."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from flux2_async.tasks.schedule import Schedule
+
+if TYPE_CHECKING:
+    from flux2_async.tasks.durations import Durations
 
 # Where the documentation lets the polling slow down; a task whose callback is lost is found there.
 LOOKS_OF_INSURANCE: Final = (30.0, 120.0)
@@ -61,3 +64,7 @@ class Insurance:
     def ended(self, begin: float, end: float) -> None:
         """See `Schedule`."""
         self.usual.ended(begin, end)
+
+    def durations(self) -> "Durations":
+        """See `Schedule`."""
+        return self.usual.durations()

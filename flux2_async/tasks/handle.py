@@ -1,15 +1,20 @@
 """The handle of a task: what a caller awaits. It holds an outcome, not a session."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
-from flux2_async.errors import TaskTimeoutError
+from flux2_async.errors import InvalidRequestError, TaskTimeoutError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
+from flux2_async.models.plain import is_number
 from flux2_async.tasks.observers import Named
 from flux2_async.tasks.outcome import Outcome, Signal
+
+if TYPE_CHECKING:
+    from flux2_async.models.expectation import Expectation
 
 
 class _Origin(Named, Protocol):
@@ -17,6 +22,13 @@ class _Origin(Named, Protocol):
 
     @property
     def request(self) -> Request | None: ...
+
+
+class _Watching(Protocol):
+    """What looks after a task; `Watcher` does."""
+
+    def expectation(self, task: "ImageTask") -> "Expectation": ...
+    def look_sooner(self, task: "ImageTask") -> None: ...
 
 
 @attrs.define(eq=False, repr=False)
@@ -47,6 +59,9 @@ class ImageTask:
     metadata: Mapping[str, Any] | None = attrs.field(default=None, kw_only=True)
     _outcome: Outcome[ImageResult] = attrs.field(init=False, factory=Outcome)
     _changed: Signal | None = attrs.field(init=False, default=None)
+    # While it is outstanding; and how often those who follow it want it looked at.
+    _watching: _Watching | None = attrs.field(init=False, default=None)
+    _every: list[float] | None = attrs.field(init=False, default=None)
     # Watches a task again that was given up; and whether somebody was told of that.
     _resume: "Callable[[ImageTask], None] | None" = attrs.field(init=False, default=None)
     _told: bool = attrs.field(init=False, default=False)
@@ -67,6 +82,24 @@ class ImageTask:
     def error(self) -> Exception | None:
         """What it was settled with instead of a picture; None while it is outstanding, or has one."""
         return self._outcome.error
+
+    def expectation(self) -> "Expectation":
+        """How long it takes, by what the session learned of tasks of its model and resolution.
+
+        Before any has ended, the documented range counts: 8 to 95 s. Call it in the session's event loop.
+
+        Returns:
+            Seconds since the service took it, for a task that has ended those that it took; all of it None where
+            nothing is known: of an attached task as long as its age is not known, of one that is not watched any more.
+        """
+        if self._watching is not None:
+            return self._watching.expectation(self)
+        from flux2_async.models.expectation import Expectation  # noqa: PLC0415  few ask
+
+        if self.record is None or not self.record.state.final:
+            return Expectation()
+        took = self.record.duration
+        return Expectation(elapsed=took, median=took, bound=took, fraction=1.0)
 
     def done(self) -> bool:
         """Whether `result` gives or raises at once."""
@@ -129,8 +162,14 @@ class ImageTask:
                 pass
         return outcome.done
 
-    async def updates(self) -> AsyncIterator[TaskRecord]:
+    async def updates(self, *, every: float | None = None) -> AsyncGenerator[TaskRecord, None]:
         """Follow the task.
+
+        Args:
+            every: Seconds. As long as this is iterated the task is looked at as often, also where callbacks come, so
+                that stages which last as long are seen; not below `Polling.wait_min`, and no faster than the service
+                allows where it refuses polls. None: only as often as the session looks anyway, with callbacks hardly
+                ever.
 
         Yields:
             The record known now, if any, then each one in which the state or the progress is another; changes
@@ -138,25 +177,40 @@ class ImageTask:
 
         Raises:
             Flux2Error: The task was settled without a final record, see `result`.
+            InvalidRequestError: `every` is no number of seconds above 0.
             ConfigurationError: Followed in another event loop.
         """
+        if every is not None and not (is_number(every) and every > 0):
+            raise InvalidRequestError(f"every: {every!r} given, it must be a number of seconds above 0, or None")
         self._watch_again()
         outcome = self._outcome
         shown: TaskRecord | None = None
-        while True:
-            record = self.record
-            if record is not None and not _same_stage(record, shown):
-                shown = record
-                yield record
-            elif outcome.done:
-                break
-            else:
-                outcome.check_loop()
-                self._changed = self._changed or Signal()
-                await self._changed.wait()
+        with nullcontext() if every is None else self._looked_at(every):
+            while True:
+                record = self.record
+                if record is not None and not _same_stage(record, shown):
+                    shown = record
+                    yield record
+                elif outcome.done:
+                    break
+                else:
+                    outcome.check_loop()
+                    self._changed = self._changed or Signal()
+                    await self._changed.wait()
         if (shown is None or not shown.state.final) and outcome.error is not None:
             self._told = self._told or outcome is self._outcome
             raise outcome.error.with_traceback(None)
+
+    @contextmanager
+    def _looked_at(self, every: float) -> Iterator[None]:
+        self._outcome.check_loop()
+        self._every = [*(self._every or ()), every]
+        if self._watching is not None:
+            self._watching.look_sooner(self)
+        try:
+            yield
+        finally:
+            self._every.remove(every)
 
     def _came_from(self, origin: _Origin) -> None:
         """Know what it came from, unless it does: it was attached before that was known."""
@@ -170,6 +224,7 @@ class ImageTask:
 
     def _settle(self, result: ImageResult | None = None, error: Exception | None = None) -> bool:
         settled = self._outcome.settle(result, error)
+        self._watching = None
         self._wake()
         return settled
 

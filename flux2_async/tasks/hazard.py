@@ -14,7 +14,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from flux2_async.tasks.durations import Durations
 
 # Ten bins to a factor of four, from 0.3 s to 8 minutes; 30 s and 120 s, where the documented advice changes, are edges.
 EDGES: Final = (0.0, *(30.0 * 4.0 ** (k / 10) for k in range(-34, 21)))
@@ -43,12 +46,25 @@ class Hazard:
         at_risk: Seconds for which tasks were seen to run in each bin before. None: none.
     """
 
-    __slots__ = ("_area", "_at_risk", "_ends", "_entered", "_known", "_news", "_partly", "_prior", "_survival")
+    __slots__ = (
+        "_area",
+        "_at_risk",
+        "_durations",
+        "_ends",
+        "_entered",
+        "_known",
+        "_news",
+        "_partly",
+        "_prior",
+        "_survival",
+    )
 
     def __init__(
         self, prior: Sequence[float], ends: Sequence[float] | None = None, at_risk: Sequence[float] | None = None
     ) -> None:
         self._prior = prior
+        # Made when somebody asks.
+        self._durations: Durations | None = None
         self._ends = list(ends or [0.0] * BINS)
         self._at_risk = list(at_risk or [0.0] * BINS)
         # Since the last plan: by how many tasks the number at risk changes in a bin, and seconds of partly used bins.
@@ -104,6 +120,14 @@ class Hazard:
         look = start + 2.0 * missing / root if root > 0.0 else math.inf
         return look - age if look < EDGES[-1] else math.inf
 
+    def durations(self) -> "Durations":
+        """Give how long tasks of this kind take, by what was known at the last plan."""
+        from flux2_async.tasks.durations import Durations  # noqa: PLC0415  few ask
+
+        if self._durations is None:
+            self._durations = Durations(EDGES, self._ends, self._at_risk)
+        return self._durations
+
     def knowledge(self, most: float = KEEP) -> tuple[list[float], list[float]]:
         """Give `ends` and `at_risk`, each bin faded to at most so many tasks."""
         self._plan()
@@ -130,6 +154,7 @@ class Hazard:
         self._partly = [0.0] * (BINS + 1)
         self._news = 0
         self._ends, self._at_risk = self._faded(KEEP)
+        self._durations = None
         # Conditional survival bin by bin; within a bin ends are spread evenly.
         self._survival = [1.0, *accumulate(map(_survival, self._estimates(), WIDTHS), lambda a, b: a * b)]
         area = 0.0

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
 from flux2_async.models import Polling, TaskRecord
 from flux2_async.models.plain import is_number
 from flux2_async.tasks.hazard import BINS, EDGES, KEEP, Hazard
+
+if TYPE_CHECKING:
+    from flux2_async.tasks.durations import Durations
 
 # Apikley's advice: every 2-3 s for 30 s, 5-10 s after, 15-30 s after two minutes; the middle of each.
 ADVICE: Final = ((30.0, 2.5), (120.0, 7.5), (float("inf"), 22.5))
@@ -58,6 +62,10 @@ class Schedule(Protocol):
         """Learn that a task ran at one age and had ended, well or badly, at another, seconds."""
         ...
 
+    def durations(self) -> "Durations":
+        """Give how long such tasks take, as far as is known."""
+        ...
+
 
 @attrs.frozen
 class DocumentedAdvice:
@@ -86,12 +94,17 @@ class DocumentedAdvice:
     def ended(self, begin: float, end: float) -> None:
         """Learn nothing."""
 
+    def durations(self) -> "Durations":
+        """Give what is documented."""
+        return _documented()
 
-@attrs.frozen
+
+@attrs.frozen(eq=False)
 class FixedInterval:
-    """The same interval at any age, exactly."""
+    """The same interval at any age, exactly; what tasks teach is for those who ask how long they take."""
 
     interval: float
+    hazard: Hazard = attrs.field(factory=lambda: Hazard(_PRIOR), repr=False)
 
     @property
     def without_callback(self) -> Schedule:
@@ -107,10 +120,16 @@ class FixedInterval:
         return MAX_SLOWDOWN_OF_FIXED * max(wait, SLOWED_MIN)
 
     def ran(self, begin: float, end: float) -> None:
-        """Learn nothing."""
+        """See `Schedule`."""
+        self.hazard.ran(begin, end)
 
     def ended(self, begin: float, end: float) -> None:
-        """Learn nothing."""
+        """See `Schedule`."""
+        self.hazard.ended(begin, end)
+
+    def durations(self) -> "Durations":
+        """See `Schedule`."""
+        return self.hazard.durations()
 
 
 @attrs.frozen(eq=False)
@@ -147,6 +166,10 @@ class LearnedSchedule:
         """See `Schedule`."""
         self.hazard.ended(begin, end)
 
+    def durations(self) -> "Durations":
+        """See `Schedule`."""
+        return self.hazard.durations()
+
 
 class Schedules:
     """The schedules of one session: one for each model and resolution, since these take different times.
@@ -156,25 +179,30 @@ class Schedules:
 
     Attributes:
         unknown: For tasks of which neither the kind nor the age is known.
+        wait_min: Seconds between two looks at one task, at least, whoever follows it.
     """
 
     def __init__(self, polling: Polling) -> None:
+        self.wait_min = polling.wait_min
         self._polling = polling
-        self._learned: dict[str, LearnedSchedule] = {}
-        self._fixed = None if polling.interval is None else FixedInterval(polling.interval)
-        self.unknown: Schedule = self._fixed or DocumentedAdvice(polling)
+        self._learned: dict[str, LearnedSchedule | FixedInterval] = {}
+        self.unknown: Schedule = (
+            DocumentedAdvice(polling) if polling.interval is None else FixedInterval(polling.interval)
+        )
 
     def of(self, model: str, resolution: str) -> Schedule:
         """Give the schedule of one kind of tasks."""
-        if self._fixed is not None:
-            return self._fixed
         kind = f"{model} {resolution}"
         schedule = self._learned.get(kind)
         if schedule is None:
             if len(self._learned) >= MAX_KINDS:
                 return self.unknown
-            schedule = self._learned[kind] = LearnedSchedule(self._polling, Hazard(_PRIOR))
+            schedule = self._learned[kind] = self._new(Hazard(_PRIOR))
         return schedule
+
+    def _new(self, hazard: Hazard) -> LearnedSchedule | FixedInterval:
+        interval = self._polling.interval
+        return LearnedSchedule(self._polling, hazard) if interval is None else FixedInterval(interval, hazard)
 
     def of_record(self, record: TaskRecord) -> Schedule:
         """Give the schedule of a task's kind, as far as its record names it; else `unknown`."""
@@ -199,13 +227,11 @@ class Schedules:
         Raises:
             ValueError: It cannot be used; nothing is taken over.
         """
-        if self._fixed is not None:
-            return
         kinds = knowledge.get("kinds") if isinstance(knowledge, dict) else None
         if not isinstance(kinds, dict) or knowledge.get("version") != VERSION or len(kinds) > MAX_KINDS:
             raise ValueError("not what this version writes")
         self._learned |= {
-            kind: LearnedSchedule(self._polling, Hazard(_PRIOR, _counts(each, "ends"), _counts(each, "at_risk")))
+            kind: self._new(Hazard(_PRIOR, _counts(each, "ends"), _counts(each, "at_risk")))
             for kind, each in kinds.items()
         }
 
@@ -241,7 +267,12 @@ def _within(polling: Polling, wait: float) -> float:
 
 
 # Under these the advised intervals are what is best.
-_PRIOR: Final = tuple(2.0 * ADVISED_PRICE / _advised_gap(edge) ** 2 for edge in EDGES[:-1])
+_PRIOR: Final[tuple[float, ...]] = tuple(2.0 * ADVISED_PRICE / _advised_gap(edge) ** 2 for edge in EDGES[:-1])
+
+
+@cache
+def _documented() -> "Durations":
+    return Hazard(_PRIOR).durations()
 
 
 def _counts(kind: Any, name: str) -> list[float]:

@@ -7,13 +7,16 @@ The wall clock is not asked, since it may be wrong.
 
 import math
 import random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from flux2_async.models import TaskRecord
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.schedule import Schedule, Schedules, wait_after_failure
+
+if TYPE_CHECKING:
+    from flux2_async.models.expectation import Expectation
 
 LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 # Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
@@ -92,6 +95,11 @@ class Timing:
         """Give the usual seconds from a time to the next look."""
         return self._wait(watched, at, self._random.random())
 
+    def followed(self, watched: Watched, wait: float) -> float:
+        """Shorten a wait from one look to the next to what those who follow the task want."""
+        every = watched.task._every  # noqa: SLF001  the handle is written by those who follow it, and read here
+        return min(wait, max(min(every), self._schedules.wait_min)) if every else wait
+
     def wait_midway(self, watched: Watched, at: float) -> float | None:
         """Give the seconds to the next look for a time that is any between two: of many tasks, none meet there.
 
@@ -110,6 +118,14 @@ class Timing:
         again = self.begin(watched.task, watched.schedule.without_callback, now)
         again.created, again.old = watched.created, watched.old
         return again
+
+    def expectation(self, watched: Watched | None, now: float) -> "Expectation":
+        """Give how long a task still takes, as far as is known; None: one that is not watched."""
+        from flux2_async.tasks.durations import expected  # noqa: PLC0415  few ask
+
+        if watched is None or watched.created is None:
+            return expected(None, 0.0)
+        return expected(watched.schedule.durations(), now - watched.created)
 
     def is_news(self, watched: Watched, now: float) -> bool:
         """Whether a task that runs is older than any that was seen to end, by far; once for each task."""

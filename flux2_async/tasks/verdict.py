@@ -125,7 +125,7 @@ class Judge:
         if watched.hinted:
             watched.hinted, watched.looks_after_hint = False, 0
             return HINTS_APART - took
-        wait = self._timing.wait(watched, watched.looked) - took
+        wait = self._timing.followed(watched, self._timing.wait(watched, watched.looked)) - took
         if watched.looks_after_hint >= len(LOOKS_AFTER_HINT):
             return wait
         # A hint said that there is something to see, and it was not seen yet.

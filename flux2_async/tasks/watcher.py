@@ -6,9 +6,10 @@ the end of the session.
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TaskTimeoutError
@@ -20,6 +21,9 @@ from flux2_async.tasks.outcome import Signal
 from flux2_async.tasks.schedule import Schedule, Schedules
 from flux2_async.tasks.timing import Timing, Watched
 from flux2_async.tasks.verdict import HINTS_APART, Judge, Verdict
+
+if TYPE_CHECKING:
+    from flux2_async.models.expectation import Expectation
 
 logger = logging.getLogger("flux2_async")
 
@@ -126,6 +130,18 @@ class Watcher:
             task._resume(task)  # noqa: SLF001  likewise
         return task
 
+    def expectation(self, task: ImageTask) -> "Expectation":
+        """Give how long a task still takes, as far as is known."""
+        return self._timing.expectation(self._watched.get(task.id), self._loop.time())
+
+    def look_sooner(self, task: ImageTask) -> None:
+        """Look at a task as soon as those who follow it want it, unless looks at it fail."""
+        watched = self._watched.get(task.id)
+        if watched is not None and not watched.looking and not watched.failures and watched.refused_since is None:
+            due = watched.looked + self._timing.followed(watched, math.inf)
+            if due < watched.due:
+                self._looks.plan(watched, due - self._loop.time())
+
     def give_up_after(self, task: ImageTask, seconds: float) -> None:
         """Give up an outstanding task after so many seconds of being watched, instead of the usual time."""
         watched = self._watched.get(task.id)
@@ -138,6 +154,7 @@ class Watcher:
         if self._give_up_after is not None:
             watched.until = watched.since + self._give_up_after
         self._watched[watched.task.id] = watched
+        watched.task._watching = self  # noqa: SLF001  the handle is written by its watcher alone
         self._looks.plan(watched, min(wait, watched.until - watched.since))
 
     def _watch_again(self, before: Watched, task: ImageTask) -> None:

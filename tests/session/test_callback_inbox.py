@@ -403,6 +403,19 @@ async def test_nothing_to_recover() -> None:
         assert isinstance(await error_of(recovering), SessionClosedError)
 
 
+async def test_stages_are_seen_with_callbacks() -> None:
+    """Who follows a task sees its stages also where callbacks are trusted, so that the session itself hardly looks."""
+    async with receiving(Script(plans=Plan(duration=12.0)), polling=Polling()) as (flux, emulator):
+        await (await flux.submit(REQUEST))
+        task, other = await flux.submit(REQUEST), await flux.submit(REQUEST)
+        seen = [record.state_text async for record in task.updates(every=1.0)]
+
+        assert seen == ["waiting", "queuing", "generating", "success"]
+        assert 12 <= emulator.ledger.polls_of(task.id) <= 16
+        await other
+        assert emulator.ledger.polls_of(other.id) == 1
+
+
 async def test_recovering_in_a_new_session() -> None:
     """A ref of a session that is gone is recovered by the next one, when it has the same secret."""
     port = free_port()

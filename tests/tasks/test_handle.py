@@ -1,13 +1,16 @@
 """The handle: many who wait, each on their own terms."""
 
 import asyncio
+from typing import Any
 
+import attrs
 import pytest
-from emulated import REQUEST, emulated, error_of
+from emulated import REQUEST, emulated, error_of, session_for
 
 from flux2_async.emulator import Plan, Script
-from flux2_async.errors import TaskFailedError, TaskTimeoutError
-from flux2_async.models import ImageResult, Polling, TaskState
+from flux2_async.errors import InvalidRequestError, TaskFailedError, TaskTimeoutError
+from flux2_async.models import ImageResult, Polling, TaskState, TextToImage
+from flux2_async.models.expectation import Expectation
 from flux2_async.tasks.handle import ImageTask
 
 
@@ -127,6 +130,104 @@ async def test_two_followers() -> None:
 
     assert quick == ["waiting", "queuing", "generating", "success"]
     assert slow == ["waiting", "success"]
+
+
+@pytest.mark.parametrize("polling", [Polling(price=30.0, wait_min=10.0, wait_max=60.0), Polling(interval=60.0)])
+async def test_updates_that_are_looked_for(polling: Polling) -> None:
+    """Whoever follows a task sees its stages, however rarely the session looks; afterwards it looks as rarely again."""
+    rarely = attrs.evolve(polling, wait_min=0.5)
+    async with emulated(Script(plans=Plan(duration=9.0)), polling=rarely) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+        seen = [record.state_text async for record in task.updates(every=1.0)]
+        assert seen == ["waiting", "queuing", "generating", "success"]
+        assert 9 <= emulator.ledger.polls_of(task.id) <= 12
+
+        other = await flux.submit(REQUEST)
+        updates = other.updates(every=0.01)
+        assert (await anext(updates)).state_text == "waiting"
+        await asyncio.sleep(1.0)
+        assert emulator.ledger.polls_of(other.id) <= 3
+        await updates.aclose()
+        before = emulator.ledger.polls_of(other.id)
+        await asyncio.sleep(6.0)
+        assert emulator.ledger.polls_of(other.id) <= before + 1
+        assert (await other).urls
+
+
+@pytest.mark.parametrize("every", [0, -1.0, float("nan"), True, "1"])
+async def test_every_is_a_time(every: Any) -> None:
+    """What is no time above 0 is told when the first stage is asked for."""
+    async with emulated() as (flux, _):
+        task = await flux.submit(REQUEST)
+        with pytest.raises(InvalidRequestError, match="every: "):
+            await anext(task.updates(every=every))
+
+
+async def test_followers_ask_for_the_shortest() -> None:
+    """Of several who follow a task the one that wants to see the most decides, as long as that one is there."""
+    async with emulated(Script(plans=Plan(duration=40.0)), polling=Polling(interval=3600.0)) as (flux, emulator):
+        task = await flux.submit(REQUEST)
+
+        async def follow(every: float) -> None:
+            async for _ in task.updates(every=every):
+                pass
+
+        often, seldom = (asyncio.create_task(follow(every)) for every in (1.0, 10.0))
+        await asyncio.sleep(10.5)
+        often.cancel()
+        polls = emulator.ledger.polls_of(task.id)
+        assert 10 <= polls <= 12
+        await seldom
+        assert 2 <= emulator.ledger.polls_of(task.id) - polls <= 4
+
+
+async def test_expectation() -> None:
+    """First the documented range, then what tasks of its kind took; one that runs for longer takes longer still."""
+    script = Script(plans=[*[Plan(duration=12.0)] * 12, Plan(duration=60.0)])
+    async with emulated(script, rate_limit=None) as (flux, _):
+        first = await flux.submit(REQUEST)
+        new = first.expectation()
+        assert attrs.astuple(new) == pytest.approx((0.0, 27.6, 95.0, 0.0), rel=0.05, abs=0.01)
+        await asyncio.sleep(10.0)
+        older = first.expectation()
+        assert older.elapsed == pytest.approx(10.0, abs=0.1)
+        assert (older.median or 0) > (new.median or 0)
+        assert 0.2 < (older.fraction or 0) < 0.6
+        await asyncio.gather(first, *[await flux.submit(REQUEST) for _ in range(11)])
+        assert first.expectation() == Expectation(elapsed=12.0, median=12.0, bound=12.0, fraction=1.0)
+        assert first.expectation().remaining == 0.0
+
+        stuck = await flux.submit(REQUEST)
+        assert stuck.expectation().median == pytest.approx(12.0, rel=0.1)
+        assert stuck.expectation().bound == pytest.approx(12.0, rel=0.3)
+        other = await flux.submit(TextToImage("another kind", resolution="2K"))
+        assert other.expectation().median == pytest.approx(27.6, rel=0.05)
+        await asyncio.sleep(30.0)
+        late = stuck.expectation()
+        assert late.elapsed is not None
+        assert late.median is not None
+        assert late.elapsed < late.median < (late.bound or 0)
+        assert 0.9 < (late.fraction or 0) < 1.0
+        await stuck
+
+
+async def test_nothing_is_expected_of_what_is_not_known() -> None:
+    """The age of an attached task is not known at first, nor how long one takes that is not watched any more."""
+    nothing = Expectation()
+    async with emulated(Script(plans=Plan(duration=20.0))) as (flux, emulator):
+        assert nothing.remaining is None
+        assert ImageTask("of-nobody").expectation() == nothing
+        task_id = (await flux.submit(REQUEST)).id
+        await flux.aclose()
+        async with session_for(emulator) as later:
+            attached = later.attach(task_id)
+            assert attached.expectation() == nothing
+            # One that was created here tells how the clocks lie to each other.
+            await later.submit(REQUEST)
+            await asyncio.sleep(3.0)
+            assert attached.expectation().elapsed == pytest.approx(3.0, abs=0.2)
+            await later.aclose()
+            assert attached.expectation() == nothing
 
 
 async def test_a_task_that_is_given_up_frees_its_slot() -> None:

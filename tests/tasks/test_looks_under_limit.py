@@ -145,6 +145,30 @@ async def test_looks_go_on_under_a_limit(make: Callable[..., World], server: str
     assert asyncio.get_running_loop().time() - began <= 60.0 + 2 * PACED
 
 
+@pytest.mark.parametrize("refusal", ["429", "429 with Retry-After"])
+@pytest.mark.parametrize("server", SERVERS)
+async def test_those_who_follow_share_the_pace(make: Callable[..., World], server: str, refusal: str) -> None:
+    """40 tasks that are followed four times a second are looked at as often as the limit allows, and each in turn."""
+    world = make(SERVERS[server](), Polling(), REFUSALS[refusal])
+    began = asyncio.get_running_loop().time()
+    world.service.done_at = began + 60.0
+
+    async def follow(task: ImageTask) -> None:
+        async for _ in task.updates(every=0.25):
+            pass
+
+    following = [asyncio.create_task(follow(world.watch(str(number)))) for number in range(TASKS)]
+    await asyncio.sleep(60.0)
+    passed = [task_id for at, task_id in world.service.passed if at >= began + 10.0]
+
+    assert sum(at >= began + 10.0 for at in world.service.refused) <= 0.1 * len(passed)
+    assert len(passed) >= 0.7 * 5 * 50
+    turns = Counter(passed)
+    assert len(turns) == TASKS
+    assert max(turns.values()) - min(turns.values()) <= 2
+    await asyncio.gather(*following)
+
+
 async def test_a_limit_that_is_gone_is_forgotten(make: Callable[..., World]) -> None:
     """Minutes after the last refusal looks leave together again."""
     world = make(SERVERS["no burst"](), Polling(interval=1.0), REFUSALS["429"])

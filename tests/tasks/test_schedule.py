@@ -212,17 +212,21 @@ def test_a_record_tells_its_kind(model: str | None, param: Any, known: bool) -> 
     assert schedules.of_record(record) is (schedules.of("m", "2K") if known else schedules.unknown)
 
 
-def test_a_fixed_interval_learns_nothing() -> None:
-    """With an interval there is nothing to learn, to keep or to remember, for any kind."""
+def test_a_fixed_interval_stays_fixed() -> None:
+    """With an interval what tasks teach moves no look: it is kept, by kinds, for those who ask how long they take."""
     schedules = Schedules(Polling(interval=2.0))
     schedule = schedules.of(*KIND)
-    schedule.ran(0.0, 5.0)
-    schedule.ended(5.0, 9.0)
-    schedules.remember("anything")
+    for _ in range(20):
+        schedule.ended(5.0, 9.0)
+    later = Schedules(Polling(interval=3.0))
+    later.remember(schedules.knowledge())
 
-    assert schedule.wait(0, 0.5) == 2.0
-    assert schedules.unknown is schedule is schedule.without_callback
-    assert schedules.knowledge()["kinds"] == {}
+    for age in (0.0, 8.0, 100.0):
+        assert (schedule.wait(age, 0.5), later.of(*KIND).wait(age, 0.5)) == (2.0, 3.0)
+    assert schedule is schedule.without_callback is schedules.of(*KIND)
+    assert 8.0 < schedule.durations().quantile(0.5) < 10.0
+    assert 8.0 < later.of(*KIND).durations().quantile(0.5) < 10.0
+    assert schedules.unknown.durations().quantile(0.5) == Schedules(Polling()).unknown.durations().quantile(0.5)
 
 
 def test_tasks_from_elsewhere_are_first_looked_at_at_any_moment() -> None:

@@ -7,6 +7,7 @@ import attrs
 import pytest
 
 from flux2_async.models import Polling, TaskRecord, TaskState
+from flux2_async.tasks.durations import Durations
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.schedule import Schedule, Schedules
 from flux2_async.tasks.timing import Timing, Watched
@@ -40,6 +41,9 @@ class Pupil:
 
     def ended(self, begin: float, end: float) -> None:
         self.lessons.append(("ended", begin, end))
+
+    def durations(self) -> Durations:
+        raise AssertionError("nobody asks for them here")
 
 
 class Room(Schedules):

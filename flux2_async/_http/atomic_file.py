@@ -32,10 +32,7 @@ class AtomicFile:
 
     @classmethod
     def create(cls, directory: Path) -> Self:
-        """Begin one, with the permissions of any new file of this process.
-
-        Args:
-            directory: The folder it will appear in.
+        """Begin one in the folder it will appear in, with the permissions of any new file of this process.
 
         Raises:
             OSError: It cannot be made.
@@ -73,12 +70,7 @@ class AtomicFile:
 def replacing(target: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Write a file that takes its name at the end of the block, and only when nothing went wrong in it.
 
-    Args:
-        target: Its name; a file or a link that has it stays until then.
-        durable: See `AtomicFile.publish`.
-
-    Yields:
-        The file, open for writing bytes.
+    A file or a link that has the name stays until then; see `AtomicFile.publish` for `durable`.
 
     Raises:
         OSError: It cannot be written.

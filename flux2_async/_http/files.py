@@ -101,46 +101,17 @@ class Files:
         return tuple(await together([partial(bring, *each) for each in zip(names, places, strict=True)]))
 
     async def upload(self, source: UploadSource, *, file_name: str | None = None) -> UploadedFile:
-        """Upload one picture.
+        """Upload one picture, see `Flux2Session.upload`; an error names it as `source`.
 
-        Args:
-            source: A path, the content, or a binary file object, also one whose `read` is a coroutine, which is read
-                from where it stands and left open.
-            file_name: A name to recognise it by; a hash of the content is added. None: the hash alone.
-
-        Returns:
-            The file at the service. A content that was uploaded by this session before is not sent again and keeps
-            the name it has there.
-
-        Raises:
-            InvalidRequestError: See `check`; the text names it as `source`.
-            ApiError: The service refused.
-            TransportError: No answer came in several tries.
-            ProtocolError: No answer that makes sense came in several tries.
+        A content that was uploaded by this session before is not sent again and keeps the name it has there.
         """
         return (await together([partial(self._uploads.bring_source, source, file_name)]))[0]
 
     async def download(self, result: ImageResult, directory: str | os.PathLike[str]) -> list[Path]:
-        """Save the pictures of a result, each whole or not at all.
+        """Save the pictures of a result, each whole or not at all, see `Flux2Session.download`.
 
-        When one fails the others are finished and stay.
-
-        Args:
-            result: The task's result.
-            directory: A folder, made when it is missing. Files of the same name in it are replaced.
-
-        Returns:
-            `<task id>-<n>.<ext>` in the order of `result.urls`, n from 1; the extension goes by the content, and is
-            `bin` for a format that is not known here.
-
-        Raises:
-            InvalidRequestError: `result` is none, or the folder cannot be written; nothing was fetched.
-            ApiError: A file's host refused, and the service gives no new address for it.
-            TransportError: A download broke off in several tries.
-            ConfigurationError: A public host leads into a private network, which this session does not allow.
-            ProtocolError: What came in several tries is text, or nothing shows that it is whole.
-            TaskError: A picture is larger than 200 MB.
-            OSError: The disk is full or broken.
+        When one fails the others are finished and stay. Files of the same name are replaced; the extension goes by the
+        content, and is `bin` for a format that is not known here.
         """
         if not isinstance(result, ImageResult):
             raise InvalidRequestError(f"result: {type(result).__name__} given, it must be what `await task` gave")
@@ -153,13 +124,11 @@ class Files:
         return await together([partial(save, result.task_id, number, url, folder) for number, url in urls])
 
     async def download_url(self, url: str) -> str:
-        """Ask the service for a direct link, good for 20 minutes, to a file it made.
+        """Ask the service for a direct link, see `Flux2Session.download_url`.
 
         Raises:
             InvalidRequestError: `url` is no http(s) address.
-            ApiError: The service refused, with 422 for a file that is not its own.
-            TransportError: No answer came.
-            ProtocolError: The answer makes no sense.
+            ApiError, TransportError, ProtocolError: As `Api.record` does.
         """
         if http_address(url) is None:
             raise InvalidRequestError(f"url: {url!r} given, it must look like https://host/picture.png")

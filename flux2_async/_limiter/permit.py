@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import Protocol, Self
 
 from flux2_async._limiter.window import Fate
@@ -79,9 +78,7 @@ class Permit:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.unclear()
 
     def __del__(self) -> None:

@@ -113,14 +113,9 @@ async def estimate_batch(
         limit=limit,
         shuffle=shuffle,
         max_tasks=max_tasks,
-        max_credits=None,
-        max_failed=None,
         retry_failed=retry_failed,
         retry_unknown=retry_unknown,
-        download=False,
         skip_invalid=skip_invalid,
-        recover_timeout=0.0,
-        task_timeout=None,
     )
     async with _opened(journal) as opened:
         preview = await opened.preview(

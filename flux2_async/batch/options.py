@@ -16,14 +16,14 @@ class Options:
     limit: int | None
     shuffle: bool
     max_tasks: int | None
-    max_credits: float | None
-    max_failed: float | None
     retry_failed: bool
     retry_unknown: bool
-    download: bool
     skip_invalid: bool
-    recover_timeout: float
-    task_timeout: float | None
+    max_credits: float | None = None
+    max_failed: float | None = None
+    download: bool = True
+    recover_timeout: float = 0.0
+    task_timeout: float | None = None
 
     def __attrs_post_init__(self) -> None:
         for name in ("max_running", "limit", "max_tasks"):

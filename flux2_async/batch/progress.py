@@ -55,16 +55,7 @@ class Progress:
 
 @attrs.define
 class Count:
-    """Requests by their state.
-
-    Attributes:
-        states: How many there are in each.
-        submitted: See `Progress`.
-        downloaded: See `Progress`.
-        not_downloaded: See `Progress`.
-        expired: See `Progress`.
-        last_failure: See `Progress`.
-    """
+    """Requests by their state; all but `states`, how many there are in each, is as in `Progress`."""
 
     states: Counter[State] = attrs.field(factory=Counter)
     submitted: int = 0

@@ -126,14 +126,7 @@ _register(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command.
-
-    Args:
-        arguments: The words after `flux2`.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command that the words after `flux2` name, and give its exit code."""
     GIVEN.set(tuple(arguments))
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)

@@ -30,14 +30,7 @@ PATIENCE: Final = 120
 async def batch(
     screen: Screen, wanted: Iterator[Job | BadLine], options: BatchOptions, service: Service, again: str
 ) -> int:
-    """Run a batch.
-
-    Args:
-        screen: Where to tell of it.
-        wanted: What to make, see `jobs`.
-        options: What it may cost, where it goes.
-        service: Which service.
-        again: The command that goes on with it.
+    """Run a batch, see `jobs` for what it makes; `again` is the command that goes on with it.
 
     Returns:
         0 all done, 1 some are not, 130 interrupted.
@@ -88,23 +81,8 @@ async def _run(
     screen: Screen, flux: Flux2Session, journal: Journal, wanted: Iterator[Job | BadLine], options: BatchOptions
 ) -> End:
     before = await _balance(flux, needed=True)
-    running = run_batch(
-        flux,
-        wanted,
-        journal=journal,
-        directory=options.out,
-        max_running=options.max_running,
-        limit=options.limit,
-        shuffle=options.shuffle,
-        max_tasks=options.max_tasks,
-        max_credits=options.max_credits,
-        max_failed=options.max_failed,
-        retry_failed=options.retry_failed,
-        retry_unknown=options.retry_unknown,
-        download=options.download,
-        skip_invalid=options.skip_invalid,
-        task_timeout=options.task_timeout,
-    )
+    own = {"journal": journal, "directory": options.out}
+    running = run_batch(flux, wanted, **options.as_taken_by(run_batch) | own)
     failure: Exception | None = None
     with BatchBoard(screen, running, flux) as board, _interrupts(running, board) as interrupts:
         try:

@@ -23,17 +23,7 @@ USUAL_RUNNING: Final = 100
 async def dry_run(
     screen: Screen, wanted: Iterator[Job | BadLine], options: BatchOptions, service: Service, journal: Path
 ) -> int:
-    """Tell requests, credits and hours; needs no account.
-
-    Args:
-        screen: Where.
-        wanted: What to make.
-        options: As for the batch itself.
-        service: How fast.
-        journal: Of the batch; it is left as it is.
-
-    Returns:
-        0.
+    """Tell requests, credits and hours, and give 0; needs no account, and leaves the journal as it is.
 
     Raises:
         UsageError: Something cannot be followed.
@@ -41,18 +31,8 @@ async def dry_run(
     """
     limit = parse_rate_limit(service.rate_limit)
     try:
-        estimate = await estimate_batch(
-            wanted,
-            journal=journal,
-            rate_limit=limit,
-            max_running=options.max_running or USUAL_RUNNING,
-            limit=options.limit,
-            shuffle=options.shuffle,
-            max_tasks=options.max_tasks,
-            retry_failed=options.retry_failed,
-            retry_unknown=options.retry_unknown,
-            skip_invalid=options.skip_invalid,
-        )
+        own = {"journal": journal, "rate_limit": limit, "max_running": options.max_running or USUAL_RUNNING}
+        estimate = await estimate_batch(wanted, **options.as_taken_by(estimate_batch) | own)
     except InvalidInputError as error:
         raise unusable(screen, error) from None
     for line in estimate.invalid[:SHOWN]:

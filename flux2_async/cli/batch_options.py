@@ -1,11 +1,12 @@
 """What `flux2 batch` can be told."""
 
+import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
 from cyclopts import Parameter
@@ -66,6 +67,10 @@ class BatchOptions:
         Parameter(help=f"The public address that leads to --callback-listen; the secret is taken from {SECRET}."),
     ] = None
     callback_listen: Annotated[str | None, Parameter(help="HOST:PORT to listen at for callbacks.")] = None
+
+    def as_taken_by(self, function: Callable[..., object]) -> dict[str, Any]:
+        """Give the options that a function has under the same names."""
+        return {name: getattr(self, name) for name in inspect.signature(function).parameters if hasattr(self, name)}
 
     def callbacks(self) -> tuple[Callbacks, str, int] | None:
         """Give where callbacks come in, and the host and port to listen at.

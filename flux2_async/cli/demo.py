@@ -76,12 +76,7 @@ class Show:
 
 
 async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
-    """Run the demo.
-
-    Args:
-        screen: Where to tell of it.
-        out: The folder for the pictures, made when it is missing.
-        limit: For the session.
+    """Run the demo; `out` is made when it is missing.
 
     Raises:
         UsageError: The folder cannot be written.

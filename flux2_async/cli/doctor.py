@@ -28,11 +28,7 @@ MAX_SKEW: Final = 30.0
 async def checks(callback_url: str | None = None) -> AsyncIterator[Check]:
     """Look at everything a task needs, with the key and the addresses of the environment.
 
-    Args:
-        callback_url: Where callbacks are to come in, or None.
-
-    Yields:
-        One after the other, as they are found; nothing is created and nothing is charged.
+    They are given one after the other, as they are found; nothing is created and nothing is charged.
     """
     key = _key()
     yield key

@@ -57,10 +57,7 @@ class Check:
 
 
 async def callback_checks(url: str) -> AsyncIterator[Check]:
-    """Call the address once as the service would, signed where the environment has the secret.
-
-    Args:
-        url: The public address of the receiver, as `Callbacks` gets it.
+    """Call the receiver's address once as the service would, signed where the environment has the secret.
 
     Yields:
         What the address says, what was answered, and what cannot be known from here.

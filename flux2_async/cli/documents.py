@@ -73,15 +73,7 @@ def recipe(name: str | None = None, /) -> int:
 
 
 def shown(command: Callable[[str | None], int], words: Sequence[str]) -> int:
-    """Run one of the two without a parser for the command line.
-
-    Args:
-        command: `docs` or `recipe`.
-        words: Behind it, none or one.
-
-    Returns:
-        The exit code.
-    """
+    """Run `docs` or `recipe` with the one word behind it, or none, without a parser; give the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A program that is written to a file is read as UTF-8, whatever the terminal speaks.
         sys.stdout.reconfigure(encoding="utf-8")

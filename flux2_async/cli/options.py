@@ -96,11 +96,8 @@ class Service:
 def check_key(instead: str = EMULATOR) -> None:
     """Look whether the environment has a key; whether it is a good one is judged by the session.
 
-    Args:
-        instead: The way without an account.
-
     Raises:
-        UsageError: There is none, or the environment names an unknown service.
+        UsageError: There is none; the text names the way without an account.
     """
     variable = key_variable()
     if not os.environ.get(variable, "").strip():

@@ -34,10 +34,7 @@ async def report(screen: Screen, folder: Path, title: str) -> None:
 
 
 async def serve(screen: Screen, folder: Path, title: str, host: str, port: int) -> int:
-    """Serve the page until it is interrupted.
-
-    Returns:
-        0: being interrupted is its usual end.
+    """Serve the page until it is interrupted, which is its usual end, and give 0.
 
     Raises:
         UsageError: There is no such folder, or no such port.

@@ -177,11 +177,7 @@ async def resume(screen: Screen, task_id: str, *, output: str | None, timeout: f
 
 
 async def look(screen: Screen, task_id: str) -> bool:
-    """Show a task's record.
-
-    Returns:
-        Whether it has not failed.
-    """
+    """Show a task's record; give whether it has not failed."""
     async with real() as flux:
         record = await flux.fetch_record(task_id)
     screen.document(_document(record))

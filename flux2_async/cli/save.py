@@ -15,15 +15,7 @@ QUALITY = 95
 
 
 async def save(flux: Flux2Session, result: ImageResult, target: Target) -> list[Path]:
-    """Download the pictures of a task.
-
-    Args:
-        flux: The session.
-        result: The task's result.
-        target: Where to; a second picture of one task is named `out-2.png`.
-
-    Returns:
-        The files.
+    """Download the pictures of a task; a second one is named `out-2.png`.
 
     Raises:
         Flux2Error: As `Flux2Session.download`.

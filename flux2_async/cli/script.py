@@ -42,11 +42,7 @@ class Wish:
     moderated: bool = False
 
     def request(self, uploaded: Mapping[str, UploadedFile]) -> Request:
-        """Give the request.
-
-        Args:
-            uploaded: The photographs at the service, by name.
-        """
+        """Give the request, with the photographs at the service by name."""
         shape = {"aspect_ratio": self.aspect_ratio, "resolution": self.resolution, "tier": self.tier}
         if not self.photos:
             return TextToImage(self.prompt, **shape)

@@ -17,17 +17,9 @@ MAX_PROMPT: Final = 60
 
 
 async def serve(screen: Screen, host: str, port: int, options: EmulatorOptions, *, log: bool) -> int:
-    """Run the emulator until it is interrupted.
+    """Run the emulator until it is interrupted, which is its usual end, and give 0.
 
-    Args:
-        screen: Where the settings are printed.
-        host: The address to listen on.
-        port: The port, 0 for a free one.
-        options: What it does.
-        log: Whether each request is told in a line.
-
-    Returns:
-        0: being interrupted is its usual end.
+    With `log` each request is told in a line.
 
     Raises:
         UsageError: A value is out of bounds.

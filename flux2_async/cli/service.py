@@ -23,16 +23,9 @@ EMULATED_POLLING: Final = Polling(interval=0.3)
 async def opened(
     service: Service, limit: RateLimit | None, callbacks: Callbacks | None = None, polling: Polling = PATIENT
 ) -> AsyncIterator[Flux2Session]:
-    """Open a session as the options say.
+    """Open a session as the options say; an emulated service ends with it.
 
-    Args:
-        service: The options.
-        limit: What `service.check` gave.
-        callbacks: Where callbacks come in, or None.
-        polling: With the real service.
-
-    Yields:
-        The session; an emulated service ends with it.
+    `limit` is what `service.check` gave, `polling` for the real service.
     """
     if service.emulate:
         script = Script(plans=Plan(duration=3.0), limit=LIMIT, credits=CREDITS)

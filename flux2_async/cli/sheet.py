@@ -65,14 +65,7 @@ class Card:
 
 
 def draw_sheet(cards: Sequence[Image.Image], *, title: str, subtitle: str, remark: str) -> Image.Image:
-    """Put drawn cards together; blocks.
-
-    Args:
-        cards: What `draw_card` gave, in reading order.
-        title: Large, at the top.
-        subtitle: Under it.
-        remark: At the top, right.
-    """
+    """Put cards that `draw_card` gave together in reading order, under a title, a line and a remark; blocks."""
     rows = -(-len(cards) // COLUMNS)
     width = 2 * MARGIN + COLUMNS * WIDTH + (COLUMNS - 1) * GAP
     height = HEADER + rows * (HEIGHT + GAP) - GAP + MARGIN

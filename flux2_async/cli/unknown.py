@@ -55,16 +55,7 @@ class Decisions:
 
 
 async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool) -> int:
-    """Tell of them, and write down what is decided.
-
-    Args:
-        screen: Where.
-        path: The journal.
-        decisions: What was decided already.
-        ask: Whether somebody is there to be asked.
-
-    Returns:
-        0, or 1 while some are left.
+    """Tell of them, write down what is decided, and give 0, or 1 while some are left.
 
     Raises:
         UsageError: There is no such journal, or a decision cannot be read.

@@ -5,11 +5,11 @@ import hashlib
 import logging
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final, TypeVar
 
-from flux2_async.coordination.contract import Claim, KeyEntry, Message, Terms
+from flux2_async.coordination.contract import Claim, Message, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.coordination.store import Coordination, finish
@@ -18,6 +18,8 @@ from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.looks import Records
 from flux2_async.tasks.watcher import Watcher
+
+T = TypeVar("T")
 
 logger = logging.getLogger("flux2_async")
 
@@ -93,21 +95,13 @@ class Sharing:
         digest = hashlib.sha256(key.encode()).hexdigest()
         return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request, self._watcher)
 
-    async def ask(self, question: Callable[[], Coroutine[Any, Any, KeyEntry | None]]) -> KeyEntry | None:
-        """Ask about a key.
+    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask about a key, or say something of it at once.
 
         Raises:
             CoordinationError: The shared state cannot be asked.
         """
         return await self.limiter.membership.ask(question)
-
-    async def tell(self, statement: Callable[[], Awaitable[None]]) -> None:
-        """Say something of a key at once.
-
-        Raises:
-            CoordinationError: The shared state cannot be asked.
-        """
-        await self.limiter.membership.ask(statement)
 
     def tell_later(self, statement: Callable[[], Awaitable[None]]) -> None:
         """Say something of a key in the background, again until it was heard."""
@@ -147,7 +141,7 @@ class Sharing:
     async def _tell(self) -> None:
         while self._to_tell:
             try:
-                await self.limiter.membership.ask(self._to_tell[0])
+                await self.ask(self._to_tell[0])
             except CoordinationError:
                 await asyncio.sleep(0.1)
             else:
@@ -178,15 +172,14 @@ class Sharing:
             return
 
     async def _publish(self, ref: str, task_id: str) -> None:
-        await self.tell(partial(self._coordinator.publish, Message("callback", ref=ref, task_id=task_id)))
+        await self.ask(partial(self._coordinator.publish, Message("callback", ref=ref, task_id=task_id)))
 
     async def _end_doubt(self, ref: str, task_id: str) -> None:
         """Bind a key of which its process, which may have died, does not tell what became."""
-        ask = self.limiter.membership.ask
-        while wait := await ask(partial(self._coordinator.unknown_in, ref)):  # noqa: ASYNC110  the dead set no event
+        while wait := await self.ask(partial(self._coordinator.unknown_in, ref)):  # noqa: ASYNC110  the dead set no event
             await asyncio.sleep(min(wait, LOOK_EVERY))
         if wait is not None and await self._records.record(task_id) is not None:
-            await self.tell(partial(self._coordinator.resolve, ref, task_id))
+            await self.ask(partial(self._coordinator.resolve, ref, task_id))
 
 
 class SharedKey:
@@ -250,7 +243,7 @@ class SharedKey:
     async def release(self) -> None:
         """Free the key while this submission waits for another try."""
         try:
-            await self._sharing.tell(partial(self._coordinator.free, self._claim))
+            await self._sharing.ask(partial(self._coordinator.free, self._claim))
         except CoordinationError:
             # It stays ours, and says so when the reservation is renewed.
             logger.debug("a key could not be freed")

@@ -18,13 +18,7 @@ from flux2_async.emulator.tasks import Task, callback_body
 
 
 def signature(key: str, task_id: str, timestamp: str) -> str:
-    """X-Webhook-Signature, as upstream documents it.
-
-    Args:
-        key: The account's webhook key.
-        task_id: The task.
-        timestamp: X-Webhook-Timestamp, as text.
-    """
+    """X-Webhook-Signature, as upstream documents it; `timestamp` is X-Webhook-Timestamp, as text."""
     digest = hmac.new(key.encode(), f"{task_id}.{timestamp}".encode(), hashlib.sha256).digest()
     return base64.b64encode(digest).decode()
 

@@ -16,13 +16,7 @@ OVERLAP = 0.28
 
 
 def compose(references: Sequence[Image.Image], size: tuple[int, int], random: Random) -> Image.Image:
-    """The references as one picture.
-
-    Args:
-        references: 1 to 8 pictures.
-        size: Width and height of the result.
-        random: Colours of the tint and direction of the seams.
-    """
+    """The references, 1 to 8, as one picture of this size; tint and seams follow from `random`."""
     picture = _cover(references[0], size) if len(references) == 1 else _rows(references, size, random)
     return _vignette(_tinted(picture, random))
 

@@ -61,10 +61,7 @@ class Engine:
         return self._script.credits - self._ledger.charged
 
     def accept(self, text: bytes) -> Task:
-        """Take a createTask body.
-
-        Args:
-            text: As it came.
+        """Take a createTask body as it came.
 
         Raises:
             Refusal: Nothing was created: a bad request (422, 500), too many (429), too poor (402).
@@ -82,13 +79,7 @@ class Engine:
         return task
 
     def record(self, task_id: str) -> dict[str, Any] | None:
-        """What recordInfo tells.
-
-        Args:
-            task_id: Any text.
-
-        Returns:
-            The `data`, or None for a task whose plan answers null data while it is hidden.
+        """The `data` of recordInfo; None for a task whose plan answers null data while it is hidden.
 
         Raises:
             Refusal: 400 without an id, 422 for an unknown one, 422 or 404 for one that is hidden.
@@ -107,9 +98,6 @@ class Engine:
     def finish(self, task_id: str) -> Task:
         """End a task now, with the outcome of its plan; nothing changes for one that has ended.
 
-        Args:
-            task_id: An accepted task.
-
         Raises:
             KeyError: Not a task of this emulator.
         """
@@ -119,9 +107,6 @@ class Engine:
 
     def generated(self, url: str) -> ResultRef:
         """Which picture an address names.
-
-        Args:
-            url: An address.
 
         Raises:
             Refusal: 422 when it is not the address of a picture made here, 404 when the picture is gone.
@@ -223,10 +208,7 @@ def reference_urls(body: Mapping[str, Any]) -> list[str]:
 
 
 def parsed(text: bytes) -> dict[str, Any]:
-    """A JSON object.
-
-    Args:
-        text: A request's body.
+    """The JSON object of a request's body.
 
     Raises:
         Refusal: 422 for anything else.

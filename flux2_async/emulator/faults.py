@@ -49,9 +49,7 @@ class Faults:
     def take(self, endpoint: Endpoint, index: int | None) -> Fault | None:
         """The fault for a call, None for none. A call that meets one is not counted by later ones.
 
-        Args:
-            endpoint: Its name.
-            index: The number of the createTask call, elsewhere of the task; None where there is none.
+        `index` is the number of the createTask call, elsewhere of the task; None where there is none.
         """
         for armed in self._armed:
             if armed.matches(endpoint, index) and armed.strikes():
@@ -60,13 +58,7 @@ class Faults:
 
 
 def undone(fault: Fault, script: Script, here: str) -> Reply:
-    """What a call is answered that meets a fault and is not carried out.
-
-    Args:
-        fault: The fault.
-        script: For the error style.
-        here: The emulator's address.
-    """
+    """What a call is answered that meets a fault and is not carried out; `here` is the emulator's address."""
     if fault.kind == "refuse":
         wait = None if fault.retry_after is None else str(fault.retry_after)
         refusal = Refusal(fault.code, fault.message, retry_after=wait)
@@ -104,14 +96,7 @@ async def deliver(
     fault: Fault | None,
     closing: asyncio.Event,
 ) -> web.StreamResponse:
-    """Send an answer, or fail to in the way of the fault.
-
-    Args:
-        request: The call.
-        reply: The answer.
-        fault: None: it goes through.
-        closing: Set when the emulator stops, which ends a `hang`.
-    """
+    """Send an answer, or fail to in the way of the fault; `closing`, set when the emulator stops, ends a `hang`."""
     if fault is not None and fault.kind == "hang":
         await closing.wait()
     if fault is not None and fault.kind in {"cut_before", "cut_after", "hang"}:

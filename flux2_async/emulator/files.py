@@ -78,11 +78,7 @@ class Files:
     async def shown(self, path: str) -> bytes | None:
         """A picture for the emulator's own page, which is no client: nobody counts it, and no link expires for it.
 
-        Args:
-            path: Of the address at which clients find it.
-
-        Returns:
-            The bytes; None when there is no such picture.
+        `path` is that of the address at which clients find it; None when there is no such picture.
         """
         ref = ref_of(path)
         if ref is None:
@@ -101,10 +97,7 @@ class Files:
         return self._links.signed(url, self._clock.milliseconds(self._clock.now() + self._script.link_life))
 
     async def picture(self, ref: ResultRef) -> bytes:
-        """The bytes of a finished picture; many callers at a time share one drawing.
-
-        Args:
-            ref: Which; it exists.
+        """The bytes of a finished picture, which exists; many callers at a time share one drawing.
 
         Raises:
             ImportError: Pillow is missing.

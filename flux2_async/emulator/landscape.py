@@ -14,12 +14,7 @@ POINTS = 160
 
 
 def compose(size: tuple[int, int], random: Random) -> Image.Image:
-    """A landscape.
-
-    Args:
-        size: Width and height.
-        random: Everything else.
-    """
+    """A landscape of this width and height; everything else follows from `random`."""
     light, middle, dark = harmony(random)
     horizon = random.uniform(0.5, 0.62)
     picture = _sky(size, light, middle, horizon)

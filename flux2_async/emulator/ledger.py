@@ -136,19 +136,11 @@ class Ledger:
         return self.calls["recordInfo"]
 
     def polls_of(self, task_id: str) -> int:
-        """Number of recordInfo calls that asked for this task.
-
-        Args:
-            task_id: Any id, 0 for one never asked for.
-        """
+        """Number of recordInfo calls that asked for this task; 0 for one never asked for."""
         return len(self.poll_times.get(task_id, ()))
 
     def max_in_window(self, period: float) -> int:
-        """The most tasks accepted in any half-open window of this length.
-
-        Args:
-            period: Seconds.
-        """
+        """The most tasks accepted in any half-open window of so many seconds."""
         window: deque[float] = deque()
         most = 0
         for moment in self.accepted_at:

@@ -13,24 +13,14 @@ FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Helvetica
 
 
 def mark(picture: Image.Image, prompt: str, label: str) -> Image.Image:
-    """Write the caption over the lower edge and the mark over the upper right corner.
-
-    Args:
-        picture: The picture; it is changed.
-        prompt: Shortened to two lines.
-        label: One small line under the prompt.
-    """
+    """Write the caption, the prompt in two lines and a small label, over the lower edge, and the mark over a corner."""
     _caption(picture, prompt, label)
     _ribbon(picture)
     return picture
 
 
 def placeholder(text: str) -> Image.Image:
-    """A neutral picture in place of one that cannot be had.
-
-    Args:
-        text: An address, of which the host and the file's name are shown, or a few words.
-    """
+    """A neutral picture in place of one that cannot be had, with a few words, or an address's host and file name."""
     picture = Image.new("RGB", PLACEHOLDER_SIZE, (206, 210, 216))
     draw = ImageDraw.Draw(picture)
     width, height = PLACEHOLDER_SIZE

@@ -154,9 +154,5 @@ POLICIES: dict[str, type[SlidingLog | FixedWindow | TokenBucket | TwoWindows]] =
 
 
 def policy_for(limit: Limit) -> Policy:
-    """A fresh count for a limit.
-
-    Args:
-        limit: The limit; its `policy` chooses the way.
-    """
+    """A fresh count for a limit, whose `policy` chooses the way."""
     return POLICIES[limit.policy](limit)

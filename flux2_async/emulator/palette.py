@@ -45,14 +45,7 @@ def harmony(random: Random) -> tuple[Colour, Colour, Colour]:
 
 
 def gradient(size: tuple[int, int], first: Colour, last: Colour, angle: float = 0.0) -> Image.Image:
-    """From one colour to the other.
-
-    Args:
-        size: Width and height.
-        first: At the top.
-        last: At the bottom.
-        angle: Degrees by which the whole is turned.
-    """
+    """From one colour at the top to the other at the bottom, the whole turned by so many degrees."""
     ramp = Image.linear_gradient("L")
     if angle:
         # Turned, the square lacks corners: its inner part has them all.

@@ -70,13 +70,7 @@ class Job:
 
 
 def draw(job: Job) -> bytes:
-    """Draw a picture.
-
-    Args:
-        job: What.
-
-    Returns:
-        A JPEG or a PNG.
+    """Draw a picture, a JPEG or a PNG.
 
     Raises:
         ImportError: Pillow is not installed; the text says how to get it.
@@ -94,13 +88,7 @@ def draw(job: Job) -> bytes:
 
 
 def size_of(ratio: str, resolution: str, first: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Width and height of a result.
-
-    Args:
-        ratio: An aspect ratio of the API, or `auto`.
-        resolution: `1K` or `2K`.
-        first: Size of the first reference picture, for `auto`; None: square.
-    """
+    """Width and height of a result; `auto` goes by the size of the first reference picture, and is square without."""
     scale = 2 if resolution == "2K" else 1
     if ratio != "auto":
         width, height = SIZES_1K[ratio]

@@ -66,13 +66,7 @@ class Reply:
 
 
 def json_reply(value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
-    """A JSON answer.
-
-    Args:
-        value: The envelope; its `code` is kept beside it.
-        status: The HTTP status.
-        headers: Further headers.
-    """
+    """A JSON answer; the `code` of its envelope is kept beside it."""
     try:
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
@@ -82,22 +76,15 @@ def json_reply(value: Mapping[str, Any], status: int = 200, headers: Mapping[str
 
 
 def granted(data: Any, text: str = "msg") -> Reply:
-    """Success.
-
-    Args:
-        data: The `data` of the envelope.
-        text: The name of the text field.
-    """
+    """Success; `text` is the name of the text field."""
     return json_reply({"code": 200, text: "success", "data": data})
 
 
 def refused(refusal: Refusal, style: Literal["body", "http"], *, upload: bool = False) -> Reply:
     """A refusal.
 
-    Args:
-        refusal: What is wrong.
-        style: `body`: HTTP 200; `http`: the code as HTTP status too.
-        upload: The upload endpoints have their own envelope.
+    In the style `body` it comes with HTTP 200, in `http` with its code as HTTP status too; upload endpoints have an
+    envelope of their own.
     """
     envelope: dict[str, Any]
     if upload:
@@ -110,9 +97,5 @@ def refused(refusal: Refusal, style: Literal["body", "http"], *, upload: bool = 
 
 
 def html(status: int) -> Reply:
-    """The page that a reverse proxy shows.
-
-    Args:
-        status: The HTTP status.
-    """
+    """The page that a reverse proxy shows."""
     return Reply(PAGE.format(status=status).encode(), status, "text/html")

@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 import aiohttp
@@ -159,20 +158,11 @@ class Emulator:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     def inject(self, fault: Fault) -> None:
-        """Add a fault; those added earlier are used first.
-
-        Args:
-            fault: The fault. `after` counts from now on.
-        """
+        """Add a fault; those added earlier are used first, and its `after` counts from now on."""
         self._faults.add(fault)
 
     def clear_faults(self) -> None:
@@ -184,9 +174,6 @@ class Emulator:
 
     def finish(self, task_id: str) -> None:
         """End a task now, with the outcome of its plan; nothing changes for one that has ended.
-
-        Args:
-            task_id: An accepted task.
 
         Raises:
             KeyError: Not a task of this emulator.
@@ -200,9 +187,6 @@ class Emulator:
 
     def task(self, task_id: str) -> TaskView:
         """A task as it is now.
-
-        Args:
-            task_id: An accepted task.
 
         Raises:
             KeyError: Not a task of this emulator.

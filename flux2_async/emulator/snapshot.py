@@ -44,11 +44,7 @@ class Watch:
     _told: dict[str, Any] = attrs.field(factory=dict)
 
     def changes(self, connections: Iterable[Connection]) -> dict[str, Any]:
-        """Give what is new since the last call; empty when nothing is.
-
-        Args:
-            connections: Those that are open.
-        """
+        """Give what is new since the last call, with the connections that are open; empty when nothing is."""
         self.begun = True
         parts = {
             "key": self.key,

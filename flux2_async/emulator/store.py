@@ -79,13 +79,7 @@ class Store:
         self._files: dict[str, StoredFile] = {}
 
     def keep(self, path: str, content: bytes, mime_type: str) -> StoredFile:
-        """Keep a file; the same path once more overwrites.
-
-        Args:
-            path: Folder and name.
-            content: The bytes.
-            mime_type: Its type.
-        """
+        """Keep a file; the same path, folder and name, once more overwrites."""
         file = StoredFile(path, content, mime_type, self._now())
         self._files[path] = file
         return file
@@ -119,12 +113,7 @@ class Links:
         return f"{self.base_url}{RESULTS}{ref.task_id}/{ref.number}.{extension}"
 
     def signed(self, url: str, expires: int) -> str:
-        """A result's address with a life of its own.
-
-        Args:
-            url: The plain address.
-            expires: Unix milliseconds.
-        """
+        """A result's address with a life of its own, up to these Unix milliseconds."""
         return f"{url}?expires={expires}&signature={self._signature(urlsplit(url).path, expires)}"
 
     def expiry(self, path_and_query: str) -> int | None:

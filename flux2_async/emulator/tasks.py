@@ -125,12 +125,7 @@ def shown_state(task: Task, now: float) -> str:
 
 
 def record(task: Task, clock: Clock) -> dict[str, Any]:
-    """The `data` of recordInfo: no `updateTime`, nulls and an empty `resultJson` while pending, as recorded.
-
-    Args:
-        task: The task.
-        clock: For now and the stamps.
-    """
+    """The `data` of recordInfo: no `updateTime`, nulls and an empty `resultJson` while pending, as recorded."""
     state = shown_state(task, clock.now())
     data: dict[str, Any] = {
         "taskId": task.id,
@@ -161,13 +156,7 @@ def _ending(task: Task, clock: Clock) -> dict[str, Any]:
 
 
 def callback_body(task: Task, clock: Clock, shape: str) -> dict[str, Any]:
-    """What is POSTed to the callBackUrl at the end.
-
-    Args:
-        task: A task that has ended.
-        clock: For the stamps.
-        shape: `market`, or `guide` for the short form of the signature guide.
-    """
+    """What is POSTed to the callBackUrl at the end: the record, or in the shape `guide` that of the signature guide."""
     if shape == "guide":
         short = {"task_id": task.id, "callbackType": "task_completed"}
         return {"taskId": task.id, "code": 200, "msg": "Success", "data": short}
@@ -187,11 +176,7 @@ def callback_body(task: Task, clock: Clock, shape: str) -> dict[str, Any]:
 
 
 def under_escaped(body: bytes) -> bytes:
-    """A recordInfo answer whose `param` lacks one level of escaping: every value is there, but it is no JSON.
-
-    Args:
-        body: The sound answer; without a record it is given back as it is.
-    """
+    """A sound recordInfo answer whose `param` lacks one level of escaping: every value is there, but it is no JSON."""
     envelope = json.loads(body)
     param = (envelope.get("data") or {}).get("param")
     if param is None:

@@ -32,11 +32,7 @@ def is_address(text: object) -> bool:
 
 
 def check(body: Mapping[str, Any], others: Container[str] = ()) -> None:
-    """Refuse what the service would not take.
-
-    Args:
-        body: The whole request; fields it does not know are passed over.
-        others: Models that are taken with whatever input.
+    """Refuse what the service would not take; it passes over fields it does not know, and all input of `others`.
 
     Raises:
         Refusal: 422 for an unknown model or a value out of bounds, 500 for a missing field or a wrong type (sic).

@@ -70,11 +70,7 @@ class Database:
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Ask something, or change much in a transaction of its own, after all that `write` was asked for before.
 
-        Args:
-            query: Called with the connection in the thread, between two commits.
-
-        Returns:
-            What it gives.
+        `query` is called with the connection in the thread, between two commits.
 
         Raises:
             OSError: The disk is full or broken.

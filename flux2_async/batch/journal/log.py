@@ -51,10 +51,7 @@ class _Frame:
 
 
 def damaged_frame(log: Path) -> int | None:
-    """Look for damage.
-
-    Args:
-        log: The file, which may be missing.
+    """Look for damage in a log, which may be missing.
 
     Returns:
         The number of the damaged frame, from 1, or 0 for the header of the log; None when all is well.

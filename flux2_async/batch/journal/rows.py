@@ -2,12 +2,13 @@
 
 import json
 import sqlite3
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
-from flux2_async.batch.outcomes import Download, Failure, Outcome, State
+from flux2_async.batch.outcomes import KEYS, Download, Failure, Outcome, State
 from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.models.requests import request_of
@@ -65,36 +66,17 @@ def row_of(row: sqlite3.Row) -> Row:
         ref=row["ref"],
         task_id=row["task_id"],
         sent_at=row["sent_at"],
-        urls=tuple(json.loads(row["urls"])),
+        urls=_strings(row["urls"]),
     )
 
 
 def outcome_of(row: sqlite3.Row) -> Outcome:
     """Read a row to show."""
-    return Outcome(
-        id=row["id"],
-        state=State(row["state"]),
-        prompt=row["prompt"],
-        images=tuple(json.loads(row["images"])),
-        aspect_ratio=row["aspect_ratio"],
-        resolution=row["resolution"],
-        tier=row["tier"],
-        model=row["model"],
-        line=row["line"],
-        task_id=row["task_id"],
-        ref=row["ref"],
-        files=tuple(json.loads(row["files"])),
-        urls=tuple(json.loads(row["urls"])),
-        download=None if row["download"] is None else Download(row["download"]),
-        credits=row["credits"],
-        submitted_at=_time(row["submitted_at"]),
-        finished_at=_time(row["finished_at"]),
-        saved_at=_time(row["saved_at"]),
-        create_time=_time(row["create_time"]),
-        complete_time=_time(row["complete_time"]),
-        error=None if row["error"] is None else Failure(**json.loads(row["error"])),
-        extra=json.loads(row["extra"]),
-    )
+    told = {name: row[name] for name in KEYS}
+    for name, read in READERS.items():
+        if told[name] is not None:
+            told[name] = read(told[name])
+    return Outcome(**told)
 
 
 def failure_of(error: Exception) -> Failure:
@@ -122,5 +104,20 @@ def _request(row: sqlite3.Row) -> Request:
     return request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")})
 
 
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+def _strings(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+# Columns that hold something else than the field of `Outcome`.
+READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    **dict.fromkeys(("images", "files", "urls"), _strings),
+    **dict.fromkeys(("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"), _time),
+    "state": State,
+    "download": Download,
+    "error": lambda text: Failure(**json.loads(text)),
+    "extra": json.loads,
+}

@@ -64,10 +64,7 @@ class JournalError(ConfigurationError):
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the journal for this process alone, making it when there is none.
-
-    Args:
-        path: The file; its folder is made when it is missing.
+    """Open the journal for this process alone, making it, and its folder, when there is none.
 
     Returns:
         The connection, which only one thread at a time may use; closing it unlocks the file.

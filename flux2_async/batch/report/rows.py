@@ -53,14 +53,9 @@ def page_row(outcome: Outcome, inputs: Sequence[Picture], outputs: Sequence[Pict
 
 
 def link_to(path: Path, directory: Path) -> str | None:
-    """Give the address of a file as a page in `directory` writes it; None when there is none.
+    """Give the address of a file as a page in `directory` writes it, both absolute; None when there is none.
 
-    Args:
-        path: The file, absolute.
-        directory: Where the page lies, absolute.
-
-    Returns:
-        A relative address that a browser takes for nothing else, whatever the file is called.
+    It is a relative address that a browser takes for nothing else, whatever the file is called.
     """
     try:
         relative = Path(os.path.relpath(path, directory))

@@ -50,12 +50,9 @@ class Thumbnails:
     def make(self, source: Path) -> str | None:
         """Have the thumbnail of a picture, the one from last time when the file is as it was then.
 
-        Args:
-            source: The picture.
-
         Returns:
-            Its address relative to the report, or None when there is none: the file is missing or no picture,
-            it has more than 64 million pixels, or it ended the worker.
+            Its address relative to the report, or None when there is none: the file is missing or no picture, it has
+            more than 64 million pixels, or it ended the worker.
         """
         name = self._name(source)
         if name is None:

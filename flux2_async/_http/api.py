@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import aiohttp
 import attrs
 
+from flux2_async._http.credentials import Secret
 from flux2_async._http.post import Post
 from flux2_async._http.transport import Transport
 from flux2_async._protocol.answers import judge
@@ -59,15 +60,18 @@ class Api:
         """Speaks HTTP with the hosts of files, without the key."""
         return self._transport.files
 
-    def create_task(self, body: bytes, *, request: Request, ref: str) -> Post:
+    def create_task(self, body: bytes, *, request: Request, ref: str, headers: Secret | None = None) -> Post:
         """Give one createTask, which is neither connected nor sent yet.
 
         Args:
             body: The encoded request.
             request: What it stands for, for the error.
             ref: The name of this submission, for the error.
+            headers: Of this call alone.
         """
-        return self._transport.post(CREATE_TASK.path, body, judge=CREATE_TASK.meaning, request=request, ref=ref)
+        return self._transport.post(
+            CREATE_TASK.path, body, judge=CREATE_TASK.meaning, request=request, ref=ref, headers=headers
+        )
 
     async def record(self, task_id: str) -> TaskRecord | None:
         """Ask for a task's record; None when it is not visible.

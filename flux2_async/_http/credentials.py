@@ -13,6 +13,7 @@ import attrs
 
 from flux2_async._protocol.refusals import Redactor
 from flux2_async._shown.frames import without_frames
+from flux2_async._version import USER_AGENT
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.service import APIKLEY, Service, bare_address, check_address
 
@@ -21,7 +22,7 @@ class Secret:
     """Something that shows itself only when it is asked to.
 
     Args:
-        value: Whatever was given for it; white space at its ends is dropped.
+        value: Whatever was given for it; white space at the ends of a text is dropped.
     """
 
     __slots__ = ("_value",)
@@ -37,6 +38,15 @@ class Secret:
         return self._value
 
 
+def no_headers() -> Secret:
+    """Headers of a caller who gives none."""
+    return Secret({})
+
+
+def _behind_ours(words: str) -> str:
+    return words if words.startswith(USER_AGENT) else f"{USER_AGENT} {words}".rstrip()
+
+
 def _concealed(value: Secret | str) -> Secret:
     return value if isinstance(value, Secret) else Secret(value)
 
@@ -50,6 +60,8 @@ class Credentials:
         base_url: The API's address without a slash at its end.
         upload_url: The address of the upload calls, likewise; by default `/file-upload` below the former.
         service: What else is its own.
+        headers: The caller's, for every call to the service; they outrank those of the service.
+        user_agent: The caller's words behind ours, for hosts of files as well; empty for none.
         redact: Takes the key out of a text that is shown.
 
     Raises:
@@ -60,6 +72,8 @@ class Credentials:
     base_url: str
     upload_url: str
     service: Service = APIKLEY
+    headers: Secret = attrs.field(factory=no_headers)
+    user_agent: str = attrs.field(default=USER_AGENT, converter=_behind_ours)
     redact: Redactor = attrs.field(
         init=False, repr=False, default=attrs.Factory(lambda self: Redactor(self.api_key.reveal()), takes_self=True)
     )
@@ -70,11 +84,13 @@ class Credentials:
         check_address("upload_url", self.upload_url)
 
     def authorize(self, request: aiohttp.ClientRequest) -> None:
-        """Put the key on a request, over whatever a netrc file put there, and the headers of the service.
+        """Put the key on a request, over whatever a netrc file put there, and the headers of service and caller.
 
         To be called by a middleware: what is passed to aiohttp as an argument lies open in its frames.
         """
         request.headers.update(self.service.headers)
+        request.headers.update(self.headers.reveal())
+        request.headers["User-Agent"] = self.user_agent
         request.headers["Authorization"] = f"Bearer {self.api_key.reveal()}"
 
 
@@ -122,18 +138,23 @@ def check_given(api_key: Secret | None, base_url: object, upload_url: object, se
 
 @without_frames
 def make_credentials(
-    api_key: Secret | None, base_url: str | None, upload_url: str | None, service: Service | None = None
+    api_key: Secret | None,
+    base_url: str | None,
+    upload_url: str | None,
+    service: Service | None = None,
+    **others: Any,
 ) -> Credentials:
     """Fill up what was not given from the environment, then from the defaults.
 
     A service that was given has its addresses, and its key under a name of its own: what the environment says of
-    Apikley's is not meant for it.
+    Apikley's is not meant for it. `others` are further attributes of `Credentials`.
 
     Raises:
         ConfigurationError: Something is missing or malformed.
     """
     if service is not None:
-        return Credentials(_found(api_key, service.key_variable), service.base_url, service.uploads_at, service)
+        key = _found(api_key, service.key_variable)
+        return Credentials(key, service.base_url, service.uploads_at, service, **others)
     # An address that was given and is empty must not become another one: the key would go there.
     base = bare_address(os.environ.get("APIKLEY_BASE_URL") or APIKLEY.base_url if base_url is None else base_url)
     if upload_url is None:
@@ -141,7 +162,7 @@ def make_credentials(
         named = os.environ.get("APIKLEY_UPLOAD_URL") if base_url is None else None
         upload_url = named or f"{base}/file-upload"
     # What is no text at all is left for Credentials to refuse.
-    return Credentials(_found(api_key, APIKLEY.key_variable), base, bare_address(upload_url))
+    return Credentials(_found(api_key, APIKLEY.key_variable), base, bare_address(upload_url), **others)
 
 
 def _found(api_key: Secret | None, variable: str | None) -> Secret:

@@ -78,10 +78,12 @@ class FileTransport:
     Args:
         timeouts: Seconds for each kind of call.
         private: Whether a redirect of a public host may lead into a private network.
+        user_agent: Who asks.
     """
 
-    def __init__(self, timeouts: Timeouts, *, private: bool = False) -> None:
+    def __init__(self, timeouts: Timeouts, *, private: bool = False, user_agent: str = USER_AGENT) -> None:
         self._timeouts = timeouts
+        self._user_agent = user_agent
         self._private = private
         self._http: aiohttp.ClientSession | None = None
         self._public: aiohttp.ClientSession | None = None
@@ -121,7 +123,7 @@ class FileTransport:
             ConfigurationError: A public host leads into a private network, which this session does not allow.
         """
         # Content-Length is compared with what arrives, so nothing may be unpacked on the way.
-        sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        sent = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
         response = await self._follow(url, sent)
         try:
             yield FileReply(response.status, response.headers, response)

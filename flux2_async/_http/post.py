@@ -10,7 +10,7 @@ import attrs
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from flux2_async._http.credentials import Credentials
+from flux2_async._http.credentials import Credentials, Secret, no_headers
 from flux2_async._http.exchange import JSON_HEADERS, exchange
 from flux2_async._http.failures import bars_the_way, connecting_text, is_lasting
 from flux2_async._http.fresh_connections import FreshConnection, FreshConnector
@@ -64,15 +64,27 @@ class Post:
         judge: Says what a reply means; see `answers.judge`.
         request: What the body stands for, for the error.
         ref: The name of this submission, for the error.
+        headers: Of this call alone; they outrank the session's.
     """
 
-    def __init__(self, route: Route, url: URL, body: bytes, *, judge: Judge, request: Request, ref: str) -> None:
+    def __init__(
+        self,
+        route: Route,
+        url: URL,
+        body: bytes,
+        *,
+        judge: Judge,
+        request: Request,
+        ref: str,
+        headers: Secret | None = None,
+    ) -> None:
         self._route = route
         self._url = url
         self._body = body
         self._judge_reply = judge
         self._request = request
         self._ref = ref
+        self._headers = headers or no_headers()
         self._announce: Announce | None = None
         self._kept_back: Exception | None = None
         self._deadline: asyncio.Timeout | None = None
@@ -157,6 +169,8 @@ class Post:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         self._route.credentials.authorize(request)
+        # Behind the others, and not as an argument, which lies open in frames.
+        request.headers.update(self._headers.reveal())
         connection = await self._open(request)
         if self._announce is not None:
             try:

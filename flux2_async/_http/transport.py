@@ -7,7 +7,7 @@ import aiohttp
 from yarl import URL
 
 from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
-from flux2_async._http.credentials import Credentials
+from flux2_async._http.credentials import Credentials, Secret
 from flux2_async._http.exchange import HEADERS, JSON_HEADERS, Failure, exchange
 from flux2_async._http.fresh_connections import FreshConnector
 from flux2_async._http.post import Judge, Post, Route
@@ -95,7 +95,9 @@ class Transport:
 
             assert self._http is not None, "not open"  # noqa: S101  the session opens before it fetches
             self._check_usable(self._http)
-            self._files = FileTransport(self._timeouts, private=self._private_downloads)
+            self._files = FileTransport(
+                self._timeouts, private=self._private_downloads, user_agent=self._credentials.user_agent
+            )
             self._files.open(self._http, makes_own_way=self._make_connector is not None)
         return self._files
 
@@ -114,10 +116,19 @@ class Transport:
         """The connections of createTask."""
         return self._to_submit.connector
 
-    def post(self, path: str, body: bytes, *, judge: Judge, request: Request, ref: str) -> Post:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        judge: Judge,
+        request: Request,
+        ref: str,
+        headers: Secret | None = None,
+    ) -> Post:
         """Give a call that costs money, which is neither connected nor sent yet; see `Post`."""
         url = URL(f"{self._api_url}{path}")
-        return Post(self._to_submit, url, body, judge=judge, request=request, ref=ref)
+        return Post(self._to_submit, url, body, judge=judge, request=request, ref=ref, headers=headers)
 
     @property
     def _to_submit(self) -> Route:

@@ -24,6 +24,8 @@ _OURS: Final = frozenset(
     | {"connection", "accept", "accept-encoding", "cookie", "expect", "upgrade", "te", "user-agent"}
 )
 
+_ADVICE: Final = {"authorization": "the key is given as api_key", "user-agent": "words behind ours: user_agent=..."}
+
 
 def bare_address(url: Any) -> Any:
     """Give an address without white space and slashes at its ends; what is no text is left for `check_address`."""
@@ -63,27 +65,46 @@ def _parts(url: object) -> SplitResult | None:
     return parts if usable else None
 
 
-def checked_headers(value: Any, error: type[Exception] = ConfigurationError) -> dict[str, str]:
+def checked_headers(value: Any) -> dict[str, str]:
     """Give a copy of headers that may go with every call.
 
     Raises:
         ConfigurationError: They cannot be used; the text names the header, and never its value.
     """
+    if wrong := wrong_header(value):
+        raise ConfigurationError(wrong)
+    return {plain(name): plain(text) for name, text in value.items()}
+
+
+def wrong_header(value: Any) -> str:
+    """Say why headers cannot be used, without their values; empty for those that can."""
     if not isinstance(value, Mapping):
-        raise error(f"headers: {type(value).__name__} given, it must be a mapping of names to texts")
+        return f"headers: {type(value).__name__} given, it must be a mapping of names to texts"
     seen: set[str] = set()
     for name, text in value.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise error("headers: a name given that no header can have; it is made of letters, digits and '-'")
+            return "headers: a name given that no header can have; it is made of letters, digits and '-'"
         if name.lower() in _OURS:
-            advice = "the key is given as api_key" if name.lower() == "authorization" else "the library sets it itself"
-            raise error(f"headers: {name} given; {advice}")
+            return f"headers: {name} given; {_ADVICE.get(name.lower(), 'the library sets it itself')}"
         if not isinstance(text, str) or not _VALUE.fullmatch(text):
-            raise error(f"headers: the value of {name} must be text of Latin letters, without line breaks")
+            return f"headers: the value of {name} must be text of Latin letters, without line breaks"
         if name.lower() in seen:
-            raise error(f"headers: {name} given twice")
+            return f"headers: {name} given twice"
         seen.add(name.lower())
-    return {plain(name): plain(text) for name, text in value.items()}
+    return ""
+
+
+def checked_user_agent(value: Any) -> str:
+    """Give what is to stand behind our own words in User-Agent; None: nothing.
+
+    Raises:
+        ConfigurationError: It cannot stand there.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not re.fullmatch(r"[ -~]{1,500}", value) or not value.strip():
+        raise ConfigurationError("user_agent: it must be text of printable ASCII such as 'my-shop/1.4', or None")
+    return plain(value).strip()
 
 
 def _checked_limits(value: Any) -> tuple[RateLimit, ...]:

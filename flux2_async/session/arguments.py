@@ -10,11 +10,12 @@ from typing import Any
 
 import aiohttp
 
+from flux2_async._http.credentials import Secret
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, Polling, RateLimit, Request, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.requests import REQUESTS
-from flux2_async.models.service import Service
+from flux2_async.models.service import Service, wrong_header
 
 
 def check_settings(**settings: object) -> None:
@@ -150,6 +151,19 @@ def check_metadata(value: Any) -> Mapping[str, Any] | None:
     if not isinstance(value, Mapping):
         raise InvalidRequestError(f"metadata: {type(value).__name__} given, it must be a mapping, or None")
     return MappingProxyType(dict(value))
+
+
+def check_headers(headers: Secret) -> Secret | None:
+    """Give a copy of what is to go with one createTask; error reporters are to see none of it.
+
+    Raises:
+        InvalidRequestError: It cannot be used; the text names the header, and never its value.
+    """
+    if headers.reveal() is None:
+        return None
+    if wrong := wrong_header(headers.reveal()):
+        raise InvalidRequestError(wrong)
+    return Secret(dict(headers.reveal()))
 
 
 def check_seconds(name: str, value: object) -> None:

@@ -251,7 +251,7 @@ class Sender:
 
     async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
-        post = self._api.create_task(body, request=submission.request, ref=submission.ref)
+        post = self._api.create_task(body, request=submission.request, ref=submission.ref, headers=submission.headers)
         told = False
 
         async def announce() -> None:

@@ -31,10 +31,11 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.models.plain import plain
-from flux2_async.models.service import APIKLEY, Service
+from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_user_agent
 from flux2_async.session.arguments import (
     check_count,
     check_group,
+    check_headers,
     check_metadata,
     check_observer,
     check_observers,
@@ -89,6 +90,9 @@ class Flux2Session:
         service: Another service that speaks the jobs API, such as `KIE`; it has its addresses, the variable of its key
             and its limits, so that `base_url` and `upload_url` are not given besides. None: Apikley, at the addresses
             above.
+        headers: Sent with every call to the service, besides those of `service`, which they outrank; never with
+            downloads from other hosts, and in no `repr`. Authorization is not among them. None: none.
+        user_agent: Words of yours behind ours in User-Agent, such as `my-shop/1.4`. None: none.
         rate_limit: At most so many new tasks per period. None: no limit of our own; a 429 still pauses every
             submission. `"service"`: what the service allows (Apikley's upstream documents 20 in 10 s).
         max_running: Tasks that may be unfinished at once. None: no bound. `"service"`: what the service allows
@@ -122,6 +126,8 @@ class Flux2Session:
         base_url: str | None = None,
         upload_url: str | None = None,
         service: Service | None = None,
+        headers: Mapping[str, str] | None = None,
+        user_agent: str | None = None,
         rate_limit: RateLimit | Literal["service"] | None = "service",
         max_running: int | Literal["service"] | None = "service",
         polling: Polling = Polling(),  # noqa: B008  frozen
@@ -152,6 +158,7 @@ class Flux2Session:
         )
         self._given = key, base_url, upload_url, service
         check_given(*self._given)
+        self._headers, self._user_agent = Secret(checked_headers(headers or {})), checked_user_agent(user_agent)
         self._options = Options(
             rate_limit=limit,
             max_running=check_count("max_running", running),
@@ -205,7 +212,8 @@ class Flux2Session:
         if self._opening is not None and self._closing is None:
             raise SessionClosedError("the session is open already; use it as it is")
         before = self._parts or self._before
-        parts = make_parts(make_credentials(*self._given), self._options, self._observers, before)
+        credentials = make_credentials(*self._given, headers=self._headers, user_agent=self._user_agent)
+        parts = make_parts(credentials, self._options, self._observers, before)
         self._before, self._parts, self._closing = before, None, None
         # A task of its own, so that `aclose` can end the opening and not the caller.
         opening = self._opening = parts.loop.create_task(self._open(parts), name="flux2_async open")
@@ -270,6 +278,7 @@ class Flux2Session:
         steps: SubmissionSteps | None = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> ImageTask:
         """Create a task; local pictures are uploaded first.
 
@@ -291,6 +300,8 @@ class Flux2Session:
                 joined, the first caller's stays. None: nobody's.
             metadata: Anything of the caller's, kept likewise and neither read nor sent; the mapping is copied, what it
                 holds is not. None: nothing.
+            headers: Sent with its createTask calls alone, besides the session's, which they outrank; in no `repr`, and
+                not kept in a journal. None: none.
 
         Returns:
             The handle; the service has accepted the task.
@@ -308,6 +319,9 @@ class Flux2Session:
             ConfigurationError: Called in another event loop.
         """
         parts = self._open_parts()
+        hidden = Secret(headers)
+        del headers
+        given = check_headers(hidden)
         check_submit(request, key, max_wait, priority, ref)
         return await parts.submitter.submit(
             request,
@@ -319,6 +333,7 @@ class Flux2Session:
             steps=steps,
             group=check_group(group),
             metadata=check_metadata(metadata),
+            headers=given,
         )
 
     def enqueue(
@@ -332,6 +347,7 @@ class Flux2Session:
         on_send: OnSend | None = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> SubmissionHandle:
         """Begin what `submit` does and give a handle at once, to look at the queue and to leave it.
 
@@ -347,6 +363,7 @@ class Flux2Session:
             on_send: As for `submit`.
             group: As for `submit`.
             metadata: As for `submit`.
+            headers: As for `submit`.
 
         Returns:
             The handle; awaiting it gives the task, or raises what `submit` raises.
@@ -357,6 +374,9 @@ class Flux2Session:
             ConfigurationError: Called in another event loop.
         """
         parts = self._open_parts()
+        hidden = Secret(headers)
+        del headers
+        given = check_headers(hidden)
         check_submit(request, key, max_wait, priority, ref)
         ref = plain(ref) or uuid.uuid4().hex
         submit = partial(
@@ -369,6 +389,7 @@ class Flux2Session:
             on_send=on_send,
             group=check_group(group),
             metadata=check_metadata(metadata),
+            headers=given,
         )
         return parts.enqueued.add(request, submit, priority=priority, ref=ref)
 
@@ -379,6 +400,7 @@ class Flux2Session:
         timeout: float | None = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> ImageResult:
         """Submit a request and wait for its picture.
 
@@ -387,6 +409,7 @@ class Flux2Session:
             timeout: Seconds for the wait for a slot, a permit and the picture together. None: as long as it takes.
             group: As for `submit`.
             metadata: As for `submit`.
+            headers: As for `submit`.
 
         Returns:
             The addresses of the pictures and the final record.
@@ -394,9 +417,11 @@ class Flux2Session:
         Raises:
             Flux2Error: As `submit` and `ImageTask.result`.
         """
+        given = Secret(headers)
+        del headers
         check_seconds("timeout", timeout)
         begun = asyncio.get_running_loop().time()
-        task = await self.submit(request, max_wait=timeout, group=group, metadata=metadata)
+        task = await self.submit(request, max_wait=timeout, group=group, metadata=metadata, headers=given.reveal())
         passed = asyncio.get_running_loop().time() - begun
         return await task.result(None if timeout is None else max(timeout - passed, 0.0))
 

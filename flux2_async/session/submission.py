@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
+from flux2_async._http.credentials import Secret
 from flux2_async._limiter.permit import Permit
 from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
@@ -127,6 +128,7 @@ class Submission:
         steps: Awaited around each POST.
         group: Whose it is, or None.
         metadata: What the caller gave with it, or None.
+        headers: Of its createTask calls alone.
         claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
         callers: How many wait for it.
@@ -148,6 +150,7 @@ class Submission:
     steps: SubmissionSteps | None = None
     group: str | None = None
     metadata: Mapping[str, Any] | None = None
+    headers: Secret | None = None
     claim: KeyClaim | None = None
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: int = attrs.field(init=False, default=0)

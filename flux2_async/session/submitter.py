@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from flux2_async._http.credentials import Secret
 from flux2_async._http.files import Files
 from flux2_async._limiter.queue import IMPATIENT_AFTER
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
@@ -85,6 +86,7 @@ class Submitter:
         steps: SubmissionSteps | None = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        headers: Secret | None = None,
         started: Callable[[Submission], object] = id,
     ) -> ImageTask:
         """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`.
@@ -108,7 +110,7 @@ class Submitter:
                     raise
             patience.waited = self._loop.time() - patience.started
         submission = Submission(
-            ref or uuid.uuid4().hex, request, key, priority, patience, on_send, steps, group, metadata
+            ref or uuid.uuid4().hex, request, key, priority, patience, on_send, steps, group, metadata, headers
         )
         if key is not None and self._sharing is not None:
             submission.claim = self._sharing.key(key, content, submission.ref, request)

@@ -50,6 +50,7 @@ class Call:
 
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Reply]]
+_WebHandler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @attrs.define
@@ -71,12 +72,13 @@ class Api:
     connections: Connections
     monitor: Monitor
     log: Callable[[Exchange | CallbackCall], object] | None = None
+    handlers: set[asyncio.Task[Any]] = attrs.field(factory=set)
     _created: int = 0
     _allowed: dict[str, str] = attrs.field(factory=dict)
 
     def application(self) -> web.Application:
         """The routes."""
-        app = web.Application(client_max_size=MOST_BODY_BYTES)
+        app = web.Application(client_max_size=MOST_BODY_BYTES, middlewares=[self._keep])
         routes: tuple[tuple[str, str, Endpoint, Handler], ...] = (
             ("POST", CREATE, "createTask", self._create_task),
             ("GET", RECORD, "recordInfo", self._record_info),
@@ -94,6 +96,14 @@ class Api:
         self.monitor.add_routes(app.router)
         app.router.add_route("*", "/{path:.*}", self._elsewhere)
         return app
+
+    @web.middleware
+    async def _keep(self, request: web.Request, handler: _WebHandler) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  coroutines run in one
+        self.handlers.add(task)
+        task.add_done_callback(self.handlers.discard)
+        return await handler(request)
 
     async def _serve(self, endpoint: Endpoint, handler: Handler, request: web.Request) -> web.StreamResponse:
         self.ledger.arrive(endpoint)

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import attrs
@@ -50,6 +50,7 @@ class Running:
     http: aiohttp.ClientSession
     callbacks: Callbacks
     closing: asyncio.Event
+    handlers: set[asyncio.Task[Any]]
 
 
 class Emulator:
@@ -136,12 +137,12 @@ class Emulator:
         http = aiohttp.ClientSession()
         closing = asyncio.Event()
         callbacks = Callbacks(self.script, self.ledger, core.clock, self._faults, http, log=self._log)
-        app = self._api(core, callbacks, http, closing).application()
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        api = self._api(core, callbacks, http, closing)
+        runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
         await web.SockSite(runner, listener, backlog=BACKLOG).start()
         callbacks.resume(core.engine.tasks.values())
-        self._running = Running(listener, runner, http, callbacks, closing)
+        self._running = Running(listener, runner, http, callbacks, closing, api.handlers)
 
     async def stop(self) -> None:
         """Cut all connections and stop listening; nothing happens when it does not run."""
@@ -152,6 +153,10 @@ class Emulator:
         await _stop_accepting(running.listener)
         await running.callbacks.close()
         await running.runner.cleanup()
+        # aiohttp forgets a handler whose client has gone; one that pauses would outlive the event loop.
+        for handler in (left := tuple(running.handlers)):
+            handler.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await running.http.close()
 
     async def __aenter__(self) -> Self:

@@ -273,3 +273,16 @@ def test_a_fault_that_makes_no_sense_is_refused_when_made(make: Any) -> None:
     """A ValueError, before anything runs."""
     with pytest.raises(ValueError, match=r"given|must be in"):
         make()
+
+
+@pytest.mark.parametrize("script", [Script(arrival=600.0), Script(latency=600.0)], ids=["arrival", "latency"])
+async def test_a_handler_whose_client_has_gone_ends_with_the_emulator(script: Script) -> None:
+    """However long it still had to pause: nothing of it outlives the event loop."""
+    before = asyncio.all_tasks()
+    async with emulated(script) as raw:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await raw.create()
+        assert asyncio.all_tasks() > before
+
+    assert asyncio.all_tasks() == before

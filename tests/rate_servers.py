@@ -14,7 +14,8 @@ from typing import Protocol
 
 import attrs
 
-from flux2_async._limiter.permit import Permit, Permits
+from flux2_async._limiter.limiter import Gate
+from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.window import Fate, Ticket, Window, pause_after
 
 STRAY_PAUSE = 1.0
@@ -199,7 +200,7 @@ class Wire:
         self.refused += retry_after is not None
         return retry_after
 
-    async def submit(self, limiter: Permits) -> None:
+    async def submit(self, limiter: Gate) -> None:
         """One submission as the session does it: again after a refusal, never again once given up."""
         first = False
         while True:
@@ -239,7 +240,7 @@ class Wire:
         permit.throttled(self.header(retry_after))
         return False
 
-    async def submit_many(self, limiter: Permits, count: int) -> float:
+    async def submit_many(self, limiter: Gate, count: int) -> float:
         """Submit them all at once; the seconds until the last answer."""
         begun = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:

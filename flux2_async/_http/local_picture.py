@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 
 import attrs
 
-from flux2_async._protocol.file_types import HEAD, FileType, describe, picture_type
+from flux2_async._protocol.file_types import HEAD, FileType, describe, picture_names, picture_type
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 
@@ -172,13 +172,10 @@ def _open(field: str, source: Path | bytes) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     mode = source.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise InvalidRequestError(f"{field}: a folder given, it must be a JPEG, PNG or WebP file{_where(source)}")
     # Opening a pipe would wait for its other end.
     if not stat.S_ISREG(mode):
-        raise InvalidRequestError(
-            f"{field}: no regular file given, it must be a JPEG, PNG or WebP file{_where(source)}"
-        )
+        given = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise InvalidRequestError(f"{field}: {given} given, it must be a {picture_names('or')} file{_where(source)}")
     return source.open("rb")
 
 
@@ -191,7 +188,8 @@ def _judge(field: str, source: Path | bytes, file: BinaryIO, most: int) -> tuple
     head = file.read(HEAD)
     media = picture_type(head)
     if media is None:
-        raise InvalidRequestError(f"{field}: {describe(head)} given, allowed are JPEG, PNG and WebP{_where(source)}")
+        allowed = f"allowed are {picture_names('and')}"
+        raise InvalidRequestError(f"{field}: {describe(head)} given, {allowed}{_where(source)}")
     return media, size
 
 

@@ -29,6 +29,15 @@ class Gate(Turnstile[Permit]):
         self._until = -math.inf
 
     @property
+    @abstractmethod
+    def learned_limit(self) -> int | None:
+        """Starts per period that 429s have taught, or None while the configured limit holds."""
+
+    @abstractmethod
+    def pause(self, seconds: float) -> None:
+        """Close the gate for at least so long from now (at most an hour); a longer pause stays. Call it in the loop."""
+
+    @property
     def paused_until(self) -> float | None:
         """Loop time at which the gate opens, or None when it is open."""
         return self._until if self._loop and self._until > self._loop.time() else None
@@ -131,11 +140,11 @@ class Limiter(Gate):
 
     @property
     def learned_limit(self) -> int | None:
-        """Starts per period that 429s have taught, or None while the configured limit holds."""
+        """See `Gate`."""
         return self._window.learned_limit
 
     def pause(self, seconds: float) -> None:
-        """Close the gate for at least so long from now (at most an hour); a longer pause stays. Call it in the loop."""
+        """See `Gate`."""
         self._loop = asyncio.get_running_loop()
         self._close_gate(self._loop.time() + min(seconds, MAX_PAUSE))
 

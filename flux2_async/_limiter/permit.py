@@ -1,8 +1,8 @@
-"""Leave to send one request, and what gives it out."""
+"""Leave to send one request."""
 
 import warnings
 from collections.abc import Callable
-from typing import Protocol, Self
+from typing import Self
 
 from flux2_async._limiter.window import Fate
 
@@ -85,27 +85,3 @@ class Permit:
         if not self._settled:
             self._once(Fate.DROPPED)
             warnings.warn("a permit was dropped without being settled; held for two periods", ResourceWarning, 2)
-
-
-class Permits(Protocol):
-    """What lets submissions through: the `Limiter` of one process, or one that several processes share."""
-
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def learned_limit(self) -> int | None: ...
-    @property
-    def paused_until(self) -> float | None: ...
-    async def acquire(
-        self,
-        *,
-        priority: int = 0,
-        max_wait: float | None = None,
-        waited: float = 0.0,
-        since: float | None = None,
-        first: bool = False,
-        owner: object = None,
-    ) -> Permit: ...
-    def prioritise(self, owner: object, priority: int) -> None: ...
-    def pause(self, seconds: float) -> None: ...
-    def close(self) -> None: ...

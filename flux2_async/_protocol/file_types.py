@@ -94,6 +94,12 @@ def picture_type(head: bytes) -> FileType | None:
     return known if known is not None and known.mime_type else None
 
 
+def picture_names(before_last: str) -> str:
+    """Give the names of the formats that the API takes, with `and` or `or` before the last."""
+    *names, last = (kind.name for _, kind in BEGINNINGS if kind.mime_type)
+    return f"{', '.join(names)} {before_last} {last}"
+
+
 def is_text(head: bytes) -> bool:
     """Whether the first bytes are markup, JSON or other text, which is how servers write errors."""
     if file_type(head) is not None:

@@ -76,7 +76,7 @@ class SharedLimiter(Gate):
 
     @property
     def learned_limit(self) -> int | None:
-        """Starts per period that 429s have taught all processes, or None while the configured limit holds."""
+        """See `Gate`; what all processes have learned."""
         return self._fallback.learned
 
     async def open(self, on_message: Callable[[Message], None] | None = None) -> None:
@@ -100,7 +100,7 @@ class SharedLimiter(Gate):
         self._settling.begin()
 
     def pause(self, seconds: float) -> None:
-        """Close the gate of all processes for at least so long from now (at most an hour); a longer pause stays."""
+        """See `Gate`; of all processes."""
         self._report("", Fate.THROTTLED, min(seconds, MAX_PAUSE))
 
     def hear(self, message: Message) -> None:

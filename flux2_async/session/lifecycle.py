@@ -19,8 +19,7 @@ from flux2_async._http.borrowed import ConnectorFactory
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
-from flux2_async._limiter.limiter import Limiter
-from flux2_async._limiter.permit import Permits
+from flux2_async._limiter.limiter import Gate, Limiter
 from flux2_async._limiter.slots import Slots
 from flux2_async.models import (
     Polling,
@@ -132,7 +131,7 @@ class Parts:
     files: Files
     slots: Slots
     sharing: "Sharing | None"
-    limiter: Permits
+    limiter: Gate
     schedules: Schedules
     remembered: "Remembered | None"
     watcher: Watcher

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from flux2_async._http.api import Api
 from flux2_async._http.files import Files
 from flux2_async._http.post import Post
-from flux2_async._limiter.permit import Permit, Permits
+from flux2_async._limiter.limiter import Gate
+from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.slots import Slots
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async._protocol.codec import encode_request
@@ -80,7 +81,7 @@ class Sender:
         api: Api,
         files: Files,
         slots: Slots,
-        limiter: Permits,
+        limiter: Gate,
         inbox: "CallbackInbox | None",
         transitions: Transitions,
         task_ids: TaskIds,

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from flux2_async._limiter.permit import Permits
+from flux2_async._limiter.limiter import Gate
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
@@ -43,7 +43,7 @@ class Transitions:
     def __init__(
         self,
         *,
-        limiter: Permits,
+        limiter: Gate,
         rate_limit: RateLimit | None,
         schedules: Schedules,
         watcher: Watcher,

@@ -89,7 +89,7 @@ async def ours(url: str, *, reads: bool) -> AsyncIterator[Receiver]:
 
         def expect(number: int) -> Awaitable[object]:
             task = flux.attach(task_id(number))
-            flux._open_parts().inbox.accepted(ref(number), task)  # type: ignore[union-attr]  # noqa: SLF001  as after createTask
+            flux._life.usable().inbox.accepted(ref(number), task)  # type: ignore[union-attr]  # noqa: SLF001  as after createTask
             return task.result()
 
         yield Receiver(app, expect)

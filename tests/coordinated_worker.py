@@ -19,7 +19,7 @@ from flux2_async import AmbiguousSubmitError, Flux2Session, TextToImage
 from flux2_async.coordination import Coordination
 from flux2_async.models import Callbacks, Polling, RateLimit, Timeouts
 from flux2_async.receivers import aiohttp_routes
-from flux2_async.session import lifecycle
+from flux2_async.session import parts
 
 REQUEST = TextToImage("a red kettle on a slate worktop")
 
@@ -113,5 +113,5 @@ async def work(coordination: Coordination, options: dict[str, Any], line: Connec
 def main(coordination: Coordination, options: dict[str, Any], line: Connection) -> None:
     """Run a worker, in a process of its own."""
     warnings.simplefilter("error")
-    lifecycle.LEASE_SLACK = options.get("slack", lifecycle.LEASE_SLACK)  # type: ignore[misc]  # a test cannot wait as long
+    parts.LEASE_SLACK = options.get("slack", parts.LEASE_SLACK)  # type: ignore[misc]  # a test cannot wait as long
     asyncio.run(work(coordination, options, line))

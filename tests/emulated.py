@@ -11,7 +11,7 @@ import pytest
 
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling, TextToImage
-from flux2_async.session.lifecycle import Parts
+from flux2_async.session.parts import Parts
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks import schedule
 from flux2_async.testing import RunningEmulator
@@ -59,8 +59,9 @@ async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
 
 def parts_of(flux: Flux2Session) -> Parts:
     """What an open session, or one that was open, consists of."""
-    assert flux._parts is not None, "never opened"
-    return flux._parts
+    parts = flux._life.parts
+    assert parts is not None, "never opened"
+    return parts
 
 
 async def error_of(awaitable: Awaitable[object]) -> Exception:

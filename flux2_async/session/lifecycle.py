@@ -1,60 +1,31 @@
-"""What an open session consists of: its parts are made and opened in order, and closed in reverse."""
+"""The life of a session: its parts are made and opened in order, and closed in reverse; perhaps several times."""
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+import sys
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from typing import Final
 from weakref import WeakSet
 
-import aiohttp
 import anyio
 import anyio.to_thread
 import attrs
 
-from flux2_async._http.api import Api
-from flux2_async._http.borrowed import ConnectorFactory
 from flux2_async._http.credentials import Credentials
-from flux2_async._http.files import Files
-from flux2_async._http.transport import Transport
-from flux2_async._limiter.limiter import Gate, Limiter
-from flux2_async._limiter.slots import Slots
-from flux2_async.models import (
-    Polling,
-    RateLimit,
-    SessionStatistics,
-    Timeouts,
-)
-from flux2_async.models.submission_state import SubmissionEvent
-from flux2_async.session.enqueued import Enqueued
-from flux2_async.session.keys import Keys
+from flux2_async._limiter.limiter import Limiter
+from flux2_async.errors import ConfigurationError, SessionClosedError
 from flux2_async.session.open_ahead import OpenAhead
-from flux2_async.session.sender import Sender
-from flux2_async.session.submitter import Submitter
-from flux2_async.session.task_ids import TaskIds
-from flux2_async.session.transition import Transitions
+from flux2_async.session.parts import Options, Parts, make_parts
 from flux2_async.tasks.observers import Observers
-from flux2_async.tasks.schedule import Schedules
-from flux2_async.tasks.watcher import Watcher
-
-if TYPE_CHECKING:
-    from flux2_async.coordination.client import Sharing
-    from flux2_async.coordination.store import Coordination
-    from flux2_async.session.callback_inbox import CallbackInbox
-    from flux2_async.session.callback_settings import CallbackSettings
-    from flux2_async.session.remembered import Remembered
 
 logger = logging.getLogger("flux2_async")
 
 IDS_PER_LINE: Final = 50
 KEEPING_MAX: Final = 1.0
-# Beyond what a POST may take: for what runs between permit and POST, such as `on_send`.
-LEASE_SLACK: Final = 5.0
+NOT_OPEN: Final = "the session is not open; use `async with Flux2Session(...)` or await open()"
 
 # Those that are open without a coordination.
-_alone: WeakSet["Parts"] = WeakSet()
+_alone: WeakSet[Parts] = WeakSet()
 _warned_accounts: set[str] = set()
 
 
@@ -71,158 +42,121 @@ class Unsettled:
     refs: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True, repr=False)
-class Options:
-    """What a session was given and is open with, see `Flux2Session`; checked.
-
-    Attributes:
-        rate_limit: New tasks per period, or None.
-        max_running: Tasks alive, or None.
-        polling: When to look.
-        callbacks: Where callbacks come in, or None.
-        coordination: How the account is shared with other processes, or None.
-        http: A borrowed aiohttp session, or None.
-        connector: Makes the connector of createTask, or None.
-        timeouts: Seconds for each kind of call.
-        private_downloads: Whether downloads may be redirected into a private network.
-    """
-
-    rate_limit: RateLimit | None
-    max_running: int | None
-    polling: Polling
-    callbacks: "CallbackSettings | None"
-    coordination: "Coordination | None"
-    http: aiohttp.ClientSession | None
-    connector: ConnectorFactory | None
-    timeouts: Timeouts
-    private_downloads: bool
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Parts:
-    """What an open session consists of.
-
-    Attributes:
-        loop: The event loop they were made in.
-        base_url: The service.
-        account: A digest of address and key.
-        transport: Speaks HTTP.
-        api: The calls.
-        files: Uploads and downloads.
-        slots: Tasks that may be alive.
-        sharing: The side of a coordination, or None.
-        limiter: Tasks that may be started.
-        schedules: When to look.
-        remembered: What an earlier session has learned of that, or None.
-        watcher: Looks at tasks, and settles them.
-        keys: What each key stands for.
-        task_ids: Those of submissions.
-        inbox: Takes callbacks; None without.
-        submitter: Takes submissions.
-        enqueued: Those that nobody has to await.
-        opened: Closes what is open, in reverse.
-    """
-
-    loop: asyncio.AbstractEventLoop
-    base_url: str
-    account: str
-    transport: Transport
-    api: Api
-    files: Files
-    slots: Slots
-    sharing: "Sharing | None"
-    limiter: Gate
-    schedules: Schedules
-    remembered: "Remembered | None"
-    watcher: Watcher
-    keys: Keys
-    task_ids: TaskIds
-    inbox: "CallbackInbox | None"
-    submitter: Submitter
-    enqueued: Enqueued
-    opened: AsyncExitStack
-
-
-def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:
-    """Make the parts of a session in the running event loop, each from those before it.
+class Lifecycle:
+    """Opens and closes a session.
 
     Args:
-        credentials: The account.
-        options: What the session was given.
+        options: What it was given.
         observers: Told what happens.
-        before: The parts of the session when it was open before, or None: what the service counts and what keys stand
-            for does not end with a session's being closed.
+
+    Attributes:
+        parts: Those that are open, or were when the session was open last; None where it never was.
     """
-    base_url = credentials.base_url
-    account = hashlib.sha256(f"{base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
-    # Another key may stand in the environment by now.
-    before = before if before is not None and before.account == account else None
-    observers.begin()
-    transport = Transport(
-        credentials, options.timeouts, options.http, options.connector, private_downloads=options.private_downloads
-    )
-    api = Api(transport)
-    files = Files(api, credentials.service.max_image_bytes)
-    slots = Slots(options.max_running)
-    schedules = Schedules(options.polling)
-    watcher = Watcher(api, slots, schedules, options.polling, observers)
-    keys, task_ids = (Keys(), TaskIds()) if before is None else (before.keys, before.task_ids)
-    sharing = None if options.coordination is None else _share(options.coordination, account, options, api, watcher)
-    limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limit, before)
-    inbox = None
-    if options.callbacks is not None:
-        from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
 
-        inbox = CallbackInbox(
-            options.callbacks, watcher=watcher, keys=keys, task_ids=task_ids, observers=observers, sharing=sharing
-        )
-        if before is not None and before.inbox is not None:
-            inbox.take_over(before.inbox)
-    transitions = Transitions(
-        limiter=limiter,
-        rate_limit=options.rate_limit,
-        schedules=schedules,
-        watcher=watcher,
-        inbox=inbox,
-        keys=keys,
-        observers=observers,
-    )
-    sender = Sender(
-        api=api,
-        files=files,
-        slots=slots,
-        limiter=limiter,
-        inbox=inbox,
-        transitions=transitions,
-        task_ids=task_ids,
-        observers=observers,
-    )
-    submitter = Submitter(
-        sender=sender, transitions=transitions, files=files, keys=keys, watcher=watcher, sharing=sharing
-    )
-    return Parts(
-        loop=asyncio.get_running_loop(),
-        base_url=base_url,
-        account=account,
-        transport=transport,
-        api=api,
-        files=files,
-        slots=slots,
-        sharing=sharing,
-        limiter=limiter,
-        schedules=schedules,
-        remembered=_remembered(base_url) if options.polling.remember else None,
-        watcher=watcher,
-        keys=keys,
-        task_ids=task_ids,
-        inbox=inbox,
-        submitter=submitter,
-        enqueued=Enqueued(submitter),
-        opened=AsyncExitStack(),
-    )
+    def __init__(self, options: Options, observers: Observers) -> None:
+        self.parts: Parts | None = None
+        self._options = options
+        self._observers = observers
+        # Of the last time, until it is open again.
+        self._before: Parts | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[Unsettled] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._closing is not None
+
+    def usable(self) -> Parts:
+        """Give the parts of a session that is open in this event loop.
+
+        Raises:
+            SessionClosedError: It is not open.
+            ConfigurationError: It is open in another one.
+        """
+        if self.closed:
+            raise SessionClosedError("the session is closed; open it again, or make a new one")
+        if self.parts is None or self._opening is None:
+            raise SessionClosedError(NOT_OPEN)
+        self._check_loop(self._opening)
+        return self.parts
+
+    async def open(self, credentials: Credentials) -> None:
+        """Open it for an account; see `Flux2Session.open`."""
+        if self._opening is not None and self._opening.get_loop().is_closed():
+            self._leave()
+        if self._closing is not None and not self._closing.done():
+            raise SessionClosedError("the session is being closed; wait for `aclose` before it is opened again")
+        if self._opening is not None and self._closing is None:
+            raise SessionClosedError("the session is open already; use it as it is")
+        before = self.parts or self._before
+        parts = make_parts(credentials, self._options, self._observers, before)
+        self._before, self.parts, self._closing = before, None, None
+        # A task of its own, so that `aclose` can end the opening and not the caller.
+        opening = self._opening = parts.loop.create_task(self._open(parts), name="flux2_async open")
+        try:
+            await asyncio.wait([opening])
+        except asyncio.CancelledError:
+            await self.aclose(0.0)
+            raise
+        if self._opening is not opening or self._closing is not None:
+            raise SessionClosedError("the session was closed while it was being opened")
+        try:
+            opening.result()
+        except BaseException:
+            self._opening = None
+            raise
+
+    async def aclose(self, grace: float) -> Unsettled:
+        """See `Flux2Session.aclose`."""
+        if self._opening is None:
+            return Unsettled()
+        if self._closing is not None and self._closing.done() and not self._closing.cancelled():
+            return self._closing.result()
+        if self._opening.get_loop().is_closed():
+            return self._leave()
+        self._check_loop(self._opening)
+        if self._closing is None:
+            closing = self._close(self._opening, grace)
+            self._closing = self._opening.get_loop().create_task(closing, name="flux2_async close")
+        try:
+            with _shielded():
+                await asyncio.wait([self._closing])
+        except asyncio.CancelledError:
+            # Who cancels a closing wants it over, not undone.
+            if self.parts is not None:
+                self.parts.submitter.abandon()
+            await asyncio.wait([self._closing])
+            raise
+        return self._closing.result()
+
+    async def _open(self, parts: Parts) -> None:
+        await _open(parts)
+        self.parts, self._before = parts, None
+
+    async def _close(self, opening: asyncio.Task[None], grace: float) -> Unsettled:
+        # Once only: what the opening has made it takes down by itself, or it comes to its end.
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        return Unsettled() if self.parts is None else await _close(self.parts, grace)
+
+    def _leave(self) -> Unsettled:
+        """Forget the opening in an event loop that was closed meanwhile; give what was left there."""
+        self._opening = self._closing = None
+        return Unsettled() if self.parts is None else _leave(self.parts)
+
+    def _check_loop(self, opening: asyncio.Task[None]) -> None:
+        if opening.get_loop().is_closed():
+            raise SessionClosedError(
+                "the event loop in which the session was open was closed; open it again in this one"
+            )
+        if asyncio.get_running_loop() is not opening.get_loop():
+            raise ConfigurationError(
+                "the session belongs to another event loop; open one session per event loop, in that loop"
+            )
 
 
-async def open_parts(parts: Parts) -> None:
+async def _open(parts: Parts) -> None:
     """Read what an earlier session has learned, make the connections' pools, and join who shares the account."""
     async with AsyncExitStack() as opening:
         if parts.remembered is not None:
@@ -245,7 +179,7 @@ async def open_parts(parts: Parts) -> None:
         parts.opened.push_async_exit(opening.pop_all())
 
 
-async def close_parts(parts: Parts, grace: float) -> Unsettled:
+async def _close(parts: Parts, grace: float) -> Unsettled:
     """Close everything in order, whatever happens on the way.
 
     Args:
@@ -270,7 +204,7 @@ async def close_parts(parts: Parts, grace: float) -> Unsettled:
     return Unsettled(task_ids, refs)
 
 
-def leave_parts(parts: Parts) -> Unsettled:
+def _leave(parts: Parts) -> Unsettled:
     """Do what can be done without the event loop, which was closed while the session was open in it."""
     refs, task_ids = parts.submitter.leave(), parts.watcher.leave()
     parts.enqueued.leave()
@@ -280,41 +214,12 @@ def leave_parts(parts: Parts) -> Unsettled:
     return Unsettled(task_ids, refs)
 
 
-def statistics_of(parts: Parts, steps: Mapping[SubmissionEvent, int]) -> SessionStatistics:
-    """Give a snapshot; `steps`: how often each event of the submissions' table happened."""
-    paused_until = None
-    if parts.limiter.paused_until is not None:
-        left = parts.limiter.paused_until - parts.loop.time()
-        paused_until = datetime.now(UTC) + timedelta(seconds=left)
-    return SessionStatistics(
-        running=len(parts.watcher),
-        waiting=parts.slots.waiting + parts.limiter.waiting + parts.submitter.held,
-        submitted=steps[SubmissionEvent.ACCEPTED],
-        refused=steps[SubmissionEvent.THROTTLED],
-        ambiguous=steps[SubmissionEvent.UNCLEAR],
-        polls=parts.watcher.polls,
-        callbacks=parts.watcher.notified + (parts.inbox.received if parts.inbox is not None else 0),
-        repeated_settles=parts.watcher.repeated_settles,
-        learned_limit=parts.limiter.learned_limit,
-        paused_until=paused_until,
-    )
+def _shielded() -> AbstractContextManager[object]:
+    """Keep a cancelled scope of anyio from cancelling every wait within it, which would leave POSTs no grace.
 
-
-def _limiter(rate_limit: RateLimit | None, before: Parts | None) -> Limiter:
-    limiter = Limiter(rate_limit)
-    if before is not None and isinstance(before.limiter, Limiter):
-        limiter.take_over(before.limiter)
-    return limiter
-
-
-def _share(coordination: "Coordination", account: str, options: Options, api: Api, watcher: Watcher) -> "Sharing":
-    # Most sessions are the only ones of their account.
-    from flux2_async.coordination.client import Sharing  # noqa: PLC0415
-    from flux2_async.coordination.contract import Terms  # noqa: PLC0415
-
-    lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
-    terms = Terms(options.rate_limit, lease, post=options.timeouts.submit)
-    return Sharing(coordination, account, terms, watcher=watcher, records=api)
+    Nobody can have such a scope before anyio's backend is loaded, and to load it takes longer than all other closing.
+    """
+    return anyio.CancelScope(shield=True) if "anyio._backends._asyncio" in sys.modules else nullcontext()
 
 
 def _count(parts: Parts) -> None:
@@ -334,12 +239,6 @@ async def _keep_what_was_learned(parts: Parts) -> None:
         # Closing is bounded in time, whatever disk the folder is on.
         with anyio.move_on_after(KEEPING_MAX, shield=True):
             await anyio.to_thread.run_sync(parts.remembered.keep, knowledge, abandon_on_cancel=True)
-
-
-def _remembered(base_url: str) -> "Remembered":
-    from flux2_async.session.remembered import Remembered  # noqa: PLC0415  most sessions learn anew
-
-    return Remembered(base_url)
 
 
 def _log_left(what: str, names: tuple[str, ...]) -> None:

@@ -3,17 +3,14 @@
 import asyncio
 import logging
 import os
-import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import aiohttp
-import anyio
 
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
@@ -46,16 +43,8 @@ from flux2_async.session.arguments import (
 )
 from flux2_async.session.as_completed import Completions
 from flux2_async.session.enqueued import SubmissionHandle
-from flux2_async.session.lifecycle import (
-    Options,
-    Parts,
-    Unsettled,
-    close_parts,
-    leave_parts,
-    make_parts,
-    open_parts,
-    statistics_of,
-)
+from flux2_async.session.lifecycle import NOT_OPEN, Lifecycle, Unsettled
+from flux2_async.session.parts import Options, statistics_of
 from flux2_async.session.submission import OnSend, SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask
 from flux2_async.tasks.observers import Observers
@@ -171,17 +160,14 @@ class Flux2Session:
             private_downloads=private_downloads,
         )
         self._observers = Observers(check_observers(observers))
-        self._parts: Parts | None = None
-        # Of the last time, until it is open again.
-        self._before: Parts | None = None
-        self._opening: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[Unsettled] | None = None
+        self._life = Lifecycle(self._options, self._observers)
 
     def __repr__(self) -> str:
-        if not hasattr(self, "_closing"):
+        if not hasattr(self, "_life"):
             return "<Flux2Session that could not be made>"
-        state = "closed" if self._is_closed() else "open" if self._parts else "not open"
-        address = self._parts.base_url if self._parts else None
+        parts = self._life.parts
+        state = "closed" if self._life.closed else "open" if parts else "not open"
+        address = parts.base_url if parts else None
         return f"<Flux2Session {address} {state}>" if address else f"<Flux2Session {state}>"
 
     async def __aenter__(self) -> Self:
@@ -205,30 +191,7 @@ class Flux2Session:
                 cannot be used, or the coordination can never work.
             CoordinationError: The coordination cannot be reached, and was made with `on_failure="fail"`.
         """
-        if self._opening is not None and self._opening.get_loop().is_closed():
-            self._leave()
-        if self._closing is not None and not self._closing.done():
-            raise SessionClosedError("the session is being closed; wait for `aclose` before it is opened again")
-        if self._opening is not None and self._closing is None:
-            raise SessionClosedError("the session is open already; use it as it is")
-        before = self._parts or self._before
-        credentials = make_credentials(*self._given, headers=self._headers, user_agent=self._user_agent)
-        parts = make_parts(credentials, self._options, self._observers, before)
-        self._before, self._parts, self._closing = before, None, None
-        # A task of its own, so that `aclose` can end the opening and not the caller.
-        opening = self._opening = parts.loop.create_task(self._open(parts), name="flux2_async open")
-        try:
-            await asyncio.wait([opening])
-        except asyncio.CancelledError:
-            await self.aclose(0.0)
-            raise
-        if self._opening is not opening or self._closing is not None:
-            raise SessionClosedError("the session was closed while it was being opened")
-        try:
-            opening.result()
-        except BaseException:
-            self._opening = None
-            raise
+        await self._life.open(make_credentials(*self._given, headers=self._headers, user_agent=self._user_agent))
 
     async def aclose(self, grace: float = 5.0) -> Unsettled:
         """Close the session; calling it again gives the same answer.
@@ -245,26 +208,7 @@ class Flux2Session:
         Raises:
             ConfigurationError: Called in another event loop.
         """
-        if self._opening is None:
-            return Unsettled()
-        if self._closing is not None and self._closing.done() and not self._closing.cancelled():
-            return self._closing.result()
-        if self._opening.get_loop().is_closed():
-            return self._leave()
-        self._check_loop(self._opening)
-        if self._closing is None:
-            closing = self._close(self._opening, grace)
-            self._closing = self._opening.get_loop().create_task(closing, name="flux2_async close")
-        try:
-            with _shielded():
-                await asyncio.wait([self._closing])
-        except asyncio.CancelledError:
-            # Who cancels a closing wants it over, not undone.
-            if self._parts is not None:
-                self._parts.submitter.abandon()
-            await asyncio.wait([self._closing])
-            raise
-        return self._closing.result()
+        return await self._life.aclose(grace)
 
     async def submit(
         self,
@@ -318,7 +262,7 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
-        parts = self._open_parts()
+        parts = self._life.usable()
         hidden = Secret(headers)
         del headers
         given = check_headers(hidden)
@@ -373,7 +317,7 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
-        parts = self._open_parts()
+        parts = self._life.usable()
         hidden = Secret(headers)
         del headers
         given = check_headers(hidden)
@@ -446,7 +390,7 @@ class Flux2Session:
             SessionClosedError: The session is not open, told before the iteration begins.
             ConfigurationError: `max_running` cannot be used, or another event loop; told likewise.
         """
-        parts = self._open_parts()
+        parts = self._life.usable()
         limit = check_count("max_running", max_running) or self._options.max_running or MAX_RUNNING
 
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
@@ -465,11 +409,11 @@ class Flux2Session:
             InvalidRequestError: This cannot be a task id.
             SessionClosedError: The session is not open.
         """
-        return self._open_parts().watcher.attach(check_task_id(task_id), asked=True)
+        return self._life.usable().watcher.attach(check_task_id(task_id), asked=True)
 
     def tasks(self) -> tuple[ImageTask, ...]:
         """Give the handles of everything outstanding, also of what nobody waits for any more."""
-        return self._open_parts().watcher.tasks()
+        return self._life.usable().watcher.tasks()
 
     async def recover(self, ref: str, *, timeout: float | None = None) -> ImageTask:
         """Wait for the callback that tells which task an ambiguous submission became.
@@ -489,7 +433,7 @@ class Flux2Session:
             SessionClosedError: The session is not open, or was closed meanwhile.
             Exception: The submission was under way, and became no task: what `submit` raised.
         """
-        parts, ref = self._open_parts(), plain(ref)
+        parts, ref = self._life.usable(), plain(ref)
         submission = parts.submitter.under_way(ref)
         async with asyncio.timeout(timeout):
             if parts.inbox is not None:
@@ -512,7 +456,7 @@ class Flux2Session:
             TransportError: No answer came.
             ProtocolError: The answer cannot be understood.
         """
-        record = await self._open_parts().api.record(check_task_id(task_id))
+        record = await self._life.usable().api.record(check_task_id(task_id))
         if record is None:
             raise TaskNotFoundError(
                 f"the service does not know task {task_id}: a wrong id, another account's, purged, or only just made",
@@ -536,7 +480,7 @@ class Flux2Session:
             ApiError: The service refused.
             TransportError: No answer came in several tries.
         """
-        file = await self._open_parts().files.upload(source, file_name=file_name)
+        file = await self._life.usable().files.upload(source, file_name=file_name)
         if self._observers:
             self._observers.tell("Uploaded", file=file)
         return file
@@ -560,7 +504,7 @@ class Flux2Session:
             TaskError: A picture is larger than 200 MB.
             OSError: The disk is full or broken.
         """
-        paths = await self._open_parts().files.download(result, directory)
+        paths = await self._life.usable().files.download(result, directory)
         if self._observers:
             self._observers.tell("Downloaded", task_id=result.task_id, paths=tuple(paths))
         return paths
@@ -571,7 +515,7 @@ class Flux2Session:
         Raises:
             ApiError: The service refused, such as RequestRejectedError (422) for a file of somebody else's.
         """
-        return await self._open_parts().files.download_url(url)
+        return await self._life.usable().files.download_url(url)
 
     async def credits(self) -> float:
         """Ask for the account's balance, in credits.
@@ -580,7 +524,7 @@ class Flux2Session:
             ApiError: The service refused.
             TransportError: No answer came.
         """
-        return await self._open_parts().api.credits()
+        return await self._life.usable().api.credits()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Wait until no submission and no task is outstanding.
@@ -591,14 +535,14 @@ class Flux2Session:
         Raises:
             TimeoutError: Something is still outstanding.
         """
-        parts = self._open_parts()
+        parts = self._life.usable()
         async with asyncio.timeout(timeout):
             while parts.watcher or parts.submitter or parts.enqueued:
                 await (parts.enqueued or parts.submitter or parts.watcher).ended.wait()
 
     def notify(self, task_id: str) -> None:
         """Poll a task now, because it is said to be finished; other ids are ignored."""
-        self._open_parts().watcher.notify(plain(task_id))
+        self._life.usable().watcher.notify(plain(task_id))
 
     def observe(self, observer: "Observer") -> Callable[[], None]:
         """Tell a function from now on what happens, also before the session is opened and when it is opened again.
@@ -620,9 +564,9 @@ class Flux2Session:
 
     def statistics(self) -> SessionStatistics:
         """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed."""
-        if self._parts is None:
-            raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
-        return statistics_of(self._parts, self._observers.steps)
+        if self._life.parts is None:
+            raise SessionClosedError(NOT_OPEN)
+        return statistics_of(self._life.parts, self._observers.steps)
 
     @property
     def service(self) -> Service:
@@ -645,12 +589,12 @@ class Flux2Session:
         Who starts again after a crash waits for what the last process sent to fall out of the limit's window.
         """
         check_seconds("seconds", seconds)
-        self._open_parts().limiter.pause(seconds)
+        self._life.usable().limiter.pause(seconds)
 
     def give_up_after(self, task: ImageTask, seconds: float) -> None:
         """Settle a task that is not finished after so many seconds of being watched, instead of `give_up_after`."""
         check_seconds("seconds", seconds)
-        self._open_parts().watcher.give_up_after(task, seconds)
+        self._life.usable().watcher.give_up_after(task, seconds)
 
     # For receivers of callbacks, those of `flux2_async.receivers` and others.
 
@@ -661,9 +605,10 @@ class Flux2Session:
 
     def accepts_callbacks(self) -> bool:
         """Whether `deliver` takes callbacks now: the session is open, in this event loop."""
-        if self._parts is None or self._closing is not None:
+        parts = None if self._life.closed else self._life.parts
+        if parts is None:
             return False
-        if asyncio.get_running_loop() is not self._parts.loop:
+        if asyncio.get_running_loop() is not parts.loop:
             logger.error(
                 "a callback came in another event loop than the session's; open the session in the server's loop"
             )
@@ -677,52 +622,9 @@ class Flux2Session:
             ref: The submission at whose address it came.
             callback: What its body says.
         """
-        if self._parts is not None and self._parts.inbox is not None and self._closing is None:
-            self._parts.inbox.deliver(ref, callback)
-
-    async def _open(self, parts: Parts) -> None:
-        await open_parts(parts)
-        self._parts, self._before = parts, None
-
-    async def _close(self, opening: asyncio.Task[None], grace: float) -> Unsettled:
-        # Once only: what the opening has made it takes down by itself, or it comes to its end.
-        opening.cancel()
-        await asyncio.gather(opening, return_exceptions=True)
-        return Unsettled() if self._parts is None else await close_parts(self._parts, grace)
-
-    def _leave(self) -> Unsettled:
-        """Forget the opening in an event loop that was closed meanwhile; give what was left there."""
-        self._opening = self._closing = None
-        return Unsettled() if self._parts is None else leave_parts(self._parts)
-
-    def _is_closed(self) -> bool:
-        return self._closing is not None
-
-    def _open_parts(self) -> Parts:
-        if self._is_closed():
-            raise SessionClosedError("the session is closed; open it again, or make a new one")
-        if self._parts is None or self._opening is None:
-            raise SessionClosedError("the session is not open; use `async with Flux2Session(...)` or await open()")
-        self._check_loop(self._opening)
-        return self._parts
-
-    def _check_loop(self, opening: asyncio.Task[None]) -> None:
-        if opening.get_loop().is_closed():
-            raise SessionClosedError(
-                "the event loop in which the session was open was closed; open it again in this one"
-            )
-        if asyncio.get_running_loop() is not opening.get_loop():
-            raise ConfigurationError(
-                "the session belongs to another event loop; open one session per event loop, in that loop"
-            )
-
-
-def _shielded() -> AbstractContextManager[object]:
-    """Keep a cancelled scope of anyio from cancelling every wait within it, which would leave POSTs no grace.
-
-    Nobody can have such a scope before anyio's backend is loaded, and to load it takes longer than all other closing.
-    """
-    return anyio.CancelScope(shield=True) if "anyio._backends._asyncio" in sys.modules else nullcontext()
+        parts = None if self._life.closed else self._life.parts
+        if parts is not None and parts.inbox is not None:
+            parts.inbox.deliver(ref, callback)
 
 
 def _settings_of(callbacks: Callbacks) -> "CallbackSettings":

@@ -1,0 +1,211 @@
+"""What an open session consists of, and how its parts are made."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import attrs
+
+from flux2_async._http.api import Api
+from flux2_async._http.borrowed import ConnectorFactory
+from flux2_async._http.credentials import Credentials
+from flux2_async._http.files import Files
+from flux2_async._http.transport import Transport
+from flux2_async._limiter.limiter import Gate, Limiter
+from flux2_async._limiter.slots import Slots
+from flux2_async.models import (
+    Polling,
+    RateLimit,
+    SessionStatistics,
+    Timeouts,
+)
+from flux2_async.models.submission_state import SubmissionEvent
+from flux2_async.session.enqueued import Enqueued
+from flux2_async.session.keys import Keys
+from flux2_async.session.sender import Sender
+from flux2_async.session.submitter import Submitter
+from flux2_async.session.task_ids import TaskIds
+from flux2_async.session.transition import Transitions
+from flux2_async.tasks.observers import Observers
+from flux2_async.tasks.schedule import Schedules
+from flux2_async.tasks.watcher import Watcher
+
+if TYPE_CHECKING:
+    from flux2_async.coordination.client import Sharing
+    from flux2_async.coordination.store import Coordination
+    from flux2_async.session.callback_inbox import CallbackInbox
+    from flux2_async.session.callback_settings import CallbackSettings
+    from flux2_async.session.remembered import Remembered
+
+# Beyond what a POST may take: for what runs between permit and POST, such as `on_send`.
+LEASE_SLACK: Final = 5.0
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Options:
+    """What a session was given and is open with, checked; see `Flux2Session`, where a None means what it means here."""
+
+    rate_limit: RateLimit | None
+    max_running: int | None
+    polling: Polling
+    callbacks: "CallbackSettings | None"
+    coordination: "Coordination | None"
+    http: aiohttp.ClientSession | None
+    connector: ConnectorFactory | None
+    timeouts: Timeouts
+    private_downloads: bool
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Parts:
+    """What an open session consists of, each made from those before it.
+
+    Attributes:
+        account: A digest of address and key.
+        opened: Closes what is open, in reverse.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    base_url: str
+    account: str
+    transport: Transport
+    api: Api
+    files: Files
+    slots: Slots
+    sharing: "Sharing | None"
+    limiter: Gate
+    schedules: Schedules
+    remembered: "Remembered | None"
+    watcher: Watcher
+    keys: Keys
+    task_ids: TaskIds
+    inbox: "CallbackInbox | None"
+    submitter: Submitter
+    enqueued: Enqueued
+    opened: AsyncExitStack
+
+
+def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:
+    """Make the parts of a session in the running event loop, each from those before it.
+
+    Args:
+        credentials: The account.
+        options: What the session was given.
+        observers: Told what happens.
+        before: The parts of the session when it was open before, or None: what the service counts and what keys stand
+            for does not end with a session's being closed.
+    """
+    base_url = credentials.base_url
+    account = hashlib.sha256(f"{base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
+    # Another key may stand in the environment by now.
+    before = before if before is not None and before.account == account else None
+    observers.begin()
+    transport = Transport(
+        credentials, options.timeouts, options.http, options.connector, private_downloads=options.private_downloads
+    )
+    api = Api(transport)
+    files = Files(api, credentials.service.max_image_bytes)
+    slots = Slots(options.max_running)
+    schedules = Schedules(options.polling)
+    watcher = Watcher(api, slots, schedules, options.polling, observers)
+    keys, task_ids = (Keys(), TaskIds()) if before is None else (before.keys, before.task_ids)
+    sharing = None if options.coordination is None else _share(options.coordination, account, options, api, watcher)
+    limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limit, before)
+    inbox = None
+    if options.callbacks is not None:
+        from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
+
+        inbox = CallbackInbox(
+            options.callbacks, watcher=watcher, keys=keys, task_ids=task_ids, observers=observers, sharing=sharing
+        )
+        if before is not None and before.inbox is not None:
+            inbox.take_over(before.inbox)
+    transitions = Transitions(
+        limiter=limiter,
+        rate_limit=options.rate_limit,
+        schedules=schedules,
+        watcher=watcher,
+        inbox=inbox,
+        keys=keys,
+        observers=observers,
+    )
+    sender = Sender(
+        api=api,
+        files=files,
+        slots=slots,
+        limiter=limiter,
+        inbox=inbox,
+        transitions=transitions,
+        task_ids=task_ids,
+        observers=observers,
+    )
+    submitter = Submitter(
+        sender=sender, transitions=transitions, files=files, keys=keys, watcher=watcher, sharing=sharing
+    )
+    return Parts(
+        loop=asyncio.get_running_loop(),
+        base_url=base_url,
+        account=account,
+        transport=transport,
+        api=api,
+        files=files,
+        slots=slots,
+        sharing=sharing,
+        limiter=limiter,
+        schedules=schedules,
+        remembered=_remembered(base_url) if options.polling.remember else None,
+        watcher=watcher,
+        keys=keys,
+        task_ids=task_ids,
+        inbox=inbox,
+        submitter=submitter,
+        enqueued=Enqueued(submitter),
+        opened=AsyncExitStack(),
+    )
+
+
+def statistics_of(parts: Parts, steps: Mapping[SubmissionEvent, int]) -> SessionStatistics:
+    """Give a snapshot; `steps`: how often each event of the submissions' table happened."""
+    paused_until = None
+    if parts.limiter.paused_until is not None:
+        left = parts.limiter.paused_until - parts.loop.time()
+        paused_until = datetime.now(UTC) + timedelta(seconds=left)
+    return SessionStatistics(
+        running=len(parts.watcher),
+        waiting=parts.slots.waiting + parts.limiter.waiting + parts.submitter.held,
+        submitted=steps[SubmissionEvent.ACCEPTED],
+        refused=steps[SubmissionEvent.THROTTLED],
+        ambiguous=steps[SubmissionEvent.UNCLEAR],
+        polls=parts.watcher.polls,
+        callbacks=parts.watcher.notified + (parts.inbox.received if parts.inbox is not None else 0),
+        repeated_settles=parts.watcher.repeated_settles,
+        learned_limit=parts.limiter.learned_limit,
+        paused_until=paused_until,
+    )
+
+
+def _limiter(rate_limit: RateLimit | None, before: Parts | None) -> Limiter:
+    limiter = Limiter(rate_limit)
+    if before is not None and isinstance(before.limiter, Limiter):
+        limiter.take_over(before.limiter)
+    return limiter
+
+
+def _share(coordination: "Coordination", account: str, options: Options, api: Api, watcher: Watcher) -> "Sharing":
+    # Most sessions are the only ones of their account.
+    from flux2_async.coordination.client import Sharing  # noqa: PLC0415
+    from flux2_async.coordination.contract import Terms  # noqa: PLC0415
+
+    lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
+    terms = Terms(options.rate_limit, lease, post=options.timeouts.submit)
+    return Sharing(coordination, account, terms, watcher=watcher, records=api)
+
+
+def _remembered(base_url: str) -> "Remembered":
+    from flux2_async.session.remembered import Remembered  # noqa: PLC0415  most sessions learn anew
+
+    return Remembered(base_url)

@@ -46,14 +46,27 @@ class PostgresServer:
     def url_for(self, user: str, password: str, *, port: int = 0, database: str = "postgres") -> str:
         return f"postgresql://{user}:{password.replace(' ', '%20')}@127.0.0.1:{port or self.port}/{database}"
 
-    def coordination(self, *, port: int = 0, **options: Any) -> PostgresCoordination:
-        return PostgresCoordination(self.url_for(OWNER, OWNERS_PASSWORD, port=port), **options)
+    def coordination(self, *, port: int = 0, space: str = "flux2", **options: Any) -> PostgresCoordination:
+        return PostgresCoordination(self.url_for(OWNER, OWNERS_PASSWORD, port=port), schema=space, **options)
 
     def run(self, *statements: str) -> list[Any]:
         """Run them as the owner, each by itself; give the rows of the last one."""
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
             cursors = [connection.execute(statement.encode()) for statement in statements]
             return cursors[-1].fetchall() if cursors[-1].description else []
+
+    def kept(self) -> dict[str, float]:
+        """All names, and the seconds for which they are kept."""
+        rows = self.run("SELECT name, expires_at - extract(epoch FROM now())::float8 FROM flux2.coordination")
+        return {name: seconds for name, seconds in rows if name != "forgetting"}
+
+    def clients(self) -> int:
+        ((clients,),) = self.run("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'flux2_async'")
+        return int(clients)
+
+    def time(self) -> float:
+        ((now,),) = self.run("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return float(now)
 
     def empty(self) -> None:
         for (table,) in self.run("SELECT oid::regclass::text FROM pg_class WHERE relname = 'coordination'"):

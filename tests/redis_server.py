@@ -37,8 +37,21 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def coordination(self, *, port: int = 0, **options: Any) -> RedisCoordination:
-        return RedisCoordination(f"redis://127.0.0.1:{port or self.port}", **options)
+    def coordination(self, *, port: int = 0, space: str = "flux2", **options: Any) -> RedisCoordination:
+        return RedisCoordination(f"redis://127.0.0.1:{port or self.port}", namespace=space, **options)
+
+    def kept(self) -> dict[str, float]:
+        """All names, and the seconds for which they are kept."""
+        with self.client() as client:
+            return {name: client.ttl(name) for name in client.scan_iter()}
+
+    def clients(self) -> int:
+        with self.client() as client:
+            return sum(entry["cmd"] != "client|list" for entry in client.client_list())
+
+    def time(self) -> float:
+        with self.client() as client:
+            return float(client.time()[0])
 
     def empty(self) -> None:
         with self.client() as client:

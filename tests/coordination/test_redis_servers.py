@@ -1,5 +1,6 @@
 """Which servers, users and addresses a coordination takes, and that it says at `open` what can never work."""
 
+import asyncio
 import inspect
 import logging
 import re
@@ -9,14 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
-from emulated import free_port, session_for
+from emulated import error_of, free_port, session_for, until
 from redis_server import RedisServer
 
-from flux2_async import ConfigurationError, CoordinationError, TextToImage
+from flux2_async import ConfigurationError, CoordinationError, RateLimit, TextToImage
 from flux2_async.coordination import RedisCoordination
+from flux2_async.coordination.contract import Terms
+from flux2_async.coordination.coordinator import Coordinator
+from flux2_async.coordination.redis import refusals
+from flux2_async.coordination.redis import store as redis_store
+from flux2_async.coordination.redis.refusals import check_server
 from flux2_async.emulator import Emulator, Plan, Script
 
 pytestmark = pytest.mark.real_time
@@ -25,6 +32,7 @@ SECRET = "s3cr3t-password"
 # The lines of the docstring that stand apart.
 RIGHTS = " ".join(re.findall(r"^ {4,}([~+].*)$", inspect.getdoc(RedisCoordination) or "", re.MULTILINE)).split()
 RIGHTS_OF_DATABASES = "+select"
+PERIOD = 0.5
 
 
 async def opened(url: str) -> Exception | None:
@@ -270,4 +278,125 @@ async def test_addresses_that_never_work_are_told_when_made(url: str) -> None:
     with pytest.raises(ConfigurationError, match="url: it must look like") as caught:
         RedisCoordination(url)
 
+    assert caught.value.__cause__ is None
+
+
+# --- Other versions ---
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+async def test_old_server_is_told_at_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is too old ends `open`."""
+    monkeypatch.setattr(refusals, "OLDEST_VERSION", (99, 0))
+    async with Emulator(Script(render=False)) as emulator:
+        error = await error_of(session_for(emulator, coordination=RedisCoordination(server.url)).open())
+
+    assert isinstance(error, ConfigurationError)
+    assert "is too old; 99.0 or newer" in str(error)
+
+
+@pytest.mark.parametrize("ago", [10.0, 600.0], ids=["in use", "long ago"])
+async def test_processes_of_another_version_are_not_joined_in_silence(server: RedisServer, ago: float) -> None:
+    """While others keep their state in another form `open` says what to do; theirs is neither read nor changed."""
+    coordinator = Coordinator(RedisCoordination(server.url), f"ago {ago}", Terms(RateLimit(10, PERIOD), 70.0))
+    name = f"flux2:{{ago {ago}}}:book:2"
+    told = None
+    with server.client() as client:
+        # For how long the version before kept it after the last question, with the limit that it had.
+        client.set(name, "of another version", px=round(1000 * (3600 + 70 + 4 * PERIOD - ago)))
+        try:
+            await coordinator.open(print)
+        except ConfigurationError as error:
+            told = str(error)
+        assert client.get(name) == "of another version"
+    await coordinator.aclose()
+
+    assert (told is not None) == (ago < 60.0)
+    assert told is None or "run one version in all processes" in told
+
+
+async def test_process_of_another_version_that_comes_later_is_warned_of(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cannot know of those that keep their state in a newer form; one of these says it in the log, once."""
+    monkeypatch.setattr(redis_store, "PING_EVERY", 0.05)
+    coordinator = Coordinator(RedisCoordination(server.url), "later", Terms(RateLimit(10, PERIOD), 70.0))
+    await coordinator.open(print)
+    with server.client() as client:
+        client.set("flux2:{later}:book:2", "of another version", ex=3700)
+        await until(lambda: caplog.messages, 10.0)
+        await asyncio.sleep(0.3)
+    await coordinator.aclose()
+
+    assert len(caplog.messages) == 1
+    assert "run one version in all processes" in caplog.text
+
+
+async def test_wrong_password_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A password that is wrong or missing ends `open` with an error that says so, and shows no password."""
+    caplog.set_level(logging.DEBUG)
+    with RedisServer("--requirepass", SECRET) as server:
+        async with Emulator(Script(render=False)) as emulator:
+            for url in (server.url, f"redis://:{SECRET}x@127.0.0.1:{server.port}"):
+                coordination = RedisCoordination(url)
+                error = await error_of(session_for(emulator, coordination=coordination).open())
+                assert isinstance(error, ConfigurationError)
+                assert "password" in str(error)
+                assert SECRET not in f"{coordination!r} {error!r} {error.__cause__!r} {caplog.text}"
+            async with session_for(emulator, coordination=RedisCoordination(url.replace("x@", "@"))):
+                pass
+
+
+@pytest.mark.parametrize(
+    "rights", ["~flux2:* resetchannels +@all", "~flux2:* &* +@all -subscribe", "~other:* &* +@all", "~flux2:* &* +info"]
+)
+async def test_missing_right_is_told_at_once(rights: str) -> None:
+    """A user who may not use the keys, the channels or the commands learns it from `open`, not by lost callbacks."""
+    with RedisServer() as server, server.client() as client:
+        client.acl_setuser("little", enabled=True, passwords=[f"+{SECRET}"])
+        client.execute_command("ACL", "SETUSER", "little", *rights.split())
+        async with Emulator(Script(render=False)) as emulator:
+            coordination = RedisCoordination(f"redis://little:{SECRET}@127.0.0.1:{server.port}")
+            error = await error_of(session_for(emulator, coordination=coordination).open())
+            assert isinstance(error, ConfigurationError)
+            assert "right" in str(error)
+            client.execute_command("ACL", "SETUSER", "little", "resetchannels", "~flux2:*", "&flux2:*", "+@all")
+            async with session_for(emulator, coordination=coordination):
+                pass
+
+
+@pytest.mark.parametrize(("version", "fits"), [("5.0.14", False), ("6.0.0", True), ("7.2.4", True), ("10.0", True)])
+def test_old_versions_are_refused(version: str, *, fits: bool) -> None:
+    """A server before 6.0 is told apart; Valkey names itself as a Redis of 7.2."""
+    if fits:
+        check_server({"redis_version": version})
+    else:
+        with pytest.raises(ConfigurationError, match=r"5\.0\.14 is too old"):
+            check_server({"redis_version": version})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"url": f"http://user:{SECRET}@host"},
+        {"url": f"redis://user:{SECRET}@host:port"},
+        {"url": None},
+        {"url": "redis://host", "namespace": "two words"},
+        {"url": "redis://host", "namespace": None},
+        {"url": "redis://host", "timeout": 0},
+        {"url": "redis://host", "timeout": "1"},
+        {"url": "redis://host", "on_failure": "hope"},
+    ],
+)
+def test_bad_arguments_are_told(arguments: dict[str, Any]) -> None:
+    """What cannot be used is told when it is made, without showing a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        RedisCoordination(**arguments)
+
+    assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -53,12 +53,12 @@ class PostgresConnection:
     def __init__(self, dsn: str, channel: str, timeout: float) -> None:
         self._dsn = dsn
         self._channel = channel
-        self._timeout = 2 * timeout
+        self._timeout = timeout
         self._connection: Connection | None = None
         self._connecting: asyncio.Timeout | None = None
         self._lost = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._failures = 0
+        self._failures, self._last_failure = 0, ""
         self._questions: set[asyncio.Task[list[Row]]] = set()
         self._keeping: asyncio.Task[None] | None = None
         self._on_line: Callable[[str], None] | None = None
@@ -113,8 +113,8 @@ class PostgresConnection:
             if self._closed:
                 raise CoordinationError("the session's place among the processes of its account is not open")
             if failures != self._failures:
-                # It has waited for as long as that one.
-                raise CoordinationError("postgres did not answer the question before")
+                # It has waited for as long as the one that failed.
+                raise CoordinationError(self._last_failure)
             try:
                 connection = self._connection or await self._connect()
                 # psycopg reads by itself now.
@@ -125,7 +125,7 @@ class PostgresConnection:
             finally:
                 self._read_on()
             if self._connection is None:
-                self._failures += 1
+                self._failures, self._last_failure = self._failures + 1, str(failure)
         raise failure
 
     async def _connect(self) -> Connection:

@@ -1,0 +1,389 @@
+"""Sessions that share an account by a real Redis or Postgres: killed, stopped, emptied, read-only, refused."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulated import error_of, session_for
+from postgres_server import PostgresServer
+from programs import program
+from redis_server import RedisServer
+
+import flux2_async.coordination
+from flux2_async import (
+    Callbacks,
+    ConfigurationError,
+    CoordinationError,
+    Flux2Session,
+    Polling,
+    RateLimit,
+    TextToImage,
+)
+from flux2_async._limiter.window import Fate
+from flux2_async.coordination import Coordination
+from flux2_async.coordination.contract import Message, Settlement, Terms
+from flux2_async.coordination.coordinator import Coordinator
+from flux2_async.coordination.postgres import connection as postgres_connection
+from flux2_async.coordination.redis import store as redis_store
+from flux2_async.emulator import Emulator, Limit, Plan, Script
+from flux2_async.webhooks import Callback
+
+pytestmark = pytest.mark.real_time
+
+LIMIT = 10
+PERIOD = 0.5
+CALLBACKS = Callbacks("https://app.example/flux2/", secret="the same in all")
+
+
+Server = RedisServer | PostgresServer
+SERVERS: dict[str, type[Server]] = {"redis": RedisServer, "postgres": PostgresServer}
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(params=list(SERVERS))
+def server(request: pytest.FixtureRequest) -> Server:
+    """One that no test does any harm to."""
+    return request.getfixturevalue(f"{request.param}_server")  # type: ignore[no-any-return]  # pytest says of no fixture what it is
+
+
+@pytest.fixture(params=list(SERVERS))
+def make(request: pytest.FixtureRequest) -> type[Server]:
+    """Makes one for a test alone."""
+    return SERVERS[request.param]
+
+
+@asynccontextmanager
+async def sessions(server: Server, count: int, **options: Any) -> AsyncIterator[tuple[Emulator, list[Flux2Session]]]:
+    script = Script(plans=Plan(duration=0.05), limit=Limit(LIMIT, PERIOD), credits=1e6, render=False)
+    options = {"rate_limit": RateLimit(LIMIT, PERIOD), "polling": Polling(interval=0.2)} | options
+    async with Emulator(script) as emulator, AsyncExitStack() as stack:
+        opened = [session_for(emulator, coordination=server.coordination(), **options) for _ in range(count)]
+        for flux in opened:
+            await stack.enter_async_context(flux)
+        yield emulator, opened
+
+
+async def submit_all(opened: list[Flux2Session], each: int) -> None:
+    request = TextToImage("a red kettle")
+    await asyncio.gather(*(flux.submit(request) for flux in opened for _ in range(each)))
+
+
+def assert_never_too_fast(emulator: Emulator, tasks: int) -> None:
+    assert len(emulator.ledger.accepted) == tasks
+    assert emulator.ledger.refused == 0
+    assert emulator.ledger.max_in_window(PERIOD) <= LIMIT
+
+
+async def test_limit_is_shared_and_nothing_is_left(server: Server) -> None:
+    """Four sessions on one server are never refused and use the limit up; all they leave expires."""
+    before = asyncio.all_tasks()
+    async with sessions(server, 4) as (emulator, opened):
+        await submit_all(opened, 15)
+        for flux in opened:
+            await flux.drain(5)
+
+    assert_never_too_fast(emulator, 60)
+    assert emulator.ledger.max_in_window(PERIOD) == LIMIT
+    assert asyncio.all_tasks() == before
+    kept = server.kept()
+    assert kept
+    assert [name for name, seconds in kept.items() if not 0 < seconds < 100_000] == []
+    assert [name for name in kept if emulator.api_key in name] == []
+    assert server.clients() == 0
+
+
+async def test_key_is_one_task(server: Server) -> None:
+    """One key is one createTask, whichever sessions submit it at once, and a key of another request is refused."""
+    async with sessions(server, 3) as (emulator, opened):
+        request = TextToImage("a red kettle")
+        tasks = await asyncio.gather(*(flux.submit(request, key="k") for flux in opened))
+        error = await error_of(opened[1].submit(TextToImage("a blue kettle"), key="k"))
+        for flux in opened:
+            await flux.drain(5)
+
+    assert [task.id for task in tasks] == [tasks[0].id] * 3
+    assert len(emulator.ledger.accepted) == 1
+    assert "already stands for another request" in str(error)
+
+
+async def test_callback_reaches_the_session_that_waits(server: Server) -> None:
+    """A callback received elsewhere ends the wait within a moment."""
+    options: dict[str, Any] = {"callbacks": CALLBACKS, "polling": Polling(interval=1000.0)}
+    async with sessions(server, 2, **options) as (_, (one, other)):
+        task = await one.submit(TextToImage("a red kettle"), ref="r1")
+        await asyncio.sleep(0.2)
+        assert not task.done()
+        other.deliver("r1", Callback(task.id, None))
+        await task.result(2.0)
+
+
+class Wire:
+    """Passes on what goes to a server and comes back, until its connections go dead without a word."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.dead: set[asyncio.StreamWriter] = set()
+        self.near: list[asyncio.StreamWriter] = []
+        self.far: list[asyncio.StreamWriter] = []
+
+    def cut(self) -> None:
+        self.dead.update(self.near + self.far)
+
+    def lose_answers(self) -> None:
+        self.dead.update(self.near)
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.near.append(writer)
+        with suppress(OSError):
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+            self.far.append(far_writer)
+            await asyncio.gather(self.carry(reader, far_writer), self.carry(far_reader, writer))
+        writer.close()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if writer not in self.dead:
+                writer.write(data)
+        writer.close()
+
+
+@asynccontextmanager
+async def wire_to(server: Server) -> AsyncIterator[tuple[Wire, Coordination]]:
+    wire = Wire(server.port)
+    async with await asyncio.start_server(wire.connected, "127.0.0.1", 0) as listening:
+        yield wire, server.coordination(port=listening.sockets[0].getsockname()[1])
+        for end in wire.near + wire.far:
+            end.close()
+
+
+@pytest.mark.parametrize("trouble", ["killed", "dead without a word"])
+async def test_listening_goes_on_after_an_outage(
+    make: type[Server], trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the server was killed or its connections went dead unnoticed, callbacks are heard again soon."""
+    for module in (redis_store, postgres_connection):
+        monkeypatch.setattr(module, "PING_EVERY", 0.3)
+    heard: list[Message] = []
+    callback, terms = Message("callback", ref="r", task_id="t"), Terms(None, 70.0)
+    with make() as server:
+        async with wire_to(server) as (wire, wired):
+            one, other = (Coordinator(way, "a", terms) for way in (server.coordination(), wired))
+            await one.open(print)
+            await other.open(heard.append)
+            if trouble == "killed":
+                server.kill()
+                await asyncio.to_thread(server.start)
+            else:
+                wire.cut()
+            async with asyncio.timeout(10.0):
+                while callback not in heard:
+                    with suppress(CoordinationError):
+                        await one.publish(callback)
+                    await asyncio.sleep(0.1)
+            for coordinator in (one, other):
+                await coordinator.aclose()
+
+
+async def test_permits_of_a_lost_answer_come_back(server: Server) -> None:
+    """What was lent to a question whose answer got lost is free again once its process has joined anew."""
+    async with wire_to(server) as (wire, wired):
+        seat = Coordinator(wired, "lost", Terms(RateLimit(9, 60.0), 70.0))
+        await seat.open(print)
+        await seat.join()
+        wire.lose_answers()
+        assert isinstance(await error_of(seat.acquire(3)), CoordinationError)
+        await seat.join()
+        assert len((await seat.acquire(9)).leases) == 9
+        await seat.aclose()
+
+
+async def test_namespaces_and_who_left_do_not_count(server: Server) -> None:
+    """Two namespaces on one server share nothing, and a process that was closed is no peer any more."""
+    terms = Terms(RateLimit(2, 60.0), 70.0)
+    spaces = ("one", "one", "other")
+    seats = [Coordinator(server.coordination(space=name), "a", terms) for name in spaces]
+    for seat in seats:
+        await seat.open(print)
+        await seat.join()
+    first, second, elsewhere = seats
+    answer = await first.acquire(2)
+    assert (len(answer.leases), answer.peers) == (2, 2)
+    assert len((await elsewhere.acquire(2)).leases) == 2
+    await second.aclose()
+    assert (await first.acquire(0)).peers == 1
+    await first.aclose()
+    await elsewhere.aclose()
+
+
+async def test_own_clock_does_not_matter(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose clock is an hour ahead gets no permit earlier."""
+    terms = Terms(RateLimit(1, 60.0), 70.0)
+    seat = Coordinator(server.coordination(), "clock", terms)
+    await seat.open(print)
+    await seat.join()
+    (lease,) = (await seat.acquire(1)).leases
+    await seat.settle([Settlement(lease, Fate.ANSWERED, 0.0)])
+    ahead = time.time() + 3600.0
+    monkeypatch.setattr(time, "time", lambda: ahead)
+
+    assert (await seat.acquire(1)).leases == ()
+    await seat.aclose()
+
+
+# Adds to the wall clock, and to nothing else, what a file says.
+SET_CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/time.h>
+int gettimeofday(struct timeval *now, void *zone)
+{
+    static int (*real)(struct timeval *, void *);
+    if (!real) real = dlsym(RTLD_NEXT, "gettimeofday");
+    int result = real(now, zone);
+    long step = 0;
+    FILE *file = fopen(getenv("STEP_FILE"), "r");
+    if (file) { if (fscanf(file, "%ld", &step) != 1) step = 0; fclose(file); }
+    now->tv_sec += step;
+    return result;
+}
+"""
+
+
+@contextmanager
+def server_with_clock(make: type[Server]) -> Iterator[tuple[Server, Callable[[int], None]]]:
+    """A server of which the clock can be set by so many seconds."""
+    if sys.platform != "linux":
+        pytest.skip("a server's clock is set by a library that Linux loads before all others")
+    # Where a server's own user may read it.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        source, library, step = folder / "clock.c", folder / "clock.so", folder / "step"
+        source.write_text(SET_CLOCK)
+        step.write_text("0")
+        subprocess.run([program("cc"), "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)  # noqa: S603  our own words
+
+        def set_clock(seconds: int) -> None:
+            # Whole at any moment.
+            new = folder / "new"
+            new.write_text(str(seconds))
+            new.replace(step)
+
+        with make(environment={"LD_PRELOAD": str(library), "STEP_FILE": str(step)}) as server:
+            yield server, set_clock
+
+
+async def test_server_whose_clock_is_set_admits_no_more(make: type[Server]) -> None:
+    """The server's clock jumps forth, back and forth again: the limit holds, and is used up, all the time."""
+    with server_with_clock(make) as (server, set_clock):
+        before = server.time()
+        set_clock(9)
+        assert server.time() - before >= 9
+        set_clock(0)
+        async with sessions(server, 2, rate_limit=RateLimit(LIMIT, 2.0)) as (emulator, opened):
+            begun = time.monotonic()
+            job = asyncio.create_task(submit_all(opened, 25))
+            for step in (9, 0, 9, 3600):
+                await asyncio.sleep(1.3)
+                set_clock(step)
+            await job
+            took = time.monotonic() - begun
+
+    assert len(emulator.ledger.accepted) == 50
+    assert emulator.ledger.max_in_window(2.0) <= LIMIT
+    assert took < 10.0
+
+
+@pytest.mark.parametrize("trouble", ["killed", "stopped", "emptied", "read-only"])
+async def test_outage_hurts_nobody(make: type[Server], trouble: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A server killed and started anew, stopped, emptied or read-only: all tasks end, and the limit holds."""
+    with make() as server:
+        async with sessions(server, 3) as (emulator, opened):
+            job = asyncio.create_task(submit_all(opened, 20))
+            await asyncio.sleep(0.7)
+            if trouble == "killed":
+                server.kill()
+                await asyncio.sleep(1.5)
+                await asyncio.to_thread(server.start)
+            elif trouble == "stopped":
+                server.stop()
+                await asyncio.sleep(4.0)
+                server.go_on()
+            elif trouble == "emptied":
+                server.empty()
+            else:
+                await server.set_read_only(value=True)
+                await asyncio.sleep(1.5)
+                await server.set_read_only(value=False)
+            await job
+            for flux in opened:
+                await flux.drain(10)
+
+    assert_never_too_fast(emulator, 60)
+    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warned) == (0 if trouble == "emptied" else 3)
+
+
+async def test_stopped_server_does_not_hold_up_keys(make: type[Server]) -> None:
+    """A key is refused within the time limit of a question when the server hangs, and at once when that is known."""
+    with make() as server:
+        async with sessions(server, 1) as (emulator, (flux,)):
+            server.stop()
+            begun = time.monotonic()
+            first = await error_of(flux.submit(TextToImage("a red kettle"), key="k"))
+            told = time.monotonic()
+            second = await error_of(flux.submit(TextToImage("a red kettle"), key="k"))
+            known = time.monotonic()
+            server.go_on()
+
+    assert (type(first), type(second)) == (CoordinationError, CoordinationError)
+    assert told - begun < 3.0
+    assert known - told < 0.2
+    assert emulator.ledger.requests == []
+
+
+async def test_nothing_listens(make: type[Server]) -> None:
+    """Without a server a session opens with one warning and a small share, or not at all, as it was told."""
+    server = make()
+    async with sessions(server, 1) as (_, (flux,)):
+        await flux.submit(TextToImage("a red kettle"))
+    async with Emulator(Script(render=False)) as emulator:
+        strict = session_for(emulator, coordination=server.coordination(on_failure="fail"))
+        with pytest.raises(CoordinationError, match="cannot be reached"):
+            await strict.open()
+
+
+@pytest.mark.parametrize(("name", "extra"), [("RedisCoordination", "redis"), ("PostgresCoordination", "postgres")])
+def test_missing_extra_is_told(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its package the error names the extra."""
+    package = {"redis": "redis", "postgres": "psycopg"}[extra]
+    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in [module for module in sys.modules if module.startswith(f"flux2_async.coordination.{extra}.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(vars(flux2_async.coordination), name, raising=False)
+
+    with pytest.raises(ConfigurationError, match=rf"{name} needs the extra: pip install 'flux2-async\[{extra}\]'"):
+        getattr(flux2_async.coordination, name)

@@ -12,6 +12,7 @@ from functools import partial
 
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Turnstile, Waiter
+from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.window import MAX_PAUSE, Fate, Ticket, pause_after, starts_of
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
@@ -27,6 +28,12 @@ class Gate(Turnstile[Permit]):
     def __init__(self) -> None:
         super().__init__()
         self._until = -math.inf
+        self._slots: Slots | None = None
+
+    def follow(self, slots: Slots) -> None:
+        """Tell it who has a permit, and let nobody through whom it has no room for."""
+        self._slots = slots
+        slots.on_room = self._on_room
 
     @property
     @abstractmethod
@@ -51,16 +58,18 @@ class Gate(Turnstile[Permit]):
         since: float | None = None,
         first: bool = False,
         owner: object = None,
+        group: str | None = None,
     ) -> Permit:
         """Wait for a permit. Does not yield to the loop when one is free and nobody waits.
 
         Args:
-            priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
+            priority: Higher goes first; within one groups take turns. Who has waited 60 s counts as top priority.
             max_wait: Seconds, 0 for only if free at once. None: without limit.
             waited: Seconds of `max_wait` that were used up before this call.
             since: Loop time from which waiting counts for the 60 s; None: this call.
             first: Before everybody else: a submission that was refused by 429.
             owner: Whom it is for, see `prioritise`.
+            group: Whose turn it takes; None: that of all without a group.
 
         Returns:
             The permit, to be settled when the request has been answered.
@@ -79,6 +88,7 @@ class Gate(Turnstile[Permit]):
             first=first,
             patience=patience,
             owner=owner,
+            group=group,
         )
 
     def _announce(self, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
@@ -99,6 +109,13 @@ class Gate(Turnstile[Permit]):
     def _used_up(self) -> str:
         """Why there is no permit."""
 
+    def _room(self) -> float:
+        """How many may pass as far as slots are concerned."""
+        return math.inf if self._slots is None else self._slots.room
+
+    def _on_room(self) -> None:
+        self._wake()
+
     def _close_gate(self, until: float) -> None:
         self._until = max(self._until, until)
         self._wake()
@@ -106,11 +123,23 @@ class Gate(Turnstile[Permit]):
     def _blocked_until(self) -> float:
         return self._until
 
-    def _take_back(self, grant: Permit, /) -> None:
+    def _grant(self, now: float, group: str | None, /) -> Permit:
+        permit = self._permit(now)
+        if self._slots is not None:
+            # At once: of what is given out in one moment each takes room from the next.
+            self._slots.begin(group)
+        return permit
+
+    @abstractmethod
+    def _permit(self, now: float, /) -> Permit: ...
+
+    def _take_back(self, grant: Permit, group: str | None, /) -> None:
+        if self._slots is not None:
+            self._slots.wait_again(group)
         grant.never_sent()
 
     def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
-        what, ready_at = self._used_up(), self._next_at(now)
+        what, ready_at = self._used_up() if self._room() else "no slot is free", self._next_at(now)
         if self._until > now:
             what = f"the service is given a pause of another {self._until - now:.3g} s after a 429"
             ready_at = max(self._until, ready_at) if ready_at < math.inf else self._until
@@ -159,9 +188,9 @@ class Limiter(Gate):
         return max(self._until, self._window.ready_at(asyncio.get_running_loop().time(), ahead))
 
     def _ready_at(self, now: float, /) -> float:
-        return max(self._until, self._window.ready_at(now))
+        return max(self._until, self._window.ready_at(now)) if self._room() else math.inf
 
-    def _grant(self, now: float, /) -> Permit:
+    def _permit(self, now: float, /) -> Permit:
         return Permit(partial(self._settle, self._window.take(now)))
 
     def _next_at(self, now: float, /) -> float:

@@ -1,4 +1,7 @@
-"""A queue in which tasks wait to be let through, by priority, with deadlines, on one timer.
+"""A queue in which tasks wait to be let through, by priority and group, with deadlines, on one timer.
+
+Within a priority groups take turns: whose turn was longest ago is next, and a group that had nobody waiting comes last.
+Who has waited for a minute counts as top priority, and is the first of its group.
 
 Cancellation: whoever was let through and is cancelled before running hands the grant back, whoever still waits leaves.
 A waiter is gone as soon as its future is done; heaps drop what is gone when they meet it or when it outweighs the rest.
@@ -35,6 +38,9 @@ class Waiter(Generic[T]):
     deadline: float
     first: bool
     owner: object = None
+    group: str | None = None
+    # None for who goes first: it had its turn.
+    line: "_Group[T] | None" = None
     queued: bool = True
 
     @property
@@ -55,6 +61,9 @@ class _Heap(Generic[T]):
             heapq.heappop(self._entries)
         return self._entries[0][2] if self._entries else None
 
+    def pop(self) -> None:
+        heapq.heappop(self._entries)
+
     def compact(self, live: int) -> None:
         if len(self._entries) > 2 * live + 64:
             self.renew()
@@ -67,18 +76,85 @@ class _Heap(Generic[T]):
         return (waiter for _, _, waiter in self._entries)
 
 
-class WaitQueue(Generic[T]):
-    """Who waits, in order: refused ones, then the impatient, then by priority, FIFO within each."""
+class _Group(Generic[T]):
+    """Who waits of one group, and the number of its last turn."""
 
-    def __init__(self) -> None:
+    __slots__ = ("by_priority", "impatient", "live", "name", "turn")
+
+    def __init__(self, name: str | None, turn: int) -> None:
+        self.name = name
+        self.turn = turn
+        self.live = 0
+        self.by_priority = _Heap[T](lambda waiter: (-waiter.priority,))
+        self.impatient = _Heap[T](lambda waiter: (waiter.since,))
+
+    def head(self) -> Waiter[T] | None:
+        return self.impatient.head() or self.by_priority.head()
+
+
+class _Groups(Generic[T]):
+    """Groups by a key that only `put` makes smaller; else it may grow, or become None for those to be left out."""
+
+    def __init__(self, key: Callable[[_Group[T]], tuple[int, ...] | None]) -> None:
+        self._key = key
         self._numbers = itertools.count()
+        # The number of the entry that counts of each group.
+        self._counts: dict[_Group[T], int] = {}
+        self._entries: list[tuple[tuple[int, ...], int, _Group[T]]] = []
+
+    def put(self, group: _Group[T]) -> None:
+        if (key := self._key(group)) is not None:
+            number = self._counts[group] = next(self._numbers)
+            heapq.heappush(self._entries, (key, number, group))
+            if len(self._entries) > 2 * len(self._counts) + 64:
+                self._entries = [entry for entry in self._entries if self._counts.get(entry[2]) == entry[1]]
+                heapq.heapify(self._entries)
+
+    def forget(self, group: _Group[T]) -> None:
+        self._counts.pop(group, None)
+
+    def head(self) -> _Group[T] | None:
+        while self._entries:
+            was, number, group = self._entries[0]
+            counts = self._counts.get(group) == number
+            key = self._key(group) if counts else None
+            if key == was:
+                return group
+            if key is not None:
+                heapq.heapreplace(self._entries, (key, number, group))
+                continue
+            heapq.heappop(self._entries)
+            if counts:
+                del self._counts[group]
+        return None
+
+
+class WaitQueue(Generic[T]):
+    """Who waits, in order: refused ones, then by priority and in turns, FIFO within a group.
+
+    Args:
+        kept_back: Whether nobody of a group may pass for now; `let_in` says that this has changed. None: never.
+    """
+
+    def __init__(self, kept_back: Callable[[str | None], bool] | None = None) -> None:
+        self._numbers = itertools.count()
+        self._turns = itertools.count()
         self._live = 0
-        self._by_priority = _Heap[T](lambda waiter: (not waiter.first, -waiter.priority))
+        self._groups: dict[str | None, _Group[T]] = {}
+        self._kept_back = kept_back
+        self._first = _Heap[T](lambda waiter: (-waiter.priority,))
         self._by_age = _Heap[T](lambda waiter: (waiter.since,))
         self._by_deadline = _Heap[T](lambda waiter: (waiter.deadline,))
+        self._by_priority = _Groups[T](self._priority_of)
+        # Those with impatient ones.
+        self._by_turn = _Groups[T](self._turn_of)
 
     def __len__(self) -> int:
         return self._live
+
+    def turns(self) -> dict[str | None, int]:
+        """Give the number of the last turn of each group that waits; who waits not will come last."""
+        return {name: group.turn for name, group in self._groups.items()}
 
     def push(
         self,
@@ -87,41 +163,110 @@ class WaitQueue(Generic[T]):
         now: float,
         priority: int,
         max_wait: float | None,
-        waited: float,
+        waited: float = 0.0,
         since: float,
         first: bool,
         patience: float,
-        owner: object,
+        owner: object = None,
+        group: str | None = None,
     ) -> Waiter[T]:
         limit = math.inf if max_wait is None else max_wait
         deadline = now + max(limit - waited, patience)
-        waiter = Waiter(future, next(self._numbers), priority, since, limit, deadline, first, owner)
+        waiter = Waiter(future, next(self._numbers), priority, since, limit, deadline, first, owner, group)
         self._live += 1
-        self._by_priority.push(waiter)
-        self._by_age.push(waiter)
+        if first:
+            self._first.push(waiter)
+        else:
+            self._join(waiter)
         if limit < math.inf:
             self._by_deadline.push(waiter)
         return waiter
 
     def next(self, now: float) -> Waiter[T] | None:
-        head, eldest = self._by_priority.head(), self._by_age.head()
-        if head is None or eldest is None or head.first or eldest.since + IMPATIENT_AFTER > now:
-            return head
-        return eldest
+        if (first := self._first.head()) is not None:
+            return first
+        while (eldest := self._by_age.head()) is not None and eldest.since + IMPATIENT_AFTER <= now:
+            self._by_age.pop()
+            self._lose_patience(eldest)
+        group, other = self._by_priority.head(), self._by_turn.head()
+        if group is not None and other is not None and other.turn < group.turn:
+            group = other
+        return None if group is None else group.head()
+
+    def next_of(self, name: str | None) -> Waiter[T] | None:
+        """Who of a group is next, whoever's turn it is."""
+        return None if (group := self._groups.get(name)) is None else group.head()
 
     def prioritise(self, owner: object, priority: int) -> None:
-        for waiter in self._by_age:
-            if waiter.owner is owner and not waiter.gone:
-                waiter.priority = priority
-                self._by_priority.renew()
-                return
+        for heap in (self._first, *(group.by_priority for group in self._groups.values())):
+            for waiter in heap:
+                if waiter.owner is owner and not waiter.gone:
+                    waiter.priority = priority
+                    heap.renew()
+                    if waiter.line is not None:
+                        self._by_priority.put(waiter.line)
+                    return
 
     def remove(self, waiter: Waiter[T]) -> None:
-        if waiter.queued:
-            waiter.queued = False
-            self._live -= 1
-            for heap in (self._by_priority, self._by_age, self._by_deadline):
-                heap.compact(self._live)
+        if not waiter.queued:
+            return
+        waiter.queued = False
+        self._live -= 1
+        group = waiter.line
+        if group is None:
+            self._first.compact(self._live)
+        else:
+            group.live -= 1
+            group.by_priority.compact(group.live)
+            group.impatient.compact(group.live)
+            self._by_age.compact(self._live)
+            if not group.live:
+                del self._groups[group.name]
+                self._by_priority.forget(group)
+                self._by_turn.forget(group)
+        self._by_deadline.compact(self._live)
+
+    def had_turn(self, waiter: Waiter[T]) -> None:
+        """The next turn of its group comes after those of all others."""
+        if waiter.line is not None:
+            waiter.line.turn = next(self._turns)
+
+    def let_in(self, name: str | None) -> None:
+        """A group is kept back no more."""
+        if (group := self._groups.get(name)) is not None:
+            self._by_priority.put(group)
+            self._by_turn.put(group)
+
+    def _join(self, waiter: Waiter[T]) -> None:
+        name = waiter.group
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = _Group(name, next(self._turns))
+        before = group.by_priority.head()
+        waiter.line = group
+        group.live += 1
+        group.by_priority.push(waiter)
+        self._by_age.push(waiter)
+        if before is None or before.priority < waiter.priority:
+            self._by_priority.put(group)
+
+    def _lose_patience(self, waiter: Waiter[T]) -> None:
+        group = waiter.line
+        if group is not None:
+            alone = group.impatient.head() is None
+            group.impatient.push(waiter)
+            if alone:
+                self._by_turn.put(group)
+
+    def _priority_of(self, group: _Group[T]) -> tuple[int, ...] | None:
+        head = group.by_priority.head()
+        return None if head is None or self._is_kept_back(group) else (-head.priority, group.turn)
+
+    def _turn_of(self, group: _Group[T]) -> tuple[int, ...] | None:
+        return None if group.impatient.head() is None or self._is_kept_back(group) else (group.turn,)
+
+    def _is_kept_back(self, group: _Group[T]) -> bool:
+        return self._kept_back is not None and self._kept_back(group.name)
 
     def late(self, now: float, until: float) -> Iterator[Waiter[T]]:
         """Who has run out of time at `now`, or will have before `until`, when the next may pass."""
@@ -133,7 +278,10 @@ class WaitQueue(Generic[T]):
         return head.deadline if head else math.inf
 
     def __iter__(self) -> Iterator[Waiter[T]]:
-        while head := self._by_priority.head():
+        """Give each until all are removed."""
+        while head := self._first.head():
+            yield head
+        while self._groups and (head := next(iter(self._groups.values())).head()):
             yield head
 
 
@@ -165,6 +313,10 @@ class Turnstile(ABC, Generic[T]):
             self._fail(waiter, SessionClosedError("the session was closed while this waited; nothing was sent"))
         self._arm(math.inf)
 
+    def turns(self) -> dict[str | None, int]:
+        """See `WaitQueue.turns`."""
+        return self._waiters.turns()
+
     def prioritise(self, owner: object, priority: int) -> None:
         """Give who waits for an owner another priority, if anybody does; among equals arrival counts as before."""
         self._waiters.prioritise(owner, priority)
@@ -174,10 +326,10 @@ class Turnstile(ABC, Generic[T]):
         """When to ask again: `now` if the next may pass; infinity if only an event can tell."""
 
     @abstractmethod
-    def _grant(self, now: float, /) -> T: ...
+    def _grant(self, now: float, group: str | None, /) -> T: ...
 
     @abstractmethod
-    def _take_back(self, grant: T, /) -> None: ...
+    def _take_back(self, grant: T, group: str | None, /) -> None: ...
 
     @abstractmethod
     def _too_late(self, waiter: Waiter[T], now: float, /) -> RateLimitedError: ...
@@ -185,6 +337,10 @@ class Turnstile(ABC, Generic[T]):
     def _blocked_until(self) -> float:
         """Before this time nobody passes, whatever happens."""
         return -math.inf
+
+    def _is_kept_back(self, group: str | None, /) -> bool:  # noqa: ARG002  what keeps groups apart knows
+        """Whether nobody of a group may pass for now."""
+        return False
 
     async def _pass(
         self,
@@ -196,14 +352,15 @@ class Turnstile(ABC, Generic[T]):
         first: bool = False,
         patience: float = 0.0,
         owner: object = None,
+        group: str | None = None,
     ) -> T:
         """Wait for a grant; `patience` is the least that even a shorter `max_wait` allows."""
         if self._closed:
             raise SessionClosedError("the session is closed; nothing was sent")
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
-        if not self._waiters and self._ready_at(now) <= now:
-            return self._grant(now)
+        if not self._waiters and self._ready_at(now) <= now and not self._is_kept_back(group):
+            return self._grant(now, group)
         future: asyncio.Future[T] = self._loop.create_future()
         since = now if since is None else since
         waiter = self._waiters.push(
@@ -216,6 +373,7 @@ class Turnstile(ABC, Generic[T]):
             first=first,
             patience=patience,
             owner=owner,
+            group=group,
         )
         # There is no way around a queue, so a late caller passes nobody.
         self._advance(now)
@@ -231,7 +389,7 @@ class Turnstile(ABC, Generic[T]):
         self._waiters.remove(waiter)
         # Let through but cancelled before it could run: the grant is handed on.
         if future.done() and not future.cancelled() and future.exception() is None:
-            self._take_back(future.result())
+            self._take_back(future.result(), waiter.group)
         self._wake()
 
     def _wake(self) -> None:
@@ -239,15 +397,23 @@ class Turnstile(ABC, Generic[T]):
             self._advance(self._loop.time())
 
     def _advance(self, now: float) -> None:
-        while (ready_at := self._ready_at(now)) <= now and (waiter := self._waiters.next(now)):
-            self._waiters.remove(waiter)
-            if waiter.future:
-                waiter.future.set_result(self._grant(now))
+        while (ready_at := self._ready_at(now)) <= now:
+            if (waiter := self._waiters.next(now)) is None:
+                # All that wait are of groups that are kept back.
+                ready_at = math.inf
+                break
+            self._let_through(waiter, now)
         for waiter in self._waiters.late(now, self._blocked_until()):
             self._fail(waiter, self._too_late(waiter, now))
         self._arm(min(ready_at, self._waiters.next_deadline()) if self._waiters else math.inf)
         if self.on_wait is not None and self._waiters:
             self.on_wait()
+
+    def _let_through(self, waiter: Waiter[T], now: float) -> None:
+        self._waiters.remove(waiter)
+        self._waiters.had_turn(waiter)
+        if waiter.future:
+            waiter.future.set_result(self._grant(now, waiter.group))
 
     def _fail(self, waiter: Waiter[T], error: Exception) -> None:
         self._waiters.remove(waiter)

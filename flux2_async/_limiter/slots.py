@@ -1,26 +1,45 @@
 """How many tasks may be alive at once."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
 
-from flux2_async._limiter.queue import Turnstile, Waiter
+from flux2_async._limiter.queue import Turnstile, Waiter, WaitQueue
 from flux2_async.errors import RateLimitedError
+
+__all__ = ["Slots"]
 
 
 class Slots(Turnstile[None]):
-    """How many tasks may be alive at once.
+    """How many tasks may be alive at once, of all and of each group.
+
+    Who has a slot first waits for a permit. When all slots are out, those who wait so would pass everybody who waits
+    here; so groups of which fewer wait there than of others are let ahead, and permits are given out by `room`, so that
+    no more are ever alive for that.
 
     Args:
         max_running: Slots, or None for no cap.
+        per_group: Of which one group has so many at most, or None for no cap.
 
     Attributes:
-        borrowed: Slots taken now; more than `max_running` after `borrow()`.
+        borrowed: Slots taken now; more than `max_running` after `borrow()`, and where groups were let ahead.
         waiting: Tasks that wait for a slot.
+        on_room: Called when `room` may have become more.
     """
 
-    def __init__(self, max_running: int | None) -> None:
+    def __init__(self, max_running: int | None, per_group: int | None = None) -> None:
         super().__init__()
         self._max_running = max_running
+        self._per_group = per_group
+        if per_group is not None:
+            self._waiters = WaitQueue(self._is_kept_back)
         self.borrowed = 0
+        self.on_room: Callable[[], None] = _nobody
+        self._of_group: Counter[str | None] = Counter()
+        # Whose holders wait for a permit, and how many of all are there beyond `max_running` because of that.
+        self._early: Counter[str | None] = Counter()
+        self._all_early = 0
+        self._ahead = 0
 
     async def acquire(
         self,
@@ -30,28 +49,52 @@ class Slots(Turnstile[None]):
         waited: float = 0.0,
         since: float | None = None,
         owner: object = None,
+        group: str | None = None,
     ) -> None:
         """Wait for a slot and take it. Does not yield to the loop when one is free and nobody waits.
 
         Args:
-            priority: Higher goes first; FIFO within one. Who has waited 60 s counts as top priority.
+            priority: Higher goes first; within one groups take turns. Who has waited 60 s counts as top priority.
             max_wait: Seconds, 0 for only if free at once. None: without limit.
             waited: Seconds of `max_wait` that were used up before this call.
             since: Loop time from which waiting counts for the 60 s; None: this call.
             owner: Whom it is for, see `prioritise`.
+            group: Whose turn it takes; None: that of all without a group.
 
         Raises:
             RateLimitedError: `max_wait` ran out; no slot is taken, and `retry_after` is None.
             SessionClosedError: Closed before or meanwhile.
         """
-        await self._pass(priority=priority, max_wait=max_wait, waited=waited, since=since, owner=owner)
+        if self._is_passed(group) and not self._closed:
+            self._ahead += 1
+            self._grant(0.0, group)
+        else:
+            await self._pass(priority=priority, max_wait=max_wait, waited=waited, since=since, owner=owner, group=group)
 
-    def borrow(self) -> None:
+    @property
+    def room(self) -> float:
+        """How many of those who have a slot may have a permit now; infinity where there is one for each."""
+        return max(self._all_early - self._ahead, 0) if self._ahead else math.inf
+
+    def begin(self, group: str | None) -> None:
+        """Who has a slot has got a permit."""
+        self._count_early(group, -1)
+        while self._is_passed(group) and (waiter := self._waiters.next_of(group)) is not None:
+            self._ahead += 1
+            self._let_through(waiter, 0.0)
+
+    def wait_again(self, group: str | None) -> None:
+        """Who had a permit needs another one."""
+        self._count_early(group, 1)
+        self.on_room()
+
+    def borrow(self, group: str | None = None) -> None:
         """Take a slot at once, also above `max_running`: the task exists already."""
         self.borrowed += 1
+        self._of_group[group] += 1
 
-    def release(self) -> None:
-        """Give a slot back.
+    def release(self, group: str | None = None, *, early: bool = False) -> None:
+        """Give a slot back; `early`: by one who waits for a permit.
 
         Raises:
             ValueError: None is borrowed.
@@ -59,21 +102,56 @@ class Slots(Turnstile[None]):
         if not self.borrowed:
             raise ValueError("a slot was released that nobody had borrowed")
         self.borrowed -= 1
+        self._of_group[group] -= 1
+        if early:
+            self._count_early(group, -1)
+        if not self._of_group[group]:
+            del self._of_group[group]
+        if self._ahead:
+            self._ahead -= 1
+            self.on_room()
+        if self._per_group is not None:
+            self._waiters.let_in(group)
         self._wake()
+
+    def _is_passed(self, group: str | None) -> bool:
+        """Whether no slot is free, and fewer of a group wait for permits than of others on average."""
+        most, early = self._max_running, self._early[group]
+        # Who has nobody there is let ahead also where those who have somebody have used up what is for them.
+        if most is None or self.borrowed < most or self._ahead >= (most if early else 2 * most):
+            return False
+        return early * len(self._early) < self._all_early and not self._is_kept_back(group)
+
+    def _count_early(self, group: str | None, one: int) -> None:
+        self._all_early += one
+        self._early[group] += one
+        if not self._early[group]:
+            del self._early[group]
 
     def _ready_at(self, now: float, /) -> float:
         return now if self._max_running is None or self.borrowed < self._max_running else math.inf
 
-    def _grant(self, _now: float, /) -> None:
-        self.borrowed += 1
+    def _is_kept_back(self, group: str | None, /) -> bool:
+        return self._per_group is not None and self._of_group[group] >= self._per_group
 
-    def _take_back(self, _grant: None, /) -> None:
-        self.release()
+    def _grant(self, _now: float, group: str | None, /) -> None:
+        self.borrow(group)
+        self._count_early(group, 1)
+
+    def _take_back(self, _grant: None, group: str | None, /) -> None:
+        self.release(group, early=True)
 
     def _too_late(self, waiter: Waiter[None], _now: float, /) -> RateLimitedError:
+        what = f"{self.borrowed} tasks are running and max_running is {self._max_running}"
+        if self._is_kept_back(waiter.group):
+            what = f"max_running_per_group is {self._per_group}, and group {waiter.group!r} has so many tasks"
         return RateLimitedError(
             429,
-            f"no slot became free: {self.borrowed} tasks are running and max_running is {self._max_running}",
+            f"no slot became free: {what}",
             advice=f"Nothing was sent within max_wait={waiter.max_wait:g} s; try again when tasks have "
             "finished, or raise max_wait or max_running",
         )
+
+
+def _nobody() -> None:
+    """Nobody gives out permits."""

@@ -131,12 +131,14 @@ class SharedLimiter(Gate):
         return ONE_QUESTION if asks else 0.0
 
     def _ready_at(self, now: float, /) -> float:
+        if not self._room():
+            return math.inf
         if self._lent:
             return max(self._until, now)
         quota = self._fallback.quota
         return max(self._until, quota.ready_at(now)) if quota and self._may_degrade else math.inf
 
-    def _grant(self, now: float, /) -> Permit:
+    def _permit(self, now: float, /) -> Permit:
         if (quota := self._fallback.quota) is not None:
             # Once the session is back, what it had not sent by then is declared for two periods and no longer.
             return Permit(partial(self._settle_own, quota, quota.take(now)), lambda: quota is not self._fallback.quota)
@@ -161,13 +163,23 @@ class SharedLimiter(Gate):
             self._wanted.clear()
             self._ask_now.clear()
             # Who has left the queue here leaves that of all as well.
-            if not self.membership.joined or not (self.waiting or self._ask_at > -math.inf):
+            if not self.membership.joined or not (self._want or self._ask_at > -math.inf):
                 continue
             wait = await self._ask()
             if wait > 0:
                 await self._pause_asking(wait)
-            if wait > 0 or (self.waiting and self.membership.joined):
+            if wait > 0 or (self._want and self.membership.joined):
                 self._wanted.set()
+
+    @property
+    def _want(self) -> int:
+        """How many permits can be used at once."""
+        return int(min(self.waiting, self._room(), MAX_WANT))
+
+    def _on_room(self) -> None:
+        self._wanted.set()
+        self._ask_now.set()
+        super()._on_room()
 
     async def _pause_asking(self, seconds: float) -> None:
         try:
@@ -179,7 +191,7 @@ class SharedLimiter(Gate):
     async def _ask(self) -> float:
         """Ask once and use the answer; give the seconds until it makes sense to ask again."""
         head = self._waiters.next(self._home.time())
-        want, first = min(self.waiting, MAX_WANT), head is not None and head.first
+        want, first = self._want, head is not None and head.first
         asked_at, elapsed = self._home.time(), self._coordinator.elapsed()
         try:
             answer = await self.membership.ask(lambda: self._coordinator.acquire(want, first=first))

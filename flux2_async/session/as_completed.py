@@ -25,6 +25,7 @@ class Completions:
     Args:
         submitter: Submits requests, and withdraws them.
         limit: Requests taken in and not yet taken out.
+        group: Whose they are, or None.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Completions:
         *,
         submitter: Submitter,
         limit: int,
+        group: str | None,
     ) -> None:
         self._submitter = submitter
+        self._group = group
         self._room = asyncio.Semaphore(limit)
         self._done: asyncio.Queue[Completion | BaseException | None] = asyncio.Queue()
         self._jobs: set[asyncio.Task[None]] = set()
@@ -100,7 +103,7 @@ class Completions:
                 self._submitter.give_up(submission, self._stopped)
 
         try:
-            return await self._submitter.submit(request, started=started)
+            return await self._submitter.submit(request, group=self._group, started=started)
         except Flux2Error as error:
             if error.meets_every_request:
                 self._stop(error)

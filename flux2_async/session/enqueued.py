@@ -33,13 +33,26 @@ class SubmissionHandle:
         request: What is to be submitted.
     """
 
-    __slots__ = ("_job", "_outcome", "_priority", "_ref", "_submission", "_submitter", "_withdrawn", "request")
+    __slots__ = (
+        "_group",
+        "_job",
+        "_outcome",
+        "_priority",
+        "_ref",
+        "_submission",
+        "_submitter",
+        "_withdrawn",
+        "request",
+    )
 
-    def __init__(self, request: Request, *, submitter: Submitter, priority: int, ref: str) -> None:
+    def __init__(
+        self, request: Request, *, submitter: Submitter, priority: int, ref: str, group: str | None = None
+    ) -> None:
         self.request = request
         # While it is on its way: a handle that is kept holds an outcome, not a session.
         self._submitter: Submitter | None = submitter
         self._priority = priority
+        self._group = group
         self._ref = ref
         self._outcome: Outcome[ImageTask] = Outcome()
         # None while its pictures are looked at; another caller's where it was joined by its key.
@@ -76,12 +89,13 @@ class SubmissionHandle:
     def position(self) -> int | None:
         """How many submissions of this session wait and are before it as things are now; None: it does not wait.
 
-        Those that wait for a slot come after all that have one. Asking looks at each submission that waits.
+        Of its own group those that wait for a slot come after all that have one; of the others those count whose turn
+        comes before. Asking looks at each submission that waits.
         """
         if self._submitter is None or self.state is not SubmissionState.QUEUED:
             return None
         submission = None if self._is_left_alone() else self._submission
-        return self._submitter.position(submission, self._priority)
+        return self._submitter.position(submission, self._priority, self._group)
 
     @property
     def priority(self) -> int:
@@ -206,9 +220,9 @@ class Enqueued:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def add(self, request: Request, submit: Submit, *, priority: int, ref: str) -> SubmissionHandle:
+    def add(self, request: Request, submit: Submit, *, priority: int, ref: str, group: str | None) -> SubmissionHandle:
         """Set a submission going; see `Submitter.submit`."""
-        handle = SubmissionHandle(request, submitter=self._submitter, priority=priority, ref=ref)
+        handle = SubmissionHandle(request, submitter=self._submitter, priority=priority, ref=ref, group=group)
         # Not through the loop's task factory: an eager one would run it before its handle knows of it.
         job = asyncio.Task(handle._run(submit), loop=self._loop, name=f"flux2_async enqueued {ref}")  # noqa: SLF001  one thing in two classes
         handle._job = job  # noqa: SLF001  likewise

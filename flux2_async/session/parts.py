@@ -51,6 +51,7 @@ class Options:
 
     rate_limit: RateLimit | None
     max_running: int | None
+    max_running_per_group: int | None
     polling: Polling
     callbacks: "CallbackSettings | None"
     coordination: "Coordination | None"
@@ -109,12 +110,13 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     )
     api = Api(transport)
     files = Files(api, credentials.service.max_image_bytes)
-    slots = Slots(options.max_running)
+    slots = Slots(options.max_running, options.max_running_per_group)
     schedules = Schedules(options.polling)
     watcher = Watcher(api, slots, schedules, options.polling, observers)
     keys, task_ids = (Keys(), TaskIds()) if before is None else (before.keys, before.task_ids)
     sharing = None if options.coordination is None else _share(options.coordination, account, options, api, watcher)
     limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limit, before)
+    limiter.follow(slots)
     inbox = None
     if options.callbacks is not None:
         from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone

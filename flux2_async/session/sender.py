@@ -125,6 +125,11 @@ class Sender:
         self._slots.prioritise(submission, priority)
         self._limiter.prioritise(submission, priority)
 
+    def turns(self) -> dict[str | None, tuple[int, int]]:
+        """Give what tells whose turn comes first of the groups that wait: for a permit, or for a slot."""
+        slots = {group: (1, turn) for group, turn in self._slots.turns().items()}
+        return slots | {group: (0, turn) for group, turn in self._limiter.turns().items()}
+
     async def _send_new(self, submission: Submission) -> None:
         begun = self._loop.time()
         patience = submission.patience
@@ -134,6 +139,7 @@ class Sender:
             waited=patience.waited,
             since=patience.started,
             owner=submission,
+            group=submission.group,
         )
         patience.waited += self._loop.time() - begun
         submission.has_slot = True
@@ -146,7 +152,7 @@ class Sender:
             # An accepted task keeps it.
             if submission.last is not SubmissionEvent.ACCEPTED:
                 submission.has_slot = False
-                self._slots.release()
+                self._slots.release(submission.group, early=not submission.let_through)
 
     async def _upload(self, submission: Submission) -> tuple[Request, tuple[str, ...]]:
         """Give the request without bytes, and the addresses of its pictures."""
@@ -217,7 +223,9 @@ class Sender:
                 since=patience.started,
                 first=first,
                 owner=submission,
+                group=submission.group,
             )
+            submission.let_through = True
             self._transitions.step(submission, SubmissionEvent.GRANTED)
             patience.waited += self._loop.time() - begun
             begun = self._loop.time()
@@ -232,6 +240,9 @@ class Sender:
                     self._risk_less(submission, error, free=False)
             return answer
         finally:
+            if submission.let_through and submission.state is SubmissionState.QUEUED:
+                submission.let_through = False
+                self._slots.wait_again(submission.group)
             self.breaker.done(submission)
 
     def _risk_less(self, submission: Submission, error: Flux2Error, *, free: bool) -> None:
@@ -368,7 +379,7 @@ class Sender:
             return
         if isinstance(answer, Accepted):
             if not self._transitions.accept(submission, answer.task_id):
-                self._slots.release()
+                self._slots.release(submission.group)
         elif event in (SubmissionEvent.REFUSED, SubmissionEvent.UNCLEAR):
             self._transitions.end(submission, event, error=error)
         else:

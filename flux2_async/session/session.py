@@ -86,6 +86,8 @@ class Flux2Session:
             submission. `"service"`: what the service allows (Apikley's upstream documents 20 in 10 s).
         max_running: Tasks that may be unfinished at once. None: no bound. `"service"`: what the service allows
             (upstream: "typically 100+").
+        max_running_per_group: Of which one `group` may have so many at once; one that has them waits, and holds up no
+            other. Each process counts its own. None: no bound.
         polling: How often to poll whether a task is finished.
         callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; once one has come,
             polls become rare, until one does not come. None: polling alone.
@@ -119,6 +121,7 @@ class Flux2Session:
         user_agent: str | None = None,
         rate_limit: RateLimit | Literal["service"] | None = "service",
         max_running: int | Literal["service"] | None = "service",
+        max_running_per_group: int | None = None,
         polling: Polling = Polling(),  # noqa: B008  frozen
         callbacks: Callbacks | None = None,
         coordination: "Coordination | None" = None,
@@ -151,6 +154,7 @@ class Flux2Session:
         self._options = Options(
             rate_limit=limit,
             max_running=check_count("max_running", running),
+            max_running_per_group=check_count("max_running_per_group", max_running_per_group),
             polling=polling,
             callbacks=None if callbacks is None else _settings_of(callbacks),
             coordination=coordination,
@@ -235,12 +239,14 @@ class Flux2Session:
                 createTask, for 24 hours. None: every call is a piece of work of its own.
             max_wait: Seconds to wait for a slot, a permit and a service that is away. None: as long as it takes, for
                 a service that is away a minute.
-            priority: Higher goes first; equal ones in order. Who has waited 60 s goes before all.
+            priority: Higher goes first; within one groups take turns, and in a group comes first who called first. Who
+                has waited 60 s counts as top priority.
             ref: The name of this submission, to find it again. None: made up.
             on_send: Awaited with the ref immediately before each createTask call; if it raises, nothing is sent
                 and its error comes out.
             steps: Awaited around each createTask call, for a journal of your own, see `SubmissionSteps`. None: none.
-            group: Whose it is, such as a user's name: kept with the task and told with its events. Where a key is
+            group: Whose it is, such as a user's name: groups take turns, so that one of them with many requests does
+                not hold up the others; kept with the task and told with its events. Where a key is
                 joined, the first caller's stays. None: nobody's.
             metadata: Anything of the caller's, kept likewise and neither read nor sent; the mapping is copied, what it
                 holds is not. None: nothing.
@@ -335,7 +341,7 @@ class Flux2Session:
             metadata=check_metadata(metadata),
             headers=given,
         )
-        return parts.enqueued.add(request, submit, priority=priority, ref=ref)
+        return parts.enqueued.add(request, submit, priority=priority, ref=ref, group=plain(group))
 
     async def generate(
         self,
@@ -370,7 +376,11 @@ class Flux2Session:
         return await task.result(None if timeout is None else max(timeout - passed, 0.0))
 
     def as_completed(
-        self, requests: Iterable[Request] | AsyncIterable[Request], *, max_running: int | None = None
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        max_running: int | None = None,
+        group: str | None = None,
     ) -> AsyncGenerator[Completion, None]:
         """Submit many requests and give each when it is finished, in bounded memory.
 
@@ -381,6 +391,7 @@ class Flux2Session:
         Args:
             requests: Any iterable, also asynchronous and endless; taken in as the consumer keeps up.
             max_running: Requests taken in and not yet given out. None: the session's `max_running`, else 100.
+            group: As for `submit`, of all these requests.
 
         Yields:
             Completions in the order in which they finish.
@@ -389,12 +400,13 @@ class Flux2Session:
             Exception: What `requests` itself raises, after the rest is given out.
             SessionClosedError: The session is not open, told before the iteration begins.
             ConfigurationError: `max_running` cannot be used, or another event loop; told likewise.
+            InvalidRequestError: `group` cannot be used; told likewise.
         """
         parts = self._life.usable()
         limit = check_count("max_running", max_running) or self._options.max_running or MAX_RUNNING
 
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
-        return Completions(submitter=parts.submitter, limit=limit).run(requests)
+        return Completions(submitter=parts.submitter, limit=limit, group=check_group(group)).run(requests)
 
     def attach(self, task_id: str) -> ImageTask:
         """Give a handle for a task that was submitted earlier or elsewhere, without asking the service.

@@ -134,6 +134,7 @@ class Submission:
         callers: How many wait for it.
         leaving: How many of those were withdrawn, and have not left yet.
         has_slot: Whether it has a slot, or became a task.
+        let_through: Whether it does not wait for a permit (any more).
         state: Where it stands.
         last: What happened to it last, or None.
         permit: The one it holds, while nobody has said what became of it; else None.
@@ -156,6 +157,7 @@ class Submission:
     callers: int = attrs.field(init=False, default=0)
     leaving: int = attrs.field(init=False, default=0)
     has_slot: bool = attrs.field(init=False, default=False)
+    let_through: bool = attrs.field(init=False, default=False)
     state: SubmissionState = attrs.field(init=False, default=SubmissionState.QUEUED)
     last: SubmissionEvent | None = attrs.field(init=False, default=None)
     permit: Permit | None = attrs.field(init=False, default=None)

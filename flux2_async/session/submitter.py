@@ -6,6 +6,7 @@ being told it is finished, anywhere before it is withdrawn, unless another calle
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,8 @@ from flux2_async.tasks.watcher import Watcher
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
 
+# The turn of a group of which nobody waits in a queue yet.
+LAST: Final = (2, 0)
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
 
@@ -147,14 +150,32 @@ class Submitter:
             self._leave(submission)
         return submission.outcome.get()
 
-    def position(self, submission: Submission | None, priority: int) -> int:
-        """Count the submissions that wait and go before one as things are now, or before one that is yet to be."""
+    def position(self, submission: Submission | None, priority: int, group: str | None) -> int:
+        """Count the submissions that wait and go before one as things are now, or before one that is yet to be.
+
+        Exact while all have one priority, or are of one group; else by the turns as they stand.
+        """
         now = self._loop.time()
         waiting = [each for each in self._jobs if each.state is SubmissionState.QUEUED]
-        ranks = {each: _rank(each, number, now) for number, each in enumerate(waiting)}
-        last = (True, 2, -priority, len(waiting))
-        own = last if submission is None else ranks.get(submission, last)
-        return sum(rank < own for rank in ranks.values())
+        own: tuple[bool, int, float, int] = (True, 2, -priority, len(waiting))
+        if submission is not None and submission in self._jobs:
+            priority, group = submission.priority, submission.group
+            own = _rank(submission, waiting.index(submission), now)
+        highest = max([priority, *(each.priority for each in waiting)])
+        own_level = _level(own, priority, highest)
+        ahead = before = 0
+        others: Counter[str | None] = Counter()
+        for number, each in enumerate(waiting):
+            rank = _rank(each, number, now)
+            level = _level(rank, each.priority, highest)
+            if each.group != group and level == own_level:
+                others[each.group] += 1
+            elif rank < own if each.group == group else level < own_level:
+                ahead += 1
+                before += level == own_level
+        turns = self._sender.turns()
+        own_turn = turns.get(group, LAST)
+        return ahead + sum(min(count, before + (turns.get(name, LAST) < own_turn)) for name, count in others.items())
 
     def under_way(self, ref: str) -> Submission | None:
         """Give the submission of this name that has not ended, or None."""
@@ -286,10 +307,15 @@ class Submitter:
 
 
 def _rank(submission: Submission, number: int, now: float) -> tuple[bool, int, float, int]:
-    """Where one stands among those that wait: the order of `flux2_async._limiter.queue`, those with a slot first."""
+    """Where one stands among those of its group that wait: the order of `WaitQueue`, those with a slot first."""
     if submission.last in (SubmissionEvent.THROTTLED, SubmissionEvent.LEASE_ENDED):
         return False, 0, -submission.priority, number
     started = submission.patience.started
     if started + IMPATIENT_AFTER <= now:
         return not submission.has_slot, 1, started, number
     return not submission.has_slot, 2, -submission.priority, number
+
+
+def _level(rank: tuple[bool, int, float, int], priority: int, highest: int) -> int:
+    """Within which others it takes turns: those that go first, all of top priority, or of a lower one."""
+    return min(rank[1], 1) if rank[1] < 2 else 1 + highest - priority  # noqa: PLR2004  see `_rank`

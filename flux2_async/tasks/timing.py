@@ -49,6 +49,7 @@ class Watched:
         called: Whether a hint came at all.
         looks_after_hint: Looks since the last hint.
         old: Whether it was told that it is older than anything seen.
+        group: Whose slot it has, or None.
     """
 
     task: ImageTask
@@ -70,6 +71,7 @@ class Watched:
     called: bool = False
     looks_after_hint: int = len(LOOKS_AFTER_HINT)
     old: bool = False
+    group: str | None = None
 
 
 class Timing:

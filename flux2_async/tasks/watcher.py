@@ -31,11 +31,11 @@ logger = logging.getLogger("flux2_async")
 class Slots(Protocol):
     """How many tasks may be alive; `slots.Slots` keeps them."""
 
-    def borrow(self) -> None:
-        """Take one at once: the task exists already."""
+    def borrow(self, group: str | None = None, /) -> None:
+        """Take one of a group's at once: the task exists already."""
         ...
 
-    def release(self) -> None:
+    def release(self, group: str | None = None, /) -> None:
         """Give one back."""
         ...
 
@@ -155,6 +155,7 @@ class Watcher:
             watched.until = watched.since + self._give_up_after
         self._watched[watched.task.id] = watched
         watched.task._watching = self  # noqa: SLF001  the handle is written by its watcher alone
+        watched.group = watched.task.group
         self._looks.plan(watched, min(wait, watched.until - watched.since))
 
     def _watch_again(self, before: Watched, task: ImageTask) -> None:
@@ -169,7 +170,7 @@ class Watcher:
             )
         self._given_up.pop(task.id, None)
         task._reopen()  # noqa: SLF001  the handle is written by its watcher alone
-        self._slots.borrow()
+        self._slots.borrow(task.group)
         # It may have ended long ago.
         self._begin(self._timing.again(before, self._loop.time()), 0.0)
         self._attached(task)
@@ -288,7 +289,7 @@ class Watcher:
         logger.debug("task %s settled as %s", task.id, type(error).__name__ if error else "success")
         if self._listener is not None:
             self._listener(task, watched.called)
-        self._slots.release()
+        self._slots.release(watched.group)
         self.ended.wake()
         if self._observers:
             self._observers.tell("Settled", task, task_id=task.id, result=result, error=error)

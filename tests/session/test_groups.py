@@ -1,0 +1,250 @@
+"""Groups take turns: whoever asks for much does not hold up who asks for little."""
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from emulated import emulated, error_of, session_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_coordination import Memory
+from virtual_time import VirtualClockLoop
+
+from flux2_async import (
+    Flux2Session,
+    InvalidRequestError,
+    Queued,
+    RateLimit,
+    RateLimitedError,
+    SessionEvent,
+    Settled,
+    SubmissionChanged,
+    SubmissionEvent,
+    SubmissionHandle,
+    SubmissionState,
+    TextToImage,
+)
+from flux2_async.emulator import Emulator, Limit, Plan, Script
+
+RICH = 1e6
+LONG = Script(plans=Plan(duration=60.0), credits=RICH)
+
+
+def request_of(name: str) -> TextToImage:
+    return TextToImage(f"a picture for {name}")
+
+
+def enqueue(flux: Flux2Session, count: int, group: str | None, **options: Any) -> list[SubmissionHandle]:
+    return [flux.enqueue(request_of(str(group)), group=group, **options) for _ in range(count)]
+
+
+def accepted(emulator: Emulator) -> list[str]:
+    """Whose pictures were accepted, in order."""
+    tasks = map(emulator.task, emulator.ledger.accepted)
+    return [task.body["input"]["prompt"].removeprefix("a picture for ") for task in tasks]
+
+
+class Alive:
+    """Counts the tasks that are alive, of all and by group."""
+
+    def __init__(self) -> None:
+        self.now: Counter[str | None] = Counter()
+        self.most: Counter[str | None] = Counter()
+        self.most_of_all = 0
+
+    def __call__(self, event: SessionEvent) -> None:
+        if isinstance(event, SubmissionChanged) and event.event is SubmissionEvent.ACCEPTED:
+            self.now[event.group] += 1
+            self.most |= self.now
+            self.most_of_all = max(self.most_of_all, self.now.total())
+        elif isinstance(event, Settled):
+            self.now[event.group] -= 1
+
+
+@pytest.mark.parametrize(("after", "duration"), [(0.0, 60.0), (5.0, 60.0), (75.0, 60.0), (130.0, 3.0)])
+async def test_one_among_five_hundred(after: float, duration: float) -> None:
+    """Who has one request waits for two permits at most, whenever it comes, also when all slots are out."""
+    alive = Alive()
+    script = Script(plans=Plan(duration=duration), credits=RICH)
+    async with emulated(script, rate_limit=RateLimit(20, 10.0), observers=[alive]) as (flux, emulator):
+        enqueue(flux, 500, "alice")
+        await asyncio.sleep(after)
+        before = len(emulator.ledger.accepted)
+        single = flux.enqueue(request_of("bob"), group="bob")
+        position = single.position
+        await single
+
+        # The first twenty find permits and wait for none.
+        assert accepted(emulator).index("bob") - max(before, 20) <= 2
+        assert position is not None
+        assert position <= 2
+        assert alive.most_of_all <= 100
+
+
+async def test_turns_go_on() -> None:
+    """Two who want much get one by turns, though one of them had taken all slots; nobody exceeds `max_running`."""
+    alive = Alive()
+    async with emulated(LONG, rate_limit=RateLimit(10, 10.0), max_running=30, observers=[alive]) as (flux, emulator):
+        enqueue(flux, 60, "alice")
+        await asyncio.sleep(5)
+        enqueue(flux, 60, "bob")
+        await asyncio.sleep(600)
+
+        assert accepted(emulator)[:30] == ["alice"] * 10 + ["alice", "bob"] * 10
+        assert alive.most_of_all == 30
+        later = Counter(accepted(emulator)[30:100])
+        assert abs(later["alice"] - later["bob"]) <= 2
+        await flux.drain(3600)
+        assert Counter(accepted(emulator)) == {"alice": 60, "bob": 60}
+
+
+async def test_priority_comes_first() -> None:
+    """Turns are within a priority: a higher one goes before, whoever's it is."""
+    async with emulated(LONG, rate_limit=RateLimit(1, 5.0)) as (flux, emulator):
+        enqueue(flux, 4, "alice")
+        enqueue(flux, 2, "bob")
+        urgent = enqueue(flux, 2, "alice", priority=1)
+        await asyncio.sleep(1)
+        assert [handle.position for handle in urgent] == [0, 1]
+        await asyncio.sleep(50)
+
+        assert accepted(emulator) == ["alice"] * 3 + ["bob", "alice", "bob", "alice", "alice"]
+
+
+async def test_at_most_so_many_of_a_group() -> None:
+    """A group at its bound waits and holds up no other; its tasks that end let its next ones in."""
+    alive = Alive()
+    options: dict[str, Any] = {"max_running_per_group": 2, "max_running": 5, "observers": [alive]}
+    async with emulated(Script(plans=Plan(duration=10.0)), **options) as (flux, emulator):
+        enqueue(flux, 6, "alice")
+        await asyncio.sleep(1)
+        enqueue(flux, 2, "bob")
+        enqueue(flux, 4, None)
+        await asyncio.sleep(1)
+        assert Counter(accepted(emulator)) == {"alice": 2, "bob": 2, "None": 1}
+        error = await error_of(flux.submit(request_of("alice"), group="alice", max_wait=0))
+        assert isinstance(error, RateLimitedError)
+        assert "max_running_per_group is 2" in str(error)
+        await flux.drain()
+
+        assert Counter(accepted(emulator)) == {"alice": 6, "bob": 2, "None": 4}
+        assert alive.most == {"alice": 2, "bob": 2, None: 2}
+        assert alive.most_of_all == 5
+
+
+async def test_as_completed_is_of_a_group() -> None:
+    """Its tasks carry the group and take its turns."""
+    async with emulated(Script(plans=Plan(duration=1.0)), rate_limit=RateLimit(2, 10.0)) as (flux, emulator):
+
+        async def many() -> list[str | None]:
+            done = flux.as_completed([request_of("alice")] * 10, group="alice")
+            return [each.task.group if each.task else "none" async for each in done]
+
+        working = asyncio.create_task(many())
+        await asyncio.sleep(1)
+        await flux.generate(request_of("bob"), group="bob")
+        assert accepted(emulator).index("bob") <= 4
+        assert await working == ["alice"] * 10
+        with pytest.raises(InvalidRequestError, match="group"):
+            flux.as_completed([], group="")
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    crowd=st.lists(st.sampled_from(["alice", "bob", "carol"]), min_size=3, max_size=25),
+    withdrawn=st.sets(st.integers(0, 24), max_size=6),
+    max_running=st.sampled_from([4, 100]),
+)
+def test_positions_are_true(crowd: list[str], withdrawn: set[int], max_running: int) -> None:
+    """Of those with one priority a position is the number of those that are sent before."""
+
+    async def scenario() -> None:
+        sent: list[str | None] = []
+
+        def observe(event: SessionEvent) -> None:
+            if isinstance(event, SubmissionChanged) and event.event is SubmissionEvent.ACCEPTED:
+                sent.append(event.ref)
+
+        script = Script(plans=Plan(duration=1.0))
+        async with emulated(script, rate_limit=RateLimit(1, 2.5), max_running=max_running, observers=[observe]) as (
+            flux,
+            _,
+        ):
+            await flux.submit(request_of("nobody"))
+            handles = [flux.enqueue(request_of(group), group=group, ref=f"{n}") for n, group in enumerate(crowd)]
+            await asyncio.sleep(0.1)
+            for number in withdrawn:
+                if number < len(handles):
+                    handles[number].withdraw()
+            await asyncio.sleep(0.1)
+            left = [handle for handle in handles if handle.state is SubmissionState.QUEUED]
+            told = {handle.ref: handle.position for handle in left}
+            del sent[:]
+            await flux.drain(3600)
+            assert [told[ref] for ref in sent if ref is not None] == list(range(len(left)))
+
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        runner.run(scenario())
+
+
+@pytest.mark.parametrize("faults", [0, 1])
+async def test_in_coordination(faults: int) -> None:
+    """Processes take turns for permits and groups within each: one waits for as many as there are processes, twice."""
+    memory = Memory()
+    async with Emulator(Script(plans=Plan(duration=30.0), credits=RICH, render=False)) as emulator:
+        options: dict[str, Any] = {"rate_limit": RateLimit(20, 10.0), "coordination": memory}
+        async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
+            for flux in (one, two):
+                enqueue(flux, 250, "alice")
+            await asyncio.sleep(25)
+            memory.lost_answers = faults
+            before = len(emulator.ledger.accepted)
+            begun = asyncio.get_running_loop().time()
+            single = two.enqueue(request_of("bob"), group="bob")
+            await single
+
+            assert accepted(emulator).index("bob") - before <= 4 or faults
+            assert asyncio.get_running_loop().time() - begun < 21
+
+
+async def test_whatever_happens_no_slot_is_lost() -> None:
+    """Groups, faults, withdrawals, keys and closing at random: never more alive than allowed, and all come back."""
+    dice = random.Random(7)
+    alive, queued = Alive(), 0
+
+    def observe(event: SessionEvent) -> None:
+        nonlocal queued
+        queued += isinstance(event, Queued)
+
+    script = Script(
+        plans=[Plan(duration=1.0 + n % 7) for n in range(60)],
+        latency=lambda _: dice.random(),
+        limit=Limit(12, 10.0, policy="sliding"),
+        credits=RICH,
+    )
+    options: dict[str, Any] = {
+        "max_running": 6,
+        "max_running_per_group": 4,
+        "rate_limit": RateLimit(15, 10.0),
+        "observers": [alive, observe],
+    }
+    async with emulated(script, **options) as (flux, emulator):
+        for number in range(250):
+            group = dice.choice(["alice", "alice", "alice", "bob", "carol", None])
+            key = f"key {number // 2}" if number % 5 == 0 else None
+            handle = flux.enqueue(request_of(str(group)), group=group, key=key, max_wait=dice.choice([None, 20.0]))
+            if dice.random() < 0.2:
+                asyncio.get_running_loop().call_later(dice.random() * 30, handle.withdraw)
+            await asyncio.sleep(dice.random())
+        await flux.drain(3600)
+        assert alive.most_of_all <= 6
+        assert all(count <= 4 for count in alive.most.values())
+        assert emulator.ledger.accepted
+        # All of them are free again.
+        enqueue(flux, 3, "alice")
+        enqueue(flux, 3, "bob")
+        await asyncio.sleep(15)
+        await flux.drain(600)
+    assert queued > 100

@@ -127,20 +127,15 @@ class Post:
                 return answer
         return await self._exchange()
 
-    async def confirm(self, refused: Refused, watch_on: Callable[[], float]) -> Refused | Unclear:
-        """Say whether a refusal answers this request: it does where nothing else comes over the connection.
+    async def is_over(self, seconds: float) -> bool:
+        """Watch the connection for so long, once it was answered: whether its peer has ended it, or spoken on."""
+        assert self._connection is not None, "answered without a connection"  # noqa: S101  it came over one
+        return bool(behind_reply(self._connection.heard)) or await self._connection.is_over(seconds)
 
-        Args:
-            refused: What was answered.
-            watch_on: Gives the seconds for which the connection may be watched on while its peer does not end it;
-                asked again after each second.
-        """
-        connection = self._connection
-        assert connection is not None, "refused without a connection"  # noqa: S101  it came over one
-        while not (behind := behind_reply(connection.heard)) and (seconds := watch_on()) > 0:
-            if await connection.is_over(min(seconds, 1.0)):
-                behind = behind_reply(connection.heard)
-                break
+    def confirm(self, refused: Refused) -> Refused | Unclear:
+        """Say whether a refusal answers this request: it does where nothing else came over the connection."""
+        assert self._connection is not None, "refused without a connection"  # noqa: S101  it came over one
+        behind = behind_reply(self._connection.heard)
         return confirm(refused, behind, sent=self._body, request=self._request, ref=self._ref)
 
     async def _exchange(self) -> Answer:

@@ -319,10 +319,11 @@ class Sender:
                     return until - self._loop.time()
             return begun + WATCH_REFUSAL - self._loop.time()
 
-        answer = await post.confirm(refused, watch_on)
+        while (seconds := watch_on()) > 0 and not await post.is_over(min(seconds, 1.0)):
+            pass
         if throttled:
             submission.patience.waited += self._loop.time() - begun
-        return answer
+        return post.confirm(refused)
 
     def _goes_on(self, submission: Submission) -> bool:
         """Whether anybody is left to wait for another try, or to send it."""

@@ -58,7 +58,7 @@ class Service:
         finally:
             self.waiting.pop(ref, None)
 
-    def create_task(self, body: bytes, *, request: TextToImage, ref: str) -> "Post":
+    def create_task(self, body: bytes, *, request: TextToImage, ref: str, headers: object) -> "Post":
         return Post(self, request, ref)
 
     async def record(self, task_id: str) -> TaskRecord:
@@ -100,7 +100,10 @@ class Post:
             case _:
                 return unclear("no answer came", request=self.request, ref=self.ref)
 
-    async def confirm(self, refused: Refused, watch_on: Callable[[], float]) -> Refused:
+    async def is_over(self, seconds: float) -> bool:
+        return True
+
+    def confirm(self, refused: Refused) -> Refused:
         return refused
 
 

@@ -19,6 +19,7 @@ dispatcher.shutdown.register(flux.aclose)
 
 @dispatcher.message(F.photo[-1].as_("photo"), F.caption.as_("caption"))
 async def edit(message: Message, bot: Bot, photo: PhotoSize, caption: str) -> None:
+    """Send the edited picture back, or say why there is none."""
     content = await bot.download(photo)
     assert content is not None
     try:

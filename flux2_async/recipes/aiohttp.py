@@ -13,6 +13,7 @@ FLUX = web.AppKey("flux", Flux2Session)
 
 
 async def edit(request: web.Request) -> web.Response:
+    """Answer with the addresses of the edited picture."""
     form = await request.post()
     photo, prompt = form.get("photo"), form.get("prompt")
     if not isinstance(photo, web.FileField):
@@ -28,11 +29,13 @@ async def edit(request: web.Request) -> web.Response:
 
 
 async def opened(app: web.Application) -> AsyncIterator[None]:
+    """Keep the session open while the application runs."""
     async with app[FLUX]:
         yield
 
 
 def make_app() -> web.Application:
+    """Make the application, which takes callbacks as well."""
     app = web.Application(client_max_size=12_000_000)
     app[FLUX] = Flux2Session(callbacks=Callbacks(os.environ["PUBLIC_URL"] + "/flux2/callback/"))
     app.add_routes([web.post("/edits", edit), *aiohttp_routes(app[FLUX], "/flux2/callback")])

@@ -18,6 +18,7 @@ flux = Flux2Session(callbacks=Callbacks(os.environ.get("PUBLIC_URL", "http://loc
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    """Keep the session open while the application runs."""
     async with flux:
         yield
 
@@ -28,17 +29,20 @@ app.mount("/flux2/callback", receivers.asgi_app(flux))
 
 @app.post("/pictures")
 async def create(prompt: str) -> dict[str, object]:
+    """Ask for a picture, which is paid for from here on."""
     task = await flux.submit(TextToImage(prompt), max_wait=2.0)
     return {"id": task.id, "urls": (await task.result(PATIENCE)).urls}
 
 
 @app.get("/pictures/{task_id}")
 async def read(task_id: str) -> dict[str, object]:
+    """Ask again for one that took longer."""
     return {"id": task_id, "urls": (await flux.attach(task_id).result(PATIENCE)).urls}
 
 
 @app.exception_handler(errors.Flux2Error)
 async def explain(_request: Request, error: errors.Flux2Error) -> Response:
+    """Say what became of a request that has no picture."""
     if isinstance(error, errors.TaskTimeoutError):
         return Response(error.task_id, 202, {"Location": f"/pictures/{error.task_id}"})
     if isinstance(error, errors.RateLimitedError):

@@ -7,6 +7,7 @@ from flux2_async import Flux2Session, ImageToImage, TextToImage
 
 
 async def main() -> None:
+    """Make both pictures, and save the second one."""
     async with Flux2Session() as flux:
         kettle = await flux.generate(TextToImage("a red kettle on a slate worktop", tier="pro"))
         request = ImageToImage("snow outside the window", images=[kettle.urls[0]], tier="pro")

@@ -12,6 +12,7 @@ from flux2_async.batch import run_batch
 
 
 async def main() -> None:
+    """Run the batch until it is done or interrupted."""
     requests = [TextToImage(f"a postcard from place {n}") for n in range(1000)]
     async with Flux2Session() as flux:
         batch = run_batch(flux, requests, journal="run.db", directory="results/")

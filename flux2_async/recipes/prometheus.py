@@ -19,6 +19,7 @@ flux = Flux2Session(observers=[Telemetry(meter_provider=meters)])
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    """Keep the session open while the application runs."""
     async with flux:
         yield
 
@@ -29,5 +30,6 @@ app.mount("/metrics", make_asgi_app(registry))
 
 @app.post("/pictures")
 async def create(prompt: str) -> dict[str, object]:
+    """Ask for a picture and wait for it."""
     result = await flux.generate(TextToImage(prompt), timeout=300)
     return {"id": result.task_id, "urls": result.urls}

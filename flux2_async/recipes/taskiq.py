@@ -26,16 +26,19 @@ flux = Flux2Session(coordination=RedisCoordination(REDIS))
 
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)
 async def opened(_state: TaskiqState) -> None:
+    """Open the session before the first message."""
     await flux.open()
 
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
 async def closed(_state: TaskiqState) -> None:
+    """Close it after the last one."""
     await flux.aclose()
 
 
 @broker.task
 async def picture(key: str, prompt: str) -> list[str]:
+    """Make a picture once, however often the message comes."""
     task = await flux.submit(TextToImage(prompt), key=key)
     return [str(path) for path in await flux.download(await task.result(), "pictures")]
 

@@ -8,13 +8,15 @@ from flux2_async.emulator import Plan, Script
 from flux2_async.testing import RunningEmulator
 
 
-async def kettle() -> ImageResult:  # stands for your program
+async def kettle() -> ImageResult:
+    """Stand for your program."""
     async with Flux2Session(polling=Polling(interval=0.1)) as flux:
         return await flux.generate(TextToImage("a red kettle"), timeout=10)
 
 
 @pytest.mark.asyncio
 async def test_a_kettle_is_paid_once(flux2_emulator: RunningEmulator) -> None:
+    """The program asks for one picture."""
     result = await kettle()
     assert flux2_emulator.ledger.accepted == [result.task_id]
 
@@ -22,6 +24,7 @@ async def test_a_kettle_is_paid_once(flux2_emulator: RunningEmulator) -> None:
 @pytest.mark.asyncio
 @pytest.mark.flux2_script(Script(plans=Plan(outcome="moderated")))
 async def test_a_refused_kettle_costs_nothing(flux2_emulator: RunningEmulator) -> None:
+    """A refusal by the content filter is no charge."""
     with pytest.raises(ContentModeratedError):
         await kettle()
     assert flux2_emulator.ledger.charged == 0

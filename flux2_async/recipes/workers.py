@@ -19,22 +19,26 @@ router = APIRouter()
 
 @router.post("/orders/{order}")
 async def create(request: Request, order: str, prompt: str) -> dict[str, object]:
+    """Make the picture of an order once, whichever worker is asked."""
     task = await request.app.state.flux.submit(TextToImage(prompt), key=order, max_wait=60.0)
     result = await task.result(timeout=100)
     return {"worker": os.getpid(), "id": task.id, "urls": result.urls}
 
 
 async def explain(_request: Request, error: Exception) -> Response:
+    """Say why an order has no picture."""
     return Response(str(error), 422 if isinstance(error, errors.InvalidRequestError) else 502)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Keep the session open while the worker runs."""
     async with app.state.flux:
         yield
 
 
 def make_app() -> FastAPI:
+    """Make the application of one worker."""
     address, secret = os.environ["PUBLIC_URL"] + "/flux2/callback/", os.environ["CALLBACK_SECRET"]
     app = FastAPI(lifespan=lifespan, exception_handlers={errors.Flux2Error: explain})
     app.state.flux = Flux2Session(

@@ -130,7 +130,8 @@ def judge(
         return unclear(broken_off, request=request, ref=ref)
     code, message = _read(reply, echo)
     if not _is_refusal(reply.status, code, message):
-        told = f"createTask was answered by HTTP {reply.status}{_code_told(code)} without a task id"
+        with_code = "" if code is None else f" with code {code}"
+        told = f"createTask was answered by HTTP {reply.status}{with_code} without a task id"
         return unclear(told, request=request, ref=ref, http_status=reply.status)
     wait = retry_after(reply.headers, body=reply.body)
     if wait is None:
@@ -247,7 +248,3 @@ def _read(reply: Reply, echo: _Echo) -> tuple[int | None, str]:
     if code is not None and echo.may_be(str(code), _CODE_IN_ECHO):
         code = None
     return code, message_of(body, reply.redact)
-
-
-def _code_told(code: int | None) -> str:
-    return "" if code is None else f" with code {code}"

@@ -101,15 +101,6 @@ def encode_request(request: Request, input_urls: Sequence[str] = (), callback_ur
     return lenient_json.dumps(body)
 
 
-def decode_envelope(reply: Reply) -> Envelope:
-    """Read what every JSON answer has in common.
-
-    Raises:
-        ProtocolError: It is not a JSON object with a readable `code`.
-    """
-    return _envelope(reply, None)
-
-
 def code_of(body: Mapping[str, Any]) -> int | None:
     """The `code` of a JSON answer, a whole number or its digits, or None."""
     value = body.get("code")
@@ -217,7 +208,12 @@ def decode_upload(reply: Reply, *, size: int, mime_type: str) -> UploadedFile:
     return UploadedFile(url, file_name, size, mime_type, _expiry(data.get("expiresAt")))
 
 
-def _envelope(reply: Reply, task_id: str | None) -> Envelope:
+def decode_envelope(reply: Reply, task_id: str | None = None) -> Envelope:
+    """Read what every JSON answer has in common.
+
+    Raises:
+        ProtocolError: It is not a JSON object with a readable `code`; `task_id` is what it is about, if that is known.
+    """
     try:
         body = lenient_json.loads_reply(reply.body)
     except ValueError:
@@ -237,7 +233,7 @@ def _accepted(reply: Reply, task_id: str | None = None, *, ends_task: bool = Fal
     """The envelope of a success, or of a code that ends a task where that is asked for, else the error it means."""
     answered = _is_answered(reply)
     try:
-        envelope = _envelope(reply, task_id)
+        envelope = decode_envelope(reply, task_id)
     except ProtocolError:
         if answered:
             raise
@@ -259,7 +255,7 @@ def _is_answered(reply: Reply) -> bool:
 def _record_of_failure(reply: Reply, task_id: str) -> TaskRecord | None:
     """What a refusal says of this task, by its name, where that is that it failed; else None."""
     try:
-        envelope = _envelope(reply, task_id)
+        envelope = decode_envelope(reply, task_id)
         if not isinstance(envelope.data, dict) or task_id_of(envelope.data) != task_id:
             return None
         record = _failure(envelope, task_id) if envelope.code in ENDS_TASK else record_from_payload(envelope.data)

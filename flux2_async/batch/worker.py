@@ -230,7 +230,7 @@ class Worker:
             self.state.downloaded(download)
             return await self._end(self.journal.not_saved(row, download, failure_of(error)))
         self.state.downloaded(Download.SAVED)
-        files = [_relative(path, self.directory) for path in paths]
+        files = [path.relative_to(self.directory).as_posix() for path in paths]
         return await self._end(self.journal.saved(row, files))
 
     async def _judge(self, row: Row, error: Flux2Error | OSError) -> Download:
@@ -251,7 +251,3 @@ class Worker:
         except Flux2Error:
             return Download.PENDING
         return Download.PENDING
-
-
-def _relative(path: Path, directory: Path) -> str:
-    return path.relative_to(directory).as_posix()

@@ -94,7 +94,8 @@ def draw_card(card: Card) -> Image.Image:
         _reason(draw, card.reason)
     else:
         image.paste(STAGE, (0, 0, WIDTH, STAGE_HEIGHT))
-        _centred(image, _thumbnail(card.picture, (WIDTH - 2 * PAD, STAGE_HEIGHT - 2 * PAD)))
+        picture = _thumbnail(card.picture, (WIDTH - 2 * PAD, STAGE_HEIGHT - 2 * PAD))
+        image.paste(picture, ((WIDTH - picture.width) // 2, (STAGE_HEIGHT - picture.height) // 2))
     if card.note:
         _pill(image, card.note)
     _inputs(image, card.inputs)
@@ -135,10 +136,6 @@ def _pill(image: Image.Image, note: str) -> None:
     pill = Image.new("RGB", size, AMBER)
     ImageDraw.Draw(pill).text((size[0] / 2, size[1] / 2), note, BROWN, font, anchor="mm")
     image.paste(pill, (12, 12), _rounded(size, 15))
-
-
-def _centred(image: Image.Image, picture: Image.Image) -> None:
-    image.paste(picture, ((WIDTH - picture.width) // 2, (STAGE_HEIGHT - picture.height) // 2))
 
 
 def _outline(sheet: Image.Image, place: tuple[int, int], size: tuple[int, int]) -> None:

@@ -18,10 +18,7 @@ from emulated import REQUEST
 from raw_server import HANG, RawServer, answer, raw_server
 from service_calls import BODY, KEY, create, transport_to
 
-from flux2_async._http.borrowed import ROUTE, make_connector
-from flux2_async._http.credentials import Credentials
-from flux2_async._http.exchange import MAX_REPLY
-from flux2_async._http.failures import FAILURES, failure_text
+from flux2_async._http import borrowed, credentials, exchange, failures
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
@@ -143,7 +140,7 @@ async def test_refused(reply: bytes, kind: type[ApiError], code: int) -> None:
         (b"HTTP/1.1 200 O", None),
         (b"what is this\r\n\r\n", None),
         (HANG, None),
-        (answer(200, b"x" * (MAX_REPLY + 1)), None),
+        (answer(200, b"x" * (exchange.MAX_REPLY + 1)), None),
     ],
 )
 async def test_ambiguous(reply: bytes, http_status: int | None) -> None:
@@ -276,12 +273,12 @@ async def test_every_setting_of_a_way_is_taken_over(local: Any) -> None:
         "interleave": 3,
         "socket_factory": lambda address: socket.socket(*address[:3]),
     }
-    assert way.keys() == set(ROUTE)
+    assert way.keys() == set(borrowed.ROUTE)
     assert set(inspect.signature(aiohttp.TCPConnector).parameters) - NO_WAY == {*way, "local_addr"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(**way, local_addr=local)) as http:
-        async with make_connector(http, None) as connector:
+        async with borrowed.make_connector(http, None) as connector:
             ours, theirs = vars(connector), vars(http.connector)
-            names = [*(f"_{name}" for name in ROUTE), "_local_addr_infos"]
+            names = [*(f"_{name}" for name in borrowed.ROUTE), "_local_addr_infos"]
             assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 
 
@@ -451,9 +448,9 @@ def test_every_error_is_mapped(kind: type[BaseException]) -> None:
     error = kind.__new__(kind)
     assert isinstance(error, Exception)
 
-    assert "host.example" in failure_text(error, "host.example")
+    assert "host.example" in failures.failure_text(error, "host.example")
     if kind is not aiohttp.ClientError:
-        assert any(issubclass(kind, row) for row in FAILURES if row is not aiohttp.ClientError) or kind in {
+        assert any(issubclass(kind, row) for row in failures.FAILURES if row is not aiohttp.ClientError) or kind in {
             aiohttp.RedirectClientError,
             getattr(aiohttp, "UploadAbortedError", None),
         }
@@ -461,7 +458,7 @@ def test_every_error_is_mapped(kind: type[BaseException]) -> None:
 
 def test_rows_are_reachable() -> None:
     """No row of the table stands behind a base that would win first."""
-    rows = list(FAILURES)
+    rows = list(failures.FAILURES)
     for number, row in enumerate(rows):
         assert not [base for base in rows[:number] if issubclass(row, base)]
 
@@ -488,7 +485,7 @@ async def test_nothing_of_aiohttp_and_no_secret_leaves(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize(
-    ("credentials", "words"),
+    ("given", "words"),
     [
         (("", "https://a.example", "https://a.example/u"), "APIKLEY_API_KEY"),
         ((None, "https://a.example", "https://a.example/u"), "APIKLEY_API_KEY"),
@@ -505,10 +502,10 @@ async def test_nothing_of_aiohttp_and_no_secret_leaves(caplog: pytest.LogCapture
         (("key", "https://a.example", "nowhere"), "upload_url"),
     ],
 )
-def test_unusable_credentials(credentials: tuple[Any, Any, Any], words: str) -> None:
+def test_unusable_credentials(given: tuple[Any, Any, Any], words: str) -> None:
     """A key or an address that cannot work is refused when it is given, and never shown."""
     with pytest.raises(ConfigurationError, match=words) as caught:
-        Credentials(*credentials)
+        credentials.Credentials(*given)
     assert "two" not in str(caught.value)
     assert "pass@" not in str(caught.value)
 
@@ -610,4 +607,4 @@ async def test_create_task_carries_no_cookies() -> None:
 
 def test_credentials_show_no_key() -> None:
     """The key is in no repr."""
-    assert KEY not in repr(Credentials(KEY, "https://a.example", "https://a.example/u"))
+    assert KEY not in repr(credentials.Credentials(KEY, "https://a.example", "https://a.example/u"))

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flux2_async._protocol.addresses import is_public_number, redirected, split_address
-from flux2_async._protocol.converter import http_address
+from flux2_async._protocol import addresses, converter
 
 FIT = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"))
 
@@ -20,13 +19,13 @@ def test_what_may_stand_in_a_request_line_stays(rest: str) -> None:
     """Byte for byte: signatures are made over the address as it is written."""
     target = rest if rest.startswith("/") else f"/{rest}"
     if rest == "" or rest[0] in "/?":
-        assert split_address(f"https://h.example:8443{rest}#fragment") == ("https://h.example:8443", target)
+        assert addresses.split_address(f"https://h.example:8443{rest}#fragment") == ("https://h.example:8443", target)
 
 
 @given(FIT)
 def test_what_a_record_says_is_kept_as_it_is_written(rest: str) -> None:
     """On the way from a reply to a request an address is only looked at."""
-    assert http_address(f"https://h.example/{rest}") == f"https://h.example/{rest}"
+    assert converter.http_address(f"https://h.example/{rest}") == f"https://h.example/{rest}"
 
 
 @given(st.text())
@@ -36,7 +35,7 @@ def test_what_a_record_says_is_kept_as_it_is_written(rest: str) -> None:
 def test_only_what_may_not_is_escaped(rest: str) -> None:
     """Spaces, control characters and what is not ASCII; nothing can end the request line. Or the address is refused."""
     try:
-        _, target = split_address(f"http://h/{rest}")
+        _, target = addresses.split_address(f"http://h/{rest}")
     except ValueError:
         assert any("\ud800" <= character <= "\udfff" for character in rest)
         return
@@ -49,14 +48,14 @@ def test_only_what_may_not_is_escaped(rest: str) -> None:
 
 def test_bytes_of_a_header_are_escaped_as_they_came() -> None:
     """A Location in Latin-1 leads to the same bytes."""
-    assert split_address("http://h/caf\udce9") == ("http://h", "/caf%E9")
+    assert addresses.split_address("http://h/caf\udce9") == ("http://h", "/caf%E9")
 
 
 @pytest.mark.parametrize("address", ["", "/a", "ftp://h/a", "http:/h", "file:///etc/passwd", "//h/a"])
 def test_other_addresses_are_refused(address: str) -> None:
     """Only http and https are fetched."""
     with pytest.raises(ValueError, match="http"):
-        split_address(address)
+        addresses.split_address(address)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_other_addresses_are_refused(address: str) -> None:
 )
 def test_where_a_redirect_leads(location: str, address: str) -> None:
     """Absolute or relative, byte for byte."""
-    assert redirected("http://h:1/a/b%2Fc?q=1", location) == address
+    assert addresses.redirected("http://h:1/a/b%2Fc?q=1", location) == address
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_where_a_redirect_leads(location: str, address: str) -> None:
 )
 def test_numbers_of_private_networks(number: str, public: bool) -> None:
     """Also where IPv6 wraps an IPv4 address."""
-    assert is_public_number(number) == public
+    assert addresses.is_public_number(number) == public
 
 
 @given(
@@ -119,4 +118,4 @@ def test_numbers_of_private_networks(number: str, public: bool) -> None:
 )
 def test_no_private_number_is_public(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     """None of those that are reserved for private networks."""
-    assert not is_public_number(str(number))
+    assert not addresses.is_public_number(str(number))

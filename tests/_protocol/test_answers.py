@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flux2_async._protocol.answers import Accepted, Refused, Unclear, judge
-from flux2_async._protocol.codec import Reply, encode_request
+from flux2_async._protocol import answers, codec
 from flux2_async.models import Request, TextToImage
 
 REQUEST = TextToImage("a red kettle")
@@ -26,13 +25,16 @@ CODES = [*range(-1, 3), 100, *range(200, 209), *range(300, 310), *range(399, 452
 
 def meaning(status: int, body: Any, request: Request = REQUEST, *, broken_off: str | None = None) -> str:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    reply, sent = Reply(status, {}, content), encode_request(request, (), "https://us.example/?ref=our-ref&sig=1")
-    match judge(reply, sent=sent, request=request, ref="our-ref", now=NOW, broken_off=broken_off):
-        case Accepted(task_id):
+    reply, sent = (
+        codec.Reply(status, {}, content),
+        codec.encode_request(request, (), "https://us.example/?ref=our-ref&sig=1"),
+    )
+    match answers.judge(reply, sent=sent, request=request, ref="our-ref", now=NOW, broken_off=broken_off):
+        case answers.Accepted(task_id):
             return task_id
-        case Refused(error):
+        case answers.Refused(error):
             return f"refused {error.code}"
-        case Unclear(error):
+        case answers.Unclear(error):
             assert (error.request, error.ref) == (request, "our-ref")
             assert error.http_status == (None if broken_off else status)
             return "unclear"
@@ -80,9 +82,9 @@ def test_advice_about_what_a_proxy_says(status: int, word: str) -> None:
         (b"<html>no</html>", word),
         (json.dumps({"code": status, "msg": "no"}).encode(), "change the"),
     ):
-        sent = encode_request(REQUEST, ())
-        answer = judge(Reply(status, {}, body), sent=sent, request=REQUEST, ref="our-ref", now=NOW)
-        assert isinstance(answer, Refused)
+        sent = codec.encode_request(REQUEST, ())
+        answer = answers.judge(codec.Reply(status, {}, body), sent=sent, request=REQUEST, ref="our-ref", now=NOW)
+        assert isinstance(answer, answers.Refused)
         assert advised in str(answer.error)
 
 

@@ -13,10 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flux2_async._protocol import codec as wire
-from flux2_async._protocol import lenient_json
-from flux2_async._protocol.answers import Accepted, judge
-from flux2_async._protocol.records import record_from_payload
+from flux2_async._protocol import answers, codec, lenient_json, records
 from flux2_async.errors import (
     ApiError,
     AuthenticationError,
@@ -37,12 +34,12 @@ LIVE = "558a0e58d58a6cb69e5c6a55170398da"
 CREATED = datetime(2025, 10, 3, 14, 20, 32, 621000, tzinfo=UTC)
 
 
-def reply(body: Any, status: int = 200, **headers: str) -> wire.Reply:
+def reply(body: Any, status: int = 200, **headers: str) -> codec.Reply:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return wire.Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw)
+    return codec.Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw)
 
 
-def sample(name: str, status: int = 200) -> wire.Reply:
+def sample(name: str, status: int = 200) -> codec.Reply:
     (path,) = SAMPLES.glob(f"{name}.*")
     return reply(path.read_bytes(), status)
 
@@ -247,23 +244,23 @@ CALLBACKS: dict[str, TaskRecord | str] = {
 }
 
 
-def created(answer: wire.Reply) -> str | None:
+def created(answer: codec.Reply) -> str | None:
     """The id in an answer to createTask, or None."""
-    meant = judge(answer, sent=b"{}", request=TextToImage("a red kettle"), ref="r", now=datetime.now(UTC))
-    return meant.task_id if isinstance(meant, Accepted) else None
+    meant = answers.judge(answer, sent=b"{}", request=TextToImage("a red kettle"), ref="r", now=datetime.now(UTC))
+    return meant.task_id if isinstance(meant, answers.Accepted) else None
 
 
-DECODERS: dict[str, Callable[[wire.Reply], Any]] = {
+DECODERS: dict[str, Callable[[codec.Reply], Any]] = {
     "createTask": created,
-    "recordInfo": lambda answer: wire.decode_record(answer, "t-1"),
-    "credit": wire.decode_credits,
-    "download-url": wire.decode_download_url,
-    "upload": lambda answer: wire.decode_upload(answer, size=7, mime_type="image/png"),
+    "recordInfo": lambda answer: codec.decode_record(answer, "t-1"),
+    "credit": codec.decode_credits,
+    "download-url": codec.decode_download_url,
+    "upload": lambda answer: codec.decode_upload(answer, size=7, mime_type="image/png"),
 }
 
 
 @pytest.fixture(params=["orjson", "json"])
-def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs with and without orjson."""
     if request.param == "json":
         monkeypatch.setattr(lenient_json, "orjson", None)
@@ -276,15 +273,15 @@ def test_every_sample_is_in_a_table() -> None:
     assert tables == {path.relative_to(SAMPLES).with_suffix("").as_posix() for path in SAMPLES.rglob("*.*")}
 
 
-@pytest.mark.usefixtures("codec")
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("name", RECORDS)
 def test_records(name: str) -> None:
     """Each recordInfo answer becomes exactly this record, or none."""
     task_id, expected = RECORDS[name]
-    assert facts(wire.decode_record(sample(f"recordInfo/{name}"), task_id)) == facts(expected)
+    assert facts(codec.decode_record(sample(f"recordInfo/{name}"), task_id)) == facts(expected)
 
 
-@pytest.mark.usefixtures("codec")
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("status", [200, 402, 500])
 def test_task_ids(name: str, status: int) -> None:
@@ -292,15 +289,15 @@ def test_task_ids(name: str, status: int) -> None:
     assert created(sample(f"createTask/{name}", status)) == IDS[name]
 
 
-@pytest.mark.usefixtures("codec")
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("name", CREATE_CODES)
 def test_envelopes(name: str) -> None:
     """`code` comes as a number or digits, the text as `msg` or `message`."""
-    envelope = wire.decode_envelope(sample(f"createTask/{name}", 500))
+    envelope = codec.decode_envelope(sample(f"createTask/{name}", 500))
     assert (envelope.code, envelope.message) == CREATE_CODES[name]
 
 
-@pytest.mark.usefixtures("codec")
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("name", ACCOUNT)
 def test_account_and_uploads(name: str) -> None:
     """Credits, download links and uploads give exactly these values."""
@@ -310,12 +307,12 @@ def test_account_and_uploads(name: str) -> None:
 def test_an_end_of_life_without_a_zone_is_utc() -> None:
     """All times are aware, also that of a file whose end the service names without its zone."""
     stored = {"downloadUrl": "https://files.example/a.png", "expiresAt": "2026-01-04T12:00:00"}
-    file = wire.decode_upload(reply({"code": 200, "data": stored}), size=7, mime_type="image/png")
+    file = codec.decode_upload(reply({"code": 200, "data": stored}), size=7, mime_type="image/png")
 
     assert file.expires_at == datetime(2026, 1, 4, 12, tzinfo=UTC)
 
 
-@pytest.mark.usefixtures("codec")
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
     """Each refusal is an error of its class that says what came."""
@@ -327,23 +324,23 @@ def test_refusals(name: str) -> None:
     assert caught.value.task_id == ("t-1" if name.startswith("recordInfo") else None)
 
 
-@pytest.mark.usefixtures("codec")
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_callbacks(name: str) -> None:
     """The data of a callback reads like a record; the guide's short form has no state."""
     expected = CALLBACKS[name]
-    data = wire.decode_envelope(sample(f"callback/{name}")).data
+    data = codec.decode_envelope(sample(f"callback/{name}")).data
     if isinstance(expected, str):
         with pytest.raises(ProtocolError, match=expected):
-            record_from_payload(data)
+            records.record_from_payload(data)
     else:
-        assert facts(record_from_payload(data)) == facts(expected)
+        assert facts(records.record_from_payload(data)) == facts(expected)
 
 
 def test_the_body_of_create_task() -> None:
     """All fields are sent, defaults too, with the extra ones untouched and the callback only when given."""
     request = ImageToImage("swap the can", images=["a.png", "b.png"], extra_input={"nsfw_checker": False, "n": 2**70})
-    body = wire.encode_request(request, ["https://f.example/a", "https://f.example/b"], "https://c.example/?ref=1")
+    body = codec.encode_request(request, ["https://f.example/a", "https://f.example/b"], "https://c.example/?ref=1")
     assert json.loads(body) == {
         "model": "flux-2/flex-image-to-image",
         "callBackUrl": "https://c.example/?ref=1",
@@ -356,7 +353,7 @@ def test_the_body_of_create_task() -> None:
             "n": 2**70,
         },
     }
-    assert json.loads(wire.encode_request(TextToImage("ein roter Krug: ä漢", tier="pro"))) == {
+    assert json.loads(codec.encode_request(TextToImage("ein roter Krug: ä漢", tier="pro"))) == {
         "model": "flux-2/pro-text-to-image",
         "input": {"prompt": "ein roter Krug: ä漢", "aspect_ratio": "1:1", "resolution": "1K"},
     }
@@ -365,7 +362,7 @@ def test_the_body_of_create_task() -> None:
 def test_every_picture_needs_an_address() -> None:
     """A request is not sent with fewer or more pictures than it has."""
     with pytest.raises(InvalidRequestError, match="images: 1 addresses for 2 pictures"):
-        wire.encode_request(ImageToImage("swap the can", images=["a.png", "b.png"]), ["https://f.example/a"])
+        codec.encode_request(ImageToImage("swap the can", images=["a.png", "b.png"]), ["https://f.example/a"])
 
 
 @pytest.mark.parametrize(
@@ -400,14 +397,14 @@ def test_every_picture_needs_an_address() -> None:
         (200, b"[" * 300 + b"]" * 300, ProtocolError),
     ],
 )
-@pytest.mark.usefixtures("codec")
+@pytest.mark.usefixtures("parser")
 def test_what_decides_about_a_record(status: int, body: bytes, kind: type[Flux2Error] | None) -> None:
     """The body's code decides, else the HTTP status; every error knows the task."""
     if kind is None:
-        assert wire.decode_record(reply(body, status), "t-1") is None
+        assert codec.decode_record(reply(body, status), "t-1") is None
         return
     with pytest.raises(kind) as caught:
-        wire.decode_record(reply(body, status), "t-1")
+        codec.decode_record(reply(body, status), "t-1")
     assert type(caught.value) is kind
     assert caught.value.task_id == "t-1"
     # The parser's error holds the whole body.
@@ -422,9 +419,9 @@ def test_a_gateways_code_ends_no_task(code: int, status: int) -> None:
     others: list[Any] = [None, [], "text", {"state": "fail"}, {"taskId": "t-2", "state": "fail"}]
     for data in others:
         with pytest.raises(ApiError) as caught:
-            wire.decode_record(reply({"code": code, "message": "gone", "data": data}, status), "t-1")
+            codec.decode_record(reply({"code": code, "message": "gone", "data": data}, status), "t-1")
         assert (caught.value.code, caught.value.http_status) == (code, status)
-        assert not isinstance(caught.value, wire.FailedUnderErrorError)
+        assert not isinstance(caught.value, codec.FailedUnderErrorError)
 
 
 @pytest.mark.parametrize(
@@ -438,8 +435,8 @@ def test_a_gateways_code_ends_no_task(code: int, status: int) -> None:
 )
 def test_a_failure_under_an_error_is_shown_with_it(body: dict[str, Any], status: int) -> None:
     """A record that names this task and says that it failed comes with the refusal, and both go through pickle."""
-    with pytest.raises(wire.FailedUnderErrorError) as caught:
-        wire.decode_record(reply(body, status), "t-1")
+    with pytest.raises(codec.FailedUnderErrorError) as caught:
+        codec.decode_record(reply(body, status), "t-1")
     record = caught.value.record
 
     assert (record.task_id, record.state, record.fail_message) == ("t-1", TaskState.FAIL, "broken")
@@ -452,8 +449,8 @@ def test_no_success_comes_under_an_error(status: int) -> None:
     """A finished record under another status than 2xx is looked at again."""
     data = {"taskId": "t-1", "state": "success", "resultJson": '{"resultUrls":["https://f.example/a.png"]}'}
     with pytest.raises(ApiError) as caught:
-        wire.decode_record(reply({"code": 200, "data": data}, status), "t-1")
-    assert not isinstance(caught.value, wire.FailedUnderErrorError)
+        codec.decode_record(reply({"code": 200, "data": data}, status), "t-1")
+    assert not isinstance(caught.value, codec.FailedUnderErrorError)
 
 
 @pytest.mark.parametrize("code", [408, 451, 501])
@@ -461,7 +458,7 @@ def test_a_final_code_is_a_failure_whatever_else_comes(code: int) -> None:
     """The task is over even when the data says otherwise or is nonsense."""
     nonsense: list[Any] = [None, [], "text", {"state": "generating"}, {"state": "success", "failMsg": 3}]
     for data in nonsense:
-        answer = wire.decode_record(reply({"code": str(code), "message": "gone", "data": data}), "t-1")
+        answer = codec.decode_record(reply({"code": str(code), "message": "gone", "data": data}), "t-1")
         assert answer is not None
         assert (answer.state, answer.fail_code) == (TaskState.FAIL, str(code))
 
@@ -470,7 +467,7 @@ def test_a_429_on_a_look_carries_its_wait() -> None:
     """Retry-After reaches the error, a date counted from the answer's own Date."""
     dated = reply(b"", 429, retry_after="Mon, 23 Nov 2026 00:00:09 GMT", DATE="Mon, 23 Nov 2026 00:00:00 GMT")
     with pytest.raises(RateLimitedError) as caught:
-        wire.decode_record(dated, "t-1")
+        codec.decode_record(dated, "t-1")
     assert caught.value.retry_after == 9.0
 
 
@@ -489,11 +486,11 @@ def test_errors_hold_no_body() -> None:
     ]
     for body in bodies:
         with pytest.raises(Flux2Error) as caught:
-            wire.decode_record(reply(body), "t-1")
+            codec.decode_record(reply(body), "t-1")
         assert secret.encode() not in pickle.dumps(caught.value)
         assert secret not in repr(caught.value)
     assert secret not in repr(reply(bodies[0], 200, link=address))
-    assert secret not in repr(wire.decode_envelope(reply({"code": 200, "msg": secret, "data": secret})))
+    assert secret not in repr(codec.decode_envelope(reply({"code": 200, "msg": secret, "data": secret})))
 
 
 json_values = st.recursive(
@@ -541,8 +538,8 @@ bodies = st.binary() | envelopes | json_values.map(lambda value: json.dumps(valu
 @example(b'{"param":"' * 2000, 200, {})
 def test_no_reply_raises_anything_else(body: bytes, status: int, headers: dict[str, str]) -> None:
     """Whatever comes, decoding gives a value or a `Flux2Error`."""
-    answer = wire.Reply(status, headers, body)
-    for decode in (*DECODERS.values(), wire.decode_envelope):
+    answer = codec.Reply(status, headers, body)
+    for decode in (*DECODERS.values(), codec.decode_envelope):
         with contextlib.suppress(Flux2Error):
             decode(answer)
 
@@ -581,7 +578,7 @@ moments = st.integers(1, 4_000_000_000_000).map(
     lambda milliseconds: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
 )
 words = st.text(min_size=1).map(str.strip).filter(bool)
-records = st.builds(
+drawn_records = st.builds(
     TaskRecord,
     task_id=st.from_regex(r"[A-Za-z0-9_\-]{1,40}", fullmatch=True),
     state=st.sampled_from(TaskState),
@@ -626,16 +623,16 @@ def as_payload(given_record: TaskRecord) -> dict[str, Any]:
 
 
 @settings(max_examples=50)
-@given(records)
+@given(drawn_records)
 def test_records_round_trip(drawn: TaskRecord) -> None:
     """What the service encodes comes back field by field."""
     urls = drawn.result_urls if drawn.state is TaskState.SUCCESS else ()
     expected = attrs.evolve(drawn, result_urls=urls, state_text=drawn.state.value)
-    decoded = wire.decode_record(reply({"code": 200, "data": as_payload(expected)}), drawn.task_id)
+    decoded = codec.decode_record(reply({"code": 200, "data": as_payload(expected)}), drawn.task_id)
     assert facts(decoded) == facts(expected)
 
 
 def test_not_found_keeps_its_class_elsewhere() -> None:
     """Only a record that is not there is no error; 404 on another call is one."""
     with pytest.raises(NotFoundError):
-        wire.decode_credits(reply(b"<html>", 404))
+        codec.decode_credits(reply(b"<html>", 404))

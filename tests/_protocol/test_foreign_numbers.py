@@ -8,10 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._protocol import lenient_json
-from flux2_async._protocol.codec import code_of
-from flux2_async._protocol.records import record_from_payload
-from flux2_async._protocol.refusals import http_date, retry_after
+from flux2_async._protocol import codec, lenient_json, records, refusals
 from flux2_async.cli import doctor
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import parse_rate_limit
@@ -51,18 +48,18 @@ NUMBERS = [
 
 
 def record(**fields: Any) -> Any:
-    return record_from_payload({"taskId": "t1", "state": "success", **fields}, "t1")
+    return records.record_from_payload({"taskId": "t1", "state": "success", **fields}, "t1")
 
 
 READERS: dict[str, Callable[[str], Any]] = {
-    "Retry-After": lambda text: retry_after({"Retry-After": text}),
-    "Retry-After with a date": lambda text: retry_after({"Retry-After": text, "Date": DATE}),
-    "Date": lambda text: retry_after({"Retry-After": DATE, "Date": text}),
-    "Retry-After of a body": lambda text: retry_after({}, body=lenient_json.dumps({"retryAfter": text})),
-    "a date": http_date,
+    "Retry-After": lambda text: refusals.retry_after({"Retry-After": text}),
+    "Retry-After with a date": lambda text: refusals.retry_after({"Retry-After": text, "Date": DATE}),
+    "Date": lambda text: refusals.retry_after({"Retry-After": DATE, "Date": text}),
+    "Retry-After of a body": lambda text: refusals.retry_after({}, body=lenient_json.dumps({"retryAfter": text})),
+    "a date": refusals.http_date,
     "the clock of a server": doctor.clock_skew,
     "Content-Length": declared_length,
-    "a code": lambda text: code_of({"code": text}),
+    "a code": lambda text: codec.code_of({"code": text}),
     "a time": lambda text: record(createTime=text),
     "a progress": lambda text: record(progress=text),
     "credits": lambda text: record(creditsConsumed=text),
@@ -92,9 +89,9 @@ def test_any_number_is_read_or_passed_over(read: Callable[[str], Any], text: str
 )
 def test_any_date_is_a_moment_or_none(text: str) -> None:
     """And every moment can be held against another one."""
-    moment = http_date(text)
+    moment = refusals.http_date(text)
     assert moment is None or moment.tzinfo
-    assert (retry_after({"Retry-After": text, "Date": DATE}) or 0.0) >= 0.0
+    assert (refusals.retry_after({"Retry-After": text, "Date": DATE}) or 0.0) >= 0.0
 
 
 def test_a_pause_is_a_length_of_time() -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Turnstile, Waiter
 from flux2_async._limiter.slots import Slots
-from flux2_async._limiter.window import MAX_PAUSE, Fate, Ticket, pause_after, starts_of
+from flux2_async._limiter.window import MAX_PAUSE, Fate, Supply, Ticket, pause_after, starts_of
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
@@ -48,6 +48,10 @@ class Gate(Turnstile[Permit]):
     def paused_until(self) -> float | None:
         """Loop time at which the gate opens, or None when it is open."""
         return self._until if self._loop and self._until > self._loop.time() else None
+
+    def supply(self) -> Supply | None:
+        """When there will be permits, as far as is known; None: it is not, as where other processes share them."""
+        return None
 
     async def acquire(
         self,
@@ -182,6 +186,10 @@ class Limiter(Gate):
         self._window, self._until = before._window, before._until  # noqa: SLF001  of the same kind
         if before._loop is not None and before._loop.is_closed():  # noqa: SLF001  the same
             self._window.abandon(asyncio.get_running_loop().time())
+
+    def supply(self) -> Supply:
+        """See `Gate`."""
+        return self._window.supply(asyncio.get_running_loop().time(), self._until)
 
     def free_at(self, ahead: int) -> float:
         """Loop time of the permit that comes after so many others, as far as is known; infinity where it is not."""

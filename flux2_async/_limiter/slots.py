@@ -72,6 +72,11 @@ class Slots(Turnstile[None]):
             await self._pass(priority=priority, max_wait=max_wait, waited=waited, since=since, owner=owner, group=group)
 
     @property
+    def places(self) -> float:
+        """How many there are; infinity without a cap."""
+        return math.inf if self._max_running is None else self._max_running
+
+    @property
     def room(self) -> float:
         """How many of those who have a slot may have a permit now; infinity where there is one for each."""
         return max(self._all_early - self._ahead, 0) if self._ahead else math.inf

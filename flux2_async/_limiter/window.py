@@ -28,6 +28,7 @@ server took of ours in the last period is certain, what lies above is not, and a
 import enum
 import heapq
 import math
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -96,12 +97,40 @@ class Ticket:
     spacing: float = 0.0
 
 
+@attrs.frozen
+class Supply:
+    """When there will be permits, where each is taken as soon as there is one; times as those of the window.
+
+    Attributes:
+        times: Of the first ones, as many as may be out at once, in order; empty where there is no limit.
+        period: Seconds after which each is back.
+        begin: Before this time there is none.
+        paced: When the first one is allowed by the pace.
+        spacing: Seconds between two of them by the pace.
+    """
+
+    times: tuple[float, ...]
+    period: float
+    begin: float
+    paced: float = -math.inf
+    spacing: float = 0.0
+
+    def at(self, number: int, taken: Sequence[float]) -> float:
+        """Give when there is one, where those before were taken at these times."""
+        at = max(self.begin, self.paced + number * self.spacing)
+        if not self.times:
+            return at
+        most = len(self.times)
+        return max(at, self.times[number] if number < most else taken[number - most] + self.period)
+
+
 class Starts(Protocol):
     """What the limiter asks of a window; times are loop times in seconds."""
 
     @property
     def learned_limit(self) -> int | None: ...
     def ready_at(self, now: float, ahead: int = 0) -> float: ...
+    def supply(self, now: float, begin: float) -> Supply: ...
     def take(self, now: float) -> Ticket: ...
     def settle(self, ticket: Ticket, fate: Fate, now: float, pause: float = 0.0) -> None: ...
     def hold(self, until: float) -> None: ...
@@ -115,6 +144,9 @@ class Unlimited:
 
     def ready_at(self, now: float, ahead: int = 0) -> float:  # noqa: ARG002  as many as want
         return now
+
+    def supply(self, now: float, begin: float) -> Supply:
+        return Supply((), 0.0, max(now, begin))
 
     def take(self, now: float) -> Ticket:
         return Ticket(now)
@@ -215,6 +247,18 @@ class Window:
             return math.inf
         first = self._returns[0] if missing == 1 else heapq.nsmallest(missing, self._returns)[-1]
         return max(paced, first[0])
+
+    def supply(self, now: float, begin: float) -> Supply:
+        """When there will be permits, none of them before `begin`, as far as is known; see `Supply`."""
+        self._collect(now)
+        period = self._rate.period * CLOCK_MARGIN
+        # What is under way is taken to be answered now.
+        times = [*(at for at, _ in self._returns), *[now + period] * (self._out - len(self._returns))]
+        times = sorted([*[now] * (self._limit - self._out), *times])[-self._limit :]
+        paced = -math.inf
+        if self._burst < self._limit or self._burst == 1:
+            paced = max(self._full_at, now) + (1 - self._burst) * self._spacing
+        return Supply(tuple(times), period, max(now, begin), paced, self._spacing)
 
     def take(self, now: float) -> Ticket:
         self._news = None

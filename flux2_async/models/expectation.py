@@ -30,3 +30,13 @@ class Expectation:
     def remaining(self) -> float | None:
         """Seconds that it still takes by the median; 0.0 once it has ended. None: not known."""
         return None if self.elapsed is None or self.median is None else max(self.median - self.elapsed, 0.0)
+
+    def after(self, seconds: float) -> "Expectation":
+        """Give the same for what waited so many seconds before: all times count from the beginning of that."""
+        elapsed, median, bound = (
+            None if each is None else each + seconds for each in (self.elapsed, self.median, self.bound)
+        )
+        fraction = self.fraction
+        if fraction is not None and self.median is not None and median:
+            fraction = (seconds + fraction * self.median) / median
+        return Expectation(elapsed=elapsed, median=median, bound=bound, fraction=fraction)

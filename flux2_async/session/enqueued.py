@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Final
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._shown.frames import showable
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
@@ -14,6 +15,9 @@ from flux2_async.session.submission import Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
+
+if TYPE_CHECKING:
+    from flux2_async.models.expectation import Expectation
 
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
@@ -34,6 +38,8 @@ class SubmissionHandle:
     """
 
     __slots__ = (
+        "_begun",
+        "_ended",
         "_group",
         "_job",
         "_outcome",
@@ -59,6 +65,8 @@ class SubmissionHandle:
         self._submission: Submission | None = None
         self._job: asyncio.Task[None] | None = None
         self._withdrawn: bool | None = None
+        self._begun = asyncio.get_running_loop().time()
+        self._ended: float | None = None
 
     def __repr__(self) -> str:
         return f"<SubmissionHandle {self.ref} {self.state}>"
@@ -96,6 +104,34 @@ class SubmissionHandle:
             return None
         submission = None if self._is_left_alone() else self._submission
         return self._submitter.position(submission, self._priority, self._group)
+
+    @property
+    def expected_start(self) -> datetime | None:
+        """When it is expected to be sent, aware; None: it does not wait, or nobody knows.
+
+        By the limit, what waits before it, and how long the tasks that run are expected to take where `max_running` of
+        them do. Not known while the service is away, and where a coordination shares the limit with other processes.
+        """
+        position = self.position
+        seconds = None if position is None or self._submitter is None else self._submitter.starts_in(position)
+        return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+
+    def expectation(self) -> "Expectation":
+        """How long it takes from the call of `enqueue` to the picture; see `ImageTask.expectation`.
+
+        Of the wait for its turn what is expected now counts. Call it in the session's event loop.
+
+        Returns:
+            Seconds; once it is a task `elapsed` counts on. Where its start is not known, and where it has ended without
+            a task, all but `elapsed` is None.
+        """
+        from flux2_async.models.expectation import Expectation  # noqa: PLC0415  few ask
+
+        if self._submitter is not None and not self._outcome.done:
+            return self._submitter.expectation(self.request, self.position, self._waited())
+        if self.state is not SubmissionState.ACCEPTED:
+            return Expectation(elapsed=self._waited())
+        return self._task().expectation().after(self._waited())
 
     @property
     def priority(self) -> int:
@@ -161,8 +197,15 @@ class SubmissionHandle:
             return self._outcome.error is not None and self._outcome.error is not joined.outcome.error
         return joined.ended and joined.private
 
+    def _waited(self) -> float:
+        """Seconds until it ended, or until now."""
+        return asyncio.get_running_loop().time() - self._begun if self._ended is None else self._ended - self._begun
+
     async def _accepted(self) -> ImageTask:
         await self._outcome.wait()
+        return self._task()
+
+    def _task(self) -> ImageTask:
         submission = self._submission
         found = submission is not None and submission.state is SubmissionState.ACCEPTED
         if submission is not None and found and isinstance(self._outcome.error, AmbiguousSubmitError):
@@ -197,6 +240,7 @@ class SubmissionHandle:
             self._break_off("the submission was cancelled")
             raise
         finally:
+            self._ended = asyncio.get_running_loop().time()
             if self._withdrawn is False and self._submission is not None:
                 self._submission.leaving -= 1
 
@@ -250,5 +294,6 @@ class Enqueued:
         handle = self._jobs.pop(job)
         # Here as well, because one that is cancelled before its first step never gets to its own end.
         handle._break_off("the submission was cancelled")  # noqa: SLF001  one thing in two classes
+        handle._ended = handle._ended or self._loop.time()  # noqa: SLF001  likewise
         handle._submitter = handle._job = None  # noqa: SLF001  likewise
         self.ended.wake()

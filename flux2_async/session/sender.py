@@ -16,6 +16,7 @@ from flux2_async._http.post import Post
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.slots import Slots
+from flux2_async._limiter.window import Supply
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async._protocol.codec import encode_request
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TransportError
@@ -129,6 +130,11 @@ class Sender:
         """Give what tells whose turn comes first of the groups that wait: for a permit, or for a slot."""
         slots = {group: (1, turn) for group, turn in self._slots.turns().items()}
         return slots | {group: (0, turn) for group, turn in self._limiter.turns().items()}
+
+    def supply(self) -> tuple[Supply, float] | None:
+        """When there will be permits, and how many tasks may run at once; None: not known, as in an outage."""
+        supply = None if self.breaker.reason is not None else self._limiter.supply()
+        return None if supply is None else (supply, self._slots.places)
 
     async def _send_new(self, submission: Submission) -> None:
         begun = self._loop.time()

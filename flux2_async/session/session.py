@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
@@ -27,7 +28,7 @@ from flux2_async.models import (
     Timeouts,
     UploadedFile,
 )
-from flux2_async.models.plain import plain
+from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_user_agent
 from flux2_async.session.arguments import (
     check_count,
@@ -551,6 +552,26 @@ class Flux2Session:
         async with asyncio.timeout(timeout):
             while parts.watcher or parts.submitter or parts.enqueued:
                 await (parts.enqueued or parts.submitter or parts.watcher).ended.wait()
+
+    def remaining(self, more: int = 0, *, max_running: int | None = None) -> float | None:
+        """Tell how long it takes until all that is outstanding has ended, by what the session has learned.
+
+        Args:
+            more: So many further requests, of the same kinds as those that are outstanding.
+            max_running: Requests at once. None: as many as the session has.
+
+        Returns:
+            Seconds, 0.0 when there is nothing; of the last tasks the usual time counts, not that of a straggler. None:
+            not known, while the service is away, and where a coordination shares the limit with other processes.
+
+        Raises:
+            ConfigurationError: An argument cannot be used.
+            SessionClosedError: The session is not open.
+        """
+        if not (is_whole(more) and more >= 0):
+            raise ConfigurationError(f"more: {more!r} given, it must be a whole number of 0 or more")
+        most = check_count("max_running", max_running)
+        return self._life.usable().submitter.remaining(more, math.inf if most is None else most)
 
     def notify(self, task_id: str) -> None:
         """Poll a task now, because it is said to be finished; other ids are ignored."""

@@ -5,10 +5,13 @@ being told it is finished, anywhere before it is withdrawn, unless another calle
 """
 
 import asyncio
+import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
+
+import attrs
 
 from flux2_async._http.credentials import Secret
 from flux2_async._http.files import Files
@@ -27,6 +30,8 @@ from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
+    from flux2_async.models.expectation import Expectation
+    from flux2_async.session.forecast import Forecast
 
 # The turn of a group of which nobody waits in a queue yet.
 LAST: Final = (2, 0)
@@ -180,6 +185,49 @@ class Submitter:
     def under_way(self, ref: str) -> Submission | None:
         """Give the submission of this name that has not ended, or None."""
         return next((each for each in self._jobs if each.ref == ref and not each.ended), None)
+
+    def starts_in(self, position: int) -> float | None:
+        """Give the seconds until a submission is sent that has so many before it; None: not known."""
+        forecast = self._forecast(position + 1)
+        return None if forecast is None else forecast.start - self._loop.time()
+
+    def remaining(self, more: int, most: float) -> float | None:
+        """Give the seconds until all has ended, and `more` of the same kinds; at most `most` of them run at once."""
+        waiting = sum(each.state is SubmissionState.QUEUED for each in self._jobs)
+        forecast = self._forecast(waiting + more, most)
+        return None if forecast is None else forecast.end - self._loop.time()
+
+    def expectation(self, request: Request, position: int | None, waited: float) -> "Expectation":
+        """Give what is expected of a submission that is no task yet: None, it does not wait for its turn."""
+        from flux2_async.models.expectation import Expectation  # noqa: PLC0415  few ask
+        from flux2_async.tasks.durations import expected  # noqa: PLC0415  likewise
+
+        wait = 0.0 if position is None else self.starts_in(position)
+        if wait is None:
+            return Expectation(elapsed=waited)
+        whole = expected(self._watcher.durations(request), 0.0).after(waited + wait)
+        return attrs.evolve(whole, elapsed=waited, fraction=waited / whole.median if whole.median else None)
+
+    def _forecast(self, count: int, most: float = math.inf) -> "Forecast | None":
+        from flux2_async.session.forecast import Forecast  # noqa: PLC0415  few ask
+
+        if (known := self._sender.supply()) is None:
+            return None
+        supply, places = known
+        durations, running = [], self._watcher.running()
+        for each in self._jobs:
+            if each.state is SubmissionState.QUEUED:
+                durations.append(self._watcher.durations(each.request))
+            elif not each.ended:
+                running.append((self._watcher.durations(each.request), 0.0))
+        return Forecast(
+            count,
+            supply,
+            now=self._loop.time(),
+            running=running,
+            places=min(places, most),
+            durations=durations or [kind for kind, _ in running] or self._watcher.all_durations(),
+        )
 
     def prioritise(self, submission: Submission, priority: int) -> None:
         """Give a submission another priority while it waits; later there is nothing left to change."""

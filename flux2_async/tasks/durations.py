@@ -1,15 +1,16 @@
 """How long tasks of one kind take, and what that says of one that runs already. Pure.
 
 The share of tasks that outlive an age comes from the counts of `hazard`, bin by bin (the actuarial estimate of a life
-table), so that tasks which still run count as well: the first of a hundred to end are the quickest of them. Where few
-or none were seen, as at ages that no task has reached, the documented range speaks: seen were 8 to 95 s, taken here for
-the middle eight in ten of a log-logistic distribution.
+table), so that tasks which still run count as well: the first of a hundred to end are the quickest of them. Ages that
+few have reached lean on the log-logistic distributions under which what was seen is likely; before anything was seen
+that is one whose middle eight in ten are the documented range, 8 to 95 s.
 """
 
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from functools import cache
+from itertools import accumulate, pairwise, product
 from operator import mul
 from typing import Final
 
@@ -19,8 +20,14 @@ SHORT: Final = 8.0
 LONG: Final = 95.0
 MEDIAN: Final = math.sqrt(SHORT * LONG)
 SHAPE: Final = 2.0 * math.log(9.0) / math.log(LONG / SHORT)
-# So many tasks of the documented range are taken for seen.
-WEIGHT: Final = 0.5
+# Medians and shapes that tasks may have: from all alike within a tenth to the documented range.
+MEDIANS: Final = tuple(MEDIAN * 1.2**step for step in range(-16, 13))
+SHAPES: Final = (SHAPE, 2.6, 4.0, 6.0, 9.0, 14.0, 25.0)
+# How far from the documented median one is likely to be: a factor of e to that.
+LIKELY: Final = 1.0
+NEGLIGIBLE: Final = 1e-3
+# So many tasks of what is likely are taken for seen.
+WEIGHT: Final = 1.0
 HALF: Final = 0.5
 MOST: Final = 0.9
 
@@ -38,9 +45,12 @@ class Durations:
 
     def __init__(self, edges: Sequence[float], ends: Sequence[float], at_risk: Sequence[float]) -> None:
         self._edges = edges
+        likely = _likely(edges, ends, at_risk)
         outlived = (
-            1.0 - _ended(begin, end, count, seconds / (end - begin))
-            for (begin, end), count, seconds in zip(pairwise(edges), ends, at_risk, strict=True)
+            1.0 - _ended(1.0 - after / before, count, seconds / (end - begin))
+            for (begin, end), (before, after), count, seconds in zip(
+                pairwise(edges), pairwise(likely), ends, at_risk, strict=True
+            )
         )
         # Falling, and above 0.0 everywhere.
         self._survival: list[float] = [1.0, *accumulate(outlived, mul)]
@@ -92,10 +102,48 @@ def expected(durations: Durations | None, age: float) -> Expectation:
 
 def _documented(age: float) -> float:
     """The share of tasks that take longer, where none was seen."""
-    return 1.0 / (1.0 + math.pow(age / MEDIAN, SHAPE))
+    return _outlive(age, MEDIAN, SHAPE)
 
 
-def _ended(begin: float, end: float, count: float, at_risk: float) -> float:
+def _outlive(age: float, median: float, shape: float) -> float:
+    return 1.0 / (1.0 + math.pow(age / median, shape))
+
+
+def _ended(likely: float, count: float, at_risk: float) -> float:
     """The share of those that reach a bin which end in it; `at_risk`: so many of them, on average over the bin."""
-    documented = 1.0 - _documented(end) / _documented(begin)
-    return (count + WEIGHT * documented) / (max(at_risk + count / 2.0, count) + WEIGHT)
+    return (count + WEIGHT * likely) / (max(at_risk + count / 2.0, count) + WEIGHT)
+
+
+def _likely(edges: Sequence[float], ends: Sequence[float], at_risk: Sequence[float]) -> list[float]:
+    """The share of tasks that outlive each edge, by all candidates as far as they are likely."""
+    if not any(ends):
+        return [_documented(edge) for edge in edges]
+    weights = []
+    for (median, _), hazards, logarithms in _candidates(tuple(edges)):
+        far = math.log(median / MEDIAN) / LIKELY
+        weights.append(sum(map(mul, ends, logarithms)) - sum(map(mul, at_risk, hazards)) - far * far / 2.0)
+    best = max(weights)
+    kept = [
+        (math.exp(weight - best), candidate[0])
+        for weight, candidate in zip(weights, _candidates(tuple(edges)), strict=True)
+        if weight - best > math.log(NEGLIGIBLE)
+    ]
+    total = sum(weight for weight, _ in kept)
+    return [sum(weight * _outlive(edge, *shape) for weight, shape in kept) / total for edge in edges]
+
+
+_Candidate = tuple[tuple[float, float], list[float], list[float]]
+
+
+@cache
+def _candidates(edges: tuple[float, ...]) -> list[_Candidate]:
+    """Median and shape of each, its hazard in each bin, in ends per second of those that run, and its logarithm."""
+    candidates = []
+    for median, shape in product(MEDIANS, SHAPES):
+        outlived = [_outlive(edge, median, shape) for edge in edges]
+        hazards = [
+            max(math.log(before / after) / (end - begin), 1e-12)
+            for (begin, end), (before, after) in zip(pairwise(edges), pairwise(outlived), strict=True)
+        ]
+        candidates.append(((median, shape), hazards, list(map(math.log, hazards))))
+    return candidates

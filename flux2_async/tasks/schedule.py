@@ -212,6 +212,10 @@ class Schedules:
             return self.unknown
         return self.of(record.model, resolution)
 
+    def durations(self) -> "list[Durations]":
+        """Give how long tasks of each kind take of which something is known."""
+        return [schedule.durations() for schedule in self._learned.values()]
+
     def knowledge(self) -> dict[str, Any]:
         """Give what was learned, to be kept for another session; no kinds if no task has ended."""
         kinds = {}

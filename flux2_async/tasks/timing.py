@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from flux2_async.models import TaskRecord
+from flux2_async.models import Request, TaskRecord
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.schedule import Schedule, Schedules, wait_after_failure
 
 if TYPE_CHECKING:
     from flux2_async.models.expectation import Expectation
+    from flux2_async.tasks.durations import Durations
 
 LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 # Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
@@ -120,6 +121,18 @@ class Timing:
         again = self.begin(watched.task, watched.schedule.without_callback, now)
         again.created, again.old = watched.created, watched.old
         return again
+
+    def durations(self, request: Request) -> "Durations":
+        """Give how long tasks of a kind take, as far as is known."""
+        return self._schedules.of(request.model, request.resolution).durations()
+
+    def all_durations(self) -> "list[Durations]":
+        """Give that of all kinds of which something is known, else what is documented."""
+        return self._schedules.durations() or [self._schedules.unknown.durations()]
+
+    def running(self, watched: Watched, now: float) -> "tuple[Durations, float]":
+        """Give how long tasks of one's kind take, and its age; where that is not known, for how long it is watched."""
+        return watched.schedule.durations(), self._age(watched, now)
 
     def expectation(self, watched: Watched | None, now: float) -> "Expectation":
         """Give how long a task still takes, as far as is known; None: one that is not watched."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TaskTimeoutError
-from flux2_async.models import ImageResult, Polling, TaskRecord
+from flux2_async.models import ImageResult, Polling, Request, TaskRecord
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.looks import Looks, Records
 from flux2_async.tasks.observers import Observers
@@ -24,6 +24,7 @@ from flux2_async.tasks.verdict import HINTS_APART, Judge, Verdict
 
 if TYPE_CHECKING:
     from flux2_async.models.expectation import Expectation
+    from flux2_async.tasks.durations import Durations
 
 logger = logging.getLogger("flux2_async")
 
@@ -133,6 +134,19 @@ class Watcher:
     def expectation(self, task: ImageTask) -> "Expectation":
         """Give how long a task still takes, as far as is known."""
         return self._timing.expectation(self._watched.get(task.id), self._loop.time())
+
+    def durations(self, request: Request) -> "Durations":
+        """Give how long tasks of a request's kind take, as far as is known."""
+        return self._timing.durations(request)
+
+    def all_durations(self) -> "list[Durations]":
+        """Give that of all kinds of which something is known, else what is documented."""
+        return self._timing.all_durations()
+
+    def running(self) -> "list[tuple[Durations, float]]":
+        """Give of each outstanding task how long its kind takes, and its age in seconds."""
+        now = self._loop.time()
+        return [self._timing.running(watched, now) for watched in self._watched.values()]
 
     def look_sooner(self, task: ImageTask) -> None:
         """Look at a task as soon as those who follow it want it, unless looks at it fail."""

@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import pytest
 from emulated import REQUEST, emulated, error_of, session_for, until
 
@@ -89,6 +91,121 @@ async def test_positions() -> None:
 
         prompts = [call.body["input"]["prompt"] for call in emulator.ledger.requests[1:] if call.body is not None]
         assert prompts == ["number 3", "number 1", "number 2"]
+
+
+def seconds_until(handle: SubmissionHandle) -> float:
+    """How far away its start is expected."""
+    assert handle.expected_start is not None
+    assert handle.expected_start.tzinfo is not None
+    return (handle.expected_start - datetime.now(UTC)).total_seconds()
+
+
+def sent_at(emulator: Emulator) -> dict[str, float]:
+    """When each prompt came to the service, in seconds since the first."""
+    calls = [call for call in emulator.ledger.requests if call.outcome == "accepted" and call.body is not None]
+    return {call.body["input"]["prompt"]: call.time - calls[0].time for call in calls if call.body is not None}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rate_limit": RateLimit(2, 10.0)}, {"rate_limit": RateLimit(5, 30.0), "max_running": 2}, {"max_running": 3}],
+    ids=["limit", "both", "running"],
+)
+async def test_expected_start(options: dict[str, Any]) -> None:
+    """What the limit, those before it and the tasks that run let expect is about when each of them is sent."""
+    async with emulated(Script(plans=Plan(duration=20.0)), **options) as (flux, emulator):
+        for _ in range(5):
+            await flux.submit(REQUEST)
+        await flux.drain()
+        await asyncio.sleep(60.0)
+        begun = asyncio.get_running_loop().time()
+        handles = [flux.enqueue(TextToImage(f"number {n}")) for n in range(12)]
+        await asyncio.sleep(0.5)
+        expected = [(handle.request, seconds_until(handle)) for handle in handles if handle.state is S.QUEUED]
+        assert len(expected) >= 7
+        assert [handle.expected_start for handle in handles if handle.state is not S.QUEUED] == [None] * (
+            12 - len(expected)
+        )
+        await flux.drain()
+
+        first = begun + 0.5 - emulator.ledger.requests[0].time
+        for request, seconds in expected:
+            came = sent_at(emulator)[request.prompt] - first
+            assert came == pytest.approx(seconds, rel=0.15, abs=2.0)
+
+
+async def test_expected_start_changes_with_what_happens() -> None:
+    """A pause moves it, one that leaves or is overtaken makes room; without a limit it is now."""
+    async with emulated(rate_limit=RateLimit(1, 20.0)) as (flux, _):
+        await flux.submit(REQUEST)
+        handles = [flux.enqueue(TextToImage(f"number {n}")) for n in range(3)]
+        await asyncio.sleep(0.1)
+        assert [round(seconds_until(handle)) for handle in handles] == [20, 40, 60]
+        handles[2].priority = 1
+        assert [round(seconds_until(handle)) for handle in handles] == [40, 60, 20]
+        handles[0].withdraw()
+        await asyncio.sleep(0.1)
+        assert [round(seconds_until(handle)) for handle in handles[1:]] == [40, 20]
+        flux.pause(100.0)
+        assert [round(seconds_until(handle)) for handle in handles[1:]] == [120, 100]
+    async with emulated(rate_limit=None, max_running=None) as (flux, _):
+        assert abs(seconds_until(flux.enqueue(REQUEST))) < 1.0
+
+
+async def test_expected_start_is_not_known_in_an_outage() -> None:
+    """While the service is away, and nobody knows for how long, no time is told."""
+    async with emulated(Script(faults=[Fault("createTask", "cut_after", times=2)])) as (flux, _):
+        for _ in range(2):
+            assert isinstance(await error_of(flux.submit(REQUEST)), AmbiguousSubmitError)
+        handle = flux.enqueue(REQUEST)
+        await asyncio.sleep(0.1)
+        assert (handle.state, handle.expected_start) == (S.QUEUED, None)
+        assert attrs.astuple(handle.expectation()) == (pytest.approx(0.1, abs=0.01), None, None, None)
+        assert flux.remaining() is None
+
+
+async def test_expectation_from_the_queue_to_the_picture() -> None:
+    """It tells the wait and the task together, and goes on once the task is made; the fraction grows all the time."""
+    script = Script(plans=Plan(duration=12.0))
+    async with emulated(script, rate_limit=RateLimit(4, 30.0)) as (flux, _):
+        await asyncio.gather(*[await flux.submit(REQUEST) for _ in range(4)])
+        await asyncio.sleep(60.0)
+        handles = [flux.enqueue(REQUEST) for _ in range(8)]
+        await asyncio.sleep(1.0)
+        last = handles[-1]
+        whole = last.expectation()
+        assert whole.elapsed == pytest.approx(1.0)
+        assert whole.median == pytest.approx(30.0 + 12.0, rel=0.1)
+        assert whole.bound is not None
+        assert whole.bound > 42.0
+        fractions = [whole.fraction or 0.0]
+        while not (last.state is S.ACCEPTED and (await last).done()):
+            await asyncio.sleep(3.0)
+            now = last.expectation()
+            assert now.elapsed == pytest.approx(1.0 + 3.0 * len(fractions), abs=1.5)
+            assert now.median == pytest.approx(30.0 + 12.0, rel=0.15)
+            fractions.append(now.fraction or 0.0)
+
+        assert fractions == sorted(fractions)
+        assert len(fractions) >= 13
+        assert fractions[-1] == 1.0
+        assert last.expectation().median == pytest.approx(42.0, abs=1.0)
+
+        left = flux.enqueue(REQUEST)
+        left.withdraw()
+        await asyncio.sleep(1.0)
+        assert attrs.astuple(left.expectation()) == (pytest.approx(0.0, abs=0.01), None, None, None)
+
+
+async def test_remaining_of_nothing() -> None:
+    """Nothing takes no time; arguments are checked."""
+    async with emulated() as (flux, _):
+        assert flux.remaining() == 0.0
+        for wrong in (-1, 1.5, True):
+            with pytest.raises(ConfigurationError, match="more: "):
+                flux.remaining(wrong)  # type: ignore[arg-type]  # it is what is tested
+        with pytest.raises(ConfigurationError, match="max_running: 0"):
+            flux.remaining(max_running=0)
 
 
 @pytest.mark.parametrize("wait", ["slot", "permit"])

@@ -63,18 +63,9 @@ class Downloads:
         await anyio.to_thread.run_sync(prepare_folder, directory)
 
     async def save(self, task_id: str, number: int, url: str, directory: Path) -> Path:
-        """Save one picture.
+        """Save one picture, of its task's the one of this number from 1, in an existing folder; give the file.
 
         To be called in a task of a task group, whose cancellation the removal of the unfinished file is shielded from.
-
-        Args:
-            task_id: The task.
-            number: Which of its pictures, from 1.
-            url: Where the picture is.
-            directory: An existing folder.
-
-        Returns:
-            The file.
 
         Raises:
             Flux2Error: It cannot be fetched.

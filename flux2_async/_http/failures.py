@@ -27,12 +27,7 @@ def connecting_text(error: Exception, host: str | None) -> str:
 
 
 def is_lasting(error: Exception, *, reached: bool) -> bool:
-    """Whether what kept a connection from being made would do so again, or is nothing that anybody knows of.
-
-    Args:
-        error: What the connector raised.
-        reached: Whether the host was reached before.
-    """
+    """Whether what kept a connection from being made would do so again, or is nothing that anybody knows of."""
     foreign = (ValueError, TypeError, AttributeError, RuntimeError)
     return bars_the_way(error, reached=reached) or isinstance(error, foreign)
 
@@ -40,9 +35,7 @@ def is_lasting(error: Exception, *, reached: bool) -> bool:
 def bars_the_way(error: Exception, *, reached: bool) -> bool:
     """Whether nothing reaches the host until a person changes something: the certificate, the proxy, the address.
 
-    Args:
-        error: What the connector raised.
-        reached: Whether the host was reached before; a name that is not known then is a network that is away.
+    A name that is not known, of a host that was `reached` before, is a network that is away.
     """
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return 400 <= error.status < 500 and error.status not in PROXY_WANTS_NO_MORE  # noqa: PLR2004  HTTP's own class

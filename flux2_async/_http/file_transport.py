@@ -50,10 +50,7 @@ class FileReply:
     _response: aiohttp.ClientResponse
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Give the content piece by piece.
-
-        Yields:
-            Up to 64 KiB at a time.
+        """Give the content piece by piece, up to 64 KiB at a time.
 
         Raises:
             TransportError: The content broke off.
@@ -109,11 +106,7 @@ class FileTransport:
 
     @asynccontextmanager
     async def get(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[FileReply]:
-        """Open a file at any host, without the key, following redirects.
-
-        Args:
-            url: Its http(s) address.
-            headers: Further headers, such as Range.
+        """Open a file at any host, without the key, following redirects; `headers` are further ones, such as Range.
 
         Yields:
             The answer, whatever its status; its content is read with `chunks`.

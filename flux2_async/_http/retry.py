@@ -21,13 +21,9 @@ MAX_RETRY_AFTER: Final = 60.0
 
 
 async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Call until it succeeds, fails for good, or has failed five times.
+    """Call until it succeeds, fails for good, or has failed five times; it must be harmless to do it twice.
 
-    Args:
-        attempt: What is done; it must be harmless to do it twice. Errors that are not `transient` are final.
-
-    Returns:
-        What it returned.
+    Errors that are not `transient` are final.
 
     Raises:
         Flux2Error: What the last try raised.

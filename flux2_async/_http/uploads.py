@@ -84,11 +84,8 @@ class Uploads:
     async def bring(self, picture: Picture, file_name: str | None) -> UploadedFile:
         """Give the file at the service, sending it when it is not there.
 
-        Who asks for a content that is being sent waits; when the first fails or is cancelled, the next one tries.
-
-        Args:
-            picture: What to send.
-            file_name: The caller's name for it, or None; a content that is there keeps the name it has.
+        Who asks for a content that is being sent waits; when the first fails or is cancelled, the next one tries. A
+        content that is there keeps the name it has.
 
         Raises:
             InvalidRequestError: The file was changed meanwhile.

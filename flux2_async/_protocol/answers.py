@@ -144,14 +144,9 @@ def judge(
 
 
 def confirm(refused: Refused, behind: bytes, *, sent: bytes, request: Request, ref: str) -> Refused | Unclear:
-    """Say what a refusal means, by what came behind it over its connection: one of the two may be nobody's answer.
+    """Say what a refusal means, by what came behind it over its connection, or nothing did; see `judge`.
 
-    Args:
-        refused: The refusal.
-        behind: What came, or nothing.
-        sent: The body that was answered.
-        request: What the body stands for, for the error.
-        ref: The name of the submission, for the error.
+    One of the two may be nobody's answer.
     """
     if not behind:
         return refused

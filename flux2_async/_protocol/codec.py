@@ -79,15 +79,12 @@ class FailedUnderErrorError(ServerError):
 
 
 def encode_request(request: Request, input_urls: Sequence[str] = (), callback_url: str | None = None) -> bytes:
-    """The body of createTask.
+    """The body of createTask, in JSON.
 
     Args:
         request: What to make.
         input_urls: The addresses of its pictures, in order, after uploading.
         callback_url: Where the service reports the end, or None for no callback.
-
-    Returns:
-        JSON.
 
     Raises:
         InvalidRequestError: There are not as many addresses as the request has pictures.
@@ -116,11 +113,7 @@ def message_of(body: Mapping[str, Any], redact: Callable[[str], str]) -> str:
 
 
 def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
-    """Read the answer of recordInfo.
-
-    Args:
-        reply: The answer.
-        task_id: The task that was asked for.
+    """Read the answer of recordInfo to the question for a task.
 
     Returns:
         The record, or None when the service does not show it (yet). Under HTTP 2xx the codes 408, 451 and 501 are a
@@ -183,15 +176,7 @@ def decode_download_url(reply: Reply) -> str:
 
 
 def decode_upload(reply: Reply, *, size: int, mime_type: str) -> UploadedFile:
-    """Read the answer to an upload.
-
-    Args:
-        reply: The answer.
-        size: Bytes that were sent.
-        mime_type: Their type.
-
-    Returns:
-        The file, its address percent-encoded.
+    """Read the answer to an upload of so many bytes of a type; the file's address is percent-encoded.
 
     Raises:
         ApiError: The service refused.

@@ -72,9 +72,6 @@ def loads_reply(raw: bytes) -> Any:
     The service has been seen to echo the request with its quotes escaped and its backslashes not, so that the text
     ends early for a JSON parser, on every look at a finished task.
 
-    Args:
-        raw: The body.
-
     Returns:
         The value; a field that had to be left out is None.
 
@@ -99,14 +96,7 @@ def loads_reply(raw: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Write compact JSON.
-
-    Args:
-        value: What `json.dumps` can write.
-
-    Returns:
-        UTF-8; without orjson all ASCII.
-    """
+    """Write what `json.dumps` can write as compact JSON: UTF-8, and without orjson all ASCII."""
     if orjson is not None:
         # It refuses whole numbers over 64 bits, keys that are not text and half a surrogate pair.
         with contextlib.suppress(TypeError):

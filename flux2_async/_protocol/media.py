@@ -26,17 +26,10 @@ DIGITS: Final = 32
 
 
 def upload_name(digest: str, extension: str, file_name: str | None) -> str:
-    """Name a file at the service.
+    """Name a file at the service by the hex digest of its content, behind a safe stem of the caller's own name, if any.
 
     The same name overwrites there while caches may go on with the old bytes, so that a name belongs to one content.
-
-    Args:
-        digest: Hex digest of the content.
-        extension: Without a dot.
-        file_name: The caller's own name, of which a safe stem is kept; None: the digest alone.
-
-    Returns:
-        ASCII letters, digits, `_`, `-` and the one dot before the extension.
+    It has ASCII letters, digits, `_`, `-` and the one dot before the extension.
     """
     base = re.split(r"[/\\]", file_name or "")[-1]
     stem = base.rpartition(".")[0] or base
@@ -45,12 +38,9 @@ def upload_name(digest: str, extension: str, file_name: str | None) -> str:
 
 
 def result_name(task_id: str, number: int, kind: FileType | None) -> str:
-    """Name a downloaded file.
+    """Name a downloaded file by its task, its number there from 1, and its format; an unknown one is called `.bin`.
 
-    Args:
-        task_id: The task; an id that is not made of letters, digits, `_` and `-` is replaced by its hash.
-        number: Which picture of the task, from 1.
-        kind: Its format; what has none that is known is called `.bin`.
+    An id that is not made of letters, digits, `_` and `-` is replaced by its hash.
     """
     safe = task_id
     if not TASK_ID.fullmatch(task_id):

@@ -108,10 +108,7 @@ def task_id_of(data: Mapping[str, Any]) -> str | None:
 
 
 def task_error(record: TaskRecord) -> TaskError | None:
-    """What a record means for the one who waits for a picture.
-
-    Args:
-        record: Final or not.
+    """What a record, final or not, means for the one who waits for a picture.
 
     Returns:
         None for a success with addresses and for a task that still runs; `EmptyResultError` for a success without;

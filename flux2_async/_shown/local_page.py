@@ -40,11 +40,9 @@ ALIVE: Final = 15.0
 
 
 def guarded(handler: Handler, own_names: frozenset[str] = frozenset()) -> Handler:
-    """Give a handler that answers 403 to who must not ask.
+    """Give a handler, of a page, of what it is made of, or of a button, that answers 403 to who must not ask.
 
-    Args:
-        handler: Of a page, of what it is made of, or of a button.
-        own_names: Host names besides addresses and `localhost` under which the page may be asked for.
+    `own_names`: host names besides addresses and `localhost` under which the page may be asked for.
     """
 
     async def checked(request: web.Request) -> web.StreamResponse:
@@ -57,13 +55,9 @@ def guarded(handler: Handler, own_names: frozenset[str] = frozenset()) -> Handle
 
 
 def refusal(method: str, path: str, headers: Mapping[str, str], own_names: frozenset[str]) -> str | None:
-    """Say why a request is refused; None: it is not.
+    """Say why a request is refused; None: it is not. See `guarded`.
 
-    Args:
-        method: Of HTTP.
-        path: Of the address; `/`, the page itself, may be reached by a link of another site.
-        headers: Of the request.
-        own_names: See `guarded`.
+    `/`, the page itself, may be reached by a link of another site.
     """
     host = headers.get("Host", "")
     if not _is_own(host, own_names):

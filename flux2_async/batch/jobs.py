@@ -161,10 +161,9 @@ def check_files(request: Request, images: list[str], most: int = MAX_PICTURE) ->
 
 
 def digest_of(request: Request) -> bytes:
-    """Give what stands for the content of a request; paths as they were given, so that folders may move.
+    """Give what stands for the content of a request with `located` pictures, whose names are Unicode.
 
-    Args:
-        request: With `located` pictures, whose names are Unicode.
+    Paths count as they were given, so that folders may move.
     """
     facts = facts_of(request, [_name(image) for image in images_of(request)])
     content = [facts[name] for name in _ORDER]

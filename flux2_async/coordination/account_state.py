@@ -224,12 +224,7 @@ class AccountState:
     def acquire(self, peer: str, known: Known, want: int, now: float, *, first: bool = False) -> Reply | None:
         """Lend permits to a process, as many as are its share now; None: it has to join.
 
-        Args:
-            peer: Its name.
-            known: What it remembers.
-            want: How many it can use; 0 leaves the queue.
-            now: The time.
-            first: Before the others.
+        It can use `want` of them, and leaves the queue with 0; `first`: before the others.
         """
         if self.touch(peer, known, now) is None:
             return None

@@ -103,11 +103,9 @@ class Coordinator:
         return answer
 
     async def acquire(self, want: int, *, first: bool = False) -> Answer:
-        """Ask for permits.
+        """Ask for as many permits as can be used at once; 0 leaves the queue.
 
-        Args:
-            want: How many can be used at once; 0 leaves the queue.
-            first: Before the other processes: a submission was refused by 429.
+        With `first` before the other processes: a submission was refused by 429.
         """
 
         def lend(state: AccountState, now: float) -> Reply | None:

@@ -69,10 +69,7 @@ class Membership:
         self.term = 0
 
     async def open(self, on_message: Callable[[Message], None]) -> None:
-        """Join, or begin to try.
-
-        Args:
-            on_message: See `Coordinator.open`.
+        """Join, or begin to try; see `Coordinator.open`.
 
         Raises:
             ConfigurationError: It can never work.

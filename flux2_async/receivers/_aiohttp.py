@@ -46,15 +46,9 @@ async def go_on(request: web.BaseRequest) -> None:
 
 
 async def respond(flux: CallbackTarget, request: web.BaseRequest, *, unpacks: bool = True) -> web.Response:
-    """Answer one request of aiohttp.
+    """Answer one request of aiohttp; its body may be read already, as middlewares do that log or count.
 
-    Args:
-        flux: The session.
-        request: Its body may be read already, as middlewares do that log or count.
-        unpacks: Whether aiohttp was left to unpack bodies, as it does unless told otherwise.
-
-    Returns:
-        The answer.
+    `unpacks`: whether aiohttp was left to unpack bodies, as it does unless told otherwise.
     """
     query, content = request.rel_url.raw_query_string, request.content
     body: bytes | None = None

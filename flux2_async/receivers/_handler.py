@@ -122,11 +122,7 @@ def declared_length(value: str | None) -> int | None:
 
 
 async def handle(flux: CallbackTarget, incoming: Incoming) -> Answer:
-    """Check one request and decide on its answer; the session hears of it right after.
-
-    Args:
-        flux: The session.
-        incoming: The request; its body is not read further than needed.
+    """Check one request, reading no more of it than needed, and decide on its answer; the session hears right after.
 
     Returns:
         200 when the callback is taken; 405, 413, 401 or 400 by the first check that fails, 408 when the body does not

@@ -135,12 +135,9 @@ def _row(outcome: Outcome, folder: Path, thumbnails: Thumbnails) -> dict[str, An
 
 
 def picture_of(source: str, base: Path, known: Callable[[Path], dict[str, str | None]]) -> Picture:
-    """Say where the page finds a picture.
+    """Say where the page finds a picture, of which a relative path begins at `base`.
 
-    Args:
-        source: Its path or address.
-        base: What a relative path begins at.
-        known: Gives `href` and `thumb` of a file, None for what there is not.
+    `known` gives `href` and `thumb` of a file, None for what there is not.
     """
     # What would have to be fetched is left to who clicks on it.
     if is_url(source):

@@ -19,13 +19,7 @@ MAX_TEXT: Final = 10_000
 
 
 def page_row(outcome: Outcome, inputs: Sequence[Picture], outputs: Sequence[Picture]) -> dict[str, Any]:
-    """Say what became of a request; what is not known is left out.
-
-    Args:
-        outcome: The request.
-        inputs: Its reference pictures.
-        outputs: Its pictures.
-    """
+    """Say what became of a request, with its reference pictures and its own; what is not known is left out."""
     failure = outcome.error
     entry = {
         "id": _text(outcome.id),

@@ -27,10 +27,7 @@ _CLUSTER: Final = "redis: this is a node of a cluster, and clusters are not supp
 
 
 def check_server(info: dict[str, Any]) -> None:
-    """Refuse a server that can never do what is needed.
-
-    Args:
-        info: What it says of itself.
+    """Refuse a server that, by what it says of itself, can never do what is needed.
 
     Raises:
         ConfigurationError: It is too old, a node of a cluster, a replica, or a Sentinel.

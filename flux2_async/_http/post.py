@@ -13,7 +13,8 @@ from yarl import URL
 from flux2_async._http.credentials import Credentials, Secret, no_headers
 from flux2_async._http.exchange import JSON_HEADERS, exchange
 from flux2_async._http.failures import bars_the_way, connecting_text, is_lasting
-from flux2_async._http.fresh_connections import FreshConnection, FreshConnector
+from flux2_async._http.fresh_connection import FreshConnection
+from flux2_async._http.fresh_connector import FreshConnector
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, confirm, unclear
 from flux2_async._protocol.codec import Reply
 from flux2_async._protocol.framing import behind_reply

@@ -9,7 +9,7 @@ from yarl import URL
 from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
 from flux2_async._http.credentials import Credentials, Secret
 from flux2_async._http.exchange import HEADERS, JSON_HEADERS, Failure, exchange
-from flux2_async._http.fresh_connections import FreshConnector
+from flux2_async._http.fresh_connector import FreshConnector
 from flux2_async._http.post import Judge, Post, Route
 from flux2_async._protocol.codec import Reply
 from flux2_async.errors import SessionClosedError, TransportError

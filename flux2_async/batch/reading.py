@@ -1,40 +1,17 @@
-"""Lists of requests from files, line by line: JSONL, CSV, and folders of pictures. Strict, and never all at once."""
+"""Lists of requests from files, and requests for pictures of a folder. Strict, and never all at once."""
 
-import codecs
-import csv
 import glob
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from flux2_async.batch.jobs import BadLine, Job
+from flux2_async.batch.lists import FIELDS, JOB_FIELDS, kind_of, rows_of
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageToImage, JobRequest, Request, TextToImage
 from flux2_async.models.requests import TIERS
 
-# Longer than any request; what has no line ends is not read as a whole to say so.
-MAX_LINE: Final = 1_000_000
-JSONL: Final = (".jsonl", ".ndjson")
-JSON: Final = (".json",)
-CSV: Final = (".csv", ".tsv")
-# The longer mark first: it begins with the shorter one.
-ENCODINGS: Final = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-# What spreadsheets write first to say how they separate cells.
-SEPARATOR: Final = re.compile(r"sep=(.)\s*")
-
-FIELDS: Final = ("prompt", "images", "aspect_ratio", "resolution", "tier", "model", "id", "extra_input")
-JOB_FIELDS: Final = ("input", "image_fields")
-FILES: Final = JSONL + JSON + CSV
-"""Ends of the names of lists."""
 MODELS: Final = {f"flux-2/{tier}-{way}-to-image": (tier, way == "image") for tier in TIERS for way in ("text", "image")}
 
 
@@ -55,16 +32,11 @@ def read_jobs(path: Path) -> Iterator[Job | BadLine]:
         InvalidRequestError: It is no such file.
         OSError: It cannot be read.
     """
-    kind = path.suffix.lower()
-    if kind not in FILES:
-        raise InvalidRequestError(f"{str(path)!r}: its name must end in one of {', '.join(FILES)}")
-    with _opened(path) as file:
-        rows = _array_rows(file) if kind in JSON else _json_rows(file) if kind in JSONL else _csv_rows(file)
-        for line, fields in rows:
-            try:
-                yield _job(fields, line, path.parent)
-            except InvalidRequestError as error:
-                yield BadLine(line, str(error))
+    for line, fields in rows_of(path):
+        try:
+            yield _job(fields, line, path.parent)
+        except InvalidRequestError as error:
+            yield BadLine(line, str(error))
 
 
 def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, str]) -> Iterator[Job | BadLine]:
@@ -108,7 +80,7 @@ def _job(fields: object, line: int, folder: Path) -> Job:
     if isinstance(fields, InvalidRequestError):
         raise fields
     if not isinstance(fields, dict):
-        raise InvalidRequestError(f"a JSON object must stand here, not {_kind(fields)}")
+        raise InvalidRequestError(f"a JSON object must stand here, not {kind_of(fields)}")
     # With an `input` that is no object it is a column like others, as lists of before had it.
     known = (*FIELDS, *JOB_FIELDS) if isinstance(fields.get("input"), dict) else FIELDS
     given = {name: value for name, value in fields.items() if name in known and value is not None}
@@ -157,182 +129,3 @@ def _take_model(given: dict[str, Any], *, with_images: bool) -> None:
         raise InvalidRequestError(f"tier: {given['tier']!r} given, and model {model!r}; leave one of them out")
     if needs_images != with_images:
         raise InvalidRequestError(f"model: {model!r} given {'with' if with_images else 'without'} images")
-
-
-def _json_rows(file: TextIO) -> Iterator[tuple[int, object]]:
-    for number, line in _lines(file):
-        if isinstance(line, InvalidRequestError):
-            yield number, line
-        elif number == 1 and re.fullmatch(r"\s*\[\s*(\{.*)?", line, re.DOTALL):
-            raise InvalidRequestError("a JSON array begins here, not a JSON object a line; name the file .json")
-        elif line.strip():
-            yield number, _json(line)
-
-
-def _array_rows(file: TextIO) -> Iterator[tuple[int, object]]:
-    try:
-        items = json.loads(file.read(), object_pairs_hook=_object_or_error, parse_constant=_constant_error)
-    except UnicodeError as error:
-        raise InvalidRequestError(f"not {_encoding(file)} ({error})") from None
-    except json.JSONDecodeError as error:
-        advice = "; with a JSON object a line, name the file .jsonl" if error.msg == "Extra data" else ""
-        raise InvalidRequestError(f"no JSON ({error}){advice}") from None
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"no JSON ({error})") from None
-    if not isinstance(items, list):
-        raise InvalidRequestError(f"a JSON array of requests must stand here, not {_kind(items)}")
-    yield from enumerate(items, start=1)
-
-
-def _json(line: str) -> object:
-    try:
-        return json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
-    except InvalidRequestError as error:
-        return error
-    except (ValueError, RecursionError) as error:
-        return InvalidRequestError(f"no JSON ({error})")
-
-
-def _object_or_error(pairs: list[tuple[str, Any]]) -> object:
-    """In an array, one bad request is not to hide the others."""
-    errors = [value for _, value in pairs if isinstance(value, InvalidRequestError)]
-    try:
-        return errors[0] if errors else _object(pairs)
-    except InvalidRequestError as error:
-        return error
-
-
-def _constant_error(name: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name} given, which is no JSON")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise InvalidRequestError("a field is given twice")
-    return fields
-
-
-def _no_constant(name: str) -> None:
-    raise _constant_error(name)
-
-
-def _csv_rows(file: TextIO) -> Iterator[tuple[int, object]]:
-    bad: list[tuple[int, InvalidRequestError]] = []
-    # A cell may hold line ends, so that one row may be several lines.
-    taken: list[tuple[int, str]] = []
-
-    def good() -> Iterator[str]:
-        for number, line in _lines(file):
-            if isinstance(line, InvalidRequestError):
-                bad.append((number, line))
-            else:
-                taken.append((number, line))
-                yield line
-
-    lines = good()
-    delimiter, header = _header(lines)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    while True:
-        taken.clear()
-        row = _next(reader)
-        yield from bad
-        bad.clear()
-        if row is None:
-            return
-        if isinstance(row, InvalidRequestError) and delimiter == "\t" and len(taken) == 1:
-            # Where tabs separate, many write quotes as they are, also at the beginning of a cell.
-            cells = taken[0][1].rstrip("\r\n").split(delimiter)
-            row = cells if len(cells) == len(header) else row
-        if row:
-            yield taken[0][0], _fields(header, row)
-
-
-def _header(lines: Iterator[str]) -> tuple[str, list[str]]:
-    """Give what separates cells, and the names of the columns: ours as we write them, others as they are."""
-    first = next(lines, "")
-    if told := SEPARATOR.fullmatch(first):
-        first = next(lines, "")
-    candidates = [told[1]] if told else [",", ";", "\t"]
-    headers = {each: _names(first, each) for each in candidates}
-    delimiter = next((each for each, names in headers.items() if "prompt" in names), candidates[0])
-    header = headers[delimiter]
-    if "prompt" not in header:
-        raise InvalidRequestError(
-            f"line 1: the header of a CSV file must name its columns, prompt among them, not {first.strip()!r:.99}"
-        )
-    if len(set(header)) < len(header):
-        raise InvalidRequestError("line 1: two columns of the CSV file have the same name")
-    return delimiter, header
-
-
-def _names(line: str, delimiter: str) -> list[str]:
-    cells = next(csv.reader([line], delimiter=delimiter), [])
-    usual = {cell: cell.strip().lower() for cell in cells}
-    return [usual[cell] if usual[cell] in FIELDS else cell for cell in cells]
-
-
-def _next(reader: Any) -> list[str] | InvalidRequestError | None:
-    try:
-        row: list[str] | None = next(reader, None)
-    except csv.Error as error:
-        return InvalidRequestError(f"no CSV ({error})")
-    return row
-
-
-def _fields(header: list[str], row: list[str] | InvalidRequestError) -> object:
-    if isinstance(row, InvalidRequestError):
-        return row
-    if len(row) != len(header):
-        return InvalidRequestError(f"{len(row)} cells given, the header names {len(header)}")
-    fields: dict[str, Any] = {name: cell for name, cell in zip(header, row, strict=True) if cell}
-    if images := fields.get("images"):
-        fields["images"] = [image.strip() for image in images.split("|")]
-    if extra_input := fields.get("extra_input"):
-        fields["extra_input"] = _json(extra_input)
-        if isinstance(fields["extra_input"], InvalidRequestError):
-            return InvalidRequestError(f"extra_input: {fields['extra_input']}")
-    return fields
-
-
-def _opened(path: Path) -> TextIO:
-    with path.open("rb") as file:
-        head = file.read(4)
-    encoding = next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in head:
-        raise InvalidRequestError(f"{str(path)!r}: neither UTF-8 nor marked as UTF-16; save it as UTF-8")
-    # What is no UTF-8 is told line by line; no line end is changed, since cells may hold some.
-    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-    return path.open(encoding=encoding, errors=errors, newline="")
-
-
-def _lines(file: TextIO) -> Iterator[tuple[int, str | InvalidRequestError]]:
-    number = 0
-    try:
-        while line := file.readline(MAX_LINE):
-            number += 1
-            if len(line) == MAX_LINE:
-                while len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
-                    line = file.readline(MAX_LINE)
-                yield number, InvalidRequestError(f"longer than {MAX_LINE:,} characters")
-            else:
-                yield number, line if line.isascii() else _unicode(line)
-    except UnicodeError as error:
-        # Of the encoding that the mark promised, which cannot be read further.
-        yield number + 1, InvalidRequestError(f"not {_encoding(file)} ({error})")
-
-
-def _unicode(line: str) -> str | InvalidRequestError:
-    try:
-        return line.encode(errors="surrogateescape").decode()
-    except UnicodeDecodeError as error:
-        return InvalidRequestError(f"not UTF-8 ({error.reason} at byte {error.start + 1})")
-
-
-def _encoding(file: TextIO) -> str:
-    return (file.encoding or "").upper()
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null")

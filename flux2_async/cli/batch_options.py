@@ -103,7 +103,7 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterat
     """
     # Help needs no batch.
     from flux2_async.batch import match_jobs, read_jobs  # noqa: PLC0415
-    from flux2_async.batch.reading import FILES  # noqa: PLC0415
+    from flux2_async.batch.lists import FILES  # noqa: PLC0415
 
     if options.prompt is not None:
         if not sources:

@@ -1,4 +1,4 @@
-"""Connections that carry one request each, and say what became of it.
+"""A connection that carries one request, and says what became of it.
 
 Two things about createTask must be known and not guessed: that an answer is the answer to this request, and whether
 anything of the request left. So it never goes over a connection that carried another one; what was given to its
@@ -11,7 +11,6 @@ import select
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
@@ -136,135 +135,6 @@ class FreshConnection:
         self.drop()
         if self._transport is not None:
             self._transport.close()
-
-
-class FreshConnector(aiohttp.BaseConnector):
-    """Gives each request the connection that was opened for it, and no request another one.
-
-    Some may be opened ahead, on the way of the last request, for requests that are known to come soon.
-
-    Attributes:
-        reached: Whether a connection was made at all.
-
-    Args:
-        inner: Makes the connections; closed with this one.
-    """
-
-    def __init__(self, inner: aiohttp.BaseConnector) -> None:
-        super().__init__(force_close=True)
-        self.allowed_protocol_schema_set = inner.allowed_protocol_schema_set
-        self._inner = inner
-        self._assigned: dict[aiohttp.ClientRequest, FreshConnection] = {}
-        self.reached = False
-        # Seconds that opening one took lately.
-        self._took = 0.0
-        self._way: tuple[aiohttp.ClientRequest, aiohttp.ClientTimeout, ConnectionKey] | None = None
-        self._ahead: dict[FreshConnection, asyncio.TimerHandle] = {}
-        self._opening: set[asyncio.Task[None]] = set()
-        # Requests that wait for one of those.
-        self._claimed = 0
-
-    @property
-    def lead(self) -> float:
-        """Seconds before it is wanted that a connection is to be opened: it is there in time, and idle for a moment."""
-        return min(1.5 * self._took + 0.05, 0.75 * MAX_IDLE)
-
-    @property
-    def ahead(self) -> int:
-        """Connections that are open, or being opened, for requests to come."""
-        for connection in [each for each in self._ahead if not each.is_fresh()]:
-            self._drop(connection)
-        return len(self._ahead) + len(self._opening)
-
-    def open_ahead(self) -> bool:
-        """Begin to open one; False where it is not known how, because no request went there, or the last one failed."""
-        if self._way is None or self.closed:
-            return False
-        opening = asyncio.Task(self._open_ahead(*self._way), loop=self._loop, name="flux2_async open a connection")
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
-        return True
-
-    async def _open_ahead(
-        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey
-    ) -> None:
-        try:
-            connection = await self._connect(request, timeout, key)
-        except Exception:  # noqa: BLE001  a request that needs a connection meets it as well, and tells
-            self._way = None
-            return
-        self._ahead[connection] = self._loop.call_at(self._loop.time() + MAX_IDLE, self._drop, connection)
-
-    def _drop(self, connection: FreshConnection) -> None:
-        self._ahead.pop(connection).cancel()
-        connection.close()
-
-    async def open(self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout) -> FreshConnection:
-        """Open a connection on the way that a request would take, or give one that was opened ahead on this way.
-
-        Raises:
-            Exception: Whatever keeps the inner connector from it; nothing of the request left.
-        """
-        # Connecting through a proxy changes the request, and so its key.
-        key = request.connection_key
-        while (connection := self._take(key)) is None and self._claimed < len(self._opening):
-            # One that is being opened is there sooner than another one.
-            self._claimed += 1
-            try:
-                await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                self._claimed -= 1
-        if connection is not None:
-            return connection
-        connection = await self._connect(request, timeout, key)
-        # A proxy that is no tunnel has the key to it put on each request by the connecting.
-        self._way = (request, timeout, key) if request.proxy is None or request.is_ssl() else None
-        return connection
-
-    def _take(self, key: ConnectionKey) -> FreshConnection | None:
-        for connection in list(self._ahead):
-            if connection.key == key and connection.is_fresh():
-                self._ahead.pop(connection).cancel()
-                return connection
-            self._drop(connection)
-        return None
-
-    async def _connect(
-        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey
-    ) -> FreshConnection:
-        begun = self._loop.time()
-        # Nobody's traces run here: what they raise would be taken for what the network did.
-        connection = FreshConnection(await self._inner.connect(request, [], timeout), key)
-        self._took = max(self._loop.time() - begun, 0.75 * self._took)
-        self.reached = True
-        return connection
-
-    def assign(self, request: aiohttp.ClientRequest, connection: FreshConnection) -> None:
-        """Let a request have this connection, once, when it comes for it."""
-        self._assigned[request] = connection
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: Any,  # noqa: ARG002  aiohttp passes it
-        timeout: aiohttp.ClientTimeout,  # noqa: ARG002  the same
-    ) -> Connection:
-        """Give the connection that was assigned; called by aiohttp, and suspends nowhere."""
-        connection = self._assigned.pop(req, None)
-        if connection is None:
-            raise aiohttp.ClientConnectionError("a request is sent once, over the connection that was opened for it")
-        return connection.connection
-
-    async def aclose(self) -> None:
-        """Close it, what was opened ahead, and the inner one."""
-        for opening in tuple(self._opening):
-            opening.cancel()
-        if self._opening:
-            await asyncio.wait(self._opening)
-        for connection in tuple(self._ahead):
-            self._drop(connection)
-        await self.close()
-        await self._inner.close()
 
 
 class _CountingTransport:

@@ -71,9 +71,8 @@ async def postgres_server() -> AsyncIterator[tuple[str, int]]:
 async def running(program: str, *options: str, until_it_ends: bool = False) -> AsyncIterator[int]:
     """Run a server, by a user that is not root where it asks for that; give its process."""
     quiet = asyncio.subprocess.DEVNULL
-    user: dict[str, Any] = {"user": "postgres", "group": "postgres"}
-    if Path(program).name not in ("initdb", "postgres") or os.getuid() != 0:
-        user = {}
+    is_postgres = Path(program).name in ("initdb", "postgres")
+    user: dict[str, Any] = {"user": "postgres", "group": "postgres"} if is_postgres and os.getuid() == 0 else {}
     process = await asyncio.create_subprocess_exec(program, *options, stdout=quiet, stderr=quiet, cwd="/", **user)
     try:
         if until_it_ends:
@@ -81,8 +80,8 @@ async def running(program: str, *options: str, until_it_ends: bool = False) -> A
         yield process.pid
     finally:
         if process.returncode is None:
-            # At once, with all processes that it has started.
-            process.send_signal(signal.SIGQUIT)
+            # At once; a Postgres ends those that it has started.
+            process.send_signal(signal.SIGQUIT if is_postgres else signal.SIGKILL)
             await process.wait()
 
 

@@ -49,9 +49,16 @@ class PostgresServer:
     def coordination(self, *, port: int = 0, space: str = "flux2", **options: Any) -> PostgresCoordination:
         return PostgresCoordination(self.url_for(OWNER, OWNERS_PASSWORD, port=port), schema=space, **options)
 
+    def connection(self, *, port: int = 0, database: str = "postgres") -> "psycopg.Connection[Any]":
+        url = self.url_for(OWNER, OWNERS_PASSWORD, port=port, database=database)
+        return psycopg.connect(url, autocommit=True, connect_timeout=5)
+
     def run(self, *statements: str) -> list[Any]:
         """Run them as the owner, each by itself; give the rows of the last one."""
-        with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
+        return self.run_in("postgres", *statements)
+
+    def run_in(self, database: str, *statements: str) -> list[Any]:
+        with self.connection(database=database) as connection:
             cursors = [connection.execute(statement.encode()) for statement in statements]
             return cursors[-1].fetchall() if cursors[-1].description else []
 
@@ -80,15 +87,23 @@ class PostgresServer:
     def start(self) -> None:
         words = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         self._process = self._popen(self.program, "-D", str(self.folder / "data"), "-k", str(self.folder), *words)
+        self.wait_for(self.port)
+
+    def wait_for(self, port: int) -> None:
+        """Wait until it answers at its port, or at one that leads to it."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:
-                self.run("SELECT 1")
+                with self.connection(port=port):
+                    return
             except psycopg.OperationalError:
                 time.sleep(0.05)
-            else:
-                return
         raise AssertionError(f"{self.program} does not answer")
+
+    def stop_cleanly(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(30)
 
     def kill(self) -> None:
         """End it as a crash does: its processes too, which would else hold its memory for a while."""

@@ -56,6 +56,7 @@ class PostgresConnection:
         self._timeout = timeout
         self._connection: Connection | None = None
         self._connecting: asyncio.Timeout | None = None
+        self._opened: set[Connection] = set()
         self._lost = asyncio.Event()
         self._turn = asyncio.Lock()
         self._failures, self._last_failure = 0, ""
@@ -103,8 +104,8 @@ class PostgresConnection:
         if self._questions:
             if self._connecting is not None:
                 self._connecting.reschedule(0.0)
-            elif self._connection is not None:
-                _shut_down(self._connection)
+            for connection in self._opened:
+                _shut_down(connection)
             await asyncio.wait(self._questions, timeout=0.2)
         self._lose()
 
@@ -136,7 +137,7 @@ class PostgresConnection:
             await self._execute(connection, SETTINGS, (str(round(1000 * self._timeout)),))
             await self._execute(connection, sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
         except BaseException:
-            connection.pgconn.finish()
+            self._finish(connection)
             raise
         self._connection, self._heard = connection, ""
         self._lost.clear()
@@ -148,9 +149,15 @@ class PostgresConnection:
     async def _open(self) -> Connection:
         try:
             async with asyncio.timeout(self._timeout) as self._connecting:
-                return await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+                connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
         finally:
             self._connecting = None
+        self._opened.add(connection)
+        return connection
+
+    def _finish(self, connection: Connection) -> None:
+        self._opened.discard(connection)
+        connection.pgconn.finish()
 
     async def _check_for_poolers(self, connection: Connection) -> None:
         """Refuse a connection that has no server process of its own; nothing is set in one that is another's next.
@@ -168,7 +175,7 @@ class PostgresConnection:
         except (psycopg.Error, TimeoutError):
             kept = False
         finally:
-            other.pgconn.finish()
+            self._finish(other)
         if not kept:
             raise HopelessError(POOLED)
 
@@ -226,7 +233,7 @@ class PostgresConnection:
         if connection is not None:
             if not connection.closed:
                 asyncio.get_running_loop().remove_reader(connection.fileno())
-            connection.pgconn.finish()
+            self._finish(connection)
 
     async def _keep(self, ping: Statement) -> None:
         wait = 0.05

@@ -1,0 +1,367 @@
+"""Which servers, users and addresses a `PostgresCoordination` takes, and that it says at `open` what can never work."""
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from emulated import error_of, free_port, session_for, until
+from postgres_server import OWNERS_PASSWORD, PostgresServer, unprivileged
+from programs import program
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from flux2_async import ConfigurationError, CoordinationError, TextToImage
+from flux2_async.coordination import Kept, PostgresCoordination, Store
+from flux2_async.emulator import Emulator, Plan, Script
+
+pytestmark = pytest.mark.real_time
+
+SECRET = "s3cr3t-password"
+# What it has written before it fails goes on to take room.
+FILL = "INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 100000)"
+SHORT: dict[str, Any] = {"timeout": 0.3}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+async def opened(coordination: PostgresCoordination) -> Exception | None:
+    """Open a session, make a picture under a key, and give the error, if there is one."""
+    async with Emulator(Script(plans=Plan(duration=0.05), render=False)) as emulator:
+        flux = session_for(emulator, coordination=coordination)
+        try:
+            await flux.open()
+            await (await flux.submit(TextToImage("a red kettle"), key="k")).result()
+        except Exception as error:  # noqa: BLE001  it is what is looked at
+            return error
+        finally:
+            await flux.aclose()
+    return None
+
+
+async def opened_by(dsn: str, **options: Any) -> Exception | None:
+    return await opened(PostgresCoordination(dsn, on_failure="fail", **options))
+
+
+def assert_hopeless(error: Exception | None, says: str) -> None:
+    assert isinstance(error, ConfigurationError)
+    assert re.search(says, str(error)), error
+    assert SECRET not in repr(error)
+    assert error.__cause__ is None
+
+
+@asynccontextmanager
+async def listening(coordination: PostgresCoordination, number: int) -> AsyncIterator[list[tuple[Store, list[str]]]]:
+    stores: list[tuple[Store, list[str]]]
+    stores = [(coordination.store("ab" * 32, f"m{place}"), []) for place in range(number)]
+    try:
+        await asyncio.gather(*(store.listen(heard.append) for store, heard in stores))
+        yield stores
+    finally:
+        for store, _ in stores:
+            await store.aclose()
+
+
+# --- Rights ---
+
+
+def give(server: PostgresServer, name: str, *statements: str) -> str:
+    """Make a user and a database of one name, and give the user's address."""
+    server.run(f"CREATE ROLE {name} LOGIN PASSWORD '{SECRET}'", f"CREATE DATABASE {name}", *statements)
+    return server.url_for(name, SECRET, database=name)
+
+
+async def test_user_without_rights_is_told_the_sql_that_gives_them(server: PostgresServer) -> None:
+    """Whoever may not make the table learns what to run; run by the owner, twice even, it is all that is needed."""
+    dsn = give(server, "little")
+    error = await opened_by(dsn)
+    assert_hopeless(error, "lacks a right; let the owner of the database run once: CREATE SCHEMA")
+    sql = str(error).partition("run once: ")[2]
+    server.run_in("little", sql, sql)
+
+    assert await opened_by(dsn) is None
+
+
+@pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE", "DELETE", "USAGE"])
+async def test_every_right_is_needed(server: PostgresServer, right: str) -> None:
+    """Without any one of them `open` says so, and not a session that has paid."""
+    name = f"lacks_{right.lower()}"
+    dsn = give(server, name)
+    server.run_in(name, str(await opened_by(dsn)).partition("run once: ")[2])
+    what = "SCHEMA flux2" if right == "USAGE" else "flux2.coordination"
+    server.run_in(name, f"REVOKE {right} ON {what} FROM {name}")
+
+    assert_hopeless(await opened_by(dsn), f'lacks a right.*GRANT .* TO "{name}"')
+
+
+async def test_many_who_come_at_once_make_one_table(server: PostgresServer) -> None:
+    """In a schema whose name needs quotes."""
+    coordination = server.coordination(space='our "own" Schema', timeout=10.0)
+    async with listening(coordination, 12) as stores:
+        assert len(stores) == 12
+
+
+async def test_table_of_somebody_else_is_left_alone(server: PostgresServer) -> None:
+    """A table of that name and other columns is told."""
+    server.run("CREATE SCHEMA theirs", "CREATE TABLE theirs.coordination (id integer)")
+    assert_hopeless(await opened(server.coordination(space="theirs")), "somebody else's; name another schema")
+    assert server.run("SELECT * FROM theirs.coordination") == []
+
+
+# --- Servers ---
+
+
+@pytest.mark.parametrize(
+    ("login", "says"),
+    [
+        (("owner", f"{SECRET}x", "postgres"), "user or password"),
+        (("nobody", SECRET, "postgres"), "user or password"),
+        (("never", SECRET, "postgres"), "user or password"),
+        (("owner", OWNERS_PASSWORD, "none"), "no database of the name"),
+        (("outside", SECRET, "closed"), "may not connect to it"),
+        (("owner", OWNERS_PASSWORD, "postgres?sslmode=require"), "sslmode"),
+        (("owner", OWNERS_PASSWORD, "postgres?sslmode=perhaps"), "an option"),
+        (("owner", OWNERS_PASSWORD, "postgres?options=-c%20none%3D1"), "an option"),
+    ],
+)
+async def test_wrong_login_and_database_are_told(
+    server: PostgresServer, login: tuple[str, str, str], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What will not be right tomorrow either; nothing shows a password, not even what psycopg logs."""
+    caplog.set_level(logging.DEBUG)
+    user, password, database = login
+    server.run(
+        "DROP DATABASE IF EXISTS closed", "DROP ROLE IF EXISTS never, outside",
+        f"CREATE ROLE never PASSWORD '{SECRET}'", f"CREATE ROLE outside LOGIN PASSWORD '{SECRET}'",
+        "CREATE DATABASE closed", "REVOKE CONNECT ON DATABASE closed FROM public",
+    )  # fmt: skip
+    assert_hopeless(await opened_by(server.url_for(user, password, database=database)), says)
+    assert not any(word in caplog.text for word in (SECRET, OWNERS_PASSWORD))
+
+
+async def test_missing_password_is_told(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that asks for one."""
+    monkeypatch.setenv("PGPASSFILE", "/dev/null")
+    assert_hopeless(
+        await opened_by(f"host=127.0.0.1 port={server.port} user=owner dbname=postgres"), "user or password"
+    )
+
+
+async def test_server_that_is_read_only_or_a_standby_is_told() -> None:
+    """Whoever opens there would wait for ever; a standby is one that does not take writes."""
+    with PostgresServer() as server:
+        await server.set_read_only(value=True)
+        assert_hopeless(await opened(server.coordination()), "takes no writes here")
+        server.stop_cleanly()
+        (server.folder / "data" / "standby.signal").touch()
+        server.start()
+        assert_hopeless(await opened(server.coordination()), "takes no writes here")
+
+
+async def test_no_connection_left_is_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """A server of few connections; one that comes free is taken."""
+    with PostgresServer(max_connections="3", superuser_reserved_connections="0") as server:
+        server.run("CREATE ROLE app SUPERUSER LOGIN PASSWORD 'x'")
+        dsn = server.url_for("app", "x")
+        async with listening(PostgresCoordination(dsn), 3):
+            assert isinstance(await opened_by(dsn), CoordinationError)
+            assert "no connection left" in caplog.text
+        await asyncio.sleep(0.2)
+        assert await opened_by(dsn) is None
+
+
+async def test_full_disk_is_an_outage() -> None:
+    """The table is on a small file system that somebody else has filled; with room again all goes on."""
+    with PostgresServer() as server, small_file_system(server.folder / "small") as folder:
+        server.run(f"CREATE TABLESPACE small LOCATION '{folder}'", "CREATE DATABASE small TABLESPACE small")
+        coordination = PostgresCoordination(server.url_for("owner", OWNERS_PASSWORD, database="small"))
+        async with listening(coordination, 1) as ((store, _),):
+            with pytest.raises(psycopg.errors.DiskFull):
+                server.run_in("small", "CREATE TABLE filler (line text)", FILL)
+            text = os.urandom(100_000).hex()
+            with pytest.raises(CoordinationError, match="DiskFull"):
+                for number in range(100):
+                    await store.update(f"a{number}", lambda _, __: Kept(text, 60.0, None))
+            server.run_in("small", "DROP TABLE filler")
+            await store.update("a", lambda _, __: Kept("x", 60.0, None))
+
+
+@contextmanager
+def small_file_system(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:  # noqa: S603  our own words
+        pytest.skip("only root may make a small file system, and not everywhere")
+    try:
+        inside = folder / "tables"
+        inside.mkdir()
+        os.chown(inside, unprivileged()["user"], -1)
+        yield inside
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S603, S607  our own words
+
+
+@pytest.mark.parametrize("how", ["idle_session_timeout", "terminated"])
+async def test_connection_that_is_cut_while_idle_is_made_anew(how: str) -> None:
+    """A server's time limit for who is silent does not matter; whatever ends a connection, others are heard again."""
+    with PostgresServer(idle_session_timeout="300ms" if how == "idle_session_timeout" else "0") as server:
+        async with listening(server.coordination(), 2) as ((one, _), (_, heard)):
+            await asyncio.sleep(0.6)
+            before = heard.count("")
+            if how == "idle_session_timeout":
+                assert before == 1
+            else:
+                cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flux2_async'"
+                server.run(cut)
+                await until(lambda: heard.count("") > before, 5.0)
+            # The one that tells may have to connect first.
+            await until_told(one, "news", heard)
+
+
+async def until_told(store: Store, line: str, heard: list[str]) -> None:
+    async with asyncio.timeout(5.0):
+        while line not in heard:
+            with suppress(CoordinationError):
+                await store.publish(line)
+            await asyncio.sleep(0.05)
+
+
+async def test_what_is_out_of_date_is_deleted(server: PostgresServer) -> None:
+    """By the first session that opens ten minutes after the last time."""
+    async with listening(server.coordination(space="old"), 1) as ((store, _),):
+        await store.update("short", lambda _, __: Kept("x", 0.01, None))
+        await store.update("for:ever", lambda _, __: Kept("x", float("inf"), None))
+    server.run("UPDATE old.coordination SET expires_at = 1 WHERE name = 'forgetting'")
+    async with listening(server.coordination(space="old"), 1):
+        names = "SELECT name FROM old.coordination WHERE name <> 'forgetting'"
+        await until(lambda: [name.partition(":")[2] for (name,) in server.run(names)] == ["for:ever"], 5.0)
+
+
+async def test_database_of_another_encoding_works(server: PostgresServer) -> None:
+    """Texts and lines of any letters go through a database that knows few."""
+    server.run("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
+    coordination = PostgresCoordination(server.url_for("owner", OWNERS_PASSWORD, database="latin"))
+    async with listening(coordination, 1) as ((store, heard),):
+        await store.update("a", lambda _, __: Kept("漢\0", 60.0, None))
+        await store.publish("漢\0")
+        await until(lambda: "漢\0" in heard, 5.0)
+        assert await store.update("a", lambda text, _: Kept(text, 0.0, text)) == "漢\0"
+
+
+async def test_long_lock_is_an_outage_and_no_more(server: PostgresServer) -> None:
+    """Who locks the table, as some maintenance does, holds nobody up for longer than the time limit."""
+    async with listening(server.coordination(**SHORT), 1) as ((store, _),):
+        with server.connection() as other:
+            other.execute("BEGIN; LOCK TABLE flux2.coordination")
+            begun = asyncio.get_running_loop().time()
+            error = await error_of(store.update("a", lambda _, __: Kept("x", 60.0, None)))
+            assert isinstance(error, CoordinationError)
+            assert asyncio.get_running_loop().time() - begun < 3.0
+            other.execute("ROLLBACK")
+        await store.update("a", lambda _, __: Kept("x", 60.0, None))
+
+
+# --- Poolers ---
+
+
+@contextmanager
+def pgbouncer(server: PostgresServer, mode: str, size: int) -> Iterator[int]:
+    """Run a PgBouncer before a server; give its port."""
+    port, settings, users = free_port(), server.folder / "pgbouncer.ini", server.folder / "users"
+    users.write_text(f'"owner" "{OWNERS_PASSWORD}"\n')
+    settings.write_text(
+        f"[databases]\npostgres = host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+        f"listen_port = {port}\nunix_socket_dir =\npool_mode = {mode}\ndefault_pool_size = {size}\n"
+        f"auth_type = plain\nauth_file = {users}\n"
+    )
+    quiet = subprocess.DEVNULL
+    command = [program("pgbouncer"), str(settings)]
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet, **unprivileged()) as process:  # noqa: S603  our own words
+        try:
+            server.wait_for(port)
+            yield port
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement", "session"])
+@pytest.mark.parametrize("size", [1, 5])
+async def test_pooler_has_to_lend_for_a_session(server: PostgresServer, mode: str, size: int) -> None:
+    """Over one that lends connections for less nothing would be heard, and what is set would be another's next."""
+    with pgbouncer(server, mode, size) as port:
+        coordination = server.coordination(port=port)
+        if mode == "session":
+            async with listening(coordination, 1) as ((store, heard),):
+                await until_told(store, "news", heard)
+            return
+        assert_hopeless(await opened(coordination), "a pooler lends its connections out")
+        settings = "SELECT current_setting('statement_timeout'), count(*) FROM pg_listening_channels()"
+        with server.connection(port=port) as another:
+            assert another.execute(settings).fetchall() == [("0", 0)]
+
+
+# --- Addresses ---
+
+
+ADDRESSES: dict[str, Callable[[PostgresServer], str]] = {
+    "postgres": lambda server: server.url.replace("postgresql:", "postgres:"),
+    "driver": lambda server: server.url.replace("postgresql:", " postgresql+asyncpg:") + "\n",
+    "words": lambda server: make_conninfo("", **conninfo_to_dict(server.url)),
+    "several hosts": lambda server: server.url.replace("@", f"@127.0.0.1:{free_port()},"),
+    "socket": lambda server: f"{server.url.replace('127.0.0.1', '')}?host={server.folder}",
+    "what we rely on": lambda server: (
+        f"{server.url}?client_encoding=latin1&application_name=mine"
+        "&options=-c%20default_transaction_isolation%3Dserializable"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ADDRESSES)
+async def test_forms_of_an_address_work(server: PostgresServer, form: str) -> None:
+    """Everything that libpq documents, and what other libraries write for their drivers."""
+    server.empty()
+    assert await opened_by(ADDRESSES[form](server)) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"dsn": f"http://user:{SECRET}@host"},
+        {"dsn": f"postgresql://user:{SECRET}/x@host"},
+        {"dsn": f"postgresql://user:x@{SECRET}@host"},
+        {"dsn": f"host=h password={SECRET} no_such_option=1"},
+        {"dsn": SECRET},
+        {"dsn": " "},
+        {"dsn": None},
+        {"dsn": b"host=h"},
+        {"dsn": "host=h", "schema": ""},
+        {"dsn": "host=h", "schema": None},
+        {"dsn": "host=h", "schema": "ü" * 32},
+        {"dsn": "host=h", "timeout": 0},
+        {"dsn": "host=h", "timeout": "1"},
+        {"dsn": "host=h", "on_failure": "hope"},
+    ],
+)
+def test_bad_arguments_are_told(arguments: dict[str, Any]) -> None:
+    """What cannot be used is told when it is made, without showing a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        PostgresCoordination(**arguments)
+
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_nothing_shows_the_password() -> None:
+    """Neither the settings nor a store."""
+    coordination = PostgresCoordination(f"postgresql://user:{SECRET}@host/db")
+    assert SECRET not in f"{coordination!r} {coordination} {coordination.store('a', 'b')!r}"

@@ -25,6 +25,8 @@ __all__ = [
     "Downloaded",
     "LimitLearned",
     "Observer",
+    "OutageBegan",
+    "OutageEnded",
     "Paused",
     "Polled",
     "Queued",
@@ -114,6 +116,30 @@ class LimitLearned(SessionEvent):
 
     limit: int | None
     rate_limit: RateLimit
+
+
+@attrs.frozen(kw_only=True)
+class OutageBegan(SessionEvent):
+    """createTask got no usable answers several times in a row; from now on one at a time is tried, and all others wait.
+
+    The submission that it is told of is the one that met it last.
+
+    Attributes:
+        error: What that one met.
+    """
+
+    error: Exception
+
+
+@attrs.frozen(kw_only=True)
+class OutageEnded(SessionEvent):
+    """A createTask was answered again, and all go on; told of the submission that was.
+
+    Attributes:
+        seconds: Since the outage began.
+    """
+
+    seconds: float
 
 
 @attrs.frozen(kw_only=True)

@@ -5,7 +5,6 @@ first byte on it is finished whatever its callers do, because the service may be
 """
 
 import asyncio
-import logging
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -31,8 +30,6 @@ from flux2_async.tasks.observers import Observers
 
 if TYPE_CHECKING:
     from flux2_async.session.callback_inbox import CallbackInbox
-
-logger = logging.getLogger("flux2_async")
 
 # Seconds between two tries of one submission, and before the first while the service is away.
 PAUSE_UNCONNECTED: Final = 0.5
@@ -238,6 +235,8 @@ class Sender:
             answer = await self._post(submission, body, submission.permit)
             match answer:
                 case Accepted() | Refused():
+                    if self.breaker.reason is not None:
+                        self._observers.tell("OutageEnded", submission, seconds=self.breaker.seconds)
                     self.breaker.answered()
                 case NeverSent(error, Obstacle.PASSING):
                     patience.was_unreached(self._loop.time() - begun)
@@ -255,7 +254,7 @@ class Sender:
         there = self.breaker.reason is None
         self.breaker.failed(submission, error, free=free)
         if there and self.breaker.reason is not None:
-            logger.warning("createTask gets no answers; one at a time is tried until one is answered")
+            self._observers.tell("OutageBegan", submission, error=error)
 
     async def _pause(self, submission: Submission, error: Flux2Error) -> None:
         """Wait before another try; while the service is away the breaker says how long."""

@@ -582,9 +582,9 @@ class Flux2Session:
 
         Args:
             observer: A plain function, called in the event loop with a `SessionEvent` each time: `Queued` and
-                `SubmissionChanged` for every step of a submission, `Paused` and `LimitLearned` after 429s, `Attached`,
-                `Polled`, `StateChanged` and `Settled` of tasks, `Uploaded` and `Downloaded` of files. It decides
-                nothing; what it raises is logged once.
+                `SubmissionChanged` for every step of a submission, `Paused` and `LimitLearned` after 429s,
+                `OutageBegan` and `OutageEnded`, `Attached`, `Polled`, `StateChanged` and `Settled` of tasks, `Uploaded`
+                and `Downloaded` of files. It decides nothing; what it raises is logged once.
 
         Returns:
             A function without arguments that ends it.

@@ -2,14 +2,14 @@
 
 import logging
 
-from flux2_async.models.events import LimitLearned, Paused, SessionEvent, SubmissionChanged
+from flux2_async.models.events import LimitLearned, OutageBegan, OutageEnded, Paused, SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent
 
 logger = logging.getLogger("flux2_async")
 
 
 class LogLines:
-    """Writes 429s, pauses, what they teach and when that is over at INFO, and once what a person has to do."""
+    """Writes at INFO 429s, pauses, what they teach, outages, and when that is over; once what a person has to do."""
 
     def __init__(self) -> None:
         self._hinted = False
@@ -24,6 +24,11 @@ class LogLines:
             case LimitLearned(limit=limit, rate_limit=rate):
                 given = (limit, rate.limit, rate.period)
                 logger.info("the limit is taken to be %d for now, instead of %d in %g s", *given)
+            case OutageBegan(error=error):
+                text = "createTask gets no answers (%s); one at a time is tried until one is answered"
+                logger.info(text, type(error).__name__)
+            case OutageEnded(seconds=seconds):
+                logger.info("createTask is answered again after %.1f s; all submissions go on", seconds)
             case SubmissionChanged(event=SubmissionEvent.UNCLEAR):
                 logger.warning("submission %s: it is not known whether the service accepted it", event.ref)
             case _:

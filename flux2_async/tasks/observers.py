@@ -24,6 +24,8 @@ _Kind = Literal[
     "Attached",
     "Downloaded",
     "LimitLearned",
+    "OutageBegan",
+    "OutageEnded",
     "Polled",
     "Paused",
     "Queued",
@@ -34,7 +36,7 @@ _Kind = Literal[
 ]
 
 # Of these, and of unclear submissions, there are lines in the log; it need not see the others, of which there are many.
-LOGGED: Final = frozenset({"LimitLearned", "Paused"})
+LOGGED: Final = frozenset({"LimitLearned", "OutageBegan", "OutageEnded", "Paused"})
 
 
 class Named(Protocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable
@@ -18,6 +19,7 @@ from raw_server import Answer, RawServer, answer, raw_server
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import AmbiguousSubmitError, InsufficientCreditsError, TransportError
 from flux2_async.models import Polling, RateLimit
+from flux2_async.models.events import OutageBegan, OutageEnded, SessionEvent
 from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, LONGEST_PAUSE, CircuitBreaker, CircuitOpen
 from flux2_async.session.session import Flux2Session
 
@@ -150,7 +152,8 @@ async def test_few_are_lost_in_an_outage(lost: bytes) -> None:
 
 
 async def test_answers_that_stay_lost(caplog: pytest.LogCaptureFixture) -> None:
-    """One at a time is risked, ever more rarely; the others end after a minute and were never sent; a warning tells."""
+    """One at a time is risked, ever more rarely; the others end after a minute and were never sent; a line tells."""
+    caplog.set_level(logging.INFO, "flux2_async")
     script = Script(faults=[Fault("createTask", "html", status=503, times=None)])
     async with emulated(script, rate_limit=None) as (flux, emulator):
         outcomes = await submitted(flux, 40, 0.1)
@@ -167,6 +170,30 @@ async def test_answers_that_stay_lost(caplog: pytest.LogCaptureFixture) -> None:
         for each, sent in zip(outcomes, sent, strict=True)
     )
     assert caplog.text.count("one at a time is tried") == 1
+    assert "answered again" not in caplog.text
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_an_outage_and_its_end_are_told(refused: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Observers are told once that the service is away and why, and once that it is back and for how long it was."""
+    seen: list[SessionEvent] = []
+    caplog.set_level(logging.INFO, "flux2_async")
+    faults = [Fault("createTask", "html", status=503, times=4)]
+    faults += [Fault("createTask", "refuse", code=402, after=4)] if refused else []
+    async with emulated(Script(faults=faults), rate_limit=None, observers=[seen.append]) as (flux, _):
+        await submitted(flux, 20, 0.1)
+
+    [began, ended] = [event for event in seen if isinstance(event, OutageBegan | OutageEnded)]
+    assert isinstance(began, OutageBegan)
+    assert isinstance(began.error, AmbiguousSubmitError)
+    assert isinstance(ended, OutageEnded)
+    assert None not in (began.ref, ended.ref)
+    assert ended.seconds == pytest.approx(0.5 + 1.0 + 2.0, rel=0.25)
+    told = [(record.levelname, record.message) for record in caplog.records if "createTask" in record.message]
+    assert told == [
+        ("INFO", "createTask gets no answers (AmbiguousSubmitError); one at a time is tried until one is answered"),
+        ("INFO", f"createTask is answered again after {ended.seconds:.1f} s; all submissions go on"),
+    ]
 
 
 async def test_a_refusal_is_an_answer() -> None:

@@ -315,7 +315,7 @@ def test_events_hold_still_and_show_no_prompt() -> None:
     """Events are frozen, and what a log may hold of them are names and states."""
     for name in (
         *("Attached", "Downloaded", "LimitLearned", "Polled", "Paused"),
-        *("Queued", "Settled", "StateChanged", "SubmissionChanged", "Uploaded"),
+        *("OutageBegan", "OutageEnded", "Queued", "Settled", "StateChanged", "SubmissionChanged", "Uploaded"),
     ):
         assert issubclass(getattr(flux2_async, name), SessionEvent)
         assert attrs.fields_dict(getattr(flux2_async, name)).keys() >= {

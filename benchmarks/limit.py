@@ -4,14 +4,14 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import attrs
 
 from benchmarks import alone, contenders, service
 from benchmarks.contenders import FLOOR, FRESH, OBSERVED, OURS, SPED, Setting
-from benchmarks.table import Table
+from benchmarks.table import Table, rows_of
 
 TASKS: Final = 100
 LIMIT: Final = 20
@@ -20,8 +20,6 @@ BELIEVED: Final = 40
 TOLD: Final = (OURS, "aiolimiter script")
 # Of the account's limit, where something else than the limit refuses.
 TASKS_REFUSED: Final = 60
-# They mostly wait, so several may do it at the same time.
-SIDE_BY_SIDE: Final = 4
 
 
 @attrs.frozen
@@ -78,8 +76,7 @@ def run(case: Case, period: float, tasks: int) -> list[Any]:
 
 def measure(names: Sequence[str], period: float, tasks: int = TASKS) -> Table:
     """Compare what becomes of a burst."""
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        rows = list(pool.map(lambda case: run(case, period, tasks), cases(names)))
+    rows = rows_of(partial(run, case, period, tasks) for case in cases(names))
     columns = ["", "limit", "Retry-After", "refused", "lost", "s from first to last accepted", "x optimum"]
     return Table(
         f"{tasks} tasks at once against {LIMIT} per {period:g} s (sliding window)",
@@ -139,14 +136,12 @@ def run_refused(name: str, situation: Situation, *, says_when: bool, period: flo
 def measure_refused(names: Sequence[str], period: float, tasks: int = TASKS_REFUSED) -> Table:
     """Compare what it costs when the limit is known, and something else refuses."""
     known = [name for name in names if name in TOLD]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        runs = [
-            pool.submit(run_refused, name, situation, says_when=says_when, period=period, tasks=tasks)
-            for name in known
-            for situation in SITUATIONS
-            for says_when in (True, False)
-        ]
-        rows = [run.result() for run in runs]
+    rows = rows_of(
+        partial(run_refused, name, situation, says_when=says_when, period=period, tasks=tasks)
+        for name in known
+        for situation in SITUATIONS
+        for says_when in (True, False)
+    )
     columns = [
         "",
         "refuses",

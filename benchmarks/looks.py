@@ -4,14 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import attrs
 
 from benchmarks import alone, contenders, service
 from benchmarks.contenders import FLOOR, FRESH, OBSERVED, OURS, SPED, Setting
-from benchmarks.table import Table
+from benchmarks.table import Table, rows_of
 
 TASKS: Final = 40
 LOOKS: Final = 5.0
@@ -21,8 +21,6 @@ INTERVAL: Final = 0.5
 PRICES: Final = (0.3, 0.03, 1.0)
 # Seconds after which what is not known yet is not waited for.
 PATIENCE: Final = 60.0
-# They mostly wait, so several may do it at the same time.
-SIDE_BY_SIDE: Final = 4
 
 
 @attrs.frozen
@@ -86,8 +84,7 @@ def run(case: Case, tasks: int, looks: float, patience: float = PATIENCE) -> lis
 
 def measure(names: Sequence[str], tasks: int = TASKS, looks: float = LOOKS) -> Table:
     """Compare when all are known."""
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        rows = list(pool.map(lambda case: run(case, tasks, looks), cases(names)))
+    rows = rows_of(partial(run, case, tasks, looks) for case in cases(names))
     columns = [
         "",
         "looks",

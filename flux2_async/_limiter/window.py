@@ -14,8 +14,9 @@ server took of ours in the last period is certain, what lies above is not, and a
   at once, then one more, 2, 4, 8 ... `PACE` x period / limit apart, each step when the last was answered: where a
   stranger had used the rest, the whole limit is back after one period. At a refusal the limit is what was taken.
 * Manner. A burst of which at most one was taken, or one that had passed and lost more than `NEARLY` leaves, may be
-  what the server refuses (no burst, a small bucket, a two-window counter): then sends go one at a time, and the limit
-  stays. When that is refused as well, the limit is what was taken, but shrinks by a quarter at most.
+  what the server refuses (no burst, a small bucket, a two-window counter), also where a question came right behind it:
+  then sends go one at a time, and the limit stays. When that is refused as well, the limit is what was taken, but
+  shrinks by a quarter at most.
 * Dear. Once a question or a burst has cost a pause of more than `DEAR` periods, sends go one at a time as well, at the
   limit: another refused burst would cost far more than the period that an even pace takes to begin. When that is
   refused, what was taken is believed at once where it is half of the limit.
@@ -173,6 +174,7 @@ class News:
     Attributes:
         limit: The limit.
         burst: How many went at once.
+        passed: Limit and burst that had passed before more was tried.
         first: Whether nothing had been learned.
         asked: Whether more was tried than had passed.
         rising: Whether it is the first news after the first, so that what was taken then is no limit.
@@ -183,6 +185,7 @@ class News:
 
     limit: int
     burst: int
+    passed: tuple[int, int]
     first: bool
     asked: bool
     rising: bool
@@ -320,7 +323,8 @@ class Window:
         if ticket.sent_at > self._news_at:
             self._collect(now)
             accepted = sum(taken for _, taken in self._returns)
-            self._news = News(self._limit, self._burst, not self._paced, self._step > 1, self._rising, accepted)
+            before = self._limit, self._burst, self._passed
+            self._news = News(*before, not self._paced, self._step > 1, self._rising, accepted)
             self._news.dear = pause > DEAR * self._rate.period
             self._news_at, self._step, self._full_at = now, 1, -math.inf
         elif self._news:
@@ -337,9 +341,9 @@ class Window:
         self._rising = news.first and taken > 1
         if news.first:
             self._limit, self._burst = (taken, taken) if taken > 1 else (self._rate.limit, 1)
-        elif news.asked:
-            self._limit = max(taken, self._passed[0])
-            self._burst = 1 if news.dear else min(self._passed[1], self._limit)
+        elif news.asked and not (news.rising and news.accepted < NEARLY * news.passed[0]):
+            self._limit = max(taken, news.passed[0])
+            self._burst = 1 if news.dear else min(news.passed[1], self._limit)
         elif news.burst == 1:
             believed = news.dear and 2 * taken >= news.limit
             self._limit = taken if believed else max(taken, 3 * news.limit // 4)

@@ -159,6 +159,19 @@ def test_burst_of_a_stranger_once(policy: str, burst: int, header: str) -> None:
         assert line.submit_many(Window(RateLimit(20, PERIOD)), 60) <= 1.5 * 3 * PERIOD
 
 
+@pytest.mark.parametrize("header", sorted(HEADERS))
+@pytest.mark.parametrize("burst", [5, 10, 15, 19])
+def test_burst_of_a_stranger_once_on_a_two_window_counter(burst: int, header: str) -> None:
+    """There a moment in twenty is unlucky; on average it is the same, and a refused burst is not taken for a limit."""
+    took = []
+    for seed in range(SEEDS):
+        server = Shared(SlidingCounter(20, PERIOD, phase=seed / SEEDS * PERIOD), [1000.0] * burst)
+        line = Line(server, random.Random(seed), PERIOD, header=HEADERS[header])
+        took.append(line.submit_many(Window(RateLimit(20, PERIOD)), 60))
+
+    assert fmean(took) <= 1.5 * 3 * PERIOD
+
+
 @pytest.mark.parametrize("number", [1, 2, 19, 20, 21, 35])
 def test_single_refusal_of_no_cause(number: int) -> None:
     """One 429 that has nothing to do with the limit costs the pause it asks for, and little else."""

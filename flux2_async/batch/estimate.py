@@ -118,16 +118,8 @@ async def estimate_batch(
         skip_invalid=skip_invalid,
     )
     async with _opened(journal) as opened:
-        preview = await opened.preview(
-            requests,
-            sendable=options.sendable(),
-            skip_invalid=skip_invalid,
-            shuffled=shuffle,
-            limit=limit,
-            retry_failed=retry_failed,
-            retry_unknown=retry_unknown,
-        )
-    return _estimate(preview, max_tasks, rate_limit, max_running)
+        preview = await opened.preview(requests, options)
+    return _estimate(preview, options, rate_limit)
 
 
 @asynccontextmanager
@@ -145,9 +137,7 @@ async def _opened(journal: str | os.PathLike[str] | Journal | None) -> AsyncIter
             yield own
 
 
-def _estimate(
-    preview: Preview, max_tasks: int | None, rate_limit: RateLimit | None, max_running: int | None
-) -> BatchEstimate:
+def _estimate(preview: Preview, options: Options, rate_limit: RateLimit | None) -> BatchEstimate:
     states: Counter[State] = Counter()
     queued: Counter[Kind] = Counter()
     seen: dict[Kind, float] = {}
@@ -166,7 +156,7 @@ def _estimate(
             price=seen.get(kind, documented_price(*kind)),
             seen=kind in seen,
         )
-        for kind, count in sorted(_first(queued, max_tasks).items())
+        for kind, count in sorted(_first(queued, options.max_tasks).items())
         if count
     )
     number = sum(kind.requests for kind in kinds)
@@ -175,8 +165,8 @@ def _estimate(
         requests=number,
         credits=sum(kind.requests * kind.price for kind in kinds),
         seconds=(
-            _seconds(number, seconds[0], rate_limit, max_running),
-            _seconds(number, seconds[1], rate_limit, max_running),
+            _seconds(number, seconds[0], rate_limit, options.max_running),
+            _seconds(number, seconds[1], rate_limit, options.max_running),
         ),
         kinds=kinds,
         done=states[State.DONE],

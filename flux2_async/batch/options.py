@@ -12,13 +12,13 @@ from flux2_async.session.arguments import check_count
 class Options:
     """The arguments of `run_batch` of the same names, which it explains."""
 
-    max_running: int | None
-    limit: int | None
-    shuffle: bool
-    max_tasks: int | None
-    retry_failed: bool
-    retry_unknown: bool
-    skip_invalid: bool
+    max_running: int | None = None
+    limit: int | None = None
+    shuffle: bool = False
+    max_tasks: int | None = None
+    retry_failed: bool = False
+    retry_unknown: bool = False
+    skip_invalid: bool = False
     max_credits: float | None = None
     max_failed: float | None = None
     download: bool = True

@@ -147,16 +147,9 @@ class Batch:
             )
         # Nothing is to be paid for that cannot be saved.
         await anyio.to_thread.run_sync(prepare_folder, self._directory / "images")
-        entered = await journal.enter(
-            self._requests,
-            sendable=options.sendable(),
-            skip_invalid=options.skip_invalid,
-            shuffled=options.shuffle,
-            limit=options.limit,
-            max_image_bytes=flux.service.max_image_bytes,
-        )
+        entered = await journal.enter(self._requests, options, flux.service.max_image_bytes)
         self.invalid, self.invalid_count = entered.bad, entered.bad_count
-        start = await journal.begin(retry_failed=options.retry_failed, retry_unknown=options.retry_unknown)
+        start = await journal.begin(options)
         _hold(flux, start)
         return Scheduler(flux, journal, self._directory, start, options)
 

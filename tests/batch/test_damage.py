@@ -18,12 +18,12 @@ from flux2_async.batch import (
     Job,
     Journal,
     JournalError,
-    State,
     read_results,
     run_batch,
     write_results,
 )
 from flux2_async.batch.journal.start import Work
+from flux2_async.batch.options import Options
 from flux2_async.models import TaskRecord, TaskState, TextToImage
 
 REQUESTS = [
@@ -77,8 +77,8 @@ PRAGMA user_version=1;
 async def make(folder: Path) -> dict[str, dict[str, bytes]]:
     """Files of a journal with three quarters of its requests paid: closed well, and as a killed process leaves them."""
     async with Journal(folder / "run.db") as journal:
-        await journal.enter(REQUESTS, sendable={State.QUEUED})
-        await journal.begin(retry_failed=False, retry_unknown=False)
+        await journal.enter(REQUESTS, Options())
+        await journal.begin(Options())
         for number, row in enumerate(await journal.take(Work.QUEUED, None, PAID)):
             await journal.sending(row, f"ref-{number}")
             if number % 6 == 0:
@@ -105,8 +105,8 @@ async def make(folder: Path) -> dict[str, dict[str, bytes]]:
 async def sendable(folder: Path) -> set[str]:
     """Open the journal as a run does, read all of it, and give the prompts that would be sent."""
     async with Journal(folder / "run.db") as journal:
-        await journal.enter(REQUESTS, sendable={State.QUEUED})
-        await journal.begin(retry_failed=False, retry_unknown=False)
+        await journal.enter(REQUESTS, Options())
+        await journal.begin(Options())
         for work in (Work.NOT_DOWNLOADED, Work.SUBMITTED, Work.UNCLEAR):
             await journal.take(work, None, 1000)
         prompts = {row.request.prompt for row in await journal.take(Work.QUEUED, None, 1000)}

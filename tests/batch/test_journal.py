@@ -17,10 +17,11 @@ import pytest
 from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import emulated, until
 
-from flux2_async.batch import Failure, InvalidInputError, Job, Journal, JournalError, State, run_batch
+from flux2_async.batch import Failure, InvalidInputError, Job, Journal, JournalError, run_batch
 from flux2_async.batch.journal import schema
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.start import Work
+from flux2_async.batch.options import Options
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import ImageToImage, TextToImage, UploadedFile
 
@@ -29,7 +30,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
 async def entered(journal: Journal, items: Sequence[Any], **options: Any) -> list[str]:
     """Enter the items and give the ids of what may be sent."""
-    await journal.enter(items, sendable={State.QUEUED}, **options)
+    await journal.enter(items, Options(**options))
     return [row.id for row in await journal.take(Work.QUEUED, None, 1000)]
 
 

@@ -28,6 +28,7 @@ from flux2_async.batch import (
     write_results,
 )
 from flux2_async.batch.journal.start import Work
+from flux2_async.batch.options import Options
 from flux2_async.batch.report import write_report
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import ImageToImage, TextToImage, UploadedFile
@@ -120,7 +121,7 @@ async def test_what_is_taken_can_be_written(tmp_path_factory: pytest.TempPathFac
     (folder / "a.png").write_bytes(PNG)
     requests = [item for item in items if not isinstance(item, InvalidRequestError)]
     async with Journal(folder / "run.db") as journal:
-        entered = await journal.enter(requests, sendable={State.QUEUED}, skip_invalid=True)
+        entered = await journal.enter(requests, Options(skip_invalid=True))
         for line in entered.bad:
             str(line).encode()
         rows = await journal.take(Work.QUEUED, None, 100)

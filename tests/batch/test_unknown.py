@@ -9,6 +9,7 @@ from emulated import session_for
 
 from flux2_async.batch import Job, Journal, JournalError, Outcome, State, estimate_batch, run_batch
 from flux2_async.batch.journal.start import Work
+from flux2_async.batch.options import Options
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import InvalidRequestError
 
@@ -107,8 +108,8 @@ async def test_an_id_that_the_service_does_not_know_loses_nothing(tmp_path: Path
 async def test_what_was_being_sent_when_the_process_died_is_unknown(tmp_path: Path) -> None:
     """It is listed and decided before the next run has looked at it."""
     async with Journal(tmp_path / "run.db") as journal:
-        await journal.enter(named(1), sendable=[State.QUEUED])
-        await journal.begin(retry_failed=False, retry_unknown=False)
+        await journal.enter(named(1), Options())
+        await journal.begin(Options())
         [row] = await journal.take(Work.QUEUED, None, 10)
         await journal.sending(row, "f00")
     async with Journal(tmp_path / "run.db") as journal:

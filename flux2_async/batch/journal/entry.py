@@ -4,7 +4,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import attrs
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.batch.jobs import BadLine, Job, check_files, digest_of, job_of, located
 from flux2_async.batch.journal.checksums import COLUMNS, checksum
+from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import State
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models.requests import facts_of
@@ -44,15 +45,29 @@ FRESH: Final = dict.fromkeys(COLUMNS) | {
 in_order: Final = itemgetter(*COLUMNS)
 
 
+@attrs.frozen
+class Entered:
+    """What became of the input.
+
+    Attributes:
+        taken: Requests in the journal now.
+        bad: Lines left out, at most a hundred of them.
+        bad_count: All of them.
+    """
+
+    taken: int
+    bad: tuple[BadLine, ...] = ()
+    bad_count: int = 0
+
+
 @attrs.define
 class Entry:
     """One run's input on its way into the journal, within one transaction.
 
     Attributes:
         connection: Of the journal.
-        sendable: States whose requests this run may send, so that their files must be there.
-        shuffled: Whether they are sent in an order that has nothing to do with theirs, the same in every run.
-        limit: How many are taken, or None for all.
+        options: Of the run. Files of requests that it may send must be there; a shuffled order has nothing to do with
+            that of the input, and is the same in every run.
         max_image_bytes: What a local picture may have.
         run: The number of the run.
         taken: Requests taken.
@@ -61,15 +76,21 @@ class Entry:
     """
 
     connection: sqlite3.Connection
-    sendable: Collection[State]
-    shuffled: bool = False
-    limit: int | None = None
+    options: Options
     max_image_bytes: int = MAX_PICTURE
     run: int = 0
     taken: int = 0
     bad: list[BadLine] = attrs.field(factory=list)
     bad_count: int = 0
     _position: int = 0
+    _sendable: set[State] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._sendable = self.options.sendable()
+
+    def entered(self) -> Entered:
+        """Give what became of the input."""
+        return Entered(self.taken, tuple(self.bad), self.bad_count)
 
     def begin(self) -> None:
         """Open the transaction, and give the run its number."""
@@ -84,7 +105,7 @@ class Entry:
     @property
     def full(self) -> bool:
         """Whether no further request is wanted."""
-        return not self.shuffled and self.limit is not None and self.taken >= self.limit
+        return not self.options.shuffle and self.options.limit is not None and self.taken >= self.options.limit
 
     def add(self, items: Sequence[object]) -> None:
         """Take some more of the input."""
@@ -111,15 +132,16 @@ class Entry:
 
     def cut(self) -> None:
         """Leave out what is beyond the limit where that is known only when all was read."""
-        if self.shuffled and self.limit is not None:
+        if self.options.shuffle and self.options.limit is not None:
             beyond = self.connection.execute(
-                "SELECT place FROM requests WHERE run = ? ORDER BY place LIMIT 1 OFFSET ?", (self.run, self.limit)
+                "SELECT place FROM requests WHERE run = ? ORDER BY place LIMIT 1 OFFSET ?",
+                (self.run, self.options.limit),
             ).fetchone()
             if beyond:
                 self.connection.execute(
                     "UPDATE requests SET run = 0 WHERE run = ? AND place >= ?", (self.run, beyond["place"])
                 )
-                self.taken = self.limit
+                self.taken = self.options.limit
 
     def undo(self) -> None:
         """Close the transaction as if there had been no input."""
@@ -140,7 +162,7 @@ class Entry:
         ).fetchone()
         if known is not None:
             self._compare(known, digest, name)
-        if known is None or known["state"] in self.sendable:
+        if known is None or known["state"] in self._sendable:
             check_files(job.request, images, self.max_image_bytes)
         row = self._row(job, name, digest, images, line)
         if known is None:
@@ -157,7 +179,7 @@ class Entry:
     def _compare(self, known: sqlite3.Row, digest: bytes, name: str) -> None:
         if known["run"] == self.run:
             raise InvalidRequestError(f"id: {name!r} stands in line {known['line']} as well; give each line its own")
-        if known["digest"] != digest and known["state"] not in self.sendable:
+        if known["digest"] != digest and known["state"] not in self._sendable:
             raise InvalidRequestError(
                 f"id: {name!r} stands for another request, which is {known['state']}; give the changed one another id"
             )
@@ -171,7 +193,7 @@ class Entry:
             "id": name,
             "digest": digest,
             "run": self.run,
-            "place": _shuffled(name) if self.shuffled else self._position,
+            "place": _shuffled(name) if self.options.shuffle else self._position,
             "line": line,
         }
 

@@ -11,7 +11,7 @@ files of a journal together, or close it before.
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Final, Self, TypeVar
@@ -20,13 +20,14 @@ import attrs
 
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async._shown.frames import showable
-from flux2_async.batch.jobs import BadLine, InvalidInputError
+from flux2_async.batch.jobs import InvalidInputError
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_requests
-from flux2_async.batch.journal.entry import Entry
+from flux2_async.batch.journal.entry import Entered, Entry
 from flux2_async.batch.journal.rows import Row, outcome_of, row_of, stored
 from flux2_async.batch.journal.schema import JournalError
 from flux2_async.batch.journal.start import WANTED, Start, Tally, begin, forget_unfinished, seconds_taken
+from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
 from flux2_async.session.arguments import check_path, check_task_id
@@ -35,21 +36,6 @@ from flux2_async.session.as_completed import in_chunks
 T = TypeVar("T")
 
 CHUNK: Final = 500
-
-
-@attrs.frozen
-class Entered:
-    """What became of the input.
-
-    Attributes:
-        taken: Requests in the journal now.
-        bad: Lines left out, at most a hundred of them.
-        bad_count: All of them.
-    """
-
-    taken: int
-    bad: tuple[BadLine, ...] = ()
-    bad_count: int = 0
 
 
 @attrs.frozen
@@ -206,11 +192,7 @@ class Journal:
     async def enter(
         self,
         requests: Iterable[object] | AsyncIterable[object],
-        *,
-        sendable: Collection[State],
-        skip_invalid: bool = False,
-        shuffled: bool = False,
-        limit: int | None = None,
+        options: Options,
         max_image_bytes: int = MAX_PICTURE,
     ) -> Entered:
         """Take the input, all of it or nothing; see `Entry`.
@@ -218,23 +200,11 @@ class Journal:
         Raises:
             InvalidInputError: Some of it cannot be used, and `skip_invalid` is not set; nothing was changed.
         """
-        async with self._entry(
-            requests, sendable, skip_invalid, shuffled=shuffled, limit=limit, max_image_bytes=max_image_bytes
-        ) as entry:
+        async with self._entry(requests, options, max_image_bytes) as entry:
             await self.read(lambda _: entry.end())
-        return Entered(entry.taken, tuple(entry.bad), entry.bad_count)
+        return entry.entered()
 
-    async def preview(
-        self,
-        requests: Iterable[object] | AsyncIterable[object],
-        *,
-        sendable: Collection[State],
-        skip_invalid: bool,
-        shuffled: bool,
-        limit: int | None,
-        retry_failed: bool,
-        retry_unknown: bool,
-    ) -> Preview:
+    async def preview(self, requests: Iterable[object] | AsyncIterable[object], options: Options) -> Preview:
         """Tell what a run would find, and leave the journal as it is; see `enter` and `begin`.
 
         Raises:
@@ -245,26 +215,18 @@ class Journal:
 
         def look(connection: sqlite3.Connection) -> Preview:
             entry.cut()
-            start = begin(connection, retry_failed=retry_failed, retry_unknown=retry_unknown)
-            entered = Entered(entry.taken, tuple(entry.bad), entry.bad_count)
-            return Preview(entered, start.tallies, seconds_taken(connection))
+            start = begin(connection, options)
+            return Preview(entry.entered(), start.tallies, seconds_taken(connection))
 
-        async with self._entry(requests, sendable, skip_invalid, shuffled=shuffled, limit=limit) as entry:
+        async with self._entry(requests, options, MAX_PICTURE) as entry:
             return await self.read(look)
 
     @asynccontextmanager
     async def _entry(
-        self,
-        requests: Iterable[object] | AsyncIterable[object],
-        sendable: Collection[State],
-        skip_invalid: bool,  # noqa: FBT001  of two methods above
-        *,
-        shuffled: bool,
-        limit: int | None,
-        max_image_bytes: int = MAX_PICTURE,
+        self, requests: Iterable[object] | AsyncIterable[object], options: Options, max_image_bytes: int
     ) -> AsyncIterator[Entry]:
         """Take the input in a transaction, which is undone unless it is ended."""
-        entry = await self.read(lambda connection: Entry(connection, sendable, shuffled, limit, max_image_bytes))
+        entry = await self.read(lambda connection: Entry(connection, options, max_image_bytes))
 
         async def step(call: Callable[..., None], *arguments: object) -> None:
             await self.read(lambda _: call(*arguments))
@@ -275,16 +237,15 @@ class Journal:
                 await step(entry.add, chunk)
                 if entry.full:
                     break
-            if entry.bad_count and not skip_invalid:
+            if entry.bad_count and not options.skip_invalid:
                 raise InvalidInputError(tuple(entry.bad), entry.bad_count)
             yield entry
         finally:
             await step(entry.undo)
 
-    async def begin(self, *, retry_failed: bool, retry_unknown: bool) -> Start:
+    async def begin(self, options: Options) -> Start:
         """Settle what the last run left, and make requests sendable again where asked for."""
-        change = partial(begin, retry_failed=retry_failed, retry_unknown=retry_unknown)
-        start: Start = await self._open().write(change, durable=True)
+        start: Start = await self._open().write(partial(begin, options=options), durable=True)
         return start
 
     async def forget_unfinished(self) -> None:

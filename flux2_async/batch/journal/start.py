@@ -6,6 +6,7 @@ from typing import Final
 import attrs
 
 from flux2_async.batch.journal.rows import stored
+from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Failure, State
 
 ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
@@ -87,7 +88,7 @@ class Start:
     unclear_at: float | None
 
 
-def begin(connection: sqlite3.Connection, *, retry_failed: bool, retry_unknown: bool) -> Start:
+def begin(connection: sqlite3.Connection, options: Options) -> Start:
     """Settle what the last run left, and make requests sendable again where asked for; see `Journal.begin`."""
     answered_at, unclear_at = connection.execute(
         "SELECT max(max(coalesce(sent_at, 0), coalesce(submitted_at, 0))), "
@@ -96,9 +97,9 @@ def begin(connection: sqlite3.Connection, *, retry_failed: bool, retry_unknown: 
     ).fetchone()
     crashed = stored(CRASHED)
     connection.execute("UPDATE requests SET state = 'unknown', error = ? WHERE state = 'submitting'", (crashed,))
-    if retry_failed:
+    if options.retry_failed:
         connection.execute(RETRY_FAILED)
-    if retry_unknown:
+    if options.retry_unknown:
         connection.execute(RETRY_UNKNOWN)
     # Tasks that the service did not know may have been asked for with the wrong key; looking again costs nothing.
     connection.execute("UPDATE requests SET state = 'submitted' WHERE state = 'unknown' AND task_id IS NOT NULL")

@@ -4,9 +4,8 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import isawaitable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -94,65 +93,6 @@ def read_picture(field: str, source: Path | bytes, most: int = MAX_PICTURE) -> P
     return Picture(field, source, media, size, digest.hexdigest(), stamp)
 
 
-def read_stream(field: str, stream: BinaryIO, most: int = MAX_PICTURE) -> bytes:
-    """Read a binary file object from where it stands to its end, or as far as tells that it is too large.
-
-    Raises:
-        InvalidRequestError: It is no binary file object, or it cannot be read.
-    """
-    content = bytearray()
-    while len(content) <= most:
-        with reading(field):
-            chunk = stream.read(CHUNK)
-        if not chunk:
-            break
-        content += checked_chunk(field, chunk)
-    return checked_content(field, content)
-
-
-@contextmanager
-def reading(field: str) -> Iterator[None]:
-    """Turn whatever a caller's own file object raises into what it means.
-
-    Raises:
-        InvalidRequestError: It raised something.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  it is foreign code, and none of it is an error of ours
-        raise InvalidRequestError(
-            f"{field}: the file object cannot be read ({_reason(error)}); pass its content as bytes"
-        ) from None
-
-
-def checked_chunk(field: str, chunk: object) -> bytes:
-    """Give what a file object gave as bytes.
-
-    Raises:
-        InvalidRequestError: It is something else.
-    """
-    if isinstance(chunk, bytes | bytearray | memoryview):
-        return bytes(chunk)
-    if isawaitable(chunk):
-        if isinstance(chunk, Coroutine):
-            chunk.close()
-        raise InvalidRequestError(f"{field}: a file object to be awaited; pass its content: await file.read()")
-    raise InvalidRequestError(f"{field}: a file object that gives {type(chunk).__name__}; open it with 'rb'")
-
-
-def checked_content(field: str, content: bytearray) -> bytes:
-    """Give all that came of a file object.
-
-    Raises:
-        InvalidRequestError: Nothing did.
-    """
-    if not content:
-        raise InvalidRequestError(
-            f"{field}: 0 bytes given; where the file object stands at its end, call seek(0) before"
-        )
-    return bytes(content)
-
-
 @contextmanager
 def _reasons(field: str, source: Path | bytes) -> Iterator[None]:
     """Turn what the system says about a file into what the caller can do about it."""
@@ -165,7 +105,7 @@ def _reasons(field: str, source: Path | bytes) -> Iterator[None]:
             f"{field}: neither an existing file nor an address with http:// or https://{_where(source)}"
         ) from None
     except (OSError, ValueError) as error:
-        raise InvalidRequestError(f"{field}: the file cannot be read: {_reason(error)}{_where(source)}") from None
+        raise InvalidRequestError(f"{field}: the file cannot be read: {reason_of(error)}{_where(source)}") from None
 
 
 def _open(field: str, source: Path | bytes) -> BinaryIO:
@@ -207,6 +147,7 @@ def _where(source: Path | bytes) -> str:
     return f" ({shown!r})" if len(shown) <= MAX_SHOWN else f" (a name of {len(shown)} characters)"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Say in words of the system what it raised."""
     # str(OSError) would repeat the name, however long it is.
     return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__

@@ -4,7 +4,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -14,16 +13,8 @@ import anyio
 import anyio.to_thread
 
 from flux2_async._http.api import Api
-from flux2_async._http.local_picture import (
-    CHUNK,
-    Picture,
-    check_picture,
-    checked_chunk,
-    checked_content,
-    read_picture,
-    read_stream,
-    reading,
-)
+from flux2_async._http.file_objects import read_file_object, reading
+from flux2_async._http.local_picture import Picture, check_picture, read_picture
 from flux2_async._http.retry import persist
 from flux2_async._protocol.media import MAX_PICTURE, upload_name
 from flux2_async.errors import InvalidRequestError
@@ -145,19 +136,4 @@ async def _read_source(source: Any, most: int) -> Path | bytes:
     if not callable(getattr(stream, "read", None)):
         advice = how_to_give(source) or "allowed are a path, bytes and a binary file object"
         raise InvalidRequestError(f"source: {type(source).__name__} given, {advice}")
-    if iscoroutinefunction(stream.read):
-        return await _read_async("source", stream, most)
-    # The caller's own file may be a pipe that never ends.
-    return await anyio.to_thread.run_sync(read_stream, "source", stream, most, abandon_on_cancel=True)
-
-
-async def _read_async(field: str, stream: Any, most: int) -> bytes:
-    """Read a file object whose methods are coroutines, such as an uploaded file of a web framework."""
-    content = bytearray()
-    while len(content) <= most:
-        with reading(field):
-            chunk = await stream.read(CHUNK)
-        if not chunk:
-            break
-        content += checked_chunk(field, chunk)
-    return checked_content(field, content)
+    return await read_file_object("source", stream, most)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from file_host import JPEG, PNG, WEBP, picture
 
-from flux2_async._http.local_picture import Picture, check_picture, read_picture, read_stream
+from flux2_async._http.file_objects import read_file_object
+from flux2_async._http.local_picture import Picture, check_picture, read_picture
 from flux2_async.errors import InvalidRequestError
 
 MAX_PICTURE = 10_000_000
@@ -151,21 +152,21 @@ class Drips(io.BytesIO):
         return super().read(min(size, 1000))
 
 
-def test_a_file_object_is_read_from_where_it_stands() -> None:
+async def test_a_file_object_is_read_from_where_it_stands() -> None:
     """What was read before is not read again, and the object stays open."""
     stream = io.BytesIO(b"header" + picture(600_000))
     stream.seek(6)
 
-    assert read_stream("source", stream) == picture(600_000)
+    assert await read_file_object("source", stream, MAX_PICTURE) == picture(600_000)
     assert not stream.closed
 
 
-def test_a_file_object_may_give_little_at_a_time() -> None:
+async def test_a_file_object_may_give_little_at_a_time() -> None:
     """Short reads are not the end."""
-    assert read_stream("source", Drips(picture(50_000))) == picture(50_000)
+    assert await read_file_object("source", Drips(picture(50_000)), MAX_PICTURE) == picture(50_000)
 
 
-def test_an_endless_file_object_is_left_off() -> None:
+async def test_an_endless_file_object_is_left_off() -> None:
     """No more is read than shows that it is too large."""
 
     class Endless(io.BytesIO):
@@ -173,16 +174,16 @@ def test_an_endless_file_object_is_left_off() -> None:
             assert size is not None
             return bytes(size)
 
-    assert MAX_PICTURE < len(read_stream("source", Endless())) < MAX_PICTURE + 1_000_000
+    assert MAX_PICTURE < len(await read_file_object("source", Endless(), MAX_PICTURE)) < MAX_PICTURE + 1_000_000
 
 
-def test_a_text_file_is_refused() -> None:
+async def test_a_text_file_is_refused() -> None:
     """The text says how to open it."""
     with pytest.raises(InvalidRequestError, match=r"source: a file object that gives str; open it with 'rb'"):
-        read_stream("source", io.StringIO("text"))  # type: ignore[arg-type]  # the mistake that is tested
+        await read_file_object("source", io.StringIO("text"), MAX_PICTURE)
 
 
-def test_a_file_object_that_fails() -> None:
+async def test_a_file_object_that_fails() -> None:
     """A closed file and a failing one are named, with the reason."""
 
     class Broken(io.BytesIO):
@@ -194,4 +195,4 @@ def test_a_file_object_that_fails() -> None:
 
     for stream, reason in ((closed, "I/O operation on closed file"), (Broken(), "Input/output error")):
         with pytest.raises(InvalidRequestError, match=rf"source: the file object cannot be read \({reason}"):
-            read_stream("source", stream)
+            await read_file_object("source", stream, MAX_PICTURE)

@@ -16,6 +16,7 @@ from flux2_async.models import Callbacks, Polling, RateLimit, Request, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.requests import REQUESTS
 from flux2_async.models.service import Service, wrong_header
+from flux2_async.session.submission import Asked, OnSend, SubmissionSteps
 
 
 def check_settings(**settings: object) -> None:
@@ -101,12 +102,25 @@ def check_path(name: str, value: Any) -> Path:
     return Path(path)
 
 
-def check_submit(request: object, key: object, max_wait: object, priority: object, ref: object) -> None:
-    """Check what `submit` was given besides the content of the request.
+def asked_for(
+    request: Any,
+    headers: Secret,
+    *,
+    key: Any,
+    max_wait: Any,
+    priority: Any,
+    ref: Any,
+    group: Any,
+    metadata: Any,
+    on_send: OnSend | None,
+    steps: SubmissionSteps | None = None,
+) -> Asked:
+    """Give what `submit` was asked for; the content of the request is checked already.
 
     Raises:
         InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
     """
+    given = check_headers(headers)
     if not isinstance(request, Request):
         raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
     if key is not None and (not isinstance(key, str) or not key):
@@ -117,6 +131,19 @@ def check_submit(request: object, key: object, max_wait: object, priority: objec
         raise InvalidRequestError(
             f"ref: {ref!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
         )
+    named = {} if ref is None else {"ref": plain(ref)}
+    return Asked(
+        request,
+        key=plain(key),
+        max_wait=max_wait,
+        priority=priority,
+        on_send=on_send,
+        steps=steps,
+        group=check_group(group),
+        metadata=check_metadata(metadata),
+        headers=given,
+        **named,
+    )
 
 
 def check_priority(value: object) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from flux2_async.errors import Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.models.requests import REQUESTS
-from flux2_async.session.submission import Submission
+from flux2_async.session.submission import Asked, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import Completion, ImageTask
 
@@ -103,7 +103,7 @@ class Completions:
                 self._submitter.give_up(submission, self._stopped)
 
         try:
-            return await self._submitter.submit(request, group=self._group, started=started)
+            return await self._submitter.submit(Asked(request, group=self._group), started=started)
         except Flux2Error as error:
             if error.meets_every_request:
                 self._stop(error)

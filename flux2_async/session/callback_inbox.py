@@ -235,7 +235,7 @@ class CallbackInbox:
         logger.info("submission %s was accepted as task %s", ref, callback.task_id)
         task = self._watcher.attach(callback.task_id)
         self._task_ids.add(task.id)
-        task._came_from(submission)  # noqa: SLF001  the handle is written by its session alone
+        task._came_from(submission.asked)  # noqa: SLF001  the handle is written by its session alone
         told = Told(submission, submission.outcome.error)
         # Its key, if it has one, stands for the task from now on.
         submission.end(SubmissionEvent.FOUND, task=task)

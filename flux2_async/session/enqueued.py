@@ -1,17 +1,16 @@
 """Submissions that nobody has to await: an asyncio task of the session waits for each, and a handle tells of it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._shown.frames import showable
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
-from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.arguments import check_priority
 from flux2_async.session.sender import cut_off
-from flux2_async.session.submission import Submission
+from flux2_async.session.submission import Asked, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
-
-# Takes `started`, see `Submitter.submit`.
-Submit = Callable[..., Awaitable[ImageTask]]
 
 
 @showable
@@ -38,28 +34,22 @@ class SubmissionHandle:
     """
 
     __slots__ = (
+        "_asked",
         "_begun",
         "_ended",
-        "_group",
         "_job",
         "_outcome",
-        "_priority",
-        "_ref",
         "_submission",
         "_submitter",
         "_withdrawn",
         "request",
     )
 
-    def __init__(
-        self, request: Request, *, submitter: Submitter, priority: int, ref: str, group: str | None = None
-    ) -> None:
-        self.request = request
+    def __init__(self, asked: Asked, submitter: Submitter) -> None:
+        self.request = asked.request
+        self._asked = asked
         # While it is on its way: a handle that is kept holds an outcome, not a session.
         self._submitter: Submitter | None = submitter
-        self._priority = priority
-        self._group = group
-        self._ref = ref
         self._outcome: Outcome[ImageTask] = Outcome()
         # None while its pictures are looked at; another caller's where it was joined by its key.
         self._submission: Submission | None = None
@@ -77,7 +67,7 @@ class SubmissionHandle:
     @property
     def ref(self) -> str:
         """The name of the submission; where a key is joined, that of the one that had it."""
-        return self._ref if self._submission is None else self._submission.ref
+        return self._asked.ref if self._submission is None else self._submission.ref
 
     @property
     def state(self) -> SubmissionState:
@@ -103,7 +93,7 @@ class SubmissionHandle:
         if self._submitter is None or self.state is not SubmissionState.QUEUED:
             return None
         submission = None if self._is_left_alone() else self._submission
-        return self._submitter.position(submission, self._priority, self._group)
+        return self._submitter.position(submission, self._asked.priority, self._asked.group)
 
     @property
     def expected_start(self) -> datetime | None:
@@ -141,7 +131,7 @@ class SubmissionHandle:
         of the submission that all of them wait for. What is no whole number raises `InvalidRequestError`.
         """
         submission = None if self._is_left_alone() else self._submission
-        return self._priority if submission is None else submission.priority
+        return (self._asked if submission is None else submission.asked).priority
 
     @priority.setter
     def priority(self, value: int) -> None:
@@ -149,7 +139,7 @@ class SubmissionHandle:
         if self._submitter is None or self.state is not SubmissionState.QUEUED:
             return
         self._outcome.check_loop()
-        self._priority = value
+        self._asked.priority = value
         if self._submission is not None and not self._is_left_alone():
             self._submitter.prioritise(self._submission, value)
 
@@ -174,9 +164,9 @@ class SubmissionHandle:
             self._withdrawn = True
         elif not submission.may_leave:
             return False
-        elif submission.callers - submission.leaving > 1:
+        elif submission.callers.count - submission.callers.leaving > 1:
             self._withdrawn = False
-            submission.leaving += 1
+            submission.callers.leaving += 1
             error = SessionClosedError("the submission was withdrawn here, and goes on for others who joined its key")
         elif self._submitter.give_up(submission, error):
             self._withdrawn = True
@@ -190,7 +180,7 @@ class SubmissionHandle:
     def _is_left_alone(self) -> bool:
         """Whether what it joined has ended for reasons of that caller alone: then it goes on by itself."""
         joined = self._submission
-        if joined is None or joined.ref == self._ref:
+        if joined is None or joined.ref == self._asked.ref:
             return False
         if self._outcome.done:
             # By a reason of its own.
@@ -215,9 +205,6 @@ class SubmissionHandle:
 
     def _waits_for(self, submission: Submission) -> None:
         self._submission = submission
-        if submission.ref == self._ref:
-            # It may have been changed while the pictures were looked at.
-            submission.priority = self._priority
 
     def _break_off(self, what: str) -> None:
         if self._outcome.done:
@@ -231,9 +218,9 @@ class SubmissionHandle:
             error = submission.outcome.error
             self._outcome.settle(submission.outcome.get() if error is None else None, error)
 
-    async def _run(self, submit: Submit) -> None:
+    async def _run(self, submitter: Submitter) -> None:
         try:
-            self._outcome.settle(await submit(started=self._waits_for))
+            self._outcome.settle(await submitter.submit(self._asked, started=self._waits_for))
         except Exception as error:  # noqa: BLE001  whoever awaits the handle is told
             self._outcome.settle(error=error)
         except BaseException:
@@ -242,7 +229,7 @@ class SubmissionHandle:
         finally:
             self._ended = asyncio.get_running_loop().time()
             if self._withdrawn is False and self._submission is not None:
-                self._submission.leaving -= 1
+                self._submission.callers.leaving -= 1
 
 
 class Enqueued:
@@ -264,11 +251,11 @@ class Enqueued:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def add(self, request: Request, submit: Submit, *, priority: int, ref: str, group: str | None) -> SubmissionHandle:
+    def add(self, asked: Asked) -> SubmissionHandle:
         """Set a submission going; see `Submitter.submit`."""
-        handle = SubmissionHandle(request, submitter=self._submitter, priority=priority, ref=ref, group=group)
+        handle = SubmissionHandle(asked, self._submitter)
         # Not through the loop's task factory: an eager one would run it before its handle knows of it.
-        job = asyncio.Task(handle._run(submit), loop=self._loop, name=f"flux2_async enqueued {ref}")  # noqa: SLF001  one thing in two classes
+        job = asyncio.Task(handle._run(self._submitter), loop=self._loop, name=f"flux2_async enqueued {asked.ref}")  # noqa: SLF001  one thing in two classes
         handle._job = job  # noqa: SLF001  likewise
         self._jobs[job] = handle
         job.add_done_callback(self._forget)

@@ -119,7 +119,7 @@ class Sender:
 
     def prioritise(self, submission: Submission, priority: int) -> None:
         """Give a submission another priority, also where it waits already."""
-        submission.priority = priority
+        submission.asked.priority = priority
         self._slots.prioritise(submission, priority)
         self._limiter.prioritise(submission, priority)
 
@@ -137,7 +137,7 @@ class Sender:
         begun = self._loop.time()
         patience = submission.patience
         await self._slots.acquire(
-            priority=submission.priority,
+            priority=submission.asked.priority,
             max_wait=patience.max_wait,
             waited=patience.waited,
             since=patience.started,
@@ -148,7 +148,7 @@ class Sender:
         submission.has_slot = True
         try:
             # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
-            submission.request, input_urls = await self._upload(submission)
+            submission.asked.request, input_urls = await self._upload(submission)
             address = None if self._inbox is None else self._inbox.address(submission.ref)
             await self._try(submission, encode_request(submission.request, input_urls, address))
         finally:
@@ -220,7 +220,7 @@ class Sender:
                 patience.was_unreached(self._loop.time() - begun)
             begun = self._loop.time()
             submission.permit = await self._limiter.acquire(
-                priority=submission.priority,
+                priority=submission.asked.priority,
                 max_wait=patience.max_wait,
                 waited=patience.waited,
                 since=patience.started,
@@ -268,7 +268,8 @@ class Sender:
 
     async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
-        post = self._api.create_task(body, request=submission.request, ref=submission.ref, headers=submission.headers)
+        asked = submission.asked
+        post = self._api.create_task(body, request=submission.request, ref=asked.ref, headers=asked.headers)
         told = False
 
         async def announce() -> None:
@@ -277,7 +278,7 @@ class Sender:
             self._take_turn(submission)
             self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
             await self._announce(submission)
-            told = submission.steps is not None
+            told = submission.asked.steps is not None
 
         try:
             # Not before the permit: who waits for that would hold up all others.
@@ -297,8 +298,8 @@ class Sender:
             # At once, whatever the journal takes.
             sent = submission.state is SubmissionState.SENT
             permit.unclear() if sent else permit.never_sent()
-            if told and not sent and submission.steps is not None:
-                await submission.steps.answer(submission.ref, SubmissionEvent.WITHDRAWN, None)
+            if told and not sent and submission.asked.steps is not None:
+                await submission.asked.steps.answer(submission.ref, SubmissionEvent.WITHDRAWN, None)
             raise
         await self._answered(submission, answer, told=told)
         return answer
@@ -315,7 +316,7 @@ class Sender:
         begun = self._loop.time()
 
         def watch_on() -> float:
-            awaited = self.breaker.reason is not None or submission.hurry is not None
+            awaited = self.breaker.reason is not None or submission.callers.hurry is not None
             if throttled and not awaited and self._goes_on(submission):
                 # Back in the queue in time to be the first.
                 until = (self._limiter.paused_until or begun) - QUEUE_BEFORE
@@ -332,8 +333,8 @@ class Sender:
 
     def _goes_on(self, submission: Submission) -> bool:
         """Whether anybody is left to wait for another try, or to send it."""
-        wanted = submission.steps is None or submission.steps.wanted()
-        return wanted and submission.callers > 0 and not self.closed
+        wanted = submission.asked.steps is None or submission.asked.steps.wanted()
+        return wanted and submission.callers.count > 0 and not self.closed
 
     def _take_turn(self, submission: Submission) -> None:
         try:
@@ -356,17 +357,17 @@ class Sender:
         if submission.claim is not None:
             reserved = await submission.claim.reserve()
             # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
-            if not submission.callers:
+            if not submission.callers.count:
                 raise left()
             if not reserved:
                 raise _TakenError
         try:
-            if submission.on_send is not None and not submission.announced:
-                await submission.on_send(submission.ref)
+            if submission.asked.on_send is not None and not submission.announced:
+                await submission.asked.on_send(submission.ref)
                 # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
                 submission.announced = True
-            if submission.steps is not None and not self.abandoned:
-                await submission.steps.intent(submission.ref)
+            if submission.asked.steps is not None and not self.abandoned:
+                await submission.asked.steps.intent(submission.ref)
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the first caller alone
             raise StepFailedError(error) from None
         if self.abandoned:
@@ -377,9 +378,9 @@ class Sender:
         event, error = _meaning_of(answer)
         self._transitions.settle_permit(submission, event, error)
         submission.announced = event is SubmissionEvent.LEASE_ENDED
-        if told and submission.steps is not None and event is not SubmissionEvent.UNCLEAR:
+        if told and submission.asked.steps is not None and event is not SubmissionEvent.UNCLEAR:
             task_id = answer.task_id if isinstance(answer, Accepted) else None
-            await submission.steps.answer(submission.ref, event, task_id)
+            await submission.asked.steps.answer(submission.ref, event, task_id)
         if submission.ended:
             # The session did not wait for the journal.
             return

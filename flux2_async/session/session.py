@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 import os
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,15 +30,13 @@ from flux2_async.models import (
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_user_agent
 from flux2_async.session.arguments import (
+    asked_for,
     check_count,
     check_group,
-    check_headers,
-    check_metadata,
     check_observer,
     check_observers,
     check_seconds,
     check_settings,
-    check_submit,
     check_task_id,
 )
 from flux2_async.session.as_completed import Completions
@@ -272,20 +269,19 @@ class Flux2Session:
         parts = self._life.usable()
         hidden = Secret(headers)
         del headers
-        given = check_headers(hidden)
-        check_submit(request, key, max_wait, priority, ref)
-        return await parts.submitter.submit(
+        asked = asked_for(
             request,
-            key=plain(key),
+            hidden,
+            key=key,
             max_wait=max_wait,
             priority=priority,
-            ref=plain(ref),
+            ref=ref,
+            group=group,
+            metadata=metadata,
             on_send=on_send,
             steps=steps,
-            group=check_group(group),
-            metadata=check_metadata(metadata),
-            headers=given,
         )
+        return await parts.submitter.submit(asked)
 
     def enqueue(
         self,
@@ -327,22 +323,18 @@ class Flux2Session:
         parts = self._life.usable()
         hidden = Secret(headers)
         del headers
-        given = check_headers(hidden)
-        check_submit(request, key, max_wait, priority, ref)
-        ref = plain(ref) or uuid.uuid4().hex
-        submit = partial(
-            parts.submitter.submit,
+        asked = asked_for(
             request,
-            key=plain(key),
+            hidden,
+            key=key,
             max_wait=max_wait,
             priority=priority,
             ref=ref,
+            group=group,
+            metadata=metadata,
             on_send=on_send,
-            group=check_group(group),
-            metadata=check_metadata(metadata),
-            headers=given,
         )
-        return parts.enqueued.add(request, submit, priority=priority, ref=ref, group=plain(group))
+        return parts.enqueued.add(asked)
 
     async def generate(
         self,

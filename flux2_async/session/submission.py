@@ -1,6 +1,7 @@
 """What a submission is: one request on its way to the service, who is told of it, and whose key it claims."""
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -82,6 +83,22 @@ class KeyClaim(Protocol):
 
 
 @attrs.define(eq=False)
+class Asked:
+    """What `submit` was asked for, see there; checked. A handle of `enqueue` may still change the priority."""
+
+    request: Request
+    key: str | None = None
+    max_wait: float | None = None
+    priority: int = 0
+    ref: str = attrs.field(factory=lambda: uuid.uuid4().hex)
+    on_send: OnSend | None = None
+    steps: SubmissionSteps | None = None
+    group: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    headers: Secret | None = None
+
+
+@attrs.define(eq=False)
 class Patience:
     """How long a submission waits, and for how long it has; all times are the loop's, in seconds.
 
@@ -115,54 +132,74 @@ class Patience:
 
 
 @attrs.define(eq=False)
+class Callers:
+    """Who wait for a submission.
+
+    Attributes:
+        count: How many.
+        leaving: How many of those were withdrawn, and have not left yet.
+        hurry: Woken when no POST is under way any more; None: nobody waits for that.
+    """
+
+    count: int = 0
+    leaving: int = 0
+    hurry: Signal | None = None
+
+
+@attrs.define(eq=False)
 class Submission:
     """One request on its way to the service.
 
     Attributes:
-        ref: Its name.
-        request: What is submitted; once uploaded, without bytes.
-        key: The caller's own name for it, or None.
-        priority: Higher goes first.
+        asked: What its first caller asked for; the request, once uploaded, without bytes.
         patience: How long it waits.
-        on_send: Awaited before each POST.
-        steps: Awaited around each POST.
-        group: Whose it is, or None.
-        metadata: What the caller gave with it, or None.
-        headers: Of its createTask calls alone.
         claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
-        callers: How many wait for it.
-        leaving: How many of those were withdrawn, and have not left yet.
+        callers: Who wait for it.
         has_slot: Whether it has a slot, or became a task.
         let_through: Whether it does not wait for a permit (any more).
         state: Where it stands.
         last: What happened to it last, or None.
         permit: The one it holds, while nobody has said what became of it; else None.
         announced: Whether `on_send` was awaited for a POST that has not left yet.
-        hurry: Woken when no POST is under way any more; None: nobody waits for that.
     """
 
-    ref: str
-    request: Request
-    key: str | None = None
-    priority: int = 0
+    asked: Asked
     patience: Patience = attrs.field(factory=Patience)
-    on_send: OnSend | None = None
-    steps: SubmissionSteps | None = None
-    group: str | None = None
-    metadata: Mapping[str, Any] | None = None
-    headers: Secret | None = None
-    claim: KeyClaim | None = None
+    claim: KeyClaim | None = attrs.field(init=False, default=None)
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
-    callers: int = attrs.field(init=False, default=0)
-    leaving: int = attrs.field(init=False, default=0)
+    callers: Callers = attrs.field(init=False, factory=Callers)
     has_slot: bool = attrs.field(init=False, default=False)
     let_through: bool = attrs.field(init=False, default=False)
     state: SubmissionState = attrs.field(init=False, default=SubmissionState.QUEUED)
     last: SubmissionEvent | None = attrs.field(init=False, default=None)
     permit: Permit | None = attrs.field(init=False, default=None)
     announced: bool = attrs.field(init=False, default=False)
-    hurry: Signal | None = attrs.field(init=False, default=None)
+
+    @property
+    def request(self) -> Request:
+        """What is submitted."""
+        return self.asked.request
+
+    @property
+    def ref(self) -> str:
+        """Its name."""
+        return self.asked.ref
+
+    @property
+    def key(self) -> str | None:
+        """The caller's own name for it, or None."""
+        return self.asked.key
+
+    @property
+    def group(self) -> str | None:
+        """Whose it is, or None."""
+        return self.asked.group
+
+    @property
+    def metadata(self) -> Mapping[str, Any] | None:
+        """What the caller gave with it, or None."""
+        return self.asked.metadata
 
     def move(self, event: SubmissionEvent) -> None:
         """Go where an event leads.
@@ -171,9 +208,9 @@ class Submission:
             IllegalTransitionError: It leads nowhere from here.
         """
         self.state, self.last = after(self.state, event), event
-        if self.hurry is not None and (self.may_leave or self.ended):
-            self.hurry.wake()
-            self.hurry = None
+        if self.callers.hurry is not None and (self.may_leave or self.ended):
+            self.callers.hurry.wake()
+            self.callers.hurry = None
 
     def end(self, event: SubmissionEvent, *, task: ImageTask | None = None, error: Exception | None = None) -> None:
         """Go where an event leads that ends it, or changes its end, and tell its callers and its claim."""
@@ -192,8 +229,8 @@ class Submission:
     async def answered(self) -> None:
         """Wait until no POST of it is under way."""
         while not (self.may_leave or self.ended):
-            self.hurry = self.hurry or Signal()
-            await self.hurry.wait()
+            self.callers.hurry = self.callers.hurry or Signal()
+            await self.callers.hurry.wait()
 
     @property
     def may_leave(self) -> bool:

@@ -6,14 +6,12 @@ being told it is finished, anywhere before it is withdrawn, unless another calle
 
 import asyncio
 import math
-import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from flux2_async._http.credentials import Secret
 from flux2_async._http.files import Files
 from flux2_async._limiter.queue import IMPATIENT_AFTER
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
@@ -22,7 +20,7 @@ from flux2_async.models.requests import images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Bound, Keys, fingerprint
 from flux2_async.session.sender import Sender, StepFailedError, cut_off, left
-from flux2_async.session.submission import OnSend, Patience, Submission, SubmissionSteps
+from flux2_async.session.submission import Asked, Patience, Submission
 from flux2_async.session.transition import Transitions
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Signal
@@ -84,31 +82,23 @@ class Submitter:
 
     async def submit(
         self,
-        request: Request,
+        asked: Asked,
         *,
-        key: str | None = None,
-        max_wait: float | None = None,
-        priority: int = 0,
-        ref: str | None = None,
-        on_send: OnSend | None = None,
-        steps: SubmissionSteps | None = None,
-        group: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        headers: Secret | None = None,
         started: Callable[[Submission], object] = id,
     ) -> ImageTask:
-        """Submit a checked request, or join the submission that its key stands for; see `Flux2Session.submit`.
+        """Submit, or join the submission that its key stands for; see `Flux2Session.submit`.
 
         `started` is told which submission is waited for, its own or the one it joins, as soon as there is one.
         """
+        request, key = asked.request, asked.key
         if images := images_of(request):
             await self._files.check(images, names_of_images(request))
         content = "" if key is None else await fingerprint(request)
-        patience = Patience(max_wait)
+        patience = Patience(asked.max_wait)
         while key is not None and (bound := self._keys.get(key, content, self._loop.time())):
             other = bound.submission
             if other is None:
-                return self._kept(bound, request, key, group, metadata)
+                return self._kept(bound, asked)
             started(other)
             try:
                 return self._outstanding(await self._join(other, patience))
@@ -117,9 +107,7 @@ class Submitter:
                 if error is not other.outcome.error or not other.private:
                     raise
             patience.waited = self._loop.time() - patience.started
-        submission = Submission(
-            ref or uuid.uuid4().hex, request, key, priority, patience, on_send, steps, group, metadata, headers
-        )
+        submission = Submission(asked, patience)
         if key is not None and self._sharing is not None:
             submission.claim = self._sharing.key(key, content, submission.ref, request)
         self.start(submission)
@@ -148,7 +136,7 @@ class Submitter:
         Raises:
             Flux2Error: What went wrong, see `Flux2Session.submit`.
         """
-        submission.callers += 1
+        submission.callers.count += 1
         try:
             await submission.outcome.wait()
         finally:
@@ -164,15 +152,15 @@ class Submitter:
         waiting = [each for each in self._jobs if each.state is SubmissionState.QUEUED]
         own: tuple[bool, int, float, int] = (True, 2, -priority, len(waiting))
         if submission is not None and submission in self._jobs:
-            priority, group = submission.priority, submission.group
+            priority, group = submission.asked.priority, submission.group
             own = _rank(submission, waiting.index(submission), now)
-        highest = max([priority, *(each.priority for each in waiting)])
+        highest = max([priority, *(each.asked.priority for each in waiting)])
         own_level = _level(own, priority, highest)
         ahead = before = 0
         others: Counter[str | None] = Counter()
         for number, each in enumerate(waiting):
             rank = _rank(each, number, now)
-            level = _level(rank, each.priority, highest)
+            level = _level(rank, each.asked.priority, highest)
             if each.group != group and level == own_level:
                 others[each.group] += 1
             elif rank < own if each.group == group else level < own_level:
@@ -310,20 +298,19 @@ class Submitter:
             event = SubmissionEvent.FAILED if own else SubmissionEvent.WITHDRAWN
         self._transitions.end(submission, event, error=error)
 
-    def _kept(
-        self, bound: Bound, request: Request, key: str, group: str | None, metadata: Mapping[str, Any] | None
-    ) -> ImageTask:
+    def _kept(self, bound: Bound, asked: Asked) -> ImageTask:
         """Give the task of a key of which little more than its id is kept."""
         if bound.task_id is None:
             raise AmbiguousSubmitError(
-                f"createTask was sent under key {key!r}, and nobody knows whether the service accepted it; "
+                f"createTask was sent under key {asked.key!r}, and nobody knows whether the service accepted it; "
                 "recover(ref), or look at the account's log before submitting under another key",
-                request=request,
+                request=asked.request,
                 ref=bound.ref,
             )
         task = self._outstanding(bound.handle or self._watcher.attach(bound.task_id))
         if task.request is None:
-            task.request, task.ref, task.key, task.group, task.metadata = request, bound.ref, key, group, metadata
+            task.request, task.ref, task.key = asked.request, bound.ref, asked.key
+            task.group, task.metadata = asked.group, asked.metadata
         return task
 
     def _outstanding(self, task: ImageTask) -> ImageTask:
@@ -335,7 +322,7 @@ class Submitter:
         return again
 
     async def _join(self, submission: Submission, patience: Patience) -> ImageTask:
-        submission.callers += 1
+        submission.callers.count += 1
         try:
             async with asyncio.timeout(None if submission.outcome.done else patience.left()):
                 await submission.outcome.wait()
@@ -349,19 +336,19 @@ class Submitter:
         return submission.outcome.get()
 
     def _leave(self, submission: Submission) -> None:
-        submission.callers -= 1
-        if not submission.callers and submission.may_leave:
+        submission.callers.count -= 1
+        if not submission.callers.count and submission.may_leave:
             self.give_up(submission, left())
 
 
 def _rank(submission: Submission, number: int, now: float) -> tuple[bool, int, float, int]:
     """Where one stands among those of its group that wait: the order of `WaitQueue`, those with a slot first."""
     if submission.last in (SubmissionEvent.THROTTLED, SubmissionEvent.LEASE_ENDED):
-        return False, 0, -submission.priority, number
+        return False, 0, -submission.asked.priority, number
     started = submission.patience.started
     if started + IMPATIENT_AFTER <= now:
         return not submission.has_slot, 1, started, number
-    return not submission.has_slot, 2, -submission.priority, number
+    return not submission.has_slot, 2, -submission.asked.priority, number
 
 
 def _level(rank: tuple[bool, int, float, int], priority: int, highest: int) -> int:

@@ -77,7 +77,7 @@ class Transitions:
         new = task is None
         task = task or ImageTask(task_id)
         # Also one that was attached before its createTask reply came.
-        task._came_from(submission)  # noqa: SLF001  the handle is written by its session alone
+        task._came_from(submission.asked)  # noqa: SLF001  the handle is written by its session alone
         if new:
             schedule = self._schedules.of(submission.request.model, submission.request.resolution)
             self._watcher.watch(task, schedule if self._inbox is None else self._inbox.arrivals.insured(schedule))

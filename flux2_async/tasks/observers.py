@@ -53,8 +53,10 @@ class Named(Protocol):
 
 
 class _Submission(Named, Protocol):
-    request: Request
     state: SubmissionState
+
+    @property
+    def request(self) -> Request: ...
 
 
 class Observers:

@@ -28,6 +28,7 @@ from flux2_async.models.events import SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
 from flux2_async.session.keys import Keys
 from flux2_async.session.sender import Sender
+from flux2_async.session.submission import Asked
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
@@ -198,9 +199,7 @@ class Machine(RuleBasedStateMachine):
 
         async def call() -> None:
             self.callers[ref] = asyncio.create_task(
-                self.submitter.submit(
-                    REQUEST, key=key, max_wait=max_wait, priority=priority, ref=ref, on_send=on_send if asks else None
-                )
+                self.submitter.submit(Asked(REQUEST, key, max_wait, priority, ref, on_send if asks else None))
             )
             # What nobody asks for is told on standard error else.
             self.callers[ref].add_done_callback(lambda caller: caller.cancelled() or caller.exception())

@@ -243,7 +243,7 @@ class CallbackInbox:
         self._know(ref, task, told)
         # Never from the body: nothing but the body says that the task is this one's.
         self._watcher.hint(task.id)
-        self._observers.stepped(submission, SubmissionEvent.FOUND, None, task.id)
+        self._observers.stepped(submission.asked, submission.state, SubmissionEvent.FOUND, None, task.id)
 
     def _unlearn(self, ref: str, task: ImageTask, told: Told) -> None:
         """Take back what a callback told, because the service does not know its task."""
@@ -254,7 +254,7 @@ class CallbackInbox:
         if (submission := told.submission) is not None:
             submission.end(SubmissionEvent.DISPROVED, error=told.error)
             self._keys.ended(submission)
-            self._observers.stepped(submission, SubmissionEvent.DISPROVED, told.error, task.id)
+            self._observers.stepped(submission.asked, submission.state, SubmissionEvent.DISPROVED, told.error, task.id)
             self.unclear(submission)
 
     def _keep(self, ref: str, callback: Callback) -> None:

@@ -108,7 +108,7 @@ class Sender:
         while submission.claim is not None:
             task = await submission.claim.look()
             if task is not None:
-                task.key, task.group, task.metadata = submission.key, submission.group, submission.metadata
+                task.key, task.group, task.metadata = submission.key, submission.group, submission.asked.metadata
                 self._task_ids.add(task.id)
                 self._transitions.end(submission, SubmissionEvent.FOUND, task=task)
                 return
@@ -166,7 +166,7 @@ class Sender:
         uploaded = await self._files.urls(images, names_of_images(request))
         for here, there in zip(images, uploaded, strict=True) if self._observers else ():
             if isinstance(there, UploadedFile) and here is not there:
-                self._observers.tell("Uploaded", submission, file=there)
+                self._observers.tell("Uploaded", submission.asked, file=there)
         urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
         if any(isinstance(image, bytes) for image in images):
             kept = [there if isinstance(here, bytes) else here for here, there in zip(images, uploaded, strict=True)]
@@ -236,7 +236,7 @@ class Sender:
             match answer:
                 case Accepted() | Refused():
                     if self.breaker.reason is not None:
-                        self._observers.tell("OutageEnded", submission, seconds=self.breaker.seconds)
+                        self._observers.tell("OutageEnded", submission.asked, seconds=self.breaker.seconds)
                     self.breaker.answered()
                 case NeverSent(error, Obstacle.PASSING):
                     patience.was_unreached(self._loop.time() - begun)
@@ -254,7 +254,7 @@ class Sender:
         there = self.breaker.reason is None
         self.breaker.failed(submission, error, free=free)
         if there and self.breaker.reason is not None:
-            self._observers.tell("OutageBegan", submission, error=error)
+            self._observers.tell("OutageBegan", submission.asked, error=error)
 
     async def _pause(self, submission: Submission, error: Flux2Error) -> None:
         """Wait before another try; while the service is away the breaker says how long."""

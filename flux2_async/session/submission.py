@@ -196,11 +196,6 @@ class Submission:
         """Whose it is, or None."""
         return self.asked.group
 
-    @property
-    def metadata(self) -> Mapping[str, Any] | None:
-        """What the caller gave with it, or None."""
-        return self.asked.metadata
-
     def move(self, event: SubmissionEvent) -> None:
         """Go where an event leads.
 

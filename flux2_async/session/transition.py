@@ -62,14 +62,14 @@ class Transitions:
 
     def queued(self, submission: Submission) -> None:
         """It was taken in."""
-        self._observers.queued(submission)
+        self._observers.queued(submission.asked)
 
     def step(self, submission: Submission, event: SubmissionEvent, error: Exception | None = None) -> None:
         """An event after which it goes on."""
         submission.move(event)
         if event not in (SubmissionEvent.GRANTED, SubmissionEvent.ANNOUNCED, SubmissionEvent.POSTED):
             self.settle_permit(submission, event, error)
-        self._observers.stepped(submission, event, error)
+        self._observers.stepped(submission.asked, submission.state, event, error)
 
     def accept(self, submission: Submission, task_id: str) -> bool:
         """It became a task; give False when that is watched already, so that it has a slot of its own."""
@@ -109,13 +109,13 @@ class Transitions:
                 self._inbox.ended()
         if submission.state in KEPT:
             self._keys.ended(submission)
-        self._observers.stepped(submission, event, error, None if task is None else task.id)
+        self._observers.stepped(submission.asked, submission.state, event, error, None if task is None else task.id)
 
     def throttled(self, submission: Submission, error: Exception | None) -> None:
         """A 429 has come, whoever it is meant for: the service wants a pause, and the permit stays out."""
         if submission.permit is not None:
             submission.permit.pause(_retry_after(error))
-            self._observers.tell("Paused", submission, seconds=self._pause(), rate_limit=self._rate_limit)
+            self._observers.tell("Paused", submission.asked, seconds=self._pause(), rate_limit=self._rate_limit)
             self._see_limit()
 
     def settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:

@@ -10,18 +10,11 @@ import attrs
 from flux2_async.errors import InvalidRequestError, TaskTimeoutError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.models.plain import is_number
-from flux2_async.tasks.observers import Named
+from flux2_async.tasks.observers import Origin
 from flux2_async.tasks.outcome import Outcome, Signal
 
 if TYPE_CHECKING:
     from flux2_async.models.expectation import Expectation
-
-
-class _Origin(Named, Protocol):
-    """What a task came from: its submission, or an earlier handle of it."""
-
-    @property
-    def request(self) -> Request | None: ...
 
 
 class _Watching(Protocol):
@@ -212,7 +205,7 @@ class ImageTask:
         finally:
             self._every.remove(every)
 
-    def _came_from(self, origin: _Origin) -> None:
+    def _came_from(self, origin: Origin) -> None:
         """Know what it came from, unless it does: it was attached before that was known."""
         if self.request is None:
             self.request, self.ref, self.key = origin.request, origin.ref, origin.key

@@ -52,11 +52,11 @@ class Named(Protocol):
     def metadata(self) -> Mapping[str, Any] | None: ...  # noqa: D102  likewise
 
 
-class _Submission(Named, Protocol):
-    state: SubmissionState
+class Origin(Named, Protocol):
+    """What a task comes from: what was asked for, or an earlier handle of it."""
 
     @property
-    def request(self) -> Request: ...
+    def request(self) -> Request | None: ...  # noqa: D102  likewise
 
 
 class Observers:
@@ -95,24 +95,29 @@ class Observers:
             left.remove(observer)
         self._observers = tuple(left)
 
-    def queued(self, what: _Submission) -> None:
+    def queued(self, asked: Origin) -> None:
         """A submission was taken in."""
         if self._observers:
-            self.tell("Queued", what, request=what.request)
+            self.tell("Queued", asked, request=asked.request)
 
     def stepped(
-        self, what: _Submission, event: SubmissionEvent, error: Exception | None = None, task_id: str | None = None
+        self,
+        asked: Origin,
+        state: SubmissionState,
+        event: SubmissionEvent,
+        error: Exception | None = None,
+        task_id: str | None = None,
     ) -> None:
         """A submission made a step."""
         self.steps[event] += 1
         if self._observers or event is SubmissionEvent.UNCLEAR:
             self.tell(
                 "SubmissionChanged",
-                what,
+                asked,
                 task_id=task_id,
                 event=event,
-                state=what.state,
-                request=what.request,
+                state=state,
+                request=asked.request,
                 error=error,
             )
 

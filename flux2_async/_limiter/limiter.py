@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import partial
 
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.queue import Turnstile, Waiter
+from flux2_async._limiter.queue import Waiter
 from flux2_async._limiter.slots import Slots
+from flux2_async._limiter.turnstile import Turnstile
 from flux2_async._limiter.window import MAX_PAUSE, Fate, Supply, Ticket, pause_after, starts_of
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit

@@ -1,9 +1,8 @@
-"""A queue in which tasks wait to be let through, by priority and group, with deadlines, on one timer.
+"""Who waits to be let through, in order: by priority and group, with deadlines.
 
 Within a priority groups take turns: whose turn was longest ago is next, and a group that had nobody waiting comes last.
 Who has waited for a minute counts as top priority, and is the first of its group.
 
-Cancellation: whoever was let through and is cancelled before running hands the grant back, whoever still waits leaves.
 A waiter is gone as soon as its future is done; heaps drop what is gone when they meet it or when it outweighs the rest.
 """
 
@@ -11,13 +10,10 @@ import asyncio
 import heapq
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
-
-from flux2_async.errors import RateLimitedError, SessionClosedError
 
 T = TypeVar("T")
 
@@ -283,154 +279,3 @@ class WaitQueue(Generic[T]):
             yield head
         while self._groups and (head := next(iter(self._groups.values())).head()):
             yield head
-
-
-class Turnstile(ABC, Generic[T]):
-    """Lets waiting tasks through one by one, whenever `_ready_at` says so.
-
-    Attributes:
-        on_wait: Called while tasks wait, when how many or until when may have changed; or None.
-    """
-
-    def __init__(self) -> None:
-        self._waiters = WaitQueue[T]()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        # Kept here because the handles of uvloop do not always know it.
-        self._timer_at = math.inf
-        self._closed = False
-        self.on_wait: Callable[[], None] | None = None
-
-    @property
-    def waiting(self) -> int:
-        """Tasks in the queue."""
-        return len(self._waiters)
-
-    def close(self) -> None:
-        """Cancel the timer and send everybody home with `SessionClosedError`; what is out can still be settled."""
-        self._closed = True
-        for waiter in self._waiters:
-            self._fail(waiter, SessionClosedError("the session was closed while this waited; nothing was sent"))
-        self._arm(math.inf)
-
-    def turns(self) -> dict[str | None, int]:
-        """See `WaitQueue.turns`."""
-        return self._waiters.turns()
-
-    def prioritise(self, owner: object, priority: int) -> None:
-        """Give who waits for an owner another priority, if anybody does; among equals arrival counts as before."""
-        self._waiters.prioritise(owner, priority)
-
-    @abstractmethod
-    def _ready_at(self, now: float, /) -> float:
-        """When to ask again: `now` if the next may pass; infinity if only an event can tell."""
-
-    @abstractmethod
-    def _grant(self, now: float, group: str | None, /) -> T: ...
-
-    @abstractmethod
-    def _take_back(self, grant: T, group: str | None, /) -> None: ...
-
-    @abstractmethod
-    def _too_late(self, waiter: Waiter[T], now: float, /) -> RateLimitedError: ...
-
-    def _blocked_until(self) -> float:
-        """Before this time nobody passes, whatever happens."""
-        return -math.inf
-
-    def _is_kept_back(self, group: str | None, /) -> bool:  # noqa: ARG002  what keeps groups apart knows
-        """Whether nobody of a group may pass for now."""
-        return False
-
-    async def _pass(
-        self,
-        *,
-        priority: int,
-        max_wait: float | None,
-        since: float | None,
-        waited: float = 0.0,
-        first: bool = False,
-        patience: float = 0.0,
-        owner: object = None,
-        group: str | None = None,
-    ) -> T:
-        """Wait for a grant; `patience` is the least that even a shorter `max_wait` allows."""
-        if self._closed:
-            raise SessionClosedError("the session is closed; nothing was sent")
-        self._loop = asyncio.get_running_loop()
-        now = self._loop.time()
-        if not self._waiters and self._ready_at(now) <= now and not self._is_kept_back(group):
-            return self._grant(now, group)
-        future: asyncio.Future[T] = self._loop.create_future()
-        since = now if since is None else since
-        waiter = self._waiters.push(
-            future,
-            now=now,
-            priority=priority,
-            max_wait=max_wait,
-            waited=waited,
-            since=since,
-            first=first,
-            patience=patience,
-            owner=owner,
-            group=group,
-        )
-        # There is no way around a queue, so a late caller passes nobody.
-        self._advance(now)
-        try:
-            return await future
-        except BaseException:
-            self._leave(waiter, future)
-            raise
-        finally:
-            waiter.future = None
-
-    def _leave(self, waiter: Waiter[T], future: asyncio.Future[T]) -> None:
-        self._waiters.remove(waiter)
-        # Let through but cancelled before it could run: the grant is handed on.
-        if future.done() and not future.cancelled() and future.exception() is None:
-            self._take_back(future.result(), waiter.group)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._loop and not self._closed and (self._waiters or self._timer):
-            self._advance(self._loop.time())
-
-    def _advance(self, now: float) -> None:
-        while (ready_at := self._ready_at(now)) <= now:
-            if (waiter := self._waiters.next(now)) is None:
-                # All that wait are of groups that are kept back.
-                ready_at = math.inf
-                break
-            self._let_through(waiter, now)
-        for waiter in self._waiters.late(now, self._blocked_until()):
-            self._fail(waiter, self._too_late(waiter, now))
-        self._arm(min(ready_at, self._waiters.next_deadline()) if self._waiters else math.inf)
-        if self.on_wait is not None and self._waiters:
-            self.on_wait()
-
-    def _let_through(self, waiter: Waiter[T], now: float) -> None:
-        self._waiters.remove(waiter)
-        self._waiters.had_turn(waiter)
-        if waiter.future:
-            waiter.future.set_result(self._grant(now, waiter.group))
-
-    def _fail(self, waiter: Waiter[T], error: Exception) -> None:
-        self._waiters.remove(waiter)
-        if waiter.future:
-            waiter.future.set_exception(error)
-
-    def _arm(self, when: float) -> None:
-        if self._timer:
-            if self._timer_at == when:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if self._loop and when < math.inf:
-            self._timer, self._timer_at = self._loop.call_at(when, self._on_timer, when), when
-
-    def _on_timer(self, when: float) -> None:
-        self._timer = None
-        if self._loop:
-            # A loop may call a clock tick early; asking again for the same instant would spin.
-            self._advance(max(when, self._loop.time()))

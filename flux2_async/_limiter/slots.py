@@ -4,7 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from flux2_async._limiter.queue import Turnstile, Waiter, WaitQueue
+from flux2_async._limiter.queue import Waiter, WaitQueue
+from flux2_async._limiter.turnstile import Turnstile
 from flux2_async.errors import RateLimitedError
 
 __all__ = ["Slots"]

@@ -5,7 +5,6 @@ error becomes a text where it is caught.
 """
 
 import asyncio
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from yarl import URL
 
 from flux2_async._http.failures import bars_the_way, failure_text
 from flux2_async._protocol.codec import Reply
+from flux2_async._protocol.refusals import Redactor
 from flux2_async._version import USER_AGENT
 
 # The key is not among them: what is passed to aiohttp as an argument lies open in its frames, and in hooks.
@@ -48,7 +48,7 @@ async def exchange(
     url: URL,
     *,
     middleware: aiohttp.ClientMiddlewareType,
-    redact: Callable[[str], str],
+    redact: Redactor,
     deadline: asyncio.Timeout | None = None,
     **options: Any,
 ) -> tuple[Reply | None, Failure | None]:

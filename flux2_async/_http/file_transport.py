@@ -191,7 +191,7 @@ class FileTransport:
         if self._public is None:
             route = route_of(http.connector)
             inner = route.pop("socket_factory", None)
-            connector = aiohttp.TCPConnector(**route, socket_factory=_PublicSockets(inner))
+            connector = aiohttp.TCPConnector(**route, socket_factory=_public_sockets(inner))
             self._public = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._public
 
@@ -200,18 +200,17 @@ class _PrivateAddressError(OSError):
     """A connection would have led into a private network; it was not made."""
 
 
-class _PublicSockets:
-    """Makes the sockets of a connector whose connections end at public addresses only."""
+def _public_sockets(inner: Callable[[Any], socket.socket] | None) -> Callable[[Any], socket.socket]:
+    """Give what makes the sockets of a connector whose connections end at public addresses only."""
 
-    def __init__(self, inner: Callable[[Any], socket.socket] | None) -> None:
-        self._inner = inner
-
-    def __call__(self, info: Any) -> socket.socket:
+    def made(info: Any) -> socket.socket:
         family, kind, protocol, _, address = info
         if not is_public_number(address[0]):
             # Always the same words, so that of a host with several such addresses this error comes out.
             raise _PrivateAddressError("private")
-        return self._inner(info) if self._inner else socket.socket(family, kind, protocol)
+        return inner(info) if inner else socket.socket(family, kind, protocol)
+
+    return made
 
 
 def _as_given(url: str) -> URL:

@@ -16,7 +16,7 @@ import attrs
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.converter import converter, http_address
 from flux2_async._protocol.records import record_from_payload, task_id_of
-from flux2_async._protocol.refusals import ENDS_TASK, refusal, retry_after, without_signature
+from flux2_async._protocol.refusals import ENDS_TASK, Redactor, refusal, retry_after, without_signature
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
 from flux2_async.models import Request, TaskRecord, TaskState, UploadedFile
 from flux2_async.models.plain import is_whole
@@ -44,7 +44,7 @@ class Reply:
     status: int
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=lambda value: f"<{len(value)} bytes>")
-    redact: Callable[[str], str] = attrs.field(default=str, repr=False)
+    redact: Redactor = attrs.field(factory=Redactor, repr=False)
 
 
 @attrs.frozen

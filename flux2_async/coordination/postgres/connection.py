@@ -59,7 +59,8 @@ class PostgresConnection:
         self._opened: set[Connection] = set()
         self._lost = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._failures, self._last_failure = 0, ""
+        # How many there were, and what the last one was.
+        self._failures = (0, "")
         self._questions: set[asyncio.Task[list[Row]]] = set()
         self._keeping: asyncio.Task[None] | None = None
         self._on_line: Callable[[str], None] | None = None
@@ -82,7 +83,7 @@ class PostgresConnection:
         Raises:
             CoordinationError: It failed, or the connection did while this one waited for its turn.
         """
-        question = asyncio.get_running_loop().create_task(self._ask(statement, values, self._failures))
+        question = asyncio.get_running_loop().create_task(self._ask(statement, values, self._failures[0]))
         self._questions.add(question)
         question.add_done_callback(self._answered)
         return await asyncio.shield(question)
@@ -113,9 +114,9 @@ class PostgresConnection:
         async with self._turn:
             if self._closed:
                 raise CoordinationError("the session's place among the processes of its account is not open")
-            if failures != self._failures:
+            if failures != self._failures[0]:
                 # It has waited for as long as the one that failed.
-                raise CoordinationError(self._last_failure)
+                raise CoordinationError(self._failures[1])
             try:
                 connection = self._connection or await self._connect()
                 # psycopg reads by itself now.
@@ -126,7 +127,7 @@ class PostgresConnection:
             finally:
                 self._read_on()
             if self._connection is None:
-                self._failures, self._last_failure = self._failures + 1, str(failure)
+                self._failures = self._failures[0] + 1, str(failure)
         raise failure
 
     async def _connect(self) -> Connection:

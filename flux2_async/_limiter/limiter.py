@@ -14,7 +14,7 @@ from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Waiter
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.turnstile import Turnstile
-from flux2_async._limiter.window import MAX_PAUSE, Fate, Supply, Ticket, pause_after, starts_of
+from flux2_async._limiter.window import MAX_PAUSE, PermitEvent, Supply, Ticket, pause_after, starts_of
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
@@ -100,11 +100,11 @@ class Gate(Turnstile[Permit]):
         """Hear that somebody wants a permit; give the seconds that even a shorter `max_wait` allows."""
         return 0.0
 
-    def _settle_soon(self, settle: Callable[[Fate, None], None]) -> None:
-        """Settle a permit that was dropped as an ambiguous one."""
+    def _settle_soon(self, settle: Callable[[PermitEvent, None], None]) -> None:
+        """Settle a permit that was dropped as an unclear one."""
         # The garbage collector may run in any thread.
         if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(settle, Fate.AMBIGUOUS, None)
+            self._loop.call_soon_threadsafe(settle, PermitEvent.UNCLEAR, None)
 
     @abstractmethod
     def _next_at(self, now: float, /) -> float:
@@ -210,13 +210,13 @@ class Limiter(Gate):
             return f"{self.waiting} others wait"
         return f"the limit of {self.learned_limit or self._rate.limit} per {self._rate.period:g} s is used up"
 
-    def _settle(self, ticket: Ticket, fate: Fate, retry_after: float | None) -> None:
-        if fate is Fate.DROPPED:
+    def _settle(self, ticket: Ticket, event: PermitEvent, retry_after: float | None) -> None:
+        if event is PermitEvent.DROPPED:
             self._settle_soon(partial(self._settle, ticket))
             return
         now = asyncio.get_running_loop().time()
-        pause = pause_after(self._rate, retry_after) if fate is Fate.THROTTLED else 0.0
-        self._window.settle(ticket, fate, now, pause)
+        pause = pause_after(self._rate, retry_after) if event is PermitEvent.THROTTLED else 0.0
+        self._window.settle(ticket, event, now, pause)
         if pause:
             self._close_gate(now + pause)
         self._wake()

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Self
 
-from flux2_async._limiter.window import Fate
+from flux2_async._limiter.window import PermitEvent
 
 
 class Permit:
@@ -17,7 +17,7 @@ class Permit:
     __slots__ = ("_lease_ended", "_paused", "_settle", "_settled")
 
     def __init__(
-        self, settle: Callable[[Fate, float | None], None], lease_ended: Callable[[], bool] | None = None
+        self, settle: Callable[[PermitEvent, float | None], None], lease_ended: Callable[[], bool] | None = None
     ) -> None:
         self._settle = settle
         self._lease_ended = lease_ended
@@ -26,7 +26,7 @@ class Permit:
 
     @property
     def settled(self) -> bool:
-        """Whether the request's fate was told already."""
+        """Whether the request's end was told already."""
         return self._settled
 
     def lease_ended(self) -> bool:
@@ -40,15 +40,15 @@ class Permit:
 
     def never_sent(self) -> None:
         """The request certainly did not leave: back at once."""
-        self._once(Fate.NEVER_SENT)
+        self._once(PermitEvent.NEVER_SENT)
 
     def answered(self) -> None:
         """An answer came, success or not, other than 429: back `period` (and 0.1 %) from now."""
-        self._once(Fate.ANSWERED)
+        self._once(PermitEvent.ANSWERED)
 
     def unclear(self) -> None:
         """Given up or broken off, so it may be counted later: back two periods from now."""
-        self._once(Fate.AMBIGUOUS)
+        self._once(PermitEvent.UNCLEAR)
 
     def pause(self, retry_after: float | None) -> None:
         """A 429 has come: close the gate for everybody, and learn, once. Whose it is may be open: the permit stays out.
@@ -59,21 +59,21 @@ class Permit:
         """
         if not self._settled and not self._paused:
             self._paused = True
-            self._settle(Fate.THROTTLED, retry_after)
+            self._settle(PermitEvent.THROTTLED, retry_after)
 
     def throttled(self, retry_after: float | None) -> None:
         """Certainly refused by a 429, so it was not counted: `pause` unless that was done, and back at once."""
         self.pause(retry_after)
-        self._once(Fate.REFUSED)
+        self._once(PermitEvent.REFUSED)
 
     def abandon(self) -> None:
         """Its event loop is gone: who goes on with the limit knows what was out (`Limiter.take_over`)."""
         self._settled = True
 
-    def _once(self, fate: Fate) -> None:
+    def _once(self, event: PermitEvent) -> None:
         if not self._settled:
             self._settled = True
-            self._settle(fate, None)
+            self._settle(event, None)
 
     def __enter__(self) -> Self:
         return self
@@ -83,5 +83,5 @@ class Permit:
 
     def __del__(self) -> None:
         if not self._settled:
-            self._once(Fate.DROPPED)
+            self._once(PermitEvent.DROPPED)
             warnings.warn("a permit was dropped without being settled; held for two periods", ResourceWarning, 2)

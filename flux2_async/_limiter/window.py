@@ -52,18 +52,18 @@ MIN_PAUSE: Final = 1.0
 MAX_PAUSE: Final = 3600.0
 
 
-class Fate(enum.Enum):
+class PermitEvent(enum.Enum):
     """What became of a request that had a permit; `THROTTLED` is not the end: a 429 came, and whose it is is open."""
 
     NEVER_SENT = "never_sent"
     THROTTLED = "throttled"
     ANSWERED = "answered"
-    AMBIGUOUS = "ambiguous"
+    UNCLEAR = "unclear"
     REFUSED = "refused"
     DROPPED = "dropped"
 
 
-HELD_FOR: Final = {Fate.ANSWERED: 1, Fate.AMBIGUOUS: 2, Fate.DROPPED: 2}
+HELD_FOR: Final = {PermitEvent.ANSWERED: 1, PermitEvent.UNCLEAR: 2, PermitEvent.DROPPED: 2}
 """Periods after which the permit of a request comes back; of other requests it does at once."""
 
 
@@ -133,7 +133,7 @@ class Starts(Protocol):
     def ready_at(self, now: float, ahead: int = 0) -> float: ...
     def supply(self, now: float, begin: float) -> Supply: ...
     def take(self, now: float) -> Ticket: ...
-    def settle(self, ticket: Ticket, fate: Fate, now: float, pause: float = 0.0) -> None: ...
+    def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None: ...
     def hold(self, until: float) -> None: ...
     def abandon(self, now: float) -> None: ...
 
@@ -152,7 +152,7 @@ class Unlimited:
     def take(self, now: float) -> Ticket:
         return Ticket(now)
 
-    def settle(self, ticket: Ticket, fate: Fate, now: float, pause: float = 0.0) -> None:
+    def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None:
         """Nothing to give back; the gate alone answers a 429."""
 
     def hold(self, until: float) -> None:
@@ -271,27 +271,27 @@ class Window:
         burst_is_out = self._full_at - now >= (self._burst - 0.5) * spacing
         return Ticket(now, self._out >= self._limit or burst_is_out, spacing)
 
-    def settle(self, ticket: Ticket, fate: Fate, now: float, pause: float = 0.0) -> None:
+    def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None:
         """Take a permit back, or learn from a 429, after which the permit is still out.
 
         Args:
             ticket: The permit.
-            fate: What became of its request.
+            event: What became of its request.
             now: When.
             pause: Of a 429, seconds for which nobody sends because of it.
         """
-        match fate:
-            case Fate.NEVER_SENT:
+        match event:
+            case PermitEvent.NEVER_SENT:
                 self._out -= 1
                 self._full_at -= ticket.spacing
-            case Fate.ANSWERED:
+            case PermitEvent.ANSWERED:
                 self._answered(ticket, now)
-            case Fate.THROTTLED:
+            case PermitEvent.THROTTLED:
                 self._throttled(ticket, now, pause)
-            case Fate.REFUSED:
+            case PermitEvent.REFUSED:
                 # The server did not count it; the gate, not this permit, is what waits.
                 self._out -= 1
-            case Fate.AMBIGUOUS | Fate.DROPPED:
+            case PermitEvent.UNCLEAR | PermitEvent.DROPPED:
                 heapq.heappush(self._returns, (now + 2 * self._rate.period * CLOCK_MARGIN, False))
 
     def _answered(self, ticket: Ticket, now: float) -> None:
@@ -305,9 +305,9 @@ class Window:
             self._ask(now)
 
     def abandon(self, now: float) -> None:
-        """Take all that are out for ambiguous: nobody is left who would say what became of them."""
+        """Take all that are out for unclear: nobody is left who would say what became of them."""
         for _ in range(self._out - len(self._returns)):
-            self.settle(Ticket(now), Fate.AMBIGUOUS, now)
+            self.settle(Ticket(now), PermitEvent.UNCLEAR, now)
 
     def hold(self, until: float) -> None:
         """Count a permit that was taken without this window and comes back at `until`."""

@@ -1,8 +1,8 @@
 """The state that all processes of one account share, and its rules. Pure: time comes in as an argument.
 
 Leases. A permit is lent to a process until it is settled; then it comes back as `window` says: `period` after the
-answer, at once when nothing was sent, two periods after a send that is ambiguous. A process that died settles nothing;
-its lease expires by itself and counts as ambiguous from then on. So a dead owner costs one lease and no over-run.
+answer, at once when nothing was sent, two periods after a send that is unclear. A process that died settles nothing;
+its lease expires by itself and counts as unclear from then on. So a dead owner costs one lease and no over-run.
 A settlement of a lease that this state never lent (it was lost in between) counts as taken just then.
 
 Order. Processes queue, not submissions; who was given something goes to the end, so all who wait have equal shares.
@@ -19,7 +19,7 @@ its old names that it does not know of come back at once.
 
 Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
 restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait two
-periods, as after an ambiguous send. They wait one when a process is back that had heard nothing for a period or more:
+periods, as after an unclear send. They wait one when a process is back that had heard nothing for a period or more:
 others may have noticed the loss two periods ago, send by themselves, and come back a moment later.
 """
 
@@ -34,8 +34,8 @@ from flux2_async._limiter.window import (
     CLOCK_MARGIN,
     HELD_FOR,
     PAUSE_WITHOUT_LIMIT,
-    Fate,
     News,
+    PermitEvent,
     Ticket,
     Window,
     starts_of,
@@ -217,7 +217,7 @@ class AccountState:
         self._advance(now)
         for name in unheard:
             if (lease := self._leases.get(name)) and lease.owner == peer:
-                self._take_back(name, Fate.NEVER_SENT, now)
+                self._take_back(name, PermitEvent.NEVER_SENT, now)
         self._peers.pop(peer, None)
         self._unqueue(peer)
 
@@ -248,27 +248,27 @@ class AccountState:
             The seconds of a pause that is news to everybody, else 0; and whether who waits should ask again now.
         """
         self._advance(now)
-        name, fate, at = settlement.lease, settlement.fate, now - settlement.ago
+        name, event, at = settlement.lease, settlement.event, now - settlement.ago
         is_out = name in self._leases
         if is_out:
-            lease = self._take_back(name, fate, at, settlement.pause)
-            if fate is Fate.THROTTLED:
+            lease = self._take_back(name, event, at, settlement.pause)
+            if event is PermitEvent.THROTTLED:
                 # Whose the 429 is may be open until its pause is over.
                 expires_at = max(lease.expires_at, at + settlement.pause + self._terms.lease)
                 self._leases[name] = attrs.evolve(lease, expires_at=expires_at)
-        elif fate in HELD_FOR and not self._has_lent(name):
-            self._window.hold(at + HELD_FOR[fate] * self.period * CLOCK_MARGIN)
+        elif event in HELD_FOR and not self._has_lent(name):
+            self._window.hold(at + HELD_FOR[event] * self.period * CLOCK_MARGIN)
         # Else it is said twice, or after it expired.
-        if fate is Fate.THROTTLED:
+        if event is PermitEvent.THROTTLED:
             return self._pause(at + settlement.pause, now), False
         # Who waits was told that what is out comes back in a period at the earliest.
-        return 0.0, fate in (Fate.NEVER_SENT, Fate.REFUSED) and is_out and bool(self._queue)
+        return 0.0, event in (PermitEvent.NEVER_SENT, PermitEvent.REFUSED) and is_out and bool(self._queue)
 
     def died(self, peer: str, now: float) -> None:
-        """Forget a process that is known to have died; what it has borrowed is ambiguous from now on."""
+        """Forget a process that is known to have died; what it has borrowed is unclear from now on."""
         self.leave(peer, now)
         for name in [name for name, lease in self._leases.items() if lease.owner == peer]:
-            self._take_back(name, Fate.AMBIGUOUS, now)
+            self._take_back(name, PermitEvent.UNCLEAR, now)
 
     def peers(self) -> tuple[str, ...]:
         """Give the names of the processes that count."""
@@ -286,11 +286,11 @@ class AccountState:
             if name in keeps:
                 self._leases[name] = attrs.evolve(self._leases[name], owner=new)
             else:
-                self._take_back(name, Fate.NEVER_SENT, now)
+                self._take_back(name, PermitEvent.NEVER_SENT, now)
 
-    def _take_back(self, name: str, fate: Fate, at: float, pause: float = 0.0) -> _Lease:
+    def _take_back(self, name: str, event: PermitEvent, at: float, pause: float = 0.0) -> _Lease:
         lease = self._leases.pop(name)
-        self._window.settle(Ticket(lease.sent_at, lease.last, lease.spacing), fate, at, pause)
+        self._window.settle(Ticket(lease.sent_at, lease.last, lease.spacing), event, at, pause)
         return lease
 
     def _pause(self, until: float, now: float) -> float:
@@ -302,7 +302,7 @@ class AccountState:
     def _advance(self, now: float) -> None:
         """Let everything happen that time alone brings."""
         for name, lease in [(name, lease) for name, lease in self._leases.items() if lease.expires_at <= now]:
-            self._take_back(name, Fate.AMBIGUOUS, lease.expires_at)
+            self._take_back(name, PermitEvent.UNCLEAR, lease.expires_at)
         for peer in [peer for peer, until in self._peers.items() if until <= now]:
             del self._peers[peer]
         self._queue = [place for place in self._queue if place.due + self._grace > now]

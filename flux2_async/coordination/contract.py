@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-from flux2_async._limiter.window import Fate
+from flux2_async._limiter.window import PermitEvent
 from flux2_async.models import RateLimit
 
 
@@ -17,7 +17,7 @@ class Terms:
 
     Attributes:
         rate: The account's limit, or None for no window; a 429 pauses everybody all the same.
-        lease: Seconds after which a permit whose owner says nothing counts as ambiguous; no POST lives longer.
+        lease: Seconds after which a permit whose owner says nothing counts as unclear; no POST lives longer.
         post: Seconds that a POST may take; with less than that left of its lease no permit is used.
     """
 
@@ -51,13 +51,13 @@ class Settlement:
 
     Attributes:
         lease: The name of the permit. One that is not known (any more) is counted as taken just then.
-        fate: What happened.
+        event: What happened.
         ago: Seconds since it happened.
-        pause: For `Fate.THROTTLED`, seconds from that moment for which nobody may send; else 0.
+        pause: For `PermitEvent.THROTTLED`, seconds from that moment for which nobody may send; else 0.
     """
 
     lease: str
-    fate: Fate
+    event: PermitEvent
     ago: float
     pause: float = 0.0
 

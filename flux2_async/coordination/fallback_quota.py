@@ -6,7 +6,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async._limiter.window import CLOCK_MARGIN, HELD_FOR, Fate, Ticket, starts_of
+from flux2_async._limiter.window import CLOCK_MARGIN, HELD_FOR, PermitEvent, Ticket, starts_of
 from flux2_async.models import RateLimit
 
 # For a session that has never seen the others.
@@ -56,15 +56,15 @@ class FallbackQuota:
             self._taken[number] = _Taken(ticket)
         return number
 
-    def settle(self, number: int, fate: Fate, now: float, pause: float = 0.0) -> None:
+    def settle(self, number: int, event: PermitEvent, now: float, pause: float = 0.0) -> None:
         """Say what became of a permit's request, and for how long nobody sends because of it."""
         taken = self._taken.get(number)
         if taken is None:
             return
-        self._window.settle(taken.ticket, fate, now, pause)
-        if fate in HELD_FOR:
-            taken.back_at = now + HELD_FOR[fate] * self._period * CLOCK_MARGIN
-        elif fate is not Fate.THROTTLED:
+        self._window.settle(taken.ticket, event, now, pause)
+        if event in HELD_FOR:
+            taken.back_at = now + HELD_FOR[event] * self._period * CLOCK_MARGIN
+        elif event is not PermitEvent.THROTTLED:
             del self._taken[number]
 
     def hold(self, until: float) -> None:

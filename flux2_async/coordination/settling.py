@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async._limiter.window import Fate
+from flux2_async._limiter.window import PermitEvent
 from flux2_async.coordination.contract import Settlement
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.membership import Membership
@@ -24,7 +24,7 @@ class _News:
     """A settlement on its way, with the time at which it happened."""
 
     lease: str
-    fate: Fate
+    event: PermitEvent
     at: float
     pause: float
 
@@ -54,9 +54,9 @@ class Settling:
         """Begin to tell."""
         self._job = self._loop.create_task(self._tell(), name="flux2_async settle permits")
 
-    def report(self, lease: str, fate: Fate, at: float, pause: float = 0.0) -> None:
+    def report(self, lease: str, event: PermitEvent, at: float, pause: float = 0.0) -> None:
         """Tell later what became of a lease at loop time `at`, and for how long nobody sends because of it."""
-        self._news.append(_News(lease, fate, at, pause))
+        self._news.append(_News(lease, event, at, pause))
         self._has_news.set()
 
     def go_on(self) -> None:
@@ -78,12 +78,12 @@ class Settling:
             while self._news and self._membership.joined:
                 batch = tuple(itertools.islice(self._news, MAX_BATCH))
                 now = self._loop.time()
-                told = [Settlement(news.lease, news.fate, max(now - news.at, 0.0), news.pause) for news in batch]
+                told = [Settlement(news.lease, news.event, max(now - news.at, 0.0), news.pause) for news in batch]
                 try:
                     await self._membership.ask(lambda told=told: self._coordinator.settle(told))  # type: ignore[misc]  # mypy knows no default there
                 except CoordinationError:
                     break
                 for news in batch:
                     self._news.popleft()
-                    if news.fate is not Fate.THROTTLED:
+                    if news.event is not PermitEvent.THROTTLED:
                         self.out.discard(news.lease)

@@ -18,7 +18,7 @@ import attrs
 
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.window import CLOCK_MARGIN, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, Fate, pause_after
+from flux2_async._limiter.window import CLOCK_MARGIN, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, PermitEvent, pause_after
 from flux2_async.coordination.contract import Answer, Message, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.fallback_quota import Fallback, FallbackQuota
@@ -101,7 +101,7 @@ class SharedLimiter(Gate):
 
     def pause(self, seconds: float) -> None:
         """See `Gate`; of all processes."""
-        self._report("", Fate.THROTTLED, min(seconds, MAX_PAUSE))
+        self._report("", PermitEvent.THROTTLED, min(seconds, MAX_PAUSE))
 
     def hear(self, message: Message) -> None:
         """Use what another process published about permits, or about itself."""
@@ -206,7 +206,7 @@ class SharedLimiter(Gate):
             self._wake()
         # Who wanted them has left, or a pause came in between.
         while self._lent:
-            self._report(self._lent.popleft().name, Fate.NEVER_SENT, 0.0)
+            self._report(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0)
         for waiter in self._waiters.late(now, now + min(answer.wait, 1.001 * ONE_QUESTION)):
             self._fail(waiter, self._too_late(waiter, now))
         return max(answer.wait, self._until - now)
@@ -219,38 +219,38 @@ class SharedLimiter(Gate):
 
     # --- Settling ---
 
-    def _settle(self, lease: str, fate: Fate, retry_after: float | None) -> None:
-        if fate is Fate.DROPPED:
+    def _settle(self, lease: str, event: PermitEvent, retry_after: float | None) -> None:
+        if event is PermitEvent.DROPPED:
             self._settle_soon(partial(self._settle, lease))
             return
-        if self._fallback.quota is not None and fate is not Fate.THROTTLED:
+        if self._fallback.quota is not None and event is not PermitEvent.THROTTLED:
             # What came back was sent before that began.
             self._fallback.quota.hold(self._home.time() + self._period * CLOCK_MARGIN)
-        self._report(lease, fate, self._pause_of(fate, retry_after))
+        self._report(lease, event, self._pause_of(event, retry_after))
 
-    def _settle_own(self, quota: FallbackQuota, number: int, fate: Fate, retry_after: float | None) -> None:
-        if fate is Fate.DROPPED:
+    def _settle_own(self, quota: FallbackQuota, number: int, event: PermitEvent, retry_after: float | None) -> None:
+        if event is PermitEvent.DROPPED:
             self._settle_soon(partial(self._settle_own, quota, number))
             return
-        pause = self._pause_of(fate, retry_after)
-        quota.settle(number, fate, self._home.time(), pause)
+        pause = self._pause_of(event, retry_after)
+        quota.settle(number, event, self._home.time(), pause)
         if quota is not self._fallback.quota:
             # What the others were told when it was still under way was a guess.
-            self._settle(f"away:{number}", fate, retry_after)
+            self._settle(f"away:{number}", event, retry_after)
         elif pause:
-            self._report(f"away:{number}", fate, pause)
+            self._report(f"away:{number}", event, pause)
         self._wake()
 
-    def _pause_of(self, fate: Fate, retry_after: float | None) -> float:
-        return pause_after(self._terms.rate, retry_after) if fate is Fate.THROTTLED else 0.0
+    def _pause_of(self, event: PermitEvent, retry_after: float | None) -> float:
+        return pause_after(self._terms.rate, retry_after) if event is PermitEvent.THROTTLED else 0.0
 
     @property
     def _period(self) -> float:
         return self._terms.rate.period if self._terms.rate else PAUSE_WITHOUT_LIMIT
 
-    def _report(self, lease: str, fate: Fate, pause: float) -> None:
+    def _report(self, lease: str, event: PermitEvent, pause: float) -> None:
         now = self._home.time()
-        self._settling.report(lease, fate, now, pause)
+        self._settling.report(lease, event, now, pause)
         if pause:
             self._close_gate(now + pause)
 
@@ -265,7 +265,7 @@ class SharedLimiter(Gate):
         now = self._home.time()
         # Taken while the answer was on its way.
         for number, taken_at in self._fallback.end(now).items():
-            self._settling.report(f"away:{number}", Fate.AMBIGUOUS, taken_at)
+            self._settling.report(f"away:{number}", PermitEvent.UNCLEAR, taken_at)
         self._use(answer, now)
         self._ask_at = -math.inf
         self._settling.go_on()

@@ -421,7 +421,7 @@ class Flux2Session:
         return self._life.usable().watcher.tasks()
 
     async def recover(self, ref: str, *, timeout: float | None = None) -> ImageTask:
-        """Wait for the callback that tells which task an ambiguous submission became.
+        """Wait for the callback that tells which task an unclear submission became.
 
         A submission that is still under way here is waited for as well: its answer may be the first to tell.
 

@@ -432,7 +432,7 @@ async def test_pause_from_outside() -> None:
     [(Permit.never_sent, 0.0), (Permit.answered, 10.01), (Permit.unclear, 20.02)],
 )
 async def test_permit_comes_back(settle: Callable[[Permit], None], after: float) -> None:
-    """At once, after a period or after two, by the request's fate."""
+    """At once, after a period or after two, by what became of the request."""
     limiter = Limiter(RateLimit(1, PERIOD))
     permit = await limiter.acquire()
     waiter = asyncio.create_task(limiter.acquire())
@@ -462,7 +462,7 @@ async def test_first_settling_counts() -> None:
 
 
 async def test_permit_left_open_is_held_for_two_periods() -> None:
-    """Leaving the context without a word counts as ambiguous."""
+    """Leaving the context without a word counts as unclear."""
     limiter = Limiter(RateLimit(1, PERIOD))
     with await limiter.acquire():
         begun = now()
@@ -708,7 +708,7 @@ visits = st.fixed_dictionaries(
         "max_wait": st.none() | st.integers(0, 12),
         "holds": st.integers(0, 3),
         "priority": st.integers(0, 2),
-        "fate": st.sampled_from(["never_sent", "answered", "unclear", "throttled"]),
+        "event": st.sampled_from(["never_sent", "answered", "unclear", "throttled"]),
     }
 )
 
@@ -742,16 +742,16 @@ def test_no_permit_is_lost_or_doubled(*, script: list[dict[str, Any]], limit: in
                 most = max(most, out)
                 try:
                     await asyncio.sleep(visit["holds"])
-                    if visit["fate"] == "throttled":
+                    if visit["event"] == "throttled":
                         permit.throttled(visit["holds"] if refusals else None)
                     else:
-                        getattr(permit, visit["fate"])()
+                        getattr(permit, visit["event"])()
                 finally:
                     out -= 1
 
         async with asyncio.TaskGroup() as group:
             for visit in script:
-                if refusals or visit["fate"] != "throttled":
+                if refusals or visit["event"] != "throttled":
                     group.create_task(cancel_at_will(visit, partial(stay, visit)))
         await asyncio.sleep(20)
         assert (limiter.waiting, out) == (0, 0)

@@ -31,7 +31,7 @@ from rate_servers import (
     steady,
 )
 
-from flux2_async._limiter.window import Fate, Ticket, Window
+from flux2_async._limiter.window import PermitEvent, Ticket, Window
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0
@@ -216,7 +216,7 @@ def test_long_pauses_are_rarely_risked(policy: str, limit: int, pause: float, re
 events = st.lists(
     st.tuples(
         st.sampled_from(
-            ["take", "take", "take", "answered", "answered", "refused", "throttled", "never_sent", "ambiguous"]
+            ["take", "take", "take", "answered", "answered", "refused", "throttled", "never_sent", "unclear"]
         ),
         st.integers(0, 30),
         st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0, 4.0, 11.0, 40.0]),
@@ -240,13 +240,13 @@ def test_whatever_happens(limit: int, events: list[tuple[str, int, float, float]
         elif event != "take" and out:
             ticket = out.pop(which % len(out))
             if event in ("throttled", "refused"):
-                window.settle(ticket, Fate.THROTTLED, now, pause)
+                window.settle(ticket, PermitEvent.THROTTLED, now, pause)
                 gate = max(gate, now + pause)
             if event == "throttled":
-                # Any fate may follow.
+                # Any event may follow.
                 out.append(ticket)
             else:
-                window.settle(ticket, Fate(event), now)
+                window.settle(ticket, PermitEvent(event), now)
             if event == "answered":
                 # The server may have counted it at the latest moment, which is the worst.
                 counted.append(now)
@@ -254,11 +254,11 @@ def test_whatever_happens(limit: int, events: list[tuple[str, int, float, float]
         learned = window.learned_limit
         assert learned is None or 1 <= learned < limit
     for ticket in out:
-        window.settle(ticket, Fate.NEVER_SENT, now)
+        window.settle(ticket, PermitEvent.NEVER_SENT, now)
     for _ in range(window.learned_limit or limit):
         now = max(now, window.ready_at(now))
         assert now < math.inf
-        window.settle(window.take(now), Fate.ANSWERED, now)
+        window.settle(window.take(now), PermitEvent.ANSWERED, now)
 
 
 def test_limit_grows_when_it_is_raised() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_servers import SlidingLog
 
-from flux2_async._limiter.window import CLOCK_MARGIN, Fate
+from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
 from flux2_async.coordination.account_state import AccountState, Known
 from flux2_async.coordination.contract import Answer, Settlement, Terms
 from flux2_async.models import RateLimit
@@ -44,7 +44,7 @@ def take(shared: AccountState, peer: str, want: int, now: float) -> tuple[str, .
 
 
 def answered(lease: str) -> Settlement:
-    return Settlement(lease, Fate.ANSWERED, 0.0)
+    return Settlement(lease, PermitEvent.ANSWERED, 0.0)
 
 
 @attrs.define
@@ -207,9 +207,9 @@ def test_pause_holds_everybody_and_is_not_shortened() -> None:
     shared = book()
     first, second, third = take(shared, "a", 3, 0.0)
     news = [
-        shared.settle(Settlement(first, Fate.THROTTLED, 0.0, 7.0), 1.0),
-        shared.settle(Settlement(second, Fate.THROTTLED, 0.0, 3.0), 1.5),
-        shared.settle(Settlement(third, Fate.THROTTLED, 0.5, 8.0), 2.0),
+        shared.settle(Settlement(first, PermitEvent.THROTTLED, 0.0, 7.0), 1.0),
+        shared.settle(Settlement(second, PermitEvent.THROTTLED, 0.0, 3.0), 1.5),
+        shared.settle(Settlement(third, PermitEvent.THROTTLED, 0.5, 8.0), 2.0),
     ]
     waiting = ask(shared, "b", 5, 2.0)
 
@@ -217,25 +217,25 @@ def test_pause_holds_everybody_and_is_not_shortened() -> None:
     assert (waiting.leases, waiting.wait, waiting.paused) == ((), 7.5, 7.5)
     for lease in (first, second, third):
         # Who waits was promised nothing before a period is over.
-        assert shared.settle(Settlement(lease, Fate.REFUSED, 0.0), 9.4) == (0.0, True)
+        assert shared.settle(Settlement(lease, PermitEvent.REFUSED, 0.0), 9.4) == (0.0, True)
     assert len(take(shared, "b", 5, 9.5)) == 1  # nothing was accepted, so one is what was learned
 
 
 @pytest.mark.parametrize(
-    ("fate", "back"),
+    ("event", "back"),
     [
-        (Fate.REFUSED, 0.0),
-        (Fate.ANSWERED, PERIOD * CLOCK_MARGIN),
-        (Fate.AMBIGUOUS, 2 * PERIOD * CLOCK_MARGIN),
+        (PermitEvent.REFUSED, 0.0),
+        (PermitEvent.ANSWERED, PERIOD * CLOCK_MARGIN),
+        (PermitEvent.UNCLEAR, 2 * PERIOD * CLOCK_MARGIN),
     ],
 )
-def test_429_whose_owner_is_open_keeps_its_permit(fate: Fate, back: float) -> None:
-    """A pause gives nothing back: the permit comes when its request's fate is told, by the rule of that fate."""
+def test_429_whose_owner_is_open_keeps_its_permit(event: PermitEvent, back: float) -> None:
+    """A pause gives nothing back: the permit comes back when it is told what became of its request."""
     shared = book(limit=1)
     (lease,) = take(shared, "a", 1, 0.0)
-    shared.settle(Settlement(lease, Fate.THROTTLED, 0.0, 1.0), 0.0)
+    shared.settle(Settlement(lease, PermitEvent.THROTTLED, 0.0, 1.0), 0.0)
     assert take(shared, "b", 1, 4.9) == ()
-    shared.settle(Settlement(lease, fate, 0.0), 5.0)
+    shared.settle(Settlement(lease, event, 0.0), 5.0)
 
     assert (take(shared, "b", 1, 5.0) != ()) == (back == 0.0)
     assert take(shared, "b", 1, 5.0 + back - 0.01) == ()
@@ -247,8 +247,8 @@ def test_429_lets_its_permit_be_out_for_its_pause() -> None:
     shared = book(limit=2)
     told, died = take(shared, "a", 2, 0.0)
     for lease in (told, died):
-        shared.settle(Settlement(lease, Fate.THROTTLED, 0.0, 600.0), 1.0)
-    shared.settle(Settlement(told, Fate.REFUSED, 0.0), 600.9)
+        shared.settle(Settlement(lease, PermitEvent.THROTTLED, 0.0, 600.0), 1.0)
+    shared.settle(Settlement(told, PermitEvent.REFUSED, 0.0), 600.9)
     assert len(take(shared, "b", 2, 601.0)) == 1
 
     expires = 601.0 + 70.0
@@ -263,8 +263,8 @@ def test_limit_learned_from_one_holds_for_all() -> None:
     for lease in leases[:8]:
         shared.settle(answered(lease), 0.1)
     for lease in leases[8:]:
-        shared.settle(Settlement(lease, Fate.THROTTLED, 0.0, PERIOD), 0.2)
-        shared.settle(Settlement(lease, Fate.REFUSED, 0.0), 0.3)
+        shared.settle(Settlement(lease, PermitEvent.THROTTLED, 0.0, PERIOD), 0.2)
+        shared.settle(Settlement(lease, PermitEvent.REFUSED, 0.0), 0.3)
 
     answer = ask(shared, "b", 20, 10.3)
     assert answer.learned_limit == 8
@@ -286,7 +286,7 @@ def test_settling_counts_from_the_answer() -> None:
     """A settlement that arrives late holds its permit for what is left of the period, and not for a whole one."""
     shared = book(limit=1)
     (lease,) = take(shared, "a", 1, 0.0)
-    shared.settle(Settlement(lease, Fate.ANSWERED, 6.0), 7.0)
+    shared.settle(Settlement(lease, PermitEvent.ANSWERED, 6.0), 7.0)
 
     assert take(shared, "a", 1, 11.0) == ()
     assert len(take(shared, "a", 1, 1.0 + PERIOD * CLOCK_MARGIN)) == 1
@@ -298,7 +298,7 @@ def test_unsent_permit_is_told_to_those_who_wait() -> None:
     (lease,) = take(shared, "a", 1, 0.0)
     ask(shared, "b", 1, 0.1)
 
-    assert shared.settle(Settlement(lease, Fate.NEVER_SENT, 0.0), 0.2) == (0.0, True)
+    assert shared.settle(Settlement(lease, PermitEvent.NEVER_SENT, 0.0), 0.2) == (0.0, True)
     assert len(take(shared, "b", 1, 0.2)) == 1
 
 
@@ -381,7 +381,7 @@ def test_dead_process_is_buried() -> None:
 def test_settlement_of_an_unknown_lease_counts() -> None:
     """What was lent by a state that was lost is counted when it is settled, and so is what was held without one."""
     shared = book(limit=2)
-    shared.settle(Settlement("lost:4", Fate.ANSWERED, 1.0), 5.0)
+    shared.settle(Settlement("lost:4", PermitEvent.ANSWERED, 1.0), 5.0)
     shared.join("a", Known(), 5.0, terms=Terms(RateLimit(2, PERIOD), 70.0), held=[3.0])
 
     assert take(shared, "b", 2, 5.0) == ()
@@ -389,7 +389,7 @@ def test_settlement_of_an_unknown_lease_counts() -> None:
     assert len(take(shared, "b", 2, 4.0 + PERIOD * CLOCK_MARGIN)) == 1
 
     shared = book(limit=1)
-    shared.settle(Settlement("lost:5", Fate.AMBIGUOUS, 1.0), 5.0)
+    shared.settle(Settlement("lost:5", PermitEvent.UNCLEAR, 1.0), 5.0)
     assert take(shared, "b", 1, 4.0 + PERIOD * CLOCK_MARGIN) == ()
     assert len(take(shared, "b", 1, 4.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
 
@@ -431,7 +431,7 @@ def test_no_limit_still_shares_the_pause() -> None:
         shared.join(peer, Known(), 0.0, terms=Terms(None, 70.0))
     leases = take(shared, "a", 50, 0.0)
     assert len(leases) == 50
-    shared.settle(Settlement(leases[0], Fate.THROTTLED, 0.0, 5.0), 1.0)
+    shared.settle(Settlement(leases[0], PermitEvent.THROTTLED, 0.0, 5.0), 1.0)
 
     assert take(shared, "b", 1, 5.9) == ()
     assert len(take(shared, "b", 100, 6.0)) == 100
@@ -448,9 +448,9 @@ def test_dump_and_load_keep_everything(seed: int) -> None:
         now += rng.random() * 3
         written = AccountState.load(json.loads(json.dumps(written.dump())))
         if leases and rng.random() < 0.6:
-            fate = rng.choice(list(Fate))
-            lease = leases[-1] if fate is Fate.THROTTLED else leases.pop()
-            settlement = Settlement(lease, fate, rng.random(), 4.0)
+            event = rng.choice(list(PermitEvent))
+            lease = leases[-1] if event is PermitEvent.THROTTLED else leases.pop()
+            settlement = Settlement(lease, event, rng.random(), 4.0)
             assert written.settle(settlement, now) == kept.settle(settlement, now)
         else:
             peer, want = rng.choice("abc"), rng.randrange(4)

@@ -9,7 +9,7 @@ import pytest
 from emulated import error_of
 from memory_coordination import Memory, MemoryStore
 
-from flux2_async._limiter.window import CLOCK_MARGIN, Fate
+from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
 from flux2_async.coordination.contract import Answer, Claim, KeyEntry, Message, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.store import Life
@@ -33,8 +33,8 @@ class Seat:
     async def take(self, want: int) -> tuple[str, ...]:
         return (await self.coordinator.acquire(want)).leases
 
-    async def settle(self, lease: str, fate: Fate, ago: float = 0.0, pause: float = 0.0) -> None:
-        await self.coordinator.settle([Settlement(lease, fate, ago, pause)])
+    async def settle(self, lease: str, event: PermitEvent, ago: float = 0.0, pause: float = 0.0) -> None:
+        await self.coordinator.settle([Settlement(lease, event, ago, pause)])
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ async def test_limit_is_shared() -> None:
         leases = [*await first.take(15), *await second.take(15)]
         waiting = await third.coordinator.acquire(4)
         for lease in leases:
-            await first.settle(lease, Fate.ANSWERED)
+            await first.settle(lease, PermitEvent.ANSWERED)
         await asyncio.sleep(BACK)
         after = await third.take(4)
 
@@ -72,7 +72,7 @@ async def test_pause_is_told_and_holds_for_all() -> None:
     memory = Memory()
     async with seats(memory, 2) as (refused, other):
         (lease,) = await refused.take(1)
-        await refused.settle(lease, Fate.THROTTLED, ago=1.0, pause=7.0)
+        await refused.settle(lease, PermitEvent.THROTTLED, ago=1.0, pause=7.0)
         await asyncio.sleep(0.1)
         answer = await other.coordinator.acquire(1)
         async with seats(memory, 1) as (late,):
@@ -91,7 +91,7 @@ async def test_unused_permit_wakes_who_waits() -> None:
     async with seats(Memory(), 2, limit=1) as (first, second):
         (lease,) = await first.take(1)
         await second.take(1)
-        await first.settle(lease, Fate.NEVER_SENT)
+        await first.settle(lease, PermitEvent.NEVER_SENT)
         await asyncio.sleep(0.1)
 
         assert second.heard == [Message("wake")]
@@ -117,7 +117,7 @@ async def test_no_limit_still_shares_the_pause() -> None:
     async with seats(Memory(), 2, limit=None) as (first, second):
         leases = await first.take(70)
         assert len(leases) == 70
-        await first.settle(leases[0], Fate.THROTTLED, pause=5.0)
+        await first.settle(leases[0], PermitEvent.THROTTLED, pause=5.0)
         assert await second.take(1) == ()
         await asyncio.sleep(5.0)
         assert len(await second.take(1)) == 1
@@ -288,7 +288,7 @@ async def test_freed_key_can_be_reserved() -> None:
 
 
 async def test_doubtful_key_waits_for_its_callback() -> None:
-    """An ambiguous send leaves the key unknown; a callback at its address binds it, in whichever process."""
+    """An unclear send leaves the key unknown; a callback at its address binds it, in whichever process."""
     async with seats(Memory(), 2) as (first, second):
         await first.coordinator.reserve(CLAIM)
         assert await second.coordinator.unknown_in(CLAIM.ref) == pytest.approx(70.0, abs=0.1)
@@ -346,14 +346,14 @@ async def test_step_that_nobody_could_notice_admits_one_further_limit_once() -> 
     async with seats(memory, 1) as (old,):
         begun = loop.time()
         for lease in await old.take(20):
-            await old.settle(lease, Fate.ANSWERED)
+            await old.settle(lease, PermitEvent.ANSWERED)
         memory.set_by = 9.0
         await asyncio.sleep(1.5)
         async with seats(memory, 1) as (new,):
             while loop.time() < begun + 50.0:
                 for seat in (old, new):
                     for lease in await seat.take(5):
-                        await seat.settle(lease, Fate.ANSWERED)
+                        await seat.settle(lease, PermitEvent.ANSWERED)
                         sent.append(loop.time())
                 await asyncio.sleep(0.25)
 
@@ -366,7 +366,7 @@ async def test_slow_question_is_no_step() -> None:
     memory = Memory()
     async with seats(memory, 1) as (seat,):
         leases = await seat.take(20)
-        await seat.coordinator.settle([Settlement(lease, Fate.ANSWERED, 0.0) for lease in leases])
+        await seat.coordinator.settle([Settlement(lease, PermitEvent.ANSWERED, 0.0) for lease in leases])
         await asyncio.sleep(4.0)
         memory.rtt = 1.0
         await seat.take(1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flux2_async._limiter.window import CLOCK_MARGIN, Fate
+from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
 from flux2_async.coordination.fallback_quota import FallbackQuota, quota_of
 from flux2_async.models import RateLimit
 
@@ -34,9 +34,9 @@ def test_declares_until_when_each_is_held() -> None:
     """What was answered is held for a period, what may be counted late for two, what was refused or not sent not."""
     made = share(5)
     numbers = [made.take(0.0) for _ in range(5)]
-    fates = (Fate.ANSWERED, Fate.AMBIGUOUS, Fate.REFUSED, Fate.NEVER_SENT)
-    for number, fate in zip(numbers, fates, strict=False):
-        made.settle(number, fate, 1.0)
+    events = (PermitEvent.ANSWERED, PermitEvent.UNCLEAR, PermitEvent.REFUSED, PermitEvent.NEVER_SENT)
+    for number, event in zip(numbers, events, strict=False):
+        made.settle(number, event, 1.0)
 
     assert made.held(2.0) == {
         numbers[0]: pytest.approx(BACK - 1.0),
@@ -49,7 +49,7 @@ def test_forgets_what_is_over() -> None:
     """An outage of days takes no memory for what was sent days ago."""
     made = share(1)
     for turn in range(100):
-        made.settle(made.take(turn * BACK), Fate.ANSWERED, turn * BACK)
+        made.settle(made.take(turn * BACK), PermitEvent.ANSWERED, turn * BACK)
 
     assert len(made.held(99 * BACK)) == 1
     assert len(made.held(0.0)) == 1
@@ -58,7 +58,7 @@ def test_forgets_what_is_over() -> None:
 def test_no_limit_is_no_share() -> None:
     """Without a limit everything may be sent, and nothing has to be declared."""
     made = FallbackQuota(None, 0.0)
-    made.settle(made.take(0.0), Fate.ANSWERED, 1.0)
+    made.settle(made.take(0.0), PermitEvent.ANSWERED, 1.0)
 
     assert made.ready_at(0.0) == 0.0
     assert made.held(1.0) == {}

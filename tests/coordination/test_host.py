@@ -19,7 +19,7 @@ import pytest
 from emulated import REQUEST, error_of, session_for, until
 from fresh_interpreter import in_fresh_interpreter
 
-from flux2_async._limiter.window import CLOCK_MARGIN, Fate
+from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
 from flux2_async.coordination import Coordination, HostCoordination
 from flux2_async.coordination.account_state import FORMAT
 from flux2_async.coordination.contract import Answer, Claim, Message, Settlement, Terms
@@ -74,8 +74,8 @@ class Seat:
     async def take(self, want: int) -> tuple[str, ...]:
         return (await self.coordinator.acquire(want)).leases
 
-    async def settle(self, lease: str, fate: Fate) -> None:
-        await self.coordinator.settle([Settlement(lease, fate, 0.0)])
+    async def settle(self, lease: str, event: PermitEvent) -> None:
+        await self.coordinator.settle([Settlement(lease, event, 0.0)])
 
 
 def seat_at(path: Path, limit: int = 20, lease: float = 70.0) -> Seat:
@@ -111,7 +111,7 @@ async def test_permits_of_who_only_lost_his_socket_expire_by_themselves(path: Pa
         for name in sockets_of(path, lost):
             name.unlink()
         assert (await other.coordinator.acquire(1)).peers == 1
-        await lost.settle(lease, Fate.ANSWERED)
+        await lost.settle(lease, PermitEvent.ANSWERED)
         await asyncio.sleep(BACK)
         assert len(await other.take(1)) == 1
         assert await other.take(1) == ()
@@ -304,7 +304,7 @@ async def test_without_sockets_the_rest_works(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(host_store, "HAS_SOCKETS", False)
     async with seats(path, 2, limit=5) as (first, second):
         leases = await first.take(4)
-        await first.coordinator.settle([Settlement(leases[0], Fate.THROTTLED, 0.0, 1.0)])
+        await first.coordinator.settle([Settlement(leases[0], PermitEvent.THROTTLED, 0.0, 1.0)])
         await asyncio.sleep(61.0)
         assert (await second.coordinator.acquire(0)).peers == 2
         await first.coordinator.aclose()

@@ -27,7 +27,7 @@ from flux2_async import (
     RateLimit,
     TextToImage,
 )
-from flux2_async._limiter.window import Fate
+from flux2_async._limiter.window import PermitEvent
 from flux2_async.coordination import Coordination
 from flux2_async.coordination.contract import Message, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
@@ -241,7 +241,7 @@ async def test_own_clock_does_not_matter(server: Server, monkeypatch: pytest.Mon
     await seat.open(print)
     await seat.join()
     (lease,) = (await seat.acquire(1)).leases
-    await seat.settle([Settlement(lease, Fate.ANSWERED, 0.0)])
+    await seat.settle([Settlement(lease, PermitEvent.ANSWERED, 0.0)])
     ahead = time.time() + 3600.0
     monkeypatch.setattr(time, "time", lambda: ahead)
 

@@ -239,7 +239,7 @@ async def test_close_settles_and_leaves() -> None:
 
 
 async def test_dropped_permit_is_held_for_two_periods() -> None:
-    """A permit that nobody settled is held back like one of an ambiguous request."""
+    """A permit that nobody settled is held back like one of an unclear request."""
     async with limiters(Memory(), 2, Terms(RateLimit(1, PERIOD), 70.0)) as (one, other):
         with pytest.warns(ResourceWarning, match="dropped without being settled"):
             await one.acquire()

@@ -366,7 +366,7 @@ async def test_an_ambiguous_task_is_attached_unasked() -> None:
 
 
 async def test_recovering_frees_the_key() -> None:
-    """The key of an ambiguous submission raises its error until the task is known, then gives the task."""
+    """The key of an unclear submission raises its error until the task is known, then gives the task."""
     script = Script(plans=Plan(duration=12.0), faults=[Fault("createTask", "cut_after")])
     async with receiving(script) as (flux, emulator):
         caught = await error_of(flux.submit(REQUEST, key="a", group="alice", metadata={"chat": 7}))
@@ -380,7 +380,7 @@ async def test_recovering_frees_the_key() -> None:
 
 
 async def test_an_early_callback_answers_a_lost_reply() -> None:
-    """A callback that came before the connection broke turns the ambiguous submission into a task."""
+    """A callback that came before the connection broke turns the unclear submission into a task."""
     script = Script(plans=Plan(callback="early"), faults=[Fault("createTask", "cut_after")])
     async with receiving(script) as (flux, emulator):
         task = await flux.submit(REQUEST)

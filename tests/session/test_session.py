@@ -830,7 +830,7 @@ async def test_refused_download_url() -> None:
 
 
 async def test_closing_again_after_a_cancelled_close() -> None:
-    """Who closes after a close that was cancelled gets its answer, ambiguous submissions included."""
+    """Who closes after a close that was cancelled gets its answer, unclear submissions included."""
     async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
         async with session_for(emulator) as flux:
             submitting = asyncio.create_task(flux.submit(REQUEST, ref="mine"))

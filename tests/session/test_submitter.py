@@ -623,7 +623,7 @@ async def test_close_lets_a_post_under_way_finish() -> None:
 
 
 async def test_close_is_bounded_in_time() -> None:
-    """A POST that gets no answer within the grace ends as ambiguous, and its ref is reported."""
+    """A POST that gets no answer within the grace ends as unclear, and its ref is reported."""
     async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
         flux = session_for(emulator, rate_limit=RateLimit(1, 600))
         await flux.open()

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_servers import (
     FixedWindow,
+    Line,
     RateServer,
     Shared,
     SlidingCounter,
@@ -32,6 +33,7 @@ from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Waiter
 from flux2_async._limiter.slots import Slots
+from flux2_async._limiter.window import Window
 from flux2_async.errors import RateLimitedError, SessionClosedError
 from flux2_async.models import RateLimit
 
@@ -123,9 +125,10 @@ def test_two_window_counter_refuses_few_on_average(header: Callable[[float], flo
     """Of 400, averaged over the moments in which its windows may begin, 3.5 % at most."""
     refused = 0
     for seed in range(20):
-        wire = Wire(SlidingCounter(20, PERIOD, phase=PERIOD * seed / 20), dice(seed), 0.3, 0.3, header=header)
-        run(wire.submit_many(Limiter(RateLimit(20, PERIOD)), 400))
-        refused += wire.refused
+        server = SlidingCounter(20, PERIOD, phase=PERIOD * seed / 20)
+        line = Line(server, dice(seed), PERIOD, 0.3, 0.3, header=header)
+        line.submit_many(Window(RateLimit(20, PERIOD)), 400)
+        refused += line.refused
 
     assert refused / 20 <= 14
 

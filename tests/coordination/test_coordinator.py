@@ -323,10 +323,13 @@ async def test_owner_that_died_leaves_unknown(life: Life) -> None:
 
 async def test_key_is_kept_for_a_day() -> None:
     """After 24 hours the key is free."""
-    async with seats(Memory(), 1) as (seat,):
+    memory = Memory()
+    async with seats(memory, 1) as (seat,):
         await seat.coordinator.reserve(CLAIM)
         await seat.coordinator.bind(CLAIM, "task-1")
-        await asyncio.sleep(24 * 3600 - 1)
+    # With nobody there, since who is there says so thousands of times a day.
+    await asyncio.sleep(24 * 3600 - 1)
+    async with seats(memory, 1) as (seat,):
         assert await seat.coordinator.look(CLAIM.key) is not None
         await asyncio.sleep(2)
         assert await seat.coordinator.look(CLAIM.key) is None

@@ -1,16 +1,19 @@
 """The recipes, with their real frameworks over real sockets and in real time."""
 
 import asyncio
+import itertools
 import json
 import math
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,8 @@ def test_every_recipe_is_run_short_and_says_how_to_start_it() -> None:
     assert len(sources) >= 8
     assert sorted(sources) == sorted(tested)
     assert [name for name, source in sources.items() if not re.match(r'# Start it: .+\n"""[A-Z].+', source)] == []
+    # Of that one a backend of 60 lines was asked for.
+    assert lengths.pop("queue") <= 60
     assert [name for name, length in lengths.items() if length >= 40] == []
 
 
@@ -257,6 +262,80 @@ async def test_prometheus_reads_what_pictures_cost(
     assert values["flux2_client_running"] == values["flux2_client_waiting"] == 0
     assert 'gen_ai_request_model="flux-2/flex-text-to-image"' in metrics
     assert "kettle" not in metrics
+
+
+# --- queue
+
+
+@asynccontextmanager
+async def run_by_a_new_user(folder: Path, port: int) -> AsyncIterator[str]:
+    """The recipe as one gets it and starts it by its first line."""
+    with (folder / "app.py").open("wb") as program:
+        getting = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "flux2_async.cli", "recipe", "queue"), stdout=program
+        )
+        assert await getting.wait() == 0
+    assert (folder / "app.py").read_text() == recipe("queue").read_text()
+    words = ("-m", "uvicorn", "app:app", "--port", str(port), "--no-access-log")
+    process = await asyncio.create_subprocess_exec(sys.executable, *words, cwd=folder)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await ask("GET", f"{url}/docs")
+                    break
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        # It ends well, and then by the signal that it was sent.
+        assert await process.wait() in (0, -signal.SIGTERM)
+
+
+async def events_of(url: str) -> list[dict[str, Any]]:
+    """What a browser is told of a picture until it has ended."""
+    lines = (await ask("GET", url)).text.splitlines()
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line]
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.flux2_script(Script(plans=Plan(duration=4.5), render=False))
+async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
+    """Position, stages, expected end and price are streamed; what is cancelled is never sent, what was sent goes on."""
+    async with run_by_a_new_user(tmp_path, free_port()) as url:
+        # The limit lets 20 through at once.
+        queries = [{"prompt": f"number {number}", "user": "alice"} for number in range(23)]
+        created = [(await ask("POST", f"{url}/pictures", params=query)).json() for query in queries]
+        pictures = [f"{url}/pictures/{each['id']}" for each in created]
+        following = asyncio.create_task(events_of(pictures[20]))
+        cancelled, sent = [(await ask("DELETE", pictures[number])).json() for number in (21, 0)]
+        [end] = await events_of(pictures[21])
+        missing = await ask("GET", f"{url}/pictures/nowhere")
+        seen = await following
+        ended = datetime.now(UTC)
+        metrics = (await ask("GET", f"{url}/metrics/")).text
+        await events_of(pictures[22])
+
+    assert (cancelled, sent) == ({"cancelled": True}, {"cancelled": False})
+    assert (end["state"], end["urls"], missing.status) == ("withdrawn", [], 404)
+    assert "withdrawn" in end["error"]
+    prompts = [call.body["input"]["prompt"] for call in flux2_emulator.ledger.requests if call.body is not None]
+    assert sorted(prompts) == sorted(f"number {number}" for number in range(23) if number != 21)
+
+    states = [key for key, _ in itertools.groupby(event["state"] for event in seen)]
+    assert (states[0], states[-4:]) == ("queued", ["waiting", "queuing", "generating", "success"])
+    assert {event["credits"] for event in seen} == {14.0}
+    queued = [event for event in seen if event["state"] == "queued"]
+    assert len(queued) >= 5
+    assert {event["position"] for event in queued} == {0}
+    # By then the first ones have ended.
+    assert abs((datetime.fromisoformat(queued[-1]["expected_end"]) - ended).total_seconds()) < 5
+    assert len(seen[-1]["urls"]) == 1
+    assert seen[-1]["error"] is None
+    assert "gen_ai_client_inference_duration_seconds_count" in metrics
+    assert "number" not in metrics
 
 
 # --- aiogram

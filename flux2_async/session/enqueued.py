@@ -119,9 +119,19 @@ class SubmissionHandle:
 
         if self._submitter is not None and not self._outcome.done:
             return self._submitter.expectation(self.request, self.position, self._waited())
-        if self.state is not SubmissionState.ACCEPTED:
-            return Expectation(elapsed=self._waited())
-        return self._task().expectation().after(self._waited())
+        task = self.task
+        return Expectation(elapsed=self._waited()) if task is None else task.expectation().after(self._waited())
+
+    @property
+    def task(self) -> ImageTask | None:
+        """Its task, without waiting; None as long as there is none, or where it ended without one."""
+        return self._task() if self.state is SubmissionState.ACCEPTED else None
+
+    @property
+    def error(self) -> Exception | None:
+        """What it ended with instead of a task, or its task instead of a picture; None where there is no error."""
+        task = self.task
+        return self._outcome.error if task is None else task.error
 
     @property
     def priority(self) -> int:
@@ -197,9 +207,9 @@ class SubmissionHandle:
 
     def _task(self) -> ImageTask:
         submission = self._submission
-        found = submission is not None and submission.state is SubmissionState.ACCEPTED
-        if submission is not None and found and isinstance(self._outcome.error, AmbiguousSubmitError):
-            # A callback has named its task since.
+        open_ = not self._outcome.done or isinstance(self._outcome.error, AmbiguousSubmitError)
+        if submission is not None and submission.state is SubmissionState.ACCEPTED and open_:
+            # It is about to be told, or a callback has named its task since.
             return submission.outcome.get()
         return self._outcome.get()
 

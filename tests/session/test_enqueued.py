@@ -42,12 +42,14 @@ async def test_goes_on_unawaited() -> None:
     async with emulated() as (flux, emulator):
         handle = flux.enqueue(REQUEST, ref="mine", group="alice", metadata={"chat": 7})
         assert (handle.state, handle.ref, handle.request) == (S.QUEUED, "mine", REQUEST)
+        assert (handle.task, handle.error) == (None, None)
         assert repr(handle) == "<SubmissionHandle mine queued>"
         await flux.drain()
 
         assert len(emulator.ledger.accepted) == 1
         assert (handle.state, handle.position) == (S.ACCEPTED, None)
         task = await handle
+        assert (handle.task, handle.error) == (task, None)
         assert await handle is task
         assert task.done()
         assert (task.ref, task.group, task.metadata) == ("mine", "alice", {"chat": 7})
@@ -403,7 +405,8 @@ async def test_errors(
         await until(lambda: handle.state is state)
         assert not handle.withdraw()
         assert isinstance(await error_of(handle), kind)
-        assert await error_of(handle) is await error_of(handle)
+        assert await error_of(handle) is await error_of(handle) is handle.error
+        assert handle.task is None
 
         flux.enqueue(ImageToImage("make it red", images=["/nowhere/at-all.png"]))
         await asyncio.sleep(1)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         AmbiguousSubmitError,
         ApiError,
         AuthenticationError,
+        BudgetExceededError,
         ConfigurationError,
         ContentModeratedError,
         CoordinationError,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         Timeouts,
         UploadedFile,
     )
+    from flux2_async.models.budget import Budget, Estimate
     from flux2_async.models.events import (
         Attached,
         Downloaded,
@@ -85,6 +87,8 @@ __all__ = [
     "ApiError",
     "Attached",
     "AuthenticationError",
+    "Budget",
+    "BudgetExceededError",
     "Callbacks",
     "Completion",
     "ConfigurationError",
@@ -92,6 +96,7 @@ __all__ = [
     "CoordinationError",
     "Downloaded",
     "EmptyResultError",
+    "Estimate",
     "Expectation",
     "FeatureDisabledError",
     "Flux2Error",
@@ -148,7 +153,7 @@ __all__ = [
 # Lightest first: a name is looked for in their lists.
 _HOMES = (
     *("errors", "models", "models.service", "models.submission_state", "tasks", "session", "models.events"),
-    "models.expectation",
+    *("models.expectation", "models.budget"),
 )
 
 

@@ -3,6 +3,7 @@
 Flux2Error
 ├── InvalidRequestError (ValueError)     a request, key or argument that cannot be sent as it is
 ├── ConfigurationError                   a session that cannot be made or used as it is
+├── BudgetExceededError                  it might cost more than a `Budget` leaves; nothing was sent
 ├── SessionClosedError                   used before opening or after closing, or closed meanwhile
 ├── TransportError                       no answer came; `never_sent` tells whether the request left
 ├── ProtocolError                        an answer came that cannot be understood
@@ -36,12 +37,14 @@ from flux2_async._shown.text import printable
 if TYPE_CHECKING:
     # Only named in annotations: at run time this module stands at the bottom.
     from flux2_async.models import Request, TaskRecord
+    from flux2_async.models.budget import Budget
     from flux2_async.tasks import ImageTask
 
 __all__ = [
     "AmbiguousSubmitError",
     "ApiError",
     "AuthenticationError",
+    "BudgetExceededError",
     "ConfigurationError",
     "ContentModeratedError",
     "CoordinationError",
@@ -118,6 +121,54 @@ class InvalidRequestError(Flux2Error, ValueError):
 
 class ConfigurationError(Flux2Error):
     """The session cannot be made or used this way; the text says what to change."""
+
+
+class BudgetExceededError(Flux2Error):
+    """One more picture might cost more than a `Budget` leaves. Nothing was sent and nothing was charged.
+
+    Attributes:
+        budget: The budget.
+        group: The group of the request, or None.
+        spent: Credits that were paid under it, as far as records have told.
+        reserved: Credits that it may cost besides: what waits, runs, is unclear, or ended without `creditsConsumed`.
+        price: Credits that this picture counts with.
+        retry_after: Seconds until enough has left the budget's window, or None where that is not known.
+        meets_every_request: Whether no other request of this price will fit either, whatever becomes of what is
+            reserved.
+    """
+
+    budget: "Budget"
+    group: str | None
+    spent: float
+    reserved: float
+    price: float
+    retry_after: float | None
+
+    def __init__(
+        self,
+        *,
+        budget: "Budget",
+        group: str | None,
+        spent: float,
+        reserved: float,
+        price: float,
+        retry_after: float | None = None,
+    ) -> None:
+        whose = "" if budget.group is None else f" of group {group!r}"
+        window = "" if budget.per is None else f" per {budget.per:g} s"
+        if retry_after is not None:
+            advice = f"enough is free again in {retry_after:.3g} s"
+        elif reserved > 0:
+            advice = "wait for what is reserved to end, or raise the budget"
+        else:
+            advice = "raise the budget to go on"
+        super().__init__(
+            f"the budget{whose} is {budget.credits:g} credits{window}: {spent:g} are spent, {reserved:g} reserved, and "
+            f"this picture counts with {price:g}; nothing was sent, and {advice}"
+        )
+        self.budget, self.group = budget, group
+        self.spent, self.reserved, self.price, self.retry_after = spent, reserved, price, retry_after
+        self.meets_every_request = budget.group is None and budget.per is None and spent + price > budget.credits
 
 
 class SessionClosedError(Flux2Error):

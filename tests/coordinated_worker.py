@@ -1,8 +1,9 @@
 """A process that shares an account with others: it says `ready`, begins at a word, and says `done`.
 
-`submit` puts in so many tasks at once; `endless` keeps so many waiting until it is killed; `await` submits so many one
-after the other and waits for their pictures; `receive` receives callbacks for the others; `stop` puts in so many at
-once, says `stops` when all of them may leave, and stops itself there.
+`submit` puts in so many tasks at once, `spend` likewise as far as a budget allows; `endless` keeps so many waiting
+until it is killed; `await` submits so many one after the other and waits for their pictures; `receive` receives
+callbacks for the others; `stop` puts in so many at once, says `stops` when all of them may leave, and stops itself
+there.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from flux2_async import AmbiguousSubmitError, Flux2Session, TextToImage
+from flux2_async import AmbiguousSubmitError, BudgetExceededError, Flux2Session, TextToImage
 from flux2_async.coordination import Coordination
 from flux2_async.models import Callbacks, Polling, RateLimit, Timeouts
 from flux2_async.receivers import aiohttp_routes
@@ -35,11 +36,18 @@ def session_of(coordination: Coordination, options: dict[str, Any]) -> Flux2Sess
         callbacks=callbacks,
         coordination=coordination,
         timeouts=options.get("timeouts", Timeouts()),
+        budget=options.get("budget"),
     )
 
 
 async def submit(flux: Flux2Session, number: int) -> None:
     await asyncio.gather(*(flux.submit(REQUEST) for _ in range(number)))
+
+
+async def spend(flux: Flux2Session, number: int) -> None:
+    for answer in await asyncio.gather(*(flux.submit(REQUEST) for _ in range(number)), return_exceptions=True):
+        if isinstance(answer, BaseException) and not isinstance(answer, BudgetExceededError):
+            raise answer
 
 
 async def endless(flux: Flux2Session, number: int) -> None:
@@ -98,6 +106,8 @@ async def work(coordination: Coordination, options: dict[str, Any], line: Connec
         match options["mode"]:
             case "submit":
                 await submit(flux, options["number"])
+            case "spend":
+                await spend(flux, options["number"])
             case "endless":
                 await endless(flux, options["number"])
             case "await":

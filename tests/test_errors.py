@@ -11,6 +11,7 @@ import pytest
 
 from flux2_async import errors
 from flux2_async.models import ImageToImage, TaskRecord, TaskState
+from flux2_async.models.budget import Budget
 
 RECORD = TaskRecord(
     task_id="t-1",
@@ -44,6 +45,9 @@ EXAMPLES: dict[type[errors.Flux2Error], errors.Flux2Error] = {
         errors.ServerError(503, "text", 503),
         errors.AmbiguousSubmitError("text", request=REQUEST, ref="r-1", http_status=504),
         errors.CoordinationError("text"),
+        errors.BudgetExceededError(
+            budget=Budget(30, per=60.0), group="alice", spent=10.0, reserved=14.0, price=14.0, retry_after=2.5
+        ),
         errors.TaskError("text", task_id="t-1"),
         errors.TaskFailedError("text", record=RECORD),
         errors.ContentModeratedError("text", record=RECORD),

@@ -1,6 +1,5 @@
 """What a batch will be: requests, credits, hours; nothing is sent and nothing is written."""
 
-import math
 import os
 import tempfile
 from collections import Counter
@@ -17,9 +16,10 @@ from flux2_async.batch.journal import Journal
 from flux2_async.batch.journal.journal import Preview
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import State
-from flux2_async.batch.spending import Kind
 from flux2_async.models import RateLimit, Request
+from flux2_async.models.budget import seconds_of
 from flux2_async.models.prices import documented_price
+from flux2_async.models.spending import Kind
 from flux2_async.session.arguments import check_path
 
 # What recorded tasks took.
@@ -165,8 +165,8 @@ def _estimate(preview: Preview, options: Options, rate_limit: RateLimit | None) 
         requests=number,
         credits=sum(kind.requests * kind.price for kind in kinds),
         seconds=(
-            _seconds(number, seconds[0], rate_limit, options.max_running),
-            _seconds(number, seconds[1], rate_limit, options.max_running),
+            seconds_of(number, seconds[0], rate_limit, options.max_running),
+            seconds_of(number, seconds[1], rate_limit, options.max_running),
         ),
         kinds=kinds,
         done=states[State.DONE],
@@ -188,12 +188,3 @@ def _first(queued: Counter[Kind], most: int | None) -> Counter[Kind]:
     for kind, _ in queued.most_common(most - part.total()):
         part[kind] += 1
     return part
-
-
-def _seconds(number: int, task: float, rate_limit: RateLimit | None, max_running: int | None) -> float:
-    """Give the time of so many tasks that take so long each: the limit lets them in, and places become free."""
-    if number == 0:
-        return 0.0
-    by_limit = 0.0 if rate_limit is None else (math.ceil(number / rate_limit.limit) - 1) * rate_limit.period
-    by_places = 0.0 if max_running is None else (math.ceil(number / max_running) - 1) * task
-    return max(by_limit, by_places) + task

@@ -182,6 +182,7 @@ def run_batch(
     skip_invalid: bool = False,
     recover_timeout: float = 300.0,
     task_timeout: float | None = None,
+    group: str | None = None,
 ) -> Batch:
     """Make many pictures, in a way that a crash at any moment loses none and pays for none twice.
 
@@ -211,6 +212,7 @@ def run_batch(
         recover_timeout: Seconds for which, at the end, callbacks of lost submissions are waited for.
         task_timeout: Seconds for which a task is watched in this run; then it makes room for the next one and is
             `submitted`, for the next run to wait for. None: as long as the session's `Polling.give_up_after`.
+        group: Whose it is, see `Flux2Session.submit`: it takes turns with other groups of the session. None: nobody's.
 
     Returns:
         A `Batch`, to be used with `async for`: outcomes of what was worked on, as it comes to its end. A slow reader
@@ -242,6 +244,7 @@ def run_batch(
         skip_invalid=skip_invalid,
         recover_timeout=recover_timeout,
         task_timeout=task_timeout,
+        group=group,
     )
     return Batch(flux, requests, journal, directory, options)
 

@@ -7,7 +7,7 @@ from flux2_async.batch.journal.rows import Row, failure_of
 from flux2_async.batch.journal.start import Start
 from flux2_async.batch.outcomes import Download, State
 from flux2_async.batch.progress import Count, Progress
-from flux2_async.batch.spending import Spending
+from flux2_async.batch.spending import BatchSpending
 from flux2_async.errors import Flux2Error
 from flux2_async.session.circuit_breaker import CircuitBreaker
 from flux2_async.tasks.outcome import Signal
@@ -55,7 +55,7 @@ class RunState:
     """
 
     def __init__(self, start: Start, max_credits: float | None, max_failed: float | None = None) -> None:
-        self.spending = Spending.of(start.tallies, max_credits)
+        self.spending = BatchSpending.of(start.tallies, max_credits)
         self.count = Count.of(start.tallies)
         self.breaker = CircuitBreaker(threshold=1, first_pause=FIRST_PAUSE)
         self.posting: set[Sender] = set()

@@ -110,7 +110,7 @@ class Scheduler:
                 self.state.stopped = f"max_tasks={most}: so many were started"
                 return
             await self._room.acquire()
-            if not await self._affordable(row):
+            if self.state.stopped is not None or not await self._affordable(row):
                 self._room.release()
                 return
             taken += 1

@@ -15,6 +15,7 @@ from flux2_async.batch.run_state import RunState, Stopped
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
+    BudgetExceededError,
     EmptyResultError,
     Flux2Error,
     InvalidRequestError,
@@ -182,7 +183,12 @@ class Worker:
                 self.state.breaker.done(self)
 
     async def _send(self, ref: str) -> ImageTask:
-        task = await self.flux.submit(self.row.request, ref=ref, steps=self)
+        try:
+            task = await self.flux.submit(self.row.request, ref=ref, steps=self, group=self.options.group)
+        except BudgetExceededError as error:
+            # It stays in the queue, and what was reserved before goes on.
+            self.state.stopped = self.state.stopped or str(error)
+            raise Stopped from None
         if self.row.task_id is None:
             # The reply was lost, and a callback had come before.
             await self._accepted(task.id)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
+from flux2_async.coordination.budget_state import Own, Told
 from flux2_async.coordination.contract import Claim, Message, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
@@ -102,6 +103,15 @@ class Sharing:
             CoordinationError: The shared state cannot be asked.
         """
         return await self.limiter.membership.ask(question)
+
+    async def spend(self, name: str, member: str, own: Own, *, price: float, cap: float, per: float | None) -> Told:
+        """Tell what this process has spent and reserved under a budget.
+
+        Raises:
+            CoordinationError: The shared state cannot be asked.
+        """
+        told = partial(self._coordinator.spend, name, member, own, price=price, cap=cap, per=per)
+        return await self.limiter.membership.ask(told)
 
     def tell_later(self, statement: Callable[[], Awaitable[None]]) -> None:
         """Say something of a key in the background, again until it was heard."""

@@ -18,8 +18,9 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from flux2_async.coordination import key_state
+from flux2_async.coordination import budget_state, key_state
 from flux2_async.coordination.account_state import FORMAT, PEER_SEEN_FOR, AccountState, Known, Reply
+from flux2_async.coordination.budget_state import Own, Told
 from flux2_async.coordination.contract import (
     Answer,
     Claim,
@@ -171,6 +172,18 @@ class Coordinator:
     async def free(self, claim: Claim) -> None:
         """Free a reserved key: certainly nothing was created."""
         await self._say(claim.key, lambda row, _: key_state.free(row, self._own(claim)))
+
+    async def spend(self, name: str, member: str, own: Own, *, price: float, cap: float, per: float | None) -> Told:
+        """Tell what a process has spent and reserved under a budget; see `budget_state.spend`."""
+
+        def change(text: str | None, now: float) -> Kept[Told]:
+            return Kept(
+                *budget_state.spend(
+                    text, now, member=member, own=own, price=price, cap=cap, per=per, lease=self._terms.lease
+                )
+            )
+
+        return await self._store.update(f"{FORMAT}:budget:{name}", change)
 
     async def unknown_in(self, ref: str) -> float | None:
         """Give the seconds until the key that `ref` reserved is unknown, 0 if it is; None: there is none, or a task."""

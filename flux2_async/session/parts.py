@@ -37,6 +37,7 @@ from flux2_async.tasks.watcher import Watcher
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
     from flux2_async.coordination.store import Coordination
+    from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_inbox import CallbackInbox
     from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.session.remembered import Remembered
@@ -52,6 +53,7 @@ class Options:
     rate_limit: RateLimit | None
     max_running: int | None
     max_running_per_group: int | None
+    budgets: "Budgets | None"
     polling: Polling
     callbacks: "CallbackSettings | None"
     coordination: "Coordination | None"
@@ -117,6 +119,8 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     sharing = None if options.coordination is None else _share(options.coordination, account, options, api, watcher)
     limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limit, before)
     limiter.follow(slots)
+    if options.budgets is not None:
+        options.budgets.begin(sharing)
     inbox = None
     if options.callbacks is not None:
         from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
@@ -134,6 +138,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         inbox=inbox,
         keys=keys,
         observers=observers,
+        budgets=options.budgets,
     )
     sender = Sender(
         api=api,
@@ -144,6 +149,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         transitions=transitions,
         task_ids=task_ids,
         observers=observers,
+        budgets=options.budgets,
     )
     submitter = Submitter(
         sender=sender, transitions=transitions, files=files, keys=keys, watcher=watcher, sharing=sharing

@@ -29,6 +29,7 @@ from flux2_async.session.transition import Transitions
 from flux2_async.tasks.observers import Observers
 
 if TYPE_CHECKING:
+    from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_inbox import CallbackInbox
 
 # Seconds between two tries of one submission, and before the first while the service is away.
@@ -66,6 +67,7 @@ class Sender:
         transitions: Told what happens.
         task_ids: Those of submissions.
         observers: Told of uploads.
+        budgets: What submissions may cost, or None.
 
     Attributes:
         breaker: Held while the service is away.
@@ -84,6 +86,7 @@ class Sender:
         transitions: Transitions,
         task_ids: TaskIds,
         observers: Observers,
+        budgets: "Budgets | None" = None,
     ) -> None:
         self.breaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
         self.closed = False
@@ -93,6 +96,7 @@ class Sender:
         self._slots = slots
         self._limiter = limiter
         self._inbox = inbox
+        self._budgets = budgets
         self._transitions = transitions
         self._observers = observers
         self._loop = asyncio.get_running_loop()
@@ -136,6 +140,8 @@ class Sender:
     async def _send_new(self, submission: Submission) -> None:
         begun = self._loop.time()
         patience = submission.patience
+        if self._budgets is not None:
+            await self._budgets.reserve(submission)
         await self._slots.acquire(
             priority=submission.asked.priority,
             max_wait=patience.max_wait,
@@ -354,6 +360,8 @@ class Sender:
 
     async def _announce(self, submission: Submission) -> None:
         """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""
+        if self._budgets is not None:
+            await self._budgets.confirm(submission)
         if submission.claim is not None:
             reserved = await submission.claim.reserve()
             # Nobody was told of a POST yet, so who left meanwhile pays for nothing.

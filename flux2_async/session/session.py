@@ -46,10 +46,13 @@ from flux2_async.session.parts import Options, statistics_of
 from flux2_async.session.submission import OnSend, SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask
 from flux2_async.tasks.observers import Observers
+from flux2_async.tasks.schedule import Schedules
 
 if TYPE_CHECKING:
     from flux2_async.coordination.store import Coordination
+    from flux2_async.models.budget import Budget, Estimate
     from flux2_async.models.events import Observer
+    from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.webhooks import Callback
 
@@ -101,6 +104,9 @@ class Flux2Session:
             without `http`. The session closes what it makes. None: a TCPConnector.
         timeouts: Seconds for each kind of call.
         observers: Functions that are told what happens, see `observe`.
+        budget: How many credits may be spent, or several such bounds, all of which hold: what might exceed one is not
+            sent, and raises `BudgetExceededError`. Processes that share the account by `coordination` share it as well.
+            None: no bound.
         private_downloads: Whether `download` follows a redirect that leads from a public host into a private network.
             An address of the service's own may lie there without it.
 
@@ -128,6 +134,7 @@ class Flux2Session:
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
         private_downloads: bool = False,
         observers: Iterable["Observer"] = (),
+        budget: "Budget | Iterable[Budget] | None" = None,
     ) -> None:
         # Error reporters print the local variables of whoever raises.
         key = None if api_key is None else Secret(api_key)
@@ -160,8 +167,11 @@ class Flux2Session:
             connector=connector,
             timeouts=timeouts,
             private_downloads=private_downloads,
+            budgets=None if budget is None else _budgets_of(budget),
         )
         self._observers = Observers(check_observers(observers))
+        if self._options.budgets is not None:
+            self._observers.add(self._options.budgets)
         self._life = Lifecycle(self._options, self._observers)
 
     def __repr__(self) -> str:
@@ -260,8 +270,9 @@ class Flux2Session:
             ApiError: The service refused; nothing was created.
             TransportError: The service could not be reached until `max_wait`, else for a minute, or, with what cannot
                 change, at once; nothing was created.
+            BudgetExceededError: It might exceed a budget; nothing was sent.
             AmbiguousSubmitError: The task may exist and cost money; it was not sent again.
-            CoordinationError: Under coordination, when the shared state cannot be asked: with a `key`, or with
+            CoordinationError: Under coordination, when the shared state cannot be asked: with a `key`, a budget, or
                 `on_failure="fail"`; nothing was sent.
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
@@ -587,6 +598,27 @@ class Flux2Session:
         self._observers.add(check_observer(observer))
         return partial(self._observers.remove, observer)
 
+    def estimate(self, requests: Request | Iterable[Request]) -> "Estimate":
+        """Tell what requests are going to cost and to take, without asking the service or sending anything.
+
+        Args:
+            requests: One, or any finite iterable.
+
+        Raises:
+            InvalidRequestError: One is none.
+        """
+        from flux2_async.session.estimate import estimate_of  # noqa: PLC0415  few ask
+
+        parts, options = self._life.parts, self._options
+        return estimate_of(
+            requests,
+            prices=self._observers.prices,
+            schedules=Schedules(options.polling) if parts is None else parts.schedules,
+            waiting=0 if parts is None else parts.slots.waiting + parts.limiter.waiting,
+            rate_limit=options.rate_limit,
+            max_running=options.max_running,
+        )
+
     def statistics(self) -> SessionStatistics:
         """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed."""
         if self._life.parts is None:
@@ -656,3 +688,9 @@ def _settings_of(callbacks: Callbacks) -> "CallbackSettings":
     from flux2_async.session.callback_settings import CallbackSettings  # noqa: PLC0415  most sessions poll alone
 
     return CallbackSettings.of(callbacks)
+
+
+def _budgets_of(budget: "Budget | Iterable[Budget]") -> "Budgets":
+    from flux2_async.session.budgets import Budgets, checked_budgets  # noqa: PLC0415  most sessions have none
+
+    return Budgets(checked_budgets(budget))

@@ -20,6 +20,7 @@ from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
+    from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_inbox import CallbackInbox
 
 logger = logging.getLogger("flux2_async")
@@ -38,6 +39,7 @@ class Transitions:
         inbox: Waits for the callbacks of what was accepted, or may have been; None without callbacks.
         keys: What each key stands for.
         observers: Told of every step.
+        budgets: Told what is to be paid, or None.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Transitions:
         inbox: "CallbackInbox | None",
         keys: Keys,
         observers: Observers,
+        budgets: "Budgets | None" = None,
     ) -> None:
         self._limiter = limiter
         self._rate_limit = rate_limit
@@ -59,6 +62,7 @@ class Transitions:
         self._inbox = inbox
         self._keys = keys
         self._observers = observers
+        self._budgets = budgets
 
     def queued(self, submission: Submission) -> None:
         """It was taken in."""
@@ -109,6 +113,8 @@ class Transitions:
                 self._inbox.ended()
         if submission.state in KEPT:
             self._keys.ended(submission)
+        if self._budgets is not None:
+            self._budgets.ended(submission, event, None if task is None else task.id)
         self._observers.stepped(submission.asked, submission.state, event, error, None if task is None else task.id)
 
     def throttled(self, submission: Submission, error: Exception | None) -> None:

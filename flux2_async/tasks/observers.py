@@ -67,10 +67,12 @@ class Observers:
 
     Attributes:
         steps: How often each event of the submissions' table happened since the session was opened.
+        prices: The most credits that a task of each model and resolution has cost, as far as records told.
     """
 
     def __init__(self, observers: "Iterable[Observer]" = ()) -> None:
         self.steps: Counter[SubmissionEvent] = Counter()
+        self.prices: dict[tuple[str, str], float] = {}
         self._observers = tuple(observers)
         self._log: LogLines | None = None
         self._failed: set[int] = set()
@@ -94,6 +96,11 @@ class Observers:
         if observer in left:
             left.remove(observer)
         self._observers = tuple(left)
+
+    def priced(self, request: Request, credits: float) -> None:  # noqa: A002  the API's word
+        """A record told what a task cost."""
+        kind = request.model, request.resolution
+        self.prices[kind] = max(credits, self.prices.get(kind, 0.0))
 
     def queued(self, asked: Origin) -> None:
         """A submission was taken in."""

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async.batch import BadLine, InvalidInputError, Job, Journal, JournalError, State, estimate_batch
-from flux2_async.batch.estimate import _seconds
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import ImageToImage, RateLimit, Request, TextToImage
+from flux2_async.models.budget import seconds_of
 from flux2_async.models.prices import DEAREST, PRICES, documented_price
 
 
@@ -97,7 +97,7 @@ async def test_nothing_is_estimated_that_could_not_be_run(tmp_path: Path) -> Non
 @given(st.integers(1, 3000), st.floats(0.1, 100), st.integers(1, 50), st.floats(0.5, 60), st.integers(1, 200))
 def test_the_time_is_that_of_the_best_way(number: int, task: float, limit: int, period: float, places: int) -> None:
     """No order of sending is faster than what is said, and one takes little longer."""
-    said = _seconds(number, task, RateLimit(limit, period), places)
+    said = seconds_of(number, task, RateLimit(limit, period), places)
     sent: list[float] = []
     for index in range(number):
         by_limit = sent[index - limit] + period if index >= limit else 0.0

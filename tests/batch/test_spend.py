@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flux2_async.batch import Journal
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
-from flux2_async.batch.spending import Spending
+from flux2_async.batch.spending import BatchSpending
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import RateLimit, TextToImage
@@ -26,7 +26,7 @@ def test_the_cap_is_never_passed(data: st.DataObject) -> None:
     """Whatever tasks cost up to the documented maximum and become, their sum stays within the cap."""
     cap = data.draw(st.floats(0, 300))
     prices = {("a", "1K"): data.draw(st.floats(0, DEAREST)), ("b", "2K"): data.draw(st.floats(0, DEAREST))}
-    spend = Spending(cap)
+    spend = BatchSpending(cap)
     really = 0.0
     running: list[tuple[str, str]] = []
     for _ in range(data.draw(st.integers(0, 60))):
@@ -49,7 +49,7 @@ def test_the_cap_is_never_passed(data: st.DataObject) -> None:
 
 def test_the_first_of_a_kind_goes_ahead_alone() -> None:
     """Until a price is known no second task of the kind is started under a cap."""
-    spend = Spending(1000.0)
+    spend = BatchSpending(1000.0)
     assert spend.allows(KIND)
     spend.start(KIND)
     assert not spend.allows(KIND)
@@ -61,7 +61,7 @@ def test_the_first_of_a_kind_goes_ahead_alone() -> None:
 
 def test_without_a_cap_nothing_is_held_back() -> None:
     """What is spent is counted all the same."""
-    spend = Spending()
+    spend = BatchSpending()
     for _ in range(3):
         assert spend.allows(KIND)
         spend.start(KIND)
@@ -79,7 +79,7 @@ def test_it_begins_with_the_journal() -> None:
         Tally(*KIND, State.FAILED, 1, 1, 0, 24.0, 24.0, 0, 0, 0),
         Tally(*KIND, State.QUEUED, 9, 9, 9, 0.0, None, 0, 0, 0),
     ]
-    spend = Spending.of(tallies, 1000.0)
+    spend = BatchSpending.of(tallies, 1000.0)
     assert spend.spent == 52.0
     # One done without a figure, two running, one given up, one unknown.
     assert spend.reserved == 5 * 14.0

@@ -19,6 +19,7 @@ from emulated import free_port, until
 from postgres_server import PostgresServer
 from redis_server import RedisServer
 
+from flux2_async import Budget
 from flux2_async.coordination import Coordination, HostCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.models import Timeouts
@@ -153,6 +154,24 @@ async def test_four_processes_use_up_one_limit(coordination: Coordination) -> No
     assert len(ledger.accepted) == 120
     assert ledger.refused == 0
     assert ledger.max_in_window(period) == 20
+
+
+async def test_four_processes_stay_within_one_budget(coordination: Coordination) -> None:
+    """Four processes that want 40 pictures make the seven that 100 credits are enough for, also once one is killed."""
+    async with team(coordination, 20, 0.5, plans=Plan(duration=1000.0)) as crew:
+        workers = await crew.hire(4, "spend", number=10, budget=Budget(100))
+        for worker in workers:
+            worker.tell()
+        for worker in workers:
+            await worker.says("done")
+        assert len(crew.emulator.ledger.accepted) == 7
+
+        await crew.kill(workers[0])
+        (late,) = await crew.hire(1, "spend", number=10, budget=Budget(115))
+        late.tell()
+        await late.says("done")
+        assert len(crew.emulator.ledger.accepted) == 8
+        assert crew.emulator.ledger.refused == 0
 
 
 async def test_pause_of_one_process_holds_all(coordination: Coordination) -> None:

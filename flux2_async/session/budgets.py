@@ -1,0 +1,204 @@
+"""What submissions may cost: reserved before a POST, settled by the record of the task.
+
+It is told in the loop, by the sender before a POST and by the transitions after it, and as an observer when a task has
+ended. With other processes every amount is told as what this one has in all, so that to say it twice changes nothing.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from flux2_async.errors import BudgetExceededError, ConfigurationError, EmptyResultError, TaskFailedError
+from flux2_async.models.budget import Budget
+from flux2_async.models.events import SessionEvent, Settled
+from flux2_async.models.records import TaskState
+from flux2_async.models.spending import Kind, Ledger, Reservation
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+from flux2_async.session.submission import Submission
+
+if TYPE_CHECKING:
+    from flux2_async.coordination.client import Sharing
+
+# Ledgers of groups that have nothing to tell are looked for when there are twice as many as the last time.
+FEW: Final = 64
+
+Held = tuple[tuple[Budget, Ledger, Reservation], ...]
+
+
+class Budgets:
+    """The budgets of a session.
+
+    Args:
+        budgets: All of them; a request has to be within each that it falls under.
+    """
+
+    def __init__(self, budgets: Iterable[Budget]) -> None:
+        self._budgets = tuple(budgets)
+        self._member = secrets.token_hex(6)
+        self._prices: dict[Kind, float] = {}
+        self._ledgers: dict[tuple[int, str | None], Ledger] = {}
+        self._many = FEW
+        # Until it is known what they cost.
+        self._held: dict[Submission, Held] = {}
+        self._tasks: dict[str, Submission] = {}
+        self._sharing: Sharing | None = None
+        self._turn = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._to_tell: set[Ledger] = set()
+        self._names: dict[Ledger, str] = {}
+
+    def begin(self, sharing: "Sharing | None") -> None:
+        """Go on in the running event loop, with these others."""
+        self._sharing, self._turn, self._loop = sharing, asyncio.Lock(), asyncio.get_running_loop()
+        self._to_tell.clear()
+
+    async def reserve(self, submission: Submission) -> None:
+        """Count a submission that is to be sent.
+
+        Raises:
+            BudgetExceededError: It might exceed a budget.
+            CoordinationError: What the others have spent may be too much, and they cannot be asked.
+        """
+        if submission in self._held:
+            return
+        kind, group = _kind(submission), submission.group
+        found = [(budget, self._ledger(number, group)) for number, budget in self._of(group)]
+        for budget, ledger in found if self._sharing is not None else ():
+            if not ledger.fits(kind, _now()):
+                # What was heard of the others may be out of date.
+                await self._share(budget, ledger)
+        for budget, ledger in found:
+            if not ledger.fits(kind, _now()):
+                raise _exceeded(budget, ledger, kind, group)
+        if found:
+            self._held[submission] = tuple((budget, ledger, ledger.reserve(kind)) for budget, ledger in found)
+
+    async def confirm(self, submission: Submission) -> None:
+        """Let the other processes know, immediately before the POST.
+
+        Raises:
+            BudgetExceededError: With what they have spent it might exceed a budget.
+            CoordinationError: They cannot be asked.
+        """
+        for budget, ledger, reservation in self._held.get(submission, ()) if self._sharing is not None else ():
+            price = ledger.price(reservation.kind)
+            if not await self._share(budget, ledger, price):
+                raise _exceeded(budget, ledger, reservation.kind, submission.group, own=price)
+
+    def ended(self, submission: Submission, event: SubmissionEvent, task_id: str | None) -> None:
+        """Hear how a submission ended, or that its end is another one."""
+        held = self._held.get(submission)
+        if held is None:
+            return
+        if submission.state is SubmissionState.UNKNOWN:
+            self._tasks = {task: each for task, each in self._tasks.items() if each is not submission}
+            self._doubt(held)
+        elif event is SubmissionEvent.ACCEPTED or (task_id is not None and held[0][2].state == "unclear"):
+            self._tasks[task_id or ""] = submission
+        else:
+            # Nothing was sent, or it was refused, or its key stands for a task of another process.
+            del self._held[submission]
+            for budget, ledger, reservation in held:
+                ledger.release(reservation)
+                self._tell(budget, ledger)
+
+    def __call__(self, event: SessionEvent) -> None:
+        """Hear that a task was settled."""
+        submission = self._tasks.get(event.task_id or "") if isinstance(event, Settled) else None
+        if submission is None or not isinstance(event, Settled):
+            return
+        held = self._held[submission]
+        record = event.result.record if event.result is not None else None
+        if isinstance(event.error, TaskFailedError | EmptyResultError):
+            record = event.error.record
+        if record is None:
+            # It goes on at the service, or nobody knows; it may be watched again.
+            self._doubt(held)
+            return
+        del self._tasks[record.task_id], self._held[submission]
+        for budget, ledger, reservation in held:
+            ledger.pay(reservation, record.credits_consumed, _now(), failed=record.state is TaskState.FAIL)
+            self._tell(budget, ledger)
+
+    def _doubt(self, held: Held) -> None:
+        for budget, ledger, reservation in held:
+            if reservation.state != "unclear":
+                ledger.doubt(reservation, _now())
+                self._tell(budget, ledger)
+
+    def _of(self, group: str | None) -> list[tuple[int, Budget]]:
+        return [each for each in enumerate(self._budgets) if each[1].group in (None, True, group)]
+
+    def _ledger(self, number: int, group: str | None) -> Ledger:
+        budget = self._budgets[number]
+        key = number, group if budget.group is True else None
+        if (ledger := self._ledgers.get(key)) is None:
+            if len(self._ledgers) >= 2 * self._many:
+                now = _now()
+                self._ledgers = {each: found for each, found in self._ledgers.items() if not found.is_empty(now)}
+                self._many = max(len(self._ledgers), FEW)
+            ledger = self._ledgers[key] = Ledger(budget.credits, budget.per, self._prices)
+            whose = "all" if budget.group is None else f"group {group if budget.group is True else budget.group}"
+            self._names[ledger] = hashlib.sha256(f"{budget.per} {whose}".encode()).hexdigest()[:32]
+        return ledger
+
+    # --- Other processes ---
+
+    async def _share(self, budget: Budget, ledger: Ledger, price: float = 0.0) -> bool:
+        """Tell what this process has spent and reserved, and hear of the others; whether `price` of it is within."""
+        assert self._sharing is not None  # noqa: S101  both callers have looked
+        # One at a time: what was seen before something was reserved must not be told after it.
+        async with self._turn:
+            own = ledger.snapshot(_now())
+            fits, ledger.elsewhere = await self._sharing.spend(
+                self._names[ledger], self._member, own, price=price, cap=budget.credits, per=budget.per
+            )
+        return fits
+
+    def _tell(self, budget: Budget, ledger: Ledger) -> None:
+        # What an event loop that was closed has left behind is told by what is told next.
+        if self._sharing is not None and ledger not in self._to_tell and asyncio.get_running_loop() is self._loop:
+            self._to_tell.add(ledger)
+            self._sharing.tell_later(partial(self._tell_now, budget, ledger))
+
+    async def _tell_now(self, budget: Budget, ledger: Ledger) -> None:
+        self._to_tell.discard(ledger)
+        await self._share(budget, ledger)
+
+
+def checked_budgets(value: Any) -> tuple[Budget, ...]:
+    """Give one budget, or several, as several.
+
+    Raises:
+        ConfigurationError: They are none; the text names what was given and what is allowed.
+    """
+    given = tuple(value) if isinstance(value, Iterable) else (value,)
+    for each in given:
+        if not isinstance(each, Budget):
+            raise ConfigurationError(f"budget: {type(each).__name__} given, it must be Budget(...), or a list of them")
+    return given
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _kind(submission: Submission) -> Kind:
+    return submission.request.model, submission.request.resolution
+
+
+def _exceeded(
+    budget: Budget, ledger: Ledger, kind: Kind, group: str | None, *, own: float = 0.0
+) -> BudgetExceededError:
+    """The error of what does not fit; `own`: what of the reserved credits is its own."""
+    return BudgetExceededError(
+        budget=budget,
+        group=group,
+        spent=ledger.spent,
+        reserved=ledger.reserved - own,
+        price=ledger.price(kind),
+        retry_after=None if budget.per is None else ledger.fits_after(kind, _now()),
+    )

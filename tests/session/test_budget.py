@@ -1,0 +1,283 @@
+"""A session's budget: what might exceed it is not sent, and whatever is not known stays reserved."""
+
+import asyncio
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batches import batch_in, collect, requests
+from emulated import REQUEST, emulated, error_of, session_for
+from memory_coordination import Memory
+
+from flux2_async import (
+    AmbiguousSubmitError,
+    Budget,
+    BudgetExceededError,
+    ConfigurationError,
+    CoordinationError,
+    ImageToImage,
+    InvalidRequestError,
+    JobRequest,
+    RateLimit,
+    Request,
+    TaskTimeoutError,
+    TextToImage,
+)
+from flux2_async.emulator import Emulator, Fault, Plan, Script
+
+PRO = TextToImage("a blue kettle on a slate worktop", tier="pro")
+QUICK = Script(plans=Plan(duration=1.0))
+
+
+def failing(*outcomes: Any) -> Script:
+    """Tasks that end so, one after the other, the last for the rest."""
+    return Script(plans=[Plan(duration=1.0, outcome=outcome) for outcome in outcomes])
+
+
+async def test_what_exceeds_it_is_not_sent() -> None:
+    """Two dear pictures are within 30 credits, a third is not: at once, in words, and with nothing sent."""
+    async with emulated(QUICK, budget=Budget(30)) as (flux, emulator):
+        first = flux.enqueue(REQUEST)
+        second = await flux.submit(REQUEST)
+        error = await error_of(flux.submit(REQUEST))
+        assert isinstance(error, BudgetExceededError)
+        assert (error.spent, error.reserved, error.price, error.retry_after) == (0.0, 28.0, 14.0, None)
+        assert error.budget == Budget(30)
+        assert str(error) == (
+            "the budget is 30 credits: 0 are spent, 28 reserved, and this picture counts with 14; nothing was sent, "
+            "and wait for what is reserved to end, or raise the budget"
+        )
+        assert not error.meets_every_request
+        assert isinstance(await error_of(flux.enqueue(REQUEST)), BudgetExceededError)
+        await second
+        await (await first)
+
+        after = await error_of(flux.generate(REQUEST))
+        assert isinstance(after, BudgetExceededError)
+        assert (after.spent, after.reserved, after.meets_every_request) == (28.0, 0.0, True)
+        assert len(emulator.ledger.requests) == 2
+        assert emulator.ledger.charged == 28.0
+        again = pickle.loads(pickle.dumps(after))
+        assert (str(again), again.spent, again.budget) == (str(after), 28.0, Budget(30))
+
+
+async def test_what_costs_nothing_makes_room() -> None:
+    """Withdrawn, refused and failed requests are paid for by nobody, and cheap ones count with their own price."""
+    script = failing("fail", "success")
+    script.faults = [Fault("createTask", "refuse", code=422)]
+    async with emulated(script, budget=Budget(14), rate_limit=RateLimit(3, 60.0)) as (flux, emulator):
+        await error_of(flux.submit(REQUEST))
+        await error_of(flux.generate(REQUEST))
+        waiting = flux.enqueue(PRO)
+        await waiting
+        handle = flux.enqueue(PRO)
+        await asyncio.sleep(1)
+        assert isinstance(await error_of(flux.submit(REQUEST)), BudgetExceededError)
+        assert handle.withdraw()
+        await asyncio.sleep(0.1)
+        await flux.drain()
+        await flux.generate(PRO)
+
+        error = await error_of(flux.submit(PRO))
+        assert isinstance(error, BudgetExceededError)
+        assert (error.spent, error.reserved, error.price) == (10.0, 0.0, 5.0)
+        assert len(emulator.ledger.accepted) == 3
+
+
+@pytest.mark.parametrize("what", ["unclear", "timed out", "closed", "empty"])
+async def test_what_is_not_known_stays_reserved(what: str) -> None:
+    """A lost answer, a task that does not end and one that the session's end left behind may still cost their price."""
+    script = Script(plans=Plan(duration=100.0, outcome="empty" if what == "empty" else "success"))
+    if what == "unclear":
+        script.faults = [Fault("createTask", "cut_after")]
+    async with emulated(script, budget=Budget(20)) as (flux, emulator):
+        task = None
+        if what == "unclear":
+            assert isinstance(await error_of(flux.submit(REQUEST)), AmbiguousSubmitError)
+        else:
+            task = await flux.submit(REQUEST)
+        if what == "timed out" and task is not None:
+            flux.give_up_after(task, 5.0)
+            assert isinstance(await error_of(task.result()), TaskTimeoutError)
+        if what == "closed":
+            await flux.aclose()
+            await flux.open()
+        if what == "empty" and task is not None:
+            await task.wait()
+        error = await error_of(flux.submit(REQUEST))
+        assert isinstance(error, BudgetExceededError)
+        assert (error.spent, error.reserved) == ((14.0, 0.0) if what == "empty" else (0.0, 14.0))
+        if what in ("timed out", "closed") and task is not None:
+            # What is heard of it later is counted.
+            await flux.attach(task.id)
+            error = await error_of(flux.submit(REQUEST))
+            assert isinstance(error, BudgetExceededError)
+            assert (error.spent, error.reserved) == (14.0, 0.0)
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_a_window_moves() -> None:
+    """Within an hour two pictures, and the error says when the next one is possible, which is true."""
+    async with emulated(QUICK, budget=Budget(30, per=3600.0)) as (flux, emulator):
+        await flux.generate(REQUEST)
+        await asyncio.sleep(1000)
+        await flux.generate(REQUEST)
+        await asyncio.sleep(1000)
+        error = await error_of(flux.submit(REQUEST))
+        assert isinstance(error, BudgetExceededError)
+        assert error.retry_after == pytest.approx(1600, abs=10)
+        assert "30 credits per 3600 s" in str(error)
+        assert "enough is free again in 1.6e+03 s" in str(error)
+        assert error.retry_after is not None
+        await asyncio.sleep(error.retry_after)
+        await flux.generate(REQUEST)
+        assert len(emulator.ledger.accepted) == 3
+
+
+async def test_each_group_its_own() -> None:
+    """Several budgets hold at once: each user's, one user's own, and that of all."""
+    budgets = [Budget(10, group=True), Budget(5, group="carol"), Budget(24)]
+    async with emulated(QUICK, budget=budgets) as (flux, emulator):
+        for group in ("alice", "alice", "carol", None):
+            await flux.generate(PRO, group=group)
+        for group, whose in (("alice", "alice"), ("carol", "carol")):
+            error = await error_of(flux.submit(PRO, group=group))
+            assert isinstance(error, BudgetExceededError)
+            assert f"of group '{whose}'" in str(error)
+            assert error.group == group
+        last = await error_of(flux.submit(PRO, group="dave"))
+        assert isinstance(last, BudgetExceededError)
+        assert (last.budget, last.group) == (Budget(24), "dave")
+        assert len(emulator.ledger.accepted) == 4
+
+
+async def test_a_key_counts_once() -> None:
+    """A double click is one charge of the budget as well."""
+    async with emulated(QUICK, budget=Budget(14)) as (flux, emulator):
+        one, other = await asyncio.gather(flux.submit(REQUEST, key="a"), flux.submit(REQUEST, key="a"))
+        assert one is other
+        await one
+        assert await flux.submit(REQUEST, key="a") is one
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_as_completed_sends_what_is_within() -> None:
+    """What fits is made, the rest comes back unsent with the error."""
+    async with emulated(QUICK, budget=Budget(50)) as (flux, emulator):
+        done = [each async for each in flux.as_completed([REQUEST] * 8)]
+        assert sum(each.error is None for each in done) == 3
+        assert sum(isinstance(each.error, BudgetExceededError) for each in done) == 5
+        assert len(emulator.ledger.accepted) == 3
+
+
+async def test_a_batch_stops_and_goes_on(tmp_path: Path) -> None:
+    """A batch makes what is within the session's budget, says why it stops, and the next run sends the rest."""
+    async with Emulator(Script(plans=Plan(duration=1.0), render=False)) as emulator:
+        async with session_for(emulator, budget=Budget(50)) as flux:
+            batch = batch_in(tmp_path, flux, requests(8), download=False, group="batch")
+            outcomes = await collect(batch)
+            assert len(outcomes) == len(emulator.ledger.accepted) == 3
+            assert batch.progress is not None
+            assert batch.progress.queued == 5
+            assert batch.progress.failed == 0
+            assert "the budget is 50 credits" in str(batch.progress.stopped)
+        async with session_for(emulator, budget=Budget(500)) as flux:
+            assert len(await collect(batch_in(tmp_path, flux, requests(8), download=False))) == 5
+        assert len(emulator.ledger.accepted) == 8
+
+
+async def test_several_processes_share_it() -> None:
+    """Four sessions of an account that share it stay under one budget together, also where one of them has died."""
+    memory = Memory()
+    async with Emulator(Script(plans=Plan(duration=5.0), render=False)) as emulator:
+        options: dict[str, Any] = {"coordination": memory, "budget": Budget(100), "rate_limit": RateLimit(20, 10.0)}
+        sessions = [session_for(emulator, **options) for _ in range(4)]
+        for flux in sessions:
+            await flux.open()
+        errors = await asyncio.gather(
+            *(error_of(flux.generate(REQUEST)) for flux in sessions * 5), return_exceptions=True
+        )
+        exceeded = [error for error in errors if isinstance(error, BudgetExceededError)]
+        assert len(exceeded) == 20 - 7
+        assert len(emulator.ledger.accepted) == 7
+        for flux in sessions:
+            await flux.aclose()
+        # Who begins later knows what was spent.
+        async with session_for(emulator, **options) as late:
+            error = await error_of(late.submit(REQUEST))
+            assert isinstance(error, BudgetExceededError)
+            assert (error.spent, error.reserved) == (98.0, 0.0)
+            memory.down = True
+            assert isinstance(await error_of(late.submit(PRO)), CoordinationError)
+        assert len(emulator.ledger.accepted) == 7
+
+
+async def test_no_room_that_others_have() -> None:
+    """What one process has reserved and not paid yet is no room for another one, and what it frees is."""
+    memory = Memory()
+    async with Emulator(Script(plans=Plan(duration=20.0, outcome="fail"), render=False)) as emulator:
+        options: dict[str, Any] = {"coordination": memory, "budget": Budget(20, per=3600.0, group=True)}
+        async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
+            task = await one.submit(REQUEST, group="alice")
+            assert isinstance(await error_of(two.submit(REQUEST, group="alice")), BudgetExceededError)
+            await two.submit(REQUEST, group="bob")
+            await task.wait()
+            await asyncio.sleep(1)
+            await two.submit(REQUEST, group="alice")
+        assert len(emulator.ledger.accepted) == 3
+
+
+async def test_estimate() -> None:
+    """By the documented prices and times at first, by what was seen afterwards, behind what waits."""
+    script = Script(plans=Plan(duration=4.0, credits=11.0))
+    async with emulated(script, rate_limit=RateLimit(2, 10.0)) as (flux, _):
+        pictures: list[Request] = [
+            REQUEST,
+            REQUEST,
+            PRO,
+            ImageToImage("x y z", images=["https://example.com/a.png"], resolution="2K"),
+        ]
+        before = flux.estimate(pictures)
+        assert (before.requests, before.credits, before.seen) == (4, 14 + 14 + 5 + 24, False)
+        assert 10 < before.seconds < before.seconds_at_most
+        assert flux.estimate(REQUEST).credits == 14
+        assert flux.estimate([]).credits == flux.estimate([]).seconds == 0
+        assert flux.estimate(JobRequest("another/model", {"prompt": "a"})).credits == 24
+        for _ in range(6):
+            await flux.generate(REQUEST)
+        after = flux.estimate([REQUEST])
+        assert (after.credits, after.seen) == (11.0, True)
+        for _ in range(6):
+            flux.enqueue(REQUEST)
+        await asyncio.sleep(1)
+        assert flux.estimate([REQUEST]).seconds > after.seconds + 10
+        with pytest.raises(InvalidRequestError, match="str given"):
+            flux.estimate(["a kettle"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Budget(-1), "Budget.credits: -1"),
+        (lambda: Budget("30"), "Budget.credits: '30'"),  # type: ignore[arg-type]
+        (lambda: Budget(float("inf")), "Budget.credits: inf"),
+        (lambda: Budget(True), "Budget.credits: True"),
+        (lambda: Budget(30, per=0), "Budget.per: 0"),
+        (lambda: Budget(30, group=False), "Budget.group: False"),
+        (lambda: Budget(30, group=""), "Budget.group: ''"),
+        (lambda: session_of(30), "budget: int given"),
+        (lambda: session_of([Budget(1), 2]), "budget: int given"),
+    ],
+)
+def test_what_is_no_budget_is_told(make: Any, named: str) -> None:
+    """Each error names what was given and what is allowed."""
+    with pytest.raises(ConfigurationError, match=named.replace("(", r"\(")) as caught:
+        make()
+    assert "must be" in str(caught.value)
+
+
+def session_of(budget: Any) -> object:
+    from flux2_async import Flux2Session  # noqa: PLC0415
+
+    return Flux2Session("key", budget=budget)

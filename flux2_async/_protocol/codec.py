@@ -7,7 +7,6 @@ Pure: status, headers and body go in; a value or an error comes out. No reply, h
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -108,8 +107,10 @@ def code_of(body: Mapping[str, Any]) -> int | None:
 
 def message_of(body: Mapping[str, Any], redact: Callable[[str], str]) -> str:
     """The service's own words in a JSON answer, `msg` or `message`, as they may be shown; empty when there are none."""
-    words = (value for value in (body.get("msg"), body.get("message")) if isinstance(value, str) and value)
-    return redact(without_signature(next(words, "")))
+    words = body.get("msg")
+    if not (isinstance(words, str) and words):
+        words = body.get("message")
+    return redact(without_signature(words)) if isinstance(words, str) and words else ""
 
 
 def decode_record(reply: Reply, task_id: str) -> TaskRecord | None:
@@ -234,7 +235,7 @@ def _accepted(reply: Reply, task_id: str | None = None, *, ends_task: bool = Fal
 
 
 def _is_answered(reply: Reply) -> bool:
-    return HTTPStatus.OK <= reply.status < HTTPStatus.MULTIPLE_CHOICES
+    return 200 <= reply.status < 300  # noqa: PLR2004  HTTP's own class
 
 
 def _record_of_failure(reply: Reply, task_id: str) -> TaskRecord | None:

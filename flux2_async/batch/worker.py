@@ -1,6 +1,5 @@
 """One request of a batch from the journal to the folder."""
 
-import uuid
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from flux2_async.errors import (
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.circuit_breaker import CircuitOpen
 from flux2_async.session.session import Flux2Session
+from flux2_async.session.submission import new_ref
 from flux2_async.tasks.handle import ImageTask
 
 
@@ -147,7 +147,7 @@ class Worker:
             self.ending = False
 
     async def _submit(self) -> ImageTask | Outcome | None:
-        ref = uuid.uuid4().hex
+        ref = new_ref()
         self.row = attrs.evolve(self.row, ref=ref)
         while True:
             self.waiting = True

@@ -35,7 +35,7 @@ _PLAIN_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.-]*[A-Za-z0-9](?:/[!-~]
 
 
 def _text(value: str) -> str:
-    return plain(value)
+    return value if type(value) is str else plain(value)
 
 
 @attrs.frozen
@@ -125,8 +125,14 @@ def _images_to_tuple(value: Iterable[ImageSource | ContentSource]) -> tuple[Imag
             "put a single one into a list: images=[picture]"
         )
     return tuple(
-        _content(f"images[{number}]", image) if isinstance(image, Buffer) else plain(image)
-        for number, image in enumerate(value)
+        [
+            image
+            if type(image) is str
+            else _content(f"images[{number}]", image)
+            if isinstance(image, Buffer)
+            else plain(image)
+            for number, image in enumerate(value)
+        ]
     )
 
 
@@ -406,6 +412,11 @@ REQUESTS: Final = "ImageToImage, TextToImage and JobRequest"
 def images_of(request: Request) -> tuple[ImageSource, ...]:
     """The reference pictures of a request, none where it is made from words alone."""
     return () if isinstance(request, TextToImage) else request.images
+
+
+def are_addresses(images: Sequence[ImageSource]) -> TypeGuard[Sequence[str]]:
+    """Whether all are plainly addresses, as in most requests: then there is nothing to look at, or to upload."""
+    return not [image for image in images if type(image) is not str or not image.startswith(("https://", "http://"))]
 
 
 def names_of_images(request: Request) -> list[str]:

@@ -20,7 +20,7 @@ from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle,
 from flux2_async._protocol.codec import encode_request
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TransportError
 from flux2_async.models import Request, UploadedFile
-from flux2_async.models.requests import images_of, names_of_images, with_images
+from flux2_async.models.requests import are_addresses, images_of, names_of_images, with_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async.session.submission import Submission
@@ -49,10 +49,6 @@ class StepFailedError(Exception):
 
 class _TakenError(Exception):
     """Another process reserved the key just before."""
-
-
-class _HeldError(Exception):
-    """It is another submission's turn to try whether the service is there."""
 
 
 class Sender:
@@ -167,17 +163,16 @@ class Sender:
         """Give the request without bytes, and the addresses of its pictures."""
         request = submission.request
         images = images_of(request)
-        if not images:
-            return request, ()
+        if are_addresses(images):
+            return request, tuple(images)
         uploaded = await self._files.urls(images, names_of_images(request))
         for here, there in zip(images, uploaded, strict=True) if self._observers else ():
             if isinstance(there, UploadedFile) and here is not there:
                 self._observers.tell("Uploaded", submission.asked, file=there)
-        urls = tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
         if any(isinstance(image, bytes) for image in images):
             kept = [there if isinstance(here, bytes) else here for here, there in zip(images, uploaded, strict=True)]
             request = with_images(request, kept)
-        return request, urls
+        return request, tuple(image.url if isinstance(image, UploadedFile) else image for image in uploaded)
 
     async def _try(self, submission: Submission, body: bytes) -> None:
         first = False
@@ -185,7 +180,7 @@ class Sender:
         while True:
             try:
                 answer = await self._attempt(submission, body, first=first)
-            except _HeldError:
+            except CircuitOpen:
                 if not submission.patience.for_service():
                     raise self._out_of_patience(submission, unsent or _not_risked(self.breaker.reason)) from None
                 continue
@@ -213,18 +208,18 @@ class Sender:
         """Send when it is this submission's turn, and tell all others whether the service is there.
 
         Raises:
-            _HeldError: It is not this submission's turn, and was not for as long as it waits at most.
+            CircuitOpen: It is not this submission's turn, and was not for as long as it waits at most.
         """
-        begun = self._loop.time()
         patience = submission.patience
         try:
-            try:
-                await self.breaker.wait(until=begun + patience.for_service())
-            except CircuitOpen:
-                raise _HeldError from None
-            finally:
-                patience.was_unreached(self._loop.time() - begun)
             begun = self._loop.time()
+            if self.breaker.reason is not None:
+                try:
+                    await self.breaker.wait(until=begun + patience.for_service())
+                finally:
+                    now = self._loop.time()
+                    patience.was_unreached(now - begun)
+                    begun = now
             submission.permit = await self._limiter.acquire(
                 priority=submission.asked.priority,
                 max_wait=patience.max_wait,
@@ -236,8 +231,8 @@ class Sender:
             )
             submission.let_through = True
             self._transitions.step(submission, SubmissionEvent.GRANTED)
-            patience.waited += self._loop.time() - begun
-            begun = self._loop.time()
+            granted = self._loop.time()
+            patience.waited += granted - begun
             answer = await self._post(submission, body, submission.permit)
             match answer:
                 case Accepted() | Refused():
@@ -245,7 +240,7 @@ class Sender:
                         self._observers.tell("OutageEnded", submission.asked, seconds=self.breaker.seconds)
                     self.breaker.answered()
                 case NeverSent(error, Obstacle.PASSING):
-                    patience.was_unreached(self._loop.time() - begun)
+                    patience.was_unreached(self._loop.time() - granted)
                     self._risk_less(submission, error, free=True)
                 case Unclear(error):
                     self._risk_less(submission, error, free=False)
@@ -281,20 +276,20 @@ class Sender:
         async def announce() -> None:
             nonlocal told
             # Others may have met the outage meanwhile.
-            self._take_turn(submission)
+            self.breaker.take(submission)
             self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
             await self._announce(submission)
             told = submission.asked.steps is not None
 
         try:
             # Not before the permit: who waits for that would hold up all others.
-            self._take_turn(submission)
+            self.breaker.take(submission)
             async with post:
                 leave = partial(self._keeps_back, submission, permit)
                 answer = self._own(submission, await post.send(leave, announce))
                 if isinstance(answer, Refused):
                     answer = await self._confirmed(submission, post, answer)
-        except _HeldError:
+        except CircuitOpen:
             self._transitions.step(submission, SubmissionEvent.HELD)
             raise
         except _TakenError:
@@ -341,12 +336,6 @@ class Sender:
         """Whether anybody is left to wait for another try, or to send it."""
         wanted = submission.asked.steps is None or submission.asked.steps.wanted()
         return wanted and submission.callers.count > 0 and not self.closed
-
-    def _take_turn(self, submission: Submission) -> None:
-        try:
-            self.breaker.take(submission)
-        except CircuitOpen:
-            raise _HeldError from None
 
     def _own(self, submission: Submission, answer: Answer) -> Answer:
         """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""

@@ -16,7 +16,7 @@ from flux2_async._http.files import Files
 from flux2_async._limiter.queue import IMPATIENT_AFTER
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import Request
-from flux2_async.models.requests import images_of, names_of_images
+from flux2_async.models.requests import are_addresses, images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Bound, Keys, fingerprint
 from flux2_async.session.sender import Sender, StepFailedError, cut_off, left
@@ -91,7 +91,7 @@ class Submitter:
         `started` is told which submission is waited for, its own or the one it joins, as soon as there is one.
         """
         request, key = asked.request, asked.key
-        if images := images_of(request):
+        if not are_addresses(images := images_of(request)):
             await self._files.check(images, names_of_images(request))
         content = "" if key is None else await fingerprint(request)
         patience = Patience(asked.max_wait)

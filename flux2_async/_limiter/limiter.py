@@ -9,9 +9,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import Unpack
 
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.queue import Waiter
+from flux2_async._limiter.queue import Waiter, Wish
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.turnstile import Turnstile
 from flux2_async._limiter.window import MAX_PAUSE, PermitEvent, Supply, Ticket, pause_after, starts_of
@@ -54,27 +55,12 @@ class Gate(Turnstile[Permit]):
         """When there will be permits, as far as is known; None: it is not, as where other processes share them."""
         return None
 
-    async def acquire(
-        self,
-        *,
-        priority: int = 0,
-        max_wait: float | None = None,
-        waited: float = 0.0,
-        since: float | None = None,
-        first: bool = False,
-        owner: object = None,
-        group: str | None = None,
-    ) -> Permit:
+    async def acquire(self, *, first: bool = False, **wish: Unpack[Wish]) -> Permit:
         """Wait for a permit. Does not yield to the loop when one is free and nobody waits.
 
         Args:
-            priority: Higher goes first; within one groups take turns. Who has waited 60 s counts as top priority.
-            max_wait: Seconds, 0 for only if free at once. None: without limit.
-            waited: Seconds of `max_wait` that were used up before this call.
-            since: Loop time from which waiting counts for the 60 s; None: this call.
             first: Before everybody else: a submission that was refused by 429.
-            owner: Whom it is for, see `prioritise`.
-            group: Whose turn it takes; None: that of all without a group.
+            **wish: See `Wish`.
 
         Returns:
             The permit, to be settled when the request has been answered.
@@ -85,16 +71,7 @@ class Gate(Turnstile[Permit]):
             SessionClosedError: Closed before or meanwhile.
         """
         patience = self._announce(first=first)
-        return await self._pass(
-            priority=priority,
-            max_wait=max_wait,
-            waited=waited,
-            since=since,
-            first=first,
-            patience=patience,
-            owner=owner,
-            group=group,
-        )
+        return await self._pass(first=first, patience=patience, **wish)
 
     def _announce(self, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
         """Hear that somebody wants a permit; give the seconds that even a shorter `max_wait` allows."""

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypedDict, TypeVar
 
 import attrs
 
@@ -19,6 +19,26 @@ T = TypeVar("T")
 
 IMPATIENT_AFTER: Final = 60.0
 """Seconds of waiting after which a task counts as top priority."""
+
+
+class Wish(TypedDict, total=False):
+    """How a task wants to wait.
+
+    Attributes:
+        priority: Higher goes first; within one groups take turns. Who has waited 60 s counts as top priority.
+        max_wait: Seconds, 0 for only if free at once. None: without limit.
+        waited: Seconds of `max_wait` that were used up before.
+        since: Loop time from which waiting counts for the 60 s; None: now.
+        owner: Whom it is for, see `prioritise`.
+        group: Whose turn it takes; None: that of all without a group.
+    """
+
+    priority: int
+    max_wait: float | None
+    waited: float
+    since: float | None
+    owner: object
+    group: str | None
 
 
 @attrs.define(eq=False)
@@ -157,17 +177,17 @@ class WaitQueue(Generic[T]):
         future: asyncio.Future[T],
         *,
         now: float,
-        priority: int,
-        max_wait: float | None,
+        priority: int = 0,
+        max_wait: float | None = None,
         waited: float = 0.0,
-        since: float,
-        first: bool,
-        patience: float,
+        since: float | None = None,
+        first: bool = False,
+        patience: float = 0.0,
         owner: object = None,
         group: str | None = None,
     ) -> Waiter[T]:
         limit = math.inf if max_wait is None else max_wait
-        deadline = now + max(limit - waited, patience)
+        deadline, since = now + max(limit - waited, patience), now if since is None else since
         waiter = Waiter(future, next(self._numbers), priority, since, limit, deadline, first, owner, group)
         self._live += 1
         if first:

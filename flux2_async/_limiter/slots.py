@@ -3,8 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Unpack
 
-from flux2_async._limiter.queue import Waiter, WaitQueue
+from flux2_async._limiter.queue import Waiter, WaitQueue, Wish
 from flux2_async._limiter.turnstile import Turnstile
 from flux2_async.errors import RateLimitedError
 
@@ -42,35 +43,22 @@ class Slots(Turnstile[None]):
         self._all_early = 0
         self._ahead = 0
 
-    async def acquire(
-        self,
-        *,
-        priority: int = 0,
-        max_wait: float | None = None,
-        waited: float = 0.0,
-        since: float | None = None,
-        owner: object = None,
-        group: str | None = None,
-    ) -> None:
+    async def acquire(self, **wish: Unpack[Wish]) -> None:
         """Wait for a slot and take it. Does not yield to the loop when one is free and nobody waits.
 
         Args:
-            priority: Higher goes first; within one groups take turns. Who has waited 60 s counts as top priority.
-            max_wait: Seconds, 0 for only if free at once. None: without limit.
-            waited: Seconds of `max_wait` that were used up before this call.
-            since: Loop time from which waiting counts for the 60 s; None: this call.
-            owner: Whom it is for, see `prioritise`.
-            group: Whose turn it takes; None: that of all without a group.
+            **wish: See `Wish`.
 
         Raises:
             RateLimitedError: `max_wait` ran out; no slot is taken, and `retry_after` is None.
             SessionClosedError: Closed before or meanwhile.
         """
+        group = wish.get("group")
         if self._is_passed(group) and not self._closed:
             self._ahead += 1
             self._grant(0.0, group)
         else:
-            await self._pass(priority=priority, max_wait=max_wait, waited=waited, since=since, owner=owner, group=group)
+            await self._pass(**wish)
 
     @property
     def places(self) -> float:

@@ -7,9 +7,9 @@ import asyncio
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, Unpack
 
-from flux2_async._limiter.queue import Waiter, WaitQueue
+from flux2_async._limiter.queue import Waiter, WaitQueue, Wish
 from flux2_async.errors import RateLimitedError, SessionClosedError
 
 T = TypeVar("T")
@@ -72,39 +72,16 @@ class Turnstile(ABC, Generic[T]):
         """Whether nobody of a group may pass for now."""
         return False
 
-    async def _pass(
-        self,
-        *,
-        priority: int,
-        max_wait: float | None,
-        since: float | None,
-        waited: float = 0.0,
-        first: bool = False,
-        patience: float = 0.0,
-        owner: object = None,
-        group: str | None = None,
-    ) -> T:
+    async def _pass(self, *, first: bool = False, patience: float = 0.0, **wish: Unpack[Wish]) -> T:
         """Wait for a grant; `patience` is the least that even a shorter `max_wait` allows."""
         if self._closed:
             raise SessionClosedError("the session is closed; nothing was sent")
         self._loop = asyncio.get_running_loop()
-        now = self._loop.time()
+        now, group = self._loop.time(), wish.get("group")
         if not self._waiters and self._ready_at(now) <= now and not self._is_kept_back(group):
             return self._grant(now, group)
         future: asyncio.Future[T] = self._loop.create_future()
-        since = now if since is None else since
-        waiter = self._waiters.push(
-            future,
-            now=now,
-            priority=priority,
-            max_wait=max_wait,
-            waited=waited,
-            since=since,
-            first=first,
-            patience=patience,
-            owner=owner,
-            group=group,
-        )
+        waiter = self._waiters.push(future, now=now, first=first, patience=patience, **wish)
         # There is no way around a queue, so a late caller passes nobody.
         self._advance(now)
         try:

@@ -306,7 +306,7 @@ async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulato
     """Position, stages, expected end and price are streamed; what is cancelled is never sent, what was sent goes on."""
     async with run_by_a_new_user(tmp_path, free_port()) as url:
         # The limit lets 20 through at once.
-        queries = [{"prompt": f"number {number}", "user": "alice"} for number in range(23)]
+        queries = [{"prompt": f"kettle {number}", "user": "alice"} for number in range(23)]
         created = [(await ask("POST", f"{url}/pictures", params=query)).json() for query in queries]
         pictures = [f"{url}/pictures/{each['id']}" for each in created]
         following = asyncio.create_task(events_of(pictures[20]))
@@ -322,7 +322,7 @@ async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulato
     assert (end["state"], end["urls"], missing.status) == ("withdrawn", [], 404)
     assert "withdrawn" in end["error"]
     prompts = [call.body["input"]["prompt"] for call in flux2_emulator.ledger.requests if call.body is not None]
-    assert sorted(prompts) == sorted(f"number {number}" for number in range(23) if number != 21)
+    assert sorted(prompts) == sorted(f"kettle {number}" for number in range(23) if number != 21)
 
     states = [key for key, _ in itertools.groupby(event["state"] for event in seen)]
     assert (states[0], states[-4:]) == ("queued", ["waiting", "queuing", "generating", "success"])
@@ -335,7 +335,7 @@ async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulato
     assert len(seen[-1]["urls"]) == 1
     assert seen[-1]["error"] is None
     assert "gen_ai_client_inference_duration_seconds_count" in metrics
-    assert "number" not in metrics
+    assert "kettle" not in metrics
 
 
 # --- aiogram

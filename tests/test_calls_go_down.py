@@ -22,12 +22,17 @@ HEIGHTS: Final = {
 }
 # Told and asked at the moment that matters, from within aiohttp: before the connection carries anything, and before its
 # first byte.
-POST: Final = {"Post._announced > Sender._post.<locals>.announce": 1, "Post._may_leave > Sender._keeps_back": 1}
+POST: Final = {"_http.post > session.sender": 2}
+
+
+def module(frame: FrameType) -> str:
+    """Its module below our package, or nothing."""
+    package, _, rest = frame.f_globals.get("__name__", "").partition(".")
+    return rest if package == "flux2_async" else ""
 
 
 def height(frame: FrameType) -> int | None:
-    package, _, rest = frame.f_globals.get("__name__", "").partition(".")
-    return HEIGHTS.get(rest.partition(".")[0]) if package == "flux2_async" else None
+    return HEIGHTS.get(module(frame).partition(".")[0])
 
 
 def caller_of(frame: FrameType) -> FrameType | None:
@@ -51,7 +56,7 @@ def upward_calls() -> Iterator[Counter[str]]:
             return
         caller = caller_of(frame)
         if caller is not None and here > (height(caller) or 0) and frame.f_code.co_name != "__del__":
-            calls[f"{caller.f_code.co_qualname} > {frame.f_code.co_qualname}"] += 1
+            calls[f"{module(caller)} > {module(frame)}"] += 1
 
     sys.setprofile(see)
     try:
@@ -78,7 +83,7 @@ async def test_a_throttled_submit() -> None:
         with upward_calls() as calls:
             await flux.submit(REQUEST)
 
-    assert calls == {**dict.fromkeys(POST, 2), "Turnstile._advance > OpenAhead._look": 1}
+    assert calls == {"_http.post > session.sender": 4, "_limiter.turnstile > session.open_ahead": 1}
 
 
 async def test_a_callback() -> None:
@@ -91,7 +96,7 @@ async def test_a_callback() -> None:
             flux.deliver("mine", Callback(task.id, None))
             await task
 
-    assert calls == {"Watcher._settle > CallbackInbox.settled": 1}
+    assert calls == {"tasks.watcher > session.callback_inbox": 1}
 
 
 async def test_a_row_of_a_batch(tmp_path: Path) -> None:
@@ -100,4 +105,4 @@ async def test_a_row_of_a_batch(tmp_path: Path) -> None:
         with upward_calls() as calls:
             await anext(aiter(batch_in(tmp_path, flux, [REQUEST])))
 
-    assert calls == {**POST, "Sender._announce > Worker.intent": 1, "Sender._answered > Worker.answer": 1}
+    assert calls == {**POST, "session.sender > batch.worker": 2}

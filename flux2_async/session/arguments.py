@@ -1,4 +1,8 @@
-"""Checks of what a session and its methods are given, before anything is sent."""
+"""Checks of what a session and its methods are given, before anything is sent.
+
+What cannot be used is a `ConfigurationError` of a session and an `InvalidRequestError` of a call, whose text names it,
+what was given and what is allowed.
+"""
 
 import os
 import re
@@ -20,11 +24,7 @@ from flux2_async.session.submission import Asked, OnSend, SubmissionSteps
 
 
 def check_settings(**settings: object) -> None:
-    """Check the kinds of settings that check themselves when made, and what they mean together.
-
-    Raises:
-        ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
-    """
+    """Check the kinds of settings that check themselves when made, and what they mean together."""
     kinds: dict[str, tuple[Any, str]] = {
         "service": (Service, "a Service such as KIE, or None"),
         "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
@@ -53,11 +53,7 @@ def check_settings(**settings: object) -> None:
 
 
 def check_observer(value: Any) -> Any:
-    """Give back what can be told of events.
-
-    Raises:
-        ConfigurationError: It cannot; the text names what was given and what is allowed.
-    """
+    """Give back what can be told of events."""
     calls = getattr(value, "__call__", None)  # noqa: B004  its own kind is asked for
     if not callable(value) or iscoroutinefunction(value) or iscoroutinefunction(calls):
         given = "an asynchronous function" if callable(value) else type(value).__name__
@@ -66,33 +62,21 @@ def check_observer(value: Any) -> Any:
 
 
 def check_observers(values: Any) -> Iterator[Any]:
-    """Give back several of them.
-
-    Raises:
-        ConfigurationError: They cannot be used, likewise.
-    """
+    """Give back several of them."""
     if not isinstance(values, Iterable):
         raise ConfigurationError(f"observers: {type(values).__name__} given, it must be a list of functions")
     return map(check_observer, values)
 
 
 def check_count(name: str, value: object) -> int | None:
-    """Give the bound back when it can be one.
-
-    Raises:
-        ConfigurationError: It cannot be used; the text names it, what was given and what is allowed.
-    """
+    """Give the bound back when it can be one."""
     if value is None or (is_whole(value) and value >= 1):
         return plain(value)
     raise ConfigurationError(f"{name}: {value!r} given, it must be a whole number of 1 or more, or None")
 
 
 def check_path(name: str, value: Any) -> Path:
-    """Give a path as such.
-
-    Raises:
-        ConfigurationError: It is none; the text names it, what was given and what is allowed.
-    """
+    """Give a path as such."""
     try:
         path = os.fsdecode(value)
     except TypeError:
@@ -115,11 +99,7 @@ def asked_for(
     on_send: OnSend | None,
     steps: SubmissionSteps | None = None,
 ) -> Asked:
-    """Give what `submit` was asked for; the content of the request is checked already.
-
-    Raises:
-        InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
-    """
+    """Give what `submit` was asked for; the content of the request is checked already."""
     given = check_headers(headers)
     if not isinstance(request, Request):
         raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
@@ -147,32 +127,20 @@ def asked_for(
 
 
 def check_priority(value: object) -> None:
-    """Check a priority.
-
-    Raises:
-        InvalidRequestError: It cannot be used; the text names what was given and what is allowed.
-    """
+    """Check a priority."""
     if not is_whole(value):
         raise InvalidRequestError(f"priority: {value!r} given, it must be a whole number")
 
 
 def check_group(value: object) -> str | None:
-    """Give back what can be the name of a group, or None.
-
-    Raises:
-        InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
-    """
+    """Give back what can be the name of a group, or None."""
     if value is not None and (not isinstance(value, str) or not value):
         raise InvalidRequestError(f"group: {value!r} given, it must be text of at least one character, or None")
     return plain(value)
 
 
 def check_metadata(value: Any) -> Mapping[str, Any] | None:
-    """Give a copy of the caller's mapping that cannot be written to, or None; what it holds is neither read nor copied.
-
-    Raises:
-        InvalidRequestError: It is none; the text names what was given and what is allowed.
-    """
+    """Give a copy of the caller's mapping, read-only, or None; what it holds is neither read nor copied."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -181,11 +149,7 @@ def check_metadata(value: Any) -> Mapping[str, Any] | None:
 
 
 def check_headers(headers: Secret) -> Secret | None:
-    """Give a copy of what is to go with one createTask; error reporters are to see none of it.
-
-    Raises:
-        InvalidRequestError: It cannot be used; the text names the header, and never its value.
-    """
+    """Give a copy of what is to go with one createTask; error reporters are to see none of it."""
     if headers.reveal() is None:
         return None
     if wrong := wrong_header(headers.reveal()):
@@ -194,21 +158,13 @@ def check_headers(headers: Secret) -> Secret | None:
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Check a time to wait that may be None.
-
-    Raises:
-        InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
-    """
+    """Check a time to wait that may be None."""
     if value is not None and not (is_number(value) and value >= 0):
         raise InvalidRequestError(f"{name}: {value!r} given, it must be a number of seconds of 0 or more, or None")
 
 
 def check_task_id(value: object) -> str:
-    """Give back what can be a task id.
-
-    Raises:
-        InvalidRequestError: It cannot be used; the text names it, what was given and what is allowed.
-    """
+    """Give back what can be a task id."""
     if not isinstance(value, str) or not re.fullmatch(r"\S{1,256}", value):
         raise InvalidRequestError(f"task_id: {value!r} given, it must be the text that createTask gave, without blanks")
     return plain(value)

@@ -20,13 +20,7 @@ _feeders: set[asyncio.Task[None]] = set()
 
 
 class Completions:
-    """Takes requests in and gives completions out, at most `limit` between the two.
-
-    Args:
-        submitter: Submits requests, and withdraws them.
-        limit: Requests taken in and not yet taken out.
-        group: Whose they are, or None.
-    """
+    """Takes requests in and gives completions out, at most `limit` between the two."""
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Iterator
-from enum import Enum, auto
 from typing import Any, Final
 
 import attrs
@@ -54,22 +53,9 @@ class Settled:
     handle: "weakref.ref[ImageTask]"
 
 
-class EntryState(Enum):
-    """What a submission is, as far as its callback is concerned."""
-
-    OUTSTANDING = auto()
-    """A task."""
-    UNCLEAR = auto()
-    """Nobody knows whether it was accepted."""
-    SETTLED = auto()
-    """A task that has ended."""
-    UNHEARD_OF = auto()
-    """A callback may have come for it."""
-
-
 @attrs.frozen(kw_only=True)
 class Entry:
-    """What is known of a ref; of a ref that was given twice there is more than its state needs.
+    """What is known of a ref: its state is the first of these that is there, since a ref may be given twice.
 
     Attributes:
         task: The outstanding task.
@@ -84,15 +70,6 @@ class Entry:
     unclear: Submission | None = None
     settled: Settled | None = None
     early: Early | None = None
-
-    @property
-    def state(self) -> EntryState:
-        """What it is."""
-        if self.task is not None:
-            return EntryState.OUTSTANDING
-        if self.unclear is not None:
-            return EntryState.UNCLEAR
-        return EntryState.UNHEARD_OF if self.settled is None else EntryState.SETTLED
 
 
 NOTHING: Final = Entry()

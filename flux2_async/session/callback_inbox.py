@@ -36,14 +36,6 @@ EARLY_FOR: Final = 3600.0
 class CallbackInbox:
     """Receives callbacks and brings them to their tasks.
 
-    Args:
-        settings: As the receivers know them.
-        watcher: Looks at tasks, and settles them.
-        keys: Told of submissions that are found.
-        task_ids: Told of their tasks.
-        observers: Likewise.
-        sharing: Takes callbacks that are for none of the submissions here, or None.
-
     Attributes:
         entries: What is known of each ref.
         arrivals: Whether callbacks come.

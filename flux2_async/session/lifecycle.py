@@ -45,10 +45,6 @@ class Unsettled:
 class Lifecycle:
     """Opens and closes a session.
 
-    Args:
-        options: What it was given.
-        observers: Told what happens.
-
     Attributes:
         parts: Those that are open, or were when the session was open last; None where it never was.
     """
@@ -181,10 +177,6 @@ async def _open(parts: Parts) -> None:
 
 async def _close(parts: Parts, grace: float) -> Unsettled:
     """Close everything in order, whatever happens on the way.
-
-    Args:
-        parts: What was opened.
-        grace: Seconds for createTask calls under way.
 
     Returns:
         What was left.

@@ -20,6 +20,7 @@ from flux2_async.tasks.timing import Watched
 logger = logging.getLogger("flux2_async")
 
 Answered = Callable[[Watched, TaskRecord | Flux2Error | None], None]
+"""Told what was seen (None: nothing), or what kept it from being seen."""
 
 
 class Records(Protocol):
@@ -32,11 +33,6 @@ class Records(Protocol):
 
 class Looks:
     """Looks at each task when it is due: at most so many at once, and no faster than the pace.
-
-    Args:
-        records: Reads them.
-        answered: Told of every look what was seen (None: nothing), or what kept it from being seen.
-        most: Looks in flight.
 
     Attributes:
         pace: What all of them keep to.

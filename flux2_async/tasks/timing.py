@@ -76,11 +76,7 @@ class Watched:
 
 
 class Timing:
-    """Brings tasks and schedules together.
-
-    Args:
-        schedules: The schedules of the session.
-    """
+    """Brings tasks and schedules together."""
 
     def __init__(self, schedules: Schedules) -> None:
         self._schedules = schedules

@@ -42,12 +42,7 @@ Verdict = float | ImageResult | Exception
 
 
 class Judge:
-    """Says what looks mean; all times are the loop's.
-
-    Args:
-        timing: When to look usually, and what is learned of that.
-        pace: Told of looks that were refused for what all looks together did.
-    """
+    """Says what looks mean; all times are the loop's."""
 
     def __init__(self, timing: Timing, pace: Pace) -> None:
         self._timing = timing

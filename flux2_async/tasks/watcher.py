@@ -48,13 +48,6 @@ class Watcher:
         notified: Looks that a user asked for.
         repeated_settles: Final records that came after the task was settled.
         ended: Woken when a task is settled.
-
-    Args:
-        records: Reads them.
-        slots: Those of tasks.
-        schedules: When to look.
-        polling: Bounds.
-        observers: Told of looks, states and ends.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """The cell that many wait for."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -116,4 +117,6 @@ async def test_who_left_is_forgotten() -> None:
     )
 
     assert [type(each) for each in left] == [TimeoutError] * 3
-    assert (signal._first, signal._others) == (None, {})
+    held = gc.get_referents(signal)
+    held += [each for found in held if isinstance(found, dict) for each in found]
+    assert not [each for each in held if isinstance(each, asyncio.Future)]

@@ -36,8 +36,8 @@ from flux2_async._shown.text import printable
 
 if TYPE_CHECKING:
     # Only named in annotations: at run time this module stands at the bottom.
+    from flux2_async import Budget
     from flux2_async.models import Request, TaskRecord
-    from flux2_async.models.budget import Budget
     from flux2_async.tasks import ImageTask
 
 __all__ = [

@@ -1,10 +1,13 @@
-"""Compare the library with what users would pick instead: everything, or the named parts, as tables or as JSON."""
+"""Compare the library with what users would pick instead: everything, or the named parts, as tables or as JSON.
+
+`readme` measures what the README's table and its page say.
+"""
 
 import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +35,7 @@ from benchmarks import (
     receiving,
     stream,
 )
+from benchmarks.contenders import FLOOR, FRESH, OURS
 from benchmarks.table import Table
 
 PACKAGES: Final = (
@@ -78,13 +82,25 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
 }
 
 
+def readme(wish: Wish) -> Iterator[Table]:
+    """Measure what the README's table and its page say, as briefly as the figures allow: some ten minutes."""
+    yield cpu.measure(wish.names, min(wish.repeats, 3))
+    yield instructions.measure([name for name in wish.names if name in (FLOOR, FRESH, OURS)])
+    # Of what is resident one process tells as much as several.
+    yield memory.measure(wish.names, 1)
+    yield limit.measure(wish.names, wish.period)
+
+
+CHOICES: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {**PARTS, "readme": readme}
+
+
 def main() -> None:
     """Measure and print."""
     given = _arguments()
     wish = Wish(given.contender or contenders.available(), given.repeats, given.period)
     tables: list[Table] = []
     for part in given.parts or PARTS:
-        for table in PARTS[part](wish):
+        for table in CHOICES[part](wish):
             tables.append(table)
             print(table.markdown(), file=sys.stderr if given.json else sys.stdout, flush=True)
     if given.plot:
@@ -97,7 +113,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which ones; all without")
+    parser.add_argument("parts", nargs="*", choices=[*CHOICES, []], help="which ones; all without")
     parser.add_argument("--contender", action="append", choices=contenders.CONTENDERS, help="all without")
     parser.add_argument("--repeats", type=int, default=5, help="processes of which the median counts (default 5)")
     parser.add_argument("--period", type=float, default=10.0, help="seconds of the service's limit (default 10)")

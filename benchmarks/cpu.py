@@ -21,7 +21,7 @@ WAVES_OF_OTHERS: Final = 3
 
 # The requests of the service, with the number of their pictures; clients of other services have one of their own.
 REQUESTS: Final = {"image-to-image, 2 addresses": 2, "text-to-image": 0}
-BOTH: Final = frozenset({FLOOR, FRESH, OURS, SPED, OBSERVED})
+BOTH: Final = frozenset({FLOOR, FRESH, OURS, SPED, OBSERVED, "aiolimiter script"})
 OWN: Final = "its own"
 
 

@@ -23,7 +23,13 @@ Decode = Callable[[bytes], object]
 
 def _ours() -> Decode:
     wire = import_module("flux2_async._protocol.codec")
-    return lambda body: wire.decode_record(wire.Reply(200, {}, body), TASK_ID)
+
+    def decode(body: bytes) -> object:
+        record = wire.decode_record(wire.Reply(200, {}, body), TASK_ID)
+        # Read when it is asked for.
+        return record, record.param
+
+    return decode
 
 
 def _by_hand() -> Decode:

@@ -7,11 +7,13 @@ time of their own, and no figure is looked at that a busy machine could change.
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import __main__ as everything
 from benchmarks import (
     alone,
     batch,
@@ -232,6 +234,32 @@ def test_table_prints_three_digits() -> None:
     table = Table("T", ["", "a"], [["x", 1.23456], ["y", 12345.6], ["z", None]], ["n"])
 
     assert table.markdown() == "### T\n\n|  | a |\n| --- | --- |\n| x | 1.23 |\n| y | 12346 |\n| z | - |\n\n- n\n"
+
+
+def test_the_figures_of_the_readme_are_measured_by_one_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`readme` is no part of everything, and measures CPU, instructions, memory and what becomes of a burst."""
+    table = Table("T", [], [])
+    asked: dict[str, Any] = {}
+
+    def measured(name: str) -> Callable[..., Table]:
+        def measure(*given: object) -> Table:
+            asked[name] = given
+            return table
+
+        return measure
+
+    for part in (cpu, instructions, memory, limit):
+        monkeypatch.setattr(part, "measure", measured(part.__name__))
+
+    wish = everything.Wish([FLOOR, FRESH, OURS, "openai"], 5, 10.0)
+    assert [*everything.readme(wish)] == [table] * 4
+    assert asked == {
+        "benchmarks.cpu": (wish.names, 3),
+        "benchmarks.instructions": ([FLOOR, FRESH, OURS],),
+        "benchmarks.memory": (wish.names, 1),
+        "benchmarks.limit": (wish.names, 10.0),
+    }
+    assert everything.CHOICES.keys() - everything.PARTS.keys() == {"readme"}
 
 
 def test_command_prints_json() -> None:

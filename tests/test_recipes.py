@@ -384,6 +384,26 @@ async def test_aiogram_two_people_and_a_double_tap(telegram: BotApi, flux2_emula
     assert ledger.accepted_at[1] - ledger.accepted_at[0] < 1.0
 
 
+@pytest.mark.flux2_script(Script(plans=Plan(duration=1.0), render=False))
+async def test_aiogram_is_fair_and_has_a_budget(telegram: BotApi, flux2_emulator: RunningEmulator) -> None:
+    """One who sends nine photographs gets seven pictures and two answers in words, and holds up nobody else."""
+    for number in range(9):
+        await telegram.photo(1, PHOTO, f"make it winter {number}")
+    await telegram.photo(2, PHOTO, "make it summer")
+    sent = await telegram.answers(10)
+
+    ledger = flux2_emulator.ledger
+    prompts = [flux2_emulator.task(task_id).body["input"]["prompt"] for task_id in ledger.accepted]
+    # Three of the first may run at once.
+    assert prompts.index("make it summer") <= 3
+    assert len(prompts) == 8
+    assert ledger.accepted_at[4] - ledger.accepted_at[0] >= 1.0
+    told = [str(each.text) for each in sent if each.text is not None]
+    assert told == ["These are all of your pictures for today. Send this one again later."] * 2
+    assert all(each.chat == 1 for each in sent if each.text is not None)
+    assert ledger.charged == 8 * 14
+
+
 @pytest.mark.flux2_script(MODERATED)
 async def test_aiogram_is_started_twice(
     flux2_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,8 @@
 # Start it: BOT_TOKEN=... python app.py
 """A Telegram bot on aiogram: a photograph with a caption comes in, the edited picture goes back.
 
-Telegram may deliver a message twice; the `key` makes that one charge.
+Telegram may deliver a message twice; the `key` makes that one charge. Each chat is a group: chats take turns, have
+three pictures on their way at most, and 100 credits in any 24 hours, which is seven pictures.
 """
 
 import os
@@ -9,9 +10,16 @@ import os
 from aiogram import Bot, Dispatcher, F
 from aiogram.types import FSInputFile, Message, PhotoSize
 
-from flux2_async import ContentModeratedError, Flux2Error, Flux2Session, ImageToImage
+from flux2_async import (
+    Budget,
+    BudgetExceededError,
+    ContentModeratedError,
+    Flux2Error,
+    Flux2Session,
+    ImageToImage,
+)
 
-flux = Flux2Session()
+flux = Flux2Session(max_running_per_group=3, budget=Budget(100, per=86400.0, group=True))
 dispatcher = Dispatcher()
 dispatcher.startup.register(flux.open)
 dispatcher.shutdown.register(flux.aclose)
@@ -24,10 +32,15 @@ async def edit(message: Message, bot: Bot, photo: PhotoSize, caption: str) -> No
     assert content is not None
     try:
         request = ImageToImage(caption, images=[content.read()])
-        task = await flux.submit(request, key=f"{message.chat.id}/{message.message_id}")
+        task = await flux.submit(
+            request, key=f"{message.chat.id}/{message.message_id}", group=f"chat {message.chat.id}"
+        )
         paths = await flux.download(await task.result(timeout=600), "pictures")
     except ContentModeratedError:
         await message.reply("The content filter refused this one. Try another picture or other words.")
+    except BudgetExceededError as error:
+        hours = "later" if error.retry_after is None else f"in {error.retry_after / 3600:.0f} h"
+        await message.reply(f"These are all of your pictures for today. Send this one again {hours}.")
     except Flux2Error as error:
         await message.reply(f"That failed: {error}")
     else:

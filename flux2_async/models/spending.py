@@ -6,7 +6,7 @@ kind, model and resolution, is known to cost.
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import attrs
@@ -20,10 +20,6 @@ Kind = tuple[str, str]
 _ROUNDING = 1e-6
 
 
-def _dearest(_model: str, _resolution: str) -> float:
-    return DEAREST
-
-
 @attrs.define
 class Spending:
     """What was spent, and what may be spent besides.
@@ -33,8 +29,8 @@ class Spending:
         spent: What records say was charged.
         running: Tasks of each kind whose price is not known yet.
         unclear: Sends of each kind that may have been paid, and tasks that ended without a word about their price.
-        prices: The most a task of each kind has cost; what is `unlearned` for a kind whose records do not tell.
-        unlearned: Gives what one of a kind counts with before a record has told.
+        prices: The most a task of each kind has cost; for a kind whose records do not tell, what it counts with.
+        documented: Whether one of a kind counts with its documented price before a record has told, else with DEAREST.
     """
 
     cap: float | None = None
@@ -42,7 +38,7 @@ class Spending:
     running: Counter[Kind] = attrs.field(factory=Counter)
     unclear: Counter[Kind] = attrs.field(factory=Counter)
     prices: dict[Kind, float] = attrs.field(factory=dict)
-    unlearned: Callable[[str, str], float] = _dearest
+    documented: bool = False
 
     @property
     def reserved(self) -> float:
@@ -53,7 +49,9 @@ class Spending:
     def price(self, kind: Kind) -> float:
         """Give what a task of a kind counts with."""
         found = self.prices.get(kind)
-        return self.unlearned(*kind) if found is None else found
+        if found is not None:
+            return found
+        return documented_price(*kind) if self.documented else DEAREST
 
     def start(self, kind: Kind) -> None:
         """Count a task that may be started."""
@@ -89,7 +87,7 @@ class Spending:
     def learn(self, kind: Kind, charged: float | None) -> None:
         """A record says what one of a kind cost, or nothing about it."""
         if charged is None:
-            self.prices.setdefault(kind, self.unlearned(*kind))
+            self.prices.setdefault(kind, self.price(kind))
         else:
             self.prices[kind] = max(charged, self.prices.get(kind, 0.0))
 
@@ -130,7 +128,7 @@ class Ledger:
         self.elsewhere = (0.0, 0.0)
         self._cap = cap
         self._per = math.inf if per is None else per
-        self._spending = Spending(cap, prices=prices, unlearned=documented_price)
+        self._spending = Spending(cap, prices=prices, documented=True)
         self._leaving: deque[tuple[float, Reservation]] = deque()
 
     @property

@@ -26,9 +26,13 @@ def main() -> None:
     from flux2_async.cli import service  # noqa: PLC0415  the tests that use the other half have no need of it
     from flux2_async.cli.app import run  # noqa: PLC0415  likewise
     from flux2_async.models import Polling  # noqa: PLC0415  likewise
+    from flux2_async.models.service import Service  # noqa: PLC0415  likewise
     from flux2_async.session.session import Flux2Session  # noqa: PLC0415  likewise
 
     def quick(*, polling: Polling | None = None, **options: Any) -> Flux2Session:
+        if header := os.environ.get("TEST_IDEMPOTENCY_HEADER"):
+            url = os.environ["APIKLEY_BASE_URL"]
+            options["service"] = Service(base_url=url, idempotency_header=header, key_variable="APIKLEY_API_KEY")
         return Flux2Session(polling=attrs.evolve(polling or Polling(), interval=POLL), **options)
 
     # A service that is quicker than the real one is worth looking at more often.

@@ -165,6 +165,8 @@ class Post:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         self._route.credentials.authorize(request)
+        if (header := self._route.credentials.service.idempotency_header) is not None:
+            request.headers[header] = self._ref
         # Behind the others, and not as an argument, which lies open in frames.
         request.headers.update(self._headers.reveal())
         connection = await self._open(request)

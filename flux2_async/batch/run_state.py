@@ -141,6 +141,11 @@ class RunState:
         self.spending.mark_unclear(sender.row.kind)
         self.count.move(State.SUBMITTED if was_task else State.SUBMITTING, State.UNKNOWN)
 
+    def resent(self, sender: Sender) -> None:
+        """An unclear submission is sent again under its name."""
+        self.spending.find(sender.row.kind)
+        self.count.move(State.UNKNOWN, State.SUBMITTING)
+
     def found(self, sender: Sender) -> None:
         """A callback told which task an unclear submission became."""
         self.searching.discard(sender)

@@ -1,6 +1,7 @@
 """Who works on what: takes requests from the journal, keeps a bounded number in hand, gives outcomes out."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -11,6 +12,7 @@ from flux2_async.batch.ended import ended
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.journal.rows import Row
 from flux2_async.batch.journal.start import Start, Work
+from flux2_async.batch.names import seconds_left
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.batch.run_state import RunState
@@ -102,8 +104,7 @@ class Scheduler:
         async for row in self._rows(Work.SUBMITTED):
             await self._room.acquire()
             self._begin(row)
-        async for row in self._rows(Work.UNCLEAR, MAX_SEARCHED):
-            self._search(self._worker(row))
+        await self._take_unclear()
         taken, most = 0, self._options.max_tasks
         async for row in self._rows(Work.QUEUED):
             if taken == most:
@@ -116,6 +117,18 @@ class Scheduler:
             taken += 1
             self.state.spending.start(row.kind)
             self._begin(row)
+
+    async def _take_unclear(self) -> None:
+        """Send again what the service still knows by its name, and wait for the callbacks of the rest."""
+        resent: set[int] = set()
+        async for row in self._rows(Work.UNCLEAR_ASKED_FOR):
+            if seconds_left(row.ref, self._flux.service, time.time()):
+                await self._room.acquire()
+                resent.add(row.number)
+                self._begin(row)
+        async for row in self._rows(Work.UNCLEAR, MAX_SEARCHED):
+            if row.number not in resent:
+                self._search(self._worker(row))
 
     def _worker(self, row: Row) -> Worker:
         waiting = row.state is State.QUEUED

@@ -1,5 +1,7 @@
 """One request of a batch from the journal to the folder."""
 
+import asyncio
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import attrs
 from flux2_async._shown.text import printable
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.journal.rows import Row, failure_of
+from flux2_async.batch.names import new_name, seconds_left
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Download, Outcome, State
 from flux2_async.batch.run_state import RunState, Stopped
@@ -28,7 +31,6 @@ from flux2_async.errors import (
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.circuit_breaker import CircuitOpen
 from flux2_async.session.session import Flux2Session
-from flux2_async.session.submission import new_ref
 from flux2_async.tasks.handle import ImageTask
 
 
@@ -68,7 +70,7 @@ class Worker:
             return await self._save(self.row)
         if self.row.state is State.SUBMITTED:
             return await self._finish(self.flux.attach(self.row.task_id or ""))
-        task = await self._submit()
+        task = await (self._resend() if self.row.state is State.UNKNOWN else self._submit())
         return await self._finish(task) if isinstance(task, ImageTask) else task
 
     async def recover(self) -> Outcome:
@@ -79,6 +81,25 @@ class Worker:
         self.state.found(self)
         await self._written(self.journal.accepted(self.row, task.id))
         return await self._finish(task)
+
+    async def _resend(self) -> ImageTask | None:
+        """Send a submission of which nobody knows whether it was accepted again under its name, until it is clear."""
+        self.state.resent(self)
+        seconds = seconds_left(self.row.ref, self.flux.service, time.time())
+        try:
+            self.state.check_sending()
+            return await self._send(self.row.ref or "", resend_within=seconds)
+        except (Flux2Error, Stopped, asyncio.CancelledError) as error:
+            # Whatever it is, it says nothing of what was sent before: the row stays as it is.
+            self.state.unclear(self)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            if isinstance(error, Stopped):
+                return None
+            if isinstance(error, AmbiguousSubmitError):
+                self.state.away(self, error)
+            self.unclear = await self._end(self.journal.unclear(self.row, failure_of(error)))
+            return None
 
     # What the submission tells, see `SubmissionSteps`.
 
@@ -147,7 +168,7 @@ class Worker:
             self.ending = False
 
     async def _submit(self) -> ImageTask | Outcome | None:
-        ref = new_ref()
+        ref = new_name(self.flux.service, time.time())
         self.row = attrs.evolve(self.row, ref=ref)
         while True:
             self.waiting = True
@@ -182,9 +203,11 @@ class Worker:
             finally:
                 self.state.breaker.done(self)
 
-    async def _send(self, ref: str) -> ImageTask:
+    async def _send(self, ref: str, resend_within: float | None = None) -> ImageTask:
         try:
-            task = await self.flux.submit(self.row.request, ref=ref, steps=self, group=self.options.group)
+            task = await self.flux.submit(
+                self.row.request, ref=ref, steps=self, group=self.options.group, resend_within=resend_within
+            )
         except BudgetExceededError as error:
             # It stays in the queue, and what was reserved before goes on.
             self.state.stopped = self.state.stopped or str(error)

@@ -69,6 +69,22 @@ class EmulatorOptions:
     record_text: Annotated[Literal["msg", "message"], Parameter(help="The name of the text field in recordInfo.")] = (
         "msg"
     )
+    idempotency_header: Annotated[
+        str | None, Parameter(help="The header that names a createTask; the same name gives the same task.")
+    ] = None
+    idempotency_life: Annotated[float, Parameter(help="Seconds for which such a name is kept.")] = 86400.0
+    model: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            help="A model that is taken besides those of Flux-2 and what a task of it costs, written ID:CREDITS; its "
+            "input is not looked into. May be given several times.",
+        ),
+    ] = ()
+    result_urls: Annotated[
+        tuple[str, ...],
+        Parameter(name="--result-url", negative="", help="Give this address instead of those of pictures made here."),
+    ] = ()
     latency: Annotated[float, Parameter(help="Seconds between doing and answering.")] = 0.0
     arrival: Annotated[float, Parameter(help="Seconds between receiving and doing.")] = 0.0
     error_style: Annotated[

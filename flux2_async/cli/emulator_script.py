@@ -15,6 +15,7 @@ from flux2_async.emulator import Fault, Limit, Plan, Script
 
 PLANNED: Final = ("early", "twice", "late", "lost")
 FAULT: Final = re.compile(r"([A-Za-z-]+):([a-z_]+)(?::([1-9][0-9]{0,8}))?")
+MODEL: Final = re.compile(r"(\S+):([0-9]{1,9}(?:\.[0-9]+)?)")
 OUTAGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)-([0-9]{1,9}(?:\.[0-9]+)?)")
 SHARES: Final = ("moderate", "fail", "empty")
 # A task without an end waits for the button of the page.
@@ -30,7 +31,12 @@ def script_of(options: EmulatorOptions) -> Script:
     _check(options)
     same = [field.name for field in attrs.fields(Script) if hasattr(options, field.name)]
     given: dict[str, Any] = {name: getattr(options, name) for name in same}
-    given |= {"limit": _limit(options), "outage": _outage(options), "faults": _faults(options)}
+    given |= {
+        "models": _models(options),
+        "limit": _limit(options),
+        "outage": _outage(options),
+        "faults": _faults(options),
+    }
     return Script(plans=_plan(options), **given)
 
 
@@ -57,6 +63,16 @@ def _limit(options: EmulatorOptions) -> Limit | None:
         return None
     retry_after = None if options.retry_after == "none" else options.retry_after
     return Limit(limit.limit, limit.period, options.policy, retry_after)
+
+
+def _models(options: EmulatorOptions) -> dict[str, float]:
+    models: dict[str, float] = {}
+    for text in options.model:
+        match = MODEL.fullmatch(text)
+        if match is None:
+            raise UsageError(f"--model: {text!r} given, it must look like google/nano-banana:4")
+        models[match[1]] = float(match[2])
+    return models
 
 
 def _outage(options: EmulatorOptions) -> tuple[float, float] | None:
@@ -95,6 +111,7 @@ def _plan(options: EmulatorOptions) -> Any:
         callback=callback,
         callback_delay=options.callback_delay,
         pictures=options.pictures,
+        result_urls=options.result_urls,
         record_lag=options.record_lag,
     )
     shares: list[tuple[Any, float]] = [

@@ -192,12 +192,16 @@ class Api:
     async def _create_task(self, call: Call) -> Reply:
         try:
             self._authorize(call.request, "application/json")
-            task = self.engine.accept(call.body)
+            header = self.script.idempotency_header
+            name = None if header is None else call.request.headers.get(header)
+            task, new = self.engine.accept(call.body, name)
         except Refusal as refusal:
             self._note(call, "refused", refusal.code)
             raise
         call.task_id = task.id
-        self._note(call, "accepted", 200, task.id, task.body)
+        self._note(call, "accepted" if new else "repeated", 200, task.id, task.body, name=name)
+        if not new:
+            return granted({"taskId": task.id})
         if task.plan.callback == "early":
             await self.callbacks.early(task)
         else:
@@ -207,16 +211,18 @@ class Api:
     def _note(
         self,
         call: Call,
-        outcome: Literal["accepted", "refused", "cut"],
+        outcome: Literal["accepted", "repeated", "refused", "cut"],
         code: int | None,
         task_id: str | None = None,
         body: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
         if body is None:
             with suppress(Refusal):
                 body = parsed(call.body)
         fault = call.fault.kind if call.fault else None
-        self.ledger.judged(CreateCall(self.clock.now(), body, outcome, code, task_id, fault))
+        self.ledger.judged(CreateCall(self.clock.now(), body, outcome, code, task_id, fault, name))
 
     async def _record_info(self, call: Call) -> Reply:
         self._authorize(call.request)

@@ -54,20 +54,26 @@ class Engine:
         self._store = store
         self._limit: Limit | None = None
         self._policy: Policy | None = None
+        self._names: dict[str, Task] = {}
 
     @property
     def balance(self) -> float:
         """Credits left."""
         return self._script.credits - self._ledger.charged
 
-    def accept(self, text: bytes) -> Task:
-        """Take a createTask body as it came.
+    def accept(self, text: bytes, name: str | None = None) -> tuple[Task, bool]:
+        """Take a createTask body as it came; give its task, and whether that is new or has had this name before.
 
         Raises:
-            Refusal: Nothing was created: a bad request (422, 500), too many (429), too poor (402).
+            Refusal: Nothing was created: a bad request (422, 500), too many (429), too poor (402), or the name is that
+                of another request (422).
         """
         body = parsed(text)
         check(body, self._script.models)
+        if (known := self._named(name)) is not None:
+            if known.body != body:
+                raise Refusal(422, "The idempotency name was used for another request")
+            return known, False
         self._admit()
         if self.balance < self._price(body):
             raise Refusal(402)
@@ -75,7 +81,15 @@ class Engine:
         self.tasks[task.id] = task
         if self._policy is not None:
             self._policy.count(task.accepted_at)
+        if name is not None:
+            self._names[name] = task
         self._ledger.took(task.id, task.accepted_at, task.price)
+        return task, True
+
+    def _named(self, name: str | None) -> Task | None:
+        task = None if name is None else self._names.get(name)
+        if task is None or self._clock.now() >= task.accepted_at + self._script.idempotency_life:
+            return None
         return task
 
     def record(self, task_id: str) -> dict[str, Any] | None:

@@ -20,18 +20,20 @@ class CreateCall:
         time: When it was judged.
         body: The request, or None when it was no JSON object.
         outcome: `accepted`; `refused`: nothing was created and the answer says so; `cut`: nothing was created and
-            the answer does not say so.
+            the answer does not say so; `repeated`: its name was that of an accepted one, whose task it gives.
         code: The `code` of the answer, whether it came through or not; None where there was none.
         task_id: The accepted task, else None.
         fault: The kind of the fault it met, else None.
+        name: The idempotency name that it was accepted or repeated under, else None.
     """
 
     time: float
     body: Mapping[str, Any] | None
-    outcome: Literal["accepted", "refused", "cut"]
+    outcome: Literal["accepted", "repeated", "refused", "cut"]
     code: int | None = None
     task_id: str | None = None
     fault: FaultKind | None = None
+    name: str | None = None
 
 
 @attrs.frozen

@@ -186,6 +186,9 @@ class Script:
             who cannot pay the price is refused with 402.
         models: Models that are taken besides the four of Flux-2, each with what a task of it costs in credits; their
             input is not looked into.
+        idempotency_header: The header whose value names a createTask: the same name and request give the task that it
+            made, which is neither counted nor charged again. None: none is looked at.
+        idempotency_life: Seconds for which such a name is kept.
         faults: What goes wrong; the first that matches a call is used. `Emulator.inject` adds more.
         latency: Seconds between doing and answering, or a function of the endpoint's name.
         arrival: Seconds between receiving and doing, likewise.
@@ -211,6 +214,8 @@ class Script:
     error_style: Literal["body", "http"] = attrs.field(default="body", validator=in_(("body", "http")))
     credits: float = 1000.0
     models: Mapping[str, float] = attrs.field(factory=dict)
+    idempotency_header: str | None = None
+    idempotency_life: float = 86400.0
     faults: list[Fault] = attrs.field(factory=list, converter=_listed)
     latency: float | Callable[[str], float] = 0.0
     arrival: float | Callable[[str], float] = 0.0

@@ -10,7 +10,7 @@ import attrs
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import is_whole, plain
-from flux2_async.models.settings import RateLimit
+from flux2_async.models.settings import RateLimit, finite
 
 __all__ = ["APIKLEY", "KIE", "Service", "bare_address", "check_address", "checked_headers"]
 
@@ -115,6 +115,10 @@ def _checked_limits(value: Any) -> tuple[RateLimit, ...]:
     return limits
 
 
+def _number(value: float) -> float:
+    return plain(value)
+
+
 def _whole(value: int) -> int:
     return plain(value)
 
@@ -160,6 +164,10 @@ class Service:
             `/common/download-url`).
         headers: Sent with every call to the service, by name; never with downloads from other hosts, and in no `repr`.
             The key is none of them.
+        idempotency_header: The header by which the service knows a createTask again (`X-Request-ID`, `Idempotency-Key`)
+            and gives the task that it made of it: each carries the `ref` of its submission there, and one whose answer
+            was unclear is sent again under it until it is clear. None: it knows none; nothing unclear is sent again.
+        idempotency_period: Seconds for which it keeps such a name, from its first createTask on.
         limits: New tasks per period that the service allows; all of them hold. Empty: no limit of our own.
         max_running: Tasks that may be unfinished at once. None: no bound.
         max_image_bytes: Bytes that one uploaded reference picture may have.
@@ -176,6 +184,10 @@ class Service:
         default="/api/v1", converter=_path, validator=_matches(_PATH, "a path such as /api/v1, or empty")
     )
     headers: Mapping[str, str] = attrs.field(factory=dict, converter=checked_headers, hash=False, repr=_names)
+    idempotency_header: str | None = attrs.field(
+        default=None, validator=_matches(_TOKEN, "the name of a header, or None", none=True)
+    )
+    idempotency_period: float = attrs.field(default=86400.0, converter=_number, validator=finite())
     limits: tuple[RateLimit, ...] = attrs.field(default=(RateLimit(20, 10.0),), converter=_checked_limits)
     max_running: int | None = attrs.field(default=100, converter=_whole_or_none, validator=_check_whole)
     max_image_bytes: int = attrs.field(default=10_000_000, converter=_whole, validator=_check_whole)
@@ -187,11 +199,29 @@ class Service:
         check_address("Service.base_url", self.base_url)
         if self.upload_url is not None:
             check_address("Service.upload_url", self.upload_url)
+        if taken := name_taken(self, self.headers):
+            raise ConfigurationError(taken)
 
     @property
     def uploads_at(self) -> str:
         """Where the upload calls are, whether or not that was given."""
         return self.upload_url or f"{self.base_url}/file-upload"
+
+
+def resent_within(kept: float) -> float:
+    """For how many seconds from its first createTask on a name may be used again, of those for which it is kept.
+
+    A request takes its time on the way, and the service may begin to count before.
+    """
+    return kept - max(0.1 * kept, 120.0)
+
+
+def name_taken(service: Service, headers: Mapping[str, str]) -> str:
+    """Say that headers take the one of the idempotency name; empty where they do not."""
+    header = service.idempotency_header
+    if header is None or header.lower() not in map(str.lower, headers):
+        return ""
+    return f"headers: {header} given; it carries the name of the submission, which is given as ref"
 
 
 APIKLEY: Final = Service(base_url="https://api.apikley.ru", key_variable="APIKLEY_API_KEY")

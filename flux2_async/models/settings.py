@@ -38,7 +38,8 @@ def _text_or_none(value: str | None) -> str | None:
     return plain(value)
 
 
-def _finite(*, zero: bool = False, none: bool = False) -> Any:
+def finite(*, zero: bool = False, none: bool = False) -> Any:
+    """Give a validator of numbers of seconds and the like."""
     allowed = ("a number of 0 or more" if zero else "a number above 0") + (", or None" if none else "")
 
     def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
@@ -76,7 +77,7 @@ class RateLimit:
     """
 
     limit: int = attrs.field(converter=_whole_number, validator=_whole)
-    period: float = attrs.field(converter=_number, validator=_finite())
+    period: float = attrs.field(converter=_number, validator=finite())
 
 
 @attrs.frozen(kw_only=True)
@@ -103,14 +104,14 @@ class Polling:
         ConfigurationError: A value is out of bounds.
     """
 
-    price: float = attrs.field(converter=_number, default=0.3, validator=_finite())
-    wait_min: float = attrs.field(converter=_number, default=0.25, validator=_finite())
-    wait_max: float = attrs.field(converter=_number, default=30.0, validator=_finite())
+    price: float = attrs.field(converter=_number, default=0.3, validator=finite())
+    wait_min: float = attrs.field(converter=_number, default=0.25, validator=finite())
+    wait_max: float = attrs.field(converter=_number, default=30.0, validator=finite())
     interval: float | None = attrs.field(
-        converter=_number_or_none, default=None, validator=_finite(zero=True, none=True)
+        converter=_number_or_none, default=None, validator=finite(zero=True, none=True)
     )
     max_concurrency: int = attrs.field(converter=_whole_number, default=32, validator=_whole)
-    give_up_after: float | None = attrs.field(converter=_number_or_none, default=1200.0, validator=_finite(none=True))
+    give_up_after: float | None = attrs.field(converter=_number_or_none, default=1200.0, validator=finite(none=True))
     remember: bool = attrs.field(default=False, validator=_yes_or_no)
 
     def __attrs_post_init__(self) -> None:
@@ -194,11 +195,11 @@ class Timeouts:
         ConfigurationError: A value is out of bounds.
     """
 
-    connect: float = attrs.field(converter=_number, default=10.0, validator=_finite())
-    submit: float = attrs.field(converter=_number, default=60.0, validator=_finite())
-    record: float = attrs.field(converter=_number, default=30.0, validator=_finite())
-    upload: float = attrs.field(converter=_number, default=120.0, validator=_finite())
-    download: float = attrs.field(converter=_number, default=300.0, validator=_finite())
+    connect: float = attrs.field(converter=_number, default=10.0, validator=finite())
+    submit: float = attrs.field(converter=_number, default=60.0, validator=finite())
+    record: float = attrs.field(converter=_number, default=30.0, validator=finite())
+    upload: float = attrs.field(converter=_number, default=120.0, validator=finite())
+    download: float = attrs.field(converter=_number, default=300.0, validator=finite())
 
 
 @attrs.frozen(kw_only=True)

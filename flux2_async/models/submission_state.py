@@ -24,12 +24,16 @@ Every pair that is possible (a test holds these rows to the table; any other is 
     sent       accepted     -> accepted    the service named a task
     sent       refused      -> refused     the service made no task, and said so
     sent       unclear      -> unknown     no answer, or one that proves nothing
+    unknown    repeated     -> unknown     the service honours its name, so it is sent again under it
+    unknown    accepted     -> accepted    sent again so, and the service named the task
     unknown    found        -> accepted    a callback named the task
     unknown    disowned     -> refused     a person looked: there is no such task
     accepted   disproved    -> unknown     the service does not know the task that a callback had named
 
 The money law is to be seen in it: what was sent goes back to the queue by `throttled` alone, the one answer that is
-proof of not having been accepted and asks for another try. What was never sent was never in `sent`.
+proof of not having been accepted and asks for another try. What was never sent was never in `sent`. What is unclear is
+sent again only under a name that the service honours, and stays unknown until the service or a callback names its task:
+a refusal of the repetition says nothing of the first.
 """
 
 from collections.abc import Mapping
@@ -80,6 +84,7 @@ class SubmissionEvent(StrEnum):
     THROTTLED = "throttled"
     NEVER_SENT = "never_sent"
     UNCLEAR = "unclear"
+    REPEATED = "repeated"
     FOUND = "found"
     DISPROVED = "disproved"
     DISOWNED = "disowned"
@@ -116,6 +121,8 @@ TRANSITIONS: Final[Mapping[tuple[SubmissionState, SubmissionEvent], SubmissionSt
         (_S.SENT, _E.ACCEPTED): _S.ACCEPTED,
         (_S.SENT, _E.REFUSED): _S.REFUSED,
         (_S.SENT, _E.UNCLEAR): _S.UNKNOWN,
+        (_S.UNKNOWN, _E.REPEATED): _S.UNKNOWN,
+        (_S.UNKNOWN, _E.ACCEPTED): _S.ACCEPTED,
         (_S.UNKNOWN, _E.FOUND): _S.ACCEPTED,
         (_S.UNKNOWN, _E.DISOWNED): _S.REFUSED,
         (_S.ACCEPTED, _E.DISPROVED): _S.UNKNOWN,

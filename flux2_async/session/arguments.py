@@ -19,7 +19,7 @@ from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, Polling, RateLimit, Request, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.requests import REQUESTS
-from flux2_async.models.service import Service, wrong_header
+from flux2_async.models.service import Service, name_taken, wrong_header
 from flux2_async.session.submission import Asked, OnSend, SubmissionSteps
 
 
@@ -89,6 +89,7 @@ def check_path(name: str, value: Any) -> Path:
 def asked_for(
     request: Any,
     headers: Secret,
+    service: Service,
     *,
     key: Any,
     max_wait: Any,
@@ -98,9 +99,11 @@ def asked_for(
     metadata: Any,
     on_send: OnSend | None,
     steps: SubmissionSteps | None = None,
+    resend_within: Any = None,
 ) -> Asked:
     """Give what `submit` was asked for; the content of the request is checked already."""
-    given = check_headers(headers)
+    given = check_headers(headers, service)
+    check_resend(resend_within, ref, service)
     if not isinstance(request, Request):
         raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
     if key is not None and (not isinstance(key, str) or not key):
@@ -122,6 +125,7 @@ def asked_for(
         group=check_group(group),
         metadata=check_metadata(metadata),
         headers=given,
+        resend_within=resend_within,
         **named,
     )
 
@@ -148,11 +152,18 @@ def check_metadata(value: Any) -> Mapping[str, Any] | None:
     return MappingProxyType(dict(value))
 
 
-def check_headers(headers: Secret) -> Secret | None:
+def check_resend(seconds: object, ref: object, service: Service) -> None:
+    """Check a wish to send again what was sent under a name before."""
+    check_seconds("resend_within", seconds)
+    if seconds is not None and (ref is None or service.idempotency_header is None):
+        raise InvalidRequestError("resend_within: only with the ref of before, and a service with idempotency_header")
+
+
+def check_headers(headers: Secret, service: Service) -> Secret | None:
     """Give a copy of what is to go with one createTask; error reporters are to see none of it."""
     if headers.reveal() is None:
         return None
-    if wrong := wrong_header(headers.reveal()):
+    if wrong := wrong_header(headers.reveal()) or name_taken(service, headers.reveal()):
         raise InvalidRequestError(wrong)
     return Secret(dict(headers.reveal()))
 

@@ -157,7 +157,7 @@ class CallbackInbox:
             Exception: What the submission under way ended with instead of a task.
         """
         task = await self._known(ref, submission)
-        self._task_ids.add(task.id)
+        self._task_ids.add(task.id, ref)
         self._keys.found(ref, task.id)
         if self._sharing is not None:
             await self._sharing.recovered(ref, task.id)
@@ -226,9 +226,9 @@ class CallbackInbox:
         self.entries.found(ref)
         logger.info("submission %s was accepted as task %s", ref, callback.task_id)
         task = self._watcher.attach(callback.task_id)
-        self._task_ids.add(task.id)
+        self._task_ids.add(task.id, ref)
         task._came_from(submission.asked)  # noqa: SLF001  the handle is written by its session alone
-        told = Told(submission, submission.outcome.error)
+        told = Told(submission, submission.doubt or submission.outcome.error)
         # Its key, if it has one, stands for the task from now on.
         submission.end(SubmissionEvent.FOUND, task=task)
         self._keys.ended(submission)

@@ -150,6 +150,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         task_ids=task_ids,
         observers=observers,
         budgets=options.budgets,
+        names_kept=credentials.service.idempotency_period if credentials.service.idempotency_header else None,
     )
     submitter = Submitter(
         sender=sender, transitions=transitions, files=files, keys=keys, watcher=watcher, sharing=sharing

@@ -16,13 +16,14 @@ from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.window import Supply
-from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
+from flux2_async._protocol.answers import UNCLEAR, Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async._protocol.codec import encode_request
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TransportError
 from flux2_async.models import Request, UploadedFile
 from flux2_async.models.requests import are_addresses, images_of, names_of_images, with_images
+from flux2_async.models.service import resent_within
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
+from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitBreaker, CircuitOpen
 from flux2_async.session.submission import Submission
 from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
@@ -37,6 +38,7 @@ PAUSE_UNCONNECTED: Final = 0.5
 # Seconds for which more may come behind a refusal; a peer that does as it is asked ends the connection at once.
 WATCH_REFUSAL: Final = 1.0
 QUEUE_BEFORE: Final = 0.02
+THROTTLED: Final = 429
 
 
 class StepFailedError(Exception):
@@ -64,6 +66,8 @@ class Sender:
         task_ids: Those of submissions.
         observers: Told of uploads.
         budgets: What submissions may cost, or None.
+        names_kept: Seconds for which the service knows a createTask again by the name of its submission; None: it does
+            not.
 
     Attributes:
         breaker: Held while the service is away.
@@ -83,7 +87,9 @@ class Sender:
         task_ids: TaskIds,
         observers: Observers,
         budgets: "Budgets | None" = None,
+        names_kept: float | None = None,
     ) -> None:
+        self._names_kept = names_kept
         self.breaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
         self.closed = False
         self.abandoned = False
@@ -105,11 +111,11 @@ class Sender:
             StepFailedError: `on_send` or the journal raised; the submission has not ended.
             Exception: What else kept it from being sent; it has not ended either.
         """
-        while submission.claim is not None:
+        while submission.claim is not None and submission.doubt is None:
             task = await submission.claim.look()
             if task is not None:
                 task.key, task.group, task.metadata = submission.key, submission.group, submission.asked.metadata
-                self._task_ids.add(task.id)
+                self._task_ids.add(task.id, submission.ref)
                 self._transitions.end(submission, SubmissionEvent.FOUND, task=task)
                 return
             with suppress(_TakenError):
@@ -152,7 +158,11 @@ class Sender:
             # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
             submission.asked.request, input_urls = await self._upload(submission)
             address = None if self._inbox is None else self._inbox.address(submission.ref)
-            await self._try(submission, encode_request(submission.request, input_urls, address))
+            body = encode_request(submission.request, input_urls, address)
+            if submission.doubt is None:
+                await self._try(submission, body)
+            if submission.state is SubmissionState.UNKNOWN and submission.doubt is not None:
+                await self._clear_up(submission, body)
         finally:
             # An accepted task keeps it.
             if submission.last is not SubmissionEvent.ACCEPTED:
@@ -197,6 +207,100 @@ class Sender:
             if not first:
                 unsent = answer.error if isinstance(answer.error, TransportError) else None
                 await self._pause(submission, answer.error)
+
+    async def _clear_up(self, submission: Submission, body: bytes) -> None:
+        """Send an unclear submission again under its name until it is clear, which a callback may make it as well.
+
+        It stays `unknown` meanwhile: whatever an answer says of the POST that it answers, the first may have been
+        accepted, and only the task that the service gives under the name proves anything. Its callers wait for that
+        for as long as they wait for anything; it goes on without them.
+        """
+        left = submission.patience.left()
+        telling = None if left is None else self._loop.call_later(left, submission.lose_patience)
+        pause, first = PAUSE_UNCONNECTED, False
+        try:
+            while self._left_of_name(submission) > pause:
+                if not first:
+                    await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_FREE_PAUSE)
+                with suppress(_HeldError, RateLimitedError):
+                    answer = await self._repeat(submission, body, first=first)
+                    if submission.state is not SubmissionState.UNKNOWN:
+                        return
+                    first = isinstance(answer, Refused) and answer.error.code == THROTTLED
+                    if isinstance(answer, Accepted):
+                        await self._found_again(submission, answer.task_id)
+                        return
+                    if isinstance(answer, NeverSent | Refused) and not first and not answer.error.transient:
+                        submission.doubt = _still_unclear(submission, answer.error)
+                        return
+        finally:
+            if telling is not None:
+                telling.cancel()
+            submission.tell_doubt()
+
+    def _left_of_name(self, submission: Submission) -> float:
+        """For how many seconds it may be sent again; 0 when it is not to be, or is clear."""
+        wanted = submission.asked.steps is None or submission.asked.steps.wanted()
+        if self.closed or not wanted or submission.state is not SubmissionState.UNKNOWN:
+            return 0.0
+        return (submission.named_until or 0.0) - self._loop.time()
+
+    async def _repeat(self, submission: Submission, body: bytes, *, first: bool) -> Answer:
+        """Send once more under the same name, when it is this submission's turn.
+
+        Raises:
+            _HeldError: It is not this submission's turn.
+            RateLimitedError: There is no permit.
+        """
+        until = submission.named_until or 0.0
+        try:
+            try:
+                await self.breaker.wait(until=until)
+            except CircuitOpen:
+                raise _HeldError from None
+            with await self._limiter.acquire(
+                priority=submission.asked.priority,
+                max_wait=max(until - self._loop.time(), 0.0),
+                since=submission.patience.started,
+                first=first,
+                owner=submission,
+                group=submission.group,
+            ) as permit:
+                submission.let_through = True
+                try:
+                    self._take_turn(submission)
+                except _HeldError:
+                    permit.never_sent()
+                    raise
+                if not self._left_of_name(submission):
+                    permit.never_sent()
+                    raise _HeldError
+                self._transitions.step(submission, SubmissionEvent.REPEATED)
+                submission.permit = permit
+                async with self._api.create_task(
+                    body, request=submission.request, ref=submission.ref, headers=submission.asked.headers
+                ) as post:
+                    answer = self._own(submission, await post.send(permit.lease_ended))
+                event, error = _meaning_of(answer)
+                if event is SubmissionEvent.THROTTLED:
+                    self._transitions.throttled(submission, error)
+                self._transitions.settle_permit(submission, event, error)
+            if isinstance(answer, Accepted | Refused):
+                self.breaker.answered()
+            else:
+                self._risk_less(submission, answer.error, free=False)
+            return answer
+        finally:
+            submission.permit = None
+            self.breaker.done(submission)
+
+    async def _found_again(self, submission: Submission, task_id: str) -> None:
+        """Take the task that the service gave under the name."""
+        if submission.asked.steps is not None:
+            await submission.asked.steps.answer(submission.ref, SubmissionEvent.ACCEPTED, task_id)
+        if submission.state is SubmissionState.UNKNOWN and not self._transitions.accept(submission, task_id):
+            self._slots.release(submission.group)
 
     def _out_of_patience(self, submission: Submission, error: Exception) -> Exception:
         """End a submission that has waited for as long as it may for a service that is away."""
@@ -341,10 +445,10 @@ class Sender:
         """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""
         if not isinstance(answer, Accepted):
             return answer
-        if answer.task_id in self._task_ids:
+        if self._task_ids.of_another(answer.task_id, submission.ref):
             told = f"createTask was answered with task {answer.task_id}, which another submission has"
             return unclear(told, request=submission.request, ref=submission.ref)
-        self._task_ids.add(answer.task_id)
+        self._task_ids.add(answer.task_id, submission.ref)
         return answer
 
     async def _announce(self, submission: Submission) -> None:
@@ -385,6 +489,8 @@ class Sender:
             if not self._transitions.accept(submission, answer.task_id):
                 self._slots.release(submission.group)
         elif event in (SubmissionEvent.REFUSED, SubmissionEvent.UNCLEAR):
+            if event is SubmissionEvent.UNCLEAR and submission.named_until is not None:
+                submission.doubt = _still_unclear(submission, error)
             self._transitions.end(submission, event, error=error)
         else:
             self._transitions.step(submission, event, error)
@@ -395,6 +501,8 @@ class Sender:
         if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
             return True
         self._transitions.step(submission, SubmissionEvent.POSTED)
+        if self._names_kept is not None and submission.named_until is None:
+            submission.named_until = self._loop.time() + resent_within(self._names_kept)
         return False
 
 
@@ -410,6 +518,17 @@ def _meaning_of(answer: Answer) -> tuple[SubmissionEvent, Flux2Error | None]:
             return SubmissionEvent.LEASE_ENDED if obstacle is Obstacle.LEASE else SubmissionEvent.NEVER_SENT, error
         case Unclear(error):
             return SubmissionEvent.UNCLEAR, error
+
+
+def _still_unclear(submission: Submission, error: Flux2Error | None) -> AmbiguousSubmitError:
+    what = str(error).partition(f"; {UNCLEAR}")[0]
+    return AmbiguousSubmitError(
+        f"{what}; it is not clear yet which task it became, if any: submit it again with the same ref, under which it "
+        "is paid once, or look into the task log of your account",
+        request=submission.request,
+        ref=submission.ref,
+        http_status=getattr(error, "http_status", None),
+    )
 
 
 def _not_risked(reason: Exception | None) -> TransportError:

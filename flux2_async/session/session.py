@@ -28,7 +28,7 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.models.plain import is_whole, plain
-from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_user_agent
+from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_user_agent, name_taken
 from flux2_async.session.arguments import (
     asked_for,
     check_count,
@@ -156,6 +156,8 @@ class Flux2Session:
         self._given = key, base_url, upload_url, service
         check_given(*self._given)
         self._headers, self._user_agent = Secret(checked_headers(headers or {})), checked_user_agent(user_agent)
+        if taken := name_taken(self._service, self._headers.reveal()):
+            raise ConfigurationError(taken)
         self._options = Options(
             rate_limit=limit,
             max_running=check_count("max_running", running),
@@ -235,6 +237,7 @@ class Flux2Session:
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        resend_within: float | None = None,
     ) -> ImageTask:
         """Create a task; local pictures are uploaded first.
 
@@ -249,9 +252,11 @@ class Flux2Session:
                 a service that is away a minute.
             priority: Higher goes first; within one groups take turns, and in a group comes first who called first. Who
                 has waited 60 s counts as top priority.
-            ref: The name of this submission, to find it again. None: made up.
+            ref: The name of this submission, to find it again; a service that honours names makes one task of it,
+                however often it is sent. None: made up.
             on_send: Awaited with the ref immediately before each createTask call; if it raises, nothing is sent
-                and its error comes out.
+                and its error comes out. One that is sent again under the same name, since its answer was unclear, is
+                told no more, and neither are `steps` before it is a task.
             steps: Awaited around each createTask call, for a journal of your own, see `SubmissionSteps`. None: none.
             group: Whose it is, such as a user's name: groups take turns, so that one of them with many requests does
                 not hold up the others; kept with the task and told with its events. Where a key is
@@ -260,6 +265,9 @@ class Flux2Session:
                 holds is not. None: nothing.
             headers: Sent with its createTask calls alone, besides the session's, which they outrank; in no `repr`, and
                 not kept in a journal. None: none.
+            resend_within: Seconds for which the service still keeps the name `ref`, under which this request was sent
+                before without a clear answer: it is sent again under it until it is clear. Only for a service that
+                honours names (`Service.idempotency_header`). None: a submission that was never sent.
 
         Returns:
             The handle; the service has accepted the task.
@@ -271,7 +279,9 @@ class Flux2Session:
             TransportError: The service could not be reached until `max_wait`, else for a minute, or, with what cannot
                 change, at once; nothing was created.
             BudgetExceededError: It might exceed a budget; nothing was sent.
-            AmbiguousSubmitError: The task may exist and cost money; it was not sent again.
+            AmbiguousSubmitError: The task may exist and cost money; it was not sent again. From a service that honours
+                names: it is not clear within `max_wait`, after which it is sent again in the background; or not in the
+                time for which the service keeps its name.
             CoordinationError: Under coordination, when the shared state cannot be asked: with a `key`, a budget, or
                 `on_failure="fail"`; nothing was sent.
             SessionClosedError: The session is not open.
@@ -283,6 +293,7 @@ class Flux2Session:
         asked = asked_for(
             request,
             hidden,
+            self._service,
             key=key,
             max_wait=max_wait,
             priority=priority,
@@ -291,6 +302,7 @@ class Flux2Session:
             metadata=metadata,
             on_send=on_send,
             steps=steps,
+            resend_within=resend_within,
         )
         return await parts.submitter.submit(asked)
 
@@ -337,6 +349,7 @@ class Flux2Session:
         asked = asked_for(
             request,
             hidden,
+            self._service,
             key=key,
             max_wait=max_wait,
             priority=priority,

@@ -9,6 +9,7 @@ import attrs
 
 from flux2_async._http.credentials import Secret
 from flux2_async._limiter.permit import Permit
+from flux2_async.errors import AmbiguousSubmitError
 from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
 from flux2_async.session.circuit_breaker import CLOCK_TICK
@@ -102,6 +103,7 @@ class Asked:
     group: str | None = None
     metadata: Mapping[str, Any] | None = None
     headers: Secret | None = None
+    resend_within: float | None = None
 
 
 @attrs.define(eq=False)
@@ -168,6 +170,10 @@ class Submission:
         last: What happened to it last, or None.
         permit: The one it holds, while nobody has said what became of it; else None.
         announced: Whether `on_send` was awaited for a POST that has not left yet.
+        doubt: What to tell of it while nobody knows whether it was accepted and it is sent again under its name; else
+            None.
+        named_until: Loop time until which it may be sent again under its name, as far as its first POST was one under a
+            name that the service honours; else None.
     """
 
     asked: Asked
@@ -181,6 +187,8 @@ class Submission:
     last: SubmissionEvent | None = attrs.field(init=False, default=None)
     permit: Permit | None = attrs.field(init=False, default=None)
     announced: bool = attrs.field(init=False, default=False)
+    doubt: AmbiguousSubmitError | None = attrs.field(init=False, default=None)
+    named_until: float | None = attrs.field(init=False, default=None)
 
     @property
     def request(self) -> Request:
@@ -225,7 +233,31 @@ class Submission:
                 self.claim.freed()
         if self.outcome.done:
             self.outcome = Outcome()
-        self.outcome.settle(task, error)
+        # While it is sent again its callers wait.
+        if event is not SubmissionEvent.UNCLEAR or self.doubt is None:
+            self.outcome.settle(task, error)
+
+    def doubted(self, until: float) -> None:
+        """It was sent before, without a clear answer, and may be sent again under its name until then."""
+        self.state, self.named_until = SubmissionState.UNKNOWN, until
+        what = "createTask was sent before, and it is not known whether the service accepted it"
+        self.doubt = AmbiguousSubmitError(
+            f"{what}; submit it again with the same ref", request=self.request, ref=self.ref
+        )
+
+    def tell_doubt(self) -> None:
+        """Tell its callers that nobody knows, unless they know better."""
+        if self.doubt is not None:
+            self.outcome.settle(None, self.doubt)
+
+    def latest(self, outcome: "Outcome[ImageTask]") -> "Outcome[ImageTask]":
+        """Give what is to be told to one who waited for an outcome: what is known, where that is more."""
+        return self.outcome if self.known or not outcome.done else outcome
+
+    def lose_patience(self) -> None:
+        """Tell those who wait for it now; whoever comes later waits until it is clear."""
+        present, self.outcome = self.outcome, Outcome()
+        present.settle(None, self.doubt)
 
     async def answered(self) -> None:
         """Wait until no POST of it is under way."""

@@ -108,6 +108,8 @@ class Submitter:
                     raise
             patience.waited = self._loop.time() - patience.started
         submission = Submission(asked, patience)
+        if asked.resend_within is not None:
+            submission.doubted(self._loop.time() + asked.resend_within)
         if key is not None and self._sharing is not None:
             submission.claim = self._sharing.key(key, content, submission.ref, request)
         self.start(submission)
@@ -124,7 +126,10 @@ class Submitter:
         """
         if self._sender.closed:
             raise SessionClosedError("the session was closed; nothing was sent")
-        self._transitions.queued(submission)
+        if submission.doubt is None:
+            self._transitions.queued(submission)
+        else:
+            self._transitions.resumed(submission)
         # Not through the loop's task factory: an eager one would run it before its key is bound to it.
         job = asyncio.Task(self._run(submission), loop=self._loop, name=f"flux2_async submit {submission.ref}")
         self._jobs[submission] = job
@@ -137,11 +142,12 @@ class Submitter:
             Flux2Error: What went wrong, see `Flux2Session.submit`.
         """
         submission.callers.count += 1
+        outcome = submission.outcome
         try:
-            await submission.outcome.wait()
+            await outcome.wait()
         finally:
             self._leave(submission)
-        return submission.outcome.get()
+        return submission.latest(outcome).get()
 
     def position(self, submission: Submission | None, priority: int, group: str | None) -> int:
         """Count the submissions that wait and go before one as things are now, or before one that is yet to be.
@@ -171,8 +177,8 @@ class Submitter:
         return ahead + sum(min(count, before + (turns.get(name, LAST) < own_turn)) for name, count in others.items())
 
     def under_way(self, ref: str) -> Submission | None:
-        """Give the submission of this name that has not ended, or None."""
-        return next((each for each in self._jobs if each.ref == ref and not each.ended), None)
+        """Give the submission of this name that has not ended, or is sent again until it is clear; or None."""
+        return next((each for each in self._jobs if each.ref == ref and not each.known), None)
 
     def starts_in(self, position: int) -> float | None:
         """Give the seconds until a submission is sent that has so many before it; None: not known."""
@@ -236,6 +242,9 @@ class Submitter:
         self._sender.closed = True
         for submission in tuple(self._jobs):
             self.give_up(submission, SessionClosedError("the session was closed; nothing was sent"))
+            if submission.state is SubmissionState.UNKNOWN and submission.permit is None:
+                # It is waited with sending it again.
+                self._jobs[submission].cancel()
         jobs = dict(self._jobs)
         if jobs:
             await asyncio.wait(jobs.values(), timeout=grace)
@@ -281,13 +290,13 @@ class Submitter:
     def _forget(self, submission: Submission) -> None:
         # Here and not in `_run`, because a job that is cancelled before its first step never gets there.
         del self._jobs[submission]
-        if not submission.ended:
-            self._break_off(submission, cut_off(submission, "the submission was cancelled"))
+        self._break_off(submission, cut_off(submission, "the submission was cancelled"))
         self.ended.wake()
 
     def _break_off(self, submission: Submission, error: Exception, *, own: bool = False) -> None:
         """End a submission that has not ended by an error that is no answer; `own`: of its first caller alone."""
         if submission.ended:
+            submission.tell_doubt()
             return
         if submission.state is SubmissionState.SENT:
             event = SubmissionEvent.UNCLEAR
@@ -323,17 +332,21 @@ class Submitter:
 
     async def _join(self, submission: Submission, patience: Patience) -> ImageTask:
         submission.callers.count += 1
+        outcome = submission.outcome
         try:
-            async with asyncio.timeout(None if submission.outcome.done else patience.left()):
-                await submission.outcome.wait()
+            async with asyncio.timeout(None if outcome.done else patience.left()):
+                await outcome.wait()
         except TimeoutError:
             await submission.answered()
-            if not submission.outcome.done:
+            outcome = submission.latest(outcome)
+            if not outcome.done and submission.doubt is not None:
+                raise submission.doubt.with_traceback(None) from None
+            if not outcome.done:
                 what = f"the submission under this key is not sent after max_wait={patience.max_wait:g} s"
                 raise RateLimitedError(429, f"{what}; try again later") from None
         finally:
             self._leave(submission)
-        return submission.outcome.get()
+        return submission.latest(outcome).get()
 
     def _leave(self, submission: Submission) -> None:
         submission.callers.count -= 1

@@ -10,16 +10,17 @@ class TaskIds:
     """The tasks that submissions have, however that became known: no reply to another submission names one of them."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, None] = {}
+        self._ids: dict[str, str] = {}
 
-    def add(self, task_id: str) -> None:
+    def add(self, task_id: str, ref: str) -> None:
         """Remember the task of a submission."""
-        self._ids[task_id] = None
+        self._ids[task_id] = ref
         while len(self._ids) > MAX_TASK_IDS:
             del self._ids[next(iter(self._ids))]
 
-    def __contains__(self, task_id: str) -> bool:
-        return task_id in self._ids
+    def of_another(self, task_id: str, ref: str) -> bool:
+        """Whether it is the task of a submission of another name."""
+        return self._ids.get(task_id, ref) != ref
 
     def __len__(self) -> int:
         return len(self._ids)

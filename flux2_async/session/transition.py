@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flux2_async")
 
+KEEP_PERMIT: Final = frozenset(
+    {SubmissionEvent.GRANTED, SubmissionEvent.ANNOUNCED, SubmissionEvent.POSTED, SubmissionEvent.REPEATED}
+)
 KEPT: Final = frozenset({SubmissionState.ACCEPTED, SubmissionState.UNKNOWN})
 
 
@@ -68,10 +71,16 @@ class Transitions:
         """It was taken in."""
         self._observers.queued(submission.asked)
 
+    def resumed(self, submission: Submission) -> None:
+        """It was taken in as one that was sent before, and of which nobody knows whether it was accepted."""
+        self._observers.queued(submission.asked)
+        if self._inbox is not None:
+            self._inbox.unclear(submission)
+
     def step(self, submission: Submission, event: SubmissionEvent, error: Exception | None = None) -> None:
         """An event after which it goes on."""
         submission.move(event)
-        if event not in (SubmissionEvent.GRANTED, SubmissionEvent.ANNOUNCED, SubmissionEvent.POSTED):
+        if event not in KEEP_PERMIT:
             self.settle_permit(submission, event, error)
         self._observers.stepped(submission.asked, submission.state, event, error)
 

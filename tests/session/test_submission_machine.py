@@ -50,6 +50,7 @@ class Service:
     waiting: dict[str, tuple[str, "asyncio.Future[str]"]] = attrs.field(factory=dict)
     took: list[str] = attrs.field(factory=list)
     left: Counter[str] = attrs.field(factory=Counter)
+    honours: bool = False
 
     async def told(self, ref: str, stage: str) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -80,20 +81,25 @@ class Post:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def send(self, keeps_back: Callable[[], bool], announce: Callable[[], Awaitable[None]]) -> Answer:
+    async def send(
+        self, keeps_back: Callable[[], bool], announce: Callable[[], Awaitable[None]] | None = None
+    ) -> Answer:
         way = await self.service.told(self.ref, "connecting")
         if way in ("passing", "lasting"):
             return NeverSent(TransportError("no way", never_sent=True), Obstacle(way))
-        await announce()
+        if announce is not None:
+            await announce()
         if way == "late" or keeps_back():
             return NeverSent(TransportError("too late", never_sent=True), Obstacle.LEASE)
         self.service.left[self.ref] += 1
         answer = await self.service.told(self.ref, "answering")
-        if answer.startswith("accepted"):
+        known = self.service.honours and self.ref in self.service.took
+        if answer.startswith("accepted") and not known:
             self.service.took.append(self.ref)
         match answer:
             case "accepted":
-                return Accepted(f"task-{len(self.service.took)}", {})
+                number = self.service.took.index(self.ref) if self.service.honours else len(self.service.took) - 1
+                return Accepted(f"task-{number}", {})
             case "refused":
                 return Refused(InsufficientCreditsError(402, "no credits"), {})
             case "throttled":
@@ -111,6 +117,7 @@ class Post:
 class Machine(RuleBasedStateMachine):
     """One account's session, opened again after each death."""
 
+    honours = False
     limiter: Limiter
     slots: Slots
     watcher: Watcher
@@ -119,7 +126,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualClockLoop()
-        self.service = Service()
+        self.service = Service(honours=self.honours)
         self.keys = Keys()
         self.names = itertools.count()
         self.told = 0
@@ -162,6 +169,7 @@ class Machine(RuleBasedStateMachine):
                 transitions=transitions,
                 task_ids=TaskIds(),
                 observers=observers,
+                names_kept=86400.0 if self.honours else None,
             )
             self.submitter = Submitter(
                 sender=sender,
@@ -298,5 +306,13 @@ class Machine(RuleBasedStateMachine):
             self.loop.close()
 
 
+class HonouringMachine(Machine):
+    """The same where the service knows a createTask again by its name."""
+
+    honours = True
+
+
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestHonouringMachine = HonouringMachine.TestCase
+TestHonouringMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

@@ -39,6 +39,7 @@ class Work:
     SUBMITTED: Final = "state = 'submitted'"
     NOT_DOWNLOADED: Final = "state = 'done' AND download IN ('pending', 'off')"
     UNCLEAR: Final = "state = 'unknown' AND task_id IS NULL AND ref IS NOT NULL"
+    UNCLEAR_ASKED_FOR: Final = f"{UNCLEAR} AND {ASKED_FOR}"
     QUEUED: Final = f"state = 'queued' AND {ASKED_FOR}"
 
 

@@ -24,7 +24,7 @@ from flux2_async.models.requests import are_addresses, images_of, names_of_image
 from flux2_async.models.service import resent_within
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitBreaker, CircuitOpen
-from flux2_async.session.submission import Submission
+from flux2_async.session.submission import Lifetime, Submission
 from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
 from flux2_async.tasks.observers import Observers
@@ -223,7 +223,7 @@ class Sender:
                 if not first:
                     await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_FREE_PAUSE)
-                with suppress(_HeldError, RateLimitedError):
+                with suppress(CircuitOpen, RateLimitedError):
                     answer = await self._repeat(submission, body, first=first)
                     if submission.state is not SubmissionState.UNKNOWN:
                         return
@@ -244,24 +244,20 @@ class Sender:
         wanted = submission.asked.steps is None or submission.asked.steps.wanted()
         if self.closed or not wanted or submission.state is not SubmissionState.UNKNOWN:
             return 0.0
-        return (submission.named_until or 0.0) - self._loop.time()
+        return 0.0 if submission.name is None else max(submission.name.left(), 0.0)
 
     async def _repeat(self, submission: Submission, body: bytes, *, first: bool) -> Answer:
         """Send once more under the same name, when it is this submission's turn.
 
         Raises:
-            _HeldError: It is not this submission's turn.
+            CircuitOpen: It is not this submission's turn.
             RateLimitedError: There is no permit.
         """
-        until = submission.named_until or 0.0
         try:
-            try:
-                await self.breaker.wait(until=until)
-            except CircuitOpen:
-                raise _HeldError from None
+            await self.breaker.wait(until=self._loop.time() + self._left_of_name(submission))
             with await self._limiter.acquire(
                 priority=submission.asked.priority,
-                max_wait=max(until - self._loop.time(), 0.0),
+                max_wait=self._left_of_name(submission),
                 since=submission.patience.started,
                 first=first,
                 owner=submission,
@@ -269,13 +265,13 @@ class Sender:
             ) as permit:
                 submission.let_through = True
                 try:
-                    self._take_turn(submission)
-                except _HeldError:
+                    self.breaker.take(submission)
+                except CircuitOpen:
                     permit.never_sent()
                     raise
                 if not self._left_of_name(submission):
                     permit.never_sent()
-                    raise _HeldError
+                    raise CircuitOpen
                 self._transitions.step(submission, SubmissionEvent.REPEATED)
                 submission.permit = permit
                 async with self._api.create_task(
@@ -287,7 +283,7 @@ class Sender:
                     self._transitions.throttled(submission, error)
                 self._transitions.settle_permit(submission, event, error)
             if isinstance(answer, Accepted | Refused):
-                self.breaker.answered()
+                self._reached(submission)
             else:
                 self._risk_less(submission, answer.error, free=False)
             return answer
@@ -340,9 +336,7 @@ class Sender:
             answer = await self._post(submission, body, submission.permit)
             match answer:
                 case Accepted() | Refused():
-                    if self.breaker.reason is not None:
-                        self._observers.tell("OutageEnded", submission.asked, seconds=self.breaker.seconds)
-                    self.breaker.answered()
+                    self._reached(submission)
                 case NeverSent(error, Obstacle.PASSING):
                     patience.was_unreached(self._loop.time() - granted)
                     self._risk_less(submission, error, free=True)
@@ -354,6 +348,12 @@ class Sender:
                 submission.let_through = False
                 self._slots.wait_again(submission.group)
             self.breaker.done(submission)
+
+    def _reached(self, submission: Submission) -> None:
+        """The service is there."""
+        if self.breaker.reason is not None:
+            self._observers.tell("OutageEnded", submission.asked, seconds=self.breaker.seconds)
+        self.breaker.answered()
 
     def _risk_less(self, submission: Submission, error: Flux2Error, *, free: bool) -> None:
         there = self.breaker.reason is None
@@ -489,7 +489,7 @@ class Sender:
             if not self._transitions.accept(submission, answer.task_id):
                 self._slots.release(submission.group)
         elif event in (SubmissionEvent.REFUSED, SubmissionEvent.UNCLEAR):
-            if event is SubmissionEvent.UNCLEAR and submission.named_until is not None:
+            if event is SubmissionEvent.UNCLEAR and submission.name is not None:
                 submission.doubt = _still_unclear(submission, error)
             self._transitions.end(submission, event, error=error)
         else:
@@ -501,8 +501,8 @@ class Sender:
         if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
             return True
         self._transitions.step(submission, SubmissionEvent.POSTED)
-        if self._names_kept is not None and submission.named_until is None:
-            submission.named_until = self._loop.time() + resent_within(self._names_kept)
+        if self._names_kept is not None and submission.name is None:
+            submission.name = Lifetime(resent_within(self._names_kept))
         return False
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -139,6 +140,20 @@ class Patience:
         return None if self.max_wait is None else max(self.max_wait - self.waited, 0.0)
 
 
+@attrs.frozen
+class Lifetime:
+    """So many seconds from now on, by whichever clock they are over first: the loop's may stand still in a sleep."""
+
+    seconds: float
+    _begun: float = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().time())
+    _wall: float = attrs.field(init=False, factory=time.time)
+
+    def left(self) -> float:
+        """Give the seconds that are left, less than 0 when they are over."""
+        passed = asyncio.get_running_loop().time() - self._begun
+        return self.seconds - max(passed, time.time() - self._wall)
+
+
 @attrs.define(eq=False)
 class Callers:
     """Who wait for a submission.
@@ -172,8 +187,8 @@ class Submission:
         announced: Whether `on_send` was awaited for a POST that has not left yet.
         doubt: What to tell of it while nobody knows whether it was accepted and it is sent again under its name; else
             None.
-        named_until: Loop time until which it may be sent again under its name, as far as its first POST was one under a
-            name that the service honours; else None.
+        name: For how long it may be sent again under its name, where its first POST left under one that the service
+            honours; else None.
     """
 
     asked: Asked
@@ -188,7 +203,7 @@ class Submission:
     permit: Permit | None = attrs.field(init=False, default=None)
     announced: bool = attrs.field(init=False, default=False)
     doubt: AmbiguousSubmitError | None = attrs.field(init=False, default=None)
-    named_until: float | None = attrs.field(init=False, default=None)
+    name: Lifetime | None = attrs.field(init=False, default=None)
 
     @property
     def request(self) -> Request:
@@ -237,9 +252,9 @@ class Submission:
         if event is not SubmissionEvent.UNCLEAR or self.doubt is None:
             self.outcome.settle(task, error)
 
-    def doubted(self, until: float) -> None:
-        """It was sent before, without a clear answer, and may be sent again under its name until then."""
-        self.state, self.named_until = SubmissionState.UNKNOWN, until
+    def doubted(self, seconds: float) -> None:
+        """It was sent before, without a clear answer, and may be sent again under its name for so many seconds."""
+        self.state, self.name = SubmissionState.UNKNOWN, Lifetime(seconds)
         what = "createTask was sent before, and it is not known whether the service accepted it"
         self.doubt = AmbiguousSubmitError(
             f"{what}; submit it again with the same ref", request=self.request, ref=self.ref

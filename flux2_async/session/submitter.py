@@ -109,7 +109,7 @@ class Submitter:
             patience.waited = self._loop.time() - patience.started
         submission = Submission(asked, patience)
         if asked.resend_within is not None:
-            submission.doubted(self._loop.time() + asked.resend_within)
+            submission.doubted(asked.resend_within)
         if key is not None and self._sharing is not None:
             submission.claim = self._sharing.key(key, content, submission.ref, request)
         self.start(submission)

@@ -7,6 +7,7 @@ store for another server is a subclass of `Store`, and one of `Coordination` tha
 
 import asyncio
 import enum
+import math
 import random
 import sys
 import time
@@ -16,7 +17,8 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 import attrs
 
-from flux2_async.errors import CoordinationError
+from flux2_async.errors import ConfigurationError, CoordinationError
+from flux2_async.models.plain import is_number
 
 T = TypeVar("T")
 
@@ -163,6 +165,18 @@ class Coordination(ABC):
             account: The digest of address and API key; never the key.
             member: The name of the session, which no other has: letters and digits.
         """
+
+
+def check_settings(on_failure: object, timeout: object = 1.0) -> None:
+    """Check what users give for a coordination, of whatever kind.
+
+    Raises:
+        ConfigurationError: One makes no sense.
+    """
+    if on_failure not in ("degrade", "fail"):
+        raise ConfigurationError(f"on_failure: {on_failure!r} given, it must be 'degrade' or 'fail'")
+    if not is_number(timeout) or not 0 < timeout < math.inf:
+        raise ConfigurationError(f"timeout: {timeout!r} given, it must be a number of seconds above 0")
 
 
 async def finish(task: "asyncio.Task[None] | None") -> None:

@@ -14,7 +14,7 @@ import attrs
 from flux2_async._shown.frames import showable
 from flux2_async.coordination.host.file import HostFile, explained
 from flux2_async.coordination.host.sockets import HAS_SOCKETS, HostSockets, receive
-from flux2_async.coordination.store import Change, Coordination, Life, Store
+from flux2_async.coordination.store import Change, Coordination, Life, Store, check_settings
 from flux2_async.errors import ConfigurationError, CoordinationError
 
 FOLDER_SUFFIX: Final = "-peers"
@@ -33,8 +33,7 @@ def _check_path(path: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _check_on_failure(_: object, __: object, value: object) -> None:
-    if value not in ("degrade", "fail"):
-        raise ConfigurationError(f"on_failure: {value!r} given, it must be 'degrade' or 'fail'")
+    check_settings(value)
 
 
 @showable

@@ -1,6 +1,5 @@
 """The settings of a shared state on Postgres, and the check of its address."""
 
-import math
 import re
 from typing import Any, Final, Literal
 
@@ -9,9 +8,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.coordination.postgres.store import PostgresStore
-from flux2_async.coordination.store import Coordination
+from flux2_async.coordination.store import Coordination, check_settings
 from flux2_async.errors import ConfigurationError
-from flux2_async.models.plain import is_number, plain
+from flux2_async.models.plain import plain
 
 # In bytes.
 LONGEST_NAME: Final = 63
@@ -89,7 +88,4 @@ def _read(dsn: object) -> str:
 def _check(schema: object, on_failure: object, timeout: object) -> None:
     if not isinstance(schema, str) or not schema.isprintable() or not 0 < len(schema.encode()) <= LONGEST_NAME:
         raise ConfigurationError(f"schema: {schema!r} given, it must be the name of a schema, of 1 to 63 bytes")
-    if on_failure not in ("degrade", "fail"):
-        raise ConfigurationError(f"on_failure: {on_failure!r} given, it must be 'degrade' or 'fail'")
-    if not is_number(timeout) or not 0 < timeout < math.inf:
-        raise ConfigurationError(f"timeout: {timeout!r} given, it must be a number of seconds above 0")
+    check_settings(on_failure, timeout)

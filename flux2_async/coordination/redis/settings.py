@@ -1,6 +1,5 @@
 """The settings of a shared state on Redis or Valkey, and the check of its address."""
 
-import math
 import re
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -13,9 +12,9 @@ from redis.exceptions import RedisError
 
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.coordination.redis.store import RedisStore
-from flux2_async.coordination.store import Coordination
+from flux2_async.coordination.store import Coordination, check_settings
 from flux2_async.errors import ConfigurationError
-from flux2_async.models.plain import is_number, plain
+from flux2_async.models.plain import plain
 
 _BAD_URL: Final = (
     "url: it must look like redis://host:6379/0, rediss://user:password@host:6379 or unix:///path?db=0, with options "
@@ -127,7 +126,4 @@ def _parse(url: object) -> dict[str, Any]:
 def _check(namespace: object, on_failure: object, timeout: object) -> None:
     if not isinstance(namespace, str) or not re.fullmatch(r"[^ {}]+", namespace) or not namespace.isprintable():
         raise ConfigurationError(f"namespace: {namespace!r} given, it must be a word without blanks and braces")
-    if on_failure not in ("degrade", "fail"):
-        raise ConfigurationError(f"on_failure: {on_failure!r} given, it must be 'degrade' or 'fail'")
-    if not is_number(timeout) or not 0 < timeout < math.inf:
-        raise ConfigurationError(f"timeout: {timeout!r} given, it must be a number of seconds above 0")
+    check_settings(on_failure, timeout)

@@ -138,18 +138,20 @@ class AccountState:
             return math.inf
         return 3600.0 + self._terms.lease + 4 * self.period
 
-    def tell_time(self, now: float, known: Known, passed: float) -> float:
+    def tell_time(self, now: float, known: Known, passed: float, at_least: float) -> float:
         """Give the time by which permits come back.
 
         Args:
             now: The time on a clock that somebody may set.
             known: What the process that asks remembers.
-            passed: Seconds that it has counted by a clock of its own between the last time that it knows and this one.
+            passed: Seconds that it has counted by a clock of its own, from when it asked for the time that it knows to
+                when it asked for this one.
+            at_least: The same from when it knew that one: no more than lies between both, however slow the way is.
         """
         shown = now + self._set_back
         now = max(shown, self._seen)
         if known.epoch == self.epoch and shown > known.seen + passed * CLOCK_MARGIN + JITTER:
-            now = max(known.seen + passed, self._seen)
+            now = max(known.seen + at_least, self._seen)
         self._set_back += now - shown
         self._seen = now
         return now

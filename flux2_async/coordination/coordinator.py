@@ -57,8 +57,8 @@ class Coordinator:
         self._terms = terms
         self._joins = 0
         self._known = Known()
-        # When that was asked for.
-        self._asked_at = 0.0
+        # When that was asked for, and when it was known.
+        self._asked_at = self._known_at = 0.0
         # Lent by a question whose asker has not heard the answer yet, and may have left.
         self._unheard: tuple[str, ...] = ()
         self._search_at = -math.inf
@@ -131,7 +131,7 @@ class Coordinator:
                 self._search(state, now)
             return [state.settle(settlement, now) for settlement in settlements]
 
-        answers, _ = await self._change(settle)
+        answers, *_ = await self._change(settle)
         if pause := max((pause for pause, _ in answers), default=0.0):
             await self.tell(Message("pause", seconds=pause))
         if any(wakes for _, wakes in answers):
@@ -216,26 +216,27 @@ class Coordinator:
         """Whether nobody can tell that this member lives."""
         return self._store.life_of(self._member) is Life.UNKNOWN
 
-    async def _change(self, act: Callable[[AccountState, float], T]) -> tuple[T, float]:
-        """Carry out a step of the rules; give its result, and when the time was asked for."""
+    async def _change(self, act: Callable[[AccountState, float], T]) -> tuple[T, float, float]:
+        """Carry out a step of the rules; give its result, when the time was asked for, and when it was known."""
         async with self._turn:
             asked_at = self._store.elapsed()
 
-            def change(text: str | None, now: float) -> Kept[tuple[T, float]]:
+            def change(text: str | None, now: float) -> Kept[tuple[T, float, float]]:
                 nonlocal asked_at
                 # Another try begins here, if somebody else was faster.
                 begun, asked_at = asked_at, self._store.elapsed()
                 state = self._load(text, now)
-                result = act(state, state.tell_time(now, self._known, begun - self._asked_at))
-                return Kept(json.dumps(state.dump()), state.lives_for, (result, begun))
+                time = state.tell_time(now, self._known, begun - self._asked_at, begun - self._known_at)
+                result = act(state, time)
+                return Kept(json.dumps(state.dump()), state.lives_for, (result, begun, asked_at))
 
             return await self._store.update(f"{FORMAT}:account", change)
 
     async def _ask(self, question: Callable[[AccountState, float], Reply | None]) -> Answer:
-        reply, asked_at = await self._change(question)
+        reply, asked_at, known_at = await self._change(question)
         if reply is None:
             raise CoordinationError("this session has not joined the others of its account")
-        self._known, self._asked_at = reply.known, asked_at
+        self._known, self._asked_at, self._known_at = reply.known, asked_at, known_at
         return reply.answer
 
     def _load(self, text: str | None, now: float) -> AccountState:

@@ -469,13 +469,26 @@ class Client:
     def send(self, now: float, want: int) -> int:
         """Get what one may have, and let it be answered at once."""
         shown = now + sum(step for at, step in self.steps if at <= now)
-        told = self.shared.tell_time(shown, self.known, now - self.asked_at)
+        told = self.shared.tell_time(shown, self.known, now - self.asked_at, now - self.asked_at)
         reply = self.shared.acquire(self.name, self.known, want, told)
         assert reply is not None
         self.known, self.asked_at = reply.known, now
         for lease in reply.answer.leases:
             self.shared.settle(answered(lease), told)
         return len(reply.answer.leases)
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.9])
+def test_slow_question_lets_no_time_pass(slow: float) -> None:
+    """Of a clock that was set forth, only the time between two answers counts, not what a question took to arrive."""
+    shared = book()
+    told = shared.tell_time(100.0 + slow, Known(), 0.0, 0.0)
+    reply = shared.acquire("a", Known(), 1, told)
+    assert reply is not None
+    # Asked at 0, read by the server at `slow`, and asked again at 1.
+    later = shared.tell_time(3701.0, reply.known, passed=1.0, at_least=1.0 - slow)
+
+    assert later - told == pytest.approx(1.0 - slow)
 
 
 SET_BY = st.sampled_from([-3600.0, -9.0, 0.3, 9.0, 3600.0])

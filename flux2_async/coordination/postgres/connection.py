@@ -24,14 +24,15 @@ logger = logging.getLogger("flux2_async")
 
 Row = tuple[Any, ...]
 Connection = psycopg.AsyncConnection[Row]
-Statement = sql.SQL | sql.Composed
+Statement = bytes | sql.SQL | sql.Composed
 
 PING_EVERY: Final = 20.0
 RECONNECT_MAX: Final = 2.0
 # Of the 8,000 bytes that a notification may have.
 PIECE: Final = 7_900
 WHO: Final = sql.SQL("SELECT pg_backend_pid()")
-NOTIFY: Final = sql.SQL("SELECT pg_notify(%s, unnest(%s::text[]))")
+# A notification is a commit that would wait for the disk as others do.
+NOTIFY: Final = b"SELECT pg_notify(%s, unnest(%s::text[])), set_config('synchronous_commit', 'off', true)"
 # What the rules rely on, whatever server, database or user have for it: each statement sees what others have written,
 # none waits long for a lock, and who is silent is not thrown out.
 SETTINGS: Final = sql.SQL("""

@@ -34,12 +34,16 @@ LEFT JOIN {table} AS kept ON kept.name = %s AND kept.expires_at > {now}
 INSERT: Final[LiteralString] = """
 INSERT INTO {table} AS kept (name, token, text, expires_at) VALUES (%s, %s, %s, {now} + %s)
 ON CONFLICT (name) DO UPDATE SET token = excluded.token, text = excluded.text, expires_at = excluded.expires_at
-WHERE kept.expires_at <= {now} RETURNING 1
+WHERE kept.expires_at <= {now} RETURNING {written}
 """
 UPDATE: Final[LiteralString] = """
-UPDATE {table} SET token = %s, text = %s, expires_at = {now} + %s WHERE name = %s AND token = %s RETURNING 1
+UPDATE {table} SET token = %s, text = %s, expires_at = {now} + %s WHERE name = %s AND token = %s RETURNING {written}
 """
-DELETE: Final[LiteralString] = "DELETE FROM {table} WHERE name = %s AND token = %s RETURNING 1"
+DELETE: Final[LiteralString] = "DELETE FROM {table} WHERE name = %s AND token = %s RETURNING {written}"
+# A server that crashes may forget the last moments of the account, which its rules notice, but nothing of a key: who
+# changes the account, or tells others, need not wait for the disk.
+LOST_AT_A_CRASH: Final = f"{FORMAT}:account"
+NOT_AWAITED: Final = sql.SQL("set_config('synchronous_commit', 'off', true)")
 # Every ten minutes by whoever comes first, and never so many that it takes long.
 FORGET: Final[LiteralString] = """
 WITH mine AS (
@@ -64,12 +68,18 @@ class PostgresStore(RemoteStore):
     def __init__(self, dsn: str, schema: str, account: str, timeout: float) -> None:
         self._schema = schema
         self._account = account
+        # Written out once, since they are what most of the time would go into.
+        self._look, self._forget = self._bytes(LOOK), self._bytes(FORGET)
+        self._insert, self._update, self._delete = (
+            {awaited: self._bytes(part, awaited=awaited) for awaited in (True, False)}
+            for part in (INSERT, UPDATE, DELETE)
+        )
         channel = hashlib.sha256(f"{schema} {account} {FORMAT}".encode()).hexdigest()
         self._connection = PostgresConnection(dsn, f"flux2_{channel[:40]}", timeout)
 
     async def listen(self, on_line: Callable[[str], None]) -> None:
         """See `Store`."""
-        self._connection.listen(on_line, self._sql(FORGET))
+        self._connection.listen(on_line, self._forget)
         try:
             await self._make_table()
             await self._use_all_rights()
@@ -83,19 +93,19 @@ class PostgresStore(RemoteStore):
 
     async def look(self, name: str) -> Found:
         """See `RemoteStore`."""
-        ((token, text, now),) = await self._connection.ask(self._sql(LOOK), (f"{self._account}:{name}",))
+        ((token, text, now),) = await self._connection.ask(self._look, (f"{self._account}:{name}",))
         return Found(token or "", None if text is None else text.decode(), now)
 
     async def replace(self, name: str, token: str, kept: Kept[Any]) -> Found | None:
         """See `RemoteStore`."""
-        key = f"{self._account}:{name}"
+        key, awaited = f"{self._account}:{name}", name != LOST_AT_A_CRASH
         if kept.text is None:
-            written = await self._connection.ask(self._sql(DELETE), (key, token))
+            done = await self._connection.ask(self._delete[awaited], (key, token))
         else:
             row = (secrets.token_hex(8), kept.text.encode(), kept.seconds)
-            statement, values = (UPDATE, (*row, key, token)) if token else (INSERT, (key, *row))
-            written = await self._connection.ask(self._sql(statement), values)
-        return None if written else await self.look(name)
+            statement, values = (self._update, (*row, key, token)) if token else (self._insert, (key, *row))
+            done = await self._connection.ask(statement[awaited], values)
+        return None if done else await self.look(name)
 
     async def publish(self, line: str) -> None:
         """See `Store`."""
@@ -125,6 +135,9 @@ class PostgresStore(RemoteStore):
         statements = sql.SQL("; ").join(self._sql(part, user) for part in (MAKE_SCHEMA, MAKE_TABLE, GRANT))
         return statements.as_string(None)
 
-    def _sql(self, statement: LiteralString, user: str = "") -> sql.Composed:
+    def _bytes(self, statement: LiteralString, *, awaited: bool = True) -> bytes:
+        return self._sql(statement, written=sql.Literal(1) if awaited else NOT_AWAITED).as_bytes(None)
+
+    def _sql(self, statement: LiteralString, user: str = "", written: sql.Composable = NOT_AWAITED) -> sql.Composed:
         names = {"schema": sql.Identifier(self._schema), "table": sql.Identifier(self._schema, "coordination")}
-        return sql.SQL(statement).format(**names, user=sql.Identifier(user), now=NOW)
+        return sql.SQL(statement).format(**names, user=sql.Identifier(user), now=NOW, written=written)

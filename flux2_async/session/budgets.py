@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from flux2_async.errors import BudgetExceededError, ConfigurationError, EmptyResultError, TaskFailedError
 from flux2_async.models.budget import Budget
 from flux2_async.models.events import SessionEvent, Settled
-from flux2_async.models.records import TaskState
+from flux2_async.models.records import TaskRecord, TaskState
 from flux2_async.models.spending import Kind, Ledger, Reservation
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.submission import Submission
+from flux2_async.tasks.handle import ImageTask
 
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
@@ -88,16 +89,19 @@ class Budgets:
             if not await self._share(budget, ledger, price):
                 raise _exceeded(budget, ledger, reservation.kind, submission.group, own=price)
 
-    def ended(self, submission: Submission, event: SubmissionEvent, task_id: str | None) -> None:
+    def ended(self, submission: Submission, event: SubmissionEvent, task: ImageTask | None) -> None:
         """Hear how a submission ended, or that its end is another one."""
         held = self._held.get(submission)
         if held is None:
             return
         if submission.state is SubmissionState.UNKNOWN:
-            self._tasks = {task: each for task, each in self._tasks.items() if each is not submission}
+            self._tasks = {task_id: each for task_id, each in self._tasks.items() if each is not submission}
             self._doubt(held)
-        elif event is SubmissionEvent.ACCEPTED or (task_id is not None and held[0][2].state == "unclear"):
-            self._tasks[task_id or ""] = submission
+        elif task is not None and (event is SubmissionEvent.ACCEPTED or held[0][2].state == "unclear"):
+            self._tasks[task.id] = submission
+            if task.done():
+                # Its callback was faster than the answer.
+                self._settled(task.id, task.record)
         else:
             # Nothing was sent, or it was refused, or its key stands for a task of another process.
             del self._held[submission]
@@ -107,18 +111,22 @@ class Budgets:
 
     def __call__(self, event: SessionEvent) -> None:
         """Hear that a task was settled."""
-        submission = self._tasks.get(event.task_id or "") if isinstance(event, Settled) else None
-        if submission is None or not isinstance(event, Settled):
+        if isinstance(event, Settled):
+            record = event.result.record if event.result is not None else None
+            if isinstance(event.error, TaskFailedError | EmptyResultError):
+                record = event.error.record
+            self._settled(event.task_id or "", record)
+
+    def _settled(self, task_id: str, record: TaskRecord | None) -> None:
+        submission = self._tasks.get(task_id)
+        if submission is None:
             return
         held = self._held[submission]
-        record = event.result.record if event.result is not None else None
-        if isinstance(event.error, TaskFailedError | EmptyResultError):
-            record = event.error.record
-        if record is None:
+        if record is None or not record.state.final:
             # It goes on at the service, or nobody knows; it may be watched again.
             self._doubt(held)
             return
-        del self._tasks[record.task_id], self._held[submission]
+        del self._tasks[task_id], self._held[submission]
         for budget, ledger, reservation in held:
             ledger.pay(reservation, record.credits_consumed, _now(), failed=record.state is TaskState.FAIL)
             self._tell(budget, ledger)

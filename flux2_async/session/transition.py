@@ -123,7 +123,7 @@ class Transitions:
         if submission.state in KEPT:
             self._keys.ended(submission)
         if self._budgets is not None:
-            self._budgets.ended(submission, event, None if task is None else task.id)
+            self._budgets.ended(submission, event, task)
         self._observers.stepped(submission.asked, submission.state, event, error, None if task is None else task.id)
 
     def throttled(self, submission: Submission, error: Exception | None) -> None:

@@ -7,24 +7,28 @@ from typing import Any
 
 import pytest
 from batches import batch_in, collect, requests
-from emulated import REQUEST, emulated, error_of, session_for
+from emulated import REQUEST, emulated, error_of, free_port, session_for
 from memory_coordination import Memory
 
 from flux2_async import (
     AmbiguousSubmitError,
     Budget,
     BudgetExceededError,
+    Callbacks,
     ConfigurationError,
     CoordinationError,
     ImageToImage,
     InvalidRequestError,
     JobRequest,
+    Polling,
     RateLimit,
     Request,
     TaskTimeoutError,
     TextToImage,
 )
 from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.receivers import serve
+from flux2_async.testing import running_emulator
 
 PRO = TextToImage("a blue kettle on a slate worktop", tier="pro")
 QUICK = Script(plans=Plan(duration=1.0))
@@ -114,6 +118,42 @@ async def test_what_is_not_known_stays_reserved(what: str) -> None:
             error = await error_of(flux.submit(REQUEST))
             assert isinstance(error, BudgetExceededError)
             assert (error.spent, error.reserved) == (14.0, 0.0)
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_a_callback_faster_than_the_answer() -> None:
+    """A task whose end is told before its createTask reply is counted as it ended."""
+    script = Script(plans=Plan(outcome="fail", callback="early"), render=False)
+    port = free_port()
+    callbacks = Callbacks(f"http://127.0.0.1:{port}/", secret="a secret", confirm=False)
+    async with (
+        Emulator(script) as emulator,
+        session_for(emulator, budget=Budget(14), callbacks=callbacks, polling=Polling(interval=3600.0)) as flux,
+        serve(flux, "127.0.0.1", port),
+    ):
+        for _ in range(2):
+            task = await flux.submit(REQUEST)
+            assert task.done()
+        assert len(emulator.ledger.accepted) == 2
+
+
+def test_goes_on_in_another_event_loop() -> None:
+    """What was under way when the event loop ended stays reserved when the session is opened again in another one."""
+    with running_emulator(Script(plans=Plan(duration=60.0), render=False)) as emulator:
+        flux = session_for(emulator, budget=Budget(20))
+
+        async def begin() -> None:
+            await flux.open()
+            await flux.submit(REQUEST)
+
+        async def go_on() -> Exception:
+            async with flux:
+                return await error_of(flux.submit(REQUEST))
+
+        asyncio.run(begin())
+        error = asyncio.run(go_on())
+        assert isinstance(error, BudgetExceededError)
+        assert (error.spent, error.reserved) == (0.0, 14.0)
         assert len(emulator.ledger.accepted) == 1
 
 

@@ -1,10 +1,11 @@
 """Every asynchronous test runs on virtual time; a module that needs the real clock asks for `real_time`."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if os.environ.get("CI") and report.skipped and not for_want_of_a_program(str(report.longrepr)):
         report.outcome = "failed"
     return report
+
+
+@pytest.fixture
+def nothing_left_behind() -> Iterator[None]:
+    """Collect what an event loop left behind within the test that left it, and not in a later one.
+
+    Python may collect it at any time, and what its coroutines raise then, in a loop that was closed, is kept by pytest
+    with all their frames until the test has ended.
+    """
+    yield
+    gc.collect()

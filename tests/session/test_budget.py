@@ -137,6 +137,8 @@ async def test_a_callback_faster_than_the_answer() -> None:
         assert len(emulator.ledger.accepted) == 2
 
 
+@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_goes_on_in_another_event_loop() -> None:
     """What was under way when the event loop ended stays reserved when the session is opened again in another one."""
     with running_emulator(Script(plans=Plan(duration=60.0), render=False)) as emulator:

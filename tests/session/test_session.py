@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -870,17 +870,6 @@ def test_closed_from_another_event_loop() -> None:
     assert isinstance(caught, ConfigurationError)
     assert "another event loop" in str(caught)
     assert unsettled.task_ids == ()
-
-
-@pytest.fixture
-def nothing_left_behind() -> Iterator[None]:
-    """Collect what an event loop left behind within the test that left it, and not in a later one.
-
-    Python may collect it at any time, and what its coroutines raise then, in a loop that was closed, is kept by pytest
-    with all their frames until the test has ended.
-    """
-    yield
-    gc.collect()
 
 
 def run_and_leave_open(flux: Flux2Session, use: Callable[[], Awaitable[T]]) -> T:

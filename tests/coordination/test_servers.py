@@ -2,19 +2,16 @@
 
 import asyncio
 import logging
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from emulated import error_of, session_for
 from postgres_server import PostgresServer
-from programs import program
+from preloaded import SET_CLOCK, preloaded
 from redis_server import RedisServer
 
 import flux2_async.coordination
@@ -249,64 +246,19 @@ async def test_own_clock_does_not_matter(server: Server, monkeypatch: pytest.Mon
     await seat.aclose()
 
 
-# Adds to the wall clock, and to nothing else, what a file says.
-SET_CLOCK = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/time.h>
-int gettimeofday(struct timeval *now, void *zone)
-{
-    static int (*real)(struct timeval *, void *);
-    if (!real) real = dlsym(RTLD_NEXT, "gettimeofday");
-    int result = real(now, zone);
-    long step = 0;
-    FILE *file = fopen(getenv("STEP_FILE"), "r");
-    if (file) { if (fscanf(file, "%ld", &step) != 1) step = 0; fclose(file); }
-    now->tv_sec += step;
-    return result;
-}
-"""
-
-
-@contextmanager
-def server_with_clock(make: type[Server]) -> Iterator[tuple[Server, Callable[[int], None]]]:
-    """A server of which the clock can be set by so many seconds."""
-    if sys.platform != "linux":
-        pytest.skip("a server's clock is set by a library that Linux loads before all others")
-    # Where a server's own user may read it.
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        source, library, step = folder / "clock.c", folder / "clock.so", folder / "step"
-        source.write_text(SET_CLOCK)
-        step.write_text("0")
-        subprocess.run([program("cc"), "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)  # noqa: S603  our own words
-
-        def set_clock(seconds: int) -> None:
-            # Whole at any moment.
-            new = folder / "new"
-            new.write_text(str(seconds))
-            new.replace(step)
-
-        with make(environment={"LD_PRELOAD": str(library), "STEP_FILE": str(step)}) as server:
-            yield server, set_clock
-
-
 async def test_server_whose_clock_is_set_admits_no_more(make: type[Server]) -> None:
     """The server's clock jumps forth, back and forth again: the limit holds, and is used up, all the time."""
-    with server_with_clock(make) as (server, set_clock):
+    with preloaded(SET_CLOCK) as clock, make(environment=clock.environment) as server:
         before = server.time()
-        set_clock(9)
+        clock.set("9")
         assert server.time() - before >= 9
-        set_clock(0)
+        clock.set("0")
         async with sessions(server, 2, rate_limit=RateLimit(LIMIT, 2.0)) as (emulator, opened):
             begun = time.monotonic()
             job = asyncio.create_task(submit_all(opened, 25))
             for step in (9, 0, 9, 3600):
                 await asyncio.sleep(1.3)
-                set_clock(step)
+                clock.set(str(step))
             await job
             took = time.monotonic() - begun
 

@@ -7,7 +7,7 @@ Why the window is never refused, and what it learns when it is nevertheless, sta
 import asyncio
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Unpack
 
@@ -15,7 +15,9 @@ from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Waiter, Wish
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.turnstile import Turnstile
-from flux2_async._limiter.window import MAX_PAUSE, PermitEvent, Supply, Ticket, pause_after, starts_of
+from flux2_async._limiter.window import MAX_PAUSE, PermitEvent, Supply, Ticket
+from flux2_async._limiter.windows import believing, tightest, windows_of
+from flux2_async._protocol.told_limits import Told
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
 
@@ -50,6 +52,9 @@ class Gate(Turnstile[Permit]):
     def paused_until(self) -> float | None:
         """Loop time at which the gate opens, or None when it is open."""
         return self._until if self._loop and self._until > self._loop.time() else None
+
+    def believe(self, told: Iterable[Told]) -> None:
+        """Keep to what the service tells of its limits, where that is less; of no use where others share them."""
 
     def supply(self) -> Supply | None:
         """When there will be permits, as far as is known; None: it is not, as where other processes share them."""
@@ -138,16 +143,17 @@ class Limiter(Gate):
     """Window and gate: who may send now.
 
     Args:
-        rate: The account's limit, or None for no window; a 429 pauses everybody all the same.
+        rate: The account's limit, or several that all hold, or None for no window; a 429 pauses everybody all the same.
 
     Attributes:
         waiting: Tasks that wait for a permit.
     """
 
-    def __init__(self, rate: RateLimit | None) -> None:
+    def __init__(self, rate: RateLimit | Sequence[RateLimit] | None) -> None:
         super().__init__()
-        self._rate = rate
-        self._window = starts_of(rate)
+        rates = (rate,) if isinstance(rate, RateLimit) else rate or ()
+        self._rate = tightest(rates)
+        self._window = windows_of(rates)
 
     @property
     def learned_limit(self) -> int | None:
@@ -164,6 +170,12 @@ class Limiter(Gate):
         self._window, self._until = before._window, before._until  # noqa: SLF001  of the same kind
         if before._loop is not None and before._loop.is_closed():  # noqa: SLF001  the same
             self._window.abandon(asyncio.get_running_loop().time())
+
+    def believe(self, told: Iterable[Told]) -> None:
+        """See `Gate`."""
+        for each in told:
+            self._window = believing(self._window, each, asyncio.get_running_loop().time())
+        self._wake()
 
     def supply(self) -> Supply:
         """See `Gate`."""
@@ -192,7 +204,7 @@ class Limiter(Gate):
             self._settle_soon(partial(self._settle, ticket))
             return
         now = asyncio.get_running_loop().time()
-        pause = pause_after(self._rate, retry_after) if event is PermitEvent.THROTTLED else 0.0
+        pause = self._window.pause_of(retry_after) if event is PermitEvent.THROTTLED else 0.0
         self._window.settle(ticket, event, now, pause)
         if pause:
             self._close_gate(now + pause)

@@ -34,6 +34,7 @@ from typing import Final, Protocol
 
 import attrs
 
+from flux2_async._protocol.told_limits import Told
 from flux2_async.models import RateLimit
 
 CLOCK_MARGIN: Final = 1.001
@@ -133,6 +134,7 @@ class Starts(Protocol):
     def ready_at(self, now: float, ahead: int = 0) -> float: ...
     def supply(self, now: float, begin: float) -> Supply: ...
     def take(self, now: float) -> Ticket: ...
+    def pause_of(self, retry_after: float | None) -> float: ...
     def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None: ...
     def hold(self, until: float) -> None: ...
     def abandon(self, now: float) -> None: ...
@@ -152,6 +154,9 @@ class Unlimited:
     def take(self, now: float) -> Ticket:
         return Ticket(now)
 
+    def pause_of(self, retry_after: float | None) -> float:
+        return pause_after(None, retry_after)
+
     def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None:
         """Nothing to give back; the gate alone answers a 429."""
 
@@ -163,7 +168,7 @@ class Unlimited:
 
 
 def starts_of(rate: RateLimit | None) -> Starts:
-    """Give the window of a limit, or of none."""
+    """Give the window of a limit, or of none; of several see `windows`."""
     return Window(rate) if rate else Unlimited()
 
 
@@ -222,8 +227,41 @@ class Window:
         self._forget()
 
     @property
+    def rate(self) -> RateLimit:
+        """What it was given."""
+        return self._rate
+
+    @property
+    def out(self) -> int:
+        """Permits that are taken, or not back yet."""
+        return self._out
+
+    @property
     def learned_limit(self) -> int | None:
         return self._limit if self._limit < self._rate.limit else None
+
+    def pause_of(self, retry_after: float | None) -> float:
+        """Give the pause after a 429; see `pause_after`."""
+        return pause_after(self._rate, retry_after)
+
+    def believe(self, told: Told, now: float) -> None:
+        """Keep to what the service tells of its limit, where that is less; it is felt upwards again like a learned one.
+
+        What `remaining` leaves no room for is held until the reset: others use the account as well.
+        """
+        self._collect(now)
+        longer = told.seconds is None and told.reset is not None and told.reset > self._rate.period * CLOCK_MARGIN
+        if told.limit is not None and told.limit < self._limit and not longer:
+            self._limit = max(told.limit, 1)
+            self._burst = min(self._burst, self._limit)
+            self._passed = self._limit, self._burst
+            self._paced, self._rising, self._step = True, False, 1
+            self._patient_until = max(self._patient_until, now + PATIENCE * self._rate.period)
+        if told.remaining is not None:
+            until = now + min(self._rate.period if told.reset is None else told.reset, MAX_PAUSE) * CLOCK_MARGIN
+            for _ in range(self._limit - self._out - told.remaining):
+                self._out += 1
+                heapq.heappush(self._returns, (until, False))
 
     @property
     def _spacing(self) -> float:

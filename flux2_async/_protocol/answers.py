@@ -17,7 +17,8 @@ from flux2_async._protocol import lenient_json
 from flux2_async._protocol.codec import Reply, code_of, message_of
 from flux2_async._protocol.records import task_id_of
 from flux2_async._protocol.refusals import Proof, meaning_of, refusal, retry_after
-from flux2_async.errors import AmbiguousSubmitError, ApiError, TransportError
+from flux2_async._protocol.told_limits import Told, told_limits
+from flux2_async.errors import AmbiguousSubmitError, ApiError, RateLimitedError, TransportError
 from flux2_async.models import Request
 
 UNCLEAR: Final = (
@@ -49,10 +50,12 @@ class Accepted:
     Attributes:
         task_id: Its id.
         headers: Of the reply.
+        told: What it says of the account's limits.
     """
 
     task_id: str
     headers: Mapping[str, str] = attrs.field(repr=False)
+    told: tuple[Told, ...] = ()
 
 
 @attrs.frozen
@@ -62,10 +65,12 @@ class Refused:
     Attributes:
         error: Its words.
         headers: Of the reply.
+        told: What it says of the account's limits.
     """
 
     error: ApiError
     headers: Mapping[str, str] = attrs.field(repr=False)
+    told: tuple[Told, ...] = ()
 
 
 class Obstacle(Enum):
@@ -125,7 +130,7 @@ def judge(
     """
     echo = _Echo(sent)
     if task_id := find_task_id(reply.body, echo):
-        return Accepted(task_id, reply.headers)
+        return Accepted(task_id, reply.headers, told_limits(reply.headers, now))
     if broken_off is not None:
         return unclear(broken_off, request=request, ref=ref)
     code, message = _read(reply, echo)
@@ -140,7 +145,8 @@ def judge(
     words = message or "refused without a reason"
     known, foreign = (reply.status, True) if code is None else (code, False)
     error = refusal(known, words, reply.status, creating=True, foreign=foreign, retry_after=wait)
-    return Refused(error, reply.headers)
+    body = reply.body if isinstance(error, RateLimitedError) else b""
+    return Refused(error, reply.headers, told_limits(reply.headers, now, body))
 
 
 def confirm(refused: Refused, behind: bytes, *, sent: bytes, request: Request, ref: str) -> Refused | Unclear:

@@ -262,11 +262,12 @@ async def _opened(journal: str | os.PathLike[str] | Journal) -> AsyncIterator[Jo
 
 def _hold(flux: Flux2Session, start: Start) -> None:
     """Keep the last run's requests and this one's from meeting in one window of the service's limit."""
-    if flux.rate_limit is None:
+    if not flux.rate_limits:
         return
+    longest = max(rate.period for rate in flux.rate_limits)
     now = time.time()
     # A permit comes back a period after the answer, and two after a send that had none.
     for periods, moment in ((1, start.answered_at), (2, start.unclear_at)):
         if moment is not None:
-            whole = periods * flux.rate_limit.period * CLOCK_MARGIN
+            whole = periods * longest * CLOCK_MARGIN
             flux.pause(max(0.0, whole - max(0.0, now - moment)))

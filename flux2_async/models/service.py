@@ -107,12 +107,23 @@ def checked_user_agent(value: Any) -> str:
     return plain(value).strip()
 
 
-def _checked_limits(value: Any) -> tuple[RateLimit, ...]:
+def checked_limits(name: str, value: Any) -> tuple[RateLimit, ...]:
+    """Give one limit, several, or None for no limit, as several.
+
+    Raises:
+        ConfigurationError: They are none; the text says what is allowed.
+    """
+    if value is None:
+        return ()
     several = (value,) if isinstance(value, RateLimit) else value
     limits: tuple[Any, ...] = tuple(several) if isinstance(several, Iterable) else (None,)
     if not all(isinstance(limit, RateLimit) for limit in limits):
-        raise ConfigurationError("Service.limits: it must be a list of RateLimit(tasks, seconds), empty for no limit")
+        raise ConfigurationError(f"{name}: it must be RateLimit(tasks, seconds), or a list of them")
     return limits
+
+
+def _limits(value: Any) -> tuple[RateLimit, ...]:
+    return checked_limits("Service.limits", value)
 
 
 def _number(value: float) -> float:
@@ -188,7 +199,7 @@ class Service:
         default=None, validator=_matches(_TOKEN, "the name of a header, or None", none=True)
     )
     idempotency_period: float = attrs.field(default=86400.0, converter=_number, validator=finite())
-    limits: tuple[RateLimit, ...] = attrs.field(default=(RateLimit(20, 10.0),), converter=_checked_limits)
+    limits: tuple[RateLimit, ...] = attrs.field(default=(RateLimit(20, 10.0),), converter=_limits)
     max_running: int | None = attrs.field(default=100, converter=_whole_or_none, validator=_check_whole)
     max_image_bytes: int = attrs.field(default=10_000_000, converter=_whole, validator=_check_whole)
     key_variable: str | None = attrs.field(

@@ -16,7 +16,7 @@ import aiohttp
 
 from flux2_async._http.credentials import Secret
 from flux2_async.errors import ConfigurationError, InvalidRequestError
-from flux2_async.models import Callbacks, Polling, RateLimit, Request, Timeouts
+from flux2_async.models import Callbacks, Polling, Request, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.requests import REQUESTS
 from flux2_async.models.service import Service, name_taken, wrong_header
@@ -27,7 +27,7 @@ def check_settings(**settings: object) -> None:
     """Check the kinds of settings that check themselves when made, and what they mean together."""
     kinds: dict[str, tuple[Any, str]] = {
         "service": (Service, "a Service such as KIE, or None"),
-        "rate_limit": (RateLimit, "RateLimit(20, 10.0) or None"),
+        "rate_limits": (tuple, "a list of RateLimit(20, 10.0)"),
         "polling": (Polling, "Polling(...)"),
         "callbacks": (Callbacks, "Callbacks(...) or None"),
         "coordination": (type(None), "HostCoordination(), RedisCoordination(...), PostgresCoordination(...) or None"),
@@ -44,6 +44,12 @@ def check_settings(**settings: object) -> None:
         kind, allowed = kinds[name]
         if not isinstance(value, kind) and not (value is None and allowed.endswith("None")):
             raise ConfigurationError(f"{name}: {type(value).__name__} given, it must be {allowed}")
+    limits: Any = settings.get("rate_limits")
+    if settings.get("coordination") is not None and len(limits) > 1:
+        raise ConfigurationError(
+            f"rate_limit: {len(limits)} limits at once given with coordination, whose shared state keeps to one; give "
+            "the one that allows the fewest in the long run, such as rate_limit=RateLimit(100, 60.0)"
+        )
     callbacks = settings.get("callbacks")
     if settings.get("coordination") is not None and isinstance(callbacks, Callbacks) and callbacks.secret is None:
         raise ConfigurationError(

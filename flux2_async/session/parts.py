@@ -17,6 +17,7 @@ from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Gate, Limiter
 from flux2_async._limiter.slots import Slots
+from flux2_async._limiter.windows import tightest
 from flux2_async.models import (
     Polling,
     RateLimit,
@@ -50,7 +51,7 @@ LEASE_SLACK: Final = 5.0
 class Options:
     """What a session was given and is open with, checked; see `Flux2Session`, where a None means what it means here."""
 
-    rate_limit: RateLimit | None
+    rate_limits: tuple[RateLimit, ...]
     max_running: int | None
     max_running_per_group: int | None
     budgets: "Budgets | None"
@@ -61,6 +62,11 @@ class Options:
     connector: ConnectorFactory | None
     timeouts: Timeouts
     private_downloads: bool
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """Of several limits the one that allows the fewest in the long run."""
+        return tightest(self.rate_limits)
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -117,7 +123,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     watcher = Watcher(api, slots, schedules, options.polling, observers)
     keys, task_ids = (Keys(), TaskIds()) if before is None else (before.keys, before.task_ids)
     sharing = None if options.coordination is None else _share(options.coordination, account, options, api, watcher)
-    limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limit, before)
+    limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limits, before)
     limiter.follow(slots)
     if options.budgets is not None:
         options.budgets.begin(sharing)
@@ -197,8 +203,8 @@ def statistics_of(parts: Parts, steps: Mapping[SubmissionEvent, int]) -> Session
     )
 
 
-def _limiter(rate_limit: RateLimit | None, before: Parts | None) -> Limiter:
-    limiter = Limiter(rate_limit)
+def _limiter(rate_limits: tuple[RateLimit, ...], before: Parts | None) -> Limiter:
+    limiter = Limiter(rate_limits)
     if before is not None and isinstance(before.limiter, Limiter):
         limiter.take_over(before.limiter)
     return limiter

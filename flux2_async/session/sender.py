@@ -282,6 +282,7 @@ class Sender:
                 if event is SubmissionEvent.THROTTLED:
                     self._transitions.throttled(submission, error)
                 self._transitions.settle_permit(submission, event, error)
+                self._believe(answer)
             if isinstance(answer, Accepted | Refused):
                 self._reached(submission)
             else:
@@ -436,6 +437,10 @@ class Sender:
             submission.patience.waited += self._loop.time() - begun
         return post.confirm(refused)
 
+    def _believe(self, answer: Answer) -> None:
+        if isinstance(answer, Accepted | Refused) and answer.told:
+            self._limiter.believe(answer.told)
+
     def _goes_on(self, submission: Submission) -> bool:
         """Whether anybody is left to wait for another try, or to send it."""
         wanted = submission.asked.steps is None or submission.asked.steps.wanted()
@@ -478,6 +483,7 @@ class Sender:
         """Take an answer: the limit first, then the journal, then all others."""
         event, error = _meaning_of(answer)
         self._transitions.settle_permit(submission, event, error)
+        self._believe(answer)
         submission.announced = event is SubmissionEvent.LEASE_ENDED
         if told and submission.asked.steps is not None and event is not SubmissionEvent.UNCLEAR:
             task_id = answer.task_id if isinstance(answer, Accepted) else None

@@ -28,7 +28,7 @@ from flux2_async.models import (
     UploadedFile,
 )
 from flux2_async.models.plain import is_whole, plain
-from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_user_agent, name_taken
+from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_limits, checked_user_agent, name_taken
 from flux2_async.session.arguments import (
     asked_for,
     check_count,
@@ -83,8 +83,9 @@ class Flux2Session:
         headers: Sent with every call to the service, besides those of `service`, which they outrank; never with
             downloads from other hosts, and in no `repr`. Authorization is not among them. None: none.
         user_agent: Words of yours behind ours in User-Agent, such as `my-shop/1.4`. None: none.
-        rate_limit: At most so many new tasks per period. None: no limit of our own; a 429 still pauses every
-            submission. `"service"`: what the service allows (Apikley's upstream documents 20 in 10 s).
+        rate_limit: At most so many new tasks per period; of several, such as per second and per minute, all hold, and
+            what the service tells of its limits is believed where it is less. None: no limit of our own; a 429 still
+            pauses every submission. `"service"`: what the service allows (Apikley's upstream documents 20 in 10 s).
         max_running: Tasks that may be unfinished at once. None: no bound. `"service"`: what the service allows
             (upstream: "typically 100+").
         max_running_per_group: Of which one `group` may have so many at once; one that has them waits, and holds up no
@@ -123,7 +124,7 @@ class Flux2Session:
         service: Service | None = None,
         headers: Mapping[str, str] | None = None,
         user_agent: str | None = None,
-        rate_limit: RateLimit | Literal["service"] | None = "service",
+        rate_limit: RateLimit | Iterable[RateLimit] | Literal["service"] | None = "service",
         max_running: int | Literal["service"] | None = "service",
         max_running_per_group: int | None = None,
         polling: Polling = Polling(),  # noqa: B008  frozen
@@ -141,10 +142,10 @@ class Flux2Session:
         del api_key
         check_settings(service=service)
         self._service = service or APIKLEY
-        limit = next(iter(self._service.limits), None) if rate_limit == "service" else rate_limit
+        limits = self._service.limits if rate_limit == "service" else checked_limits("rate_limit", rate_limit)
         running = self._service.max_running if max_running == "service" else max_running
         check_settings(
-            rate_limit=limit,
+            rate_limits=limits,
             polling=polling,
             callbacks=callbacks,
             coordination=coordination,
@@ -159,7 +160,7 @@ class Flux2Session:
         if taken := name_taken(self._service, self._headers.reveal()):
             raise ConfigurationError(taken)
         self._options = Options(
-            rate_limit=limit,
+            rate_limits=limits,
             max_running=check_count("max_running", running),
             max_running_per_group=check_count("max_running_per_group", max_running_per_group),
             polling=polling,
@@ -645,8 +646,13 @@ class Flux2Session:
 
     @property
     def rate_limit(self) -> RateLimit | None:
-        """What the session keeps to."""
+        """What the session keeps to; of several the one that allows the fewest in the long run."""
         return self._options.rate_limit
+
+    @property
+    def rate_limits(self) -> tuple[RateLimit, ...]:
+        """All that the session keeps to."""
+        return self._options.rate_limits
 
     @property
     def max_running(self) -> int | None:

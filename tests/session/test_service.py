@@ -147,7 +147,7 @@ def test_one_address(argument: str) -> None:
         ({"headers": {"X-A": f"{SECRET}\r\nX-B: 1"}}, "the value of X-A must be text of Latin letters"),
         ({"headers": {"X-A": SECRET, "x-a": SECRET}}, "headers: x-a given twice"),
         ({"headers": [SECRET]}, "headers: list given"),
-        ({"limits": (20, 10.0)}, r"Service\.limits: it must be a list of RateLimit"),
+        ({"limits": (20, 10.0)}, r"Service\.limits: it must be RateLimit"),
         ({"limits": 20}, r"Service\.limits"),
         ({"max_running": 0}, r"Service\.max_running: 0 given, it must be a whole number above 0, or None"),
         ({"max_image_bytes": None}, r"Service\.max_image_bytes: None given, it must be a whole number above 0$"),

@@ -1,0 +1,151 @@
+"""Several limits at once: none of them is ever passed, a 429 is blamed on one, and what a service tells is believed."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+from emulated import emulated
+from hypothesis import given
+from hypothesis import strategies as st
+from raw_server import answer, raw_server
+
+from flux2_async import Flux2Session, RateLimit, TextToImage
+from flux2_async._limiter.limiter import Limiter
+from flux2_async._limiter.window import Window
+from flux2_async._limiter.windows import Windows, believing, tightest, windows_of
+from flux2_async._protocol.told_limits import Told
+from flux2_async.coordination import HostCoordination
+from flux2_async.errors import ConfigurationError, RateLimitedError
+
+SECOND, MINUTE = RateLimit(5, 1.0), RateLimit(30, 60.0)
+RATES = st.builds(RateLimit, st.integers(1, 6), st.floats(0.5, 30.0))
+
+
+def most_within(times: Sequence[float], period: float) -> int:
+    return max((sum(start <= time < start + period for time in times) for start in times), default=0)
+
+
+@given(st.lists(RATES, min_size=1, max_size=3), st.integers(0, 9999))
+async def test_no_limit_is_passed(rates: list[RateLimit], seed: int) -> None:
+    """Whatever the limits and the delays, no period of any of them holds more counts than it allows."""
+    luck, counted = random.Random(seed), list[float]()
+    limiter, loop = Limiter(rates), asyncio.get_running_loop()
+
+    async def send() -> None:
+        permit = await limiter.acquire()
+        await asyncio.sleep(luck.uniform(0.0, 2.0))
+        match luck.choice(["answered", "answered", "unclear", "never"]):
+            case "never":
+                permit.never_sent()
+                return
+            case "answered":
+                counted.append(loop.time())
+                await asyncio.sleep(luck.uniform(0.0, 2.0))
+                permit.answered()
+            case _:
+                counted.append(loop.time())
+                permit.unclear()
+
+    await asyncio.gather(*(send() for _ in range(15)))
+    for rate in rates:
+        assert most_within(counted, rate.period) <= rate.limit
+
+
+async def test_all_that_is_allowed_is_used() -> None:
+    """The second's limit makes the pace, and the minute's ends it; nothing is lost between them."""
+    limiter, loop, times = Limiter([SECOND, MINUTE]), asyncio.get_running_loop(), list[float]()
+    for _ in range(40):
+        permit = await limiter.acquire()
+        times.append(loop.time() - 1000.0)
+        permit.answered()
+    assert times[4] == 0.0
+    assert 1.0 <= times[5] < 1.1
+    assert 5.0 <= times[29] < 5.1
+    assert 60.0 <= times[30] < 60.1
+
+
+def test_of_several_the_tightest_speaks() -> None:
+    """One limit is a window as before, none is none, and the property of the session names the tightest."""
+    assert isinstance(windows_of([SECOND]), Window)
+    assert windows_of([]).learned_limit is None
+    assert tightest([SECOND, MINUTE]) is MINUTE
+    flux = Flux2Session("k", rate_limit=[SECOND, MINUTE])
+    assert (flux.rate_limit, flux.rate_limits) == (MINUTE, (SECOND, MINUTE))
+    assert Flux2Session("k", rate_limit=[]).rate_limit is None
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause", "learned"), [(0.5, 1.0, None), (40.0, 40.0, 9), (None, 60.0, 9), (90.0, 90.0, 9)]
+)
+async def test_a_429_is_blamed_on_one(retry_after: float | None, pause: float, learned: int | None) -> None:
+    """The pause tells whose it is, else the fullest: that one learns, the others keep their limits."""
+    limiter, loop = Limiter([SECOND, RateLimit(10, 60.0)]), asyncio.get_running_loop()
+    for _ in range(9):
+        (await limiter.acquire()).answered()
+    (await limiter.acquire()).throttled(retry_after)
+    assert limiter.paused_until == pytest.approx(loop.time() + pause)
+    assert limiter.learned_limit == learned
+
+
+def test_what_is_told_is_believed_downwards() -> None:
+    """A lower limit counts at once, a higher one never; one that nobody knew of is kept to as well."""
+    window = Window(RateLimit(20, 10.0))
+    assert believing(window, Told(limit=50), 0.0) is window
+    assert window.learned_limit is None
+    believing(window, Told(limit=8, reset=3.0), 0.0)
+    assert window.learned_limit == 8
+    believing(window, Told(limit=2, reset=3600.0), 0.0)
+    assert window.learned_limit == 8
+    believing(window, Told(limit=6, seconds=10.0), 0.0)
+    assert window.learned_limit == 6
+
+    both = believing(window, Told(limit=100, seconds=3600.0), 0.0)
+    assert isinstance(both, Windows)
+    assert [each.rate for each in both.windows] == [RateLimit(20, 10.0), RateLimit(100, 3600.0)]
+    assert believing(both, Told(limit=7), 0.0) is both
+
+
+def test_what_others_have_used_is_left_to_them() -> None:
+    """`remaining` holds what it leaves no room for until the reset; told again, it holds nothing twice."""
+    window = Window(RateLimit(20, 10.0))
+    for _ in range(3):
+        believing(window, Told(remaining=2, reset=4.0), 0.0)
+    assert [window.ready_at(0.0, ahead) for ahead in (0, 1)] == [0.0, 0.0]
+    assert window.ready_at(0.0, 2) == pytest.approx(4.0, abs=0.01)
+    assert window.ready_at(5.0, 19) == 5.0
+
+
+async def test_a_session_keeps_to_all_of_them() -> None:
+    """Over real sockets the service counts no more in any period than each limit allows."""
+    async with emulated(rate_limit=[RateLimit(3, 1.0), RateLimit(7, 20.0)]) as (flux, emulator):
+        await asyncio.gather(*(flux.submit(TextToImage(f"number {n}")) for n in range(16)))
+    assert emulator.ledger.max_in_window(1.0) == 3
+    assert emulator.ledger.max_in_window(20.0) == 7
+
+
+REFUSED = {"code": 429, "msg": "slow", "data": {"retryAfter": 2, "limit": 3, "tier": "free", "windowSeconds": 60}}
+
+
+async def test_a_session_believes_answers() -> None:
+    """Headers of an acceptance, and the body of a refusal, lower the limit at once."""
+    accepted = {"code": 200, "msg": "success", "data": {"taskId": "t-1"}}
+    told = "X-RateLimit-Limit: 5\r\nX-RateLimit-Remaining: 0\r\nX-RateLimit-Reset: 7\r\n"
+    async with raw_server([answer(200, accepted, told)]) as server:
+        async with Flux2Session("k", base_url=server.url, rate_limit=RateLimit(20, 10.0)) as flux:
+            await flux.submit(TextToImage("a red kettle"))
+            assert flux.statistics().learned_limit == 5
+            with pytest.raises(RateLimitedError) as caught:
+                await flux.submit(TextToImage("a red kettle"), max_wait=0.0)
+            assert caught.value.retry_after == pytest.approx(7.0, abs=0.1)
+    async with raw_server([answer(429, REFUSED)]) as server:
+        async with Flux2Session("k", base_url=server.url, rate_limit=RateLimit(20, 60.0)) as flux:
+            with pytest.raises(RateLimitedError):
+                await flux.submit(TextToImage("a red kettle"), max_wait=0.0)
+            assert flux.statistics().learned_limit == 3
+
+
+def test_with_others_one_limit_alone(tmp_path: object) -> None:
+    """Several limits with coordination are refused, with the one to give."""
+    with pytest.raises(ConfigurationError, match=r"rate_limit: 2 limits at once given with coordination.*RateLimit\("):
+        Flux2Session("k", rate_limit=[SECOND, MINUTE], coordination=HostCoordination(f"{tmp_path}/x.db"))

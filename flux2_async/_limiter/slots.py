@@ -39,7 +39,7 @@ class Slots(Turnstile[None]):
         self.on_room: Callable[[], None] = _nobody
         self._of_group: Counter[str | None] = Counter()
         # Whose holders wait for a permit, and how many of all are there beyond `max_running` because of that.
-        self._early: Counter[str | None] = Counter()
+        self._early: dict[str | None, int] = {}
         self._all_early = 0
         self._ahead = 0
 
@@ -85,7 +85,8 @@ class Slots(Turnstile[None]):
     def borrow(self, group: str | None = None) -> None:
         """Take a slot at once, also above `max_running`: the task exists already."""
         self.borrowed += 1
-        self._of_group[group] += 1
+        if self._per_group is not None:
+            self._of_group[group] += 1
 
     def release(self, group: str | None = None, *, early: bool = False) -> None:
         """Give a slot back; `early`: by one who waits for a permit.
@@ -96,30 +97,34 @@ class Slots(Turnstile[None]):
         if not self.borrowed:
             raise ValueError("a slot was released that nobody had borrowed")
         self.borrowed -= 1
-        self._of_group[group] -= 1
         if early:
             self._count_early(group, -1)
-        if not self._of_group[group]:
-            del self._of_group[group]
         if self._ahead:
             self._ahead -= 1
             self.on_room()
         if self._per_group is not None:
+            self._of_group[group] -= 1
+            if not self._of_group[group]:
+                del self._of_group[group]
             self._waiters.let_in(group)
         self._wake()
 
     def _is_passed(self, group: str | None) -> bool:
         """Whether no slot is free, and fewer of a group wait for permits than of others on average."""
-        most, early = self._max_running, self._early[group]
+        most = self._max_running
+        if most is None or self.borrowed < most:
+            return False
+        early = self._early.get(group, 0)
         # Who has nobody there is let ahead also where those who have somebody have used up what is for them.
-        if most is None or self.borrowed < most or self._ahead >= (most if early else 2 * most):
+        if self._ahead >= (most if early else 2 * most):
             return False
         return early * len(self._early) < self._all_early and not self._is_kept_back(group)
 
     def _count_early(self, group: str | None, one: int) -> None:
         self._all_early += one
-        self._early[group] += one
-        if not self._early[group]:
+        if count := self._early.get(group, 0) + one:
+            self._early[group] = count
+        else:
             del self._early[group]
 
     def _ready_at(self, now: float, /) -> float:

@@ -77,6 +77,15 @@ class Batch:
         """How far it is; None until the input is taken."""
         return self._scheduler.state.progress() if self._scheduler is not None else None
 
+    def remaining(self) -> float | None:
+        """Tell how many seconds it takes until all requests have ended, see `Flux2Session.remaining`; None: unknown."""
+        progress = self.progress
+        if progress is None:
+            return None
+        figures = self._flux.statistics()
+        left = progress.queued + progress.sending + progress.running - figures.running - figures.waiting
+        return self._flux.remaining(max(left, 0), max_running=self._options.max_running)
+
     def stop(self, *, now: bool = False) -> None:
         """Send nothing more; the iteration ends when what is at the service has come to its end.
 

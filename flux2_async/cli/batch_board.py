@@ -1,5 +1,6 @@
 """Progress of a batch: a board redrawn in place on a terminal, a line now and then elsewhere."""
 
+import math
 import time
 from collections import deque
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ from flux2_async.session.session import Flux2Session
 EVERY: Final = 10.0
 # The speed is that of the last minutes: a batch has slow and fast hours.
 WINDOW: Final = 120.0
+# Seconds between two questions how long it still takes: the answer costs some milliseconds.
+ASKED_EVERY: Final = 1.0
 ERRORS: Final = 3
 ERROR_LINES: Final = 20
 WIDE: Final = 100
@@ -47,6 +50,8 @@ class BatchBoard(LiveBoard):
         self._errors: deque[str] = deque(maxlen=ERRORS)
         self._error_count = 0
         self._pricing: set[str] = set()
+        self._asked_at = -math.inf
+        self._expected: float | None = None
         super().__init__(screen)
 
     def tell(self, outcome: Outcome) -> None:
@@ -109,8 +114,17 @@ class BatchBoard(LiveBoard):
             speed = len(self._ended) / passed
             left = progress.queued + progress.sending + progress.running
             parts.append(f"{speed * 60:.0f} requests a minute")
-            parts += [f"about {_span(left / speed)} for the {left} that are left"] if left and not self.stopping else []
+            if left and not self.stopping:
+                seconds = self._remaining(now)
+                span = _span(left / speed if seconds is None else seconds)
+                parts.append(f"about {span} for the {left} that are left")
         return parts
+
+    def _remaining(self, now: float) -> float | None:
+        """What the session expects; where nobody knows, the speed of the last minutes has to do."""
+        if now >= self._asked_at + ASKED_EVERY:
+            self._asked_at, self._expected = now, self._batch.remaining()
+        return None if self._expected is None else max(self._expected - (now - self._asked_at), 0.0)
 
     def __rich__(self) -> RenderableType:
         progress = self._batch.progress

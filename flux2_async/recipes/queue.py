@@ -13,7 +13,6 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import make_asgi_app
 
 from flux2_async import Flux2Session, SubmissionHandle, TextToImage, errors
-from flux2_async.models.prices import documented_price
 from flux2_async.telemetry import Telemetry
 
 flux = Flux2Session(observers=[Telemetry(meter_provider=MeterProvider([PrometheusMetricReader()]))])
@@ -61,7 +60,7 @@ async def events(handle: SubmissionHandle) -> AsyncIterator[str]:
             "state": handle.state if task is None else task.state,
             "position": handle.position,
             "expected_end": None if left is None else str(datetime.now(UTC) + timedelta(seconds=left)),
-            "credits": documented_price(handle.request.model, handle.request.resolution),
+            "credits": flux.estimate(handle.request).credits,
             "urls": task.record.result_urls if task and task.record else [],
             "error": handle.error and str(handle.error),
         }

@@ -11,7 +11,7 @@ from flux2_async.tasks.durations import Durations
 # So many starts are played; what comes after them goes on as their second half did.
 PLAYED: Final = 1000
 # Of durations the middle part: the last one of a hundred is too uncertain to be told as a time.
-MIDDLE: Final = 0.9
+MIDDLE: Final = 0.92
 # The golden section: what is taken in such steps is spread evenly, wherever it is stopped.
 STEP: Final = 0.6180339887498949
 
@@ -25,6 +25,7 @@ class Forecast:
         now: The time.
         running: What runs: how long its kind takes, and its age.
         places: How many may run at once, maybe infinity.
+        lag: Seconds from the end of a task until it is known, on average.
         durations: How long those that wait take, in turns; at least one where some wait.
     """
 
@@ -36,6 +37,7 @@ class Forecast:
         now: float,
         running: Iterable[tuple[Durations, float]],
         places: float,
+        lag: float,
         durations: Sequence[Durations],
     ) -> None:
         self._now = now
@@ -43,7 +45,8 @@ class Forecast:
         self._share = 0.5
         # The oldest first, so that each age has some of all durations.
         self._ends = [
-            now + kind.quantile(self._next_share(), age) - age for kind, age in sorted(running, key=lambda one: -one[1])
+            now + kind.quantile(self._next_share(), age) - age + lag
+            for kind, age in sorted(running, key=lambda one: -one[1])
         ]
         heapq.heapify(self._ends)
         self._starts: list[float] = []
@@ -53,7 +56,7 @@ class Forecast:
             while len(self._ends) >= places:
                 start = max(start, heapq.heappop(self._ends))
             self._starts.append(start)
-            heapq.heappush(self._ends, start + kind.quantile(self._next_share()))
+            heapq.heappush(self._ends, start + kind.quantile(self._next_share()) + lag)
 
     @property
     def start(self) -> float:

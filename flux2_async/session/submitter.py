@@ -220,6 +220,7 @@ class Submitter:
             now=self._loop.time(),
             running=running,
             places=min(places, most),
+            lag=self._watcher.lag,
             durations=durations or [kind for kind, _ in running] or self._watcher.all_durations(),
         )
 

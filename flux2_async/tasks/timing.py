@@ -23,6 +23,8 @@ LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 # Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
 OLD: Final = 120.0
 OLDER: Final = 1.5
+# Of so many tasks the average lag is known.
+REMEMBERED_LAGS: Final = 10
 
 
 # Nothing refers weakly to it, and there may be many.
@@ -76,7 +78,11 @@ class Watched:
 
 
 class Timing:
-    """Brings tasks and schedules together."""
+    """Brings tasks and schedules together.
+
+    Attributes:
+        lag: Seconds from the end of a task until it was seen, on average of the last ones.
+    """
 
     def __init__(self, schedules: Schedules) -> None:
         self._schedules = schedules
@@ -84,6 +90,7 @@ class Timing:
         # Loop time at the epoch of the service's clock, or None before a task that was created here was seen.
         self._epoch: float | None = None
         self._longest = 0.0
+        self.lag = 0.0
 
     def begin(self, task: ImageTask, schedule: Schedule | None, now: float) -> Watched:
         """Give the state of a task that was created just now, or, without a schedule, nobody knows when."""
@@ -179,6 +186,7 @@ class Timing:
         # Its stamps are exact, but by another clock; by ours it ended between two looks.
         ended = (before + seen) / 2 if duration is None else min(max(duration, before), seen)
         self._longest = max(self._longest, ended)
+        self.lag += (seen - ended - self.lag) / REMEMBERED_LAGS
         watched.schedule.ended(before, ended)
 
     def _date(self, watched: Watched, record: TaskRecord) -> float | None:

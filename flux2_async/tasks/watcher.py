@@ -132,6 +132,11 @@ class Watcher:
         """Give how long tasks of a request's kind take, as far as is known."""
         return self._timing.durations(request)
 
+    @property
+    def lag(self) -> float:
+        """Seconds from the end of a task until it is known, on average of the last ones."""
+        return self._timing.lag
+
     def all_durations(self) -> "list[Durations]":
         """Give that of all kinds of which something is known, else what is documented."""
         return self._timing.all_durations()

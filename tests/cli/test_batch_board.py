@@ -31,8 +31,13 @@ class Shown:
     progress: Progress | None = PROGRESS
     figures: SessionStatistics = STATISTICS
 
+    left: float | None = None
+
     def statistics(self) -> SessionStatistics:
         return self.figures
+
+    def remaining(self) -> float | None:
+        return self.left
 
 
 def board(shown: Shown, width: int = 80) -> BatchBoard:
@@ -99,7 +104,7 @@ def test_before_the_first_request() -> None:
 
 
 def test_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The speed is that of the last two minutes, and the time left goes by it."""
+    """The speed is that of the last two minutes, and where the session knows nothing the time left goes by it."""
     now = 100.0
     monkeypatch.setattr("flux2_async.cli.batch_board.time.monotonic", lambda: now)
     shown = board(Shown())
@@ -114,6 +119,24 @@ def test_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn(shown)[2] == "1078 credits, 6 requests a minute, about 37 min for the 220 that are left"
     now += 119.5
     assert drawn(shown)[2] == "1078 credits, 0 requests a minute, about 7.3 h for the 220 that are left"
+
+
+def test_time_left_by_what_the_session_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked once a second, and counts down in between."""
+    now = 100.0
+    monkeypatch.setattr("flux2_async.cli.batch_board.time.monotonic", lambda: now)
+    session = Shown(left=421.0)
+    shown = board(session)
+    now += 10.0
+    shown.tell(outcome())
+    assert drawn(shown)[2] == "1078 credits, 6 requests a minute, about 7 min for the 220 that are left"
+    session.left = 50.0
+    now += 0.9
+    assert drawn(shown)[2].endswith("about 7 min for the 220 that are left")
+    now += 0.1
+    assert drawn(shown)[2].endswith("about 50 s for the 220 that are left")
+    now += 0.5
+    assert drawn(shown)[2].endswith("about 50 s for the 220 that are left")
 
 
 def test_elsewhere_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

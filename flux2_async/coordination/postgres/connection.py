@@ -34,7 +34,7 @@ WHO: Final = sql.SQL("SELECT pg_backend_pid()")
 # A notification is a commit that would wait for the disk as others do.
 NOTIFY: Final = b"SELECT pg_notify(%s, unnest(%s::text[])), set_config('synchronous_commit', 'off', true)"
 # What the rules rely on, whatever server, database or user have for it: each statement sees what others have written,
-# none waits long for a lock, and who is silent is not thrown out.
+# none waits for a lock until this side ends the connection, and who is silent is not thrown out.
 SETTINGS: Final = sql.SQL("""
 SELECT set_config(name, ours.value, false) FROM pg_settings JOIN (VALUES
     ('default_transaction_isolation', 'read committed'), ('idle_session_timeout', '0'), ('statement_timeout', %s)
@@ -106,8 +106,8 @@ class PostgresConnection:
         if self._questions:
             if self._connecting is not None:
                 self._connecting.reschedule(0.0)
-            for connection in self._opened:
-                _shut_down(connection)
+            for connection in tuple(self._opened):
+                self._cut(connection)
             await asyncio.wait(self._questions, timeout=0.2)
         self._lose()
 
@@ -136,7 +136,7 @@ class PostgresConnection:
         connection.add_notify_handler(lambda notify: self._hear(notify.payload))
         try:
             await self._check_for_poolers(connection)
-            await self._execute(connection, SETTINGS, (str(round(1000 * self._timeout)),))
+            await self._execute(connection, SETTINGS, (str(round(800 * self._timeout)),))
             await self._execute(connection, sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
         except BaseException:
             self._finish(connection)
@@ -156,6 +156,16 @@ class PostgresConnection:
             self._connecting = None
         self._opened.add(connection)
         return connection
+
+    def _cut(self, connection: Connection) -> None:
+        """End one of which something is awaited; its file stays open until then, since its number is still in use."""
+        self._opened.discard(connection)
+        with suppress(OSError, psycopg.Error):
+            end = socket.socket(fileno=connection.fileno())
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            finally:
+                end.detach()
 
     def _finish(self, connection: Connection) -> None:
         self._opened.discard(connection)
@@ -185,7 +195,7 @@ class PostgresConnection:
         self, connection: Connection, statement: Statement, values: Sequence[object] | None = None
     ) -> list[Row]:
         loop = asyncio.get_running_loop()
-        cut = loop.call_later(self._timeout, _shut_down, connection)
+        cut = loop.call_later(self._timeout, self._cut, connection)
         try:
             cursor = await connection.execute(statement, values)
             while cursor.nextset():
@@ -202,6 +212,10 @@ class PostgresConnection:
         """Hear what has come, and what will come while nothing is asked."""
         connection = self._connection
         if connection is None:
+            return
+        if connection not in self._opened:
+            # It was cut, perhaps in the moment of an answer.
+            self._lose()
             return
         try:
             while (notify := connection.pgconn.notifies()) is not None:
@@ -256,13 +270,3 @@ class PostgresConnection:
         if not question.cancelled():
             # Who asked may have gone.
             question.exception()
-
-
-def _shut_down(connection: Connection) -> None:
-    """End a connection of which something is awaited; its file stays open, since its number is still in use."""
-    with suppress(OSError, psycopg.Error):
-        end = socket.socket(fileno=connection.fileno())
-        try:
-            end.shutdown(socket.SHUT_RDWR)
-        finally:
-            end.detach()

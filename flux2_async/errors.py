@@ -30,6 +30,7 @@ Each carries its facts as attributes, can be pickled, and holds neither a secret
 stands on it as well: `transient`, `meets_every_request`, `link_expired`.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, Self
 
 from flux2_async._shown.text import printable
@@ -157,14 +158,14 @@ class BudgetExceededError(Flux2Error):
         whose = "" if budget.group is None else f" of group {group!r}"
         window = "" if budget.per is None else f" per {budget.per:g} s"
         if retry_after is not None:
-            advice = f"enough is free again in {retry_after:.3g} s"
+            advice = f"Enough is free again in {math.ceil(retry_after)} s"
         elif reserved > 0:
-            advice = "wait for what is reserved to end, or raise the budget"
+            advice = "Wait for what is reserved to end, or raise the budget"
         else:
-            advice = "raise the budget to go on"
+            advice = "Raise the budget to go on"
         super().__init__(
             f"the budget{whose} is {budget.credits:g} credits{window}: {spent:g} are spent, {reserved:g} reserved, and "
-            f"this picture counts with {price:g}; nothing was sent, and {advice}"
+            f"this picture counts with {price:g}, so nothing was sent. {advice}"
         )
         self.budget, self.group = budget, group
         self.spent, self.reserved, self.price, self.retry_after = spent, reserved, price, retry_after

@@ -7,6 +7,7 @@ ended. With other processes every amount is told as what this one has in all, so
 import asyncio
 import hashlib
 import secrets
+from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Ledgers of groups that have nothing to tell are looked for when there are twice as many as the last time.
 FEW: Final = 64
+# Of more than these the oldest stay reserved, whatever is told of them.
+MAX_UNCLEAR: Final = 4096
 
 Held = tuple[tuple[Budget, Ledger, Reservation], ...]
 
@@ -45,6 +48,7 @@ class Budgets:
         # Until it is known what they cost.
         self._held: dict[Submission, Held] = {}
         self._tasks: dict[str, Submission] = {}
+        self._unclear: deque[Submission] = deque()
         self._sharing: Sharing | None = None
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,6 +101,9 @@ class Budgets:
         if submission.state is SubmissionState.UNKNOWN:
             self._tasks = {task_id: each for task_id, each in self._tasks.items() if each is not submission}
             self._doubt(held)
+            self._unclear.append(submission)
+            if len(self._unclear) > MAX_UNCLEAR and (oldest := self._unclear.popleft()).state is submission.state:
+                self._held.pop(oldest, None)
         elif task is not None and (event is SubmissionEvent.ACCEPTED or held[0][2].state == "unclear"):
             self._tasks[task.id] = submission
             if task.done():

@@ -4,7 +4,7 @@ A service of the same shape, or one more thing that an answer tells, is a change
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import aiohttp
@@ -15,6 +15,7 @@ from flux2_async._http.post import Post
 from flux2_async._http.transport import Transport
 from flux2_async._protocol.answers import judge
 from flux2_async._protocol.codec import decode_credits, decode_download_url, decode_record, decode_upload
+from flux2_async.errors import ProtocolError
 from flux2_async.models import Request, TaskRecord, UploadedFile
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ RECORD_INFO: Final = Call("GET", "/jobs/recordInfo", decode_record)
 CREDITS: Final = Call("GET", "/chat/credit", decode_credits)
 DOWNLOAD_URL: Final = Call("POST", "/common/download-url", decode_download_url)
 UPLOAD: Final = Call("POST", "/api/file-stream-upload", decode_upload)
+URL_UPLOAD: Final = Call("POST", "/api/file-url-upload", decode_upload)
 
 
 class Api:
@@ -113,3 +115,17 @@ class Api:
             ApiError, TransportError, ProtocolError: As `record` does.
         """
         return UPLOAD.meaning(await self._transport.upload(UPLOAD.path, form), size=size, mime_type=mime_type)
+
+    async def upload_address(self, fields: Mapping[str, str]) -> UploadedFile:
+        """Ask the service to fetch a file, with `fileUrl`, `uploadPath` and perhaps `fileName`.
+
+        Raises:
+            ApiError, TransportError, ProtocolError: As `record` does.
+        """
+        reply = await self._transport.upload(URL_UPLOAD.path, json.dumps(fields).encode())
+        file = URL_UPLOAD.meaning(reply)
+        if file.url == fields["fileUrl"]:
+            raise ProtocolError(
+                "data: no address but the one that was given; upload it again", http_status=reply.status
+            )
+        return file

@@ -157,18 +157,18 @@ class Transport:
             params=params,
         )
 
-    async def upload(self, path: str, form: aiohttp.FormData) -> Reply:
-        """Send one file to the stream upload.
+    async def upload(self, path: str, content: aiohttp.FormData | bytes) -> Reply:
+        """Send one file as a form, or as JSON where the service is to find it.
 
         Raises:
-            TransportError: No complete answer came; sending the file again costs nothing.
+            TransportError: No complete answer came; sending it again costs nothing.
         """
         return await self._reply(
             "POST",
             f"{self._credentials.upload_url}{path}",
             timeout=aiohttp.ClientTimeout(total=self._timeouts.upload, sock_connect=self._timeouts.connect),
-            headers=HEADERS,
-            data=form,
+            headers=JSON_HEADERS if isinstance(content, bytes) else HEADERS,
+            data=content,
         )
 
     async def _reply(self, method: str, url: str, **options: Any) -> Reply:

@@ -1,11 +1,13 @@
 """Pictures on their way to the service, each content once per session."""
 
 import os
+import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -16,7 +18,8 @@ from flux2_async._http.api import Api
 from flux2_async._http.file_objects import read_file_object, reading
 from flux2_async._http.local_picture import Picture, check_picture, read_picture
 from flux2_async._http.retry import persist
-from flux2_async._protocol.media import MAX_PICTURE, upload_name
+from flux2_async._protocol.converter import http_address
+from flux2_async._protocol.media import MAX_PICTURE, extension_of, upload_name
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import UploadedFile
 from flux2_async.models.image_sources import how_to_give
@@ -70,6 +73,8 @@ class Uploads:
 
     async def bring_source(self, source: Any, file_name: str | None) -> UploadedFile:
         """Read whatever a caller gives for one picture, and `bring` it; an error names it as `source`."""
+        if is_url(source):
+            return await self._fetched(source, file_name)
         return await self.bring_local("source", await _read_source(source, self._most), file_name)
 
     async def bring(self, picture: Picture, file_name: str | None) -> UploadedFile:
@@ -93,6 +98,23 @@ class Uploads:
             file = await persist(lambda: self._send(picture, name))
             self._remember(picture.digest, file)
             return file
+
+    async def _fetched(self, source: str, file_name: str | None) -> UploadedFile:
+        """Let the service fetch an address; what is there may be another picture the next time."""
+        address = http_address(source)
+        if address is None:
+            raise InvalidRequestError("source: not a complete address, it must look like https://host/picture.jpg")
+        fields = {"fileUrl": address, "uploadPath": UPLOAD_PATH}
+        # Without a name the service makes one up, and with one of before it would replace that file.
+        extension = next(filter(None, map(extension_of, (file_name or "", urlsplit(address).path))), None)
+        if extension is not None:
+            fields["fileName"] = upload_name(uuid.uuid4().hex, extension, file_name)
+
+        async def send() -> UploadedFile:
+            async with self._places:
+                return await self._api.upload_address(fields)
+
+        return await persist(send)
 
     def _recall(self, digest: str) -> UploadedFile | None:
         until, file = self._kept.get(digest, (0.0, None))
@@ -122,10 +144,6 @@ class Uploads:
 
 async def _read_source(source: Any, most: int) -> Path | bytes:
     """Give a path or bytes, reading a file object."""
-    if is_url(source):
-        raise InvalidRequestError(
-            "source: an address given, allowed are a path, bytes and a binary file; use it as it is"
-        )
     if isinstance(source, bytes | bytearray | memoryview):
         with reading("source"):
             return bytes(source)
@@ -134,6 +152,6 @@ async def _read_source(source: Any, most: int) -> Path | bytes:
     # A form's field of aiohttp holds its file.
     stream: Any = source if hasattr(source, "read") else getattr(source, "file", None)
     if not callable(getattr(stream, "read", None)):
-        advice = how_to_give(source) or "allowed are a path, bytes and a binary file object"
+        advice = how_to_give(source) or "allowed are a path, an address, bytes and a binary file object"
         raise InvalidRequestError(f"source: {type(source).__name__} given, {advice}")
     return await read_file_object("source", stream, most)

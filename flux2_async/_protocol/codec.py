@@ -176,8 +176,13 @@ def decode_download_url(reply: Reply) -> str:
     return address
 
 
-def decode_upload(reply: Reply, *, size: int, mime_type: str) -> UploadedFile:
-    """Read the answer to an upload of so many bytes of a type; the file's address is percent-encoded.
+def decode_upload(reply: Reply, *, size: int | None = None, mime_type: str | None = None) -> UploadedFile:
+    """Read the answer to an upload; the file's address is percent-encoded.
+
+    Args:
+        reply: The answer.
+        size: Bytes that were sent; None: what the service says, 0 where it says nothing.
+        mime_type: Their type; None: what the service says, empty where it says nothing.
 
     Raises:
         ApiError: The service refused.
@@ -191,6 +196,10 @@ def decode_upload(reply: Reply, *, size: int, mime_type: str) -> UploadedFile:
         raise ProtocolError("data.downloadUrl: no http(s) address; upload it again", http_status=reply.status)
     names = (data.get("fileName"), data.get("originalName"), unquote(urlsplit(url).path.rpartition("/")[2]))
     file_name = next(name for name in names if isinstance(name, str))
+    if size is None:
+        size = data["fileSize"] if is_whole(data.get("fileSize")) else 0
+    if mime_type is None:
+        mime_type = data["mimeType"] if isinstance(data.get("mimeType"), str) else ""
     return UploadedFile(url, file_name, size, mime_type, _expiry(data.get("expiresAt")))
 
 

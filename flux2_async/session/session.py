@@ -499,11 +499,14 @@ class Flux2Session:
 
         Args:
             source: A path, the content, or an open binary file, which is read from where it stands (also one to be
-                awaited, as web frameworks give them); JPEG, PNG or WebP of at most 10 MB, or what the service takes.
+                awaited, as web frameworks give them); JPEG, PNG or WebP of at most 10 MB, or what the service takes. Or
+                an http(s) address that the service is to fetch, each time anew and in at most 30 s: of a host that the
+                model cannot reach, or that gives the file for a short time.
             file_name: A name to recognise it by; a hash of the content is added. None: the hash alone.
 
         Returns:
-            The file at the service; the same content is uploaded once per session.
+            The file at the service; the same content is uploaded once per session. Of one that the service fetched
+            `size` and `mime_type` are what it says, 0 and empty where it says nothing.
 
         Raises:
             InvalidRequestError: Not a picture the service takes.

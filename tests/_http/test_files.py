@@ -141,8 +141,8 @@ async def test_uploads_from_any_source(
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        (ADDRESS, "source: an address given"),
-        (UPLOADED, "source: UploadedFile given, allowed are a path, bytes and a binary file"),
+        ("https://", "source: not a complete address"),
+        (UPLOADED, "source: UploadedFile given, allowed are a path, an address, bytes and a binary file"),
         (None, "source: NoneType given"),
         (io.StringIO("text"), "source: a file object that gives str"),
         (io.BytesIO(b""), "source: 0 bytes given"),

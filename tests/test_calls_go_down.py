@@ -22,7 +22,7 @@ HEIGHTS: Final = {
 }
 # Told and asked at the moment that matters, from within aiohttp: before the connection carries anything, and before its
 # first byte.
-POST: Final = {"_http.post > session.sender": 2}
+POST: Final = {"_http.post > session.posting": 2}
 
 
 def module(frame: FrameType) -> str:
@@ -83,7 +83,7 @@ async def test_a_throttled_submit() -> None:
         with upward_calls() as calls:
             await flux.submit(REQUEST)
 
-    assert calls == {"_http.post > session.sender": 4, "_limiter.turnstile > session.open_ahead": 1}
+    assert calls == {"_http.post > session.posting": 4, "_limiter.turnstile > session.open_ahead": 1}
 
 
 async def test_a_callback() -> None:
@@ -105,4 +105,4 @@ async def test_a_row_of_a_batch(tmp_path: Path) -> None:
         with upward_calls() as calls:
             await anext(aiter(batch_in(tmp_path, flux, [REQUEST])))
 
-    assert calls == {**POST, "session.sender > batch.worker": 2}
+    assert calls == {**POST, "session.posting > batch.worker": 2}

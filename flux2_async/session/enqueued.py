@@ -9,7 +9,7 @@ from flux2_async._shown.frames import showable
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
 from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.arguments import check_priority
-from flux2_async.session.sender import cut_off
+from flux2_async.session.posting import cut_off
 from flux2_async.session.submission import Asked, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask

@@ -27,6 +27,7 @@ from flux2_async.models import (
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.enqueued import Enqueued
 from flux2_async.session.keys import Keys
+from flux2_async.session.posting import Posting
 from flux2_async.session.sender import Sender
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
@@ -146,8 +147,17 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         observers=observers,
         budgets=options.budgets,
     )
-    sender = Sender(
+    posting = Posting(
         api=api,
+        slots=slots,
+        limiter=limiter,
+        transitions=transitions,
+        task_ids=task_ids,
+        budgets=options.budgets,
+        names_kept=credentials.service.idempotency_period if credentials.service.idempotency_header else None,
+    )
+    sender = Sender(
+        posting,
         files=files,
         slots=slots,
         limiter=limiter,
@@ -156,7 +166,6 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         task_ids=task_ids,
         observers=observers,
         budgets=options.budgets,
-        names_kept=credentials.service.idempotency_period if credentials.service.idempotency_header else None,
     )
     submitter = Submitter(
         sender=sender, transitions=transitions, files=files, keys=keys, watcher=watcher, sharing=sharing

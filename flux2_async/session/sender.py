@@ -1,30 +1,22 @@
-"""The way of one submission: slot, upload, permit, connection, intent, head; in this order.
-
-Between connection and head its intent is awaited: its key is reserved, `on_send` and the journal are told. From the
-first byte on it is finished whatever its callers do, because the service may be charging already.
-"""
+"""The way of one submission: slot, upload, permit, POST; in this order, and again as long as it was not accepted."""
 
 import asyncio
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from flux2_async._http.api import Api
 from flux2_async._http.files import Files
-from flux2_async._http.post import Post
 from flux2_async._limiter.limiter import Gate
-from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.window import Supply
-from flux2_async._protocol.answers import UNCLEAR, Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
+from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear
 from flux2_async._protocol.codec import encode_request
-from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TransportError
+from flux2_async.errors import Flux2Error, RateLimitedError, TransportError
 from flux2_async.models import Request, UploadedFile
 from flux2_async.models.requests import are_addresses, images_of, names_of_images, with_images
-from flux2_async.models.service import resent_within
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitBreaker, CircuitOpen
-from flux2_async.session.submission import Lifetime, Submission
+from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitOpen
+from flux2_async.session.posting import PAUSE_UNCONNECTED, Posting, TakenError, still_unclear
+from flux2_async.session.submission import Submission
 from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
 from flux2_async.tasks.observers import Observers
@@ -33,52 +25,16 @@ if TYPE_CHECKING:
     from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_inbox import CallbackInbox
 
-# Seconds between two tries of one submission, and before the first while the service is away.
-PAUSE_UNCONNECTED: Final = 0.5
-# Seconds for which more may come behind a refusal; a peer that does as it is asked ends the connection at once.
-WATCH_REFUSAL: Final = 1.0
-QUEUE_BEFORE: Final = 0.02
 THROTTLED: Final = 429
 
 
-class StepFailedError(Exception):
-    """An awaited step before a POST raised."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-
-class _TakenError(Exception):
-    """Another process reserved the key just before."""
-
-
 class Sender:
-    """Brings submissions to the service, one call of `send` each.
-
-    Args:
-        api: Sends.
-        files: Uploads.
-        slots: Tasks that may be alive.
-        limiter: Tasks that may be started.
-        inbox: Gives the addresses of callbacks; None without callbacks.
-        transitions: Told what happens.
-        task_ids: Those of submissions.
-        observers: Told of uploads.
-        budgets: What submissions may cost, or None.
-        names_kept: Seconds for which the service knows a createTask again by the name of its submission; None: it does
-            not.
-
-    Attributes:
-        breaker: Held while the service is away.
-        closed: Whether nothing is sent again.
-        abandoned: Whether nothing is to leave any more.
-    """
+    """Brings submissions to the service, one call of `send` each."""
 
     def __init__(
         self,
+        posting: Posting,
         *,
-        api: Api,
         files: Files,
         slots: Slots,
         limiter: Gate,
@@ -87,13 +43,9 @@ class Sender:
         task_ids: TaskIds,
         observers: Observers,
         budgets: "Budgets | None" = None,
-        names_kept: float | None = None,
     ) -> None:
-        self._names_kept = names_kept
-        self.breaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
-        self.closed = False
-        self.abandoned = False
-        self._api = api
+        self.posting = posting
+        self.breaker = posting.breaker
         self._files = files
         self._slots = slots
         self._limiter = limiter
@@ -118,7 +70,7 @@ class Sender:
                 self._task_ids.add(task.id, submission.ref)
                 self._transitions.end(submission, SubmissionEvent.FOUND, task=task)
                 return
-            with suppress(_TakenError):
+            with suppress(TakenError):
                 await self._send_new(submission)
                 return
         await self._send_new(submission)
@@ -201,7 +153,7 @@ class Sender:
                 await submission.claim.release()
             # Nobody is left to wait, or to send: the refusal stands.
             lasting = isinstance(answer, NeverSent) and answer.obstacle is Obstacle.LASTING
-            if lasting or not self._goes_on(submission):
+            if lasting or not self.posting.goes_on(submission):
                 raise answer.error
             first = isinstance(answer, Refused) or answer.obstacle is Obstacle.LEASE
             if not first:
@@ -232,7 +184,7 @@ class Sender:
                         await self._found_again(submission, answer.task_id)
                         return
                     if isinstance(answer, NeverSent | Refused) and not first and not answer.error.transient:
-                        submission.doubt = _still_unclear(submission, answer.error)
+                        submission.doubt = still_unclear(submission, answer.error)
                         return
         finally:
             if telling is not None:
@@ -242,7 +194,7 @@ class Sender:
     def _left_of_name(self, submission: Submission) -> float:
         """For how many seconds it may be sent again; 0 when it is not to be, or is clear."""
         wanted = submission.asked.steps is None or submission.asked.steps.wanted()
-        if self.closed or not wanted or submission.state is not SubmissionState.UNKNOWN:
+        if self.posting.closed or not wanted or submission.state is not SubmissionState.UNKNOWN:
             return 0.0
         return 0.0 if submission.name is None else max(submission.name.left(), 0.0)
 
@@ -273,16 +225,7 @@ class Sender:
                     permit.never_sent()
                     raise CircuitOpen
                 self._transitions.step(submission, SubmissionEvent.REPEATED)
-                submission.permit = permit
-                async with self._api.create_task(
-                    body, request=submission.request, ref=submission.ref, headers=submission.asked.headers
-                ) as post:
-                    answer = self._own(submission, await post.send(permit.lease_ended))
-                event, error = _meaning_of(answer)
-                if event is SubmissionEvent.THROTTLED:
-                    self._transitions.throttled(submission, error)
-                self._transitions.settle_permit(submission, event, error)
-                self._believe(answer)
+                answer = await self.posting.send_again(submission, body, permit)
             if isinstance(answer, Accepted | Refused):
                 self._reached(submission)
             else:
@@ -334,7 +277,7 @@ class Sender:
             self._transitions.step(submission, SubmissionEvent.GRANTED)
             granted = self._loop.time()
             patience.waited += granted - begun
-            answer = await self._post(submission, body, submission.permit)
+            answer = await self.posting.send(submission, body, submission.permit)
             match answer:
                 case Accepted() | Refused():
                     self._reached(submission)
@@ -372,187 +315,7 @@ class Sender:
             await asyncio.sleep(pause)
             submission.patience.was_unreached(pause)
 
-    async def _post(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
-        """Send once: connection, intent, last look, head; nothing is awaited before the head."""
-        asked = submission.asked
-        post = self._api.create_task(body, request=submission.request, ref=asked.ref, headers=asked.headers)
-        told = False
-
-        async def announce() -> None:
-            nonlocal told
-            # Others may have met the outage meanwhile.
-            self.breaker.take(submission)
-            self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
-            await self._announce(submission)
-            told = submission.asked.steps is not None
-
-        try:
-            # Not before the permit: who waits for that would hold up all others.
-            self.breaker.take(submission)
-            async with post:
-                leave = partial(self._keeps_back, submission, permit)
-                answer = self._own(submission, await post.send(leave, announce))
-                if isinstance(answer, Refused):
-                    answer = await self._confirmed(submission, post, answer)
-        except CircuitOpen:
-            self._transitions.step(submission, SubmissionEvent.HELD)
-            raise
-        except _TakenError:
-            self._transitions.step(submission, SubmissionEvent.KEY_TAKEN)
-            raise
-        except BaseException:
-            # At once, whatever the journal takes.
-            sent = submission.state is SubmissionState.SENT
-            permit.unclear() if sent else permit.never_sent()
-            if told and not sent and submission.asked.steps is not None:
-                await submission.asked.steps.answer(submission.ref, SubmissionEvent.WITHDRAWN, None)
-            raise
-        await self._answered(submission, answer, told=told)
-        return answer
-
-    async def _confirmed(self, submission: Submission, post: Post, refused: Refused) -> Answer:
-        """The refusal where nothing else comes behind it, before anybody takes it for one; else unclear.
-
-        A 429 is watched for as long as nobody sends because of it; another refusal for a second, and so a 429 that
-        somebody waits for: all others, while one tries whether the service is there, or who is out of patience.
-        """
-        event, error = _meaning_of(refused)
-        if throttled := event is SubmissionEvent.THROTTLED:
-            self._transitions.throttled(submission, error)
-        begun = self._loop.time()
-
-        def watch_on() -> float:
-            awaited = self.breaker.reason is not None or submission.callers.hurry is not None
-            if throttled and not awaited and self._goes_on(submission):
-                # Back in the queue in time to be the first.
-                until = (self._limiter.paused_until or begun) - QUEUE_BEFORE
-                left = submission.patience.left()
-                if left is None or until - begun <= left:
-                    return until - self._loop.time()
-            return begun + WATCH_REFUSAL - self._loop.time()
-
-        while (seconds := watch_on()) > 0 and not await post.is_over(min(seconds, 1.0)):
-            pass
-        if throttled:
-            submission.patience.waited += self._loop.time() - begun
-        return post.confirm(refused)
-
-    def _believe(self, answer: Answer) -> None:
-        if isinstance(answer, Accepted | Refused) and answer.told:
-            self._limiter.believe(answer.told)
-
-    def _goes_on(self, submission: Submission) -> bool:
-        """Whether anybody is left to wait for another try, or to send it."""
-        wanted = submission.asked.steps is None or submission.asked.steps.wanted()
-        return wanted and submission.callers.count > 0 and not self.closed
-
-    def _own(self, submission: Submission, answer: Answer) -> Answer:
-        """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""
-        if not isinstance(answer, Accepted):
-            return answer
-        if self._task_ids.of_another(answer.task_id, submission.ref):
-            told = f"createTask was answered with task {answer.task_id}, which another submission has"
-            return unclear(told, request=submission.request, ref=submission.ref)
-        self._task_ids.add(answer.task_id, submission.ref)
-        return answer
-
-    async def _announce(self, submission: Submission) -> None:
-        """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""
-        if self._budgets is not None:
-            await self._budgets.confirm(submission)
-        if submission.claim is not None:
-            reserved = await submission.claim.reserve()
-            # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
-            if not submission.callers.count:
-                raise left()
-            if not reserved:
-                raise _TakenError
-        try:
-            if submission.asked.on_send is not None and not submission.announced:
-                await submission.asked.on_send(submission.ref)
-                # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
-                submission.announced = True
-            if submission.asked.steps is not None and not self.abandoned:
-                await submission.asked.steps.intent(submission.ref)
-        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the first caller alone
-            raise StepFailedError(error) from None
-        if self.abandoned:
-            raise cut_off(submission, "the session was closed")
-
-    async def _answered(self, submission: Submission, answer: Answer, *, told: bool) -> None:
-        """Take an answer: the limit first, then the journal, then all others."""
-        event, error = _meaning_of(answer)
-        self._transitions.settle_permit(submission, event, error)
-        self._believe(answer)
-        submission.announced = event is SubmissionEvent.LEASE_ENDED
-        if told and submission.asked.steps is not None and event is not SubmissionEvent.UNCLEAR:
-            task_id = answer.task_id if isinstance(answer, Accepted) else None
-            await submission.asked.steps.answer(submission.ref, event, task_id)
-        if submission.ended:
-            # The session did not wait for the journal.
-            return
-        if isinstance(answer, Accepted):
-            if not self._transitions.accept(submission, answer.task_id):
-                self._slots.release(submission.group)
-        elif event in (SubmissionEvent.REFUSED, SubmissionEvent.UNCLEAR):
-            if event is SubmissionEvent.UNCLEAR and submission.name is not None:
-                submission.doubt = _still_unclear(submission, error)
-            self._transitions.end(submission, event, error=error)
-        else:
-            self._transitions.step(submission, event, error)
-
-    def _keeps_back(self, submission: Submission, permit: Permit) -> bool:
-        """Asked immediately before the first byte of a POST; False lets it leave, and from here on it is sent."""
-        # One that has ended stays so, whoever would not be interrupted in announcing it.
-        if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
-            return True
-        self._transitions.step(submission, SubmissionEvent.POSTED)
-        if self._names_kept is not None and submission.name is None:
-            submission.name = Lifetime(resent_within(self._names_kept))
-        return False
-
-
-def _meaning_of(answer: Answer) -> tuple[SubmissionEvent, Flux2Error | None]:
-    match answer:
-        case Accepted():
-            return SubmissionEvent.ACCEPTED, None
-        case Refused(RateLimitedError(code=429) as error):
-            return SubmissionEvent.THROTTLED, error
-        case Refused(error):
-            return SubmissionEvent.REFUSED, error
-        case NeverSent(error, obstacle):
-            return SubmissionEvent.LEASE_ENDED if obstacle is Obstacle.LEASE else SubmissionEvent.NEVER_SENT, error
-        case Unclear(error):
-            return SubmissionEvent.UNCLEAR, error
-
-
-def _still_unclear(submission: Submission, error: Flux2Error | None) -> AmbiguousSubmitError:
-    what = str(error).partition(f"; {UNCLEAR}")[0]
-    return AmbiguousSubmitError(
-        f"{what}; it is not clear yet which task it became, if any: submit it again with the same ref, under which it "
-        "is paid once, or look into the task log of your account",
-        request=submission.request,
-        ref=submission.ref,
-        http_status=getattr(error, "http_status", None),
-    )
-
 
 def _not_risked(reason: Exception | None) -> TransportError:
     what = str(reason) if isinstance(reason, TransportError) else "the last answers to createTask were unclear"
     return TransportError(f"nothing was sent, because the service seems to be away: {what}", never_sent=True)
-
-
-def left() -> Flux2Error:
-    """The error of a submission that nobody waits for."""
-    return SessionClosedError("the caller of this submission left; nothing was sent")
-
-
-def cut_off(submission: Submission, what: str) -> Flux2Error:
-    """The error of a submission that was cut off where it stands."""
-    if submission.state is SubmissionState.SENT:
-        return AmbiguousSubmitError(
-            f"{what} while createTask was under way; the task may exist and cost money",
-            request=submission.request,
-            ref=submission.ref,
-        )
-    return SessionClosedError(f"{what}; nothing was sent")

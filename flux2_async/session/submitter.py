@@ -19,7 +19,8 @@ from flux2_async.models import Request
 from flux2_async.models.requests import are_addresses, images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Bound, Keys, fingerprint
-from flux2_async.session.sender import Sender, StepFailedError, cut_off, left
+from flux2_async.session.posting import StepFailedError, cut_off, left
+from flux2_async.session.sender import Sender
 from flux2_async.session.submission import Asked, Patience, Submission
 from flux2_async.session.transition import Transitions
 from flux2_async.tasks.handle import ImageTask
@@ -124,7 +125,7 @@ class Submitter:
         Raises:
             SessionClosedError: The session is closing.
         """
-        if self._sender.closed:
+        if self._sender.posting.closed:
             raise SessionClosedError("the session was closed; nothing was sent")
         if submission.doubt is None:
             self._transitions.queued(submission)
@@ -240,7 +241,7 @@ class Submitter:
 
     async def aclose(self, grace: float) -> tuple[str, ...]:
         """End all submissions: POSTs under way have `grace` seconds; give the refs whose outcome is unknown."""
-        self._sender.closed = True
+        self._sender.posting.closed = True
         for submission in tuple(self._jobs):
             self.give_up(submission, SessionClosedError("the session was closed; nothing was sent"))
             if submission.state is SubmissionState.UNKNOWN and submission.permit is None:
@@ -258,7 +259,7 @@ class Submitter:
 
     def leave(self) -> tuple[str, ...]:
         """Settle what an event loop that was closed has left behind; give the refs whose outcome is unknown."""
-        self._sender.closed = True
+        self._sender.posting.closed = True
         jobs = tuple(self._jobs)
         for submission in jobs:
             # Of its key the others learn when its lease ends.
@@ -270,7 +271,7 @@ class Submitter:
 
     def abandon(self) -> None:
         """End what is being sent as well, at once; the service may have accepted it."""
-        self._sender.closed = self._sender.abandoned = True
+        self._sender.posting.closed = self._sender.posting.abandoned = True
         for job in self._jobs.values():
             job.cancel()
 
@@ -283,9 +284,9 @@ class Submitter:
             self._break_off(submission, error)
         except BaseException:
             # Of `give_up`, which has written the outcome, of `abandon`, or of an `on_send` that was cancelled itself.
-            what = "the session was closed" if self._sender.closed else "the submission was cancelled"
+            what = "the session was closed" if self._sender.posting.closed else "the submission was cancelled"
             announced = submission.state is SubmissionState.ANNOUNCED
-            self._break_off(submission, cut_off(submission, what), own=announced and not self._sender.closed)
+            self._break_off(submission, cut_off(submission, what), own=announced and not self._sender.posting.closed)
             raise
 
     def _forget(self, submission: Submission) -> None:

@@ -27,6 +27,7 @@ from flux2_async.models import Polling, RateLimit, TaskRecord, TaskState, TextTo
 from flux2_async.models.events import SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
 from flux2_async.session.keys import Keys
+from flux2_async.session.posting import Posting
 from flux2_async.session.sender import Sender
 from flux2_async.session.submission import Asked
 from flux2_async.session.submitter import Submitter
@@ -160,16 +161,24 @@ class Machine(RuleBasedStateMachine):
                 keys=self.keys,
                 observers=observers,
             )
-            sender = Sender(
+            task_ids = TaskIds()
+            posting = Posting(
                 api=service,
+                slots=self.slots,
+                limiter=self.limiter,
+                transitions=transitions,
+                task_ids=task_ids,
+                names_kept=86400.0 if self.honours else None,
+            )
+            sender = Sender(
+                posting,
                 files=service,
                 slots=self.slots,
                 limiter=self.limiter,
                 inbox=None,
                 transitions=transitions,
-                task_ids=TaskIds(),
+                task_ids=task_ids,
                 observers=observers,
-                names_kept=86400.0 if self.honours else None,
             )
             self.submitter = Submitter(
                 sender=sender,

@@ -17,10 +17,6 @@ MISSED_AFTER: Final = 10.0
 class CallbackArrivals:
     """Earns the trust in callbacks and loses it.
 
-    Args:
-        watcher: Looks by the usual schedules again when the trust is lost.
-        address: Where callbacks should arrive, as it may be shown.
-
     Attributes:
         trust: Whether they prove to arrive.
     """

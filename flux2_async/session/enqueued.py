@@ -245,9 +245,6 @@ class SubmissionHandle:
 class Enqueued:
     """The handles whose submissions are on their way.
 
-    Args:
-        submitter: Runs the submissions.
-
     Attributes:
         ended: Woken when one of them has ended.
     """

@@ -100,18 +100,11 @@ class Parts:
 
 
 def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:
-    """Make the parts of a session in the running event loop, each from those before it.
-
-    Args:
-        credentials: The account.
-        options: What the session was given.
-        observers: Told what happens.
-        before: The parts of the session when it was open before, or None: what the service counts and what keys stand
-            for does not end with a session's being closed.
-    """
+    """Make the parts of a session in the running event loop, each from those before it."""
     base_url = credentials.base_url
     account = hashlib.sha256(f"{base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
-    # Another key may stand in the environment by now.
+    # What the service counts, and what keys stand for, does not end with the session; but another key may stand in the
+    # environment by now.
     before = before if before is not None and before.account == account else None
     observers.begin()
     transport = Transport(

@@ -21,13 +21,10 @@ MAX_BYTES: Final = 1_000_000
 
 
 class Remembered:
-    """The file for one service; several processes may use it, and the last one that closes wins.
-
-    Args:
-        base_url: The service, since an emulator is faster than what it stands for.
-    """
+    """The file for one service; several processes may use it, and the last one that closes wins."""
 
     def __init__(self, base_url: str) -> None:
+        # Not one for all: an emulator is faster than what it stands for.
         self._name = f"polling-{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.json"
 
     def restore(self, schedules: Schedules) -> None:

@@ -41,14 +41,6 @@ DEAF_FOR: Final = 1.0
 class Submitter:
     """Runs submissions.
 
-    Args:
-        sender: Brings each to the service.
-        transitions: Told of ends that are no answers.
-        files: Looks at pictures before they are queued.
-        keys: What each key stands for.
-        watcher: Gives the tasks of keys.
-        sharing: Knows the keys of other processes, or None.
-
     Attributes:
         ended: Woken when a submission has ended.
     """

@@ -32,18 +32,7 @@ KEPT: Final = frozenset({SubmissionState.ACCEPTED, SubmissionState.UNKNOWN})
 
 
 class Transitions:
-    """Takes submissions from one state to the next.
-
-    Args:
-        limiter: What gave out the permits.
-        rate_limit: What it keeps to, or None for no limit.
-        schedules: When tasks are looked at.
-        watcher: Looks at what was accepted.
-        inbox: Waits for the callbacks of what was accepted, or may have been; None without callbacks.
-        keys: What each key stands for.
-        observers: Told of every step.
-        budgets: Told what is to be paid, or None.
-    """
+    """Takes submissions from one state to the next."""
 
     def __init__(
         self,

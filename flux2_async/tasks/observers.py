@@ -62,9 +62,6 @@ class Origin(Named, Protocol):
 class Observers:
     """Tells of events.
 
-    Args:
-        observers: Told of everything.
-
     Attributes:
         steps: How often each event of the submissions' table happened since the session was opened.
         prices: The most credits that a task of each model and resolution has cost, as far as records told.

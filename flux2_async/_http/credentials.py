@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import aiohttp
 import attrs
+from multidict import CIMultiDict
 
 from flux2_async._protocol.refusals import Redactor
 from flux2_async._shown.frames import without_frames
@@ -77,6 +78,10 @@ class Credentials:
     redact: Redactor = attrs.field(
         init=False, repr=False, default=attrs.Factory(lambda self: Redactor(self.api_key.reveal()), takes_self=True)
     )
+    # All that `authorize` puts on, of the kind that a request holds, since each call needs it.
+    _put_on: Secret = attrs.field(
+        init=False, repr=False, eq=False, default=attrs.Factory(lambda self: self._all_headers(), takes_self=True)
+    )
 
     def __attrs_post_init__(self) -> None:
         _check_key(self.api_key, self.service)
@@ -88,10 +93,14 @@ class Credentials:
 
         To be called by a middleware: what is passed to aiohttp as an argument lies open in its frames.
         """
-        request.headers.update(self.service.headers)
-        request.headers.update(self.headers.reveal())
-        request.headers["User-Agent"] = self.user_agent
-        request.headers["Authorization"] = f"Bearer {self.api_key.reveal()}"
+        request.headers.update(self._put_on.reveal())
+
+    def _all_headers(self) -> Secret:
+        headers = Secret(CIMultiDict(self.service.headers))
+        headers.reveal().update(self.headers.reveal())
+        headers.reveal()["User-Agent"] = self.user_agent
+        headers.reveal()["Authorization"] = f"Bearer {self.api_key.reveal()}"
+        return headers
 
 
 # Straight ones and those that word processors make.

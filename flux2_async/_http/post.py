@@ -10,7 +10,7 @@ import attrs
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from flux2_async._http.credentials import Credentials, Secret, no_headers
+from flux2_async._http.credentials import Credentials, Secret
 from flux2_async._http.exchange import JSON_HEADERS, exchange
 from flux2_async._http.failures import bars_the_way, connecting_text, is_lasting
 from flux2_async._http.fresh_connection import FreshConnection
@@ -85,7 +85,7 @@ class Post:
         self._judge_reply = judge
         self._request = request
         self._ref = ref
-        self._headers = headers or no_headers()
+        self._headers = headers
         self._announce: Announce | None = None
         self._kept_back: Exception | None = None
         self._deadline: asyncio.Timeout | None = None
@@ -168,7 +168,8 @@ class Post:
         if (header := self._route.credentials.service.idempotency_header) is not None:
             request.headers[header] = self._ref
         # Behind the others, and not as an argument, which lies open in frames.
-        request.headers.update(self._headers.reveal())
+        if self._headers is not None:
+            request.headers.update(self._headers.reveal())
         connection = await self._open(request)
         if self._announce is not None:
             try:

@@ -50,11 +50,13 @@ class Hazard:
         "_area",
         "_at_risk",
         "_durations",
+        "_ended",
         "_ends",
         "_entered",
         "_known",
         "_news",
         "_partly",
+        "_planned",
         "_prior",
         "_survival",
     )
@@ -67,12 +69,14 @@ class Hazard:
         self._durations: Durations | None = None
         self._ends = list(ends or [0.0] * BINS)
         self._at_risk = list(at_risk or [0.0] * BINS)
-        # Since the last plan: by how many tasks the number at risk changes in a bin, and seconds of partly used bins.
+        # Since they were folded in: ends, by how many tasks the number at risk changes in a bin, and seconds of partly
+        # used bins.
+        self._ended = [0.0] * BINS
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
         self._known = sum(self._ends)
         self._news = 0
-        self._plan()
+        self._fold()
 
     def ran(self, begin: float, end: float) -> None:
         """Count a task that was seen to run from one age to another, in seconds."""
@@ -85,7 +89,7 @@ class Hazard:
 
     def ended(self, begin: float, end: float) -> None:
         """Count a task that was seen to run at one age and ended at another, in seconds."""
-        self._ends[min(_bin(end), BINS - 1)] += 1.0
+        self._ended[min(_bin(end), BINS - 1)] += 1.0
         self.ran(begin, end)
 
     def wait(self, age: float, price: float) -> float:
@@ -130,11 +134,13 @@ class Hazard:
 
     def knowledge(self, most: float = KEEP) -> tuple[list[float], list[float]]:
         """Give `ends` and `at_risk`, each bin faded to at most so many tasks."""
-        self._plan()
+        self._fold()
         return self._faded(most)
 
     def _at(self, bin_: int, age: float) -> tuple[float, float]:
         """The share of tasks that outlive an age, and its integral from there on."""
+        if not self._planned:
+            self._plan()
         survival, area = self._survival[bin_], self._area[bin_]
         into = age - EDGES[bin_]
         there = survival + (self._survival[bin_ + 1] - survival) * into / WIDTHS[bin_]
@@ -144,17 +150,24 @@ class Hazard:
         self._news += 1
         if self._news >= NEWS * self._known:
             self._known = min(self._known + self._news, LOOKS)
-            self._plan()
+            self._fold()
 
-    def _plan(self) -> None:
+    def _fold(self) -> None:
+        """Take in what was counted; it is planned by when somebody asks, which under a fixed interval nobody does."""
         running = accumulate(self._entered)
         for j, (tasks, width) in enumerate(zip(running, WIDTHS, strict=False)):
             self._at_risk[j] = max(self._at_risk[j] + tasks * width + self._partly[j], 0.0)
+        self._ends = [ends + more for ends, more in zip(self._ends, self._ended, strict=True)]
+        self._ended = [0.0] * BINS
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
         self._news = 0
         self._ends, self._at_risk = self._faded(KEEP)
         self._durations = None
+        self._planned = False
+
+    def _plan(self) -> None:
+        self._planned = True
         # Conditional survival bin by bin; within a bin ends are spread evenly.
         self._survival = [1.0, *accumulate(map(_survival, self._estimates(), WIDTHS), lambda a, b: a * b)]
         area = 0.0

@@ -183,6 +183,8 @@ class Limiter(Gate):
 
     def free_at(self, ahead: int) -> float:
         """Loop time of the permit that comes after so many others, as far as is known; infinity where it is not."""
+        if ahead >= self._room():
+            return math.inf
         return max(self._until, self._window.ready_at(asyncio.get_running_loop().time(), ahead))
 
     def _ready_at(self, now: float, /) -> float:

@@ -17,6 +17,7 @@ from flux2_async.batch.ended import ended
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
 from flux2_async.batch.journal.start import Start
+from flux2_async.batch.names import seconds_left
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.progress import Progress
@@ -158,7 +159,7 @@ class Batch:
         await anyio.to_thread.run_sync(prepare_folder, self._directory / "images")
         entered = await journal.enter(self._requests, options, flux.service.max_image_bytes)
         self.invalid, self.invalid_count = entered.bad, entered.bad_count
-        start = await journal.begin(options)
+        start = await journal.begin(options, lambda name: seconds_left(name, flux.service, time.time()) > 0)
         _hold(flux, start)
         return Scheduler(flux, journal, self._directory, start, options)
 
@@ -215,7 +216,8 @@ def run_batch(
         max_failed: Send nothing more when a larger share of the requests that have ended in this run, 20 or more of
             them, has failed: the prompts are likely to be wrong. What was sent goes on to its end. None: never.
         retry_failed: Send requests again that failed in an earlier run.
-        retry_unknown: Send requests again that may have been accepted. This may pay twice.
+        retry_unknown: Send requests again that may have been accepted. This may pay twice, but for those of a service
+            that honours names, which are sent again under theirs in any case.
         download: Save the pictures.
         skip_invalid: Go on without requests that cannot be used instead of refusing all of them.
         recover_timeout: Seconds for which, at the end, callbacks of lost submissions are waited for.

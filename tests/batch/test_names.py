@@ -133,3 +133,14 @@ async def test_what_must_not_be_sent_again(tmp_path: Path) -> None:
         async with Journal(tmp_path / "run.db") as journal:
             assert len(await journal.unknown()) == 2
     assert len(emulator.ledger.requests) == sent + 1
+
+
+async def test_retry_unknown_gives_no_name_up(tmp_path: Path) -> None:
+    """What can be made clear by its name is, also where it is asked to be sent again at the risk of paying twice."""
+    async with Emulator(script(Fault("createTask", "cut_after", times=None))) as emulator:
+        await broken_off(tmp_path, emulator, 3)
+        emulator.clear_faults()
+        async with session(emulator) as flux:
+            outcomes = await run(tmp_path, flux, requests(3), retry_unknown=True)
+    assert [outcome.state for outcome in outcomes] == ["done"] * 3
+    assert len(emulator.ledger.accepted) == 3

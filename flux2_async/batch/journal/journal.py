@@ -243,9 +243,16 @@ class Journal:
         finally:
             await step(entry.undo)
 
-    async def begin(self, options: Options) -> Start:
-        """Settle what the last run left, and make requests sendable again where asked for."""
-        start: Start = await self._open().write(partial(begin, options=options), durable=True)
+    async def begin(self, options: Options, resendable: Callable[[str | None], bool] | None = None) -> Start:
+        """Settle what the last run left, and make requests sendable again where asked for.
+
+        Args:
+            options: What the run is asked for.
+            resendable: Says whether an unclear submission of such a name may be sent again under it, so that it need
+                not be given up; None: none may.
+        """
+        change = partial(begin, options=options, resendable=resendable)
+        start: Start = await self._open().write(change, durable=True)
         return start
 
     async def forget_unfinished(self) -> None:

@@ -1,6 +1,7 @@
 """What a run finds in its journal, and what it makes of what the last run left. Runs in the journal's thread."""
 
 import sqlite3
+from collections.abc import Callable
 from typing import Final
 
 import attrs
@@ -24,7 +25,8 @@ RETRY_FAILED: Final = (
     f"lost = lost + {CHARGED_UNTOLD}, {FORGET} WHERE state = 'failed' AND {ASKED_FOR}"
 )
 RETRY_UNKNOWN: Final = (
-    f"UPDATE requests SET state = 'queued', lost = lost + 1, {FORGET} WHERE state = 'unknown' AND {ASKED_FOR}"  # noqa: S608  constants
+    f"UPDATE requests SET state = 'queued', lost = lost + 1, {FORGET} WHERE state = 'unknown' AND {ASKED_FOR} "  # noqa: S608  constants
+    "AND NOT (task_id IS NULL AND resendable(ref))"
 )
 CRASHED: Final = Failure(
     type="AmbiguousSubmitError",
@@ -89,8 +91,11 @@ class Start:
     unclear_at: float | None
 
 
-def begin(connection: sqlite3.Connection, options: Options) -> Start:
+def begin(
+    connection: sqlite3.Connection, options: Options, resendable: Callable[[str | None], bool] | None = None
+) -> Start:
     """Settle what the last run left, and make requests sendable again where asked for; see `Journal.begin`."""
+    connection.create_function("resendable", 1, resendable or _never)
     answered_at, unclear_at = connection.execute(
         "SELECT max(max(coalesce(sent_at, 0), coalesce(submitted_at, 0))), "
         # What was lost may have been accepted late, also when it is to be sent again.
@@ -126,3 +131,7 @@ def seconds_taken(connection: sqlite3.Connection) -> float | None:
 def forget_unfinished(connection: sqlite3.Connection) -> None:
     """Put back everything that has no file; see `Journal.forget_unfinished`."""
     connection.execute(f"UPDATE requests SET state = 'queued', {FORGET} WHERE files = '[]' AND state <> 'failed'")  # noqa: S608  constants
+
+
+def _never(_: str | None) -> bool:
+    return False

@@ -5,7 +5,7 @@ is never sent again by itself.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import Enum
 from typing import Final
@@ -220,21 +220,22 @@ def find_task_id(body: bytes, echo: _Echo) -> str | None:
         The id from `data.taskId`, `data.task_id`, `taskId` or `task_id`, or the first complete one in the text of a
         JSON object that is broken; None where there is none but in an echo.
     """
-    return next((task_id for task_id in _task_ids(body) if not echo.may_be(task_id, _ID_IN_ECHO)), None)
+    for task_id in _task_ids(body):
+        if task_id and not echo.may_be(task_id, _ID_IN_ECHO):
+            return task_id
+    return None
 
 
-def _task_ids(body: bytes) -> Iterator[str]:
+def _task_ids(body: bytes) -> Iterable[str | None]:
     try:
         answer = lenient_json.loads_reply(body)
     except ValueError:
         text = lenient_json.as_text(body).lstrip()
         # A page of a proxy is no answer of the API, whatever its text mentions.
         found = _TASK_ID.finditer(text) if text.startswith("{") else ()
-        yield from filter(None, ((match[1] or match[2]).strip() for match in found))
-        return
-    if isinstance(answer, dict):
-        places = (answer.get("data"), answer)
-        yield from filter(None, (task_id_of(place) for place in places if isinstance(place, dict)))
+        return ((match[1] or match[2]).strip() for match in found)
+    places = (answer.get("data"), answer) if isinstance(answer, dict) else ()
+    return map(task_id_of, (place for place in places if isinstance(place, dict)))
 
 
 def _read(reply: Reply, echo: _Echo) -> tuple[int | None, str]:

@@ -223,7 +223,8 @@ def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
     if urls is None or urls == "":
         return ()
     if isinstance(urls, list):
-        return tuple(filter(None, map(result_address, urls)))
+        plain = all(map(is_plain_address, urls))
+        return tuple(urls if plain else filter(None, map(result_address, urls)))
     address = result_address(urls)
     if address is None and not isinstance(urls, str):
         raise _UnreadableError("a list of addresses", urls, below=".resultUrls")

@@ -11,11 +11,13 @@ import attrs
 
 from flux2_async._http.local_picture import check_picture
 from flux2_async._protocol.media import MAX_PICTURE
+from flux2_async.batch.outcomes import group_of
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, JobRequest, Request, TextToImage, UploadedFile
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.plain_json import plain_object, shown
-from flux2_async.models.requests import REQUESTS, facts_of, images_of, is_url, names_of_images
+from flux2_async.models.requests import REQUESTS, facts_of, images_of, is_url, names_of_images, request_of
+from flux2_async.session.arguments import check_group
 
 MAX_ID: Final = 256
 MAX_SHOWN: Final = 5
@@ -78,7 +80,8 @@ class Job:
             their number.
         line: The line of the input it comes from, from 1; 0 for its place among the requests.
         folder: Where relative paths begin; None: the working directory.
-        extra: Whatever else is to be kept with it, as JSON.
+        extra: Whatever else is to be kept with it, as JSON; what it is submitted with as `metadata`.
+        group: Whose it is, see `Flux2Session.submit`; it stands in `extra` as well. None: what stands there, if any.
 
     Raises:
         InvalidRequestError: A value cannot be used.
@@ -89,6 +92,26 @@ class Job:
     line: int = attrs.field(default=0, validator=_check_line, kw_only=True)
     folder: Path | None = attrs.field(default=None, converter=_folder, kw_only=True)
     extra: Mapping[str, Any] = attrs.field(factory=dict, converter=_plain_extra, kw_only=True, repr=False)
+    group: str | None = attrs.field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        group = check_group(self.group)
+        if group is not None:
+            object.__setattr__(self, "extra", {**self.extra, "group": group})
+        object.__setattr__(self, "group", group_of(self.extra))
+
+    @property
+    def metadata(self) -> Mapping[str, Any] | None:
+        """What it is submitted with: `extra`; None where that is empty."""
+        return self.extra or None
+
+    def located(self) -> Request:
+        """Give the request with absolute paths, so that `folder` counts wherever it is submitted.
+
+        Raises:
+            InvalidRequestError: A picture is given by its content, which has no place.
+        """
+        return self.request if self.folder is None else request_of(facts_of(self.request, located(self)))
 
 
 @attrs.frozen

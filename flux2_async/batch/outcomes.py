@@ -18,6 +18,7 @@
 | `ref` | the name of the last submission, as callbacks tell it; null until it was tried |
 | `line` | the line of the input, from 1 |
 | `extra` | the unknown columns of the input, untouched |
+| `group` | the column `group` as text; null without one |
 """
 
 import enum
@@ -127,11 +128,23 @@ class Outcome:
     error: Failure | None = None
     extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
+    @property
+    def group(self) -> str | None:
+        """Whose it is, see `Flux2Session.submit`: what its column `group` says, which is in `extra`; None: nobody's."""
+        return group_of(self.extra)
+
+
+def group_of(extra: Mapping[str, Any]) -> str | None:
+    """Give whose a request is by its column `group`: text or a whole number; None for all else."""
+    group = extra.get("group")
+    # A column of numbers is a column of names as well; true is none.
+    return str(group) if (type(group) is int or isinstance(group, str)) and group != "" else None
+
 
 def document(outcome: Outcome) -> dict[str, Any]:
     """Give a request as a line of `results.jsonl` holds it."""
     # Not attrs.asdict, which would walk through `extra` as well, however deep that is.
-    return {name: _plain(getattr(outcome, name)) for name in KEYS}
+    return {name: _plain(getattr(outcome, name)) for name in KEYS} | {"group": outcome.group}
 
 
 def _plain(value: Any) -> Any:

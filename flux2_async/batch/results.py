@@ -70,6 +70,8 @@ def outcome_from(line: dict[str, Any]) -> Outcome:
         KeyError: It is no such line; likewise ValueError, TypeError and AttributeError.
     """
     fields = dict(line)
+    # It says again what stands in `extra`.
+    fields.pop("group", None)
     for name in ("images", "files", "urls"):
         fields[name] = tuple(fields[name])
     for name in ("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"):

@@ -223,7 +223,8 @@ def run_batch(
         recover_timeout: Seconds for which, at the end, callbacks of lost submissions are waited for.
         task_timeout: Seconds for which a task is watched in this run; then it makes room for the next one and is
             `submitted`, for the next run to wait for. None: as long as the session's `Polling.give_up_after`.
-        group: Whose it is, see `Flux2Session.submit`: it takes turns with other groups of the session. None: nobody's.
+        group: Whose requests are that name no `group` of their own, see `Flux2Session.submit`: it takes turns with
+            other groups of the session. None: nobody's.
 
     Returns:
         A `Batch`, to be used with `async for`: outcomes of what was worked on, as it comes to its end. A slow reader

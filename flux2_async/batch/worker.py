@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -69,9 +70,20 @@ class Worker:
         if self.row.state is State.DONE:
             return await self._save(self.row)
         if self.row.state is State.SUBMITTED:
-            return await self._finish(self.flux.attach(self.row.task_id or ""))
+            attached = self.flux.attach(self.row.task_id or "")
+            if attached.group is None and attached.metadata is None:
+                attached.group, attached.metadata = self._group, self._metadata
+            return await self._finish(attached)
         task = await (self._resend() if self.row.state is State.UNKNOWN else self._submit())
         return await self._finish(task) if isinstance(task, ImageTask) else task
+
+    @property
+    def _group(self) -> str | None:
+        return self.row.group or self.options.group
+
+    @property
+    def _metadata(self) -> Mapping[str, Any] | None:
+        return self.row.extra or None
 
     async def recover(self) -> Outcome:
         """Wait for the callback of a submission whose reply was lost."""
@@ -206,7 +218,12 @@ class Worker:
     async def _send(self, ref: str, resend_within: float | None = None) -> ImageTask:
         try:
             task = await self.flux.submit(
-                self.row.request, ref=ref, steps=self, group=self.options.group, resend_within=resend_within
+                self.row.request,
+                ref=ref,
+                steps=self,
+                group=self._group,
+                metadata=self._metadata,
+                resend_within=resend_within,
             )
         except BudgetExceededError as error:
             # It stays in the queue, and what was reserved before goes on.

@@ -1,14 +1,15 @@
 """Many requests in bounded memory, in the order in which they finish."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from itertools import islice
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from flux2_async.errors import Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.models.requests import REQUESTS
+from flux2_async.session.arguments import check_metadata
 from flux2_async.session.submission import Asked, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import Completion, ImageTask
@@ -17,6 +18,27 @@ T = TypeVar("T")
 
 # An iteration that nobody closes is closed when it is collected, which must not collect its task with it.
 _feeders: set[asyncio.Task[None]] = set()
+
+
+class Labelled(Protocol):
+    """A request with what belongs to it, as `flux2_async.batch.Job` is."""
+
+    @property
+    def group(self) -> str | None:
+        """Whose it is, or None."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any] | None:
+        """What its caller wants kept with it, or None."""
+        ...
+
+    def located(self) -> Request:
+        """Give the request."""
+        ...
+
+
+Requests = Iterable[Request | Labelled] | AsyncIterable[Request | Labelled]
 
 
 class Completions:
@@ -37,7 +59,7 @@ class Completions:
         self._on_the_way: set[Submission] = set()
         self._stopped: Flux2Error | None = None
 
-    async def run(self, requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncGenerator[Completion, None]:
+    async def run(self, requests: Requests) -> AsyncGenerator[Completion, None]:
         """Give the completions; leaving early stops the sending and keeps what was sent."""
         feeder = asyncio.create_task(self._feed(requests))
         _feeders.add(feeder)
@@ -54,14 +76,14 @@ class Completions:
                 job.cancel()
             await asyncio.wait(ours)
 
-    async def _feed(self, requests: Iterable[Request] | AsyncIterable[Request]) -> None:
+    async def _feed(self, requests: Requests) -> None:
         failure: BaseException | None = None
         index = 0
         try:
             async with aclosing(in_chunks(requests, 1)) as taken:
-                async for (request,) in taken:
+                async for (item,) in taken:
                     await self._room.acquire()
-                    job = asyncio.create_task(self._one(index, request))
+                    job = asyncio.create_task(self._one(index, item))
                     self._jobs.add(job)
                     job.add_done_callback(self._jobs.discard)
                     index += 1
@@ -71,20 +93,35 @@ class Completions:
             await asyncio.wait(self._jobs)
         self._done.put_nowait(failure)
 
-    async def _one(self, index: int, request: Request) -> None:
+    async def _one(self, index: int, item: Request | Labelled) -> None:
         task: ImageTask | None = None
+        asked = None
         try:
-            task = await self._accepted(request)
-            result = await task.result()
+            asked = self._asked(item)
+            task = await self._accepted(asked)
+            ended: dict[str, Any] = {"result": await task.result()}
         except Exception as error:  # noqa: BLE001  one failed request never stops the rest
-            completion = Completion(index=index, request=request, task=task, error=error)
+            ended = {"error": error}
+        if asked is None:
+            completion = Completion(index=index, request=cast("Request", getattr(item, "request", item)), **ended)
         else:
-            completion = Completion(index=index, request=request, task=task, result=result)
+            group, metadata = asked.group, asked.metadata
+            completion = Completion(
+                index=index, request=asked.request, task=task, group=group, metadata=metadata, **ended
+            )
         self._done.put_nowait(completion)
 
-    async def _accepted(self, request: Request) -> ImageTask:
+    def _asked(self, item: Request | Labelled) -> Asked:
+        if isinstance(item, Request):
+            return Asked(item, group=self._group)
+        request = item.located() if hasattr(item, "located") else item
         if not isinstance(request, Request):
-            raise InvalidRequestError(f"requests: {type(request).__name__} given, allowed are {REQUESTS}")
+            raise InvalidRequestError(
+                f"requests: {type(item).__name__} given, allowed are {REQUESTS}, and a Job around one"
+            )
+        return Asked(request, group=item.group or self._group, metadata=check_metadata(item.metadata))
+
+    async def _accepted(self, asked: Asked) -> ImageTask:
         if self._stopped is not None:
             raise self._stopped.with_traceback(None)
         submissions: list[Submission] = []
@@ -97,7 +134,7 @@ class Completions:
                 self._submitter.give_up(submission, self._stopped)
 
         try:
-            return await self._submitter.submit(Asked(request, group=self._group), started=started)
+            return await self._submitter.submit(asked, started=started)
         except Flux2Error as error:
             if error.meets_every_request:
                 self._stop(error)

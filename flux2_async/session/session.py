@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,7 @@ from flux2_async.session.arguments import (
     check_settings,
     check_task_id,
 )
-from flux2_async.session.as_completed import Completions
+from flux2_async.session.as_completed import Completions, Requests
 from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.lifecycle import NOT_OPEN, Lifecycle, Unsettled
 from flux2_async.session.parts import Options, statistics_of
@@ -395,7 +395,7 @@ class Flux2Session:
 
     def as_completed(
         self,
-        requests: Iterable[Request] | AsyncIterable[Request],
+        requests: Requests,
         *,
         max_running: int | None = None,
         group: str | None = None,
@@ -407,9 +407,11 @@ class Flux2Session:
         in `tasks()`.
 
         Args:
-            requests: Any iterable, also asynchronous and endless; taken in as the consumer keeps up.
+            requests: Any iterable, also asynchronous and endless; taken in as the consumer keeps up. One with something
+                that belongs to it is given as a `flux2_async.batch.Job`: its `group` and `extra` are those of task,
+                events and completion.
             max_running: Requests taken in and not yet given out. None: the session's `max_running`, else 100.
-            group: As for `submit`, of all these requests.
+            group: As for `submit`, of all these requests that name none.
 
         Yields:
             Completions in the order in which they finish.

@@ -238,7 +238,7 @@ def _same_stage(one: TaskRecord, other: TaskRecord | None) -> bool:
     return other is not None and (one.state_text, one.progress) == (other.state_text, other.progress)
 
 
-_COMPLETION: Final = ("index", "request", "task", "result", "error")
+_COMPLETION: Final = ("index", "request", "task", "result", "error", "group", "metadata")
 
 
 @attrs.frozen(kw_only=True)
@@ -250,6 +250,8 @@ class Completion:
         request: The request itself.
         task: Its handle, or None when it was not accepted.
         error: What went wrong, or None when there is a result.
+        group: Whose it is, see `as_completed`, or None.
+        metadata: What was given with it, or None.
     """
 
     index: int
@@ -257,17 +259,23 @@ class Completion:
     task: ImageTask | None = None
     _result: ImageResult | None = attrs.field(default=None, alias="result")
     error: Exception | None = None
+    group: str | None = None
+    metadata: Mapping[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        # By the public names, as in version 0.1.0.
-        return {name: self._result if name == "result" else getattr(self, name) for name in _COMPLETION}
+        # By the public names, as in version 0.1.0; a mapping that cannot be written to cannot be pickled either.
+        state: dict[str, object] = {
+            name: self._result if name == "result" else getattr(self, name) for name in _COMPLETION
+        }
+        return state | {"metadata": None if self.metadata is None else dict(self.metadata)}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        for name, value in state.items():
+        for name, value in ({"group": None, "metadata": None} | state).items():
             object.__setattr__(self, "_result" if name == "result" else name, value)
 
     def __repr__(self) -> str:
-        return f"Completion({', '.join(f'{name}={value!r}' for name, value in self.__getstate__().items())})"
+        shown = {name: value for name, value in self.__getstate__().items() if name != "metadata"}
+        return f"Completion({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def result(self) -> ImageResult:

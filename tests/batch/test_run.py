@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import REQUEST, emulated, session_for, until
 
-from flux2_async.batch import Download, Journal, State, run_batch
+from flux2_async.batch import Download, Job, Journal, State, read_jobs, run_batch
+from flux2_async.batch.report.rows import page_row
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -17,9 +19,11 @@ from flux2_async.errors import (
     ConfigurationError,
     InvalidRequestError,
     RequestRejectedError,
+    SessionClosedError,
     TransportError,
 )
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit
+from flux2_async.models.events import Queued, SessionEvent, Settled
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
@@ -469,3 +473,51 @@ async def test_a_batch_may_wait_for_longer_than_its_session(tmp_path: Path) -> N
         [outcome] = await run(tmp_path, flux, requests(1), task_timeout=300)
 
         assert outcome.state is State.DONE
+
+
+async def test_groups_and_metadata_survive_a_restart(tmp_path: Path) -> None:
+    """A list's column `group` and all it does not know go with tasks and events, in the next run too, and are shown."""
+    table = tmp_path / "list.csv"
+    table.write_text("id,prompt,group,order\na,a kettle,alice,1\nb,a cup,bob,2\nc,a lake,,3\n")
+    script = Script(plans=Plan(duration=20.0))
+    seen: list[SessionEvent] = []
+    async with emulated(script, rate_limit=RateLimit(2, 5.0)) as (flux, emulator):
+        flux.observe(seen.append)
+        batch = batch_in(tmp_path, flux, read_jobs(table), group="night")
+        following = asyncio.create_task(collect(batch))
+        await until(lambda: len(emulator.ledger.accepted) == 2)
+        await batch.aclose()
+        await following
+        await flux.aclose()
+        async with session_for(emulator) as later:
+            later.observe(seen.append)
+            outcomes = await run(tmp_path, later, read_jobs(table), group="night")
+
+    expected = {"a": ("alice", "1"), "b": ("bob", "2"), "c": ("night", "3")}
+    told = {
+        (kind, event.group, (event.metadata or {}).get("order"))
+        for event in seen
+        for kind in (Queued, Settled)
+        if isinstance(event, kind) and not isinstance(getattr(event, "error", None), SessionClosedError)
+    }
+    assert told == {(kind, *each) for kind in (Queued, Settled) for each in expected.values()}
+    assert {outcome.id: outcome.group for outcome in outcomes} == {"a": "alice", "b": "bob", "c": None}
+    assert [(line["group"], line["extra"]) for line in lines(tmp_path)] == [
+        ("alice", {"group": "alice", "order": "1"}),
+        ("bob", {"group": "bob", "order": "2"}),
+        (None, {"order": "3"}),
+    ]
+    assert ["group", "bob"] in page_row(next(each for each in outcomes if each.id == "b"), [], [])["extra"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "group"), [({"group": 7}, "7"), ({"group": True}, None), ({"group": ["a"]}, None), ({"group": ""}, None)]
+)
+def test_which_columns_are_groups(extra: dict[str, Any], group: str | None) -> None:
+    """Text and whole numbers are; what else stands there is kept all the same."""
+    job = Job(REQUEST, extra=extra)
+
+    assert (job.group, job.extra) == (group, extra)
+    assert Job(REQUEST, group="mine", extra=extra).extra == {"group": "mine"}
+    with pytest.raises(InvalidRequestError, match="group: "):
+        Job(REQUEST, group="")

@@ -2,14 +2,18 @@
 
 import asyncio
 import gc
+import pickle
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from emulated import REQUEST, emulated, until
 
 from flux2_async._http.files import Files
+from flux2_async.batch import Job
 from flux2_async.emulator import Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AuthenticationError,
@@ -23,6 +27,10 @@ from flux2_async.errors import (
 )
 from flux2_async.models import ImageToImage, Polling, RateLimit, Request, TextToImage
 from flux2_async.tasks.handle import Completion
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001f61738550000000049454e44ae426082"
+)
 
 
 def requests(number: int) -> Iterator[TextToImage]:
@@ -265,7 +273,7 @@ async def test_what_is_looked_at_is_not_sent_after_a_refusal_that_meets_all(monk
         await asyncio.sleep(5.0)
 
     monkeypatch.setattr(Files, "check", look_at_length)
-    with_picture = ImageToImage("a red kettle", images=["https://example.com/kettle.png"])
+    with_picture = ImageToImage("a red kettle", images=[PNG])
     script = Script(faults=[Fault("createTask", "refuse", code=402)])
     async with emulated(script) as (flux, emulator):
         done = [each async for each in flux.as_completed([*requests(1), with_picture])]
@@ -310,3 +318,37 @@ async def test_what_cannot_work_is_told_before_the_iteration() -> None:
         await flux.aclose()
         with pytest.raises(SessionClosedError):
             flux.as_completed(requests(1))
+
+
+async def test_what_belongs_to_a_request_comes_back_with_it(tmp_path: Path) -> None:
+    """Whose a request is and what was given with it stand in its completion and its task, also where it was refused."""
+    (tmp_path / "red.png").write_bytes(PNG)
+    jobs: list[TextToImage | Job] = [
+        Job(TextToImage("a kettle"), group="alice", extra={"order": 7}),
+        Job(TextToImage("a cup"), extra={"group": "bob"}),
+        Job(ImageToImage("make it red", images=["red.png"]), folder=tmp_path, group="carol"),
+        Job(ImageToImage("make it red", images=["nowhere.png"]), folder=tmp_path, group="dave", extra={"order": 8}),
+        TextToImage("a lake"),
+    ]
+    async with emulated() as (flux, emulator):
+        done = sorted([each async for each in flux.as_completed(jobs, group="all")], key=lambda each: each.index)
+        [wrong] = [each async for each in flux.as_completed([b"a cup"])]  # type: ignore[list-item]  # it is what is tested
+
+    assert [(each.group, each.metadata) for each in done] == [
+        ("alice", {"order": 7, "group": "alice"}),
+        ("bob", {"group": "bob"}),
+        ("carol", {"group": "carol"}),
+        ("dave", {"order": 8, "group": "dave"}),
+        ("all", None),
+    ]
+    for each in done[:3]:
+        assert each.task is not None
+        assert (each.task.group, each.task.metadata) == (each.group, each.metadata)
+    assert len(emulator.ledger.uploads) == 1
+    assert isinstance(done[3].error, InvalidRequestError)
+    assert isinstance(wrong.error, InvalidRequestError)
+    assert "a Job around one" in str(wrong.error)
+
+    kept = pickle.loads(pickle.dumps(attrs.evolve(done[0], task=None)))
+    assert (kept.group, kept.metadata) == ("alice", {"order": 7, "group": "alice"})
+    assert "order" not in repr(kept)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from flux2_async.batch.outcomes import KEYS, Download, Failure, Outcome, State
+from flux2_async.batch.outcomes import KEYS, Download, Failure, Outcome, State, group_of
 from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.models.requests import request_of
@@ -28,6 +28,7 @@ class Row:
         task_id: Its task, or None.
         sent_at: When its last POST left, or was given up, in seconds since 1970, or None.
         urls: Where its pictures are, once it is done.
+        extra: What its caller gave with it.
     """
 
     number: int
@@ -39,6 +40,12 @@ class Row:
     task_id: str | None
     sent_at: float | None
     urls: tuple[str, ...]
+    extra: Mapping[str, Any] = attrs.field(repr=False)
+
+    @property
+    def group(self) -> str | None:
+        """Whose it is, or None."""
+        return group_of(self.extra)
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -67,6 +74,7 @@ def row_of(row: sqlite3.Row) -> Row:
         task_id=row["task_id"],
         sent_at=row["sent_at"],
         urls=_strings(row["urls"]),
+        extra=json.loads(row["extra"]),
     )
 
 

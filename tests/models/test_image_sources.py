@@ -208,7 +208,7 @@ def wrong() -> bytes:
         (lambda: Odd(lambda: 5), "a file object that gives int; open it with 'rb'"),
         (lambda: Image.new("RGB", (1, 1)), "Image given, encode it, as by image.save(buffer, 'PNG')"),
         (lambda: ARRAY, "SimpleNamespace given, encode the array"),
-        (lambda: 5, "int given, allowed are a path, bytes and a binary file object"),
+        (lambda: 5, "int given, allowed are a path, an address, bytes and a binary file object"),
         (lambda: Path(__file__).parent.parent, "a folder given, it must be a JPEG, PNG or WebP file"),
         (lambda: bytearray(b"text"), "text given, allowed are JPEG, PNG and WebP"),
     ],

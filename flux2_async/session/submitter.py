@@ -284,7 +284,10 @@ class Submitter:
     def _forget(self, submission: Submission) -> None:
         # Here and not in `_run`, because a job that is cancelled before its first step never gets there.
         del self._jobs[submission]
-        self._break_off(submission, cut_off(submission, "the submission was cancelled"))
+        if submission.ended:
+            submission.tell_doubt()
+        else:
+            self._break_off(submission, cut_off(submission, "the submission was cancelled"))
         self.ended.wake()
 
     def _break_off(self, submission: Submission, error: Exception, *, own: bool = False) -> None:

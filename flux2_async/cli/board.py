@@ -26,6 +26,7 @@ STYLES: Final = {
 }
 REFRESH: Final = 8.0
 ROOMY: Final = 96
+HALF: Final = 0.5
 
 
 @attrs.define(eq=False)
@@ -38,6 +39,7 @@ class Row:
         state: Where it is.
         begun: When the clock started, or None.
         ended: When it stopped, or None.
+        left: Gives the seconds that it is expected to take still, or None where that is not known; None: nobody knows.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Row:
     state: str = "waiting for its turn"
     begun: float | None = None
     ended: float | None = None
+    left: Callable[[], float | None] | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -113,7 +116,8 @@ class Board(LiveBoard):
     def __rich__(self) -> RenderableType:
         if len(self._rows) == 1:
             row = self._rows[0]
-            self._spinner.update(text=Text(printable(f"{_time(row)}  {row.title}: {row.state}")))
+            left = told_left(row.left and row.left())
+            self._spinner.update(text=Text(printable(f"{_time(row)}  {row.title}: {row.state}{left}")))
             return self._spinner
         return Group(self._table(), Text(), Text(self._footer(), style="dim"))
 
@@ -139,6 +143,11 @@ class Board(LiveBoard):
         if row.ended is None:
             return self._spinner.render(time.monotonic())
         return Text("✓", "green") if row.state == "done" else Text("✗", "red")
+
+
+def told_left(seconds: float | None) -> str:
+    """Give what is told of the time that is left, to be put behind something; nothing where it is not known."""
+    return f", about {seconds:.0f} s left" if seconds and seconds >= HALF else ""
 
 
 def _time(row: Row) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flux2_async._http.atomic_file import replacing
-from flux2_async.cli.board import Board, Row
+from flux2_async.cli.board import Board, Row, told_left
 from flux2_async.cli.run import followed
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, error_document
 from flux2_async.cli.script import PHOTOS, WISHES, Wish, demo_script
@@ -112,7 +112,8 @@ def _prepare(out: Path) -> None:
 async def _perform(screen: Screen, emulator: Emulator, flux: Flux2Session, shows: Sequence[Show], out: Path) -> None:
     def footer() -> str:
         done = sum(show.row.ended is not None for show in shows)
-        return f" {done} of {len(shows)} finished, {flux.statistics().running} running; emulated, so it costs nothing"
+        running = f"{flux.statistics().running} running{told_left(flux.remaining())}"
+        return f" {done} of {len(shows)} finished, {running}; emulated, so it costs nothing"
 
     with Board(screen, [show.row for show in shows], footer) as board:
         board.say(f"emulator at {emulator.base_url}")

@@ -202,14 +202,16 @@ async def followed(task: ImageTask, board: Board, row: Row, timeout: float | Non
     async def follow() -> None:
         # What goes wrong is told by the result.
         with suppress(Flux2Error):
-            async for record in task.updates():
+            async for record in task.updates(every=1.0):
                 if not record.state.final:
                     board.change(row, record.state_text)
 
     following = asyncio.create_task(follow())
+    row.left = lambda: task.expectation().remaining
     try:
         return await task.result(timeout)
     finally:
+        row.left = None
         following.cancel()
         await asyncio.wait([following])
 

@@ -59,6 +59,21 @@ def test_elsewhere_each_change_is_one_line(capsys: pytest.CaptureFixture[str]) -
     assert [line.partition(" s  ")[2] for line in err.splitlines()] == ["first: queuing", "second: done"]
 
 
+def test_one_task_shows_what_is_left() -> None:
+    """The line of a single task tells about how long it still takes, where that is known and worth telling."""
+    row = Row("task", state="generating", begun=1.0, ended=4.0)
+    shown = Board(Screen(), [row])
+    lefts: list[float | None] = [12.4, 0.2, None]
+    told = []
+    for left in lefts:
+        row.left = lambda left=left: left
+        told.append(drawn(shown, 80)[0].partition("  ")[2])
+    row.left = None
+    told.append(drawn(shown, 80)[0].partition("  ")[2])
+
+    assert told == ["task: generating, about 12 s left", *["task: generating"] * 3]
+
+
 def test_the_clock_of_a_row_stops_at_its_end() -> None:
     """Seconds run from the first change to the end, and stand still then."""
     row = Row("task")

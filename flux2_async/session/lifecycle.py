@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from typing import Final
@@ -13,10 +14,11 @@ import attrs
 
 from flux2_async._http.credentials import Credentials
 from flux2_async._limiter.limiter import Limiter
-from flux2_async.errors import ConfigurationError, SessionClosedError
+from flux2_async.errors import SessionClosedError
 from flux2_async.session.open_ahead import OpenAhead
 from flux2_async.session.parts import Options, Parts, make_parts
 from flux2_async.tasks.observers import Observers
+from flux2_async.tasks.outcome import check_loop
 
 logger = logging.getLogger("flux2_async")
 
@@ -27,6 +29,9 @@ NOT_OPEN: Final = "the session is not open; use `async with Flux2Session(...)` o
 # Those that are open without a coordination.
 _alone: WeakSet[Parts] = WeakSet()
 _warned_accounts: set[str] = set()
+if hasattr(os, "register_at_fork"):
+    # What is open in the parent process is not open in the child.
+    os.register_at_fork(after_in_child=_alone.clear)
 
 
 @attrs.frozen
@@ -146,10 +151,7 @@ class Lifecycle:
             raise SessionClosedError(
                 "the event loop in which the session was open was closed; open it again in this one"
             )
-        if asyncio.get_running_loop() is not opening.get_loop():
-            raise ConfigurationError(
-                "the session belongs to another event loop; open one session per event loop, in that loop"
-            )
+        check_loop(opening.get_loop())
 
 
 async def _open(parts: Parts) -> None:

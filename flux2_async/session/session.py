@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
 import aiohttp
 
@@ -193,6 +193,18 @@ class Flux2Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    if not TYPE_CHECKING:  # type checkers go on refusing `with`
+
+        def __enter__(self) -> NoReturn:
+            """Say what to write instead; Python would not."""
+            raise ConfigurationError(
+                "write `async with Flux2Session(...)`; in code that is not asynchronous use "
+                "`with flux2_async.blocking.BlockingSession(...)`"
+            )
+
+        def __exit__(self, *_: object) -> None:
+            """Be there: `with` looks for both before it calls either."""
 
     async def open(self) -> None:
         """Make the session usable in the running event loop.

@@ -12,6 +12,27 @@ from flux2_async.errors import ConfigurationError
 T = TypeVar("T")
 
 
+def check_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Refuse any other event loop, and a thread that runs none.
+
+    Raises:
+        ConfigurationError: Called elsewhere; the text says how to call instead.
+    """
+    try:
+        here = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        raise ConfigurationError(
+            "called outside of the session's event loop; from another thread use "
+            "`asyncio.run_coroutine_threadsafe(..., loop)`, or for plain methods `loop.call_soon_threadsafe`; code "
+            "without an event loop has flux2_async.blocking.BlockingSession"
+        ) from None
+    if not here:
+        raise ConfigurationError(
+            "the session belongs to another event loop; open one session per event loop, in that loop, or come here by "
+            "`asyncio.run_coroutine_threadsafe(..., loop)`; any thread may use flux2_async.blocking.BlockingSession"
+        )
+
+
 class Signal:
     """What many wait for, until the next `wake`; each may be cancelled without the others noticing."""
 
@@ -38,10 +59,7 @@ class Signal:
         Raises:
             ConfigurationError: This is another one.
         """
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigurationError(
-                "awaited in another event loop than the session's; open one session per event loop"
-            )
+        check_loop(self._loop)
 
     async def wait(self) -> None:
         """Wait for the next `wake`.

@@ -30,6 +30,7 @@ from flux2_async.errors import ConfigurationError, InvalidRequestError, SessionC
 from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
 from flux2_async.models.service import Service
 from flux2_async.models.submission_state import SubmissionState
+from flux2_async.session.as_completed import Labelled
 from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.lifecycle import Unsettled
 from flux2_async.session.session import Flux2Session
@@ -69,13 +70,13 @@ def _awaited(
     method: Callable[Concatenate[Flux2Session, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["BlockingSession", P], T]:
     """Give a method of the session that is awaited as one that blocks."""
-    hidden: Any = method
 
     @wraps(method)
     def call(self: "BlockingSession", /, *args: P.args, **options: P.kwargs) -> T:
         given = Secret((args, options))
         del args, options
-        return self._run(lambda: hidden(self._flux, *given.reveal()[0], **given.reveal()[1]))
+        start: Callable[..., Coroutine[Any, Any, T]] = method
+        return self._run(lambda: start(self._flux, *given.reveal()[0], **given.reveal()[1]))
 
     return call
 
@@ -191,6 +192,7 @@ class BlockingSession:
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        resend_within: float | None = None,
     ) -> "BlockingTask":
         """Create a task; see `Flux2Session.submit`.
 
@@ -205,6 +207,7 @@ class BlockingSession:
             group: As there.
             metadata: As there.
             headers: As there.
+            resend_within: As there.
 
         Returns:
             The handle; the service has accepted the task.
@@ -221,6 +224,7 @@ class BlockingSession:
                     ref=ref,
                     on_send=_in_worker(on_send),
                     steps=steps,
+                    resend_within=resend_within,
                     group=group,
                     metadata=metadata,
                     headers=given.reveal(),
@@ -275,7 +279,7 @@ class BlockingSession:
         return BlockingHandle(self, handle)
 
     def as_completed(
-        self, requests: Iterable[Request], *, max_running: int | None = None, group: str | None = None
+        self, requests: Iterable[Request | Labelled], *, max_running: int | None = None, group: str | None = None
     ) -> "BlockingIterator[BlockingCompletion]":
         """Submit many requests and give each when it is finished; see `Flux2Session.as_completed`.
 
@@ -294,7 +298,7 @@ class BlockingSession:
         return BlockingIterator(self._completed(iter(requests), intake, completions))
 
     def _completed(
-        self, requests: Iterator[Request], intake: "_Intake", completions: AsyncGenerator[Completion, None]
+        self, requests: Iterator[Request | Labelled], intake: "_Intake", completions: AsyncGenerator[Completion, None]
     ) -> Generator["BlockingCompletion", None, None]:
         item: object = None
         try:
@@ -350,8 +354,13 @@ class BlockingSession:
 
     @property
     def rate_limit(self) -> RateLimit | None:
-        """What the session keeps to."""
+        """What the session keeps to; of several the one that allows the fewest in the long run."""
         return self._flux.rate_limit
+
+    @property
+    def rate_limits(self) -> tuple[RateLimit, ...]:
+        """All that the session keeps to."""
+        return self._flux.rate_limits
 
     @property
     def max_running(self) -> int | None:
@@ -453,7 +462,7 @@ class _Intake:
         self._given: asyncio.Queue[Any] = asyncio.Queue()
         self._pending: asyncio.Task[object] | None = None
 
-    async def run(self) -> AsyncGenerator[Request, None]:
+    async def run(self) -> AsyncGenerator[Request | Labelled, None]:
         """Give what is handed over, until that is END or an error."""
         while True:
             self._wanted.set()
@@ -631,6 +640,16 @@ class BlockingCompletion:
     def request(self) -> Request:
         """The request itself."""
         return self._completion.request
+
+    @property
+    def group(self) -> str | None:
+        """Whose it is, or None."""
+        return self._completion.group
+
+    @property
+    def metadata(self) -> Mapping[str, Any] | None:
+        """What was given with it, or None."""
+        return self._completion.metadata
 
     @property
     def error(self) -> Exception | None:

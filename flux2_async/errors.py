@@ -169,7 +169,7 @@ class BudgetExceededError(Flux2Error):
         )
         self.budget, self.group = budget, group
         self.spent, self.reserved, self.price, self.retry_after = spent, reserved, price, retry_after
-        self.meets_every_request = budget.group is None and budget.per is None and spent + price > budget.credits
+        self.meets_every_request: bool = budget.group is None and budget.per is None and spent + price > budget.credits
 
 
 class SessionClosedError(Flux2Error):
@@ -190,7 +190,8 @@ class TransportError(Flux2Error):
             that wants a password; then `meets_every_request` is true.
     """
 
-    transient = True
+    transient: bool = True
+    meets_every_request: bool = False
     never_sent: bool
 
     def __init__(
@@ -209,7 +210,7 @@ class ProtocolError(Flux2Error):
         http_status: The HTTP status it came with, or None when it came in a callback.
     """
 
-    transient = True
+    transient: bool = True
     http_status: int | None
 
     def __init__(self, message: str, *, http_status: int | None = None, task_id: str | None = None) -> None:
@@ -279,7 +280,7 @@ class RateLimitedError(ApiError):
         http_status: None when the session itself refused, without asking the service.
     """
 
-    transient = True
+    transient: bool = True
     retry_after: float | None
 
     def __init__(
@@ -305,7 +306,7 @@ class QuotaExceededError(ApiError):
 class MaintenanceError(ApiError):
     """The service is under maintenance (455)."""
 
-    transient = True
+    transient: bool = True
 
 
 class FeatureDisabledError(ApiError):
@@ -317,7 +318,7 @@ class FeatureDisabledError(ApiError):
 class ServerError(ApiError):
     """The service failed (5xx)."""
 
-    transient = True
+    transient: bool = True
 
 
 class AmbiguousSubmitError(Flux2Error):

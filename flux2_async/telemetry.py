@@ -53,10 +53,10 @@ MISSING: Final = 'flux2_async.telemetry needs the extra "otel"; install it with:
 try:
     from opentelemetry import metrics, trace
     from opentelemetry.context import Context, get_current
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "opentelemetry":
+except ModuleNotFoundError as _missing:
+    if (_missing.name or "").partition(".")[0] != "opentelemetry":
         raise
-    raise ImportError(MISSING, name=error.name) from None
+    raise ImportError(MISSING, name=_missing.name) from None
 
 __all__ = ["Telemetry"]
 

@@ -46,10 +46,10 @@ class RunningEmulator:
     def __init__(self, emulator: "Emulator", portal: "BlockingPortal") -> None:
         self._emulator = emulator
         self._portal = portal
-        self.api_key = emulator.api_key
-        self.base_url = emulator.base_url
-        self.upload_url = emulator.upload_url
-        self.script = emulator.script
+        self.api_key: str = emulator.api_key
+        self.base_url: str = emulator.base_url
+        self.upload_url: str = emulator.upload_url
+        self.script: Script = emulator.script
 
     def __repr__(self) -> str:
         return f"<RunningEmulator {self.base_url}>"

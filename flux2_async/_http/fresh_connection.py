@@ -33,7 +33,7 @@ class FreshConnection:
     def __init__(self, connection: Connection, key: ConnectionKey) -> None:
         self.connection = connection
         self.key = key
-        self.given = 0
+        self.given: int = 0
         self._heard: list[bytes] = []
         self._released = False
         self._over = asyncio.Event()

@@ -24,10 +24,10 @@ class FreshConnector(aiohttp.BaseConnector):
 
     def __init__(self, inner: aiohttp.BaseConnector) -> None:
         super().__init__(force_close=True)
-        self.allowed_protocol_schema_set = inner.allowed_protocol_schema_set
+        self.allowed_protocol_schema_set: frozenset[str] = inner.allowed_protocol_schema_set
         self._inner = inner
         self._assigned: dict[aiohttp.ClientRequest, FreshConnection] = {}
-        self.reached = False
+        self.reached: bool = False
         # Seconds that opening one took lately.
         self._took = 0.0
         self._way: tuple[aiohttp.ClientRequest, aiohttp.ClientTimeout, ConnectionKey] | None = None

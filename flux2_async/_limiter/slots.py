@@ -35,7 +35,7 @@ class Slots(Turnstile[None]):
         self._per_group = per_group
         if per_group is not None:
             self._waiters = WaitQueue(self._is_kept_back)
-        self.borrowed = 0
+        self.borrowed: int = 0
         self.on_room: Callable[[], None] = _nobody
         self._of_group: Counter[str | None] = Counter()
         # Whose holders wait for a permit, and how many of all are there beyond `max_running` because of that.

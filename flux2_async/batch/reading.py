@@ -39,7 +39,7 @@ def read_jobs(path: Path) -> Iterator[Job | BadLine]:
             yield BadLine(line, str(error))
 
 
-def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, str]) -> Iterator[Job | BadLine]:
+def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, Any]) -> Iterator[Job | BadLine]:
     """Make a request of each picture that a pattern matches.
 
     Args:

@@ -22,7 +22,7 @@ from flux2_async.batch.journal import Journal
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
 from flux2_async.models.plain_json import utf8_json
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 RESULTS: Final = "results.jsonl"
 CHANGES: Final = "changes.jsonl"

@@ -29,7 +29,7 @@ from flux2_async.models import Request
 from flux2_async.session.arguments import check_path
 from flux2_async.session.session import Flux2Session
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 
 class Batch:
@@ -49,7 +49,7 @@ class Batch:
         options: Options,
     ) -> None:
         self.invalid: tuple[BadLine, ...] = ()
-        self.invalid_count = 0
+        self.invalid_count: int = 0
         self._flux = flux
         if not isinstance(requests, Iterable | AsyncIterable):
             raise ConfigurationError(

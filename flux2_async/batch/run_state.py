@@ -55,13 +55,13 @@ class RunState:
     """
 
     def __init__(self, start: Start, max_credits: float | None, max_failed: float | None = None) -> None:
-        self.spending = BatchSpending.of(start.tallies, max_credits)
-        self.count = Count.of(start.tallies)
-        self.breaker = CircuitBreaker(threshold=1, first_pause=FIRST_PAUSE)
+        self.spending: BatchSpending = BatchSpending.of(start.tallies, max_credits)
+        self.count: Count = Count.of(start.tallies)
+        self.breaker: CircuitBreaker = CircuitBreaker(threshold=1, first_pause=FIRST_PAUSE)
         self.posting: set[Sender] = set()
         self.searching: set[Sender] = set()
-        self.refusals = 0
-        self.changed = Signal()
+        self.refusals: int = 0
+        self.changed: Signal = Signal()
         self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stopped: str | None = None
         self.pricing: str | None = None

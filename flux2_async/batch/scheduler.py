@@ -45,7 +45,7 @@ class Scheduler:
     """
 
     def __init__(self, flux: Flux2Session, journal: Journal, directory: Path, start: Start, options: Options) -> None:
-        self.state = RunState(start, options.max_credits, options.max_failed)
+        self.state: RunState = RunState(start, options.max_credits, options.max_failed)
         self._flux = flux
         self._journal = journal
         self._directory = directory

@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError
 from flux2_async._version import VERSION
 from flux2_async.cli.usage import GIVEN, advice
 
-app = App(
+app: App = App(
     name="flux2",
     version=VERSION,
     help=(

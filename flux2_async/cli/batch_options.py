@@ -108,8 +108,7 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterat
     if options.prompt is not None:
         if not sources:
             raise UsageError("--prompt: it says what to do with pictures; name them, such as 'photos/*.jpg'")
-        fields = {"aspect_ratio": shape.aspect_ratio or "auto", "resolution": shape.resolution, "tier": shape.tier}
-        return match_jobs(sources, options.prompt, fields)
+        return match_jobs(sources, options.prompt, shape.fields("auto"))
     if len(sources) != 1 or not sources[0].lower().endswith(FILES):
         raise UsageError(
             f"one list of requests must be named (its name ends in one of {', '.join(FILES)}), or pictures and --prompt"

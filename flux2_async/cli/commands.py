@@ -65,8 +65,7 @@ def edit(
     def request() -> ImageToImage:
         if not images:
             raise UsageError("edit: no picture given; name one behind the prompt, or use flux2 generate")
-        ratio = "auto" if shape.aspect_ratio is None else shape.aspect_ratio
-        return ImageToImage(prompt, images=images, aspect_ratio=ratio, resolution=shape.resolution, tier=shape.tier)
+        return ImageToImage(prompt, images=images, **shape.fields("auto"))
 
     return _make(request, service, output, timeout, machine=json)
 
@@ -84,8 +83,7 @@ def generate(
     """Run `flux2 generate`."""
 
     def request() -> TextToImage:
-        ratio = "1:1" if shape.aspect_ratio is None else shape.aspect_ratio
-        return TextToImage(prompt, aspect_ratio=ratio, resolution=shape.resolution, tier=shape.tier)
+        return TextToImage(prompt, **shape.fields("1:1"))
 
     return _make(request, service, output, timeout, machine=json)
 

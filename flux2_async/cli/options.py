@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import attrs
 from cyclopts import Parameter
@@ -27,7 +27,7 @@ EXTENSIONS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "W
 """What a file may be asked to be, by the end of its name, in the words of Pillow."""
 
 SERVICE: Final = "FLUX2_SERVICE"
-SERVICES: Final = {"": None, "apikley": None, "kie": services.KIE}
+SERVICES: Final[dict[str, services.Service | None]] = {"": None, "apikley": None, "kie": services.KIE}
 NO_KEY: Final = (
     "no API key: set it with `export APIKLEY_API_KEY=...` (keys are made at https://app.apikley.ru/keys), "
     "or without an "
@@ -69,6 +69,11 @@ class Shape:
     ] = None
     resolution: Annotated[str, Parameter(help=f"{' or '.join(RESOLUTIONS)}.")] = "1K"
     tier: Annotated[str, Parameter(help=f"{' or '.join(TIERS)}.")] = "flex"
+
+    def fields(self, aspect_ratio: str) -> dict[str, Any]:
+        """Give the fields of a request, which checks them; with this ratio where none was said."""
+        ratio = aspect_ratio if self.aspect_ratio is None else self.aspect_ratio
+        return {"aspect_ratio": ratio, "resolution": self.resolution, "tier": self.tier}
 
 
 @Parameter(name="*")

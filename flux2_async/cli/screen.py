@@ -81,7 +81,7 @@ class Screen:
         self.out: Console = _Console(highlight=False, markup=False, emoji=False, width=width)
         self.err: Console = _Console(stderr=True, highlight=False, markup=False, emoji=False)
         terminals = sys.stdout.isatty() and sys.stderr.isatty()
-        self.live = terminals and not machine and not self.err.is_dumb_terminal
+        self.live: bool = terminals and not machine and not self.err.is_dumb_terminal
 
     def result(self, renderable: RenderableType, *, whole: bool = False) -> None:
         """Show a result to people; nothing for machines.

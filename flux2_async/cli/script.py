@@ -7,7 +7,7 @@ from typing import Any, Final
 import attrs
 
 from flux2_async.emulator import Fault, Limit, Plan, Script
-from flux2_async.models import ImageToImage, Request, TextToImage, UploadedFile
+from flux2_async.models import AspectRatio, ImageToImage, Request, Resolution, TextToImage, Tier, UploadedFile
 
 PHOTOS: Final = {path.stem: path for path in sorted((Path(__file__).parent / "photos").glob("*.[jp][pn]g"))}
 """The shipped photographs by name; see photos/SOURCES.md."""
@@ -35,15 +35,15 @@ class Wish:
 
     prompt: str
     photos: tuple[str, ...] = ()
-    aspect_ratio: str = "1:1"
-    resolution: str = "1K"
-    tier: str = "flex"
+    aspect_ratio: AspectRatio = "1:1"
+    resolution: Resolution = "1K"
+    tier: Tier = "flex"
     duration: float = 3.0
     moderated: bool = False
 
     def request(self, uploaded: Mapping[str, UploadedFile]) -> Request:
         """Give the request, with the photographs at the service by name."""
-        shape = {"aspect_ratio": self.aspect_ratio, "resolution": self.resolution, "tier": self.tier}
+        shape: dict[str, Any] = {"aspect_ratio": self.aspect_ratio, "resolution": self.resolution, "tier": self.tier}
         if not self.photos:
             return TextToImage(self.prompt, **shape)
         return ImageToImage(self.prompt, images=[uploaded[name] for name in self.photos], **shape)

@@ -115,7 +115,7 @@ class AccountState:
 
     def __init__(self, epoch: str, terms: Terms, now: float) -> None:
         self.epoch = epoch
-        self.number = 0
+        self.number: int = 0
         self._born = now
         self._seen = now
         self._set_back = 0.0

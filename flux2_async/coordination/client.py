@@ -22,7 +22,7 @@ from flux2_async.tasks.watcher import Watcher
 
 T = TypeVar("T")
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 # News of a key can be lost; this is how long nobody minds.
 LOOK_EVERY: Final = 2.0
@@ -55,7 +55,9 @@ class Sharing:
         records: Records,
     ) -> None:
         self._coordinator = Coordinator(coordination, account, terms)
-        self.limiter = SharedLimiter(self._coordinator, terms, may_degrade=coordination.on_failure == "degrade")
+        self.limiter: SharedLimiter = SharedLimiter(
+            self._coordinator, terms, may_degrade=coordination.on_failure == "degrade"
+        )
         self.on_callback: Callable[[str, str], None] = lambda _, task_id: watcher.hint(task_id)
         self._watcher = watcher
         self._records = records

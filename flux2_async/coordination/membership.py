@@ -17,7 +17,7 @@ from flux2_async.errors import CoordinationError
 
 T = TypeVar("T")
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 2.0
@@ -65,8 +65,8 @@ class Membership:
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._warned = False
         self._closed = False
-        self.joined = False
-        self.term = 0
+        self.joined: bool = False
+        self.term: int = 0
 
     async def open(self, on_message: Callable[[Message], None]) -> None:
         """Join, or begin to try; see `Coordinator.open`.

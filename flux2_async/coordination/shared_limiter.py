@@ -64,7 +64,7 @@ class SharedLimiter(Gate):
         self._terms = terms
         self._may_degrade = may_degrade
         # All are to be back, and to have declared what they took, within the period that the first one waits.
-        self.membership = Membership(coordinator, self, patience=self._period / 5)
+        self.membership: Membership = Membership(coordinator, self, patience=self._period / 5)
         self._settling = Settling(self.membership, coordinator)
         self._fallback = Fallback(terms.rate)
         # Empty but while an answer is dealt out.

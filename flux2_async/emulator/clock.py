@@ -18,7 +18,7 @@ class Clock:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self.started = loop.time()
+        self.started: float = loop.time()
         self._wall_started = time.time()
 
     def now(self) -> float:

@@ -21,7 +21,7 @@ from flux2_async.emulator.script import Script
 from flux2_async.emulator.store import UPLOADS, Links, ResultRef, Store, StoredFile, Unloadable, kind_of, ref_of
 from flux2_async.emulator.tasks import Task
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 CACHE_BYTES = 128 * 1024 * 1024
 """Drawn pictures that are kept; older ones are drawn anew, byte for byte the same."""

@@ -41,7 +41,7 @@ class Refusal(Exception):  # noqa: N818  it is an answer, not a mistake of the e
 
     def __init__(self, code: int, message: str | None = None, *, retry_after: str | None = None) -> None:
         self.code = code
-        self.message = USUAL_WORDS.get(code, "Refused") if message is None else message
+        self.message: str = USUAL_WORDS.get(code, "Refused") if message is None else message
         self.retry_after = retry_after
         super().__init__(self.message)
 

@@ -84,9 +84,9 @@ class Emulator:
         api_key: str = "emulator-key",
         log: Callable[[Exchange | CallbackCall], object] | None = None,
     ) -> None:
-        self.script = Script() if script is None else script
+        self.script: Script = Script() if script is None else script
         self.api_key = api_key
-        self.ledger = Ledger()
+        self.ledger: Ledger = Ledger()
         self._host = host
         self._port = port
         self._log = log

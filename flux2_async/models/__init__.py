@@ -4,11 +4,24 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 """
 
 from flux2_async.models.records import ImageResult, TaskRecord, TaskState
-from flux2_async.models.requests import ImageSource, ImageToImage, JobRequest, Request, TextToImage, UploadedFile
+from flux2_async.models.requests import (
+    AspectRatio,
+    FixedAspectRatio,
+    ImageSource,
+    ImageToImage,
+    JobRequest,
+    Request,
+    Resolution,
+    TextToImage,
+    Tier,
+    UploadedFile,
+)
 from flux2_async.models.settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
 
 __all__ = [
+    "AspectRatio",
     "Callbacks",
+    "FixedAspectRatio",
     "ImageResult",
     "ImageSource",
     "ImageToImage",
@@ -16,10 +29,12 @@ __all__ = [
     "Polling",
     "RateLimit",
     "Request",
+    "Resolution",
     "SessionStatistics",
     "TaskRecord",
     "TaskState",
     "TextToImage",
+    "Tier",
     "Timeouts",
     "UploadedFile",
 ]

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, Literal, TypeAlias, TypeGuard, get_args
 from urllib.parse import urlsplit
 
 import attrs
@@ -19,15 +19,38 @@ from flux2_async.models.image_sources import Buffer, ContentSource, content_of, 
 from flux2_async.models.plain import plain
 from flux2_async.models.plain_json import check_text, plain_object, shown
 
-__all__ = ["ImageSource", "ImageToImage", "JobRequest", "Request", "TextToImage", "UploadedFile"]
+__all__ = [
+    "AspectRatio",
+    "FixedAspectRatio",
+    "ImageSource",
+    "ImageToImage",
+    "JobRequest",
+    "Request",
+    "Resolution",
+    "TextToImage",
+    "Tier",
+    "UploadedFile",
+]
+
+FixedAspectRatio: TypeAlias = Literal["1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3"]
+"""Width to height, as `TextToImage` takes it."""
+
+AspectRatio: TypeAlias = FixedAspectRatio | Literal["auto"]
+"""Width to height, as `ImageToImage` takes it: `auto` is the ratio of the first picture."""
+
+Resolution: TypeAlias = Literal["1K", "2K"]
+"""How large a picture is: about 1024 or 2048 pixels a side, where it is square."""
+
+Tier: TypeAlias = Literal["flex", "pro"]
+"""Which of the two models of Flux-2 makes a picture."""
 
 # From the API's own pages; the lower bound of the prompt stands in their prose only.
 PROMPT_LENGTHS: Final = (3, 5000)
 MAX_IMAGES: Final = 8
-RATIOS: Final = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
-ASPECT_RATIOS: Final = (*RATIOS, "auto")
-RESOLUTIONS: Final = ("1K", "2K")
-TIERS: Final = ("flex", "pro")
+RATIOS: Final[tuple[FixedAspectRatio, ...]] = get_args(FixedAspectRatio)
+ASPECT_RATIOS: Final[tuple[AspectRatio, ...]] = (*RATIOS, "auto")
+RESOLUTIONS: Final[tuple[Resolution, ...]] = get_args(Resolution)
+TIERS: Final[tuple[Tier, ...]] = get_args(Tier)
 MAX_MODEL: Final = 200
 
 # What nearly every address looks like; the others are taken apart.
@@ -36,6 +59,23 @@ _PLAIN_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.-]*[A-Za-z0-9](?:/[!-~]
 
 def _text(value: str) -> str:
     return value if type(value) is str else plain(value)
+
+
+# The same, one for each type, since type checkers take the type of an argument from its converter.
+def _aspect_ratio(value: AspectRatio) -> AspectRatio:
+    return plain(value)
+
+
+def _fixed_aspect_ratio(value: FixedAspectRatio) -> FixedAspectRatio:
+    return plain(value)
+
+
+def _resolution(value: Resolution) -> Resolution:
+    return plain(value)
+
+
+def _tier(value: Tier) -> Tier:
+    return plain(value)
 
 
 @attrs.frozen
@@ -83,7 +123,7 @@ def _choices(allowed: tuple[str, ...]) -> str:
     return ", ".join(map(repr, allowed))
 
 
-def _check_aspect_ratio(request: object, _: "attrs.Attribute[str]", value: object) -> None:
+def _check_aspect_ratio(request: object, _: "attrs.Attribute[Any]", value: object) -> None:
     allowed = ASPECT_RATIOS if isinstance(request, ImageToImage) else RATIOS
     if not isinstance(value, str) or value not in allowed:
         auto = "'auto' takes the ratio of the first picture and there is none"
@@ -207,9 +247,13 @@ def _lengths(value: str) -> str:
 @attrs.frozen(init=False, eq=False, repr=False)
 class _Request:
     prompt: str = attrs.field(converter=_text, validator=_check_prompt, repr=_lengths)
-    aspect_ratio: str = attrs.field(default="1:1", converter=_text, validator=_check_aspect_ratio, kw_only=True)
-    resolution: str = attrs.field(default="1K", converter=_text, validator=_one_of(RESOLUTIONS), kw_only=True)
-    tier: str = attrs.field(default="flex", converter=_text, validator=_one_of(TIERS), kw_only=True)
+    aspect_ratio: AspectRatio = attrs.field(
+        default="1:1", converter=_aspect_ratio, validator=_check_aspect_ratio, kw_only=True
+    )
+    resolution: Resolution = attrs.field(
+        default="1K", converter=_resolution, validator=_one_of(RESOLUTIONS), kw_only=True
+    )
+    tier: Tier = attrs.field(default="flex", converter=_tier, validator=_one_of(TIERS), kw_only=True)
     extra_input: dict[str, Any] = attrs.field(
         factory=dict,
         converter=_plain_extra_input,
@@ -245,6 +289,10 @@ class TextToImage(_Request):
     Raises:
         InvalidRequestError: A field is out of bounds.
     """
+
+    aspect_ratio: FixedAspectRatio = attrs.field(
+        default="1:1", converter=_fixed_aspect_ratio, validator=_check_aspect_ratio, kw_only=True
+    )
 
     @property
     def model(self) -> str:

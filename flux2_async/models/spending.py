@@ -125,7 +125,7 @@ class Ledger:
     """
 
     def __init__(self, cap: float, per: float | None, prices: dict[Kind, float]) -> None:
-        self.elsewhere = (0.0, 0.0)
+        self.elsewhere: tuple[float, float] = (0.0, 0.0)
         self._cap = cap
         self._per = math.inf if per is None else per
         self._spending = Spending(cap, prices=prices, documented=True)

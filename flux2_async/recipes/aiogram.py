@@ -10,17 +10,10 @@ import os
 from aiogram import Bot, Dispatcher, F
 from aiogram.types import FSInputFile, Message, PhotoSize
 
-from flux2_async import (
-    Budget,
-    BudgetExceededError,
-    ContentModeratedError,
-    Flux2Error,
-    Flux2Session,
-    ImageToImage,
-)
+from flux2_async import Budget, BudgetExceededError, ContentModeratedError, Flux2Error, Flux2Session, ImageToImage
 
-flux = Flux2Session(max_running_per_group=3, budget=Budget(100, per=86400.0, group=True))
-dispatcher = Dispatcher()
+flux: Flux2Session = Flux2Session(max_running_per_group=3, budget=Budget(100, per=86400.0, group=True))
+dispatcher: Dispatcher = Dispatcher()
 dispatcher.startup.register(flux.open)
 dispatcher.shutdown.register(flux.aclose)
 

@@ -13,7 +13,9 @@ from fastapi import FastAPI, Request, Response
 from flux2_async import Callbacks, Flux2Session, TextToImage, errors, receivers
 
 PATIENCE = 20.0  # seconds; less than your proxy's
-flux = Flux2Session(callbacks=Callbacks(os.environ.get("PUBLIC_URL", "http://localhost:8000") + "/flux2/callback/"))
+flux: Flux2Session = Flux2Session(
+    callbacks=Callbacks(os.environ.get("PUBLIC_URL", "http://localhost:8000") + "/flux2/callback/")
+)
 
 
 @asynccontextmanager
@@ -23,7 +25,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPI(lifespan=lifespan)
+app: FastAPI = FastAPI(lifespan=lifespan)
 app.mount("/flux2/callback", receivers.asgi_app(flux))
 
 

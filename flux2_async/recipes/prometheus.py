@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 from flux2_async import Flux2Session, TextToImage
 from flux2_async.telemetry import Telemetry
 
-registry = CollectorRegistry()
-meters = MeterProvider([PrometheusMetricReader(registry=registry)])
-flux = Flux2Session(observers=[Telemetry(meter_provider=meters)])
+registry: CollectorRegistry = CollectorRegistry()
+meters: MeterProvider = MeterProvider([PrometheusMetricReader(registry=registry)])
+flux: Flux2Session = Flux2Session(observers=[Telemetry(meter_provider=meters)])
 
 
 @asynccontextmanager
@@ -24,7 +24,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPI(lifespan=lifespan)
+app: FastAPI = FastAPI(lifespan=lifespan)
 app.mount("/metrics", make_asgi_app(registry))
 
 

@@ -15,8 +15,8 @@ from prometheus_client import make_asgi_app
 from flux2_async import Flux2Session, SubmissionHandle, TextToImage, errors
 from flux2_async.telemetry import Telemetry
 
-flux = Flux2Session(observers=[Telemetry(meter_provider=MeterProvider([PrometheusMetricReader()]))])
-pictures = dict[str, SubmissionHandle]()  # of this process; what is to outlive it belongs into your database
+flux: Flux2Session = Flux2Session(observers=[Telemetry(meter_provider=MeterProvider([PrometheusMetricReader()]))])
+pictures: dict[str, SubmissionHandle] = {}  # of this process; what is to outlive it belongs into your database
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPI(lifespan=lifespan)
+app: FastAPI = FastAPI(lifespan=lifespan)
 app.mount("/metrics", make_asgi_app())
 
 

@@ -18,10 +18,10 @@ from flux2_async.coordination import RedisCoordination
 REDIS = os.environ.get("REDIS_URL", "redis://localhost:6379")
 # Milliseconds after which a message that nobody has finished goes to another worker; the key makes that harmless.
 IDLE = int(os.environ.get("IDLE_MS", "300000"))
-broker = RedisStreamBroker(REDIS, idle_timeout=IDLE, unacknowledged_lock_timeout=30, xread_count=1).with_result_backend(
-    RedisAsyncResultBackend(REDIS)
-)
-flux = Flux2Session(coordination=RedisCoordination(REDIS))
+broker: RedisStreamBroker = RedisStreamBroker(
+    REDIS, idle_timeout=IDLE, unacknowledged_lock_timeout=30, xread_count=1
+).with_result_backend(RedisAsyncResultBackend(REDIS))
+flux: Flux2Session = Flux2Session(coordination=RedisCoordination(REDIS))
 
 
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)
@@ -48,4 +48,4 @@ async def nudge() -> None:
     """Make the broker take up what dead workers left, which it does when a new message comes."""
 
 
-scheduler = TaskiqScheduler(broker, [LabelScheduleSource(broker)])
+scheduler: TaskiqScheduler = TaskiqScheduler(broker, [LabelScheduleSource(broker)])

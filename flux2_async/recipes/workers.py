@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from flux2_async import Callbacks, Flux2Session, TextToImage, errors, receivers
 from flux2_async.coordination import RedisCoordination
 
-router = APIRouter()
+router: APIRouter = APIRouter()
 
 
 @router.post("/orders/{order}")

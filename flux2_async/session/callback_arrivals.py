@@ -8,7 +8,7 @@ from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.schedule import FixedInterval, Schedule
 from flux2_async.tasks.watcher import Watcher
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 # A callback that comes later after its task was seen to have ended came too late to be waited for.
 MISSED_AFTER: Final = 10.0
@@ -22,7 +22,7 @@ class CallbackArrivals:
     """
 
     def __init__(self, watcher: Watcher, address: str) -> None:
-        self.trust = Trust()
+        self.trust: Trust = Trust()
         self._watcher = watcher
         self._address = address
         self._loop = asyncio.get_running_loop()

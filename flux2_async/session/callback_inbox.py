@@ -28,7 +28,7 @@ from flux2_async.webhooks import Callback, public_urls, signed_url
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 EARLY_FOR: Final = 3600.0
 
@@ -52,9 +52,9 @@ class CallbackInbox:
         observers: Observers,
         sharing: "Sharing | None" = None,
     ) -> None:
-        self.entries = CallbackEntries()
-        self.arrivals = CallbackArrivals(watcher, settings.shown_url)
-        self.received = 0
+        self.entries: CallbackEntries = CallbackEntries()
+        self.arrivals: CallbackArrivals = CallbackArrivals(watcher, settings.shown_url)
+        self.received: int = 0
         self._settings = settings
         self._watcher = watcher
         self._keys = keys

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._shown.frames import showable
 from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
+from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.arguments import check_priority
 from flux2_async.session.posting import cut_off
@@ -46,7 +47,7 @@ class SubmissionHandle:
     )
 
     def __init__(self, asked: Asked, submitter: Submitter) -> None:
-        self.request = asked.request
+        self.request: Request = asked.request
         self._asked = asked
         # While it is on its way: a handle that is kept holds an outcome, not a session.
         self._submitter: Submitter | None = submitter
@@ -250,7 +251,7 @@ class Enqueued:
     """
 
     def __init__(self, submitter: Submitter) -> None:
-        self.ended = Signal()
+        self.ended: Signal = Signal()
         self._submitter = submitter
         self._loop = asyncio.get_running_loop()
         self._jobs: dict[asyncio.Task[None], SubmissionHandle] = {}

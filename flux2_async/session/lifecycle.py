@@ -20,7 +20,7 @@ from flux2_async.session.parts import Options, Parts, make_parts
 from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.outcome import check_loop
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 IDS_PER_LINE: Final = 50
 KEEPING_MAX: Final = 1.0

@@ -64,7 +64,7 @@ class Posting:
         budgets: "Budgets | None" = None,
         names_kept: float | None = None,
     ) -> None:
-        self.breaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
+        self.breaker: CircuitBreaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
         self.closed = False
         self.abandoned = False
         self._api = api

@@ -15,7 +15,7 @@ from typing import Any, Final
 from flux2_async._http.atomic_file import replacing
 from flux2_async.tasks.schedule import Schedules
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 MAX_BYTES: Final = 1_000_000
 

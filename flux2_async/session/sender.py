@@ -45,7 +45,7 @@ class Sender:
         budgets: "Budgets | None" = None,
     ) -> None:
         self.posting = posting
-        self.breaker = posting.breaker
+        self.breaker: CircuitBreaker = posting.breaker
         self._files = files
         self._slots = slots
         self._limiter = limiter

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.webhooks import Callback
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 # Upstream calls "typically 100+" running tasks fine.
 MAX_RUNNING: Final = 100

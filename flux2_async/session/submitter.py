@@ -55,7 +55,7 @@ class Submitter:
         watcher: Watcher,
         sharing: "Sharing | None",
     ) -> None:
-        self.ended = Signal()
+        self.ended: Signal = Signal()
         self._sender = sender
         self._transitions = transitions
         self._files = files

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_inbox import CallbackInbox
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 KEEP_PERMIT: Final = frozenset(
     {SubmissionEvent.GRANTED, SubmissionEvent.ANNOUNCED, SubmissionEvent.POSTED, SubmissionEvent.REPEATED}

@@ -5,7 +5,7 @@ import logging
 from flux2_async.models.events import LimitLearned, OutageBegan, OutageEnded, Paused, SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 
 class LogLines:

@@ -17,7 +17,7 @@ from flux2_async.models import TaskRecord
 from flux2_async.tasks.pace import Pace
 from flux2_async.tasks.timing import Watched
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 Answered = Callable[[Watched, TaskRecord | Flux2Error | None], None]
 """Told what was seen (None: nothing), or what kept it from being seen."""
@@ -41,9 +41,9 @@ class Looks:
     """
 
     def __init__(self, records: Records, answered: Answered, most: int) -> None:
-        self.pace = Pace()
-        self.count = 0
-        self.stopped = False
+        self.pace: Pace = Pace()
+        self.count: int = 0
+        self.stopped: bool = False
         self._records = records
         self._answered = answered
         self._most = most

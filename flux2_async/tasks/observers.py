@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flux2_async.models.events import Observer, SessionEvent
     from flux2_async.tasks.log_lines import LogLines
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 
 _Kind = Literal[

@@ -183,7 +183,7 @@ class Schedules:
     """
 
     def __init__(self, polling: Polling) -> None:
-        self.wait_min = polling.wait_min
+        self.wait_min: float = polling.wait_min
         self._polling = polling
         self._learned: dict[str, LearnedSchedule | FixedInterval] = {}
         self.unknown: Schedule = (

@@ -90,7 +90,7 @@ class Timing:
         # Loop time at the epoch of the service's clock, or None before a task that was created here was seen.
         self._epoch: float | None = None
         self._longest = 0.0
-        self.lag = 0.0
+        self.lag: float = 0.0
 
     def begin(self, task: ImageTask, schedule: Schedule | None, now: float) -> Watched:
         """Give the state of a task that was created just now, or, without a schedule, nobody knows when."""

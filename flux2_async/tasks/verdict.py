@@ -21,7 +21,7 @@ from flux2_async.models import ImageResult, TaskRecord, TaskState
 from flux2_async.tasks.pace import SECOND, Pace
 from flux2_async.tasks.timing import LOOKS_AFTER_HINT, Timing, Watched
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 # A record can be invisible right after createTask; other clients of the API give it 90 s.
 NOT_VISIBLE_FOR: Final = 90.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flux2_async.models.expectation import Expectation
     from flux2_async.tasks.durations import Durations
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 
 class Slots(Protocol):
@@ -58,9 +58,9 @@ class Watcher:
         polling: Polling,
         observers: Observers,
     ) -> None:
-        self.ended = Signal()
-        self.notified = 0
-        self.repeated_settles = 0
+        self.ended: Signal = Signal()
+        self.notified: int = 0
+        self.repeated_settles: int = 0
         self._slots = slots
         self._timing = Timing(schedules)
         self._looks = Looks(records, self._answered, polling.max_concurrency)

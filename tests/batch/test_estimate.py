@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batches import batch_in, collect, requests, run
@@ -19,7 +20,8 @@ from flux2_async.models.prices import DEAREST, PRICES, documented_price
 
 async def test_a_new_batch_costs_what_is_documented() -> None:
     """By tier and resolution; the time is that of the limit and the recorded range; no file is made."""
-    wanted = [TextToImage(f"number {n}", tier=tier, resolution=size) for n in range(10) for tier, size in PRICES]
+    shapes: list[Any] = [{"tier": tier, "resolution": size} for tier, size in PRICES]
+    wanted = [TextToImage(f"number {n}", **shape) for n in range(10) for shape in shapes]
     estimate = await estimate_batch(wanted)
 
     assert (estimate.requests, estimate.credits) == (40, 10 * (14 + 24 + 5 + 7))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -270,7 +271,7 @@ def test_a_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     for name in ("img[1].jpg", "img1.jpg", "a*.jpg", "ab.jpg"):
         (tmp_path / name).touch()
-    shape = {"aspect_ratio": "auto", "resolution": "1K", "tier": "pro"}
+    shape: dict[str, Any] = {"aspect_ratio": "auto", "resolution": "1K", "tier": "pro"}
     found = list(match_jobs(["img[1].jpg", "img1.jpg", "a*.jpg", "?b.jpg"], "make it winter", shape))
     pictures = [job.request.images for job in found if isinstance(job, Job) and isinstance(job.request, ImageToImage)]
     assert pictures == [("img[1].jpg",), ("img1.jpg",), ("a*.jpg",), ("ab.jpg",)]
@@ -289,7 +290,7 @@ def test_pictures_by_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("b.jpg", "a.jpg", "c.png"):
         (tmp_path / name).touch()
     (tmp_path / "d.jpg").mkdir()
-    shape = {"aspect_ratio": "auto", "resolution": "1K", "tier": "pro"}
+    shape: dict[str, Any] = {"aspect_ratio": "auto", "resolution": "1K", "tier": "pro"}
     found = list(match_jobs(["*.jpg", "?.*", "nothing*"], "make it winter", shape))
     assert [job.request for job in found if isinstance(job, Job)] == [
         ImageToImage("make it winter", images=[name], **shape) for name in ("a.jpg", "b.jpg", "c.png")

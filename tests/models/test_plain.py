@@ -101,8 +101,9 @@ def test_what_merely_says_that_it_equals() -> None:
         TextToImage("a red kettle", tier=liar)
     with pytest.raises(InvalidRequestError, match="aspect_ratio"):
         TextToImage("a red kettle", aspect_ratio=liar)
+    expensive: Any = Text("expensive")
     with pytest.raises(InvalidRequestError, match="tier: 'expensive' given"):
-        TextToImage("a red kettle", tier=Text("expensive"))
+        TextToImage("a red kettle", tier=expensive)
 
 
 def test_settings() -> None:
@@ -166,7 +167,8 @@ async def test_a_batch_with_an_enum_pays_once(tmp_path: Path) -> None:
     """The same batch with `Tier.PRO` and with `"pro"` is the same batch."""
     script = Script(plans=Plan(duration=1.0), render=False)
     async with Emulator(script) as emulator:
-        for tier in (Word.PRO, "pro"):
+        tiers: tuple[Any, ...] = (Word.PRO, "pro")
+        for tier in tiers:
             async with session_for(emulator) as flux:
                 requests = [TextToImage(f"number {number}", tier=tier) for number in range(3)]
                 await collect(batch_in(tmp_path, flux, [*requests, Job(TextToImage("a job", tier=tier), id=Text("j"))]))

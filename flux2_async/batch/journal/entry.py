@@ -35,7 +35,7 @@ UPDATE requests SET digest = :digest, run = :run, place = :place, line = :line, 
 WHERE id = :id
 """
 # What a row has besides when it is new.
-FRESH: Final = dict.fromkeys(COLUMNS) | {
+FRESH: Final[dict[str, Any]] = dict.fromkeys(COLUMNS) | {
     "state": "queued",
     "urls": "[]",
     "files": "[]",

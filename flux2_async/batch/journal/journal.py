@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import attrs
@@ -71,9 +72,9 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = check_path("journal", path)
+        self.path: Path = check_path("journal", path)
         self.changed: Callable[[Outcome], None] | None = None
-        self.working = False
+        self.working: bool = False
         self._database: Database | None = None
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ import attrs
 from flux2_async._http.atomic_file import UNFINISHED, replacing
 from flux2_async.batch.report import thumbnailer
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 FOLDER: Final = "thumbnails"
 # Part of every name, so that thumbnails of another making are made anew.

@@ -20,7 +20,7 @@ from flux2_async.coordination.postgres.refusals import POOLED, told
 from flux2_async.coordination.store import HopelessError, finish
 from flux2_async.errors import CoordinationError
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 Row = tuple[Any, ...]
 Connection = psycopg.AsyncConnection[Row]

@@ -59,7 +59,7 @@ class PostgresCoordination(Coordination):
         self._dsn = _read(dsn)
         self._schema = plain(schema)
         self._timeout = timeout
-        self.on_failure = on_failure
+        self.on_failure: Literal["degrade", "fail"] = on_failure
 
     def __repr__(self) -> str:
         return f"<PostgresCoordination schema={self._schema!r} on_failure={self.on_failure!r}>"

@@ -65,7 +65,7 @@ class RedisCoordination(Coordination):
         self._url = url
         self._namespace = plain(namespace)
         self._timeout = timeout
-        self.on_failure = on_failure
+        self.on_failure: Literal["degrade", "fail"] = on_failure
         # An address that cannot be read is told when the session is made.
         self._client()
 

@@ -21,7 +21,7 @@ from flux2_async.errors import ConfigurationError
 
 T = TypeVar("T")
 
-logger = logging.getLogger("flux2_async")
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 # A text begins with a token that no other has. Who names that of what is there changes it; who does not, reads it.
 COMPARE_AND_SET: Final = """

@@ -14,7 +14,7 @@ from flux2_async.errors import Flux2Error, RateLimitedError, TransportError
 from flux2_async.models import Request, UploadedFile
 from flux2_async.models.requests import are_addresses, images_of, names_of_images, with_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitOpen
+from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitBreaker, CircuitOpen
 from flux2_async.session.posting import PAUSE_UNCONNECTED, Posting, TakenError, still_unclear
 from flux2_async.session.submission import Submission
 from flux2_async.session.task_ids import TaskIds

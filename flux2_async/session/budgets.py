@@ -7,6 +7,7 @@ ended. With other processes every amount is told as what this one has in all, so
 import asyncio
 import hashlib
 import secrets
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from functools import partial
@@ -53,7 +54,7 @@ class Budgets:
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._to_tell: set[Ledger] = set()
-        self._names: dict[Ledger, str] = {}
+        self._names = weakref.WeakKeyDictionary[Ledger, str]()
 
     def begin(self, sharing: "Sharing | None") -> None:
         """Go on in the running event loop, with these others."""
@@ -78,8 +79,11 @@ class Budgets:
         for budget, ledger in found:
             if not ledger.fits(kind, _now()):
                 raise _exceeded(budget, ledger, kind, group)
-        if found:
-            self._held[submission] = tuple((budget, ledger, ledger.reserve(kind)) for budget, ledger in found)
+        # A callback may have named its task meanwhile.
+        if found and not submission.known:
+            held = self._held[submission] = tuple((budget, ledger, ledger.reserve(kind)) for budget, ledger in found)
+            if submission.state is SubmissionState.UNKNOWN:
+                self._unclear_from_now_on(submission, held)
 
     async def confirm(self, submission: Submission) -> None:
         """Let the other processes know, immediately before the POST.
@@ -100,10 +104,7 @@ class Budgets:
             return
         if submission.state is SubmissionState.UNKNOWN:
             self._tasks = {task_id: each for task_id, each in self._tasks.items() if each is not submission}
-            self._doubt(held)
-            self._unclear.append(submission)
-            if len(self._unclear) > MAX_UNCLEAR and (oldest := self._unclear.popleft()).state is submission.state:
-                self._held.pop(oldest, None)
+            self._unclear_from_now_on(submission, held)
         elif task is not None and (event is SubmissionEvent.ACCEPTED or held[0][2].state == "unclear"):
             self._tasks[task.id] = submission
             if task.done():
@@ -137,6 +138,12 @@ class Budgets:
         for budget, ledger, reservation in held:
             ledger.pay(reservation, record.credits_consumed, _now(), failed=record.state is TaskState.FAIL)
             self._tell(budget, ledger)
+
+    def _unclear_from_now_on(self, submission: Submission, held: Held) -> None:
+        self._doubt(held)
+        self._unclear.append(submission)
+        if len(self._unclear) > MAX_UNCLEAR and (oldest := self._unclear.popleft()).state is SubmissionState.UNKNOWN:
+            self._held.pop(oldest, None)
 
     def _doubt(self, held: Held) -> None:
         for budget, ledger, reservation in held:

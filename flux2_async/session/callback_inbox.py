@@ -27,6 +27,7 @@ from flux2_async.webhooks import Callback, public_urls, signed_url
 
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
+    from flux2_async.session.budgets import Budgets
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
@@ -51,6 +52,7 @@ class CallbackInbox:
         task_ids: TaskIds,
         observers: Observers,
         sharing: "Sharing | None" = None,
+        budgets: "Budgets | None" = None,
     ) -> None:
         self.entries: CallbackEntries = CallbackEntries()
         self.arrivals: CallbackArrivals = CallbackArrivals(watcher, settings.shown_url)
@@ -61,6 +63,7 @@ class CallbackInbox:
         self._task_ids = task_ids
         self._observers = observers
         self._sharing = sharing
+        self._budgets = budgets
         self._loop = asyncio.get_running_loop()
         self._news = Signal()
         self._closed = False
@@ -232,6 +235,8 @@ class CallbackInbox:
         # Its key, if it has one, stands for the task from now on.
         submission.end(SubmissionEvent.FOUND, task=task)
         self._keys.ended(submission)
+        if self._budgets is not None:
+            self._budgets.ended(submission, SubmissionEvent.FOUND, task)
         self._know(ref, task, told)
         # Never from the body: nothing but the body says that the task is this one's.
         self._watcher.hint(task.id)
@@ -246,6 +251,8 @@ class CallbackInbox:
         if (submission := told.submission) is not None:
             submission.end(SubmissionEvent.DISPROVED, error=told.error)
             self._keys.ended(submission)
+            if self._budgets is not None:
+                self._budgets.ended(submission, SubmissionEvent.DISPROVED, None)
             self._observers.stepped(submission.asked, submission.state, SubmissionEvent.DISPROVED, told.error, task.id)
             self.unclear(submission)
 

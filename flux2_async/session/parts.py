@@ -126,7 +126,13 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
 
         inbox = CallbackInbox(
-            options.callbacks, watcher=watcher, keys=keys, task_ids=task_ids, observers=observers, sharing=sharing
+            options.callbacks,
+            watcher=watcher,
+            keys=keys,
+            task_ids=task_ids,
+            observers=observers,
+            sharing=sharing,
+            budgets=options.budgets,
         )
         if before is not None and before.inbox is not None:
             inbox.take_over(before.inbox)

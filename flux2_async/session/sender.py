@@ -207,6 +207,9 @@ class Sender:
         """
         try:
             await self.breaker.wait(until=self._loop.time() + self._left_of_name(submission))
+            if submission.let_through:
+                submission.let_through = False
+                self._slots.wait_again(submission.group)
             with await self._limiter.acquire(
                 priority=submission.asked.priority,
                 max_wait=self._left_of_name(submission),

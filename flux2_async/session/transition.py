@@ -100,6 +100,9 @@ class Transitions:
         """An event that ends it."""
         self.settle_permit(submission, event, error)
         submission.end(event, task=task, error=error)
+        # Before a callback that came early makes something else of it.
+        if self._budgets is not None:
+            self._budgets.ended(submission, event, task)
         if submission.state is SubmissionState.UNKNOWN:
             # It may have been accepted, so it keeps its key.
             if self._inbox is not None:
@@ -111,8 +114,6 @@ class Transitions:
                 self._inbox.ended()
         if submission.state in KEPT:
             self._keys.ended(submission)
-        if self._budgets is not None:
-            self._budgets.ended(submission, event, task)
         self._observers.stepped(submission.asked, submission.state, event, error, None if task is None else task.id)
 
     def throttled(self, submission: Submission, error: Exception | None) -> None:

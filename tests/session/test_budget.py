@@ -1,6 +1,7 @@
 """A session's budget: what might exceed it is not sent, and whatever is not known stays reserved."""
 
 import asyncio
+import gc
 import math
 import pickle
 from pathlib import Path
@@ -18,16 +19,19 @@ from flux2_async import (
     Callbacks,
     ConfigurationError,
     CoordinationError,
+    Flux2Session,
     ImageToImage,
     InvalidRequestError,
     JobRequest,
     Polling,
     RateLimit,
     Request,
+    Service,
     TaskTimeoutError,
     TextToImage,
 )
 from flux2_async.emulator import Emulator, Fault, Plan, Script
+from flux2_async.models.spending import Ledger
 from flux2_async.receivers import serve
 from flux2_async.testing import running_emulator
 
@@ -136,6 +140,60 @@ async def test_a_callback_faster_than_the_answer() -> None:
             task = await flux.submit(REQUEST)
             assert task.done()
         assert len(emulator.ledger.accepted) == 2
+
+
+@pytest.mark.parametrize("callback", ["once", "early"])
+async def test_a_callback_that_names_the_task_of_a_lost_answer(callback: Any) -> None:
+    """Whether it comes before the connection breaks or later: reserved until the task ends, then what it cost."""
+    script = Script(plans=Plan(duration=5.0, callback=callback), render=False, faults=[Fault("createTask", "cut_after")])
+    port = free_port()
+    callbacks = Callbacks(f"http://127.0.0.1:{port}/", secret="a secret")
+    async with (
+        Emulator(script) as emulator,
+        session_for(emulator, budget=Budget(20), callbacks=callbacks) as flux,
+        serve(flux, "127.0.0.1", port),
+    ):
+        if callback == "early":
+            await flux.submit(REQUEST, ref="order-1")
+        else:
+            assert isinstance(await error_of(flux.submit(REQUEST, ref="order-1")), AmbiguousSubmitError)
+        error = await error_of(flux.submit(REQUEST))
+        assert isinstance(error, BudgetExceededError)
+        assert error.spent + error.reserved == 14.0
+        task = await flux.recover("order-1", timeout=60.0)
+        await task
+        error = await error_of(flux.submit(REQUEST))
+        assert isinstance(error, BudgetExceededError)
+        assert (error.spent, error.reserved) == (14.0, 0.0)
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_what_is_sent_again_in_doubt_leaves_the_window() -> None:
+    """What an earlier session may have paid is reserved for as long as the budget looks back, and no longer."""
+    lost = Fault("createTask", "cut_before", times=1000)
+    script = Script(render=False, idempotency_header="X-Request-ID", faults=[lost])
+    async with Emulator(script) as emulator:
+        service = Service(base_url=emulator.base_url, idempotency_header="X-Request-ID", idempotency_period=86400.0)
+        async with Flux2Session(emulator.api_key, service=service, budget=Budget(20, per=3600.0)) as flux:
+            await error_of(flux.submit(REQUEST, ref="order-1", resend_within=60.0))
+            error = await error_of(flux.submit(REQUEST))
+            assert isinstance(error, BudgetExceededError)
+            assert error.retry_after is not None
+            await asyncio.sleep(3600.0)
+            script.faults.clear()
+            await flux.submit(REQUEST)
+
+
+async def test_groups_that_are_gone_take_no_memory() -> None:
+    """A budget of each group keeps what it counts of those that still have something in its window."""
+    script = Script(plans=Plan(duration=1.0), credits=1e6)
+    budget = Budget(1e6, per=5.0, group=True)
+    async with emulated(script, budget=budget, rate_limit=None, max_running=None) as (flux, _):
+        for night in range(4):
+            await asyncio.gather(*[flux.generate(REQUEST, group=f"{night}-{number}") for number in range(70)])
+            await asyncio.sleep(10.0)
+        gc.collect()
+        assert sum(isinstance(each, Ledger) for each in gc.get_objects()) < 200
 
 
 @pytest.mark.usefixtures("nothing_left_behind")

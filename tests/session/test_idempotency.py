@@ -187,6 +187,19 @@ async def test_the_rate_is_kept() -> None:
     assert len(emulator.ledger.accepted) == 4
 
 
+@pytest.mark.parametrize(("max_running", "limit"), [(2, 1), (3, 1), (3, 2)])
+async def test_nobody_waits_for_ever_behind_repetitions(max_running: int, limit: int) -> None:
+    """Who is sent again waits for a permit like all others, also where groups were let ahead of those who have slots."""
+    lost = Fault("createTask", "cut_after", times=3)
+    async with honouring(lost, max_running=max_running, rate_limit=RateLimit(limit, 10.0)) as (flux, emulator):
+        groups = [*["alice"] * max_running, "bob", "carol", "dave", "alice", "bob", "eve"]
+        handles = [flux.enqueue(REQUEST, group=group) for group in groups]
+        async with asyncio.timeout(3600.0):
+            for handle in handles:
+                await (await handle)
+    assert len(emulator.ledger.accepted) == len(groups)
+
+
 async def test_unusable_wishes() -> None:
     """The header of the name is the library's own, and only a service that honours names is sent one again."""
     with pytest.raises(ConfigurationError, match=r"headers: X-Request-ID given.*given as ref"):

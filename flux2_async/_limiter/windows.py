@@ -6,11 +6,22 @@ A 429 does not say whose it is: blamed is the shortest that its pause fits into,
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Final
 
 import attrs
 
-from flux2_async._limiter.window import PermitEvent, Starts, Supply, Ticket, Window, pause_after, starts_of
+from flux2_async._limiter.window import (
+    CLOCK_MARGIN,
+    HELD_FOR,
+    PermitEvent,
+    Starts,
+    Supply,
+    Ticket,
+    Window,
+    pause_after,
+    starts_of,
+)
 from flux2_async._protocol.told_limits import Told
 from flux2_async.models import RateLimit
 
@@ -38,7 +49,8 @@ def believing(starts: Starts, told: Told, now: float) -> Starts:
     elif windows and told.limit is not None and told.seconds is not None and len(windows) < MAX_WINDOWS:
         another = Window(RateLimit(max(told.limit, 1), told.seconds))
         for _ in range(max(each.out for each in windows)):
-            another.hold(now + told.seconds)
+            another.hold(now + told.seconds * CLOCK_MARGIN)
+        another.believe(told, now)
         return Windows([*windows, another])
     return starts
 
@@ -86,9 +98,12 @@ class Windows:
 
     def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None:
         parts = ticket.parts if isinstance(ticket, Tickets) else (ticket,)
-        # One that was told meanwhile has no part of an earlier permit, and holds it otherwise.
-        for window, part in zip(self.windows, parts, strict=False):
-            if event is not PermitEvent.THROTTLED or window is self._blamed:
+        for window, part in zip_longest(self.windows, parts):
+            if part is None:
+                # It was told while the request was under way, which it counts from now on.
+                if event in HELD_FOR:
+                    window.hold(now + HELD_FOR[event] * window.rate.period * CLOCK_MARGIN)
+            elif event is not PermitEvent.THROTTLED or window is self._blamed:
                 window.settle(part, event, now, pause)
 
     def hold(self, until: float) -> None:

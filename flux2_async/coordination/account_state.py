@@ -278,7 +278,7 @@ class AccountState:
 
     def _has_lent(self, name: str) -> bool:
         epoch, _, number = name.rpartition(":")
-        return epoch == self.epoch and number.isdecimal() and _number(name) <= self.number
+        return epoch == self.epoch and number.isdecimal() and _number(number) <= self.number
 
     def _rename(self, old: str, new: str, keeps: Sequence[str], now: float) -> None:
         for peer in [peer for peer in self._peers if peer.startswith(old)]:

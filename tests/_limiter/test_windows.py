@@ -12,7 +12,7 @@ from raw_server import answer, raw_server
 
 from flux2_async import Flux2Session, RateLimit, TextToImage
 from flux2_async._limiter.limiter import Limiter
-from flux2_async._limiter.window import Window
+from flux2_async._limiter.window import PermitEvent, Window
 from flux2_async._limiter.windows import Windows, believing, tightest, windows_of
 from flux2_async._protocol.told_limits import Told
 from flux2_async.coordination import HostCoordination
@@ -104,6 +104,25 @@ def test_what_is_told_is_believed_downwards() -> None:
     assert isinstance(both, Windows)
     assert [each.rate for each in both.windows] == [RateLimit(20, 10.0), RateLimit(100, 3600.0)]
     assert believing(both, Told(limit=7), 0.0) is both
+
+
+def test_what_is_under_way_counts_for_a_limit_told_meanwhile() -> None:
+    """It may be counted as late as its answer, however long ago the limit was told; an unclear one a period later."""
+    window = Window(RateLimit(20, 10.0))
+    tickets = [window.take(0.0) for _ in range(3)]
+    both = believing(window, Told(limit=3, seconds=2.0), 1.0)
+    both.settle(tickets[0], PermitEvent.ANSWERED, 4.0)
+    both.settle(tickets[1], PermitEvent.UNCLEAR, 4.0)
+    both.settle(tickets[2], PermitEvent.NEVER_SENT, 4.0)
+    assert both.ready_at(4.0) == 4.0
+    assert [both.ready_at(4.0, ahead) for ahead in (1, 2)] == pytest.approx([6.0, 8.0], abs=0.01)
+
+
+def test_nothing_is_left_of_a_limit_that_is_told() -> None:
+    """What a limit that nobody knew of has left counts from the first word of it on."""
+    both = believing(Window(RateLimit(20, 10.0)), Told(limit=100, seconds=3600.0, remaining=1, reset=60.0), 0.0)
+    assert both.ready_at(0.0) == 0.0
+    assert both.ready_at(0.0, 1) == pytest.approx(60.0, abs=0.1)
 
 
 def test_what_others_have_used_is_left_to_them() -> None:

@@ -388,6 +388,12 @@ def test_settlement_of_an_unknown_lease_counts() -> None:
     assert len(take(shared, "b", 2, 8.0)) == 1
     assert len(take(shared, "b", 2, 4.0 + PERIOD * CLOCK_MARGIN)) == 1
 
+    # The state was set back.
+    shared = book(limit=1)
+    shared.settle(Settlement("e:7", PermitEvent.ANSWERED, 1.0), 5.0)
+    assert take(shared, "b", 1, 5.0) == ()
+    assert len(take(shared, "b", 1, 4.0 + PERIOD * CLOCK_MARGIN)) == 1
+
     shared = book(limit=1)
     shared.settle(Settlement("lost:5", PermitEvent.UNCLEAR, 1.0), 5.0)
     assert take(shared, "b", 1, 4.0 + PERIOD * CLOCK_MARGIN) == ()

@@ -145,7 +145,8 @@ async def test_a_callback_faster_than_the_answer() -> None:
 @pytest.mark.parametrize("callback", ["once", "early"])
 async def test_a_callback_that_names_the_task_of_a_lost_answer(callback: Any) -> None:
     """Whether it comes before the connection breaks or later: reserved until the task ends, then what it cost."""
-    script = Script(plans=Plan(duration=5.0, callback=callback), render=False, faults=[Fault("createTask", "cut_after")])
+    plan, lost = Plan(duration=5.0, callback=callback), Fault("createTask", "cut_after")
+    script = Script(plans=plan, render=False, faults=[lost])
     port = free_port()
     callbacks = Callbacks(f"http://127.0.0.1:{port}/", secret="a secret")
     async with (

@@ -189,7 +189,7 @@ async def test_the_rate_is_kept() -> None:
 
 @pytest.mark.parametrize(("max_running", "limit"), [(2, 1), (3, 1), (3, 2)])
 async def test_nobody_waits_for_ever_behind_repetitions(max_running: int, limit: int) -> None:
-    """Who is sent again waits for a permit like all others, also where groups were let ahead of those who have slots."""
+    """Who is sent again waits for a permit like all others, also where groups were let ahead of who has a slot."""
     lost = Fault("createTask", "cut_after", times=3)
     async with honouring(lost, max_running=max_running, rate_limit=RateLimit(limit, 10.0)) as (flux, emulator):
         groups = [*["alice"] * max_running, "bob", "carol", "dave", "alice", "bob", "eve"]

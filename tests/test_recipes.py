@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
 from documents import PACKAGE, RECIPES, imported, recipe
 from emulated import free_port, until
+from werkzeug.serving import make_server
 
 from flux2_async.emulator import Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
@@ -438,6 +440,50 @@ async def fetched(url: str) -> bytes:
         return await response.read()
 
 
+# --- Flask and Django
+
+
+@pytest.fixture
+def flask_recipe(flux2_emulator: RunningEmulator) -> Iterator[str]:
+    server = make_server("127.0.0.1", 0, imported(recipe("flask"))["create_app"](), threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/orders"
+    server.shutdown()
+    thread.join()
+
+
+@pytest.mark.flux2_script(Script(plans=Plan(duration=0.5), render=False))
+async def test_flask_answers_many_at_once_and_an_order_is_paid_once(
+    flask_recipe: str, flux2_emulator: RunningEmulator
+) -> None:
+    """Requests wait for their pictures beside each other, a repeated one for the same, and a mistake is explained."""
+    orders = [f"{flask_recipe}/{number % 4}" for number in range(12)]
+    answers = await asyncio.gather(*(ask("POST", url, data={"prompt": f"house {url[-1]}"}) for url in orders))
+    wrong = await ask("POST", f"{flask_recipe}/0", data={"prompt": "another house"})
+
+    assert {answer.status for answer in answers} == {200}
+    assert sorted({answer.json()["id"] for answer in answers}) == sorted(flux2_emulator.ledger.accepted)
+    assert len(flux2_emulator.ledger.accepted) == 4
+    assert (wrong.status, "key" in wrong.json()["error"]) == (422, True)
+
+
+@pytest.mark.flux2_script(Script(plans=Plan(duration=0.5), render=False))
+async def test_django_waits_in_both_kinds_of_views(flux2_emulator: RunningEmulator, listener: socket.socket) -> None:
+    """The asynchronous view and the synchronous one make pictures at the same time, in one session."""
+    program = imported(recipe("django"))
+    async with on_uvicorn(program["app"], listener):
+        kinds = ["awaited", "blocking"] * 4
+        answers = await asyncio.gather(
+            *(ask("POST", f"{address(listener)}/{kind}", data={"prompt": "a house"}) for kind in kinds)
+        )
+
+    assert {answer.status for answer in answers} == {200}
+    assert sorted(answer.json()["id"] for answer in answers) == sorted(flux2_emulator.ledger.accepted)
+    assert len(flux2_emulator.ledger.accepted) == 8
+    assert program["flux"].statistics().submitted == 8
+
+
 # --- scripts
 
 
@@ -504,6 +550,14 @@ def test_first_makes_a_picture_out_of_a_picture(flux2_emulator: RunningEmulator,
     assert tuple(sent) == flux2_emulator.task(first).result_urls
     assert printed.split() == [f"out/{second}-1.png"]
     assert (tmp_path / printed.strip()).read_bytes()
+
+
+def test_blocking_saves_each_picture(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
+    """The script without asyncio saves three pictures and names their files."""
+    printed = started("blocking", tmp_path)
+
+    assert {f"houses/{task_id}-1.png" for task_id in flux2_emulator.ledger.accepted} == {*printed.split()}
+    assert len(list((tmp_path / "houses").iterdir())) == 3
 
 
 def test_script_runs_without_a_web_server(

@@ -103,6 +103,7 @@ class Outcome:
         complete_time: When it finished, likewise.
         error: Why there is no picture or no file, or None.
         extra: The unknown columns of the input.
+        group: Whose it is, by the column `group` in `extra`, see `Flux2Session.submit`; None: nobody's.
     """
 
     id: str
@@ -128,10 +129,10 @@ class Outcome:
     error: Failure | None = None
     extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
-    @property
-    def group(self) -> str | None:
-        """Whose it is, see `Flux2Session.submit`: what its column `group` says, which is in `extra`; None: nobody's."""
-        return group_of(self.extra)
+    # From `extra` alone, so outcomes that were pickled before it was kept are equal to those made now.
+    group: str | None = attrs.field(
+        default=attrs.Factory(lambda self: group_of(self.extra), takes_self=True), init=False, repr=False, eq=False
+    )
 
 
 def group_of(extra: Mapping[str, Any]) -> str | None:
@@ -155,4 +156,4 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-KEYS: Final = tuple(field.name for field in attrs.fields(Outcome))
+KEYS: Final = tuple(field.name for field in attrs.fields(Outcome) if field.init)

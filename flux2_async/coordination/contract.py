@@ -19,11 +19,13 @@ class Terms:
         rate: The account's limit, or None for no window; a 429 pauses everybody all the same.
         lease: Seconds after which a permit whose owner says nothing counts as unclear; no POST lives longer.
         post: Seconds that a POST may take; with less than that left of its lease no permit is used.
+        key_ttl: Seconds from its reservation on for which a key is kept.
     """
 
     rate: RateLimit | None
     lease: float
     post: float = 0.0
+    key_ttl: float = 86400.0
 
 
 @attrs.frozen

@@ -31,7 +31,7 @@ from flux2_async.coordination.contract import (
     decode_message,
     encode_message,
 )
-from flux2_async.coordination.key_state import KEPT_FOR, KeyRow
+from flux2_async.coordination.key_state import KeyRow
 from flux2_async.coordination.store import Coordination, Kept, Life, finish
 from flux2_async.errors import CoordinationError
 
@@ -155,19 +155,21 @@ class Coordinator:
 
         The owner may reserve again, when it knows that its last POST created nothing.
         """
-        own, lease = self._own(claim), self._terms.lease
-        entry = await self._key(claim.key, lambda row, now: key_state.reserve(row, own, now, lease=lease))
+        own, lease, ttl = self._own(claim), self._terms.lease, self._terms.key_ttl
+        entry = await self._key(claim.key, lambda row, now: key_state.reserve(row, own, now, lease=lease, ttl=ttl))
         if entry is None:
-            await self._store.update(_ref_name(claim.ref), lambda _, __: Kept(claim.key, KEPT_FOR, None))
+            await self._store.update(_ref_name(claim.ref), lambda _, __: Kept(claim.key, ttl, None))
         return entry
 
     async def bind(self, claim: Claim, task_id: str) -> None:
         """Let a reserved key stand for a task."""
-        await self._say(claim.key, lambda row, now: key_state.bind(row, self._own(claim), task_id, now))
+        own, ttl = self._own(claim), self._terms.key_ttl
+        await self._say(claim.key, lambda row, now: key_state.bind(row, own, task_id, now, ttl=ttl))
 
     async def doubt(self, claim: Claim) -> None:
         """Say of a reserved key that nobody knows whether its task exists."""
-        await self._say(claim.key, lambda row, now: key_state.doubt(row, self._own(claim), now))
+        own, ttl = self._own(claim), self._terms.key_ttl
+        await self._say(claim.key, lambda row, now: key_state.doubt(row, own, now, ttl=ttl))
 
     async def free(self, claim: Claim) -> None:
         """Free a reserved key: certainly nothing was created."""

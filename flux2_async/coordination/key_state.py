@@ -3,18 +3,16 @@
 A key is reserved immediately before its POST and for no longer than a POST lives. From then on it is never free by
 itself: who dies in between leaves `unknown`, since the service may have been reached. Only its owner frees it, when
 certainly nothing was created, and only its owner, or a callback at the owner's address, tells the task. A row that was
-lost meanwhile is written anew. All is forgotten 24 hours after the reservation.
+lost meanwhile is written anew. All is forgotten `ttl` seconds after the reservation.
 """
 
 import json
-from typing import Final, Literal
+from typing import Literal
 
 import attrs
 
 from flux2_async.coordination.contract import Claim, KeyEntry
 from flux2_async.errors import CoordinationError
-
-KEPT_FOR: Final = 24 * 3600.0
 
 
 @attrs.frozen
@@ -66,23 +64,25 @@ def view(row: KeyRow | None, now: float) -> KeyEntry | None:
     return KeyEntry(row.fingerprint, row.ref, state, row.task_id)
 
 
-def reserve(row: KeyRow | None, claim: Claim, now: float, *, lease: float) -> tuple[KeyRow | None, KeyEntry | None]:
+def reserve(
+    row: KeyRow | None, claim: Claim, now: float, *, lease: float, ttl: float
+) -> tuple[KeyRow | None, KeyEntry | None]:
     """Reserve a free key; give the row to be kept, and what the key stands for already if it is not free."""
     entry = view(row, now)
     again = row is not None and row.owner == claim.owner and row.state == "sending"
     if entry is not None and not again:
         return row, entry
-    return KeyRow(claim.fingerprint, claim.ref, claim.owner, "sending", "", now + lease, now + KEPT_FOR), None
+    return KeyRow(claim.fingerprint, claim.ref, claim.owner, "sending", "", now + lease, now + ttl), None
 
 
-def bind(row: KeyRow | None, claim: Claim, task_id: str, now: float) -> KeyRow | None:
+def bind(row: KeyRow | None, claim: Claim, task_id: str, now: float, *, ttl: float) -> KeyRow | None:
     """Let the key stand for a task; what somebody else's claim made of it stays."""
-    return _told(row, claim, "bound", task_id, now)
+    return _told(row, claim, "bound", task_id, now, ttl=ttl)
 
 
-def doubt(row: KeyRow | None, claim: Claim, now: float) -> KeyRow | None:
+def doubt(row: KeyRow | None, claim: Claim, now: float, *, ttl: float) -> KeyRow | None:
     """Say that nobody knows whether the task exists."""
-    return _told(row, claim, "unknown", "", now)
+    return _told(row, claim, "unknown", "", now, ttl=ttl)
 
 
 def free(row: KeyRow | None, claim: Claim) -> KeyRow | None:
@@ -99,10 +99,10 @@ def resolve(row: KeyRow | None, ref: str, task_id: str, now: float) -> KeyRow | 
 
 
 def _told(
-    row: KeyRow | None, claim: Claim, state: Literal["unknown", "bound"], task_id: str, now: float
+    row: KeyRow | None, claim: Claim, state: Literal["unknown", "bound"], task_id: str, now: float, *, ttl: float
 ) -> KeyRow | None:
     if view(row, now) is None:
-        return KeyRow(claim.fingerprint, claim.ref, claim.owner, state, task_id, now, now + KEPT_FOR)
+        return KeyRow(claim.fingerprint, claim.ref, claim.owner, state, task_id, now, now + ttl)
     if row is None or row.owner != claim.owner:
         return row
     return attrs.evolve(row, state=state, task_id=task_id)

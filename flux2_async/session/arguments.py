@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import iscoroutinefunction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
@@ -21,6 +21,9 @@ from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.requests import REQUESTS
 from flux2_async.models.service import Service, name_taken, wrong_header
 from flux2_async.session.submission import Asked, OnSend, SubmissionSteps
+
+# Seconds: a century, which every store can count to.
+FOR_EVER: Final = 3_155_760_000.0
 
 
 def check_settings(**settings: object) -> None:
@@ -79,6 +82,15 @@ def check_count(name: str, value: object) -> int | None:
     if value is None or (is_whole(value) and value >= 1):
         return plain(value)
     raise ConfigurationError(f"{name}: {value!r} given, it must be a whole number of 1 or more, or None")
+
+
+def check_key_ttl(value: object) -> float:
+    """Give the seconds for which keys are kept."""
+    if value is None:
+        return FOR_EVER
+    if not (is_number(value) and value > 0):
+        raise ConfigurationError(f"key_ttl: {value!r} given, it must be a number of seconds above 0, or None")
+    return min(float(value), FOR_EVER)
 
 
 def check_path(name: str, value: Any) -> Path:

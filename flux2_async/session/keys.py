@@ -17,7 +17,6 @@ from flux2_async.session.byte_bound import ByteBound, memory_of_request
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
 
-KEPT_FOR: Final = 24 * 3600.0
 # Bytes in memory, for handles with their requests and records together, and for one record without what it repeats.
 MAX_WHOLE: Final = 16 * 1024 * 1024
 RECORD: Final = 8 * 1024
@@ -72,15 +71,16 @@ class Bound:
 
 
 class Keys:
-    """Which submission each key stands for; those that have ended are forgotten after 24 hours.
+    """Which submission each key stands for; those that have ended are forgotten after `ttl` seconds.
 
     Of those that have ended the newest are kept whole, in 16 MiB together. Of an older one a digest and the name of its
     task stay, some 600 bytes: its key gives a new handle of the same task, which looks at it once more. One of which
-    nobody knows whether it was accepted keeps its ref, and its key goes on raising `AmbiguousSubmitError`. Within the
-    24 hours no key becomes free by being forgotten, since that would be a second payment in silence.
+    nobody knows whether it was accepted keeps its ref, and its key goes on raising `AmbiguousSubmitError`. Within
+    that time no key becomes free by being forgotten, since that would be a second payment in silence.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ttl: float) -> None:
+        self._ttl = ttl
         self._bound: dict[str, Bound] = {}
         self._whole = ByteBound(MAX_WHOLE)
 
@@ -102,7 +102,7 @@ class Keys:
 
     def bind(self, key: str, fingerprint: str, submission: Submission, now: float) -> None:
         """Let a free key stand for a submission."""
-        self._bound[key] = Bound(fingerprint, now + KEPT_FOR, submission.ref, submission)
+        self._bound[key] = Bound(fingerprint, now + self._ttl, submission.ref, submission)
         if submission.ended:
             self.ended(submission)
 

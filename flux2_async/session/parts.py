@@ -63,6 +63,7 @@ class Options:
     connector: ConnectorFactory | None
     timeouts: Timeouts
     private_downloads: bool
+    key_ttl: float
 
     @property
     def rate_limit(self) -> RateLimit | None:
@@ -115,7 +116,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     slots = Slots(options.max_running, options.max_running_per_group)
     schedules = Schedules(options.polling)
     watcher = Watcher(api, slots, schedules, options.polling, observers)
-    keys, task_ids = (Keys(), TaskIds()) if before is None else (before.keys, before.task_ids)
+    keys, task_ids = (Keys(options.key_ttl), TaskIds()) if before is None else (before.keys, before.task_ids)
     sharing = None if options.coordination is None else _share(options.coordination, account, options, api, watcher)
     limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limits, before)
     limiter.follow(slots)
@@ -224,7 +225,7 @@ def _share(coordination: "Coordination", account: str, options: Options, api: Ap
     from flux2_async.coordination.contract import Terms  # noqa: PLC0415
 
     lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
-    terms = Terms(options.rate_limit, lease, post=options.timeouts.submit)
+    terms = Terms(options.rate_limit, lease, post=options.timeouts.submit, key_ttl=options.key_ttl)
     return Sharing(coordination, account, terms, watcher=watcher, records=api)
 
 

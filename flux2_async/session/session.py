@@ -33,6 +33,7 @@ from flux2_async.session.arguments import (
     asked_for,
     check_count,
     check_group,
+    check_key_ttl,
     check_observer,
     check_observers,
     check_seconds,
@@ -110,6 +111,8 @@ class Flux2Session:
             None: no bound.
         private_downloads: Whether `download` follows a redirect that leads from a public host into a private network.
             An address of the service's own may lie there without it.
+        key_ttl: Seconds for which `key=` is remembered: longer than whoever repeats a piece of work may
+            sleep meanwhile. None: for as long as the session, or the shared state, is there.
 
     Raises:
         ConfigurationError: Something is missing or malformed; the text says what to change.
@@ -134,6 +137,7 @@ class Flux2Session:
         connector: Callable[[], aiohttp.BaseConnector] | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
         private_downloads: bool = False,
+        key_ttl: float | None = 86400.0,
         observers: Iterable["Observer"] = (),
         budget: "Budget | Iterable[Budget] | None" = None,
     ) -> None:
@@ -170,6 +174,7 @@ class Flux2Session:
             connector=connector,
             timeouts=timeouts,
             private_downloads=private_downloads,
+            key_ttl=check_key_ttl(key_ttl),
             budgets=None if budget is None else _budgets_of(budget),
         )
         self._observers = Observers(check_observers(observers))
@@ -260,7 +265,7 @@ class Flux2Session:
         Args:
             request: What to make.
             key: The caller's own name for this piece of work: the same key gives the same task, never a second
-                createTask, for 24 hours. None: every call is a piece of work of its own.
+                createTask, for `key_ttl`, a day. None: every call is a piece of work of its own.
             max_wait: Seconds to wait for a slot, a permit and a service that is away. None: as long as it takes, for
                 a service that is away a minute.
             priority: Higher goes first; within one groups take turns, and in a group comes first who called first. Who

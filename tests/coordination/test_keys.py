@@ -5,10 +5,11 @@ from flux2_async.coordination.key_state import KeyRow, bind, doubt, free, reserv
 
 MINE = Claim("key", "print", "mine", "o1")
 OTHER = Claim("key", "print", "mine", "o2")
+DAY = 24 * 3600.0
 
 
 def reserved(claim: Claim = MINE, now: float = 0.0) -> KeyRow:
-    row, entry = reserve(None, claim, now, lease=70.0)
+    row, entry = reserve(None, claim, now, lease=70.0, ttl=DAY)
     assert row is not None
     assert entry is None
     return row
@@ -18,7 +19,7 @@ def test_reserved_key_is_not_given_twice() -> None:
     """The second who reserves learns what the key stands for, and changes nothing."""
     row = reserved()
 
-    assert reserve(row, OTHER, 10.0, lease=70.0) == (row, KeyEntry("print", "mine", "sending", wait=60.0))
+    assert reserve(row, OTHER, 10.0, lease=70.0, ttl=DAY) == (row, KeyEntry("print", "mine", "sending", wait=60.0))
 
 
 def test_owner_that_died_leaves_unknown() -> None:
@@ -26,24 +27,30 @@ def test_owner_that_died_leaves_unknown() -> None:
     row = reserved()
 
     assert view(row, 70.0) == KeyEntry("print", "mine", "unknown")
-    assert reserve(row, OTHER, 71.0, lease=70.0)[1] == KeyEntry("print", "mine", "unknown")
+    assert reserve(row, OTHER, 71.0, lease=70.0, ttl=DAY)[1] == KeyEntry("print", "mine", "unknown")
     assert view(row, 24 * 3600.0 - 1) is not None
     assert view(row, 24 * 3600.0) is None
 
 
 def test_owner_tells_the_task() -> None:
     """A bound key stands for its task, whatever was believed before."""
-    for row in (reserved(), doubt(reserved(), MINE, 1.0), resolve(doubt(reserved(), MINE, 1.0), "mine", "t0", 2.0)):
-        assert view(bind(row, MINE, "t1", 3.0), 100.0) == KeyEntry("print", "mine", "bound", "t1")
+    for row in (
+        reserved(),
+        doubt(reserved(), MINE, 1.0, ttl=DAY),
+        resolve(doubt(reserved(), MINE, 1.0, ttl=DAY), "mine", "t0", 2.0),
+    ):
+        assert view(bind(row, MINE, "t1", 3.0, ttl=DAY), 100.0) == KeyEntry("print", "mine", "bound", "t1")
 
 
 def test_owner_reserves_again() -> None:
     """Who knows that its POST created nothing reserves again, even late; another claim of the same name does not."""
-    row, entry = reserve(reserved(), MINE, 100.0, lease=70.0)
+    row, entry = reserve(reserved(), MINE, 100.0, lease=70.0, ttl=DAY)
 
     assert entry is None
     assert view(row, 100.0) == KeyEntry("print", "mine", "sending", wait=70.0)
-    assert reserve(doubt(row, MINE, 100.0), MINE, 101.0, lease=70.0)[1] == KeyEntry("print", "mine", "unknown")
+    assert reserve(doubt(row, MINE, 100.0, ttl=DAY), MINE, 101.0, lease=70.0, ttl=DAY)[1] == KeyEntry(
+        "print", "mine", "unknown"
+    )
 
 
 def test_only_the_owner_frees() -> None:
@@ -52,14 +59,14 @@ def test_only_the_owner_frees() -> None:
 
     assert free(row, OTHER) is row
     assert free(row, MINE) is None
-    bound = bind(row, MINE, "t1", 1.0)
+    bound = bind(row, MINE, "t1", 1.0, ttl=DAY)
     assert free(bound, MINE) is bound
-    assert bind(row, OTHER, "t2", 1.0) is row
+    assert bind(row, OTHER, "t2", 1.0, ttl=DAY) is row
 
 
 def test_callback_resolves_only_what_is_unknown() -> None:
     """A callback tells the task of an unknown key, not of one whose reply may still come, and not of another ref's."""
-    row, unknown = reserved(), doubt(reserved(), MINE, 1.0)
+    row, unknown = reserved(), doubt(reserved(), MINE, 1.0, ttl=DAY)
 
     assert resolve(row, "mine", "t1", 1.0) is row
     assert resolve(unknown, "other", "t1", 1.0) is unknown
@@ -69,6 +76,6 @@ def test_callback_resolves_only_what_is_unknown() -> None:
 
 def test_lost_row_is_written_anew() -> None:
     """What an owner knows survives a state that was lost in between."""
-    assert view(bind(None, MINE, "t1", 5.0), 6.0) == KeyEntry("print", "mine", "bound", "t1")
-    assert view(doubt(None, MINE, 5.0), 6.0) == KeyEntry("print", "mine", "unknown")
+    assert view(bind(None, MINE, "t1", 5.0, ttl=DAY), 6.0) == KeyEntry("print", "mine", "bound", "t1")
+    assert view(doubt(None, MINE, 5.0, ttl=DAY), 6.0) == KeyEntry("print", "mine", "unknown")
     assert free(None, MINE) is None

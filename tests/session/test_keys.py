@@ -3,20 +3,24 @@
 import asyncio
 import gc
 import sys
+from typing import Any
 
 import attrs
 import pytest
-from emulated import REQUEST, emulated, error_of
+from emulated import REQUEST, emulated, error_of, session_for
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_coordination import Memory
 
 from flux2_async.emulator import Fault, Plan, Script
-from flux2_async.errors import AmbiguousSubmitError, InvalidRequestError
+from flux2_async.errors import AmbiguousSubmitError, ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, RateLimit, TextToImage
 from flux2_async.session import callback_entries, keys
 from flux2_async.session.byte_bound import ByteBound, memory_of_request
+from flux2_async.session.session import Flux2Session
 from flux2_async.webhooks import Callback
 
+DAY = 86400.0
 LARGE = TextToImage("a red kettle", extra_input={"notes": ["x" * 1000] * 10})
 
 
@@ -126,3 +130,35 @@ def test_the_oldest_give_way(sizes: list[tuple[str, int]]) -> None:
             del kept[each]
         assert sum(kept.values()) <= 100
         assert not gone or sum(kept.values()) + 40 > 100
+
+
+@pytest.mark.parametrize(
+    ("ttl", "shared", "kept", "free"),
+    [(600.0, False, 500.0, 700.0), (600.0, True, 500.0, 700.0), (None, False, 2 * DAY, None)],
+)
+async def test_keys_are_remembered_as_long_as_was_asked_for(
+    *, ttl: float | None, kept: float, free: float | None, shared: bool
+) -> None:
+    """Within `key_ttl` a key stands for its task, here and for others who share the account; then it is free."""
+    coordination = Memory() if shared else None
+    async with emulated(key_ttl=ttl, coordination=coordination) as (flux, emulator):
+        loop = asyncio.get_running_loop()
+        task = await flux.submit(REQUEST, key="order-1")
+        begun = loop.time()
+        await task.wait()
+        for passed in filter(None, (kept, free)):
+            await asyncio.sleep(begun + passed - loop.time())
+            if shared:
+                async with session_for(emulator, key_ttl=ttl, coordination=coordination) as other:
+                    again = await other.submit(REQUEST, key="order-1")
+            else:
+                again = await flux.submit(REQUEST, key="order-1")
+            assert (again.id == task.id) is (passed == kept)
+        assert len(emulator.ledger.accepted) == (1 if free is None else 2)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "day", True])
+def test_a_time_that_cannot_be_kept_is_refused(value: Any) -> None:
+    """The error says what is allowed."""
+    with pytest.raises(ConfigurationError, match="key_ttl"):
+        Flux2Session("key", key_ttl=value)

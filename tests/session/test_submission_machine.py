@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.loop = VirtualClockLoop()
         self.service = Service(honours=self.honours)
-        self.keys = Keys()
+        self.keys = Keys(86400.0)
         self.names = itertools.count()
         self.told = 0
         self.callers: dict[str, asyncio.Task[ImageTask]] = {}

@@ -4,6 +4,8 @@ async with Flux2Session() as flux:
     task = await flux.submit(ImageToImage("make it winter", images=["house.jpg"]))
     result = await task.result(timeout=300)
     await flux.download(result, "out/")
+
+`flux2 docs` in a terminal lists the pages of the guide, and `flux2 docs Flux2Session.submit` shows what one name does.
 """
 
 import sys

@@ -328,24 +328,24 @@ class BlockingSession:
         return self._task(self._run(lambda: self._flux.recover(ref, timeout=timeout)))
 
     def give_up_after(self, task: "BlockingTask", seconds: float) -> None:
-        """Settle a task that is not finished after so many seconds of being watched, instead of `give_up_after`."""
+        """Settle a task that is not finished in time; see `Flux2Session.give_up_after`."""
         self._in_loop(lambda: self._flux.give_up_after(task._task, seconds))  # noqa: SLF001  one thing in two classes
 
-    generate = _awaited(Flux2Session.generate)
-    fetch_record = _awaited(Flux2Session.fetch_record)
-    upload = _awaited(Flux2Session.upload)
-    download = _awaited(Flux2Session.download)
-    download_url = _awaited(Flux2Session.download_url)
-    credits = _awaited(Flux2Session.credits)
-    drain = _awaited(Flux2Session.drain)
-    remaining = _plain(Flux2Session.remaining)
-    notify = _plain(Flux2Session.notify)
-    pause = _plain(Flux2Session.pause)
-    observe = _plain(Flux2Session.observe, also_closed=True)
-    estimate = _plain(Flux2Session.estimate, also_closed=True)
-    statistics = _plain(Flux2Session.statistics, also_closed=True)
-    accepts_callbacks = _plain(Flux2Session.accepts_callbacks)
-    deliver = _plain(Flux2Session.deliver)
+    generate: Final = _awaited(Flux2Session.generate)
+    fetch_record: Final = _awaited(Flux2Session.fetch_record)
+    upload: Final = _awaited(Flux2Session.upload)
+    download: Final = _awaited(Flux2Session.download)
+    download_url: Final = _awaited(Flux2Session.download_url)
+    credits: Final = _awaited(Flux2Session.credits)
+    drain: Final = _awaited(Flux2Session.drain)
+    remaining: Final = _plain(Flux2Session.remaining)
+    notify: Final = _plain(Flux2Session.notify)
+    pause: Final = _plain(Flux2Session.pause)
+    observe: Final = _plain(Flux2Session.observe, also_closed=True)
+    estimate: Final = _plain(Flux2Session.estimate, also_closed=True)
+    statistics: Final = _plain(Flux2Session.statistics, also_closed=True)
+    accepts_callbacks: Final = _plain(Flux2Session.accepts_callbacks)
+    deliver: Final = _plain(Flux2Session.deliver)
 
     @property
     def service(self) -> Service:

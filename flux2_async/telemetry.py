@@ -195,7 +195,14 @@ class Telemetry:
             handler(event)
 
     def context(self, task_id: str) -> Context | None:
-        """Give the context of a task's span, to be carried elsewhere; None for a task that is not outstanding."""
+        """Give the context of a task's span, to be carried elsewhere.
+
+        Args:
+            task_id: The task.
+
+        Returns:
+            The context, or None for a task that is not outstanding.
+        """
         wait = self._waits.get(task_id)
         return None if wait is None else trace.set_span_in_context(wait.span)
 

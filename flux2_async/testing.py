@@ -60,7 +60,11 @@ class RunningEmulator:
         return self._portal.call(copy.deepcopy, self._emulator.ledger)
 
     def inject(self, fault: "Fault") -> None:
-        """Add a fault; see `Emulator.inject`."""
+        """Add a fault; see `Emulator.inject`.
+
+        Args:
+            fault: What goes wrong.
+        """
         self._portal.call(self._emulator.inject, fault)
 
     def clear_faults(self) -> None:
@@ -70,6 +74,9 @@ class RunningEmulator:
     def finish(self, task_id: str) -> None:
         """End a task now; see `Emulator.finish`.
 
+        Args:
+            task_id: The task.
+
         Raises:
             KeyError: Not a task of this emulator.
         """
@@ -77,6 +84,12 @@ class RunningEmulator:
 
     def task(self, task_id: str) -> "TaskView":
         """A task as it is now.
+
+        Args:
+            task_id: The task.
+
+        Returns:
+            A snapshot, which later events do not change.
 
         Raises:
             KeyError: Not a task of this emulator.

@@ -98,11 +98,14 @@ async def estimate_batch(
         rate_limit: As the session has it; None: no limit.
         max_running: Tasks at once; None: no cap.
         limit: As for `run_batch`.
-        shuffle: Likewise.
-        max_tasks: Likewise.
-        retry_failed: Likewise.
-        retry_unknown: Likewise.
-        skip_invalid: Likewise.
+        shuffle: As for `run_batch`.
+        max_tasks: As for `run_batch`.
+        retry_failed: As for `run_batch`.
+        retry_unknown: As for `run_batch`.
+        skip_invalid: As for `run_batch`.
+
+    Returns:
+        Requests, credits and seconds, in all and of each model and resolution.
 
     Raises:
         ConfigurationError: An argument makes no sense; JournalError, the journal cannot be used.

@@ -143,7 +143,14 @@ def group_of(extra: Mapping[str, Any]) -> str | None:
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
-    """Give a request as a line of `results.jsonl` holds it."""
+    """Give a request as a line of `results.jsonl` holds it.
+
+    Args:
+        outcome: What a batch, its journal or `read_results` gave.
+
+    Returns:
+        Plain JSON: text, numbers, lists, dictionaries and None; times in ISO 8601.
+    """
     # Not attrs.asdict, which would walk through `extra` as well, however deep that is.
     return {name: _plain(getattr(outcome, name)) for name in KEYS} | {"group": outcome.group}
 

@@ -19,7 +19,7 @@ PACKAGE: Final = "flux2_async"
 # Where public names are, those of the package itself first; an extra that one of them needs may be missing.
 HOMES: Final = (
     "", "errors", "models", "batch", "batch.report", "receivers", "coordination", "webhooks", "emulator", "testing",
-    "telemetry",
+    "telemetry", "blocking",
 )  # fmt: skip
 WIDTH: Final = 20
 LINE: Final = 100

@@ -84,20 +84,34 @@ class Store(ABC):
 
         Args:
             name: Of letters, digits and colons.
-            change: Called again with what is there by then when somebody else was faster; in any thread, but in one at
-                a time. An exception of its own changes nothing and is raised here.
+            change: What to make of the text. Called again with what is there by then when somebody else was faster;
+                in any thread, but in one at a time. An exception of its own changes nothing and is raised here.
+
+        Returns:
+            The result of the change that was kept.
         """
 
     @abstractmethod
     async def publish(self, line: str) -> None:
-        """Tell all others that listen; who does not listen at the moment never hears of it."""
+        """Tell all others that listen; who does not listen at the moment never hears of it.
+
+        Args:
+            line: Text without line breaks.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:
         """Leave; never raises and never takes long."""
 
     def life_of(self, member: str) -> Life:
-        """Tell whether a member lives; `UNKNOWN` of oneself: nobody can tell, and members have to say so themselves."""
+        """Tell whether a member lives.
+
+        Args:
+            member: Its name.
+
+        Returns:
+            `UNKNOWN` where nobody can tell, and members have to say so themselves; so does this method of the base.
+        """
         del member
         return Life.UNKNOWN
 
@@ -164,6 +178,9 @@ class Coordination(ABC):
         Args:
             account: The digest of address and API key; never the key.
             member: The name of the session, which no other has: letters and digits.
+
+        Returns:
+            A store that is not connected yet.
         """
 
 

@@ -17,7 +17,7 @@ class CreateCall:
     """One createTask that reached the service.
 
     Attributes:
-        time: When it was judged.
+        time: When it was judged, in seconds of the event loop.
         body: The request, or None when it was no JSON object.
         outcome: `accepted`; `refused`: nothing was created and the answer says so; `cut`: nothing was created and
             the answer does not say so; `repeated`: its name was that of an accepted one, whose task it gives.
@@ -41,7 +41,7 @@ class UploadCall:
     """One file that was kept.
 
     Attributes:
-        time: When.
+        time: When, in seconds of the event loop.
         way: `stream`, `base64` or `url`.
         file_name: Its name at the service.
         size: Bytes.
@@ -60,7 +60,7 @@ class CallbackCall:
     """One attempt to deliver a callback.
 
     Attributes:
-        time: When it was sent.
+        time: When it was sent, in seconds of the event loop.
         task_id: The task.
         url: The callBackUrl.
         attempt: 1, 2, ... of one delivery.
@@ -79,7 +79,7 @@ class Exchange:
     """One request and what became of it.
 
     Attributes:
-        time: When it came.
+        time: When it came, in seconds of the event loop.
         seconds: From then to its end.
         endpoint: Its name; the path of what is no endpoint.
         status: The HTTP status of the answer, or None when the connection was cut.
@@ -106,7 +106,7 @@ class Ledger:
     Attributes:
         requests: Every createTask, in the order they were judged.
         accepted: Ids of the accepted tasks, in order.
-        accepted_at: When each was accepted.
+        accepted_at: When each was accepted, in seconds of the event loop.
         charged: Credits, all tasks together; a task that fails costs nothing.
         refused: How many createTask were refused, for whatever reason.
         calls: Number of calls by endpoint name.
@@ -138,11 +138,25 @@ class Ledger:
         return self.calls["recordInfo"]
 
     def polls_of(self, task_id: str) -> int:
-        """Number of recordInfo calls that asked for this task; 0 for one never asked for."""
+        """Number of recordInfo calls that asked for a task.
+
+        Args:
+            task_id: The task.
+
+        Returns:
+            0 for one never asked for.
+        """
         return len(self.poll_times.get(task_id, ()))
 
     def max_in_window(self, period: float) -> int:
-        """The most tasks accepted in any half-open window of so many seconds."""
+        """The most tasks accepted in any half-open window.
+
+        Args:
+            period: Its length in seconds.
+
+        Returns:
+            Their number.
+        """
         window: deque[float] = deque()
         most = 0
         for moment in self.accepted_at:

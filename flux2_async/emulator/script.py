@@ -236,7 +236,15 @@ class Script:
     callback_retries: tuple[float, ...] = (60.0, 300.0, 900.0)
 
     def plan_for(self, index: int, body: Mapping[str, Any]) -> Plan:
-        """The plan of the `index`-th accepted task (from 0)."""
+        """The plan of a task.
+
+        Args:
+            index: Which of the accepted tasks it is, from 0.
+            body: The JSON of its createTask.
+
+        Returns:
+            What becomes of it.
+        """
         if isinstance(self.plans, Plan):
             return self.plans
         if callable(self.plans):

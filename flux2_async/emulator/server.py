@@ -167,7 +167,11 @@ class Emulator:
         await self.stop()
 
     def inject(self, fault: Fault) -> None:
-        """Add a fault; those added earlier are used first, and its `after` counts from now on."""
+        """Add a fault.
+
+        Args:
+            fault: What goes wrong; those added earlier are used first, and its `after` counts from now on.
+        """
         self._faults.add(fault)
 
     def clear_faults(self) -> None:
@@ -178,7 +182,10 @@ class Emulator:
         self._faults.clear()
 
     def finish(self, task_id: str) -> None:
-        """End a task now, with the outcome of its plan; nothing changes for one that has ended.
+        """End a task now, with the outcome of its plan.
+
+        Args:
+            task_id: The task; nothing changes for one that has ended.
 
         Raises:
             KeyError: Not a task of this emulator.
@@ -192,6 +199,12 @@ class Emulator:
 
     def task(self, task_id: str) -> TaskView:
         """A task as it is now.
+
+        Args:
+            task_id: The task.
+
+        Returns:
+            A snapshot, which later events do not change.
 
         Raises:
             KeyError: Not a task of this emulator.

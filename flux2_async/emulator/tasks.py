@@ -28,8 +28,8 @@ class Task:
         body: The createTask request.
         plan: What it will do.
         price: What it costs in the end.
-        accepted_at: The loop's time.
-        finishes_at: The loop's time of its end.
+        accepted_at: When it was accepted, in seconds of the event loop.
+        finishes_at: When it ends, likewise.
         result_urls: Addresses of its pictures; empty unless it succeeds.
         references: The reference pictures as far as the emulator has them.
     """
@@ -91,8 +91,8 @@ class TaskView:
         state: The API's word.
         body: The createTask request.
         plan: What it does.
-        accepted_at: The loop's time.
-        finishes_at: The loop's time; infinite when nobody has finished it yet.
+        accepted_at: When it was accepted, in seconds of the event loop.
+        finishes_at: When it ends, likewise; infinite when nobody has finished it yet.
         result_urls: Addresses of its pictures, also before its end.
     """
 

@@ -16,7 +16,7 @@ class Expectation:
         elapsed: How old it is; once it has ended, what it took. None: not known, as of a task that was attached.
         median: The age by which half of those that get as old as this one have ended, so that it grows with `elapsed`;
             once it has ended, what it took. None: not known.
-        bound: Likewise, of nine in ten.
+        bound: Likewise, the seconds within which nine in ten end. None likewise.
         fraction: How much of its time has passed, 0 to 1: of one that runs never less when it is older, 1.0 once it has
             ended. None: not known.
     """
@@ -32,7 +32,14 @@ class Expectation:
         return None if self.elapsed is None or self.median is None else max(self.median - self.elapsed, 0.0)
 
     def after(self, seconds: float) -> "Expectation":
-        """Give the same for what waited so many seconds before: all times count from the beginning of that."""
+        """Give the same for what waited before: all times count from the beginning of that.
+
+        Args:
+            seconds: How long it waited.
+
+        Returns:
+            Another expectation, with these seconds added to each time that is known.
+        """
         elapsed, median, bound = (
             None if each is None else each + seconds for each in (self.elapsed, self.median, self.bound)
         )

@@ -344,7 +344,7 @@ class Flux2Session:
 
         Args:
             request: As for `submit`, like all others.
-            key: Where it is joined, `withdraw` takes this handle away alone.
+            key: As for `submit`; where it is joined, `withdraw` takes this handle away alone.
             max_wait: As for `submit`.
             priority: As for `submit`.
             ref: As for `submit`.
@@ -499,6 +499,12 @@ class Flux2Session:
     async def fetch_record(self, task_id: str) -> TaskRecord:
         """Ask for a task's record once.
 
+        Args:
+            task_id: The task; it need not be of this session.
+
+        Returns:
+            What the service says of it now.
+
         Raises:
             TaskNotFoundError: The service does not know the task (a new one may be invisible for a moment).
             ApiError: The service refused.
@@ -562,7 +568,13 @@ class Flux2Session:
         return paths
 
     async def download_url(self, url: str) -> str:
-        """Ask for a direct link to a file that the service made; it lives 20 minutes.
+        """Ask for a direct link to a file that the service made.
+
+        Args:
+            url: One of a result's `urls`.
+
+        Returns:
+            An address that needs no key and lives 20 minutes.
 
         Raises:
             ApiError: The service refused, such as RequestRejectedError (422) for a file of somebody else's.
@@ -613,7 +625,11 @@ class Flux2Session:
         return self._life.usable().submitter.remaining(more, math.inf if most is None else most)
 
     def notify(self, task_id: str) -> None:
-        """Poll a task now, because it is said to be finished; other ids are ignored."""
+        """Poll a task now, because it is said to be finished.
+
+        Args:
+            task_id: The task; an id that this session does not watch is ignored.
+        """
         self._life.usable().watcher.notify(plain(task_id))
 
     def observe(self, observer: "Observer") -> Callable[[], None]:
@@ -640,6 +656,9 @@ class Flux2Session:
         Args:
             requests: One, or any finite iterable.
 
+        Returns:
+            Credits and seconds, by what the session has seen, otherwise by what is documented.
+
         Raises:
             InvalidRequestError: One is none.
         """
@@ -656,7 +675,11 @@ class Flux2Session:
         )
 
     def statistics(self) -> SessionStatistics:
-        """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed."""
+        """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed.
+
+        Raises:
+            SessionClosedError: It was never opened.
+        """
         if self._life.parts is None:
             raise SessionClosedError(NOT_OPEN)
         return statistics_of(self._life.parts, self._observers.steps)
@@ -685,12 +708,28 @@ class Flux2Session:
         """Send nothing for at least so many seconds from now on, at most an hour; a longer pause stays.
 
         Who starts again after a crash waits for what the last process sent to fall out of the limit's window.
+
+        Args:
+            seconds: How long, from now on.
+
+        Raises:
+            ConfigurationError: It is no such number.
+            SessionClosedError: The session is not open.
         """
         check_seconds("seconds", seconds)
         self._life.usable().limiter.pause(seconds)
 
     def give_up_after(self, task: ImageTask, seconds: float) -> None:
-        """Settle a task that is not finished after so many seconds of being watched, instead of `give_up_after`."""
+        """Settle a task that is not finished in time, as `Polling(give_up_after=)` does for all.
+
+        Args:
+            task: A task of this session.
+            seconds: How long it may be watched, counted as for `Polling`.
+
+        Raises:
+            ConfigurationError: It is no such number.
+            SessionClosedError: The session is not open.
+        """
         check_seconds("seconds", seconds)
         self._life.usable().watcher.give_up_after(task, seconds)
 

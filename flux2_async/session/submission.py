@@ -36,7 +36,11 @@ class SubmissionSteps(Protocol):
     """
 
     async def intent(self, ref: str, /) -> None:
-        """A POST is about to leave. What this raises keeps it from being sent and is the outcome."""
+        """A POST is about to leave. What this raises keeps it from being sent and is the outcome.
+
+        Args:
+            ref: The submission.
+        """
         ...
 
     async def answer(self, ref: str, event: SubmissionEvent, task_id: str | None, /) -> None:

@@ -142,6 +142,7 @@ class Journal:
 
         Args:
             found: The task that a request became, by the request's id: it is waited for and downloaded, and never sent.
+                None: none became one.
             never_made: Ids of requests that were certainly not accepted: they are sent again, and paid a second time
                 if that was wrong. What is in neither stays unknown.
 

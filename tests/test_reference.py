@@ -1,0 +1,132 @@
+"""The reference: each public name says its arguments, units, what None means, what it gives back and what it raises."""
+
+import ast
+import inspect
+import pydoc
+import re
+import textwrap
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import attrs
+
+import flux2_async
+from flux2_async.cli.documents import HOMES
+
+SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example|Examples):\s*$", re.MULTILINE)
+ENTRY = re.compile(r"^    \*{0,2}(\w+): ")
+# What stands at a number, so that nobody has to guess what it counts.
+UNITS = re.compile(
+    r"second|credit|hour|minute|number|fraction|probability|times|to 1|0 to 100|factor|As for `|As in|likewise",
+    re.IGNORECASE,
+)
+# Users are given these, and make none.
+GIVEN = ("Batch", "Completion", "Handle", "Iterator", "RunningEmulator", "SubmissionSteps", "BlockingTask")
+# What a batch and the emulator call themselves.
+INNER = re.compile(r"\.Journal\.(?!unknown|resolve_unknown|outcomes)|\.Ledger\.(?!polls_of|max_in_window)")
+NONE = re.compile(r"None|[Ww]ithout|As (for|in) `|[Dd]efault|[Uu]nless|likewise")
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """The public names, once each, with the public members of classes of ours."""
+    seen: set[int] = set()
+    for home in HOMES:
+        module = import_module(f"flux2_async.{home}".rstrip("."))
+        for name in module.__all__:
+            value = getattr(module, name)
+            if id(value) in seen or not getattr(value, "__module__", "").startswith("flux2_async"):
+                continue
+            seen.add(id(value))
+            if not (inspect.isclass(value) or inspect.isfunction(value)):
+                continue
+            yield f"{module.__name__}.{name}", value
+            if inspect.isclass(value):
+                for member, held in vars(value).items():
+                    function = held.fget if isinstance(held, property) else getattr(held, "__func__", held)
+                    shown = f"{module.__name__}.{name}.{member}"
+                    if not member.startswith("_") and inspect.isfunction(function) and not INNER.search(shown):
+                        yield shown, held
+
+
+def sections(text: str) -> dict[str, str]:
+    """The parts of a docstring by their heads."""
+    found = SECTION.split(text)
+    return dict(zip(found[1::2], found[2::2], strict=True))
+
+
+def entries(section: str) -> dict[str, str]:
+    """What is said of each name."""
+    told: dict[str, str] = {}
+    for line in section.splitlines():
+        if match := ENTRY.match(line):
+            told[match[1]] = line
+        elif told:
+            told[next(reversed(told))] += " " + line.strip()
+    return told
+
+
+def missing(name: str, value: Any) -> Iterator[str]:
+    """What a docstring does not say."""
+    text = inspect.getdoc(value)
+    if not text:
+        yield f"{name}: no docstring"
+    # What does the same as something else says so.
+    elif not (isinstance(value, property) or any(words in text for words in ("; see `", ", see `", "Args: As for `"))):
+        parts = sections(text)
+        told = entries(parts.get("Attributes", "")) | entries(parts.get("Args", ""))
+        if inspect.isclass(value):
+            # Fields of a class below are told there.
+            for parent in value.__mro__[1:]:
+                told = entries(sections(inspect.cleandoc(parent.__doc__ or "")).get("Attributes", "")) | told
+            named = fields(name, value)
+        else:
+            function = getattr(value, "__func__", value)
+            named = {each: it for each, it in inspect.signature(function).parameters.items() if each != "self"}
+            yield from results_missing(name, function, parts, needed=bool(named))
+        head = text.partition("Attributes:")[0].partition("Args:")[0]
+        yield from (line for each in named.values() for line in argument_missing(name, each, told, head))
+
+
+def fields(name: str, value: type) -> dict[str, inspect.Parameter]:
+    """What a class is made with by its users."""
+    made = attrs.has(value) or "__init__" in vars(value)
+    if issubclass(value, BaseException) or name.endswith(GIVEN) or not made:
+        return {}
+    return {each: it for each, it in inspect.signature(value).parameters.items() if not each.startswith("_")}
+
+
+def results_missing(name: str, function: Any, parts: dict[str, str], *, needed: bool) -> Iterator[str]:
+    """What is not said of what comes back, which a sentence tells where nothing is given."""
+    returns = inspect.signature(function).return_annotation
+    if needed and returns not in (None, "None", inspect.Signature.empty) and not {"Returns", "Yields"} & parts.keys():
+        yield f"{name}: Returns"
+    body = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    if "Raises" not in parts and any(isinstance(node, ast.Raise) and node.exc for node in ast.walk(body)):
+        yield f"{name}: Raises"
+
+
+def argument_missing(name: str, parameter: inspect.Parameter, told: dict[str, str], head: str) -> Iterator[str]:
+    """What is not said of an argument or a field."""
+    said, kind = told.get(parameter.name), str(parameter.annotation)
+    if said is None:
+        yield f"{name}: {parameter.name}"
+        return
+    if parameter.default is None and "None" in kind and not NONE.search(said):
+        yield f"{name}: what None means for {parameter.name}"
+    # Of whole numbers it is evident, and one unit may be said for all fields.
+    counts = re.search(r"\bfloat\b", kind) and "Callable" not in kind
+    if counts and not UNITS.search(said) and "econds" not in head:
+        yield f"{name}: the unit of {parameter.name}"
+
+
+def test_every_public_name_says_what_its_user_has_to_know() -> None:
+    """Arguments and fields, units, what None means, what is given back, and the errors it raises itself."""
+    assert [line for name, value in public() for line in missing(name, value)] == []
+
+
+def test_help_begins_with_our_text() -> None:
+    """`help(flux2_async)` says what it is, shows how it is used and where the guide is before it lists anything."""
+    shown = pydoc.render_doc(flux2_async, renderer=pydoc.TextDoc()).splitlines()
+    assert shown[3].strip() == "flux2_async - asyncio client for Flux-2 pictures behind Apikley's jobs API."
+    assert any("flux2 docs" in line for line in shown[4:20])

@@ -16,6 +16,7 @@ from typing import Any, assert_type, cast, get_type_hints
 
 import aiohttp
 import pytest
+from documents import PACKAGE, blocks, compiled
 from emulated import session_for
 
 from flux2_async import (
@@ -264,6 +265,21 @@ def test_on_send_is_a_plain_function_that_may_use_the_session(
         flux.submit(KETTLE, ref="other", on_send=refuse)
     assert seen == [("mine", 0, 0)]
     assert len(flux2_emulator.ledger.accepted) == 1
+
+
+def test_the_page_of_the_guide_says_the_truth(
+    flux2_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its example makes a picture, saves it, and makes three more."""
+    monkeypatch.chdir(tmp_path)
+    page = PACKAGE / "guide" / "blocking.md"
+    names: dict[str, Any] = {}
+    [block] = blocks(page)
+    exec(compiled(str(block.parsed), page, block.line), names)  # noqa: S102  running the guide is the purpose
+    names["main"]()
+
+    assert len(flux2_emulator.ledger.accepted) == 4
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{flux2_emulator.ledger.accepted[0]}-1.png"]
 
 
 # --- where it ends

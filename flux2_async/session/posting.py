@@ -117,10 +117,15 @@ class Posting:
 
     async def send_again(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send what is unclear once more, under the same name; its intent was told before the first POST."""
-        asked = submission.asked
+        asked, name = submission.asked, submission.name
         submission.permit = permit
+
+        def late() -> bool:
+            # A service that has forgotten the name would take it for another request.
+            return permit.lease_ended() or name is None or name.left() <= 0.0
+
         async with self._api.create_task(body, request=asked.request, ref=asked.ref, headers=asked.headers) as post:
-            answer = self._own(submission, await post.send(permit.lease_ended))
+            answer = self._own(submission, await post.send(late))
         event, error = _meaning_of(answer)
         if event is SubmissionEvent.THROTTLED:
             self._transitions.throttled(submission, error)

@@ -231,7 +231,7 @@ class Sender:
                 answer = await self.posting.send_again(submission, body, permit)
             if isinstance(answer, Accepted | Refused):
                 self._reached(submission)
-            else:
+            elif isinstance(answer, Unclear) or answer.obstacle is Obstacle.PASSING:
                 self._risk_less(submission, answer.error, free=False)
             return answer
         finally:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from emulated import REQUEST, emulated, error_of, until
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from flux2_async import (
     SubmissionEvent,
     SubmissionState,
     TextToImage,
+    Timeouts,
 )
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import AmbiguousSubmitError, ConfigurationError, InvalidRequestError
@@ -167,6 +169,27 @@ async def test_no_name_is_used_for_longer_than_it_is_kept() -> None:
         sent = len(emulator.ledger.requests)
         await asyncio.sleep(3600.0)
         assert len(emulator.ledger.requests) == sent
+
+
+async def test_no_name_that_is_over_when_there_is_a_connection() -> None:
+    """What opening a connection takes counts: the name is looked at again immediately before the first byte."""
+
+    class SlowConnector(aiohttp.TCPConnector):
+        opened = 0
+
+        async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
+            type(self).opened += 1
+            if self.opened > 1:
+                await asyncio.sleep(30.0)
+            return await super().connect(req, traces, timeout)
+
+    # The name is good for ten seconds.
+    options = {"period": 130.0, "connector": SlowConnector, "timeouts": Timeouts(connect=60)}
+    async with honouring(Fault("createTask", "cut_after"), **options) as (flux, emulator):
+        assert isinstance(await error_of(flux.submit(REQUEST)), AmbiguousSubmitError)
+        await asyncio.sleep(3600.0)
+    assert SlowConnector.opened == 2
+    assert len(emulator.ledger.requests) == 1
 
 
 async def test_two_submissions_of_one_name() -> None:

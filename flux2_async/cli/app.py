@@ -110,6 +110,15 @@ _register(
     """,
 )
 _register(
+    "commands:mcp",
+    """Serve agents as tools by the Model Context Protocol, over stdin and stdout; needs the extra `mcp`.
+
+    An agent makes, edits and fetches pictures with it; a call that is repeated is paid once. See `flux2 docs agents`.
+
+    Example: flux2 mcp --max-credits 200
+    """,
+)
+_register(
     "documents:docs",
     """Show a page of the guide, or what a public name does; without a name, list the pages.
 

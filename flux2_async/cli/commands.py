@@ -233,6 +233,28 @@ def emulator(
     return _done(lambda screen: serve(screen, host, port, options, log=log), machine=json)
 
 
+def mcp(
+    *,
+    out: Annotated[Path, Parameter(help="The folder for the pictures.")] = Path("~/flux2-pictures"),
+    max_credits: Annotated[
+        float | None,
+        Parameter(help="Spend at most so many in any 24 hours, also when the server is started anew."),
+    ] = None,
+    service: Service = Service(),  # noqa: B008  frozen
+) -> int:
+    """Run `flux2 mcp`."""
+    from importlib.util import find_spec
+
+    async def go(screen: Screen) -> None:
+        if find_spec("fastmcp") is None:
+            raise UsageError('mcp: it needs the extra "mcp"; install it with: pip install "flux2-async[mcp]"')
+        from flux2_async.cli.mcp import serve
+
+        await serve(screen, service, out, max_credits)
+
+    return _done(go, machine=False)
+
+
 def _again() -> str:
     """Give the command under way, without what is meant to be done once."""
     return shlex.join(["flux2", *(word for word in GIVEN.get() if word not in ONCE)])

@@ -7,8 +7,10 @@ from typing import Final
 import aiohttp
 
 from flux2_async.cli.options import CREDITS, Service, named_service
+from flux2_async.coordination.store import Coordination
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.models import Callbacks, Polling, RateLimit
+from flux2_async.models.budget import Budget
 from flux2_async.session.session import Flux2Session
 
 # Upstream's figure, which real accounts are said to have.
@@ -21,37 +23,56 @@ EMULATED_POLLING: Final = Polling(interval=0.3)
 
 @asynccontextmanager
 async def opened(
-    service: Service, limit: RateLimit | None, callbacks: Callbacks | None = None, polling: Polling = PATIENT
+    service: Service,
+    limit: RateLimit | None,
+    callbacks: Callbacks | None = None,
+    polling: Polling = PATIENT,
+    *,
+    coordination: Coordination | None = None,
+    budget: Budget | None = None,
 ) -> AsyncIterator[Flux2Session]:
     """Open a session as the options say; an emulated service ends with it.
 
-    `limit` is what `service.check` gave, `polling` for the real service.
+    `limit` is what `service.check` gave, `polling` and `coordination` for the real service.
     """
     if service.emulate:
         script = Script(plans=Plan(duration=3.0), limit=LIMIT, credits=CREDITS)
-        async with Emulator(script) as emulator, emulated(emulator, limit, callbacks) as flux:
+        async with Emulator(script) as emulator, emulated(emulator, limit, callbacks, budget) as flux:
             yield flux
     else:
-        async with real(limit, callbacks, polling) as flux:
+        async with real(limit, callbacks, polling, coordination=coordination, budget=budget) as flux:
             yield flux
 
 
 @asynccontextmanager
 async def real(
-    limit: RateLimit | None = None, callbacks: Callbacks | None = None, polling: Polling = PATIENT
+    limit: RateLimit | None = None,
+    callbacks: Callbacks | None = None,
+    polling: Polling = PATIENT,
+    *,
+    coordination: Coordination | None = None,
+    budget: Budget | None = None,
 ) -> AsyncIterator[Flux2Session]:
     """Open a session with the account that the environment names, through the proxies it names."""
     # As users of other commands expect; the library by itself reads no proxy settings.
     async with (
         aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http,
         Flux2Session(
-            service=named_service(), rate_limit=limit, callbacks=callbacks, polling=polling, http=http
+            service=named_service(),
+            rate_limit=limit,
+            callbacks=callbacks,
+            polling=polling,
+            coordination=coordination,
+            budget=budget,
+            http=http,
         ) as flux,
     ):
         yield flux
 
 
-def emulated(emulator: Emulator, limit: RateLimit | None, callbacks: Callbacks | None = None) -> Flux2Session:
+def emulated(
+    emulator: Emulator, limit: RateLimit | None, callbacks: Callbacks | None = None, budget: Budget | None = None
+) -> Flux2Session:
     """Make a session with an emulator; nothing of the environment is read."""
     return Flux2Session(
         emulator.api_key,
@@ -60,4 +81,5 @@ def emulated(emulator: Emulator, limit: RateLimit | None, callbacks: Callbacks |
         rate_limit=limit,
         polling=EMULATED_POLLING,
         callbacks=callbacks,
+        budget=budget,
     )

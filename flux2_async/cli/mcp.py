@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import anyio.to_thread
 import attrs
@@ -37,7 +37,7 @@ from flux2_async.errors import (
 )
 from flux2_async.models import ImageResult, ImageToImage, Polling, Request, TextToImage
 from flux2_async.models.budget import Budget
-from flux2_async.models.requests import is_url
+from flux2_async.models.requests import AspectRatio, FixedAspectRatio, Resolution, Tier, is_url
 from flux2_async.session.keys import fingerprint
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
@@ -65,10 +65,7 @@ Prompt: TypeAlias = Annotated[str, "What the picture shows, 3 to 5000 characters
 Images: TypeAlias = Annotated[
     list[str], "1 to 8 pictures to work from: http(s) addresses, or paths of JPEG, PNG or WebP files."
 ]
-Ratio: TypeAlias = Literal["1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3"]
-EditRatio: TypeAlias = Literal["1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3", "auto"]
-Resolution: TypeAlias = Literal["1K", "2K"]
-Tier: TypeAlias = Annotated[Literal["flex", "pro"], "The model; flex is the dearer one, see estimate."]
+Model: TypeAlias = Annotated[Tier, "The model; flex is the dearer one, see estimate."]
 Seconds: TypeAlias = Annotated[float, "Seconds to wait for the picture; 0 gives the task's id as soon as there is one."]
 RequestId: TypeAlias = Annotated[
     str | None,
@@ -145,9 +142,9 @@ class Agent:
         context: Context,
         *,
         prompt: Prompt,
-        aspect_ratio: Ratio = "1:1",
+        aspect_ratio: FixedAspectRatio = "1:1",
         resolution: Resolution = "1K",
-        tier: Tier = "flex",
+        tier: Model = "flex",
         request_id: RequestId = None,
         wait_seconds: Seconds = WAIT,
     ) -> ToolResult:
@@ -166,9 +163,9 @@ class Agent:
         *,
         prompt: Prompt,
         images: Images,
-        aspect_ratio: EditRatio = "auto",
+        aspect_ratio: AspectRatio = "auto",
         resolution: Resolution = "1K",
-        tier: Tier = "flex",
+        tier: Model = "flex",
         request_id: RequestId = None,
         wait_seconds: Seconds = WAIT,
     ) -> ToolResult:
@@ -208,7 +205,7 @@ class Agent:
             return {"credits": await self.flux.credits()}
 
     async def estimate(
-        self, pictures: Annotated[int, "How many."] = 1, resolution: Resolution = "1K", tier: Tier = "flex"
+        self, pictures: Annotated[int, "How many."] = 1, resolution: Resolution = "1K", tier: Model = "flex"
     ) -> dict[str, Any]:
         """Tell what pictures are going to cost (credits) and how long they take (seconds), without making any.
 

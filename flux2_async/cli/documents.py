@@ -15,6 +15,8 @@ from textwrap import fill, wrap
 from types import ModuleType
 from typing import Final
 
+from flux2_async.errors import ConfigurationError
+
 PACKAGE: Final = "flux2_async"
 # Where public names are, those of the package itself first; an extra that one of them needs may be missing.
 HOMES: Final = (
@@ -46,7 +48,11 @@ def docs(name: str | None = None, /) -> int:
             _say(f"{each:<{WIDTH}} {page.splitlines()[2]}")
         _say("\nflux2 docs NAME shows one; so it does with public names, such as Flux2Session.submit.")
         return 0
-    text = _fitted(pages[name]) if name in pages else _described(name)
+    try:
+        text = _fitted(pages[name]) if name in pages else _described(name)
+    except ConfigurationError as error:
+        print(f"flux2: docs: {error}", file=sys.stderr)  # noqa: T201  rich may be missing
+        return 1
     if text is None:
         return _missing("docs: no page and no public name", name, [*pages, *_public_names()])
     _say(text.rstrip("\n"))
@@ -181,5 +187,11 @@ def _members(value: object) -> Iterator[str]:
         names = [each for each in vars(value) if not each.startswith("_") and inspect.isroutine(getattr(value, each))]
     else:
         return
-    lines = [(each, (inspect.getdoc(getattr(value, each)) or "").partition("\n")[0]) for each in names]
-    yield "\n".join(f"  {each:<{WIDTH}} {summary}" for each, summary in lines)
+    yield "\n".join(f"  {each:<{WIDTH}} {_summary(value, each)}" for each in names)
+
+
+def _summary(owner: object, name: str) -> str:
+    try:
+        return (inspect.getdoc(getattr(owner, name)) or "").partition("\n")[0]
+    except ConfigurationError as error:
+        return str(error)

@@ -1,5 +1,5 @@
 # Start it: uvicorn app:app (needs the extra otel, and: pip install opentelemetry-exporter-prometheus)
-"""A backend that shows Prometheus at /metrics how long pictures take, what they cost, what waits, what is refused."""
+"""A backend that shows Prometheus at /metrics/ how long pictures take, what they cost, what waits, what is refused."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

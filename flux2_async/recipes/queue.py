@@ -1,5 +1,5 @@
 # Start it: uvicorn app:app (needs the extra otel, and: pip install opentelemetry-exporter-prometheus)
-"""A backend whose users see position, stages, expected end and price, may cancel, and take turns; with /metrics."""
+"""A backend whose users see position, stages, expected end and price, may cancel, and take turns; with /metrics/."""
 
 import asyncio
 import json

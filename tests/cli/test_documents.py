@@ -7,7 +7,7 @@ import sys
 import pytest
 from documents import PAGES, README, RECIPES
 
-import flux2_async
+import flux2_async.coordination
 from flux2_async._version import VERSION
 from flux2_async.cli import main
 from flux2_async.cli.app import run
@@ -87,11 +87,30 @@ def test_docs_of_public_names(capsys: pytest.CaptureFixture[str]) -> None:
         "batch.run_batch": "journal",
         "run_batch": "journal",
         "emulator.Script": "plans",
+        "BlockingSession.submit": "max_wait",
+        "blocking": "BlockingTask",
         "errors": "AmbiguousSubmitError",
         "ImageTask.id": "id",
     }.items():
         assert flux2("docs", name) == 0
         assert word in capsys.readouterr().out
+
+
+def test_docs_of_what_needs_an_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an extra is missing, its name is told in a line, and its module lists the others all the same."""
+    monkeypatch.delitem(vars(flux2_async.coordination), "PostgresCoordination", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    for module in [each for each in sys.modules if each.startswith("flux2_async.coordination.postgres.")]:
+        monkeypatch.delitem(sys.modules, module)
+
+    assert flux2("docs", "PostgresCoordination") == 1
+    said = capsys.readouterr()
+    advice = "PostgresCoordination needs the extra: pip install 'flux2-async[postgres]'"
+    assert (said.out, said.err) == ("", f"flux2: docs: {advice}\n")
+    assert flux2("docs", "coordination") == 0
+    listed = capsys.readouterr().out
+    assert f"PostgresCoordination {advice}" in listed
+    assert "HostCoordination" in listed
 
 
 @pytest.mark.parametrize("name", ["Flux2Sesion", "Flux2Session.__init__", "sys", "Flux2Session.nothing"])

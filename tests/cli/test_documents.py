@@ -88,7 +88,6 @@ def test_docs_of_public_names(capsys: pytest.CaptureFixture[str]) -> None:
         "run_batch": "journal",
         "emulator.Script": "plans",
         "BlockingSession.submit": "max_wait",
-        "blocking": "BlockingTask",
         "errors": "AmbiguousSubmitError",
         "ImageTask.id": "id",
     }.items():

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 from documents import imported, recipe
 from emulated import free_port, until
+from postgres_server import PostgresServer
 from redis_server import RedisServer
 
 from flux2_async import TextToImage
@@ -249,3 +250,32 @@ async def test_a_celery_worker_that_is_killed_while_it_waits_pays_nothing_twice(
     assert paid < {*ledger.accepted}
     assert {Path(path).name for [path] in files} == {f"{task_id}-1.png" for task_id in ledger.accepted}
     assert [call.outcome for call in ledger.requests] == ["accepted"] * 8
+
+
+# --- DBOS
+
+
+@pytest.mark.flux2_script(Script(plans=Plan(duration=3.0), render=False, limit=Limit(20, 10.0)))
+async def test_workflows_of_dbos_that_are_killed_while_they_wait_pay_nothing_twice(
+    flux2_emulator: RunningEmulator, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies by -9 when all six orders are paid; started again it finishes each of them, for nothing more."""
+    write(recipe("dbos"), program)
+    orders = [f"order-{number}" for number in range(6)]
+    with PostgresServer() as server:
+        monkeypatch.setenv("DATABASE_URL", server.url)
+        async with running("app", *orders, folder=program) as pid:
+            await until(lambda: len(flux2_emulator.ledger.accepted) == len(orders))
+            # Who dies before the answer has come leaves its key in doubt.
+            await asyncio.sleep(0.5)
+            os.kill(pid, signal.SIGKILL)
+        assert not (program / "pictures").exists()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "app.py", *orders), cwd=program, stdout=asyncio.subprocess.PIPE
+        )
+        printed, _ = await process.communicate()
+
+    ledger = flux2_emulator.ledger
+    assert process.returncode == 0
+    assert sorted(printed.decode().split()) == sorted(f"pictures/{task_id}-1.png" for task_id in ledger.accepted)
+    assert [call.outcome for call in ledger.requests] == ["accepted"] * len(orders)

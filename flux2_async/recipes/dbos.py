@@ -15,7 +15,7 @@ from flux2_async.blocking import BlockingSession
 from flux2_async.coordination import PostgresCoordination
 
 DATABASE = os.environ.get("DATABASE_URL", "postgresql://localhost/app")
-DBOS(config={"name": "pictures", "system_database_url": DATABASE, "run_admin_server": False})
+DBOS(config={"name": "pictures", "system_database_url": DATABASE})
 # Keys for ever: a workflow may sleep for days.
 flux = BlockingSession(coordination=PostgresCoordination(DATABASE), key_ttl=None)
 

@@ -1,5 +1,6 @@
 """The commands by name, with the words that help says of them; each is imported when it is called."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ app: App = App(
         "Flux-2 pictures from the command line. Start with `flux2 demo`, which needs no account.\n\n"
         "The account is APIKLEY_API_KEY of the environment; APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL lead to another "
         "address, APIKLEY_CALLBACK_SECRET signs callbacks. FLUX2_SERVICE=kie is kie.ai, with KIE_API_KEY.\n\n"
+        "--verbose, anywhere, writes what the session logs to stderr.\n\n"
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
     ),
     help_format="plaintext",
 )
+app.register_install_completion_command(help="Write the completion of this shell's words, for its next start.")
 
 
 def _register(place: str, text: str, name: str | None = None) -> None:
@@ -134,8 +137,20 @@ _register(
 )
 
 
+def _told(arguments: Sequence[str]) -> Sequence[str]:
+    """Take `--verbose` off the words, which may stand anywhere before `--`, and show the log if it is there."""
+    ends = list(arguments).index("--") if "--" in arguments else len(arguments)
+    options = [word for word in arguments[:ends] if word != "--verbose"]
+    if len(options) < ends:
+        # The last resort writes to what is `sys.stderr` then, which is the board's while there is one.
+        logging.getLogger("flux2_async").setLevel(logging.DEBUG)
+        (logging.lastResort or logging.NullHandler()).setLevel(logging.DEBUG)
+    return [*options, *arguments[ends:]]
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the command that the words after `flux2` name, and give its exit code."""
+    arguments = _told(arguments)
     GIVEN.set(tuple(arguments))
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)

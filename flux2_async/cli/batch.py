@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -66,10 +66,25 @@ async def batch(
 
 @asynccontextmanager
 async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Journal]:
-    async with Journal(_journal_path(options, emulated=emulated)) as journal:
-        if emulated:
-            await journal.forget_unfinished()
-        yield journal
+    path = _journal_path(options, emulated=emulated)
+    new, empty = not path.exists(), False
+    made = [folder for folder in (options.out / "images", options.out, path.parent) if not folder.exists()]
+    try:
+        async with Journal(path) as journal:
+            if emulated:
+                await journal.forget_unfinished()
+            try:
+                yield journal
+            finally:
+                empty = new and not await journal.use_outcomes(any)
+    finally:
+        # A list that was refused leaves nothing behind.
+        if empty:
+            path.unlink(missing_ok=True)
+            for folder in made:
+                # One that is not empty stays, as does one that is gone already.
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def _journal_path(options: BatchOptions, *, emulated: bool) -> Path:

@@ -516,3 +516,25 @@ def test_the_price_that_is_found_out_is_told(
     err = capsys.readouterr().err
     words = "finding out the price of flux-2/flex-text-to-image 1K: one picture goes ahead, the others wait for what it"
     assert err.count(words) == 1
+
+
+@pytest.mark.parametrize("fields", [{"tier": "cheap"}, {"images": ["nosuch.jpg"]}], ids=["list", "picture"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_list_that_is_refused_leaves_nothing_behind(
+    account: RunningEmulator, here: Path, fields: dict[str, Any], *, there: bool
+) -> None:
+    """Neither a journal nor a folder made for it; a folder of before stays, and a good list then begins anew."""
+    write(here, 2, **fields)
+    before = {"jobs.jsonl"}
+    if there:
+        (here / "results").mkdir()
+        before.add("results")
+    assert flux2() == 2
+    assert {str(path.relative_to(here)) for path in here.rglob("*")} == before
+    assert account.ledger.requests == []
+
+    write(here, 2)
+    assert flux2() == 0
+    write(here, 2, **fields)
+    assert flux2() == 2
+    assert (here / "results" / "run.db").exists()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from emulated import look_often
 from PIL import Image
 
 from flux2_async.cli import options
-from flux2_async.cli.app import run
+from flux2_async.cli.app import _told, run
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.models.service import KIE
 from flux2_async.session.session import Flux2Session
@@ -713,3 +714,33 @@ def test_what_others_write_does_not_steer_the_terminal(serve: Serve, capsys: pyt
         assert character not in out + err
     assert "a\\x1b]0;owned\\x07b\\x9b2Jc\\u202egnp[bold]d[/bold]" in out
     assert '"fail_message": "a\\u001b]0;owned\\u0007b\\u009b2Jc\\u202egnp[bold]d[/bold]"' in out
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_verbose_shows_the_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    """Wherever it stands before `--`, and on stderr."""
+    logger = logging.getLogger("flux2_async")
+    monkeypatch.setattr(logger, "level", logger.level)
+    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))  # type: ignore[attr-defined]
+    words = ["generate", "A lighthouse", "--rate-limit", "20/0.1"]
+    assert _told(words) == words
+    assert _told(["generate", "--", "--verbose"]) == ["generate", "--", "--verbose"]
+    assert _told([*words[:place], "--verbose", *words[place:]]) == words
+    assert logger.level == logging.DEBUG
+    resort = logging.lastResort
+    assert resort is not None
+    resort.handle(logging.LogRecord("flux2_async", logging.DEBUG, __file__, 1, "a line", None, None))
+    assert capsys.readouterr().err == "a line\n"
+    assert resort.level == logging.DEBUG
+
+
+def test_completion_is_written_for_the_shell(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`flux2 --install-completion` writes a file that knows the commands, and says where it is."""
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    assert run(["--install-completion"]) == 0
+    (written,) = here.rglob("completions/flux2")
+    assert {"batch", "generate", "doctor"} <= set(written.read_text().replace('"', " ").split())
+    assert str(written) in capsys.readouterr().out

@@ -113,7 +113,8 @@ def _request(given: dict[str, Any]) -> Request:
     _take_model(given, with_images=bool(images))
     if images:
         # As `flux2 edit`: an edited picture keeps its shape unless another one is asked for.
-        return ImageToImage(images=images, **({"aspect_ratio": "auto"} | given))
+        given.setdefault("aspect_ratio", "auto")
+        return ImageToImage(images=images, **given)
     return TextToImage(**given)
 
 

@@ -53,7 +53,8 @@ class Settled:
     handle: "weakref.ref[ImageTask]"
 
 
-@attrs.frozen(kw_only=True)
+# Every task changes its own several times; `CallbackEntries` alone does.
+@attrs.define(eq=False)
 class Entry:
     """What is known of a ref: its state is the first of these that is there, since a ref may be given twice.
 
@@ -70,6 +71,15 @@ class Entry:
     unclear: Submission | None = None
     settled: Settled | None = None
     early: Early | None = None
+
+    def __bool__(self) -> bool:
+        return (
+            self.task is not None
+            or self.told is not None
+            or self.unclear is not None
+            or self.settled is not None
+            or self.early is not None
+        )
 
 
 NOTHING: Final = Entry()
@@ -116,8 +126,9 @@ class CallbackEntries:
         if ref is None:
             return None, None
         entry = self[ref]
+        told = entry.told
         self._change(ref, task=None if entry.task is task else entry.task, told=None)
-        return ref, entry.told
+        return ref, told
 
     def settled(self, ref: str, task: ImageTask) -> None:
         """A submission was a task that has ended."""
@@ -156,8 +167,10 @@ class CallbackEntries:
         return early
 
     def _change(self, ref: str, **facts: Any) -> None:
-        entry = attrs.evolve(self[ref], **facts)
-        if entry == NOTHING:
-            self._entries.pop(ref, None)
-        else:
+        entry = self._entries.get(ref) or Entry()
+        for name, fact in facts.items():
+            setattr(entry, name, fact)
+        if entry:
             self._entries[ref] = entry
+        else:
+            self._entries.pop(ref, None)

@@ -107,7 +107,22 @@ class Slots(Turnstile[None]):
             if not self._of_group[group]:
                 del self._of_group[group]
             self._waiters.let_in(group)
+        if early:
+            self._replace(group)
         self._wake()
+
+    def _replace(self, group: str | None) -> None:
+        """Let the next of a group in for one who waits for a permit no more, so that the group keeps its turn there."""
+        if self._loop is None or self._closed or (waiter := self._waiters.next_of(group)) is None:
+            return
+        now = self._loop.time()
+        if self._is_passed(group):
+            self._ahead += 1
+            self._let_through(waiter, now)
+        elif self._ready_at(now) <= now and not self._is_kept_back(group):
+            head = self._waiters.next(now)
+            if head is not None and head.priority == waiter.priority:
+                self._let_through(waiter, now)
 
     def _is_passed(self, group: str | None) -> bool:
         """Whether no slot is free, and fewer of a group wait for permits than of others on average."""

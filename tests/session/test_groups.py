@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from emulated import emulated, error_of, session_for
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from memory_coordination import Memory
 from virtual_time import VirtualClockLoop
@@ -179,6 +179,7 @@ async def test_no_connection_for_whom_there_is_no_room() -> None:
     withdrawn=st.sets(st.integers(0, 24), max_size=6),
     max_running=st.sampled_from([4, 100]),
 )
+@example(crowd=["alice", "carol", "bob", "alice", "carol", "bob"], withdrawn={2}, max_running=4)
 def test_positions_are_true(crowd: list[str], withdrawn: set[int], max_running: int) -> None:
     """Of those with one priority a position is the number of those that are sent before."""
 

@@ -125,11 +125,11 @@ class Hazard:
         return look - age if look < EDGES[-1] else math.inf
 
     def durations(self) -> "Durations":
-        """Give how long tasks of this kind take, by what was known at the last plan."""
+        """Give how long tasks of this kind take, by all that was seen."""
         from flux2_async.tasks.durations import Durations  # noqa: PLC0415  few ask
 
         if self._durations is None:
-            self._durations = Durations(EDGES, self._ends, self._at_risk)
+            self._durations = Durations(EDGES, *self._seen())
         return self._durations
 
     def knowledge(self, most: float = KEEP) -> tuple[list[float], list[float]]:
@@ -147,6 +147,7 @@ class Hazard:
         return there, area - into * (survival + there) / 2
 
     def _count(self) -> None:
+        self._durations = None
         self._news += 1
         if self._news >= NEWS * self._known:
             self._known = min(self._known + self._news, LOOKS)
@@ -154,17 +155,24 @@ class Hazard:
 
     def _fold(self) -> None:
         """Take in what was counted; it is planned by when somebody asks, which under a fixed interval nobody does."""
-        running = accumulate(self._entered)
-        for j, (tasks, width) in enumerate(zip(running, WIDTHS, strict=False)):
-            self._at_risk[j] = max(self._at_risk[j] + tasks * width + self._partly[j], 0.0)
-        self._ends = [ends + more for ends, more in zip(self._ends, self._ended, strict=True)]
+        self._ends, self._at_risk = self._seen()
         self._ended = [0.0] * BINS
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
         self._news = 0
         self._ends, self._at_risk = self._faded(KEEP)
-        self._durations = None
         self._planned = False
+
+    def _seen(self) -> tuple[list[float], list[float]]:
+        """Give ends and seconds at risk in each bin, with those that are not folded in yet."""
+        ends = [ends + more for ends, more in zip(self._ends, self._ended, strict=True)]
+        at_risk = [
+            max(seconds + tasks * width + partly, 0.0)
+            for seconds, tasks, width, partly in zip(
+                self._at_risk, accumulate(self._entered), WIDTHS, self._partly, strict=False
+            )
+        ]
+        return ends, at_risk
 
     def _plan(self) -> None:
         self._planned = True

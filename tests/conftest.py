@@ -89,6 +89,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+def pytest_collection_finish() -> None:
+    """Leave what the modules of all tests hold out of each collection of garbage, of which it would be most."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def nothing_left_behind() -> Iterator[None]:
     """Collect what an event loop left behind within the test that left it, and not in a later one.

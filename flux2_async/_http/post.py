@@ -133,11 +133,11 @@ class Post:
         assert self._connection is not None, "answered without a connection"  # noqa: S101  it came over one
         return bool(behind_reply(self._connection.heard)) or await self._connection.is_over(seconds)
 
-    def confirm(self, refused: Refused) -> Refused | Unclear:
-        """Say whether a refusal answers this request: it does where nothing else came over the connection."""
-        assert self._connection is not None, "refused without a connection"  # noqa: S101  it came over one
+    def confirm(self, answer: Accepted | Refused) -> Accepted | Refused | Unclear:
+        """Say whether an answer is this request's, by what else has come over the connection."""
+        assert self._connection is not None, "answered without a connection"  # noqa: S101  it came over one
         behind = behind_reply(self._connection.heard)
-        return confirm(refused, behind, sent=self._body, request=self._request, ref=self._ref)
+        return confirm(answer, behind, sent=self._body, request=self._request, ref=self._ref)
 
     async def _exchange(self) -> Answer:
         self._deadline = deadline = asyncio.timeout(None)
@@ -214,7 +214,7 @@ class Post:
 
     def _judge(self, reply: Reply | None, failure: str | None) -> Answer:
         if reply is not None:
-            return self._judge_reply(
+            answer = self._judge_reply(
                 reply,
                 sent=self._body,
                 request=self._request,
@@ -222,6 +222,8 @@ class Post:
                 now=datetime.now(UTC),
                 broken_off=failure,
             )
+            # A refusal is confirmed later, as its caller may wait for more to come.
+            return self.confirm(answer) if isinstance(answer, Accepted) else answer
         if self.sent:
             return unclear(failure or "no answer came", request=self._request, ref=self._ref)
         return self._kept(failure or "no answer came")

@@ -39,6 +39,7 @@ _NAME: Final = re.compile(r"[a-z0-9_-]{1,128}")
 _ID_IN_ECHO: Final = re.compile(r"""task_?id["']\s*:\s*["']?([a-z0-9_-]*)""")
 _CODE_IN_ECHO: Final = re.compile(r"""code["']\s*:\s*["']?([0-9]*)""")
 
+_SUCCESS: Final = re.compile(rb"HTTP/1\.[01] {1,9}2")
 _GIVEN_UP: Final = frozenset({408, 499})
 """Statuses of a gateway that waited in vain: what is behind it may have got the request."""
 
@@ -149,19 +150,28 @@ def judge(
     return Refused(error, reply.headers, told_limits(reply.headers, now, body))
 
 
-def confirm(refused: Refused, behind: bytes, *, sent: bytes, request: Request, ref: str) -> Refused | Unclear:
-    """Say what a refusal means, by what came behind it over its connection, or nothing did; see `judge`.
+def confirm(
+    answer: Accepted | Refused, behind: bytes, *, sent: bytes, request: Request, ref: str
+) -> Accepted | Refused | Unclear:
+    """Say what an answer means, by what came behind it over its connection, or nothing did; see `judge`.
 
-    One of the two may be nobody's answer.
+    One of the two may be nobody's: behind a refusal whatever it is, behind a task only another one.
     """
     if not behind:
-        return refused
+        return answer
     echo = _Echo(sent)
     named = (match[1] or match[2] for match in _TASK_ID.finditer(lenient_json.as_text(behind)))
-    task_id = next((each for each in named if _NAME.fullmatch(each.lower()) and not echo.may_be(each, _ID_IN_ECHO)), "")
-    told = f"createTask was answered by HTTP {refused.error.http_status}, and more came behind that answer"
-    named_task = f", naming task {task_id}" if task_id else ""
-    return unclear(told + named_task, request=request, ref=ref, http_status=refused.error.http_status)
+    task_ids = [each for each in named if _NAME.fullmatch(each.lower()) and not echo.may_be(each, _ID_IN_ECHO)]
+    if isinstance(answer, Accepted):
+        task_ids = [each for each in task_ids if each != answer.task_id]
+        if not task_ids or not _SUCCESS.match(behind):
+            return answer
+        first, status = f"with task {answer.task_id}", None
+    else:
+        first, status = f"by HTTP {answer.error.http_status}", answer.error.http_status
+    named_task = f", naming task {task_ids[0]}" if task_ids else ""
+    told = f"createTask was answered {first}, and more came behind that answer{named_task}"
+    return unclear(told, request=request, ref=ref, http_status=status)
 
 
 def unclear(what: str, *, request: Request, ref: str, http_status: int | None = None) -> Unclear:

@@ -1,4 +1,4 @@
-"""Whose answer a refusal is: it counts only where nothing else comes over its connection."""
+"""Whose an answer is: a refusal counts where nothing else comes over its connection, a task where no other one does."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -97,6 +97,32 @@ async def test_a_stray_429_holds_its_permit() -> None:
         assert isinstance(await error_of(flux.submit(REQUEST)), AmbiguousSubmitError)
 
         assert asyncio.get_running_loop().time() - begun >= 10.0
+
+
+@pytest.mark.parametrize(
+    ("behind", "clear"),
+    [
+        (accepted(8), False),
+        (accepted(8).replace(b"HTTP/1.1 200 OK", b"HTTP/1.1 201 Created"), False),
+        (accepted(7), True),
+        (answer(400, {"code": 400, "msg": "bad request line"}), True),
+    ],
+    ids=["another task", "another task, 201", "the same task", "an error"],
+)
+async def test_two_tasks_over_one_connection_are_unclear(behind: bytes, *, clear: bool) -> None:
+    """Where two answers name different tasks nobody knows which is ours; all else behind an id takes nothing back."""
+    service = Service(b"", 0, lambda number: accepted(6 + number) + behind if number == 1 else accepted(7))
+    async with serving(service) as flux, asyncio.timeout(LIMIT):
+        if clear:
+            assert (await flux.submit(REQUEST, key="mine")).id == "task_7"
+        else:
+            errors = [await error_of(flux.submit(REQUEST, key="mine")) for _ in range(2)]
+            assert [type(error) for error in errors] == [AmbiguousSubmitError] * 2
+            assert "task_7" in str(errors[0])
+            assert "task_8" in str(errors[0])
+            assert len(service.requests) == 1
+            # Neither id is taken by the submission that may not have it.
+            assert (await flux.submit(REQUEST)).id == "task_7"
 
 
 async def test_a_slow_answer_behind_a_stray_429() -> None:

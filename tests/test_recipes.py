@@ -1,5 +1,6 @@
 """The recipes, with their real frameworks over real sockets and in real time."""
 
+import ast
 import asyncio
 import itertools
 import json
@@ -13,8 +14,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from flux2_async.testing import RunningEmulator
 
 pytestmark = pytest.mark.real_time
 
+GUIDE_PAGE = PACKAGE / "guide" / "recipes.md"
 PHOTO = (PACKAGE / "cli" / "photos" / "coffee.png").read_bytes()
 FOR_EVER = Script(plans=Plan(duration=math.inf), render=False)
 MODERATED = Script(plans=Plan(outcome="moderated", duration=0.1), render=False)
@@ -73,6 +76,8 @@ async def ask(method: str, url: str, **options: Any) -> Answer:
         return Answer(response.status, response.headers, await response.text())
 
 
+# What to install, how to start, what it is.
+HEAD = re.compile(r'# Install: pip install (.+)\n# Start it: (.+)\n"""[A-Z].+')
 TESTED = re.compile(r'\b(?:recipe|started)\("([a-z]+)"')
 
 
@@ -87,17 +92,62 @@ def test_recipes_are_imported_without_an_environment(name: str, monkeypatch: pyt
 
 
 def test_every_recipe_is_run_short_and_says_how_to_start_it() -> None:
-    """Each has a test of its own, a first line for its start, a sentence about what it is, and fits on a screen."""
+    """Each has a test of its own, says what to install, how to start it and what it is, and fits on a screen."""
     tested = {name for path in Path(__file__).parent.rglob("test_*.py") for name in TESTED.findall(path.read_text())}
     sources = {name: path.read_text() for name, path in RECIPES.items()}
     lengths = {name: len([line for line in source.splitlines() if line]) for name, source in sources.items()}
 
     assert len(sources) >= 8
     assert sorted(sources) == sorted(tested)
-    assert [name for name, source in sources.items() if not re.match(r'# Start it: .+\n"""[A-Z].+', source)] == []
+    assert [name for name, source in sources.items() if not HEAD.match(source)] == []
     # Of that one a backend of 60 lines was asked for.
     assert lengths.pop("queue") <= 60
     assert [name for name, length in lengths.items() if length >= 40] == []
+
+
+def normal(package: str) -> str:
+    return package.lower().replace("_", "-")
+
+
+def brought_by(name: str, brought: set[str]) -> set[str]:
+    """The packages that come with one, itself among them, by their names in lower case."""
+    found = re.match(r"([\w-]+)(?:\[(\w+)\])?", name)
+    assert found is not None
+    package, extra = normal(found[1]), found[2]
+    if package not in brought or extra is not None:
+        brought.add(package)
+        with suppress(PackageNotFoundError):  # of an optional one
+            for line in requires(package) or []:
+                if "extra ==" not in line or (extra is not None and re.search(rf"extra == ['\"]{extra}['\"]", line)):
+                    brought_by(line, brought)
+    return brought
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_says_what_to_install(name: str) -> None:
+    """What is to be installed brings all that the program imports and is started by, and the guide's table names it."""
+    source = recipe(name).read_text()
+    head = HEAD.match(source)
+    assert head is not None
+    named = [word.strip('"') for word in head[1].split()]
+    brought: set[str] = set()
+    for each in named:
+        brought_by(each, brought)
+
+    roots = {
+        module.partition(".")[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+    }
+    homes = packages_distributions()
+    roots |= {word for word in re.findall(r"(?<!\.)\b[a-z]+", head[2]) if word in homes}
+    roots -= sys.stdlib_module_names | {"flux2_async"}
+    assert [root for root in roots if not brought & {*map(normal, homes[root])}] == []
+    [row] = [line for line in GUIDE_PAGE.read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    needs = [word.strip() for word in row.split("|")[-2].split(",")]
+    told = [re.sub(r"extra `(\w+)`", r"flux2-async[\1]", word) for word in needs if word]
+    assert {*told, "flux2-async"} == {*named, "flux2-async"}
 
 
 # --- aiohttp

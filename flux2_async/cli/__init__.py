@@ -9,7 +9,10 @@ __all__ = ["main"]
 
 # What the extra brings along.
 EXTRA = frozenset({"PIL", "cyclopts", "rich"})
-MISSING = 'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
+MISSING = (
+    'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]", '
+    'or try it without: uvx --from "flux2-async[cli]" flux2 demo'
+)
 INTERRUPTED = 130
 # docs or recipe, and a name.
 MOST = 2

@@ -1,3 +1,4 @@
+# Install: pip install flux2-async aiogram
 # Start it: BOT_TOKEN=... python app.py
 """A Telegram bot on aiogram: a photograph with a caption comes in, the edited picture goes back.
 

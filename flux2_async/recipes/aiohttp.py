@@ -1,3 +1,4 @@
+# Install: pip install flux2-async
 # Start it: PUBLIC_URL=https://app.example python app.py
 """A backend on aiohttp: a photograph and a wish come in, and the handler waits for the edited picture."""
 

@@ -1,3 +1,4 @@
+# Install: pip install flux2-async
 # Start it: APIKLEY_API_KEY=... python app.py
 """A script without asyncio: makes a picture of each style, and saves each as it is finished."""
 

@@ -1,3 +1,4 @@
+# Install: pip install "flux2-async[redis]" celery
 # Start it: celery -A app worker --concurrency 4 (any number of them, on any number of hosts)
 """A batch on Celery: worker processes on any number of hosts stay inside one limit, which Redis holds.
 

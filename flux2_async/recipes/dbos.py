@@ -1,3 +1,4 @@
+# Install: pip install "flux2-async[postgres]" dbos
 # Start it: DATABASE_URL=postgresql://... python app.py order-17 order-18 (and again after a crash: it goes on)
 """Workflows of DBOS, which survive a crash: one Postgres keeps them, the limit of all processes, and the keys.
 

@@ -1,3 +1,4 @@
+# Install: pip install flux2-async django uvicorn
 # Start it: uvicorn app:app
 """Django behind ASGI: an asynchronous view and a synchronous one share the session of the server's event loop.
 

@@ -1,3 +1,4 @@
+# Install: pip install flux2-async fastapi uvicorn
 # Start it: PUBLIC_URL=https://app.example uvicorn app:app
 """A backend on FastAPI: waits for the picture for 20 s, then answers 202 with an id to ask again under.
 

@@ -1,3 +1,4 @@
+# Install: pip install flux2-async flask gunicorn
 # Start it: gunicorn --threads 32 "app:create_app()" (or, to try it: flask --app app run)
 """A backend on Flask: each request waits for its picture in a thread of the server, all share one session.
 

@@ -1,3 +1,4 @@
+# Install: pip install flux2-async
 # Start it: python app.py
 """A batch that ends well on Ctrl-C: it sends nothing more, saves what runs, shows no traceback (not on Windows).
 

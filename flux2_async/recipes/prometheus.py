@@ -1,4 +1,5 @@
-# Start it: uvicorn app:app (needs the extra otel, and: pip install opentelemetry-exporter-prometheus)
+# Install: pip install "flux2-async[otel]" fastapi uvicorn opentelemetry-exporter-prometheus
+# Start it: uvicorn app:app
 """A backend that shows Prometheus at /metrics/ how long pictures take, what they cost, what waits, what is refused."""
 
 from collections.abc import AsyncIterator

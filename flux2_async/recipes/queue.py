@@ -1,4 +1,5 @@
-# Start it: uvicorn app:app (needs the extra otel, and: pip install opentelemetry-exporter-prometheus)
+# Install: pip install "flux2-async[otel]" fastapi uvicorn opentelemetry-exporter-prometheus
+# Start it: uvicorn app:app
 """A backend whose users see position, stages, expected end and price, may cancel, and take turns; with /metrics/."""
 
 import asyncio

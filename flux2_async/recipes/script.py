@@ -1,3 +1,4 @@
+# Install: pip install flux2-async
 # Start it: PUBLIC_URL=https://tunnel.example PORT=8080 python app.py
 """A script without a web server: it listens for callbacks while it runs; a proxy or a tunnel leads to it."""
 

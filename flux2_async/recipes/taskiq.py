@@ -1,3 +1,4 @@
+# Install: pip install "flux2-async[redis]" taskiq taskiq-redis
 # Start it: taskiq worker app:broker (any number of them), taskiq scheduler app:scheduler (one)
 """A batch on a task queue: any number of hosts take messages from Redis and stay inside one limit.
 

@@ -1,3 +1,4 @@
+# Install: pip install "flux2-async[emulator]" pytest pytest-asyncio
 # Start it: pytest test_kettle.py (with pytest-asyncio, or with anyio and its marker)
 """Tests of your program with the fixture `flux2_emulator`: no account, no network, no charge."""
 

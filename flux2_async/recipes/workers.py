@@ -1,3 +1,4 @@
+# Install: pip install "flux2-async[redis]" fastapi uvicorn
 # Start it: PUBLIC_URL=https://app.example CALLBACK_SECRET=... REDIS_URL=... uvicorn app:make_app --factory --workers 4
 """FastAPI with several workers: Redis holds what they share, the limit, the pause after a 429 and the keys.
 

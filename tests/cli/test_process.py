@@ -91,7 +91,10 @@ def test_without_the_extra_one_line_tells_how_to_install_it(tmp_path: Path, miss
         "from flux2_async.cli import main\n"
         "sys.exit(main())\n"
     )
-    line = 'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]"\n'
+    line = (
+        'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]", '
+        'or try it without: uvx --from "flux2-async[cli]" flux2 demo\n'
+    )
     assert finish(["-c", blocker], tmp_path, BARE) == (2, "", line)
 
 

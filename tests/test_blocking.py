@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, assert_type, cast, get_type_hints
+from typing import Any, assert_type, cast, get_args, get_origin, get_type_hints
 
 import aiohttp
 import pytest
@@ -28,6 +28,7 @@ from flux2_async import (
     InvalidRequestError,
     Polling,
     RateLimit,
+    Request,
     SessionClosedError,
     SubmissionHandle,
     SubmissionState,
@@ -36,7 +37,16 @@ from flux2_async import (
     TaskTimeoutError,
     TextToImage,
 )
-from flux2_async.blocking import BlockingCompletion, BlockingHandle, BlockingIterator, BlockingSession, BlockingTask
+from flux2_async.blocking import (
+    BlockingCompletion,
+    BlockingHandle,
+    BlockingIterator,
+    BlockingSession,
+    BlockingTask,
+    EnqueueOptions,
+    SubmitOptions,
+    _Attribute,
+)
 from flux2_async.emulator import Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
 
@@ -78,6 +88,7 @@ PLAIN = [
     (r"flux2_async\.tasks\.handle\.Completion", "flux2_async.blocking.BlockingCompletion"),
 ]
 RENAMED = {"aclose": "close"}
+OPTIONS = {"submit": SubmitOptions, "enqueue": EnqueueOptions}
 
 
 def shown(function: Callable[..., Any]) -> list[tuple[str, ...]]:
@@ -120,9 +131,32 @@ def test_nothing_is_missing_and_nothing_is_different(kind: type, mirror: type) -
     assert {name for name in dir(mirror) if not name.startswith("_")} == {*names.values()} | extra
     for name, mirrored in names.items():
         original, found = inspect.getattr_static(kind, name), inspect.getattr_static(mirror, mirrored)
-        if inspect.isfunction(original):
+        if name in OPTIONS:
+            assert options_of(OPTIONS[name]) == blocking(shown(original))[2:-1], name
+        elif inspect.isfunction(original):
             assert shown(found) == blocking(shown(original)), name
             assert found.__doc__, name
+        elif (kind, name) != (SubmissionHandle, "request"):  # which has its type in the constructor
+            assert type_of(mirror, mirrored) == blocking([(type_of(kind, name),)])[0][0], name
+
+
+def options_of(kind: Any) -> list[tuple[str, ...]]:
+    """What a typed dictionary of options takes, as parameters of `Flux2Session.submit`."""
+    taken, parameters = get_type_hints(kind), inspect.signature(Flux2Session.submit).parameters.values()
+    return [
+        (each.name, str(each.kind), repr(each.default), inspect.formatannotation(taken[each.name]))
+        for each in parameters
+        if each.name in taken
+    ]
+
+
+def type_of(kind: Any, name: str) -> str:
+    """Of which type an attribute is."""
+    held = inspect.getattr_static(kind, name)
+    if isinstance(held, property):
+        return shown(cast("Any", held.fget))[-1][1]
+    hint = get_type_hints(kind, localns=_names())[name]
+    return inspect.formatannotation(get_args(hint)[0] if get_origin(hint) is _Attribute else hint)
 
 
 def test_it_is_made_with_the_same_arguments() -> None:
@@ -140,7 +174,12 @@ def seen_by_type_checkers(flux: BlockingSession) -> None:
     assert_type(flux.credits(), float)
     assert_type(flux.fetch_record("task"), TaskRecord)
     assert_type(flux.submit(KETTLE).result(1.0), ImageResult)
+    assert_type(flux.submit(KETTLE).request, Request | None)
     assert_type(flux.enqueue(KETTLE).result(), BlockingTask)
+    assert_type(flux.enqueue(KETTLE).state, SubmissionState)
+    assert_type(flux.rate_limits, tuple[RateLimit, ...])
+    flux.submit(KETTLE, key="a", on_send=print, resend_within=1.0)
+    flux.enqueue(KETTLE, steps=None)  # type: ignore[call-arg]  # `submit` alone takes them
     assert_type(flux.as_completed([KETTLE]), BlockingIterator[BlockingCompletion])
     assert_type(flux.attach("task").updates(every=1.0), BlockingIterator[TaskRecord])
     flux.credits(1)  # type: ignore[call-arg]  # it takes none

@@ -12,7 +12,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, settings
-from programs import for_want_of_a_program
+from programs import for_want_of_a_program, missing_packages_skip, package
 from virtual_time import VirtualClockLoop
 
 pytest_plugins = ["time_limits"]
@@ -78,6 +78,34 @@ def clock_waits_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
     monkeypatch.setattr(asyncio, "wrap_future", wrapped)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    with missing_packages_skip():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    with missing_packages_skip():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a module that imports at its head what is not installed; in CI if this run is to do without."""
+    report = yield
+    call: pytest.CallInfo[Any] | None = report.call
+    if call is not None and call.excinfo and isinstance(error := call.excinfo.value.__cause__, ModuleNotFoundError):
+        try:
+            package(error.name or "")
+        except pytest.skip.Exception as skip:
+            if not os.environ.get("CI") or for_want_of_a_program(str(skip)):
+                report.outcome, report.longrepr = "skipped", (str(collector.path), 1, f"Skipped: {skip}")
+    return report
 
 
 @pytest.hookimpl(wrapper=True)

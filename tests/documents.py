@@ -6,7 +6,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-import pytest
+from programs import package
 from sybil import Example, Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -31,9 +31,13 @@ def compiled(source: str, path: Path, line: int = 0) -> CodeType:
 
 
 def recipe(name: str) -> Path:
-    """The recipe of that name; where its framework cannot be installed, who asks for it is skipped."""
-    if name == "aiogram":
-        pytest.importorskip(name, reason=f"{name} is not on the path: it has no release for this Python")
+    """The recipe of that name; where its framework is not installed, who asks for it is skipped."""
+    for statement in ast.parse(RECIPES[name].read_text()).body:
+        if isinstance(statement, ast.ImportFrom):
+            package(str(statement.module))
+        elif isinstance(statement, ast.Import):
+            for alias in statement.names:
+                package(alias.name)
     return RECIPES[name]
 
 

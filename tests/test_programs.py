@@ -1,5 +1,6 @@
 """What the suite does on a machine that lacks a program."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,39 @@ def test_in_ci_only_programs_that_are_to_be_missing_may_be(
     assert done.stdout.count("redis-server is not on the path: apt-get install redis-server") >= 1
     assert done.stdout.count("chromium is not on the path: apt-get install chromium") >= 1
     assert ("failed" in words or "error" in words) == ("chromium" not in without), done.stdout
+
+
+HIDING = """
+import sys
+
+class Hiding:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hiding())
+"""
+
+
+@pytest.mark.parametrize("expected", [False, True])
+def test_tests_of_packages_that_are_not_installed_skip(
+    expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a fixture, a recipe or the head of a module imports them; in CI if they are to be missing."""
+    names = ["celery", "django", "flask", "litestar", "werkzeug"]
+    (tmp_path / "hiding.py").write_text(HIDING.format(names=names))
+    without = " ".join(names if expected else names[:2])
+    for name, value in {"CI": "true", "FLUX2_TEST_WITHOUT": without, "PYTHONPATH": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    here = Path(__file__).parent
+    picked = "flask_answers or (are_imported and (celery or django or flask))"
+    options = ["-n", "0", "-p", "no:cacheprovider", "-p", "hiding", "--continue-on-collection-errors", "-k", picked]
+    files = [str(here / "test_recipes.py"), str(here / "receivers" / "test_answers.py")]
+    command = [sys.executable, "-m", "pytest", *options, *files]
+    done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=False)  # noqa: S603  our own
+
+    last = done.stdout.splitlines()[-1]
+    found = {word: int(count) for count, word in re.findall(r"(\d+) (failed|skipped|passed|error)", last)}
+    assert found == ({"skipped": 5} if expected else {"failed": 1, "skipped": 2, "error": 2}), done.stdout
+    for name in names if expected else names[:2]:
+        assert f"{name} is not on the path: `uv sync` installs it where it has a release" in done.stdout

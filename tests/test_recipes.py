@@ -28,7 +28,6 @@ from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
 from documents import PACKAGE, RECIPES, imported, recipe
 from emulated import free_port, until
-from werkzeug.serving import make_server
 
 from flux2_async.emulator import Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
@@ -495,6 +494,8 @@ async def fetched(url: str) -> bytes:
 
 @pytest.fixture
 def flask_recipe(flux2_emulator: RunningEmulator) -> Iterator[str]:
+    from werkzeug.serving import make_server  # noqa: PLC0415  comes with Flask, which the other recipes have no need of
+
     server = make_server("127.0.0.1", 0, imported(recipe("flask"))["create_app"](), threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -107,23 +107,23 @@ class Credentials:
 QUOTES: Final = frozenset("'\"`\u2018\u2019\u201c\u201d")
 
 
-def _check_key(key: Secret, service: Service | None = None) -> None:
+def _check_key(key: Secret, service: Service | None = None, name: str = "api_key") -> None:
     variable = (service or APIKLEY).key_variable
     way = f" or set the environment variable {variable}" if variable else ", since the service names no variable for it"
     if not isinstance(key.reveal(), str):
-        raise ConfigurationError(f"api_key: {type(key.reveal()).__name__} given, it must be text;{way}")
+        raise ConfigurationError(f"{name}: {type(key.reveal()).__name__} given, it must be text;{way}")
     if not key.reveal():
         made = "; keys are made at https://app.apikley.ru/keys" if variable == APIKLEY.key_variable else ""
         raise ConfigurationError(f"no API key: pass Flux2Session(api_key=...){way}{made}")
     if {key.reveal()[0], key.reveal()[-1]} & QUOTES:
         raise ConfigurationError(
-            "api_key: it is in quotes, which are no part of it; take them away (docker --env-file, for one, keeps them)"
+            f"{name}: it is in quotes, which are no part of it; take them away (docker --env-file, for one, keeps them)"
         )
     if key.reveal().lower().startswith("bearer "):
-        raise ConfigurationError("api_key: give the key alone, without the word Bearer before it")
+        raise ConfigurationError(f"{name}: give the key alone, without the word Bearer before it")
     if not re.fullmatch(r"[!-~]+", key.reveal()):
         raise ConfigurationError(
-            "api_key: it holds a space, a line break or a character that no key has; copy it again, as one word"
+            f"{name}: it holds a space, a line break or a character that no key has; copy it again, as one word"
         )
 
 
@@ -162,19 +162,29 @@ def make_credentials(
         ConfigurationError: Something is missing or malformed.
     """
     if service is not None:
-        key = _found(api_key, service.key_variable)
-        return Credentials(key, service.base_url, service.uploads_at, service, **others)
+        return Credentials(_found(api_key, service), service.base_url, service.uploads_at, service, **others)
     # An address that was given and is empty must not become another one: the key would go there.
-    base = bare_address(os.environ.get("APIKLEY_BASE_URL") or APIKLEY.base_url if base_url is None else base_url)
+    base = _found_address("APIKLEY_BASE_URL", APIKLEY.base_url) if base_url is None else bare_address(base_url)
     if upload_url is None:
+        upload_url = f"{base}/file-upload"
         # Pictures for a service that was named in the call must not go to the one the environment names.
-        named = os.environ.get("APIKLEY_UPLOAD_URL") if base_url is None else None
-        upload_url = named or f"{base}/file-upload"
+        if base_url is None:
+            upload_url = _found_address("APIKLEY_UPLOAD_URL", upload_url)
     # What is no text at all is left for Credentials to refuse.
-    return Credentials(_found(api_key, APIKLEY.key_variable), base, bare_address(upload_url), **others)
+    return Credentials(_found(api_key, APIKLEY), base, bare_address(upload_url), **others)
 
 
-def _found(api_key: Secret | None, variable: str | None) -> Secret:
+def _found(api_key: Secret | None, service: Service) -> Secret:
     if api_key is not None:
         return api_key
-    return Secret(os.environ.get(variable, "") if variable else "")
+    variable = service.key_variable
+    key = Secret(os.environ.get(variable, "") if variable else "")
+    _check_key(key, service, variable or "api_key")
+    return key
+
+
+def _found_address(variable: str, default: str) -> str:
+    if not (address := bare_address(os.environ.get(variable, ""))):
+        return default
+    check_address(variable, address)
+    return address

@@ -32,8 +32,6 @@ from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestErr
 from flux2_async.models import ImageToImage, Request, TextToImage
 
 Prompt = Annotated[str, Parameter(help="3 to 5000 characters.")]
-# Where a command has the settings from that the library names in its own words.
-VARIABLES = {name: f"APIKLEY_{name.upper()}" for name in ("api_key", "base_url", "upload_url")}
 ONCE = ("--retry-failed", "--retry-unknown")
 TaskId = Annotated[str, Parameter(help="The id that was printed when the task was accepted.")]
 
@@ -282,8 +280,7 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
     try:
         return asyncio.run(_interruptible(go(screen))) or 0
     except (UsageError, InvalidRequestError, ConfigurationError) as error:
-        variable = VARIABLES.get(str(error).partition(":")[0])
-        screen.error(error, f"correct {variable}" if variable else "")
+        screen.error(error)
         return 2
     except CommandError as failed:
         screen.error(failed.error, failed.hint, task_id=failed.task_id)

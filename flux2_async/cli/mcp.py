@@ -38,6 +38,7 @@ from flux2_async.errors import (
 from flux2_async.models import ImageResult, ImageToImage, Polling, Request, TextToImage
 from flux2_async.models.budget import Budget
 from flux2_async.models.requests import AspectRatio, FixedAspectRatio, Resolution, Tier, is_url
+from flux2_async.session.arguments import too_late
 from flux2_async.session.keys import fingerprint
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
@@ -244,7 +245,10 @@ class Agent:
         key = f"mcp {request_id}" if request_id else await _key(request)
 
         async with _progress(context, patience, lambda: f"task {task.id}: {task.state}" if task else "not sent yet"):
-            task = await self.flux.submit(request, key=key, max_wait=patience)
+            try:
+                task = await self.flux.submit(request, key=key, max_wait=patience)
+            except RateLimitedError as error:
+                raise too_late(error, f"wait_seconds={wait_seconds:g}") from None
             passed = asyncio.get_running_loop().time() - begun
             return await self._finish(task, max(wait_seconds - passed, 0.0))
 

@@ -24,6 +24,7 @@ from flux2_async.errors import (
     TaskNotFoundError,
 )
 from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
+from flux2_async.session.arguments import too_late
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
@@ -75,7 +76,7 @@ class Job:
         try:
             task = await self.flux.submit(request, max_wait=self.timeout, on_send=on_send)
         except RateLimitedError as error:
-            raise self._too_late(error) if error.http_status is None else error from None
+            raise too_late(error, f"--timeout {self.timeout:g}") from None
         finally:
             slow.cancel()
         self.task_id = task.id
@@ -99,12 +100,6 @@ class Job:
         return f"go on with: flux2 status {quote(task_id)} --wait" + (
             f" -o {quote(self.output)}" if self.output else ""
         )
-
-    def _too_late(self, error: RateLimitedError) -> RateLimitedError:
-        """Say in words of the command line that its time was too short for the limit."""
-        when = "later" if error.retry_after is None else f"in {math.ceil(error.retry_after)} s"
-        advice = f"Nothing was created within --timeout {self.timeout:g}; try again {when}, or with a longer --timeout"
-        return RateLimitedError(error.code, error.message, retry_after=error.retry_after, advice=advice)
 
     @asynccontextmanager
     async def ends_told(self) -> AsyncIterator[None]:

@@ -117,7 +117,7 @@ class Polling:
     def __attrs_post_init__(self) -> None:
         if self.wait_min > self.wait_max:
             raise ConfigurationError(
-                f"Polling.wait_min: {self.wait_min!r} given, it must not exceed wait_max={self.wait_max!r}"
+                f"Polling: wait_min is {self.wait_min!r} and wait_max {self.wait_max!r}; give both, the smaller first"
             )
 
 

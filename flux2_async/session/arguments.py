@@ -4,6 +4,7 @@ What cannot be used is a `ConfigurationError` of a session and an `InvalidReques
 what was given and what is allowed.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from flux2_async._http.credentials import Secret
-from flux2_async.errors import ConfigurationError, InvalidRequestError
+from flux2_async.errors import ConfigurationError, InvalidRequestError, RateLimitedError
 from flux2_async.models import Callbacks, Polling, Request, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.requests import REQUESTS
@@ -102,6 +103,15 @@ def check_path(name: str, value: Any) -> Path:
     if "\0" in path:
         raise ConfigurationError(f"{name}: {path!r} given, no path holds a null character")
     return Path(path)
+
+
+def too_late(error: RateLimitedError, bound: str) -> RateLimitedError:
+    """Give the error of a submission that found no slot or permit in time, where its caller set the time by this."""
+    if error.http_status is not None:
+        return error
+    when = "later" if error.retry_after is None else f"in {math.ceil(error.retry_after)} s"
+    advice = f"Nothing was created within {bound}; try again {when}, or allow more time"
+    return RateLimitedError(error.code, error.message, retry_after=error.retry_after, advice=advice)
 
 
 def asked_for(

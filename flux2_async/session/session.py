@@ -15,7 +15,7 @@ import aiohttp
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._http.files import UploadSource
 from flux2_async._shown.frames import made_without_frames, showable
-from flux2_async.errors import ConfigurationError, SessionClosedError, TaskNotFoundError
+from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
     Callbacks,
     ImageResult,
@@ -39,13 +39,14 @@ from flux2_async.session.arguments import (
     check_seconds,
     check_settings,
     check_task_id,
+    too_late,
 )
 from flux2_async.session.as_completed import Completions, Requests
 from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.lifecycle import NOT_OPEN, Lifecycle, Unsettled
 from flux2_async.session.parts import Options, statistics_of
 from flux2_async.session.submission import OnSend, SubmissionSteps
-from flux2_async.tasks.handle import Completion, ImageTask
+from flux2_async.tasks.handle import Completion, ImageTask, unfinished
 from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.schedule import Schedules
 
@@ -406,9 +407,14 @@ class Flux2Session:
         del headers
         check_seconds("timeout", timeout)
         begun = asyncio.get_running_loop().time()
-        task = await self.submit(request, max_wait=timeout, group=group, metadata=metadata, headers=given.reveal())
+        try:
+            task = await self.submit(request, max_wait=timeout, group=group, metadata=metadata, headers=given.reveal())
+        except RateLimitedError as error:
+            raise error if timeout is None else too_late(error, f"timeout={timeout:g}") from None
         passed = asyncio.get_running_loop().time() - begun
-        return await task.result(None if timeout is None else max(timeout - passed, 0.0))
+        if timeout is not None and not await task.wait(max(timeout - passed, 0.0)):
+            raise unfinished(task, timeout)
+        return await task.result()
 
     def as_completed(
         self,

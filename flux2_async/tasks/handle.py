@@ -124,10 +124,7 @@ class ImageTask:
             # Without a further coroutine in between, which thousands who wait would pay for.
             await outcome.wait()
         elif not await self.wait(timeout):
-            raise TaskTimeoutError(
-                f"task {self.id} is not finished after {round(timeout, 2):g} s; it goes on, wait again at no cost",
-                task=self,
-            )
+            raise unfinished(self, timeout)
         self._told = self._told or outcome is self._outcome
         return outcome.get()
 
@@ -236,6 +233,12 @@ class ImageTask:
 
 def _same_stage(one: TaskRecord, other: TaskRecord | None) -> bool:
     return other is not None and (one.state_text, one.progress) == (other.state_text, other.progress)
+
+
+def unfinished(task: ImageTask, seconds: float) -> TaskTimeoutError:
+    """The error of a wait that was over before its task was settled; `seconds` as its caller gave them."""
+    text = f"task {task.id} is not finished after {round(seconds, 2):g} s; it goes on, wait again at no cost"
+    return TaskTimeoutError(text, task=task)
 
 
 _COMPLETION: Final = ("index", "request", "task", "result", "error", "group", "metadata")

@@ -360,12 +360,12 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_sending(
         (
             "APIKLEY_API_KEY",
             "secret\nkey",
-            "api_key: it holds a space, a line break or a character that no key has; copy it again, as one word",
+            "it holds a space, a line break or a character that no key has; copy it again, as one word",
         ),
         (
             "APIKLEY_BASE_URL",
             "ftp://somewhere",
-            "base_url: 'ftp://somewhere' given, it must look like https://api.apikley.ru (http or https)",
+            "'ftp://somewhere' given, it must look like https://api.apikley.ru (http or https)",
         ),
     ],
 )
@@ -383,7 +383,7 @@ def test_bad_settings_are_wrong_usage(
     monkeypatch.setenv(variable, value)
     assert run(["generate", "A lighthouse"]) == 2
     err = capsys.readouterr().err
-    assert err.splitlines()[-1] == f"flux2: {message}; correct {variable}"
+    assert err.splitlines()[-1] == f"flux2: {variable}: {message}"
     assert "secret" not in err
 
 
@@ -494,7 +494,7 @@ def test_a_pause_longer_than_the_timeout(serve: Serve, capsys: pytest.CaptureFix
     said = capsys.readouterr()
     assert re.fullmatch(
         r"flux2: 429: the service is given a pause of another [0-9.]+ s after a 429\. "
-        r"Nothing was created within --timeout 5; try again in 30 s, or with a longer --timeout",
+        r"Nothing was created within --timeout 5; try again in 30 s, or allow more time",
         said.err.splitlines()[-1],
     )
     error = json.loads(said.out)["error"]
@@ -582,7 +582,7 @@ def test_doctor_names_each_problem_and_its_remedy(
         ({"APIKLEY_API_KEY": "my-secret-key"}, "account", "not accepted"),
         ({"APIKLEY_API_KEY": "my secret key"}, "key", "it holds a space"),
         ({"APIKLEY_API_KEY": '"secret"'}, "key", "it is in quotes, which are no part of it; take them away"),
-        ({"APIKLEY_BASE_URL": "api.apikley.ru"}, "addresses", "base_url: 'api.apikley.ru' given"),
+        ({"APIKLEY_BASE_URL": "api.apikley.ru"}, "addresses", "APIKLEY_BASE_URL: 'api.apikley.ru' given"),
     ],
 )
 def test_doctor_judges_key_and_addresses_apart(

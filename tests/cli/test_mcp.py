@@ -219,6 +219,16 @@ async def test_what_fails_is_told_in_words(tmp_path: Path) -> None:
     assert many == "pictures: 1000000000 given, allowed are 1 to 10000"
 
 
+async def test_too_little_time_is_named_as_it_was_given(tmp_path: Path) -> None:
+    """What is not sent in time is told by the name and number that the agent gave."""
+    script = Script(render=False, faults=[Fault("createTask", "refuse", code=429, retry_after=60.0, times=None)])
+    async with connected(script, tmp_path) as (client, _):
+        told = await error_of(client, "generate", KETTLE | {"wait_seconds": 1.5})
+
+    assert "within wait_seconds=1.5; try again in " in told
+    assert "max_wait" not in told
+
+
 def _words(schema: dict[str, Any]) -> set[str]:
     """What a text may be, by its schema."""
     return {*schema.get("enum", ()), *filter(None, [schema.get("const")])}.union(*map(_words, schema.get("anyOf", ())))

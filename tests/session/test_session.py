@@ -583,9 +583,11 @@ async def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("APIKLEY_API_KEY")
     with pytest.raises(ConfigurationError, match="APIKLEY_API_KEY"):
         await flux.open()
-    monkeypatch.setenv("APIKLEY_API_KEY", "two words")
-    with pytest.raises(ConfigurationError, match="api_key"):
-        await flux.open()
+    for variable, value in (("API_KEY", "two words"), ("UPLOAD_URL", "nowhere"), ("BASE_URL", "ftp://api.example")):
+        monkeypatch.setenv("APIKLEY_API_KEY", "env-key")
+        monkeypatch.setenv(f"APIKLEY_{variable}", value)
+        with pytest.raises(ConfigurationError, match=f"^APIKLEY_{variable}: "):
+            await flux.open()
 
 
 def test_upload_address_goes_with_the_base_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -729,6 +731,22 @@ async def test_max_wait_is_named_as_it_was_given() -> None:
             error = await caller
             assert isinstance(error, RateLimitedError)
             assert f"max_wait={given} s" in str(error)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"rate_limit": RateLimit(1, 60.0)}, {"max_running": 1}, {}], ids=["limit", "slot", "picture"]
+)
+async def test_a_timeout_is_named_as_it_was_given(limits: dict[str, Any]) -> None:
+    """`generate` tells of its own `timeout`, all of it, whatever of it the submission had used up."""
+    async with emulated(Script(plans=Plan(duration=60.0)), **limits) as (flux, _):
+        if limits:
+            await flux.submit(REQUEST)
+        error = await error_of(flux.generate(REQUEST, timeout=7.25))
+
+    kind, words = (RateLimitedError, "within timeout=7.25;") if limits else (TaskTimeoutError, "after 7.25 s;")
+    assert isinstance(error, kind)
+    assert words in str(error)
+    assert "max_wait" not in str(error)
 
 
 @pytest.mark.parametrize(

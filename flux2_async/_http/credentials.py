@@ -184,7 +184,7 @@ def _found(api_key: Secret | None, service: Service) -> Secret:
 
 
 def _found_address(variable: str, default: str) -> str:
-    if not (address := bare_address(os.environ.get(variable, ""))):
+    if not (address := os.environ.get(variable)):
         return default
-    check_address(variable, address)
-    return address
+    check_address(variable, address := bare_address(address))
+    return str(address)

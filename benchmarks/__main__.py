@@ -71,7 +71,7 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     ],
     "polling": lambda _: polling.measure(),
     "coordination": lambda wish: coordination.measure(wish.period),
-    "receiving": lambda wish: [receiving.measure(wish.repeats)],
+    "receiving": lambda wish: [receiving.measure(wish.repeats), receiving.measure_instructions()],
     "callbacks": lambda _: [callbacks.measure()],
     "decode": lambda wish: [decode.measure(wish.repeats)],
     "imports": lambda wish: [imports.measure(3 * wish.repeats)],

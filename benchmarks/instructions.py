@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,8 @@ WAVES: Final = (4, 14)
 # A counting process is fifty times slower; with more at once connections would be idle for longer than they are kept.
 AT_ONCE: Final = 10
 PERF: Final = ("perf", "stat", "-x,", "-e", "instructions:u")
+
+UNAVAILABLE: Final = "not available: there is neither a hardware counter nor valgrind here"
 
 Command = Callable[[Path], Sequence[str]]
 
@@ -52,17 +54,20 @@ def counter() -> Command | None:
     return _callgrind if shutil.which("valgrind") else None
 
 
+def counted(command: Command, function: Callable[..., Awaitable[Any]], **arguments: Any) -> int:
+    """Instructions of a process that calls a function, see `alone.call`."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "counts")
+        alone.call(function, under=command(output), **arguments)
+        found = COUNTS[command].search(output.read_text())
+    assert found, "no count in the output"  # noqa: S101  a benchmark of failures is none
+    return int(found[1])
+
+
 def instructions(command: Command, setting: Setting, waves: Sequence[int], at_once: int, name: str) -> float:
     """Instructions of one task of a contender."""
-    counts = []
-    for count in waves:
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder, "counts")
-            arguments: dict[str, Any] = {"name": name, "setting": attrs.asdict(setting), "at_once": at_once}
-            alone.call(cpu.seconds_per_task, under=command(output), count=count, **arguments)
-            found = COUNTS[command].search(output.read_text())
-            assert found, "no count in the output"  # noqa: S101  a benchmark of failures is none
-            counts.append(int(found[1]))
+    arguments: dict[str, Any] = {"name": name, "setting": attrs.asdict(setting), "at_once": at_once}
+    counts = [counted(command, cpu.seconds_per_task, count=count, **arguments) for count in waves]
     return (counts[1] - counts[0]) / ((waves[1] - waves[0]) * at_once)
 
 
@@ -72,7 +77,7 @@ def measure(names: Sequence[str], waves: Sequence[int] = WAVES, at_once: int = A
     title = f"Instructions per task: one creation and one look, {at_once} at once"
     command = counter()
     if command is None:
-        return Table(title, columns, [], ["not available: there is neither a hardware counter nor valgrind here"])
+        return Table(title, columns, [], [UNAVAILABLE])
     cpu.assert_fresh(names, at_once)
     with service.running(secure=1) as running, ThreadPoolExecutor(2) as pool:
 

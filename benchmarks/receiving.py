@@ -6,9 +6,10 @@ handler that parses the body and sets a future, the least that a user would writ
 
 import asyncio
 import json
+import os
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ import aiohttp
 import attrs
 from aiohttp import web
 
-from benchmarks import alone, service
+from benchmarks import alone, instructions, service
 from benchmarks.dialects import jobs_record
 from benchmarks.table import Table
 from flux2_async import Callbacks, Flux2Session, Polling
@@ -24,6 +25,7 @@ from flux2_async.receivers import aiohttp_routes
 from flux2_async.webhooks import signed_url
 
 CALLBACKS: Final = 5_000
+COUNTED: Final = (200, 1_000)
 CONNECTIONS: Final = 20
 # Callbacks per second at which the latency is measured: far from the most that anybody can take.
 PACE: Final = 250.0
@@ -98,17 +100,23 @@ async def ours(url: str, *, reads: bool) -> AsyncIterator[Receiver]:
 RECEIVERS: Final[dict[str, Callable[..., AbstractAsyncContextManager[Receiver]]]] = {"by hand": by_hand, "ours": ours}
 
 
-async def receive(name: str, url: str, count: int, pace: float, *, reads: bool) -> dict[str, float]:
-    """Receive so many callbacks, sent as fast as answers come (pace 0) or paced; give CPU, wall and latencies."""
+async def receive(
+    name: str, url: str, count: int, pace: float, *, reads: bool, expected: int | None = None
+) -> dict[str, float]:
+    """Receive so many callbacks, sent as fast as answers come (pace 0) or paced; give CPU, wall and latencies.
+
+    `expected`: the process waits for as many, and ends as soon as the last of `count` has come, so that processes which
+    differ in `count` alone differ by what callbacks cost.
+    """
     loop = asyncio.get_running_loop()
-    ends: list[float] = [0.0] * count
+    ends: list[float] = [0.0] * (expected or count)
 
     async def one(number: int, wait: Awaitable[object]) -> None:
         await wait
         ends[number] = time.monotonic()
 
     async with RECEIVERS[name](url, reads=reads) as receiver:
-        waiting = [loop.create_task(one(number, receiver.waits(number))) for number in range(count)]
+        waiting = [loop.create_task(one(number, receiver.waits(number))) for number in range(len(ends))]
         runner = web.AppRunner(receiver.app, access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -116,7 +124,11 @@ async def receive(name: str, url: str, count: int, pace: float, *, reads: bool) 
         begun = time.process_time()
         sending = asyncio.to_thread(alone.call, send, port=runner.addresses[0][1], count=count, pace=pace)
         starts = await sending
-        await asyncio.wait(waiting)
+        await asyncio.wait(waiting[:count])
+        if expected is not None:
+            # Without what closing the others costs.
+            print("null", flush=True)
+            os._exit(0)
         seconds = time.process_time() - begun
         await runner.cleanup()
     delays = sorted(end - start for start, end in zip(starts, ends, strict=True))
@@ -181,6 +193,30 @@ def measure(repeats: int, count: int = CALLBACKS, paced: int = int(PACE * SECOND
             f"delays of {paced} callbacks at {PACE:g} per second, from sending to the awaiting coroutine",
         ],
     )
+
+
+def measure_instructions(counts: Sequence[int] = COUNTED) -> Table:
+    """Compare receivers by instructions, which a busy machine does not change."""
+    command = instructions.counter()
+    title, columns = "Instructions per callback under aiohttp.web", ["", "thousand instructions", "by hand / this"]
+    if command is None:
+        return Table(title, columns, [], [instructions.UNAVAILABLE])
+    rows: list[list[Any]] = []
+    for reads in (False, True):
+        found = {}
+        with service.running() as running:
+            alone.call(make, url=running.url, count=max(counts))
+            for name in RECEIVERS:
+                case: dict[str, Any] = {"name": name, "url": running.url, "pace": 0.0, "reads": reads}
+                less, more = (
+                    instructions.counted(command, receive, count=count, expected=max(counts), **case)
+                    for count in counts
+                )
+                found[name] = (more - less) / (counts[1] - counts[0]) / 1000
+        how = "after reading the record" if reads else "from the body"
+        rows += [[f"{name}, {how}", each, found["by hand"] / each] for name, each in found.items()]
+    run = f"{counts[1]} callbacks less {counts[0]}, of tasks that are waited for already"
+    return Table(title, columns, rows, [run])
 
 
 def _medians(name: str, repeats: int, count: int, paced: int, *, reads: bool) -> list[dict[str, float]]:

@@ -34,6 +34,8 @@ MAX_PARAMETERS: Final = 100
 FAILURES: Final = {str(code) for code in (400, 500, *ENDS_TASK)}
 """Codes by which a callback without a state says that the task failed."""
 
+# What nearly every query is, the public address having none of its own: nothing is escaped, and both are there once.
+_ONLY_OWN: Final = re.compile(r"ref=([\w.~-]+)&sig=([0-9a-f]{64})", re.ASCII)
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _TASK_ID: Final = re.compile(r"\S{1,256}")
 
@@ -91,6 +93,9 @@ def verify_url(query: str, secret: str | bytes) -> str | None:
     Raises:
         ConfigurationError: The secret is empty.
     """
+    if (only := _ONLY_OWN.fullmatch(query)) is not None:
+        ref, sig = only.groups()
+        return ref if hmac.compare_digest(_url_signature(ref, secret), sig) else None
     raw = query.partition("#")[0].partition("?")[2] if is_url(query) else query
     own = [pair for pair in _parameters(raw) if pair[0] in OWN_PARAMETERS]
     found = dict(own)
@@ -166,7 +171,7 @@ def parse_callback(body: bytes, *, read_record: bool = True) -> Callback:
     data = message.get("data")
     fields = data if isinstance(data, dict) else {}
     task_id = task_id_of(fields) or task_id_of(message)
-    if task_id is None or not _TASK_ID.fullmatch(task_id) or not task_id.isprintable():
+    if task_id is None or not (_TASK_ID.fullmatch(task_id) and task_id.isprintable()):
         raise ProtocolError("callback: no task id in data.taskId, data.task_id, taskId or task_id")
     return Callback(task_id, _record(task_id, message, fields) if read_record else None)
 

@@ -75,10 +75,18 @@ def test_instructions_are_counted_or_said_to_be_unavailable(monkeypatch: pytest.
     """Without a counter the table says so instead of giving numbers."""
     monkeypatch.setattr(instructions, "counter", lambda: None)
 
-    table = instructions.measure(BOTH)
+    for table in (instructions.measure(BOTH), receiving.measure_instructions()):
+        assert table.rows == []
+        assert "not available" in table.notes[0]
 
-    assert table.rows == []
-    assert "not available" in table.notes[0]
+
+def test_instructions_of_callbacks_are_those_of_callbacks_alone() -> None:
+    """A process that waits for more callbacks than come ends when those that were sent have come."""
+    with service.running() as running:
+        assert (
+            alone.call(receiving.receive, name="ours", url=running.url, count=5, pace=0.0, reads=False, expected=8)
+            is None
+        )
 
 
 def test_memory_is_measured_with_and_without_waiters() -> None:

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.refusals import without_signature
 from flux2_async.models import TaskRecord, TaskState
-from flux2_async.models.records import Echo
+from flux2_async.models.records import PARAM, Echo
 from flux2_async.models.requests import is_plain_address, is_url
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ _KINDS: Final[Mapping[type, str]] = {str: "text", int: "a whole number", bool: "
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%?")
 _NAMES_OF_ADDRESSES: Final = ("url", "downloadUrl", "fileUrl", "imageUrl")
+# The echo as the service writes it, JSON text in JSON text, where neither has braces within. What the prompt quotes has
+# more backslashes before it.
+_RESOLUTION: Final = re.compile(r'(?<!\\)"input"\s*:\s*"\{(?:[^{}]*[,\s])?\\"resolution\\"\s*:\s*\\"(\w+)\\"[^{}]*\}"')
 _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 _PLAIN: Final = (str, int, float, type(None))
 _T = TypeVar("_T")
@@ -173,6 +176,8 @@ def _number(value: object, _kind: object = None) -> float:
 
 
 def read_state(value: object, _kind: object = None) -> TaskState:
+    if type(value) is str and (state := _STATES.get(value)):
+        return state
     return _STATES.get(_typed(value, str).strip().lower(), TaskState.UNKNOWN)
 
 
@@ -229,6 +234,16 @@ def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
     if address is None and not isinstance(urls, str):
         raise _UnreadableError("a list of addresses", urls, below=".resultUrls")
     return () if address is None else (address,)
+
+
+def resolution_of(record: TaskRecord) -> str | None:
+    """The resolution that a record's echo of the request names, or None; the rest of the echo is not read for it."""
+    held = PARAM.held(record)
+    if isinstance(held, Echo) and isinstance(held.raw, str) and (named := _RESOLUTION.search(held.raw)):
+        return named[1]
+    request = (record.param or {}).get("input")
+    resolution = request.get("resolution") if isinstance(request, Mapping) else None
+    return resolution if isinstance(resolution, str) else None
 
 
 def _param(value: object, _kind: object = None) -> Echo | None:

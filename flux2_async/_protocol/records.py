@@ -4,15 +4,12 @@ What is essential for a paid picture (the id, the state, the addresses of a succ
 that it is looked at again. Everything else that cannot be read becomes None and stays in `extra` as it came.
 """
 
-import contextlib
 import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Final
-
-import attrs
 
 from flux2_async._protocol.converter import (
     FIELDS,
@@ -39,6 +36,9 @@ _OLDER_NAMES: Final = {"creditsConsumed": "consumeCredits", "param": "paramJson"
 _READ_APART: Final = {"taskId", "task_id", *_OLDER_NAMES.values()}
 _TAKEN: Final = {*FIELDS.values()} - _READ_APART
 _ESSENTIAL: Final = {"taskId", "state", "resultJson"}
+
+# What nearly every result is, for which there is no need of a parser.
+_ONE_RESULT: Final = re.compile(r'\{"resultUrls":\["(https?://[A-Za-z0-9.-]*[A-Za-z0-9](?:/[!#-\[\]-~]*)?)"\]\}')
 
 # Bytes of a number, of a moment, and of a text besides its characters.
 SIZE_OF_A_VALUE: Final = 76
@@ -72,10 +72,13 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
     if task_id is not None and named not in (None, task_id):
         raise ProtocolError("data.taskId: the record of another task came; look again", task_id=task_id)
     payload, extra = _sorted_out(data)
-    payload |= {"taskId": task_id or named} if task_id or named else {}
+    if task_id or named:
+        payload["taskId"] = task_id or named
     payload["extra"] = redacted(extra)
-    with contextlib.suppress(Exception):
+    try:
         return read_record(payload)
+    except Exception:  # noqa: BLE001, S110  whatever it is, the converter tells below which field it is about
+        pass
     return _record_without_unreadable(data, payload, extra, task_id or named)
 
 
@@ -143,21 +146,30 @@ def _sorted_out(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     payload: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in data.items():
-        if key not in _TAKEN:
-            if key not in _READ_APART:
-                extra[key] = value
-        elif not (value is None or value == ""):
-            payload[key] = value
+        if key in _TAKEN:
+            if not (value is None or value == ""):
+                payload[key] = value
+        elif key not in _READ_APART:
+            extra[key] = value
     for key, older in _OLDER_NAMES.items():
-        if not _empty(data.get(older)):
+        if older in data and not _empty(data[older]):
             payload.setdefault(key, data[older])
+    _read_result(payload, extra)
+    return payload, extra
+
+
+def _read_result(payload: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Open the result of a success; what it says beyond addresses, and any other one, is kept apart."""
     if _is_success(payload.get("state")):
-        result = payload["resultJson"] = decoded(payload.get("resultJson"))
+        told = payload.get("resultJson")
+        if isinstance(told, str) and (one := _ONE_RESULT.fullmatch(told)):
+            payload["resultJson"] = {"resultUrls": [one[1]]}
+            return
+        result = payload["resultJson"] = decoded(told)
         if result and not _is_plain(result):
             extra["resultJson"] = result
     elif "resultJson" in payload:
         extra["resultJson"] = payload.pop("resultJson")
-    return payload, extra
 
 
 def _unreadable(data: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -183,13 +195,17 @@ def _empty(value: object) -> bool:
 
 
 def _is_success(state: object) -> bool:
-    return isinstance(state, str) and state.strip().lower() == TaskState.SUCCESS
+    return state == "success" or (isinstance(state, str) and state.strip().lower() == "success")
 
 
 def memory_of(record: TaskRecord | None, most: int) -> int:
     """Give the bytes that a record keeps in memory at most, counted until they are more than `most`."""
-    total = 0
-    left: list[Iterable[Any]] = [] if record is None else [_values_of(record), (PARAM.held(record),)]
+    if record is None:
+        return 0
+    # Every callback asks, so the texts are counted together.
+    texts = "".join(filter(None, (*_texts_of(record), *record.result_urls)))
+    total = SIZE_OF_A_VALUE * (len(FIELDS) + len(record.result_urls)) + (1 if texts.isascii() else 4) * len(texts)
+    left: list[Iterable[Any]] = [(PARAM.held(record), record.extra)]
     while left and total <= most:
         for value in left.pop():
             # Asking each for its size takes longer than to read it.
@@ -206,5 +222,4 @@ def memory_of(record: TaskRecord | None, most: int) -> int:
 
 # All that a record holds was made by a reader of JSON.
 _COLLECTIONS: Final = (dict, list, tuple)
-# Ten times as fast as `attrs.astuple`, and every callback asks.
-_values_of: Final = attrgetter(*(name for name in attrs.fields_dict(TaskRecord) if name != "param"))
+_texts_of: Final = attrgetter("task_id", "state_text", "model", "fail_code", "fail_message")

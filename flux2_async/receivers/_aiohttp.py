@@ -50,14 +50,14 @@ async def respond(flux: CallbackTarget, request: web.BaseRequest, *, unpacks: bo
 
     `unpacks`: whether aiohttp was left to unpack bodies, as it does unless told otherwise.
     """
-    query, content = request.rel_url.raw_query_string, request.content
+    headers, content = request.headers, request.content
     body: bytes | None = None
     if content.is_eof() and content.exception() is None:
         # Where nothing is left, the request has kept what was read before.
         body = await request.read() if content.at_eof() else content.read_nowait()
-    read = partial(_read, content)
-    length = declared_length(request.headers.get("Content-Length"))
-    answer = await handle(flux, Incoming(request.method, query, request.headers, length, read, body, unpacks))
+    query, packing = request.rel_url.raw_query_string, headers.get("Content-Encoding")
+    length, read = declared_length(headers.get("Content-Length")), partial(_read, content)
+    answer = await handle(flux, Incoming(request.method, query, headers, length, read, body, unpacks, packing))
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 

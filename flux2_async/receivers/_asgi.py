@@ -57,8 +57,9 @@ async def _respond(flux: CallbackTarget, scope: Message, receive: Receive, send:
     # Of two the first counts, as in aiohttp.
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed([*scope["headers"]])}
     length = declared_length(headers.get("content-length"))
-    query = scope.get("query_string", b"").decode("latin-1")
-    answer = await handle(flux, Incoming(scope["method"], query, headers, length, partial(_read, receive)))
+    query, packing = scope.get("query_string", b"").decode("latin-1"), headers.get("content-encoding")
+    incoming = Incoming(scope["method"], query, headers, length, partial(_read, receive), packing=packing)
+    answer = await handle(flux, incoming)
     sent = {**answer.headers, "Content-Length": str(len(answer.body))}
     raw = [(name.lower().encode(), value.encode()) for name, value in sent.items()]
     # A sender who has left is no error.

@@ -120,15 +120,15 @@ class CallbackEntries:
         self._refs[task.id] = ref
         self._change(ref, task=task, told=told)
 
-    def ended(self, task: ImageTask) -> tuple[str | None, Told | None]:
-        """A task is not outstanding any more; give its ref, and where a callback alone had told of it."""
-        ref = self._refs.pop(task.id, None)
-        if ref is None:
-            return None, None
+    def ended(self, ref: str, task: ImageTask, *, exists: bool) -> None:
+        """A task is not outstanding any more; `exists`: it has ended, else the service does not know it."""
+        del self._refs[task.id]
         entry = self[ref]
-        told = entry.told
-        self._change(ref, task=None if entry.task is task else entry.task, told=None)
-        return ref, told
+        entry.told, entry.task = None, None if entry.task is task else entry.task
+        if exists:
+            self.settled(ref, task)
+        else:
+            self._change(ref)
 
     def settled(self, ref: str, task: ImageTask) -> None:
         """A submission was a task that has ended."""

@@ -102,13 +102,15 @@ class CallbackInbox:
 
     def settled(self, task: ImageTask, called: bool) -> None:  # noqa: FBT001  called by the watcher alone
         """Forget an outstanding task; `called` tells whether a callback came before it was settled."""
-        ref, told = self.entries.ended(task)
+        ref = self.entries.ref_of(task.id)
         if ref is None:
             return
-        if told is not None and isinstance(task.error, TaskNotFoundError):
+        told = self.entries[ref].told
+        unknown = told is not None and isinstance(task.error, TaskNotFoundError)
+        self.entries.ended(ref, task, exists=not unknown)
+        if told is not None and unknown:
             self._unlearn(ref, task, told)
             return
-        self.entries.settled(ref, task)
         # Who gives up, or is not let look, was no faster than the callback.
         if not called and task.record is not None and task.record.state.final:
             self.arrivals.expect(ref, task.id)

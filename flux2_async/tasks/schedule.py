@@ -1,12 +1,12 @@
 """When to look again. Pure: ages, the time and a random number come in, seconds go out."""
 
 import math
-from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
+from flux2_async._protocol.converter import resolution_of
 from flux2_async.models import Polling, TaskRecord
 from flux2_async.models.plain import is_number
 from flux2_async.tasks.hazard import BINS, EDGES, KEEP, Hazard
@@ -206,9 +206,8 @@ class Schedules:
 
     def of_record(self, record: TaskRecord) -> Schedule:
         """Give the schedule of a task's kind, as far as its record names it; else `unknown`."""
-        request = (record.param or {}).get("input")
-        resolution = request.get("resolution") if isinstance(request, Mapping) else None
-        if record.model is None or not isinstance(resolution, str):
+        resolution = resolution_of(record)
+        if record.model is None or resolution is None:
             return self.unknown
         return self.of(record.model, resolution)
 

@@ -1,6 +1,8 @@
 """The converter never makes one type from another."""
 
+import json
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import cattrs
@@ -8,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._protocol.converter import FIELDS, configure_converter, converter, make_converter, read_record
+from flux2_async._protocol.converter import (
+    FIELDS,
+    configure_converter,
+    converter,
+    make_converter,
+    read_record,
+    resolution_of,
+)
 from flux2_async.models import TaskRecord, TaskState
 
 VALUES: list[Any] = ["12", "false", "", 12, 1.5, True, None, [], {}]
@@ -102,3 +111,29 @@ def test_straight_and_by_the_converter(told: dict[str, Any], whole: bool) -> Non
 
     read = read_record(payload)
     assert (read, read.param, read.extra) == (expected, expected.param, expected.extra)
+
+
+TOLD = st.sampled_from(
+    ["resolution", '"resolution": "4K"', '{"resolution":"4K"}', '\\"resolution\\":\\"4K\\"', " ", "a cup"]
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"prompt": st.lists(TOLD).map("".join)},
+        optional={
+            "resolution": st.sampled_from(["1K", "2K", 4, None]),
+            "more": st.fixed_dictionaries({}, optional={"resolution": st.just("8K")}),
+        },
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_resolution_alone_is_what_the_whole_echo_says(request: dict[str, Any], compact: bool, text: bool) -> None:
+    """Whatever the prompt quotes, and whatever the request lacks or repeats, no other resolution is found."""
+    write = partial(json.dumps, separators=(",", ":") if compact else None)
+    echo = {"model": "flux-2/flex-text-to-image", "input": write(request) if text else request}
+    record = read_record({"taskId": "t-1", "state": "success", "param": write(echo), "extra": {}})
+    named = request.get("resolution")
+
+    assert resolution_of(record) == (named if isinstance(named, str) else None)

@@ -117,6 +117,20 @@ def test_addresses(result: Any, urls: tuple[str, ...]) -> None:
     assert record_from_payload({**DONE, "resultJson": result}).result_urls == urls
 
 
+def test_one_plain_address_is_read_as_any_other_result() -> None:
+    """The usual result says the same whether it is taken apart by a parser or not."""
+    for address in (
+        "https://f.example/a.png",
+        "http://f.example",
+        "https://f.example/a?b=c&d=[e]",
+        "https://f.example/a b",
+    ):
+        straight, spaced = (
+            record_from_payload({**DONE, "resultJson": f'{{{space}"resultUrls":["{address}"]}}'}) for space in ("", " ")
+        )
+        assert (straight, straight.extra) == (spaced, spaced.extra)
+
+
 def test_addresses_count_for_a_success_only() -> None:
     """What a running task names is kept apart, readable or not."""
     for result in ('{"resultUrls":["https://f.example/half.png"]}', "{broken"):

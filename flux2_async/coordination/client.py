@@ -5,7 +5,7 @@ import hashlib
 import logging
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
 
@@ -63,7 +63,9 @@ class Sharing:
         self._records = records
         self._key_news: dict[str, asyncio.Event] = {}
         self._interested: Counter[str] = Counter()
+        # What others are to know of callbacks, and what becomes of keys by them.
         self._relays: set[asyncio.Task[None]] = set()
+        self._doubts: set[asyncio.Task[None]] = set()
         self._to_tell: deque[Callable[[], Awaitable[None]]] = deque()
         self._telling: asyncio.Task[None] | None = None
 
@@ -77,21 +79,44 @@ class Sharing:
 
     async def aclose(self) -> None:
         """Tell what is left to tell, and leave."""
-        for relay in tuple(self._relays):
-            await finish(relay)
-        if self._telling is not None and self.limiter.membership.joined:
-            await asyncio.wait([self._telling], timeout=CLOSE_TIMEOUT)
-        await finish(self._telling)
+        last_words = [*self._relays, *([] if self._telling is None else [self._telling])]
+        if last_words and self.limiter.membership.joined:
+            await asyncio.wait(last_words, timeout=CLOSE_TIMEOUT)
+        for job in (*last_words, *self._doubts):
+            await finish(job)
         await self.limiter.aclose()
 
     def relay(self, ref: str, task_id: str) -> None:
-        """Tell the others of a callback that is for none of our tasks, in the background, again until it was said."""
-        self._pass_on(partial(self._publish, ref, task_id), partial(self._end_doubt, ref, task_id))
+        """Keep a callback that is for none of our tasks, and tell the others, in the background, until it is done."""
+        tell = partial(self.ask, partial(self._coordinator.pass_on, ref, task_id))
+        if self._in_background(tell, self._relays) is not None:
+            self._in_background(partial(self.end_doubt, ref, task_id), self._doubts)
 
     async def recovered(self, ref: str, task_id: str) -> None:
         """Let the key of a submission stand for the task that a callback told; later, if that takes long."""
-        if (job := self._pass_on(partial(self._end_doubt, ref, task_id))) is not None:
+        if (job := self._in_background(partial(self.end_doubt, ref, task_id), self._doubts)) is not None:
             await asyncio.wait([job], timeout=CLOSE_TIMEOUT)
+
+    async def callback_of(self, ref: str) -> str | None:
+        """Give the task that a callback told of a submission of some process, or None.
+
+        Raises:
+            CoordinationError: The shared state cannot be asked.
+        """
+        return await self.ask(partial(self._coordinator.callback_of, ref))
+
+    async def end_doubt(self, ref: str, task_id: str) -> bool:
+        """Bind a key of which its process, which may have died, does not tell what became; False: there is no task.
+
+        Raises:
+            Flux2Error: It cannot be known now.
+        """
+        while wait := await self.ask(partial(self._coordinator.unknown_in, ref)):  # noqa: ASYNC110  the dead set no event
+            await asyncio.sleep(min(wait, LOOK_EVERY))
+        if wait is None or await self._records.record(task_id) is None:
+            return False
+        await self.ask(partial(self._coordinator.resolve, ref, task_id))
+        return True
 
     def key(self, key: str, fingerprint: str, ref: str, request: Request) -> "SharedKey":
         """Give a submission's claim to a key."""
@@ -159,19 +184,17 @@ class Sharing:
             else:
                 self._to_tell.popleft()
 
-    def _pass_on(self, *works: Callable[[], Awaitable[None]]) -> asyncio.Task[None] | None:
-        if len(self._relays) >= MAX_RELAYS:
+    def _in_background(
+        self, work: Callable[[], Awaitable[object]], jobs: set[asyncio.Task[None]]
+    ) -> asyncio.Task[None] | None:
+        if len(jobs) >= MAX_RELAYS:
             return None
-        job = asyncio.get_running_loop().create_task(self._one_by_one(works), name="flux2_async relay")
-        self._relays.add(job)
-        job.add_done_callback(self._relays.discard)
+        job = asyncio.get_running_loop().create_task(self._quietly(work), name="flux2_async relay")
+        jobs.add(job)
+        job.add_done_callback(jobs.discard)
         return job
 
-    async def _one_by_one(self, works: Sequence[Callable[[], Awaitable[None]]]) -> None:
-        for work in works:
-            await self._quietly(work)
-
-    async def _quietly(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _quietly(self, work: Callable[[], Awaitable[object]]) -> None:
         while True:
             try:
                 await work()
@@ -182,16 +205,6 @@ class Sharing:
                     continue
                 logger.debug("what a callback told could not be passed on: %s", type(error).__name__)
             return
-
-    async def _publish(self, ref: str, task_id: str) -> None:
-        await self.ask(partial(self._coordinator.publish, Message("callback", ref=ref, task_id=task_id)))
-
-    async def _end_doubt(self, ref: str, task_id: str) -> None:
-        """Bind a key of which its process, which may have died, does not tell what became."""
-        while wait := await self.ask(partial(self._coordinator.unknown_in, ref)):  # noqa: ASYNC110  the dead set no event
-            await asyncio.sleep(min(wait, LOOK_EVERY))
-        if wait is not None and await self._records.record(task_id) is not None:
-            await self.ask(partial(self._coordinator.resolve, ref, task_id))
 
 
 class SharedKey:
@@ -233,6 +246,8 @@ class SharedKey:
             if entry.state == "bound":
                 return self._watcher.attach(entry.task_id)
             if entry.state == "unknown":
+                if await self._told(entry.ref):
+                    continue
                 raise AmbiguousSubmitError(
                     f"another process sent createTask under key {self._key!r}, and nobody knows whether the service "
                     "accepted it; recover(ref), or look at the account's log before submitting under another key",
@@ -240,6 +255,18 @@ class SharedKey:
                     ref=entry.ref,
                 )
             await self._sharing.news_of(self._claim.key, min(entry.wait, LOOK_EVERY))
+
+    async def _told(self, ref: str) -> bool:
+        """Use a callback that was taken before its process, or the one that took it, died."""
+        task_id = await self._sharing.callback_of(ref)
+        try:
+            return task_id is not None and await self._sharing.end_doubt(ref, task_id)
+        except CoordinationError:
+            raise
+        except Flux2Error as error:
+            # Whether that task exists is not known now, nor does anything get lost by that.
+            logger.debug("what a callback told of submission %s cannot be looked up: %s", ref, type(error).__name__)
+            return False
 
     async def reserve(self) -> bool:
         """Reserve the key for a POST; False: somebody else was faster, look again.

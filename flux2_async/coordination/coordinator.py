@@ -40,6 +40,8 @@ T = TypeVar("T")
 HEARTBEAT: Final = 20.0
 # Settling is the most frequent of all, and need not look each time who has died.
 SEARCH_EVERY: Final = 0.25
+# Seconds; who comes back later than that looks for what a callback told in the service's log.
+CALLBACK_KEPT: Final = 86400.0
 
 
 class Coordinator:
@@ -140,6 +142,15 @@ class Coordinator:
     async def publish(self, message: Message) -> None:
         """Tell the other processes; those that do not listen at the moment never hear of it."""
         await self._store.publish(encode_message(self._member, message))
+
+    async def pass_on(self, ref: str, task_id: str) -> None:
+        """Keep for a day what a callback told of a submission, and tell the others, who may not be there to hear it."""
+        await self._store.update(_callback_name(ref), lambda _, __: Kept(task_id, CALLBACK_KEPT, None))
+        await self.publish(Message("callback", ref=ref, task_id=task_id))
+
+    async def callback_of(self, ref: str) -> str | None:
+        """Give the task that a callback which was passed on has told of a submission."""
+        return await self._store.update(_callback_name(ref), lambda text, _: Kept(text, 0.0, text))
 
     async def tell(self, message: Message) -> None:
         """Publish what costs time and nothing else if it is lost; never raises."""
@@ -318,6 +329,10 @@ class Coordinator:
 
 def _ref_name(ref: str) -> str:
     return f"{FORMAT}:ref:{ref}"
+
+
+def _callback_name(ref: str) -> str:
+    return f"{FORMAT}:callback:{ref}"
 
 
 def _ignore(_: Message) -> None:

@@ -7,10 +7,11 @@ is parked, or tells which task the lost reply was about. It may come twice, late
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from flux2_async._protocol.records import memory_of
-from flux2_async.errors import SessionClosedError, TaskNotFoundError
+from flux2_async.errors import CoordinationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.callback_arrivals import CallbackArrivals
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("flux2_async")
 
 EARLY_FOR: Final = 3600.0
+# Where processes share an account, `recover` asks for what another one was told, since news may be lost.
+LOOK_EVERY: Final = 2.0
 
 
 class CallbackInbox:
@@ -194,7 +197,21 @@ class CallbackInbox:
             # Of several of one name an earlier one may be open.
             if submission is not None and submission.known and entry.unclear is None:
                 return submission.outcome.get()
+            await self._heard_of(ref)
+
+    async def _heard_of(self, ref: str) -> None:
+        """Wait for news, also of what another process was told, perhaps before this one was there to hear it."""
+        if self._sharing is None:
             await self._news.wait()
+            return
+        with suppress(CoordinationError):
+            task_id, early = await self._sharing.callback_of(ref), self.entries[ref].early
+            if task_id is not None and (early is None or early.until <= self._loop.time()):
+                self._keep(ref, Callback(task_id, None))
+                return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_EVERY):
+                await self._news.wait()
 
     def close(self) -> None:
         """End all `recover`."""

@@ -272,6 +272,8 @@ async def test_recovering_tells_the_others() -> None:
         await task.result(60)
         one.deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(1.0)
+        # Else it would be enough that the callback came.
+        memory.texts = {name: text for name, text in memory.texts.items() if ":callback:" not in name}
         dead = Coordinator(memory, "account", Terms(None, 0.0))
         assert await dead.reserve(await claim_of_the_dead("k")) is None
         assert isinstance(await error_of(other.submit(REQUEST, key="k")), AmbiguousSubmitError)
@@ -406,6 +408,56 @@ async def test_recover_in_a_process_that_did_not_submit() -> None:
 
         assert (await found).id == "t-9"
         assert task.id != "t-9"
+
+
+async def test_callback_that_came_while_nobody_waited() -> None:
+    """What a process was told, which was closed at once, is found by one that opens hours later: by ref and by key."""
+    memory = Memory(rtt=0.1)
+    async with processes(1, memory=memory, callbacks=CALLBACKS) as (emulator, (one,)):
+        task = await one.submit(REQUEST)
+        await task.result(60)
+        dead = Coordinator(memory, "account", Terms(None, 70.0))
+        assert await dead.reserve(await claim_of_the_dead("k")) is None
+        one.deliver("dead-ref", Callback(task.id, None))
+        one.deliver("of-an-earlier-session", Callback("t-9", None))
+        await one.aclose()
+        await asyncio.sleep(20 * 3600.0)
+        async with session_for(emulator, coordination=memory, callbacks=CALLBACKS) as late:
+            assert (await late.recover("of-an-earlier-session", timeout=5)).id == "t-9"
+            assert (await late.submit(REQUEST, key="k")).id == task.id
+
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_callback_of_a_task_that_cannot_be_looked_up() -> None:
+    """A key of which a callback told stays unknown while its task cannot be looked up, and nothing is sent."""
+    memory = Memory()
+    async with processes(1, memory=memory, callbacks=CALLBACKS) as (emulator, (one,)):
+        task = await one.submit(REQUEST)
+        await task.result(60)
+        dead = Coordinator(memory, "account", Terms(None, 0.0))
+        assert await dead.reserve(await claim_of_the_dead("k")) is None
+        await dead.pass_on("dead-ref", task.id)
+        emulator.inject(Fault("recordInfo", "html", times=None))
+        assert isinstance(await error_of(one.submit(REQUEST, key="k")), AmbiguousSubmitError)
+        emulator.clear_faults()
+        assert (await one.submit(REQUEST, key="k")).id == task.id
+
+    assert len(emulator.ledger.accepted) == 1
+
+
+async def test_recover_hears_of_a_callback_although_the_news_is_lost() -> None:
+    """Who waits for a callback finds it where another process has kept it, and waits on while that cannot be asked."""
+    memory = Memory()
+    async with processes(2, memory=memory, callbacks=CALLBACKS) as (_, (one, other)):
+        memory.down = True
+        found = asyncio.create_task(other.recover("of-an-earlier-session"))
+        await asyncio.sleep(10.0)
+        memory.down, memory.mute = False, True
+        await asyncio.sleep(10.0)
+        one.deliver("of-an-earlier-session", Callback("t-9", None))
+
+        assert (await asyncio.wait_for(found, 10.0)).id == "t-9"
 
 
 async def test_callback_for_a_session_without_callbacks() -> None:

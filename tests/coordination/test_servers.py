@@ -133,6 +133,15 @@ async def test_callback_reaches_the_session_that_waits(server: Server) -> None:
         await task.result(2.0)
 
 
+async def test_callback_that_came_while_nobody_waited(server: Server) -> None:
+    """What a session was told that has been closed since is known to one that opens later."""
+    async with sessions(server, 1, callbacks=CALLBACKS) as (emulator, (one,)):
+        one.deliver("of-an-earlier-session", Callback("t-9", None))
+        await one.aclose()
+        async with session_for(emulator, coordination=server.coordination(), callbacks=CALLBACKS) as late:
+            assert (await late.recover("of-an-earlier-session", timeout=5)).id == "t-9"
+
+
 class Wire:
     """Passes on what goes to a server and comes back, until its connections go dead without a word."""
 

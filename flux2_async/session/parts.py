@@ -15,7 +15,7 @@ from flux2_async._http.borrowed import ConnectorFactory
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
-from flux2_async._limiter.limiter import Gate, Limiter
+from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.windows import tightest
 from flux2_async.models import (
@@ -27,11 +27,9 @@ from flux2_async.models import (
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.enqueued import Enqueued
 from flux2_async.session.keys import Keys
-from flux2_async.session.posting import Posting
-from flux2_async.session.sender import Sender
+from flux2_async.session.shared import Shared
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
-from flux2_async.session.transition import Transitions
 from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
     from flux2_async.coordination.store import Coordination
     from flux2_async.session.budgets import Budgets
-    from flux2_async.session.callback_inbox import CallbackInbox
     from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.session.remembered import Remembered
 
@@ -72,7 +69,7 @@ class Options:
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
-class Parts:
+class Parts(Shared):
     """What an open session consists of, each made from those before it.
 
     Attributes:
@@ -80,29 +77,21 @@ class Parts:
         opened: Closes what is open, in reverse.
     """
 
-    loop: asyncio.AbstractEventLoop
     base_url: str
     account: str
     transport: Transport
-    api: Api
-    files: Files
-    slots: Slots
-    sharing: "Sharing | None"
-    limiter: Gate
-    schedules: Schedules
     remembered: "Remembered | None"
-    watcher: Watcher
-    keys: Keys
-    task_ids: TaskIds
-    inbox: "CallbackInbox | None"
-    submitter: Submitter
-    enqueued: Enqueued
-    opened: AsyncExitStack
+    loop: asyncio.AbstractEventLoop = attrs.field(init=False, factory=asyncio.get_running_loop)
+    submitter: Submitter = attrs.field(init=False, default=attrs.Factory(Submitter, takes_self=True))
+    enqueued: Enqueued = attrs.field(
+        init=False, default=attrs.Factory(lambda self: Enqueued(self.submitter), takes_self=True)
+    )
+    opened: AsyncExitStack = attrs.field(init=False, factory=AsyncExitStack)
 
 
 def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:
     """Make the parts of a session in the running event loop, each from those before it."""
-    base_url = credentials.base_url
+    base_url, service = credentials.base_url, credentials.service
     account = hashlib.sha256(f"{base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
     # What the service counts, and what keys stand for, does not end with the session; but another key may stand in the
     # environment by now.
@@ -112,7 +101,6 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         credentials, options.timeouts, options.http, options.connector, private_downloads=options.private_downloads
     )
     api = Api(transport)
-    files = Files(api, credentials.service.max_image_bytes)
     slots = Slots(options.max_running, options.max_running_per_group)
     schedules = Schedules(options.polling)
     watcher = Watcher(api, slots, schedules, options.polling, observers)
@@ -137,58 +125,25 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         )
         if before is not None and before.inbox is not None:
             inbox.take_over(before.inbox)
-    transitions = Transitions(
+    return Parts(
+        base_url=base_url,
+        account=account,
+        transport=transport,
+        remembered=_remembered(base_url) if options.polling.remember else None,
+        api=api,
+        files=Files(api, service.max_image_bytes),
+        slots=slots,
         limiter=limiter,
         rate_limit=options.rate_limit,
         schedules=schedules,
         watcher=watcher,
-        inbox=inbox,
         keys=keys,
-        observers=observers,
-        budgets=options.budgets,
-    )
-    posting = Posting(
-        api=api,
-        slots=slots,
-        limiter=limiter,
-        transitions=transitions,
         task_ids=task_ids,
-        budgets=options.budgets,
-        names_kept=credentials.service.idempotency_period if credentials.service.idempotency_header else None,
-    )
-    sender = Sender(
-        posting,
-        files=files,
-        slots=slots,
-        limiter=limiter,
+        observers=observers,
         inbox=inbox,
-        transitions=transitions,
-        task_ids=task_ids,
-        observers=observers,
         budgets=options.budgets,
-    )
-    submitter = Submitter(
-        sender=sender, transitions=transitions, files=files, keys=keys, watcher=watcher, sharing=sharing
-    )
-    return Parts(
-        loop=asyncio.get_running_loop(),
-        base_url=base_url,
-        account=account,
-        transport=transport,
-        api=api,
-        files=files,
-        slots=slots,
         sharing=sharing,
-        limiter=limiter,
-        schedules=schedules,
-        remembered=_remembered(base_url) if options.polling.remember else None,
-        watcher=watcher,
-        keys=keys,
-        task_ids=task_ids,
-        inbox=inbox,
-        submitter=submitter,
-        enqueued=Enqueued(submitter),
-        opened=AsyncExitStack(),
+        names_kept=service.idempotency_period if service.idempotency_header else None,
     )
 
 

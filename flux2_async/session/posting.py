@@ -6,24 +6,18 @@ first byte on it is finished whatever its callers do, because the service may be
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from flux2_async._http.api import Api
 from flux2_async._http.post import Post
-from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.slots import Slots
 from flux2_async._protocol.answers import UNCLEAR, Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError
 from flux2_async.models.service import resent_within
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
+from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Lifetime, Submission
-from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
-
-if TYPE_CHECKING:
-    from flux2_async.session.budgets import Budgets
 
 # Seconds between two tries of one submission, and before the first while the service is away.
 PAUSE_UNCONNECTED: Final = 0.5
@@ -53,34 +47,18 @@ class Posting:
         abandoned: Whether nothing is to leave any more.
     """
 
-    def __init__(
-        self,
-        *,
-        api: Api,
-        slots: Slots,
-        limiter: Gate,
-        transitions: Transitions,
-        task_ids: TaskIds,
-        budgets: "Budgets | None" = None,
-        names_kept: float | None = None,
-    ) -> None:
+    def __init__(self, shared: Shared, transitions: Transitions) -> None:
         self.breaker: CircuitBreaker = CircuitBreaker(threshold=2, first_pause=PAUSE_UNCONNECTED)
         self.closed = False
         self.abandoned = False
-        self._api = api
-        self._slots = slots
-        self._limiter = limiter
+        self._shared = shared
         self._transitions = transitions
-        self._task_ids = task_ids
-        self._budgets = budgets
-        # Seconds for which the service knows a createTask again by the name of its submission; None: it does not.
-        self._names_kept = names_kept
         self._loop = asyncio.get_running_loop()
 
     async def send(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
         asked = submission.asked
-        post = self._api.create_task(body, request=submission.request, ref=asked.ref, headers=asked.headers)
+        post = self._shared.api.create_task(body, request=submission.request, ref=asked.ref, headers=asked.headers)
         told = False
 
         async def announce() -> None:
@@ -124,7 +102,9 @@ class Posting:
             # A service that has forgotten the name would take it for another request.
             return permit.lease_ended() or name is None or name.left() <= 0.0
 
-        async with self._api.create_task(body, request=asked.request, ref=asked.ref, headers=asked.headers) as post:
+        async with self._shared.api.create_task(
+            body, request=asked.request, ref=asked.ref, headers=asked.headers
+        ) as post:
             answer = self._own(submission, await post.send(late))
         event, error = _meaning_of(answer)
         if event is SubmissionEvent.THROTTLED:
@@ -148,7 +128,7 @@ class Posting:
             awaited = self.breaker.reason is not None or submission.callers.hurry is not None
             if throttled and not awaited and self.goes_on(submission):
                 # Back in the queue in time to be the first.
-                until = (self._limiter.paused_until or begun) - QUEUE_BEFORE
+                until = (self._shared.limiter.paused_until or begun) - QUEUE_BEFORE
                 left = submission.patience.left()
                 if left is None or until - begun <= left:
                     return until - self._loop.time()
@@ -162,7 +142,7 @@ class Posting:
 
     def _believe(self, answer: Answer) -> None:
         if isinstance(answer, Accepted | Refused) and answer.told:
-            self._limiter.believe(answer.told)
+            self._shared.limiter.believe(answer.told)
 
     def goes_on(self, submission: Submission) -> bool:
         """Whether anybody is left to wait for another try, or to send it."""
@@ -173,16 +153,16 @@ class Posting:
         """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""
         if not isinstance(answer, Accepted):
             return answer
-        if self._task_ids.of_another(answer.task_id, submission.ref):
+        if self._shared.task_ids.of_another(answer.task_id, submission.ref):
             told = f"createTask was answered with task {answer.task_id}, which another submission has"
             return unclear(told, request=submission.request, ref=submission.ref)
-        self._task_ids.add(answer.task_id, submission.ref)
+        self._shared.task_ids.add(answer.task_id, submission.ref)
         return answer
 
     async def _announce(self, submission: Submission) -> None:
         """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""
-        if self._budgets is not None:
-            await self._budgets.confirm(submission)
+        if self._shared.budgets is not None:
+            await self._shared.budgets.confirm(submission)
         if submission.claim is not None:
             reserved = await submission.claim.reserve()
             # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
@@ -216,7 +196,7 @@ class Posting:
             return
         if isinstance(answer, Accepted):
             if not self._transitions.accept(submission, answer.task_id):
-                self._slots.release(submission.group)
+                self._shared.slots.release(submission.group)
         elif event in (SubmissionEvent.REFUSED, SubmissionEvent.UNCLEAR):
             if event is SubmissionEvent.UNCLEAR and submission.name is not None:
                 submission.doubt = still_unclear(submission, error)
@@ -230,8 +210,8 @@ class Posting:
         if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
             return True
         self._transitions.step(submission, SubmissionEvent.POSTED)
-        if self._names_kept is not None and submission.name is None:
-            submission.name = Lifetime(resent_within(self._names_kept))
+        if self._shared.names_kept is not None and submission.name is None:
+            submission.name = Lifetime(resent_within(self._shared.names_kept))
         return False
 
 

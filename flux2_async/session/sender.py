@@ -4,9 +4,6 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from flux2_async._http.files import Files
-from flux2_async._limiter.limiter import Gate
-from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.window import Supply
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear
 from flux2_async._protocol.codec import encode_request
@@ -16,14 +13,12 @@ from flux2_async.models.requests import are_addresses, images_of, names_of_image
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitBreaker, CircuitOpen
 from flux2_async.session.posting import PAUSE_UNCONNECTED, Posting, TakenError, still_unclear
+from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Submission
-from flux2_async.session.task_ids import TaskIds
 from flux2_async.session.transition import Transitions
-from flux2_async.tasks.observers import Observers
 
 if TYPE_CHECKING:
-    from flux2_async.session.budgets import Budgets
-    from flux2_async.session.callback_inbox import CallbackInbox
+    pass
 
 THROTTLED: Final = 429
 
@@ -31,30 +26,12 @@ THROTTLED: Final = 429
 class Sender:
     """Brings submissions to the service, one call of `send` each."""
 
-    def __init__(
-        self,
-        posting: Posting,
-        *,
-        files: Files,
-        slots: Slots,
-        limiter: Gate,
-        inbox: "CallbackInbox | None",
-        transitions: Transitions,
-        task_ids: TaskIds,
-        observers: Observers,
-        budgets: "Budgets | None" = None,
-    ) -> None:
-        self.posting = posting
-        self.breaker: CircuitBreaker = posting.breaker
-        self._files = files
-        self._slots = slots
-        self._limiter = limiter
-        self._inbox = inbox
-        self._budgets = budgets
-        self._transitions = transitions
-        self._observers = observers
+    def __init__(self, shared: Shared) -> None:
+        self.transitions = Transitions(shared)
+        self.posting = Posting(shared, self.transitions)
+        self.breaker: CircuitBreaker = self.posting.breaker
+        self._shared = shared
         self._loop = asyncio.get_running_loop()
-        self._task_ids = task_ids
 
     async def send(self, submission: Submission) -> None:
         """Bring a submission to an end.
@@ -67,8 +44,8 @@ class Sender:
             task = await submission.claim.look()
             if task is not None:
                 task.key, task.group, task.metadata = submission.key, submission.group, submission.asked.metadata
-                self._task_ids.add(task.id, submission.ref)
-                self._transitions.end(submission, SubmissionEvent.FOUND, task=task)
+                self._shared.task_ids.add(task.id, submission.ref)
+                self.transitions.end(submission, SubmissionEvent.FOUND, task=task)
                 return
             with suppress(TakenError):
                 await self._send_new(submission)
@@ -78,25 +55,25 @@ class Sender:
     def prioritise(self, submission: Submission, priority: int) -> None:
         """Give a submission another priority, also where it waits already."""
         submission.asked.priority = priority
-        self._slots.prioritise(submission, priority)
-        self._limiter.prioritise(submission, priority)
+        self._shared.slots.prioritise(submission, priority)
+        self._shared.limiter.prioritise(submission, priority)
 
     def turns(self) -> dict[str | None, tuple[int, int]]:
         """Give what tells whose turn comes first of the groups that wait: for a permit, or for a slot."""
-        slots = {group: (1, turn) for group, turn in self._slots.turns().items()}
-        return slots | {group: (0, turn) for group, turn in self._limiter.turns().items()}
+        slots = {group: (1, turn) for group, turn in self._shared.slots.turns().items()}
+        return slots | {group: (0, turn) for group, turn in self._shared.limiter.turns().items()}
 
     def supply(self) -> tuple[Supply, float] | None:
         """When there will be permits, and how many tasks may run at once; None: not known, as in an outage."""
-        supply = None if self.breaker.reason is not None else self._limiter.supply()
-        return None if supply is None else (supply, self._slots.places)
+        supply = None if self.breaker.reason is not None else self._shared.limiter.supply()
+        return None if supply is None else (supply, self._shared.slots.places)
 
     async def _send_new(self, submission: Submission) -> None:
         begun = self._loop.time()
         patience = submission.patience
-        if self._budgets is not None:
-            await self._budgets.reserve(submission)
-        await self._slots.acquire(
+        if self._shared.budgets is not None:
+            await self._shared.budgets.reserve(submission)
+        await self._shared.slots.acquire(
             priority=submission.asked.priority,
             max_wait=patience.max_wait,
             waited=patience.waited,
@@ -109,7 +86,7 @@ class Sender:
         try:
             # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
             submission.asked.request, input_urls = await self._upload(submission)
-            address = None if self._inbox is None else self._inbox.address(submission.ref)
+            address = None if self._shared.inbox is None else self._shared.inbox.address(submission.ref)
             body = encode_request(submission.request, input_urls, address)
             if submission.doubt is None:
                 await self._try(submission, body)
@@ -119,7 +96,7 @@ class Sender:
             # An accepted task keeps it.
             if submission.last is not SubmissionEvent.ACCEPTED:
                 submission.has_slot = False
-                self._slots.release(submission.group, early=not submission.let_through)
+                self._shared.slots.release(submission.group, early=not submission.let_through)
 
     async def _upload(self, submission: Submission) -> tuple[Request, tuple[str, ...]]:
         """Give the request without bytes, and the addresses of its pictures."""
@@ -127,10 +104,10 @@ class Sender:
         images = images_of(request)
         if are_addresses(images):
             return request, tuple(images)
-        uploaded = await self._files.urls(images, names_of_images(request))
-        for here, there in zip(images, uploaded, strict=True) if self._observers else ():
+        uploaded = await self._shared.files.urls(images, names_of_images(request))
+        for here, there in zip(images, uploaded, strict=True) if self._shared.observers else ():
             if isinstance(there, UploadedFile) and here is not there:
-                self._observers.tell("Uploaded", submission.asked, file=there)
+                self._shared.observers.tell("Uploaded", submission.asked, file=there)
         if any(isinstance(image, bytes) for image in images):
             kept = [there if isinstance(here, bytes) else here for here, there in zip(images, uploaded, strict=True)]
             request = with_images(request, kept)
@@ -209,8 +186,8 @@ class Sender:
             await self.breaker.wait(until=self._loop.time() + self._left_of_name(submission))
             if submission.let_through:
                 submission.let_through = False
-                self._slots.wait_again(submission.group)
-            with await self._limiter.acquire(
+                self._shared.slots.wait_again(submission.group)
+            with await self._shared.limiter.acquire(
                 priority=submission.asked.priority,
                 max_wait=self._left_of_name(submission),
                 since=submission.patience.started,
@@ -227,7 +204,7 @@ class Sender:
                 if not self._left_of_name(submission):
                     permit.never_sent()
                     raise CircuitOpen
-                self._transitions.step(submission, SubmissionEvent.REPEATED)
+                self.transitions.step(submission, SubmissionEvent.REPEATED)
                 answer = await self.posting.send_again(submission, body, permit)
             if isinstance(answer, Accepted | Refused):
                 self._reached(submission)
@@ -242,13 +219,13 @@ class Sender:
         """Take the task that the service gave under the name."""
         if submission.asked.steps is not None:
             await submission.asked.steps.answer(submission.ref, SubmissionEvent.ACCEPTED, task_id)
-        if submission.state is SubmissionState.UNKNOWN and not self._transitions.accept(submission, task_id):
-            self._slots.release(submission.group)
+        if submission.state is SubmissionState.UNKNOWN and not self.transitions.accept(submission, task_id):
+            self._shared.slots.release(submission.group)
 
     def _out_of_patience(self, submission: Submission, error: Exception) -> Exception:
         """End a submission that has waited for as long as it may for a service that is away."""
         own = submission.patience.max_wait is not None
-        self._transitions.end(submission, SubmissionEvent.EXPIRED if own else SubmissionEvent.WITHDRAWN, error=error)
+        self.transitions.end(submission, SubmissionEvent.EXPIRED if own else SubmissionEvent.WITHDRAWN, error=error)
         return error
 
     async def _attempt(self, submission: Submission, body: bytes, *, first: bool) -> Answer:
@@ -267,7 +244,7 @@ class Sender:
                     now = self._loop.time()
                     patience.was_unreached(now - begun)
                     begun = now
-            submission.permit = await self._limiter.acquire(
+            submission.permit = await self._shared.limiter.acquire(
                 priority=submission.asked.priority,
                 max_wait=patience.max_wait,
                 waited=patience.waited,
@@ -277,7 +254,7 @@ class Sender:
                 group=submission.group,
             )
             submission.let_through = True
-            self._transitions.step(submission, SubmissionEvent.GRANTED)
+            self.transitions.step(submission, SubmissionEvent.GRANTED)
             granted = self._loop.time()
             patience.waited += granted - begun
             answer = await self.posting.send(submission, body, submission.permit)
@@ -293,20 +270,20 @@ class Sender:
         finally:
             if submission.let_through and submission.state is SubmissionState.QUEUED:
                 submission.let_through = False
-                self._slots.wait_again(submission.group)
+                self._shared.slots.wait_again(submission.group)
             self.breaker.done(submission)
 
     def _reached(self, submission: Submission) -> None:
         """The service is there."""
         if self.breaker.reason is not None:
-            self._observers.tell("OutageEnded", submission.asked, seconds=self.breaker.seconds)
+            self._shared.observers.tell("OutageEnded", submission.asked, seconds=self.breaker.seconds)
         self.breaker.answered()
 
     def _risk_less(self, submission: Submission, error: Flux2Error, *, free: bool) -> None:
         there = self.breaker.reason is None
         self.breaker.failed(submission, error, free=free)
         if there and self.breaker.reason is not None:
-            self._observers.tell("OutageBegan", submission.asked, error=error)
+            self._shared.observers.tell("OutageBegan", submission.asked, error=error)
 
     async def _pause(self, submission: Submission, error: Flux2Error) -> None:
         """Wait before another try; while the service is away the breaker says how long."""

@@ -12,23 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from flux2_async._http.files import Files
 from flux2_async._limiter.queue import IMPATIENT_AFTER
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
 from flux2_async.models import Request
 from flux2_async.models.requests import are_addresses, images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-from flux2_async.session.keys import Bound, Keys, fingerprint
+from flux2_async.session.keys import Bound, fingerprint
 from flux2_async.session.posting import StepFailedError, cut_off, left
 from flux2_async.session.sender import Sender
+from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Asked, Patience, Submission
-from flux2_async.session.transition import Transitions
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Signal
-from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
-    from flux2_async.coordination.client import Sharing
     from flux2_async.models.expectation import Expectation
     from flux2_async.session.forecast import Forecast
 
@@ -45,23 +42,11 @@ class Submitter:
         ended: Woken when a submission has ended.
     """
 
-    def __init__(
-        self,
-        *,
-        sender: Sender,
-        transitions: Transitions,
-        files: Files,
-        keys: Keys,
-        watcher: Watcher,
-        sharing: "Sharing | None",
-    ) -> None:
+    def __init__(self, shared: Shared) -> None:
         self.ended: Signal = Signal()
-        self._sender = sender
-        self._transitions = transitions
-        self._files = files
-        self._keys = keys
-        self._watcher = watcher
-        self._sharing = sharing
+        self._shared = shared
+        self._sender = Sender(shared)
+        self._transitions = self._sender.transitions
         self._loop = asyncio.get_running_loop()
         self._jobs: dict[Submission, asyncio.Task[None]] = {}
 
@@ -85,10 +70,10 @@ class Submitter:
         """
         request, key = asked.request, asked.key
         if not are_addresses(images := images_of(request)):
-            await self._files.check(images, names_of_images(request))
+            await self._shared.files.check(images, names_of_images(request))
         content = "" if key is None else await fingerprint(request)
         patience = Patience(asked.max_wait)
-        while key is not None and (bound := self._keys.get(key, content, self._loop.time())):
+        while key is not None and (bound := self._shared.keys.get(key, content, self._loop.time())):
             other = bound.submission
             if other is None:
                 return self._kept(bound, asked)
@@ -103,11 +88,11 @@ class Submitter:
         submission = Submission(asked, patience)
         if asked.resend_within is not None:
             submission.doubted(asked.resend_within)
-        if key is not None and self._sharing is not None:
-            submission.claim = self._sharing.key(key, content, submission.ref, request)
+        if key is not None and self._shared.sharing is not None:
+            submission.claim = self._shared.sharing.key(key, content, submission.ref, request)
         self.start(submission)
         if key is not None:
-            self._keys.bind(key, content, submission, self._loop.time())
+            self._shared.keys.bind(key, content, submission, self._loop.time())
         started(submission)
         return await self.wait(submission)
 
@@ -192,7 +177,7 @@ class Submitter:
         wait = 0.0 if position is None else self.starts_in(position)
         if wait is None:
             return Expectation(elapsed=waited)
-        whole = expected(self._watcher.durations(request), 0.0).after(waited + wait)
+        whole = expected(self._shared.watcher.durations(request), 0.0).after(waited + wait)
         return attrs.evolve(whole, elapsed=waited, fraction=waited / whole.median if whole.median else None)
 
     def _forecast(self, count: int, most: float = math.inf) -> "Forecast | None":
@@ -201,20 +186,20 @@ class Submitter:
         if (known := self._sender.supply()) is None:
             return None
         supply, places = known
-        durations, running = [], self._watcher.running()
+        durations, running = [], self._shared.watcher.running()
         for each in self._jobs:
             if each.state is SubmissionState.QUEUED:
-                durations.append(self._watcher.durations(each.request))
+                durations.append(self._shared.watcher.durations(each.request))
             elif not each.ended:
-                running.append((self._watcher.durations(each.request), 0.0))
+                running.append((self._shared.watcher.durations(each.request), 0.0))
         return Forecast(
             count,
             supply,
             now=self._loop.time(),
             running=running,
             places=min(places, most),
-            lag=self._watcher.lag,
-            durations=durations or [kind for kind, _ in running] or self._watcher.all_durations(),
+            lag=self._shared.watcher.lag,
+            durations=durations or [kind for kind, _ in running] or self._shared.watcher.all_durations(),
         )
 
     def prioritise(self, submission: Submission, priority: int) -> None:
@@ -313,7 +298,7 @@ class Submitter:
                 request=asked.request,
                 ref=bound.ref,
             )
-        task = self._outstanding(bound.handle or self._watcher.attach(bound.task_id))
+        task = self._outstanding(bound.handle or self._shared.watcher.attach(bound.task_id))
         if task.request is None:
             task.request, task.ref, task.key = asked.request, bound.ref, asked.key
             task.group, task.metadata = asked.group, asked.metadata
@@ -323,7 +308,7 @@ class Submitter:
         """Give the handle of a key's task, another one where the session was closed, or gave up, before it ended."""
         if not isinstance(task.error, SessionClosedError | TaskTimeoutError):
             return task
-        again = self._watcher.attach(task.id)
+        again = self._shared.watcher.attach(task.id)
         again._came_from(task)  # noqa: SLF001  the handle is written by its session alone
         return again
 

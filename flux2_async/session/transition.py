@@ -8,20 +8,14 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from flux2_async._limiter.limiter import Gate
 from flux2_async.errors import RateLimitedError
-from flux2_async.models import RateLimit
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-from flux2_async.session.keys import Keys
+from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.observers import Observers
-from flux2_async.tasks.schedule import Schedules
-from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
-    from flux2_async.session.budgets import Budgets
-    from flux2_async.session.callback_inbox import CallbackInbox
+    pass
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
@@ -34,57 +28,41 @@ KEPT: Final = frozenset({SubmissionState.ACCEPTED, SubmissionState.UNKNOWN})
 class Transitions:
     """Takes submissions from one state to the next."""
 
-    def __init__(
-        self,
-        *,
-        limiter: Gate,
-        rate_limit: RateLimit | None,
-        schedules: Schedules,
-        watcher: Watcher,
-        inbox: "CallbackInbox | None",
-        keys: Keys,
-        observers: Observers,
-        budgets: "Budgets | None" = None,
-    ) -> None:
-        self._limiter = limiter
-        self._rate_limit = rate_limit
-        self._learned = limiter.learned_limit
-        self._schedules = schedules
-        self._watcher = watcher
-        self._inbox = inbox
-        self._keys = keys
-        self._observers = observers
-        self._budgets = budgets
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._learned = shared.limiter.learned_limit
 
     def queued(self, submission: Submission) -> None:
         """It was taken in."""
-        self._observers.queued(submission.asked)
+        self._shared.observers.queued(submission.asked)
 
     def resumed(self, submission: Submission) -> None:
         """It was taken in as one that was sent before, and of which nobody knows whether it was accepted."""
-        self._observers.queued(submission.asked)
-        if self._inbox is not None:
-            self._inbox.unclear(submission)
+        self._shared.observers.queued(submission.asked)
+        if self._shared.inbox is not None:
+            self._shared.inbox.unclear(submission)
 
     def step(self, submission: Submission, event: SubmissionEvent, error: Exception | None = None) -> None:
         """An event after which it goes on."""
         submission.move(event)
         if event not in KEEP_PERMIT:
             self.settle_permit(submission, event, error)
-        self._observers.stepped(submission.asked, submission.state, event, error)
+        self._shared.observers.stepped(submission.asked, submission.state, event, error)
 
     def accept(self, submission: Submission, task_id: str) -> bool:
         """It became a task; give False when that is watched already, so that it has a slot of its own."""
-        task = self._watcher.get(task_id)
+        watcher, inbox = self._shared.watcher, self._shared.inbox
+        task = watcher.get(task_id)
         new = task is None
         task = task or ImageTask(task_id)
         # Also one that was attached before its createTask reply came.
         task._came_from(submission.asked)  # noqa: SLF001  the handle is written by its session alone
         if new:
-            schedule = self._schedules.of(submission.request.model, submission.request.resolution)
-            self._watcher.watch(task, schedule if self._inbox is None else self._inbox.arrivals.insured(schedule))
-        if self._inbox is not None:
-            self._inbox.accepted(submission.ref, task)
+            request = submission.asked.request
+            schedule = self._shared.schedules.of(request.model, request.resolution)
+            watcher.watch(task, schedule if inbox is None else inbox.arrivals.insured(schedule))
+        if inbox is not None:
+            inbox.accepted(submission.ref, task)
         logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
         self.end(submission, SubmissionEvent.ACCEPTED, task=task)
         return new
@@ -98,29 +76,32 @@ class Transitions:
         error: Exception | None = None,
     ) -> None:
         """An event that ends it."""
+        shared, asked = self._shared, submission.asked
         self.settle_permit(submission, event, error)
         submission.end(event, task=task, error=error)
         # Before a callback that came early makes something else of it.
-        if self._budgets is not None:
-            self._budgets.ended(submission, event, task)
+        if shared.budgets is not None:
+            shared.budgets.ended(submission, event, task)
         if submission.state is SubmissionState.UNKNOWN:
             # It may have been accepted, so it keeps its key.
-            if self._inbox is not None:
-                self._inbox.unclear(submission)
+            if shared.inbox is not None:
+                shared.inbox.unclear(submission)
         elif task is None:
-            if submission.key is not None:
-                self._keys.free(submission.key, submission)
-            if self._inbox is not None:
-                self._inbox.ended()
+            if asked.key is not None:
+                shared.keys.free(asked.key, submission)
+            if shared.inbox is not None:
+                shared.inbox.ended()
         if submission.state in KEPT:
-            self._keys.ended(submission)
-        self._observers.stepped(submission.asked, submission.state, event, error, None if task is None else task.id)
+            shared.keys.ended(submission)
+        shared.observers.stepped(asked, submission.state, event, error, None if task is None else task.id)
 
     def throttled(self, submission: Submission, error: Exception | None) -> None:
         """A 429 has come, whoever it is meant for: the service wants a pause, and the permit stays out."""
         if submission.permit is not None:
             submission.permit.pause(_retry_after(error))
-            self._observers.tell("Paused", submission.asked, seconds=self._pause(), rate_limit=self._rate_limit)
+            self._shared.observers.tell(
+                "Paused", submission.asked, seconds=self._pause(), rate_limit=self._shared.rate_limit
+            )
             self._see_limit()
 
     def settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:
@@ -141,14 +122,14 @@ class Transitions:
                 permit.never_sent()
 
     def _pause(self) -> float:
-        until = self._limiter.paused_until
+        until = self._shared.limiter.paused_until
         return 0.0 if until is None else max(until - asyncio.get_running_loop().time(), 0.0)
 
     def _see_limit(self) -> None:
-        learned = self._limiter.learned_limit
-        if learned != self._learned and self._rate_limit is not None:
+        learned = self._shared.limiter.learned_limit
+        if learned != self._learned and self._shared.rate_limit is not None:
             self._learned = learned
-            self._observers.tell("LimitLearned", limit=learned, rate_limit=self._rate_limit)
+            self._shared.observers.tell("LimitLearned", limit=learned, rate_limit=self._shared.rate_limit)
 
 
 def _retry_after(error: Exception | None) -> float | None:

@@ -27,12 +27,10 @@ from flux2_async.models import Polling, RateLimit, TaskRecord, TaskState, TextTo
 from flux2_async.models.events import SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
 from flux2_async.session.keys import Keys
-from flux2_async.session.posting import Posting
-from flux2_async.session.sender import Sender
+from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Asked
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
-from flux2_async.session.transition import Transitions
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.schedule import Schedules
@@ -152,42 +150,20 @@ class Machine(RuleBasedStateMachine):
             self.limiter, self.slots = Limiter(rate), Slots(3)
             schedules = Schedules(POLLING)
             self.watcher = Watcher(service, self.slots, schedules, POLLING, observers)
-            transitions = Transitions(
+            shared = Shared(
+                api=service,
+                files=service,
+                slots=self.slots,
                 limiter=self.limiter,
                 rate_limit=rate,
                 schedules=schedules,
                 watcher=self.watcher,
-                inbox=None,
                 keys=self.keys,
+                task_ids=TaskIds(),
                 observers=observers,
-            )
-            task_ids = TaskIds()
-            posting = Posting(
-                api=service,
-                slots=self.slots,
-                limiter=self.limiter,
-                transitions=transitions,
-                task_ids=task_ids,
                 names_kept=86400.0 if self.honours else None,
             )
-            sender = Sender(
-                posting,
-                files=service,
-                slots=self.slots,
-                limiter=self.limiter,
-                inbox=None,
-                transitions=transitions,
-                task_ids=task_ids,
-                observers=observers,
-            )
-            self.submitter = Submitter(
-                sender=sender,
-                transitions=transitions,
-                files=service,
-                keys=self.keys,
-                watcher=self.watcher,
-                sharing=None,
-            )
+            self.submitter = Submitter(shared)
 
         self.run(make)
 

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -66,6 +67,8 @@ class Sharing:
         # What others are to know of callbacks, and what becomes of keys by them.
         self._relays: set[asyncio.Task[None]] = set()
         self._doubts: set[asyncio.Task[None]] = set()
+        self._holds: dict[str, asyncio.Task[None]] = {}
+        self._hold_every = terms.lease / 3
         self._to_tell: deque[Callable[[], Awaitable[None]]] = deque()
         self._telling: asyncio.Task[None] | None = None
 
@@ -82,7 +85,7 @@ class Sharing:
         last_words = [*self._relays, *([] if self._telling is None else [self._telling])]
         if last_words and self.limiter.membership.joined:
             await asyncio.wait(last_words, timeout=CLOSE_TIMEOUT)
-        for job in (*last_words, *self._doubts):
+        for job in (*last_words, *self._doubts, *self._holds.values()):
             await finish(job)
         await self.limiter.aclose()
 
@@ -140,6 +143,18 @@ class Sharing:
         told = partial(self._coordinator.spend, name, member, own, price=price, cap=cap, per=per)
         return await self.limiter.membership.ask(told)
 
+    def hold(self, claim: Claim) -> None:
+        """Renew the reservation of a key until `let_go`: only who has died leaves it in doubt."""
+        self.let_go(claim)
+        self._holds[claim.owner] = asyncio.get_running_loop().create_task(
+            self._hold(claim), name="flux2_async hold key"
+        )
+
+    def let_go(self, claim: Claim) -> None:
+        """Say no more that a key is reserved."""
+        if (job := self._holds.pop(claim.owner, None)) is not None:
+            job.cancel()
+
     def tell_later(self, statement: Callable[[], Awaitable[None]]) -> None:
         """Say something of a key in the background, again until it was heard."""
         self._to_tell.append(statement)
@@ -174,6 +189,12 @@ class Sharing:
                         "another process of this account lets all submissions pause for %.1f s", message.seconds
                     )
                 self.limiter.hear(message)
+
+    async def _hold(self, claim: Claim) -> None:
+        while True:
+            await asyncio.sleep(self._hold_every)
+            with suppress(CoordinationError):
+                await self.ask(partial(self._coordinator.reserve, claim))
 
     async def _tell(self) -> None:
         while self._to_tell:
@@ -277,10 +298,14 @@ class SharedKey:
         # Also when no answer comes: it may be reserved.
         self._reserved = True
         self._reserved = await self._sharing.ask(partial(self._coordinator.reserve, self._claim)) is None
+        if self._reserved:
+            # What is told of the POST, or a refusal that is not certain yet, may take longer than a reservation lasts.
+            self._sharing.hold(self._claim)
         return self._reserved
 
     async def release(self) -> None:
         """Free the key while this submission waits for another try."""
+        self._sharing.let_go(self._claim)
         try:
             await self._sharing.ask(partial(self._coordinator.free, self._claim))
         except CoordinationError:
@@ -289,13 +314,16 @@ class SharedKey:
 
     def bound(self, task_id: str) -> None:
         """Say which task it is."""
+        self._sharing.let_go(self._claim)
         self._sharing.tell_later(partial(self._coordinator.bind, self._claim, task_id))
 
     def unclear(self) -> None:
         """Say that nobody knows whether it exists."""
+        self._sharing.let_go(self._claim)
         self._sharing.tell_later(partial(self._coordinator.doubt, self._claim))
 
     def freed(self) -> None:
         """Say that nothing was created."""
+        self._sharing.let_go(self._claim)
         if self._reserved:
             self._sharing.tell_later(partial(self._coordinator.free, self._claim))

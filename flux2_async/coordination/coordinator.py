@@ -164,7 +164,7 @@ class Coordinator:
     async def reserve(self, claim: Claim) -> KeyEntry | None:
         """Reserve a key for a POST that follows at once; None: done, else what it stands for already.
 
-        The owner may reserve again, when it knows that its last POST created nothing.
+        The owner may reserve again: it is not done with its POST yet, or knows that the last one created nothing.
         """
         own, lease, ttl = self._own(claim), self._terms.lease, self._terms.key_ttl
         entry = await self._key(claim.key, lambda row, now: key_state.reserve(row, own, now, lease=lease, ttl=ttl))

@@ -1,9 +1,9 @@
 """What a key stands for, as one row of the shared state, and its rules. Pure: time comes in as an argument.
 
-A key is reserved immediately before its POST and for no longer than a POST lives. From then on it is never free by
-itself: who dies in between leaves `unknown`, since the service may have been reached. Only its owner frees it, when
-certainly nothing was created, and only its owner, or a callback at the owner's address, tells the task. A row that was
-lost meanwhile is written anew. All is forgotten `ttl` seconds after the reservation.
+A key is reserved immediately before its POST, for as long as a POST lives, and again while its owner lives. It is never
+free by itself: who dies in between leaves `unknown`, since the service may have been reached. Only its owner frees it,
+when certainly nothing was created, and only its owner, or a callback at the owner's address, tells the task. A row that
+was lost meanwhile is written anew. All is forgotten `ttl` seconds after the reservation.
 """
 
 import json

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from emulated import REQUEST, error_of, session_for, until
 from memory_coordination import Memory, MemoryStore
+from raw_server import answer, raw_server
 
 from flux2_async import (
     AmbiguousSubmitError,
@@ -147,6 +148,41 @@ async def test_key_survives_a_429() -> None:
 
     assert tasks[0].id == tasks[1].id
     assert len(emulator.ledger.accepted) == 1
+
+
+async def test_key_is_held_while_a_refusal_is_watched() -> None:
+    """A 429 over a connection that stays open is not certain before its pause is over; nobody is in doubt meanwhile."""
+    refused = answer(429, {"code": 429, "msg": "slow down"}, "Retry-After: 200\r\n")
+    accepted = answer(200, {"code": 200, "msg": "success", "data": {"taskId": "task_1"}})
+    memory = Memory()
+    async with raw_server([refused, accepted]) as server, AsyncExitStack() as stack:
+        flux = [Flux2Session("key", base_url=server.url, coordination=memory) for _ in range(2)]
+        for each in flux:
+            await stack.enter_async_context(each)
+        one = asyncio.create_task(flux[0].submit(REQUEST, key="k"))
+        await until(lambda: server.requests)
+        other = asyncio.create_task(flux[1].submit(REQUEST, key="k"))
+
+        assert (await one).id == (await other).id == "task_1"
+        assert len(server.requests) == 2
+
+
+async def test_key_is_held_while_on_send_takes_its_time() -> None:
+    """An `on_send` that outlasts a reservation leaves nobody in doubt; one that fails then leaves the key free."""
+    for fails in (False, True):
+
+        async def slow(ref: str, *, fails: bool = fails) -> None:
+            await asyncio.sleep(200.0)
+            if fails:
+                raise RuntimeError(ref)
+
+        async with processes(2) as (emulator, (one, other)):
+            first = asyncio.create_task(one.submit(REQUEST, key="k", on_send=slow))
+            await asyncio.sleep(1.0)
+            task = await other.submit(REQUEST, key="k")
+
+            assert isinstance(await error_of(first), RuntimeError) if fails else (await first).id == task.id
+            assert len(emulator.ledger.accepted) == 1
 
 
 async def test_only_who_sends_a_key_says_so() -> None:

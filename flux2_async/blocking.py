@@ -69,15 +69,15 @@ M = TypeVar("M")
 
 NOT_OPEN: Final = "the session is not open; use `with BlockingSession(...)` or open()"
 FORKED: Final = (
-    "the session was opened before this process was forked, and its thread is in the parent process alone; open a new "
-    "session in the child"
+    "the session was opened before this process was forked, and its thread exists in the parent process only; open a "
+    "new session in the child"
 )
 OWN_THREAD: Final = (
     "called in the session's own thread, as by an observer, which would wait for itself; call it in another thread"
 )
 HTTP: Final = (
-    "http: an aiohttp.ClientSession works in its own event loop alone, and this session has one of its own; leave it "
-    "out, and pass connector=... where connections are to be made otherwise"
+    "http: an aiohttp.ClientSession works only in its own event loop, and this session runs another one; leave it "
+    "out, and pass connector=... to say how connections are made"
 )
 END: Final = object()
 

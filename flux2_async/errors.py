@@ -165,7 +165,7 @@ class BudgetExceededError(Flux2Error):
             advice = "Raise the budget to go on"
         super().__init__(
             f"the budget{whose} is {budget.credits:g} credits{window}: {spent:g} are spent, {reserved:g} reserved, and "
-            f"this picture counts with {price:g}, so nothing was sent. {advice}"
+            f"this picture may cost {price:g}, so nothing was sent. {advice}"
         )
         self.budget, self.group = budget, group
         self.spent, self.reserved, self.price, self.retry_after = spent, reserved, price, retry_after

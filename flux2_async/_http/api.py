@@ -126,6 +126,6 @@ class Api:
         file = URL_UPLOAD.meaning(reply)
         if file.url == fields["fileUrl"]:
             raise ProtocolError(
-                "data: no address but the one that was given; upload it again", http_status=reply.status
+                "data: the address that was to be copied came back; upload it again", http_status=reply.status
             )
         return file

@@ -42,8 +42,8 @@ MAYBE_LATER: Final = (408, 425)
 NOT_THE_FOLDER: Final = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 ADVICE_EXPIRED: Final = (
-    "The address is no longer valid (they live about 24 hours) and the service gave no new one; fetch the task's "
-    "record anew, and where its addresses are still refused the picture is deleted"
+    "The address is no longer valid (addresses live about 24 hours) and the service gave no new one; fetch the task's "
+    "record again: if its addresses are refused too, the picture is gone"
 )
 
 
@@ -179,4 +179,4 @@ def _refusal(part: Part, host: str | None, reply: FileReply) -> ApiError:
         error = kind(status, message, status, task_id=part.task_id, advice=ADVICE_EXPIRED)
         error.link_expired = True
         return error
-    return ApiError(status, message, status, task_id=part.task_id, advice="See whether result.urls is right")
+    return ApiError(status, message, status, task_id=part.task_id, advice="Check that result.urls is right")

@@ -49,7 +49,9 @@ async def exchange(
     *,
     middleware: aiohttp.ClientMiddlewareType,
     redact: Redactor,
+    timeout: aiohttp.ClientTimeout,
     deadline: asyncio.Timeout | None = None,
+    within: float | None = None,
     **options: Any,
 ) -> tuple[Reply | None, Failure | None]:
     """Send one request, whatever the settings of the session.
@@ -60,7 +62,9 @@ async def exchange(
         url: Where to.
         middleware: Sees the request before a connection is asked for; adds the key, which no argument carries.
         redact: Takes the key out of texts of the server that are shown.
+        timeout: Bounds it.
         deadline: Ends the exchange, or None.
+        within: The seconds of that deadline.
         **options: Further ones of `aiohttp.ClientSession.request`.
 
     Returns:
@@ -80,6 +84,7 @@ async def exchange(
                 auto_decompress=True,
                 max_line_size=MAX_HEADER,
                 max_field_size=MAX_HEADER,
+                timeout=timeout,
                 **options,
             ) as response,
         ):
@@ -89,7 +94,8 @@ async def exchange(
                     failure = Failure(f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes")
                     break
     except Exception as error:  # noqa: BLE001  a trace of a borrowed session may raise anything, also after the answer
-        failure = Failure(failure_text(error, url.authority), lasting=bars_the_way(error, reached=True))
+        text = failure_text(error, url.authority, timeout, within)
+        failure = Failure(text, lasting=bars_the_way(error, reached=True))
     if response is None:
         return None, failure
     return Reply(response.status, response.headers, bytes(body), redact), failure

@@ -7,20 +7,30 @@ from typing import Final
 import aiohttp
 
 PROXY_WANTS_NO_MORE: Final = frozenset({408, 429})
+PROXY_WANTS_A_LOGIN: Final = 407
 
 
-def failure_text(error: Exception, host: str | None) -> str:
-    """Say what a failed exchange with a host died of."""
+def failure_text(
+    error: Exception, host: str | None, timeout: aiohttp.ClientTimeout | None = None, within: float | None = None
+) -> str:
+    """Say what a failed exchange with a host died of; `within` are the seconds that `timeout` does not say."""
     what = next((words for kind, words in FAILURES.items() if isinstance(error, kind)), "the exchange failed")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        status = getattr(error, "status", 0)
+        what += f" with HTTP {status}" + "; give it a user name and a password" * (status == PROXY_WANTS_A_LOGIN)
+    elif timeout is not None and isinstance(error, TimeoutError):
+        connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
+        seconds = timeout.sock_connect or timeout.connect if connecting else within or timeout.total
+        what = what.replace("in time", f"within {seconds:g} s") if seconds else what
     return f"{what} ({host}: {type(error).__name__})"
 
 
-def connecting_text(error: Exception, host: str | None) -> str:
-    """Say what kept a connection from being made."""
+def connecting_text(error: Exception, host: str | None, seconds: float | None) -> str:
+    """Say what kept a connection from being made within so many seconds."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return f"the connection was closed while it was made, as by a proxy that stops ({host}: {type(error).__name__})"
     if isinstance(error, TimeoutError):
-        return f"{FAILURES[aiohttp.ConnectionTimeoutError]} ({host}: {type(error).__name__})"
+        return f"no connection could be made within {seconds:g} s ({host}: {type(error).__name__})"
     if not isinstance(error, tuple(FAILURES)):
         return f"no connection could be made ({host}: {type(error).__name__})"
     return failure_text(error, host)
@@ -52,7 +62,9 @@ FAILURES: Final[Mapping[type[Exception], str]] = {
     aiohttp.ClientConnectorCertificateError: (
         "the server's certificate is not trusted; check the address, the clock and the certificates of this machine"
     ),
-    aiohttp.ClientSSLError: "no TLS connection could be made; check that the address is right to begin with https://",
+    aiohttp.ClientSSLError: (
+        "no TLS connection could be made; check whether the server speaks TLS, or wants a client certificate"
+    ),
     aiohttp.ClientProxyConnectionError: "the proxy could not be reached",
     aiohttp.ClientHttpProxyError: "the proxy refused the connection",
     aiohttp.ClientConnectorError: "no connection could be made; check the address and the network",

@@ -21,9 +21,7 @@ async def read_file_object(field: str, stream: Any, most: int) -> bytes:
     while len(content) <= most and (chunk := await _chunk(field, stream)):
         content += chunk
     if not content:
-        raise InvalidRequestError(
-            f"{field}: 0 bytes given; where the file object stands at its end, call seek(0) before"
-        )
+        raise InvalidRequestError(f"{field}: 0 bytes given; if the file object stands at its end, call seek(0) first")
     return bytes(content)
 
 
@@ -55,5 +53,5 @@ async def _chunk(field: str, stream: Any) -> bytes:
     if isawaitable(chunk):
         if isinstance(chunk, Coroutine):
             chunk.close()
-        raise InvalidRequestError(f"{field}: a file object to be awaited; pass its content: await file.read()")
+        raise InvalidRequestError(f"{field}: an asynchronous file object given; pass its content: await file.read()")
     raise InvalidRequestError(f"{field}: a file object that gives {type(chunk).__name__}; open it with 'rb'")

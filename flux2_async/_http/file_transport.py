@@ -79,7 +79,8 @@ class FileTransport:
     """
 
     def __init__(self, timeouts: Timeouts, *, private: bool = False, user_agent: str = USER_AGENT) -> None:
-        self._timeouts = timeouts
+        self._limits = aiohttp.ClientTimeout(total=timeouts.download, sock_connect=timeouts.connect)
+        self._seconds = timeouts.download
         self._user_agent = user_agent
         self._private = private
         self._http: aiohttp.ClientSession | None = None
@@ -124,7 +125,7 @@ class FileTransport:
             response.close()
 
     async def _follow(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        deadline = asyncio.get_running_loop().time() + self._timeouts.download
+        deadline = asyncio.get_running_loop().time() + self._seconds
         # An address that the service gives may be private: who runs a service of his own runs it there.
         stays_public = False
         for _ in range(MAX_REDIRECTS + 1):
@@ -152,7 +153,8 @@ class FileTransport:
                 address,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(
-                    total=max(0.001, deadline - asyncio.get_running_loop().time()), sock_connect=self._timeouts.connect
+                    total=max(0.001, deadline - asyncio.get_running_loop().time()),
+                    sock_connect=self._limits.sock_connect,
                 ),
                 allow_redirects=False,
                 middlewares=() if address.user else (_anonymous,),
@@ -164,7 +166,8 @@ class FileTransport:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             reason = getattr(error, "os_error", None)
             is_private = isinstance(reason, _PrivateAddressError)
-            failure = _refused(address.host) if is_private else TransportError(failure_text(error, address.host))
+            told = failure_text(error, address.host, self._limits)
+            failure = _refused(address.host) if is_private else TransportError(told)
         if failure or response is None:
             raise failure or TransportError("no answer came")
         return response
@@ -226,7 +229,7 @@ def _as_given(url: str) -> URL:
         return URL(SplitResult(base.scheme, base.raw_authority, target, "", ""), encoded=True)
     except ValueError:
         pass
-    raise TransportError("a malformed address, or one that is not http(s), was to be fetched")
+    raise TransportError("the address is malformed, or not http(s)")
 
 
 async def _is_public(url: str) -> bool:

@@ -53,8 +53,7 @@ class Picture:
         if _stamp(file) != self.stamp:
             file.close()
             raise InvalidRequestError(
-                f"{self.field}: it was written to while it was uploaded, try again when it is finished"
-                f"{_where(self.source)}"
+                f"{self.field}: it changed while it was uploaded; try again when it is complete{_where(self.source)}"
             )
         return file
 
@@ -114,7 +113,7 @@ def _open(field: str, source: Path | bytes) -> BinaryIO:
     mode = source.stat().st_mode
     # Opening a pipe would wait for its other end.
     if not stat.S_ISREG(mode):
-        given = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        given = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise InvalidRequestError(f"{field}: {given} given, it must be a {picture_names('or')} file{_where(source)}")
     return source.open("rb")
 

@@ -148,6 +148,7 @@ class Post:
             middleware=self._send_fresh,
             redact=self._route.credentials.redact,
             deadline=deadline,
+            within=self._route.seconds,
             timeout=self._route.timeout,
             headers=HEADERS,
             data=self._body,
@@ -202,7 +203,7 @@ class Post:
             return await self._route.connector.open(request, self._route.timeout)
         except Exception as error:
             reached = self._route.connector.reached
-            text = connecting_text(error, request.url.host_port_subcomponent)
+            text = connecting_text(error, request.url.host_port_subcomponent, self._route.timeout.connect)
             lasting, barred = is_lasting(error, reached=reached), bars_the_way(error, reached=reached)
             self._connection = None
             self._unconnected = _never_sent(text, Obstacle.LASTING if lasting else Obstacle.PASSING, barred=barred)
@@ -235,7 +236,7 @@ class Post:
         if self._late:
             return _never_sent("the permit's lease ended before the request could leave", Obstacle.LEASE)
         if self._connection is not None and self._connection.spoiled:
-            told = f"each of {MAX_SPOILED} connections was ended, or spoken on, before it was used"
+            told = f"each of {MAX_SPOILED} connections was closed by the server, or received data, before it was used"
             return _never_sent(told, Obstacle.PASSING)
         # Where it was not even asked for a connection, it is neither the network's doing nor ours.
         return _never_sent(failure, Obstacle.LASTING)

@@ -156,14 +156,15 @@ class Slots(Turnstile[None]):
         self.release(group, early=True)
 
     def _too_late(self, waiter: Waiter[None], _now: float, /) -> RateLimitedError:
-        what = f"{self.borrowed} tasks are running and max_running is {self._max_running}"
+        what, bound = f"{self.borrowed} tasks are running and max_running is {self._max_running}", "max_running"
         if self._is_kept_back(waiter.group):
-            what = f"max_running_per_group is {self._per_group}, and group {waiter.group!r} has so many tasks"
+            bound = "max_running_per_group"
+            what = f"{bound} is {self._per_group}, and group {waiter.group!r} has so many tasks"
         return RateLimitedError(
             429,
             f"no slot became free: {what}",
             advice=f"Nothing was sent within max_wait={waiter.max_wait:g} s; try again when tasks have "
-            "finished, or raise max_wait or max_running",
+            f"finished, or raise max_wait or {bound}",
         )
 
 

@@ -22,8 +22,8 @@ from flux2_async.errors import AmbiguousSubmitError, ApiError, RateLimitedError,
 from flux2_async.models import Request
 
 UNCLEAR: Final = (
-    "the task may exist and cost money, so it was not sent again; look into the task log of your account before you "
-    "submit it anew"
+    "the task may exist and cost money, so it was not sent again; check the task log of your account before you "
+    "submit it again"
 )
 
 _BLAMES_THE_SERVER: Final = re.compile(r"server exception|internal|try again", re.IGNORECASE)

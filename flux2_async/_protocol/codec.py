@@ -215,7 +215,10 @@ def decode_envelope(reply: Reply, task_id: str | None = None) -> Envelope:
         body = None
     # Raised out here, so that no error carries the parser's, which holds the whole body.
     if not isinstance(body, dict):
-        text = f"HTTP {reply.status} with {len(reply.body)} bytes that are not a JSON object; try again"
+        size = len(reply.body)
+        text = (
+            f"HTTP {reply.status} with {size} bytes that are no JSON object; try again, or check that base_url is right"
+        )
         raise ProtocolError(text, http_status=reply.status, task_id=task_id)
     code = code_of(body)
     if code is None:

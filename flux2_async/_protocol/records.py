@@ -70,7 +70,7 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
     """
     named = task_id_of(data)
     if task_id is not None and named not in (None, task_id):
-        raise ProtocolError("data.taskId: the record of another task came; look again", task_id=task_id)
+        raise ProtocolError("data.taskId: the record of another task came; poll again", task_id=task_id)
     payload, extra = _sorted_out(data)
     if task_id or named:
         payload["taskId"] = task_id or named
@@ -94,7 +94,7 @@ def _record_without_unreadable(
         reasons = {FIELDS[note.name]: _reason(each) for each, note in error.group_exceptions()[0]}
     essential = [f"data.{key}{reasons[key]}" for key in sorted(reasons.keys() & _ESSENTIAL)]
     if essential:
-        raise ProtocolError(f"{', '.join(essential)}; look again", task_id=task_id)
+        raise ProtocolError(f"{', '.join(essential)}; poll again", task_id=task_id)
     readable = {key: value for key, value in payload.items() if key not in reasons}
     return read_record(readable | {"extra": redacted(extra | _unreadable(data, reasons))})
 
@@ -122,7 +122,7 @@ def task_error(record: TaskRecord) -> TaskError | None:
             return None
         unread = unread_addresses(record)
         names = f"names {unread} addresses that cannot be read" if unread else "names no file"
-        text = f"task {record.task_id} succeeded and {names}; see the record, and the account's log for the file"
+        text = f"task {record.task_id} succeeded and {names}; see error.record and the task log of your account"
         return EmptyResultError(text, record=record)
     if record.state is not TaskState.FAIL:
         return None
@@ -130,7 +130,8 @@ def task_error(record: TaskRecord) -> TaskError | None:
     text = f"task {record.task_id} failed: {record.fail_code or 'no code'}: {words.rstrip('.')}"
     if _MODERATION.search(f"{record.fail_code} {record.fail_message}"[:MAX_SEARCHED]):
         return ContentModeratedError(f"{text}. Change the prompt or the pictures", record=record)
-    return TaskFailedError(f"{text}. It costs nothing; submit it again if you like", record=record)
+    cost = f"It cost {record.credits_consumed:g} credits" if record.credits_consumed else "It costs nothing"
+    return TaskFailedError(f"{text}. {cost}; submit it again if you like", record=record)
 
 
 def unread_addresses(record: TaskRecord) -> int:

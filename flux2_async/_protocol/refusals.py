@@ -26,17 +26,18 @@ from flux2_async.errors import (
 from flux2_async.models.plain import is_number
 
 _CHANGE_REQUEST: Final = "Nothing was created; change the request as the text says"
+_CHANGE_CALL: Final = "Correct what the call was given, as the text says"
 _LATER: Final = "Try again later"
 _FOREIGN: Final = (
-    "Nothing was created, and the answer has no `code` of the API: check base_url, and what is on the way there, such "
-    "as a gateway that wants a client certificate"
+    "The answer has no `code` of the API: check base_url, and what is on the way there, such as a gateway that wants a "
+    "client certificate"
 )
 _FOREIGN_SIZE: Final = (
-    "The answer has no `code` of the API: a proxy on the way takes no body of this size, while the API takes pictures "
-    "of up to 10 MB"
+    "The answer has no `code` of the API: a proxy on the way takes no body of this size; raise its limit"
 )
+_FOREIGN_LOGIN: Final = "The answer has no `code` of the API, so a gateway on the way may want a login of its own"
 _LOWER_RATE: Final = "Nothing was created; lower rate_limit if this comes often"
-_REDIRECT: Final = "Let base_url name the address to which this one redirects"
+_REDIRECT: Final = "Set base_url, or upload_url for uploads, to the address to which this one redirects"
 
 
 class Proof(Enum):
@@ -73,7 +74,7 @@ class Meaning:
 
 
 _MEANINGS: Final[Mapping[int, Meaning]] = {
-    400: Meaning(RequestRejectedError, _CHANGE_REQUEST, Proof.REFUSED),
+    400: Meaning(RequestRejectedError, _CHANGE_CALL, Proof.REFUSED),
     401: Meaning(
         AuthenticationError,
         "Check the key and its list of allowed addresses (Apikley: APIKLEY_API_KEY, https://app.apikley.ru/keys)",
@@ -83,14 +84,9 @@ _MEANINGS: Final[Mapping[int, Meaning]] = {
     403: Meaning(ApiError, "Check that base_url names the API; a firewall or proxy on the way may have refused it"),
     404: Meaning(NotFoundError, "Check that base_url names the API", Proof.REFUSED),
     405: Meaning(ApiError, "Check that base_url and upload_url name the API", Proof.REFUSED),
-    408: Meaning(
-        ApiError,
-        "The model gave no result in time; that costs nothing, submit it again",
-        transient=True,
-        ends_task=True,
-    ),
-    413: Meaning(RequestRejectedError, "Send a smaller file, at most 10 MB", Proof.REFUSED),
-    422: Meaning(RequestRejectedError, _CHANGE_REQUEST, Proof.REFUSED),
+    408: Meaning(ApiError, _LATER, transient=True, ends_task=True),
+    413: Meaning(RequestRejectedError, "The service takes no file of this size; send a smaller one", Proof.REFUSED),
+    422: Meaning(RequestRejectedError, _CHANGE_CALL, Proof.REFUSED),
     425: Meaning(ApiError, transient=True),
     429: Meaning(RateLimitedError, _LOWER_RATE, Proof.REFUSED_IN_ANY_STATE),
     430: Meaning(RateLimitedError, _LOWER_RATE, Proof.REFUSED),
@@ -100,17 +96,14 @@ _MEANINGS: Final[Mapping[int, Meaning]] = {
         Proof.REFUSED,
     ),
     451: Meaning(
-        ApiError, "The service could not fetch a picture; pass a local file so that it is uploaded", ends_task=True
+        ApiError,
+        "The service could not fetch a picture; check its address, or pass a local file so that it is uploaded",
+        ends_task=True,
     ),
     455: Meaning(MaintenanceError, _LATER, Proof.REFUSED_IN_ANY_STATE),
     499: Meaning(ApiError, transient=True),
     500: Meaning(ServerError, _LATER, Proof.PARAMETER_OR_FAULT),
-    501: Meaning(
-        ServerError,
-        "The generation failed; that costs nothing, submit it again",
-        Proof.PARAMETER_OR_FAULT,
-        ends_task=True,
-    ),
+    501: Meaning(ServerError, _LATER, Proof.PARAMETER_OR_FAULT, ends_task=True),
     505: Meaning(
         FeatureDisabledError, "Use another model, or ask the service when it comes back", Proof.REFUSED_IN_ANY_STATE
     ),
@@ -159,11 +152,13 @@ def refusal(
         advice = f"Check the task id and the account. {advice}"
     elif meaning.kind is RateLimitedError and not creating:
         advice = _LATER
-    elif code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and (foreign or creating):
-        # No file is sent with createTask.
-        advice = _FOREIGN_SIZE if foreign else _CHANGE_REQUEST
+    elif foreign and meaning.kind is AuthenticationError:
+        advice = f"{advice}. {_FOREIGN_LOGIN}"
     elif foreign and meaning.kind is RequestRejectedError:
-        advice = _FOREIGN
+        advice = _FOREIGN_SIZE if code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else _FOREIGN
+    elif meaning.kind is RequestRejectedError and creating:
+        # No file is sent with createTask.
+        advice = _CHANGE_REQUEST
     text = without_signature(message) or "no reason given"
     more = {"retry_after": retry_after} if issubclass(meaning.kind, RateLimitedError) else {}
     error = meaning.kind(code, text, http_status, task_id=task_id, advice=advice, **more)

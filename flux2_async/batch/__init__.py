@@ -4,7 +4,7 @@
         async for outcome in run_batch(flux, requests, journal="run.db", directory="results/"):
             print(outcome.id, outcome.state, outcome.files)
 
-Run again with the same journal it goes on where it stopped: nothing is paid twice, and no paid picture is lost.
+Run again with the same journal, it continues where it stopped: nothing is paid twice, and no paid picture is lost.
 """
 
 import sys

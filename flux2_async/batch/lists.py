@@ -66,9 +66,9 @@ def _array_rows(file: TextIO) -> Iterator[tuple[int, object]]:
         raise InvalidRequestError(f"not {_encoding(file)} ({error})") from None
     except json.JSONDecodeError as error:
         advice = "; with a JSON object a line, name the file .jsonl" if error.msg == "Extra data" else ""
-        raise InvalidRequestError(f"no JSON ({error}){advice}") from None
+        raise InvalidRequestError(f"not JSON ({error}){advice}") from None
     except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"no JSON ({error})") from None
+        raise InvalidRequestError(f"not JSON ({error})") from None
     if not isinstance(items, list):
         raise InvalidRequestError(f"a JSON array of requests must stand here, not {kind_of(items)}")
     yield from enumerate(items, start=1)
@@ -80,7 +80,7 @@ def _json(line: str) -> object:
     except InvalidRequestError as error:
         return error
     except (ValueError, RecursionError) as error:
-        return InvalidRequestError(f"no JSON ({error})")
+        return InvalidRequestError(f"not JSON ({error})")
 
 
 def _object_or_error(pairs: list[tuple[str, Any]]) -> object:
@@ -93,7 +93,7 @@ def _object_or_error(pairs: list[tuple[str, Any]]) -> object:
 
 
 def _constant_error(name: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name} given, which is no JSON")
+    return InvalidRequestError(f"{name} given, which is not JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _next(reader: Any) -> list[str] | InvalidRequestError | None:
     try:
         row: list[str] | None = next(reader, None)
     except csv.Error as error:
-        return InvalidRequestError(f"no CSV ({error})")
+        return InvalidRequestError(f"not CSV ({error})")
     return row
 
 

@@ -152,8 +152,8 @@ class Batch:
         settings = flux.callback_settings
         if settings is not None and not settings.lasting:
             raise ConfigurationError(
-                "callbacks: a batch outlives its process, so that the next one must be able to check the addresses of "
-                "this one; give a secret: Callbacks(url, secret=...)"
+                "callbacks: the next run must be able to check the callbacks of this one, so give a secret: "
+                "Callbacks(url, secret=...)"
             )
         # Nothing is to be paid for that cannot be saved.
         await anyio.to_thread.run_sync(prepare_folder, self._directory / "images")
@@ -207,9 +207,9 @@ def run_batch(
         journal: The file, made when it is missing, or an open `Journal`.
         directory: The folder of the results, made when it is missing: pictures in `images/`, and `results.jsonl`.
         max_running: Requests worked on at once. None: as many as the session runs tasks, and 32 to wait and download.
-        limit: Only the first so many requests. None: all.
+        limit: Only the first `limit` requests. None: all.
         shuffle: Send in a random order, the same one in every run; with `limit` a random choice.
-        max_tasks: Take at most so many requests from the queue in this run. None: all.
+        max_tasks: Take at most this many requests from the queue in this run. None: all.
         max_credits: Credits that the whole batch may cost, in all its runs. What is running or unknown counts with the
             most that such a picture has cost so far (24 before one has told), and until the first of a kind has told,
             the others wait. None: no cap.

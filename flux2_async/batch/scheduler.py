@@ -174,8 +174,8 @@ class Scheduler:
         while not spending.allows(row.kind):
             if len(self._workers) == len(self.state.searching):
                 self.state.stopped = (
-                    f"max_credits={cap:g}: {spending.spent:g} are spent, {spending.reserved:g} may be for what is "
-                    f"running or unknown, and one more picture counts with {spending.price(row.kind):g}"
+                    f"max_credits={cap:g}: {spending.spent:g} are spent, {spending.reserved:g} reserved for what is "
+                    f"running or unknown, and one more picture may cost {spending.price(row.kind):g}"
                 )
                 return False
             self.state.pricing = " ".join(row.kind) if spending.waits_for_price(row.kind) else None

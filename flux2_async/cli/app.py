@@ -16,14 +16,14 @@ app: App = App(
     version=VERSION,
     help=(
         "Flux-2 pictures from the command line. Start with `flux2 demo`, which needs no account.\n\n"
-        "The account is APIKLEY_API_KEY of the environment; APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL lead to another "
-        "address, APIKLEY_CALLBACK_SECRET signs callbacks. FLUX2_SERVICE=kie is kie.ai, with KIE_API_KEY.\n\n"
-        "--verbose, anywhere, writes what the session logs to stderr.\n\n"
+        "The key is read from the environment variable APIKLEY_API_KEY. APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL set "
+        "other addresses, APIKLEY_CALLBACK_SECRET signs callbacks. FLUX2_SERVICE=kie uses kie.ai, with KIE_API_KEY.\n\n"
+        "--verbose, anywhere, writes the session's log to stderr.\n\n"
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
     ),
     help_format="plaintext",
 )
-app.register_install_completion_command(help="Write the completion of this shell's words, for its next start.")
+app.register_install_completion_command(help="Install completion for this shell; it works in new terminals.")
 
 
 def _register(place: str, text: str, name: str | None = None) -> None:
@@ -41,23 +41,23 @@ _register(
 )
 _register(
     "commands:edit",
-    """Make a picture out of words and pictures.
+    """Make a picture from words and pictures.
 
     Example: flux2 edit "Put the cat on the sofa" cat.png sofa.jpg -o out.png
     """,
 )
 _register(
     "commands:generate",
-    """Make a picture out of words.
+    """Make a picture from words.
 
     Example: flux2 generate "A lighthouse at dawn" --aspect-ratio 16:9 -o out.png
     """,
 )
 _register(
     "commands:batch",
-    """Make many pictures; the same command again goes on where it stopped, after whatever stopped it.
+    """Make many pictures; the same command again continues where it stopped, whatever stopped it.
 
-    A list has a request a line: prompt, images, aspect_ratio, resolution, tier, model, id; other columns are kept. A
+    A list has one request per line: prompt, images, aspect_ratio, resolution, tier, model, id; other columns are kept. A
     model that is not Flux-2 is named by model and input, see `flux2 docs services`.
     Ctrl-C once stops sending and waits for what runs, twice stops at once. Exit code 1 when a picture is missing.
 
@@ -76,7 +76,7 @@ _register(
     "commands:decide",
     """List the requests of a batch that may have been accepted, and say what became of each.
 
-    On a terminal each is asked for; a script says it with --task and --never-made, which may be given several times.
+    On a terminal it asks about each; a script says it with --task and --never-made, which may be given several times.
     What is not decided stays as it is. The next run of `flux2 batch` acts on it. Exit code 1 while some are left.
 
     Example: flux2 unknown results/ --task shot-5=281e5b0f9a --never-made shot-6
@@ -85,19 +85,19 @@ _register(
 )
 _register(
     "commands:status",
-    """Tell where a task is; with --wait or -o go on with it as if it was made just now.
+    """Show the state of a task; with --wait or -o wait for its picture and save it.
 
     Exit code 1 when the task failed.
     """,
 )
 _register(
     "commands:balance",
-    """Tell the account's balance.""",
+    """Show the account's balance.""",
     name="credits",
 )
 _register(
     "commands:doctor",
-    """Check the key, the balance, the addresses, the clock and the way of callbacks; costs nothing.
+    """Check the key, the balance, the addresses, the clock and callbacks; costs nothing.
 
     Exit code 1 when a check fails.
     """,
@@ -106,8 +106,8 @@ _register(
     "commands:emulator",
     """Run the service on this machine, for trying programs without an account; Ctrl-C ends it.
 
-    It admits 20 new tasks in any 10 seconds and answers 429 to the rest, as the real one does. A browser shows at its
-    address what happens, ends tasks and cuts connections; /ledger is what it accepted and charged, as JSON.
+    It admits 20 new tasks in any 10 seconds and answers 429 to the rest, as the real one does. A browser at its
+    address shows what happens, ends tasks and cuts connections; /ledger is what it accepted and charged, as JSON.
 
     Example: flux2 emulator --duration 3 --moderate 0.1 --fault createTask:cut_after
     """,
@@ -130,7 +130,7 @@ _register(
 )
 _register(
     "documents:recipe",
-    """Print a whole program to begin with; without a name, list what there is.
+    """Print a whole program to start from; without a name, list them.
 
     Example: flux2 recipe fastapi > app.py
     """,

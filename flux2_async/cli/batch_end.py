@@ -91,7 +91,7 @@ def _summary(end: End) -> str:
     parts = [counted(progress.total, "request"), f"{progress.done} done"]
     counts = {
         "not downloaded": progress.not_downloaded if end.downloading else 0,
-        "no longer to be had": progress.expired,
+        "no longer available": progress.expired,
         "failed": progress.failed,
         "unknown": progress.unknown,
         "at the service": progress.running + progress.sending,
@@ -122,7 +122,7 @@ def _advice(end: End, journal: Path) -> list[str]:
         found.append(f"Stopped by {option} {why}.")
     if progress.unknown:
         found.append(
-            "Unknown requests may have been paid: look into the task log of your account, and say what became of each "
+            "Unknown requests may have been paid: check the task log of your account, and say what became of each "
             f"with: {_unknown(end.folder, journal)}. --retry-unknown sends all of them again, which may pay twice."
         )
     if progress.failed:

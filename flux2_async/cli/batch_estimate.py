@@ -82,7 +82,7 @@ def _source(kind: KindEstimate) -> str:
 
 def _hours(estimate: BatchEstimate, limit: RateLimit | None) -> str:
     least, most = (_span(seconds) for seconds in estimate.seconds)
-    pace = "without a limit of our own" if limit is None else f"at {limit.limit} in any {limit.period:g} s"
+    pace = "without a limit on this side" if limit is None else f"at {limit.limit} in any {limit.period:g} s"
     return f"about {least if least == most else f'{least} to {most}'}, {pace}"
 
 
@@ -103,7 +103,9 @@ def _advice(estimate: BatchEstimate, options: BatchOptions) -> list[str]:
         if "/flex-" in k.model
     )
     if pro < flex:
-        found.append(f"flex, the usual tier, is the dear one: as pro these {flex:.10g} credits would be {pro:.10g}.")
+        found.append(
+            f"flex, the default tier, is the expensive one: as pro these {flex:.10g} credits would be {pro:.10g}."
+        )
     if options.max_credits is not None and estimate.spent + estimate.credits > options.max_credits:
         found.append(f"--max-credits {options.max_credits:g} will stop it before its end.")
     return found

@@ -34,21 +34,22 @@ class BatchOptions:
     )
     prompt: Annotated[str | None, Parameter(help="What to do with each picture, where pictures are given.")] = None
     journal: Annotated[Path | None, Parameter(help="The journal's file; run.db in the folder without it.")] = None
-    limit: Annotated[int | None, Parameter(help="Only the first so many requests.")] = None
+    limit: Annotated[int | None, Parameter(help="Only the first N requests.")] = None
     shuffle: Annotated[
         bool, Parameter(negative="", help="Send in a random order, the same in every run; with --limit a sample.")
     ] = False
-    max_tasks: Annotated[int | None, Parameter(help="Start at most so many tasks now; the next run goes on.")] = None
+    max_tasks: Annotated[int | None, Parameter(help="Start at most N tasks in this run; the next run goes on.")] = None
     max_credits: Annotated[
-        float | None, Parameter(help="The whole batch may cost so much; what is running or unknown counts as well.")
+        float | None,
+        Parameter(help="Credits that the whole batch may cost; what is running or unknown counts as well."),
     ] = None
     max_failed: Annotated[
         float | None,
-        Parameter(help="Send nothing more when a larger share of 20 or more requests has failed, such as 0.2."),
+        Parameter(help="Stop sending when more than this share of 20 or more requests has failed, such as 0.2."),
     ] = None
     dry_run: Annotated[
         bool,
-        Parameter(negative="", help="Send nothing and change nothing; tell the requests, the credits and the hours."),
+        Parameter(negative="", help="Send nothing and change nothing; show the requests, the credits and the hours."),
     ] = False
     max_running: Annotated[int | None, Parameter(help="Requests worked on at once.")] = None
     task_timeout: Annotated[
@@ -66,7 +67,7 @@ class BatchOptions:
         str | None,
         Parameter(help=f"The public address that leads to --callback-listen; the secret is taken from {SECRET}."),
     ] = None
-    callback_listen: Annotated[str | None, Parameter(help="HOST:PORT to listen at for callbacks.")] = None
+    callback_listen: Annotated[str | None, Parameter(help="HOST:PORT to listen on for callbacks.")] = None
 
     def as_taken_by(self, function: Callable[..., object]) -> dict[str, Any]:
         """Give the options that a function has under the same names."""

@@ -62,7 +62,7 @@ def edit(
 
     def request() -> ImageToImage:
         if not images:
-            raise UsageError("edit: no picture given; name one behind the prompt, or use flux2 generate")
+            raise UsageError("edit: no picture given; name one after the prompt, or use flux2 generate")
         return ImageToImage(prompt, images=images, **shape.fields("auto"))
 
     return _make(request, service, output, timeout, machine=json)
@@ -110,7 +110,7 @@ def show(
     folder: Annotated[Path, Parameter(help="The folder that flux2 batch was given as --out.")] = Path("results"),
     /,
     *,
-    serve: Annotated[bool, Parameter(negative="", help="Show the page while the batch runs; its rows arrive.")] = False,
+    serve: Annotated[bool, Parameter(negative="", help="Serve the page; rows appear while the batch runs.")] = False,
     host: Annotated[str, Parameter(help="The address to listen on, with --serve.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="0 takes a free one; with --serve.")] = 8766,
     title: Annotated[str, Parameter(help="The page's headline.")] = TITLE,
@@ -137,7 +137,8 @@ def decide(
         Parameter(negative="", help="ID: the request was certainly not accepted, so that it is sent again."),
     ] = (),
     check: Annotated[
-        bool, Parameter(help="Where there is a key, look whether the service knows a task and made it of that prompt.")
+        bool,
+        Parameter(help="Where there is a key, check that the service knows the task and made it from that prompt."),
     ] = True,
     journal: Annotated[Path | None, Parameter(help="The journal's file; run.db in the folder without it.")] = None,
     json: Json = False,
@@ -222,7 +223,7 @@ def emulator(
     port: Annotated[int, Parameter(help="0 takes a free one.")] = 8765,
     host: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
     options: EmulatorOptions = EmulatorOptions(),  # noqa: B008  frozen
-    log: Annotated[bool, Parameter(help="Tell each request in a line on stderr.")] = True,
+    log: Annotated[bool, Parameter(help="Write a line on stderr for each request.")] = True,
     json: Json = False,
 ) -> int:
     """Run `flux2 emulator`."""
@@ -236,7 +237,7 @@ def mcp(
     out: Annotated[Path, Parameter(help="The folder for the pictures.")] = Path("~/flux2-pictures"),
     max_credits: Annotated[
         float | None,
-        Parameter(help="Spend at most so many in any 24 hours, also when the server is started anew."),
+        Parameter(help="Credits to spend at most in any 24 hours, restarts included."),
     ] = None,
     service: Service = Service(),  # noqa: B008  frozen
 ) -> int:

@@ -84,7 +84,7 @@ async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> _Answe
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         # What is said there of what to do is said here with more.
         reason = next(words for kind, words in FAILURES.items() if isinstance(error, kind)).partition(";")[0]
-        return _Answer(Check(name, f"{host}: {reason}", "look at the address, the network and the proxy settings"))
+        return _Answer(Check(name, f"{host}: {reason}", "check the address, the network and the proxy settings"))
     if status >= 500:  # noqa: PLR2004  HTTP's own class
         check = Check(name, f"{host} answers HTTP {status}", "the service has a problem; try again later")
     else:
@@ -100,7 +100,7 @@ def clock_skew(date: str) -> float | None:
 
 def _clock(answer: _Answer) -> Check:
     if answer.skew is None:
-        return Check("clock", "no answer told the time", "make the addresses reachable, then look again")
+        return Check("clock", "no answer told the time", "make the addresses reachable, then try again")
     if abs(answer.skew) > MAX_SKEW:
         direction = "ahead of" if answer.skew > 0 else "behind"
         detail = f"this clock is {abs(answer.skew):.0f} s {direction} the server's"
@@ -115,11 +115,13 @@ async def _account(http: aiohttp.ClientSession) -> AsyncIterator[Check]:
         try:
             balance = await flux.credits()
         except AuthenticationError as error:
-            advice = "copy the key again from https://app.apikley.ru/keys, and look at its list of allowed addresses"
+            apikley = " from https://app.apikley.ru/keys" if named_service() is None else ""
+            advice = f"copy the key again{apikley} into {key_variable()}, and check its list of allowed addresses"
             yield Check("account", f"the key is not accepted ({error.code}: {error.message})", advice)
             return
         except (NotFoundError, ProtocolError) as error:
-            yield Check("account", f"no answer of the API ({error})", "correct APIKLEY_BASE_URL")
+            advice = "correct APIKLEY_BASE_URL" if named_service() is None else "try again later"
+            yield Check("account", f"no answer of the API ({error})", advice)
             return
         except Flux2Error as error:
             yield Check("account", f"the balance cannot be read: {error}", "try again later")

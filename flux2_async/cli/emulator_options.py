@@ -17,7 +17,7 @@ class EmulatorOptions:
 
     limit: Annotated[
         str,
-        Parameter(help="Admit N new tasks in any so many seconds, written N/SECONDS, or none: all of them."),
+        Parameter(help="Admit N new tasks in any SECONDS seconds, written N/SECONDS; none: all of them."),
     ] = "20/10"
     policy: Annotated[Literal["sliding", "fixed", "bucket", "counter"], Parameter(help="How --limit is counted.")] = (
         "sliding"
@@ -26,7 +26,7 @@ class EmulatorOptions:
         "seconds"
     )
     duration: Annotated[float, Parameter(help="Seconds that a task takes; inf waits for the button of the page.")] = 8.0
-    moderate: Annotated[float, Parameter(help="The share of tasks that moderation ends, 0 to 1.")] = 0.0
+    moderate: Annotated[float, Parameter(help="The share of tasks that moderation refuses, 0 to 1.")] = 0.0
     fail: Annotated[float, Parameter(help="The share of tasks that fail, 0 to 1.")] = 0.0
     empty: Annotated[float, Parameter(help="The share of tasks that succeed without a picture, 0 to 1.")] = 0.0
     fail_code: Annotated[str | None, Parameter(help="failCode of a task that fails.")] = None
@@ -62,7 +62,7 @@ class EmulatorOptions:
         float | None, Parameter(help="Credits that a task costs; without it upstream's price of its model.")
     ] = None
     credits: Annotated[float, Parameter(help="The balance at the start.")] = CREDITS
-    pictures: Annotated[int, Parameter(help="Pictures of a task.")] = 1
+    pictures: Annotated[int, Parameter(help="Pictures per task.")] = 1
     hidden_for: Annotated[float, Parameter(help="Seconds in which recordInfo does not know a new task.")] = 0.0
     hidden_style: Annotated[Literal["422", "null", "404"], Parameter(help="What recordInfo answers then.")] = "422"
     record_lag: Annotated[float, Parameter(help="Seconds for which recordInfo does not show a task's end.")] = 0.0
@@ -77,7 +77,7 @@ class EmulatorOptions:
         tuple[str, ...],
         Parameter(
             negative="",
-            help="A model that is taken besides those of Flux-2 and what a task of it costs, written ID:CREDITS; its "
+            help="A model accepted besides those of Flux-2, and the price of its tasks, written ID:CREDITS; its "
             "input is not looked into. May be given several times.",
         ),
     ] = ()
@@ -100,7 +100,9 @@ class EmulatorOptions:
     ] = ("createTask", "recordInfo", "credit", "download-url", "upload", "file")
     upload_life: Annotated[float, Parameter(help="Seconds that an uploaded file is kept.")] = 3 * 86400.0
     result_life: Annotated[float, Parameter(help="Seconds that the address of a result is good for.")] = 86400.0
-    file_life: Annotated[float, Parameter(help="Seconds that a result can be had through download-url.")] = 14 * 86400.0
+    file_life: Annotated[float, Parameter(help="Seconds for which download-url gives a link to a result.")] = (
+        14 * 86400.0
+    )
     link_life: Annotated[float, Parameter(help="Seconds that a link of download-url is good for.")] = 1200.0
     download_url_spaces: Annotated[
         bool, Parameter(negative="", help="Addresses of uploads have raw spaces, as seen upstream.")

@@ -66,7 +66,7 @@ Prompt: TypeAlias = Annotated[str, "What the picture shows, 3 to 5000 characters
 Images: TypeAlias = Annotated[
     list[str], "1 to 8 pictures to work from: http(s) addresses, or paths of JPEG, PNG or WebP files."
 ]
-Model: TypeAlias = Annotated[Tier, "The model; flex is the dearer one, see estimate."]
+Model: TypeAlias = Annotated[Tier, "The model; flex is the more expensive one, see estimate."]
 Seconds: TypeAlias = Annotated[float, "Seconds to wait for the picture; 0 gives the task's id as soon as there is one."]
 RequestId: TypeAlias = Annotated[
     str | None,
@@ -149,7 +149,7 @@ class Agent:
         request_id: RequestId = None,
         wait_seconds: Seconds = WAIT,
     ) -> ToolResult:
-        """Make a picture out of words. Costs credits, once, however often the same call is made within 24 hours.
+        """Make a picture from words. Costs credits, once, however often the same call is made within 24 hours.
 
         Gives the saved file, the address and a resource of the picture; or, where it is not finished within
         `wait_seconds`, the task's id for `wait`.
@@ -170,7 +170,7 @@ class Agent:
         request_id: RequestId = None,
         wait_seconds: Seconds = WAIT,
     ) -> ToolResult:
-        """Make a picture out of words and pictures. Costs credits, once, however often the same call is made.
+        """Make a picture from words and pictures. Costs credits, once, however often the same call is made.
 
         Gives the same as `generate`. A file that was changed since makes another call of it.
         """
@@ -201,7 +201,7 @@ class Agent:
         }
 
     async def credits(self) -> dict[str, float]:
-        """Tell the account's balance in credits."""
+        """Show the account's balance in credits."""
         with _told():
             return {"credits": await self.flux.credits()}
 

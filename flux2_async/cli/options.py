@@ -33,13 +33,13 @@ NO_KEY: Final = (
     "or without an "
 )
 EMULATE: Final = "account add --emulate, which uses the embedded emulator"
-EMULATOR: Final = "account start `flux2 emulator` in another terminal and set what it prints"
+EMULATOR: Final = "account start `flux2 emulator` in another terminal and set the variables that it prints"
 
 RateLimitText: TypeAlias = Annotated[
     str,
     Parameter(
         name="--rate-limit",
-        help="At most N new tasks in any so many seconds, written N/SECONDS, or none: no limit of our own.",
+        help="At most N new tasks in any SECONDS seconds, written N/SECONDS; none: no limit on this side.",
     ),
 ]
 Json: TypeAlias = Annotated[
@@ -65,7 +65,7 @@ class Shape:
 
     aspect_ratio: Annotated[
         str | None,
-        Parameter(help=f"{', '.join(RATIOS)}, or with pictures auto. Without it: auto for edit, 1:1 for generate."),
+        Parameter(help=f"{', '.join(RATIOS)}, or with pictures auto. Without it: auto with pictures, 1:1 without."),
     ] = None
     resolution: Annotated[str, Parameter(help=f"{' or '.join(RESOLUTIONS)}.")] = "1K"
     tier: Annotated[str, Parameter(help=f"{' or '.join(TIERS)}.")] = "flex"

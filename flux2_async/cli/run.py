@@ -30,7 +30,7 @@ from flux2_async.tasks.handle import ImageTask
 
 SLOW: Final = 3.0
 ENDED: Final = "the emulated service ended with this command"
-LOOK_FIRST: Final = "look into the task log of your account before you run this again, or you may pay twice"
+LOOK_FIRST: Final = "check the task log of your account before you run this again, or you may pay twice"
 
 
 @attrs.define

@@ -103,7 +103,7 @@ async def _check(screen: Screen, journal: Journal, found: Mapping[str, str]) -> 
                 raise InvalidRequestError(f"{error}; {NEVERTHELESS}") from None
             except (ApiError, TransportError) as error:
                 screen.note(
-                    f"task {task_id} could not be looked at ({one_line(str(error))}); it is taken as given", "yellow"
+                    f"task {task_id} could not be checked ({one_line(str(error))}); it is taken as given", "yellow"
                 )
                 continue
             if (prompt := _other_prompt(record, wanted[name])) is not None:
@@ -200,7 +200,7 @@ def _tell_end(screen: Screen, decided: int, left: int, *, ask: bool) -> None:
         screen.note("no request is unknown")
     elif not ask:
         screen.note(
-            f"{counted(left, 'request')} may have been accepted: look into the task log of your account, and say what "
+            f"{counted(left, 'request')} may have been accepted: check the task log of your account, and say what "
             "became of each with --task ID=TASK_ID or --never-made ID"
         )
 

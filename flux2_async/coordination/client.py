@@ -271,7 +271,7 @@ class SharedKey:
                     continue
                 raise AmbiguousSubmitError(
                     f"another process sent createTask under key {self._key!r}, and nobody knows whether the service "
-                    "accepted it; recover(ref), or look at the account's log before submitting under another key",
+                    "accepted it; call recover(ref), or check the task log of your account before you use another key",
                     request=self._request,
                     ref=entry.ref,
                 )

@@ -153,7 +153,9 @@ class SharedLimiter(Gate):
         return self._fallback.quota.ready_at(now) if self._fallback.quota else self._ask_at
 
     def _used_up(self) -> str:
-        return "the limit that several processes share is used up"
+        rate = self._terms.rate
+        told = f" of {self.learned_limit or rate.limit} per {rate.period:g} s" if rate else ""
+        return f"the limit{told} that several processes share is used up"
 
     # --- Asking ---
 
@@ -284,6 +286,6 @@ class SharedLimiter(Gate):
 
 def _away() -> CoordinationError:
     return CoordinationError(
-        "the shared state of this account cannot be asked, and on_failure='fail' forbids to go on without it; nothing "
-        "was sent"
+        "the shared state of this account cannot be asked, and on_failure='fail' does not allow going on without it; "
+        "nothing was sent"
     )

@@ -188,7 +188,7 @@ def _content(name: str, image: Buffer) -> bytes:
     except ValueError as error:
         raise InvalidRequestError(f"{name}: the {type(image).__name__} cannot be read ({error})") from None
     if not content and isinstance(image, io.BytesIO) and image.tell():
-        raise InvalidRequestError(f"{name}: the BytesIO stands at its end, call seek(0) before")
+        raise InvalidRequestError(f"{name}: the BytesIO stands at its end, call seek(0) first")
     return content
 
 

@@ -190,7 +190,7 @@ def _unpacked(incoming: Incoming, body: bytes | None) -> bytes:
     packing = [word for word in words if word not in ("", "identity")]
     if packing and packing not in (["gzip"], ["x-gzip"], ["deflate"]):
         # As aiohttp does by itself where it does not know a coding.
-        _refuse(HTTPStatus.BAD_REQUEST, "the body is packed in another way than gzip or deflate")
+        _refuse(HTTPStatus.BAD_REQUEST, "the body is compressed, but not by gzip or deflate")
     if body is None:
         _refuse(HTTPStatus.BAD_REQUEST, "the body was cut short")
     if not packing or (incoming.unpacks and body[:1] in _BEGINS_JSON):

@@ -1,6 +1,6 @@
 # Install: pip install flux2-async
 # Start it: APIKLEY_API_KEY=... python app.py
-"""The first program: makes a picture out of words, then another one out of that picture and words."""
+"""The first program: makes a picture from words, then another one from that picture and words."""
 
 import asyncio
 

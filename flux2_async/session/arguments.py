@@ -184,7 +184,9 @@ def check_resend(seconds: object, ref: object, service: Service) -> None:
     """Check a wish to send again what was sent under a name before."""
     check_seconds("resend_within", seconds)
     if seconds is not None and (ref is None or service.idempotency_header is None):
-        raise InvalidRequestError("resend_within: only with the ref of before, and a service with idempotency_header")
+        raise InvalidRequestError(
+            "resend_within: it needs the ref of the earlier submission, and a service with idempotency_header"
+        )
 
 
 def check_headers(headers: Secret, service: Service) -> Secret | None:

@@ -64,7 +64,7 @@ class CallbackArrivals:
             self._warned = True
             logger.warning(
                 "task %s is finished and its callback did not come within %.0f s; until one comes the session polls as "
-                "without callbacks. See that the service reaches %s from outside (flux2 doctor --callback-url)",
+                "without callbacks. Check that the service can reach %s from outside (flux2 doctor --callback-url)",
                 task_id,
                 MISSED_AFTER,
                 self._address,

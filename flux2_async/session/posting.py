@@ -234,7 +234,7 @@ def still_unclear(submission: Submission, error: Flux2Error | None) -> Ambiguous
     what = str(error).partition(f"; {UNCLEAR}")[0]
     return AmbiguousSubmitError(
         f"{what}; it is not clear yet which task it became, if any: submit it again with the same ref, under which it "
-        "is paid once, or look into the task log of your account",
+        "is paid once, or check the task log of your account",
         request=submission.request,
         ref=submission.ref,
         http_status=getattr(error, "http_status", None),

@@ -37,7 +37,7 @@ class Remembered:
             pass
         # No home folder is a RuntimeError, and so is a file that is nested too deeply.
         except (OSError, ValueError, RuntimeError) as error:
-            logger.warning("what was learned about durations cannot be read, it is learned anew: %s", error)
+            logger.warning("the learned durations cannot be read and are learned again: %s", error)
 
     def keep(self, knowledge: dict[str, Any]) -> None:
         """Write the file, whole or not at all."""
@@ -47,7 +47,7 @@ class Remembered:
             with replacing(folder / self._name, durable=False) as file:
                 file.write(json.dumps(knowledge).encode())
         except (OSError, RuntimeError) as error:
-            logger.warning("what was learned about durations cannot be kept: %s", error)
+            logger.warning("the learned durations cannot be saved: %s", error)
 
 
 def _cache_folder() -> Path:

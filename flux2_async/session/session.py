@@ -499,7 +499,7 @@ class Flux2Session:
                     return submission.outcome.get()
         raise ConfigurationError(
             "recover: only a callback can tell which task a submission became; open the session with "
-            "callbacks=Callbacks(...), or look at the account's log"
+            "callbacks=Callbacks(...), or check the task log of your account"
         )
 
     async def fetch_record(self, task_id: str) -> TaskRecord:
@@ -520,7 +520,7 @@ class Flux2Session:
         record = await self._life.usable().api.record(check_task_id(task_id))
         if record is None:
             raise TaskNotFoundError(
-                f"the service does not know task {task_id}: a wrong id, another account's, purged, or only just made",
+                f"the service does not know task {task_id}: wrong id, another account, deleted, or only just made",
                 task_id=task_id,
             )
         return record

@@ -294,7 +294,7 @@ class Submitter:
         if bound.task_id is None:
             raise AmbiguousSubmitError(
                 f"createTask was sent under key {asked.key!r}, and nobody knows whether the service accepted it; "
-                "recover(ref), or look at the account's log before submitting under another key",
+                "call recover(ref), or check the task log of your account before you use another key",
                 request=asked.request,
                 ref=bound.ref,
             )

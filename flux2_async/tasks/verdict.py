@@ -109,9 +109,7 @@ class Judge:
         if now < until:
             return self._again(watched, min(self._wait_unfinished(watched, now), until - now), now)
         hidden, task_id = now - watched.hidden_since, watched.task.id
-        text = (
-            f"the service does not know task {task_id} after {hidden:.0f} s: a wrong id, another account's, or purged"
-        )
+        text = f"the service does not know task {task_id} after {hidden:.0f} s: wrong id, another account, or deleted"
         return TaskNotFoundError(text, task_id=task_id)
 
     def _wait_unfinished(self, watched: Watched, now: float) -> float:
@@ -132,8 +130,8 @@ class Judge:
         task = watched.task
         if watched.looked >= watched.until:
             return TaskTimeoutError(
-                f"task {task.id} is not finished after {watched.looked - watched.since:.3g} s, so the session polls it "
-                "no more (give_up_after); it goes on at the service: await it again, or attach it",
+                f"task {task.id} is not finished after {watched.looked - watched.since:.3g} s, so the session no "
+                "longer polls it (give_up_after); it goes on at the service: await it again, or attach it",
                 task=task,
                 given_up=True,
             )
@@ -159,7 +157,7 @@ class Judge:
         self._pace.refused(watched.looked, now, **how)
         if (rate := self._pace.rate) != before:
             wait = self._pace.opens(now) - now
-            logger.info("polls are refused; from now on %.3g a second leave, the next one in %.3g s", rate, wait)
+            logger.info("polls are refused; from now on %.3g are sent a second, the next one in %.3g s", rate, wait)
 
 
 def _outcome_of(task_id: str, record: TaskRecord) -> ImageResult | Exception:

@@ -482,7 +482,7 @@ async def test_an_expired_link_that_stays_expired(
     async with serving(picture(1000)) as host:
         host.answers.append(reply(status))
         with pytest.raises(
-            error, match=rf"^{status}: picture 1 of task t1 was refused.*fetch the task's record anew"
+            error, match=rf"^{status}: picture 1 of task t1 was refused.*fetch the task's record again"
         ) as caught:
             await downloads.save("t1", 1, host.url, tmp_path)
 

@@ -349,7 +349,7 @@ async def test_a_file_that_changes_meanwhile_is_not_passed_off(
     await asyncio.sleep(1.0)
     path.write_bytes(picture(1000, seed=1) + b"more")
 
-    with pytest.raises(InvalidRequestError, match=r"images\[2\]: it was written to while it was uploaded"):
+    with pytest.raises(InvalidRequestError, match=r"images\[2\]: it changed while it was uploaded"):
         await upload
     emulator.script.latency = 0.0
     assert (await uploads.bring(read_picture("images[2]", path), None)).size == 1004

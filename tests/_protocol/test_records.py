@@ -50,17 +50,17 @@ def test_a_broken_detail_loses_no_picture(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"taskId": None}, "data.taskId: missing; look again"),
-        ({"taskId": " "}, "data.taskId: missing; look again"),
-        ({"state": None}, "data.state: missing; look again"),
-        ({"state": 3}, "data.state: text expected, int given; look again"),
-        ({"taskId": [], "state": {}}, "data.state: text expected, dict given, data.taskId: missing; look again"),
-        ({"resultJson": "{"}, "data.resultJson: an object as JSON text expected, str given; look again"),
-        ({"resultJson": "[]"}, "data.resultJson: an object as JSON text expected, list given; look again"),
-        ({"resultJson": 7}, "data.resultJson: an object as JSON text expected, int given; look again"),
+        ({"taskId": None}, "data.taskId: missing; poll again"),
+        ({"taskId": " "}, "data.taskId: missing; poll again"),
+        ({"state": None}, "data.state: missing; poll again"),
+        ({"state": 3}, "data.state: text expected, int given; poll again"),
+        ({"taskId": [], "state": {}}, "data.state: text expected, dict given, data.taskId: missing; poll again"),
+        ({"resultJson": "{"}, "data.resultJson: an object as JSON text expected, str given; poll again"),
+        ({"resultJson": "[]"}, "data.resultJson: an object as JSON text expected, list given; poll again"),
+        ({"resultJson": 7}, "data.resultJson: an object as JSON text expected, int given; poll again"),
         (
             {"resultJson": '{"resultUrls":{"a":1}}'},
-            "data.resultJson.resultUrls: a list of addresses expected, dict given; look again",
+            "data.resultJson.resultUrls: a list of addresses expected, dict given; poll again",
         ),
     ],
 )
@@ -290,6 +290,8 @@ def test_what_a_failure_says() -> None:
     assert isinstance(error, TaskFailedError)
     assert (error.task_id, error.fail_code, error.fail_message) == ("t-1", "500", "x" * 500)
     assert str(error) == f"task t-1 failed: 500: {'x' * 500}. It costs nothing; submit it again if you like"
+    paid = attrs.evolve(fail(500, "x"), credits_consumed=14.0)
+    assert str(task_error(paid)).endswith("It cost 14 credits; submit it again if you like")
     assert str(task_error(fail(None, None))).startswith("task t-1 failed: no code: no reason given.")
 
 

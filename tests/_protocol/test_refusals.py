@@ -1,5 +1,6 @@
 """Every code of the API and its error class; Retry-After."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -80,9 +81,19 @@ def test_advice_fits_whose_answer_it_is() -> None:
     assert "client certificate" in str(refusal(400, "refused without a reason", 400, creating=True, foreign=True))
     assert "change the request" in str(refusal(400, "prompt is required", 400, creating=True))
     assert "a proxy on the way takes no body of this size" in str(refusal(413, "m", 413, foreign=True))
-    assert "Send a smaller file, at most 10 MB" in str(refusal(413, "m", 200))
+    assert "MB" not in str(refusal(413, "m", 413, foreign=True))
+    # A file of more bytes than the documented limit was not sent, so that limit is not the one that it met.
+    assert "send a smaller one" in str(refusal(413, "m", 200))
     assert "file" not in str(refusal(413, "m", 200, creating=True))
     assert "Check the key" in str(refusal(401, "m", 401, foreign=True))
+    assert "gateway" in str(refusal(401, "m", 401, foreign=True))
+    assert "gateway" not in str(refusal(401, "m", 401))
+
+
+@pytest.mark.parametrize("code", [400, 408, 422, 501])
+def test_advice_about_calls_that_make_nothing(code: int) -> None:
+    """Of the balance, a record or a link nothing was going to be made, and there is no request to change or repeat."""
+    assert not re.search("created|request|generation|submit|model", str(refusal(code, "m", 200)))
 
 
 def test_the_wait_is_kept_by_rate_refusals_only() -> None:

@@ -87,7 +87,7 @@ async def test_what_would_not_be_sent_is_not_counted(tmp_path: Path) -> None:
 async def test_nothing_is_estimated_that_could_not_be_run(tmp_path: Path) -> None:
     """The errors of `run_batch`: a damaged journal, two requests of one id, arguments without sense."""
     (tmp_path / "run.db").write_text("no journal")
-    with pytest.raises(JournalError, match="is no journal"):
+    with pytest.raises(JournalError, match="is not a journal"):
         await estimate_batch(requests(1), journal=tmp_path / "run.db")
     with pytest.raises(InvalidInputError, match="stands in line 1 as well"):
         await estimate_batch([Job(TextToImage("a house"), id="x"), Job(TextToImage("a tree"), id="x")])

@@ -110,8 +110,8 @@ def overwritten(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: path.write_text("my diary\n" * 1000), "is no journal; give another name"),
-        (lambda path: path.write_bytes(b"SQ"), "is no journal"),
+        (lambda path: path.write_text("my diary\n" * 1000), "is not a journal; give another name"),
+        (lambda path: path.write_bytes(b"SQ"), "is not a journal"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(5000)), "is damaged"),
         (other_database, "database of another program"),
         (newer, r"newer version of flux2_async \(its format is 7"),

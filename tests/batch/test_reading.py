@@ -74,14 +74,14 @@ def test_a_model_gives_the_tier(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "line 1: no JSON (Expecting property name"),
+        ("{", "line 1: not JSON (Expecting property name"),
         ("[1]", "line 1: a JSON object must stand here, not a list"),
         ("null", "line 1: a JSON object must stand here, not null"),
         ("{}", "line 1: prompt: missing"),
         ('{"prompt": "ab"}', "line 1: prompt: 2 characters given, allowed are 3 to 5000"),
         ('{"prompt": 7}', "line 1: prompt: int given"),
         ('{"prompt": "abc", "prompt": "abd"}', "line 1: a field is given twice"),
-        ('{"prompt": "abc", "n": NaN}', "line 1: NaN given, which is no JSON"),
+        ('{"prompt": "abc", "n": NaN}', "line 1: NaN given, which is not JSON"),
         ('{"prompt": "abc", "images": [1]}', "line 1: images: it must be a list of paths and addresses"),
         ('{"prompt": "abc", "images": {"a": 1}}', "line 1: images: it must be a list of paths and addresses"),
         ('{"prompt": "abc", "images": ["data:x"]}', "line 1: images[0]: a data: address given"),
@@ -94,7 +94,7 @@ def test_a_model_gives_the_tier(tmp_path: Path) -> None:
         ('{"prompt": "abc", "id": 1.5}', "line 1: id: 1.5 given"),
         ('{"prompt": "abc", "id": "a\\nb"}', "line 1: id: 'a\\nb' given"),
         ('{"prompt": "abc", "extra_input": {"prompt": "x"}}', "line 1: extra_input: 'prompt' given"),
-        ("[" * 100_000, "line 1: no JSON"),
+        ("[" * 100_000, "line 1: not JSON"),
         ('{"a": "' + "x" * 1_000_000 + '"}', "line 1: longer than 1,000,000 characters"),
     ],
 )
@@ -148,7 +148,7 @@ def test_bad_lines_of_csv(tmp_path: Path) -> None:
         "line 2: 1 cells given, the header names ",
         "line 3: not UTF-8 (invalid continuation ",
         "line 4: tier: 'flax' given, allowed are ",
-        "line 5: extra_input: no JSON (Expecting ",
+        "line 5: extra_input: not JSON (Expecting ",
     ]
     assert only(found[-1:]).line == 6
 
@@ -170,7 +170,7 @@ def test_a_bad_header(tmp_path: Path, header: str, reason: str) -> None:
 def test_an_open_quote(tmp_path: Path) -> None:
     """A quote that never ends is told, and does not read the rest of a large file into one cell."""
     content = 'prompt\n"a lake\n' + "x" * 100 + "\n"
-    assert "line 2: no CSV" in bad(read(tmp_path, content, "jobs.csv"))
+    assert "line 2: not CSV" in bad(read(tmp_path, content, "jobs.csv"))
 
 
 def test_another_file(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_json_array(tmp_path: Path) -> None:
     assert [str(line) for line in found[1:]] == [
         "line 2: a field is given twice",
         "line 3: a JSON object must stand here, not a number",
-        "line 4: NaN given, which is no JSON",
+        "line 4: NaN given, which is not JSON",
     ]
 
 
@@ -247,7 +247,7 @@ def test_a_json_array(tmp_path: Path) -> None:
         ),
         ("a.json", '{"prompt": "a lake"}\n{"prompt": "a hill"}', "with a JSON object a line, name the file .jsonl"),
         ("a.json", '{"prompt": "a lake"}', "a JSON array of requests must stand here, not an object"),
-        ("a.json", "[" * 100_000, "no JSON"),
+        ("a.json", "[" * 100_000, "not JSON"),
         ("a.json", b'["caf\xe9"]', "a JSON object must stand here, not text"),
         ("a.json", '["\u0436"'.encode("utf-16")[:-1], "not UTF-16"),
         ("a.csv", "prompt,id\n".encode("utf-16-le"), "neither UTF-8 nor marked as UTF-16; save it as UTF-8"),

@@ -144,13 +144,13 @@ def test_bad_lines_are_told_before_anything_is_sent(
     assert flux2() == 2
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "line 4: prompt: 2 characters given, allowed are 3 to 5000"
-    assert err[1].startswith("line 5: no JSON")
+    assert err[1].startswith("line 5: not JSON")
     assert err[2].startswith(
         "flux2: 2 requests cannot be used; nothing was sent. Correct the list, or go on without them with --skip-inv"
     )
     assert account.ledger.requests == []
     assert flux2("--skip-invalid") == 1
-    assert "skipped: line 5: no JSON" in (captured := capsys.readouterr()).err
+    assert "skipped: line 5: not JSON" in (captured := capsys.readouterr()).err
     assert captured.out.startswith("3 requests · 3 done · 2 skipped\n")
 
 
@@ -171,7 +171,7 @@ def test_bad_lines_are_told_before_anything_is_sent(
             ["jobs.jsonl", "--callback-url", "https://a.example/", "--callback-listen", "0.0.0.0:80"],
             "export APIKLEY_CALLBACK_SECRET=",
         ),
-        (["jobs.jsonl", "--journal", "jobs.jsonl"], "'jobs.jsonl' is no journal"),
+        (["jobs.jsonl", "--journal", "jobs.jsonl"], "'jobs.jsonl' is not a journal"),
     ],
 )
 def test_wrong_usage(
@@ -254,7 +254,7 @@ def test_a_cap(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixtu
     write(here, 5)
     assert flux2("--max-credits", "30", "--no-report") == 1
     err = capsys.readouterr().err
-    assert "Stopped by --max-credits 30: 28 are spent, 0 may be for what is running or unknown" in err
+    assert "Stopped by --max-credits 30: 28 are spent, 0 reserved for what is running or unknown" in err
     again = "flux2 batch jobs.jsonl --out results --rate-limit none --max-credits MORE --no-report"
     assert f"Raise --max-credits and go on with: {again}" in err
     assert flux2("--max-credits=MORE", "--no-report") == 2
@@ -329,7 +329,7 @@ def test_pictures_that_are_gone(account: RunningEmulator, here: Path, capsys: py
     for _ in range(2):
         assert flux2("--no-report") == 1
         out, err = capsys.readouterr()
-        assert out.startswith("1 request · 1 done · 1 no longer to be had\n")
+        assert out.startswith("1 request · 1 done · 1 no longer available\n")
         assert "Go on with" not in err
     assert len(account.ledger.accepted) == 1
 
@@ -461,7 +461,7 @@ def test_a_dry_run_tells_requests_credits_and_hours(here: Path, capsys: pytest.C
         "about 1 min to 5 min, without a limit of our own",
     ]
     assert "Apikley publishes no prices" in err
-    assert "flex, the usual tier, is the dear one: as pro these 4200 credits would be 1500." in err
+    assert "flex, the default tier, is the expensive one: as pro these 4200 credits would be 1500." in err
     assert [path.name for path in here.iterdir()] == ["jobs.jsonl"]
     assert run(["batch", "jobs.jsonl", "--dry-run", "--json", "--max-credits", "10"]) == 0
     out, err = capsys.readouterr()

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 import attrs
@@ -17,6 +16,7 @@ from anyio.from_thread import start_blocking_portal
 from emulated import look_often
 from PIL import Image
 
+from flux2_async._version import VERSION
 from flux2_async.cli import options
 from flux2_async.cli.app import _told, run
 from flux2_async.emulator import Emulator, Fault, Plan, Script
@@ -203,7 +203,7 @@ BAD = {
     "long prompt": (["generate", "x" * 5001], "prompt: 5001 characters given, allowed are 3 to 5000"),
     "no images": (
         ["edit", "Make it blue"],
-        "edit: no picture given; name one behind the prompt, or use flux2 generate",
+        "edit: no picture given; name one after the prompt, or use flux2 generate",
     ),
     "nine images": (["edit", "Make it blue", *[PHOTO] * 9], "images: 9 given, allowed are 1 to 8"),
     "missing file": (
@@ -409,7 +409,7 @@ def test_an_ambiguous_submission_says_what_to_do(serve: Serve, capsys: pytest.Ca
     error = json.loads(out)["error"]
     assert error["type"] == "AmbiguousSubmitError"
     assert err.splitlines()[-1].endswith(
-        f"look into the task log of your account before you submit it anew; submission {error['ref']}"
+        f"check the task log of your account before you submit it again; submission {error['ref']}"
     )
     assert len(emulator.ledger.requests) == 1
 
@@ -481,7 +481,7 @@ def test_a_download_that_fails_names_the_task(serve: Serve, capsys: pytest.Captu
     [task_id] = emulator.ledger.accepted
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(
-        f"fetch the task's record anew, and where its addresses are still refused the picture is deleted; "
+        f"fetch the task's record again: if its addresses are refused too, the picture is gone; "
         f"go on with: flux2 status {task_id} --wait"
     )
     assert "fetch_record" not in last
@@ -493,7 +493,7 @@ def test_a_pause_longer_than_the_timeout(serve: Serve, capsys: pytest.CaptureFix
     assert run(["generate", "A lighthouse", "--timeout", "5", "--json"]) == 1
     said = capsys.readouterr()
     assert re.fullmatch(
-        r"flux2: 429: the service is given a pause of another [0-9.]+ s after a 429\. "
+        r"flux2: 429: all submissions pause for another [0-9.]+ s after a 429\. "
         r"Nothing was created within --timeout 5; try again in 30 s, or allow more time",
         said.err.splitlines()[-1],
     )
@@ -686,7 +686,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     """`--version` prints the version alone."""
     assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"{version('flux2-async')}\n"
+    assert capsys.readouterr().out == f"{VERSION}\n"
 
 
 @pytest.mark.parametrize("command", ["generate", "edit"])

@@ -118,7 +118,7 @@ async def test_over_the_ceiling_nothing_is_sent(tmp_path: Path) -> None:
 
         assert emulator.ledger.calls["createTask"] == 0
     for error in errors:
-        assert "the budget is 13 credits per 86400 s: 0 are spent, 0 reserved, and this picture counts with 14" in error
+        assert "the budget is 13 credits per 86400 s: 0 are spent, 0 reserved, and this picture may cost 14" in error
         assert error.endswith("the budget is --max-credits of this server, and only the user can raise it")
     assert balance == {"credits": 300.0}
     assert (estimate["requests"], estimate["credits"]) == (3, 21.0)

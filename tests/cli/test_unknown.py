@@ -142,7 +142,7 @@ def test_a_task_is_looked_at_before_it_is_written_down(
     assert run(["unknown", "results", "--task", f"shot=0={other}", "--no-check"]) == 1
     batch.inject(Fault("recordInfo", "html", times=1))
     assert run(["unknown", "results", "--task", "shot=1=f00"]) == 1
-    assert "task f00 could not be looked at" in capsys.readouterr().err
+    assert "task f00 could not be checked" in capsys.readouterr().err
     monkeypatch.delenv("APIKLEY_API_KEY")
     assert run(["unknown", "results", "--task", "shot=2=f01"]) == 0
     assert list(ids().values()) == ["submitted", "submitted", "submitted", "done"]

@@ -111,7 +111,9 @@ async def test_many_who_come_at_once_make_one_table(server: PostgresServer) -> N
 async def test_table_of_somebody_else_is_left_alone(server: PostgresServer) -> None:
     """A table of that name and other columns is told."""
     server.run("CREATE SCHEMA theirs", "CREATE TABLE theirs.coordination (id integer)")
-    assert_hopeless(await opened(server.coordination(space="theirs")), "somebody else's; name another schema")
+    assert_hopeless(
+        await opened(server.coordination(space="theirs")), "belongs to another program; name another schema"
+    )
     assert server.run("SELECT * FROM theirs.coordination") == []
 
 
@@ -121,9 +123,9 @@ async def test_table_of_somebody_else_is_left_alone(server: PostgresServer) -> N
 @pytest.mark.parametrize(
     ("login", "says"),
     [
-        (("owner", f"{SECRET}x", "postgres"), "user or password"),
-        (("nobody", SECRET, "postgres"), "user or password"),
-        (("never", SECRET, "postgres"), "user or password"),
+        (("owner", f"{SECRET}x", "postgres"), "the user or the password"),
+        (("nobody", SECRET, "postgres"), "the user or the password"),
+        (("never", SECRET, "postgres"), "the user or the password"),
         (("owner", OWNERS_PASSWORD, "none"), "no database of the name"),
         (("outside", SECRET, "closed"), "may not connect to it"),
         (("owner", OWNERS_PASSWORD, "postgres?sslmode=require"), "sslmode"),
@@ -150,7 +152,7 @@ async def test_missing_password_is_told(server: PostgresServer, monkeypatch: pyt
     """Of a server that asks for one."""
     monkeypatch.setenv("PGPASSFILE", "/dev/null")
     assert_hopeless(
-        await opened_by(f"host=127.0.0.1 port={server.port} user=owner dbname=postgres"), "user or password"
+        await opened_by(f"host=127.0.0.1 port={server.port} user=owner dbname=postgres"), "the user or the password"
     )
 
 
@@ -283,7 +285,7 @@ async def test_pooler_has_to_lend_for_a_session(server: PostgresServer, mode: st
             async with listening(coordination, 1) as ((store, heard),):
                 await until_told(store, "news", heard)
             return
-        assert_hopeless(await opened(coordination), "a pooler lends its connections out")
+        assert_hopeless(await opened(coordination), "a pooler in transaction mode passes no notifications on")
         settings = "SELECT current_setting('statement_timeout'), count(*) FROM pg_listening_channels()"
         with server.connection(port=port) as another:
             assert another.execute(settings).fetchall() == [("0", 0)]

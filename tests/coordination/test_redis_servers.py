@@ -149,9 +149,9 @@ def wait_for_port(port: int) -> None:
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("redis://127.0.0.1:{port}", "user or password"),
-        ("redis://:wrong@127.0.0.1:{port}", "user or password"),
-        (f"redis://nobody:{SECRET}@127.0.0.1:{{port}}", "user or password"),
+        ("redis://127.0.0.1:{port}", "the user or the password"),
+        ("redis://:wrong@127.0.0.1:{port}", "the user or the password"),
+        (f"redis://nobody:{SECRET}@127.0.0.1:{{port}}", "the user or the password"),
         (f"redis://:{SECRET}@127.0.0.1:{{port}}/99", "no database of the number"),
     ],
 )
@@ -164,7 +164,7 @@ async def test_wrong_login_and_database_are_told(address: str, says: str) -> Non
 async def test_password_that_nobody_asked_for_is_told() -> None:
     """A server without passwords refuses who gives one."""
     with RedisServer() as server:
-        assert_hopeless(await opened(f"redis://:{SECRET}@127.0.0.1:{server.port}"), "user or password")
+        assert_hopeless(await opened(f"redis://:{SECRET}@127.0.0.1:{server.port}"), "the user or the password")
 
 
 @pytest.mark.parametrize("command", ["EVALSHA", "PUBLISH"])

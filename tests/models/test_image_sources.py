@@ -194,15 +194,15 @@ def wrong() -> bytes:
     [
         (
             lambda: standing_at(io.BytesIO(), 700_006),
-            "0 bytes given; where the file object stands at its end",
+            "0 bytes given; if the file object stands at its end",
         ),
-        (lambda: uploaded(b""), "0 bytes given; where the file object stands at its end, call seek(0) before"),
+        (lambda: uploaded(b""), "0 bytes given; if the file object stands at its end, call seek(0) first"),
         (lambda: closed(io.BytesIO(CONTENT)), "the file object cannot be read (I/O operation on closed file.)"),
         (closed_spool, "the file object cannot be read (I/O operation on closed"),
         (lambda: Odd(wrong), "the file object cannot be read (read() takes no arguments); pass its content as bytes"),
         (
             lambda: Odd(lambda: Awaited(CONTENT).read()),
-            "a file object to be awaited; pass its content: await",
+            "an asynchronous file object given; pass its content: await",
         ),
         (lambda: io.StringIO("x"), "a file object that gives str; open it with 'rb'"),
         (lambda: Odd(lambda: 5), "a file object that gives int; open it with 'rb'"),

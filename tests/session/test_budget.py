@@ -54,7 +54,7 @@ async def test_what_exceeds_it_is_not_sent() -> None:
         assert (error.spent, error.reserved, error.price, error.retry_after) == (0.0, 28.0, 14.0, None)
         assert error.budget == Budget(30)
         assert str(error) == (
-            "the budget is 30 credits: 0 are spent, 28 reserved, and this picture counts with 14, so nothing was "
+            "the budget is 30 credits: 0 are spent, 28 reserved, and this picture may cost 14, so nothing was "
             "sent. Wait for what is reserved to end, or raise the budget"
         )
         assert not error.meets_every_request

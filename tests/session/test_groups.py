@@ -130,6 +130,7 @@ async def test_at_most_so_many_of_a_group() -> None:
         error = await error_of(flux.submit(request_of("alice"), group="alice", max_wait=0))
         assert isinstance(error, RateLimitedError)
         assert "max_running_per_group is 2" in str(error)
+        assert str(error).endswith("raise max_wait or max_running_per_group")
         await flux.drain()
 
         assert Counter(accepted(emulator)) == {"alice": 6, "bob": 2, "None": 4}

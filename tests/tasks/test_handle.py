@@ -73,7 +73,7 @@ async def test_a_timeout_is_told_in_round_numbers() -> None:
         task = await flux.submit(REQUEST)
         caught = await error_of(task.result(timeout=0.1 + 0.2))
 
-        assert str(caught) == f"task {task.id} is not finished after 0.3 s; it goes on, wait again at no cost"
+        assert str(caught) == f"task {task.id} is not finished after 0.3 s; it goes on, so wait again at no cost"
 
 
 async def test_wait_for_and_timeout_scopes() -> None:

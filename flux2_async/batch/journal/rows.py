@@ -96,7 +96,7 @@ def failure_of(error: Exception) -> Failure:
         code = error.code
     text = str(error)
     if isinstance(error, TaskNotFoundError):
-        text = f"{text}. It may have been paid: look into the account's log, or run with the key that submitted it"
+        text = f"{text}. It may have been paid: check the task log of your account, or use the key that submitted it"
     return Failure(type=type(error).__name__, message=text, code=code)
 
 

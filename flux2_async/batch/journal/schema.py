@@ -102,7 +102,7 @@ def _check_head(path: Path) -> None:
     with suppress(FileNotFoundError), path.open("rb") as file:
         head = file.read(len(MAGIC))
         if head and head != MAGIC:
-            raise JournalError(f"journal: {str(path)!r} is no journal; {OTHER_NAME}")
+            raise JournalError(f"journal: {str(path)!r} is not a journal; {OTHER_NAME}")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -198,8 +198,8 @@ def _explained(error: sqlite3.Error, path: Path) -> JournalError:
 def _torn(path: Path, finding: str) -> JournalError:
     found = " ".join(finding.split())
     return JournalError(
-        f"journal: {str(path)!r} is damaged ({found}); restore a copy of it, or give another name to begin anew, which "
-        "pays again for what this one has paid"
+        f"journal: {str(path)!r} is damaged ({found}); restore a copy of it, or give another name to start over, which "
+        "pays again for what was paid before"
     )
 
 

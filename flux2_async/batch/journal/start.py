@@ -30,8 +30,8 @@ RETRY_UNKNOWN: Final = (
 )
 CRASHED: Final = Failure(
     type="AmbiguousSubmitError",
-    message="the process ended while createTask was under way; the task may exist and cost money: look into the "
-    "account's log, or send it again with retry_unknown, which may pay twice",
+    message="the process ended while createTask was under way; the task may exist and cost money: check the "
+    "task log of your account, or send it again with retry_unknown, which may pay twice",
 )
 
 

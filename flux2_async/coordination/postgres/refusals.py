@@ -12,12 +12,12 @@ from flux2_async.coordination.store import HopelessError
 from flux2_async.errors import CoordinationError
 
 POOLED: Final = (
-    "postgres: a pooler lends its connections out for single transactions, and nothing is heard over those; give the "
+    "postgres: a pooler in transaction mode passes no notifications on; give the "
     "address of the server itself, or of a pool in session mode"
 )
-_LOGIN: Final = "postgres refuses user or password; check them in the dsn, and the server's pg_hba.conf"
+_LOGIN: Final = "postgres refuses the user or the password; check them in the dsn, and the server's pg_hba.conf"
 _DATABASE: Final = "postgres has no database of the name in the dsn, or the user may not connect to it"
-_TLS: Final = "postgres: the connection is refused for its encryption; check sslmode and the certificates in the dsn"
+_TLS: Final = "postgres: the encrypted connection is refused; check sslmode and the certificates in the dsn"
 _OPTION: Final = (
     "postgres: the dsn holds an option that the server or libpq does not take, or the event loop cannot be used: on "
     "Windows psycopg needs asyncio's SelectorEventLoop"
@@ -28,8 +28,8 @@ _HOPELESS_STATES: Final = {
     "28": _LOGIN,
     "3D000": _DATABASE,
     "25006": "postgres takes no writes here; give the address of the server that does, and a user who may write",
-    "0A000": "postgres: this server does not know all that is needed; give a Postgres, none that speaks as one",
-    "42703": "postgres: the table `coordination` is somebody else's; name another schema",
+    "0A000": "postgres: this server lacks what is needed; use PostgreSQL itself, no server that imitates it",
+    "42703": "postgres: the table `coordination` belongs to another program; name another schema",
 }
 # Of a connection that is not made psycopg knows no state. What a server says in another language counts as an outage.
 _HOPELESS_WORDS: Final = {

@@ -75,7 +75,7 @@ def _of_a_user(error: Exception, text: str) -> str:
         )
         return f"redis: the user lacks {lacks}; see RedisCoordination for the rights that are needed"
     refused = isinstance(error, AuthenticationError | AuthorizationError) or text.startswith(("NOAUTH", "WRONGPASS"))
-    return "redis refuses user or password; check them in the url" if refused else ""
+    return "redis refuses the user or the password; check them in the url" if refused else ""
 
 
 def _of_a_command(error: Exception, text: str) -> str:
@@ -86,7 +86,7 @@ def _of_a_command(error: Exception, text: str) -> str:
     if "DB index is out of range" in text:
         return "redis has no database of the number in the url"
     if "unknown command" in text:
-        return "redis does not know a command that is needed; give a server of Redis or Valkey, no proxy, no Sentinel"
+        return "redis does not know a command that is needed; use a Redis or Valkey server, no proxy or Sentinel"
     return ""
 
 

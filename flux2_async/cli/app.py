@@ -57,8 +57,8 @@ _register(
     "commands:batch",
     """Make many pictures; the same command again continues where it stopped, whatever stopped it.
 
-    A list has one request per line: prompt, images, aspect_ratio, resolution, tier, model, id; other columns are kept. A
-    model that is not Flux-2 is named by model and input, see `flux2 docs services`.
+    A list has one request per line: prompt, images, aspect_ratio, resolution, tier, model, id; other columns are kept.
+    A model that is not Flux-2 is named by model and input, see `flux2 docs services`.
     Ctrl-C once stops sending and waits for what runs, twice stops at once. Exit code 1 when a picture is missing.
 
     Example: flux2 batch jobs.jsonl --out results/

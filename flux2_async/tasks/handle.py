@@ -237,7 +237,7 @@ def _same_stage(one: TaskRecord, other: TaskRecord | None) -> bool:
 
 def unfinished(task: ImageTask, seconds: float) -> TaskTimeoutError:
     """The error of a wait that was over before its task was settled; `seconds` as its caller gave them."""
-    text = f"task {task.id} is not finished after {round(seconds, 2):g} s; it goes on, wait again at no cost"
+    text = f"task {task.id} is not finished after {round(seconds, 2):g} s; it goes on, so wait again at no cost"
     return TaskTimeoutError(text, task=task)
 
 

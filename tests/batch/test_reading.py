@@ -148,7 +148,7 @@ def test_bad_lines_of_csv(tmp_path: Path) -> None:
         "line 2: 1 cells given, the header names ",
         "line 3: not UTF-8 (invalid continuation ",
         "line 4: tier: 'flax' given, allowed are ",
-        "line 5: extra_input: not JSON (Expecting ",
+        "line 5: extra_input: not JSON (Expecting",
     ]
     assert only(found[-1:]).line == 6
 

@@ -458,7 +458,7 @@ def test_a_dry_run_tells_requests_credits_and_hours(here: Path, capsys: pytest.C
         "300 requests to send",
         "about 4200 credits",
         "  300 of flux-2/flex-text-to-image 1K at 14: as documented upstream, seen 2026-11-22",
-        "about 1 min to 5 min, without a limit of our own",
+        "about 1 min to 5 min, without a limit on this side",
     ]
     assert "Apikley publishes no prices" in err
     assert "flex, the default tier, is the expensive one: as pro these 4200 credits would be 1500." in err

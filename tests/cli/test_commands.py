@@ -174,7 +174,10 @@ def test_without_key_the_message_tells_both_ways(capsys: pytest.CaptureFixture[s
 def test_account_commands_without_key_name_the_emulator(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     """Where `--emulate` makes no sense, the other emulator is named."""
     assert run(words) == 2
-    assert capsys.readouterr().err == f"{NO_KEY}start `flux2 emulator` in another terminal and set what it prints\n"
+    assert (
+        capsys.readouterr().err
+        == f"{NO_KEY}start `flux2 emulator` in another terminal and set the variables that it prints\n"
+    )
 
 
 def test_the_environment_names_the_service(

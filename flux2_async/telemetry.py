@@ -35,7 +35,7 @@ process begins a trace of its own there, unless the caller attaches it as above.
 import json
 from collections.abc import Callable
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -44,7 +44,7 @@ import attrs
 from flux2_async._version import VERSION
 from flux2_async.errors import Flux2Error
 from flux2_async.models.events import Attached, Paused, Polled, Queued, SessionEvent, Settled, SubmissionChanged
-from flux2_async.models.records import TaskRecord
+from flux2_async.models.records import TaskRecord, TaskState
 from flux2_async.models.requests import Request
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 
@@ -93,6 +93,8 @@ SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 300.0)
 
 NAME_OF_PROVIDER: Final = "apikley"
 COMMON: Final = {PROVIDER: NAME_OF_PROVIDER, OUTPUT_TYPE: "image"}
+POLLED: Final = {state: {TASK_STATE: state.value} for state in TaskState}
+NOT_VISIBLE: Final = {TASK_STATE: "not visible"}
 ENDED: Final = frozenset(
     {SubmissionState.ACCEPTED, SubmissionState.REFUSED, SubmissionState.UNKNOWN, SubmissionState.WITHDRAWN}
 )
@@ -109,6 +111,7 @@ class _Submission:
     span: trace.Span
     parent: Context
     request: Request
+    model: str
     waiting: bool = True
     posted: int | None = None
 
@@ -161,9 +164,16 @@ class Telemetry:
         tracer_provider: What makes the spans. None: OpenTelemetry's global one.
         meter_provider: What makes the metrics. None: OpenTelemetry's global one.
 
+    Attributes:
+        wants: The events that are of use to it.
+
     Raises:
         ImportError: On import of the module, without the extra `otel`.
     """
+
+    wants: Final = frozenset({"Queued", "SubmissionChanged", "Attached", "Polled", "Settled", "Paused"}) | (
+        frozenset(SubmissionEvent) - {SubmissionEvent.GRANTED, SubmissionEvent.ANNOUNCED}
+    )
 
     def __init__(
         self,
@@ -231,17 +241,17 @@ class Telemetry:
         self._begin(event.ref, event.request, event.time)
 
     def _begin(self, ref: str, request: Request, time: datetime) -> _Submission:
-        parent = get_current()
-        attributes = self._attributes(SUBMIT, request)
+        parent, model = get_current(), request.model
+        attributes = self._attributes(SUBMIT, model, request)
         attributes[REF] = ref
         span = self._tracer.start_span(
-            f"{SUBMIT} {request.model}", parent, trace.SpanKind.CLIENT, attributes, start_time=_nanoseconds(time)
+            f"{SUBMIT} {model}", parent, trace.SpanKind.CLIENT, attributes, start_time=_nanoseconds(time)
         )
-        submission = self._submissions[ref] = _Submission(span, parent, request)
+        submission = self._submissions[ref] = _Submission(span, parent, request, model)
         return submission
 
-    def _attributes(self, operation: str, request: Request) -> _Attributes:
-        attributes: _Attributes = {OPERATION: operation, REQUEST_MODEL: request.model, **COMMON}
+    def _attributes(self, operation: str, model: str, request: Request) -> _Attributes:
+        attributes: _Attributes = {OPERATION: operation, REQUEST_MODEL: model, **COMMON}
         if self._prompts:
             part = {"type": "text", "content": request.prompt}
             attributes[INPUT_MESSAGES] = json.dumps([{"role": "user", "parts": [part]}])
@@ -264,7 +274,7 @@ class Telemetry:
             self._end(ref, submission, event)
 
     def _step(self, submission: _Submission, event: SubmissionChanged) -> None:
-        submission.waiting = event.state is SubmissionState.QUEUED
+        submission.waiting = event.state is not SubmissionState.SENT
         if event.event is SubmissionEvent.POSTED:
             submission.posted = _nanoseconds(event.time)
         elif event.event is SubmissionEvent.THROTTLED:
@@ -272,7 +282,7 @@ class Telemetry:
             submission.span.add_event("throttled", _error(event.error), _nanoseconds(event.time))
 
     def _refused(self, submission: _Submission, error: Exception | None) -> None:
-        self._instruments.refusals.add(1, {REQUEST_MODEL: submission.request.model, **_error(error)})
+        self._instruments.refusals.add(1, {REQUEST_MODEL: submission.model, **_error(error)})
 
     def _end(self, ref: str, submission: _Submission, event: SubmissionChanged) -> None:
         now, span = _nanoseconds(event.time), submission.span
@@ -285,7 +295,7 @@ class Telemetry:
             span.set_attribute(SUBMISSION_STATE, event.state.value)
             _fail(span, event.error)
             if submission.posted is not None and event.state is not SubmissionState.WITHDRAWN:
-                self._took(submission.request.model, now - submission.posted, event.error)
+                self._took(submission.model, now - submission.posted, event.error)
         if event.event is SubmissionEvent.REFUSED:
             self._refused(submission, event.error)
         if event.state is SubmissionState.UNKNOWN:
@@ -302,9 +312,10 @@ class Telemetry:
             # Attached before, or the task of another submission as well.
             known.span.add_link(link)
             return
-        attributes = self._attributes(GENERATE, submission.request)
+        model = submission.model
+        attributes = self._attributes(GENERATE, model, submission.request)
         attributes[RESPONSE_ID] = event.task_id
-        begun, model = submission.posted or _nanoseconds(event.time), submission.request.model
+        begun = submission.posted or _nanoseconds(event.time)
         name, parent = f"{GENERATE} {model}", submission.parent
         wait = self._open(event.task_id, name, parent=parent, link=link, attributes=attributes, begun=begun)
         wait.model, wait.begun = model, submission.posted
@@ -342,7 +353,7 @@ class Telemetry:
         if event.error is not None:
             seen = _error(event.error)
         else:
-            seen = {TASK_STATE: "not visible" if event.record is None else event.record.state.value}
+            seen = NOT_VISIBLE if event.record is None else POLLED[event.record.state]
         span.add_event("poll", seen, _nanoseconds(event.time))
 
     def _settled(self, event: Settled) -> None:
@@ -371,13 +382,11 @@ class Telemetry:
         # One that was attached may have ended long before.
         if record.complete_time is not None and wait.begun is not None:
             lag = max((event.time - record.complete_time).total_seconds(), 0.0)
-            self._instruments.lag.record(lag, {REQUEST_MODEL: model})
+            self._instruments.lag.record(lag, _of_model(model))
 
     def _took(self, model: str | None, nanoseconds: int, error: Exception | None) -> None:
-        attributes = {OPERATION: GENERATE, PROVIDER: NAME_OF_PROVIDER, **_error(error)}
-        if model is not None:
-            attributes[REQUEST_MODEL] = model
-        self._instruments.duration.record(max(nanoseconds, 0) / 1e9, attributes)
+        kind = None if error is None else type(error).__name__
+        self._instruments.duration.record(max(nanoseconds, 0) / 1e9, _of_duration(model, kind))
 
     def _paused(self, event: Paused) -> None:
         self._instruments.pauses.record(event.seconds)
@@ -387,6 +396,17 @@ class Telemetry:
 def _instruments(provider: metrics.MeterProvider | None) -> _Instruments:
     """Give those of a provider, of which OpenTelemetry makes each once; None: of the global one."""
     return _Instruments(provider)
+
+
+@lru_cache
+def _of_model(model: str) -> dict[str, str]:
+    return {REQUEST_MODEL: model}
+
+
+@lru_cache
+def _of_duration(model: str | None, error: str | None) -> dict[str, str]:
+    told = {OPERATION: GENERATE, PROVIDER: NAME_OF_PROVIDER, ERROR_TYPE: error, REQUEST_MODEL: model}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _nanoseconds(time: datetime) -> int:

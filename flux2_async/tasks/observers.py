@@ -70,7 +70,7 @@ class Observers:
     def __init__(self, observers: "Iterable[Observer]" = ()) -> None:
         self.steps: Counter[SubmissionEvent] = Counter()
         self.prices: dict[tuple[str, str], float] = {}
-        self._observers = tuple(observers)
+        self._observe(tuple(observers))
         self._log: LogLines | None = None
         self._failed: set[int] = set()
 
@@ -85,14 +85,22 @@ class Observers:
 
     def add(self, observer: "Observer") -> None:
         """Tell one more from now on."""
-        self._observers = (*self._observers, observer)
+        self._observe((*self._observers, observer))
 
     def remove(self, observer: "Observer") -> None:
         """Tell it no more; one that is not there is ignored."""
         left = list(self._observers)
         if observer in left:
             left.remove(observer)
-        self._observers = tuple(left)
+        self._observe(tuple(left))
+
+    def _observe(self, observers: "tuple[Observer, ...]") -> None:
+        self._observers = observers
+        # What all are content without need not be made; most say nothing, and want everything.
+        wishes = [wish for each in observers if isinstance(wish := getattr(each, "wants", None), frozenset)]
+        self._wanted: frozenset[object] | None = (
+            frozenset[object]().union(*wishes) if len(wishes) == len(observers) else None
+        )
 
     def priced(self, request: Request, credits: float) -> None:  # noqa: A002  the API's word
         """A record told what a task cost."""
@@ -114,7 +122,8 @@ class Observers:
     ) -> None:
         """A submission made a step."""
         self.steps[event] += 1
-        if self._observers or event is SubmissionEvent.UNCLEAR:
+        wanted = self._observers and (self._wanted is None or event in self._wanted)
+        if wanted or event is SubmissionEvent.UNCLEAR:
             self.tell(
                 "SubmissionChanged",
                 asked,
@@ -127,10 +136,13 @@ class Observers:
 
     def tell(self, kind: _Kind, about: Named | None = None, **facts: Any) -> None:
         """Tell of an event of a kind, which is not loaded before somebody observes; `about`: whose it is, or None."""
+        logged = kind in LOGGED or facts.get("event") is SubmissionEvent.UNCLEAR
+        if not logged and self._wanted is not None and kind not in self._wanted:
+            return
         if about is not None:
             facts |= {"ref": about.ref, "key": about.key, "group": about.group, "metadata": about.metadata}
         event = _kinds()[kind](time=datetime.now(UTC), **facts)
-        if kind in LOGGED or facts.get("event") is SubmissionEvent.UNCLEAR:
+        if logged:
             self._log = self._log or _log_lines()
             self._log(event)
         for observer in self._observers:

@@ -31,6 +31,7 @@ from flux2_async import (
     Settled,
     StateChanged,
     SubmissionChanged,
+    SubmissionEvent,
     SubmissionState,
     TaskState,
     Uploaded,
@@ -270,6 +271,33 @@ async def test_observed_for_a_while() -> None:
 
         assert {event.ref for event in seen if isinstance(event, SubmissionChanged)} == {"observed"}
         assert flux.statistics().submitted == 3
+
+
+async def test_one_that_wants_little_is_told_little(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is made of what no observer wants; beside one that wants all, and in the log, nothing is missed."""
+
+    class Few:
+        wants = frozenset({"SubmissionChanged", SubmissionEvent.POSTED})
+
+        def __init__(self) -> None:
+            self.seen: list[SessionEvent] = []
+
+        def __call__(self, event: SessionEvent) -> None:
+            self.seen.append(event)
+
+    few, every = Few(), list[SessionEvent]()
+    script = Script(faults=[Fault("createTask", "cut_after", after=1)])
+    async with emulated(script, observers=[few]) as (flux, _):
+        end = flux.observe(every.append)
+        await (await flux.submit(REQUEST)).result()
+        end()
+        assert few.seen == every
+        await error_of(flux.submit(REQUEST))
+
+    alone = few.seen[len(every) :]
+    assert [type(event) for event in alone] == [SubmissionChanged] * 2
+    assert steps(alone) == ["posted", "unclear"]
+    assert [record.levelname for record in caplog.records if record.name == "flux2_async"] == ["WARNING"]
 
 
 async def test_statistics_begin_anew() -> None:

@@ -87,8 +87,8 @@ class Posting:
             # At once, whatever the journal takes.
             sent = submission.state is SubmissionState.SENT
             permit.unclear() if sent else permit.never_sent()
-            if told and not sent and submission.asked.steps is not None:
-                await submission.asked.steps.answer(submission.ref, SubmissionEvent.WITHDRAWN, None)
+            if told and not sent:
+                await submission.tell_steps(SubmissionEvent.WITHDRAWN)
             raise
         await self._answered(submission, answer, told=told)
         return answer
@@ -188,9 +188,8 @@ class Posting:
         self._transitions.settle_permit(submission, event, error)
         self._believe(answer)
         submission.announced = event is SubmissionEvent.LEASE_ENDED
-        if told and submission.asked.steps is not None and event is not SubmissionEvent.UNCLEAR:
-            task_id = answer.task_id if isinstance(answer, Accepted) else None
-            await submission.asked.steps.answer(submission.ref, event, task_id)
+        if told and event is not SubmissionEvent.UNCLEAR:
+            await submission.tell_steps(event, answer.task_id if isinstance(answer, Accepted) else None)
         if submission.ended:
             # The session did not wait for the journal.
             return
@@ -249,8 +248,11 @@ def left() -> Flux2Error:
 def cut_off(submission: Submission, what: str) -> Flux2Error:
     """The error of a submission that was cut off where it stands."""
     if submission.state is SubmissionState.SENT:
+        while_ = "createTask was under way; the task may exist and cost money"
+        if submission.telling:
+            while_ = f"task {submission.telling} was being written down"
         return AmbiguousSubmitError(
-            f"{what} while createTask was under way; the task may exist and cost money",
+            f"{what} while {while_}",
             request=submission.request,
             ref=submission.ref,
         )

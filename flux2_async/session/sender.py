@@ -217,8 +217,7 @@ class Sender:
 
     async def _found_again(self, submission: Submission, task_id: str) -> None:
         """Take the task that the service gave under the name."""
-        if submission.asked.steps is not None:
-            await submission.asked.steps.answer(submission.ref, SubmissionEvent.ACCEPTED, task_id)
+        await submission.tell_steps(SubmissionEvent.ACCEPTED, task_id)
         if submission.state is SubmissionState.UNKNOWN and not self.transitions.accept(submission, task_id):
             self._shared.slots.release(submission.group)
 

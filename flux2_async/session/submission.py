@@ -44,7 +44,7 @@ class SubmissionSteps(Protocol):
         ...
 
     async def answer(self, ref: str, event: SubmissionEvent, task_id: str | None, /) -> None:
-        """What became of the POST that was about to leave; does not raise.
+        """What became of the POST that was about to leave; does not raise. Closing leaves it a second at least.
 
         Args:
             ref: The submission.
@@ -193,6 +193,7 @@ class Submission:
             None.
         name: For how long it may be sent again under its name, where its first POST left under one that the service
             honours; else None.
+        telling: The task that `steps` are being told of, empty for another answer; None while they are told nothing.
     """
 
     asked: Asked
@@ -208,6 +209,7 @@ class Submission:
     announced: bool = attrs.field(init=False, default=False)
     doubt: AmbiguousSubmitError | None = attrs.field(init=False, default=None)
     name: Lifetime | None = attrs.field(init=False, default=None)
+    telling: str | None = attrs.field(init=False, default=None)
 
     @property
     def request(self) -> Request:
@@ -255,6 +257,15 @@ class Submission:
         # While it is sent again its callers wait.
         if event is not SubmissionEvent.UNCLEAR or self.doubt is None:
             self.outcome.settle(task, error)
+
+    async def tell_steps(self, event: SubmissionEvent, task_id: str | None = None) -> None:
+        """Have an answer written down where somebody keeps a journal of it."""
+        if self.asked.steps is not None:
+            self.telling = task_id or ""
+            try:
+                await self.asked.steps.answer(self.ref, event, task_id)
+            finally:
+                self.telling = None
 
     def doubted(self, seconds: float) -> None:
         """It was sent before, without a clear answer, and may be sent again under its name for so many seconds."""

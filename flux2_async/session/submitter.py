@@ -221,7 +221,8 @@ class Submitter:
         self._sender.posting.closed = True
         for submission in tuple(self._jobs):
             self.give_up(submission, SessionClosedError("the session was closed; nothing was sent"))
-            if submission.state is SubmissionState.UNKNOWN and submission.permit is None:
+            unclear = submission.state is SubmissionState.UNKNOWN
+            if unclear and submission.permit is None and submission.telling is None:
                 # It is waited with sending it again.
                 self._jobs[submission].cancel()
         jobs = dict(self._jobs)
@@ -229,9 +230,14 @@ class Submitter:
             await asyncio.wait(jobs.values(), timeout=grace)
             self.abandon()
             await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
-            # An `on_send` that ignores being cancelled holds up neither the closing nor its callers.
+            # Neither an answer that takes long to be written nor an `on_send` that ignores being cancelled holds it up.
+            late = [job for submission, job in self._jobs.items() if submission.telling is not None]
             for submission in tuple(self._jobs):
                 self._break_off(submission, cut_off(submission, "the session was closed"))
+            for job in late:
+                job.cancel()
+            if late:
+                await asyncio.wait(late, timeout=DEAF_FOR)
         return tuple(submission.ref for submission in jobs if submission.state is SubmissionState.UNKNOWN)
 
     def leave(self) -> tuple[str, ...]:
@@ -247,10 +253,14 @@ class Submitter:
         return tuple(submission.ref for submission in jobs if submission.state is SubmissionState.UNKNOWN)
 
     def abandon(self) -> None:
-        """End what is being sent as well, at once; the service may have accepted it."""
+        """End what is being sent as well, at once; the service may have accepted it.
+
+        An answer that has come is still written down, within `DEAF_FOR`.
+        """
         self._sender.posting.closed = self._sender.posting.abandoned = True
-        for job in self._jobs.values():
-            job.cancel()
+        for submission, job in self._jobs.items():
+            if submission.telling is None:
+                job.cancel()
 
     async def _run(self, submission: Submission) -> None:
         try:

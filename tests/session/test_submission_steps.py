@@ -3,9 +3,11 @@
 import asyncio
 
 import attrs
+import pytest
 from emulated import REQUEST, emulated, error_of, until
 
-from flux2_async.emulator import Fault, Plan, Script
+from flux2_async import Flux2Session, Service, Timeouts
+from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
     InsufficientCreditsError,
@@ -127,6 +129,37 @@ async def test_closing_while_the_id_is_recorded_calls_it_unclear() -> None:
         assert left.refs == ("mine",)
         assert isinstance(await error_of(caller), AmbiguousSubmitError)
         assert len(emulator.ledger.accepted) == 1
+
+
+@pytest.mark.parametrize("unclear", [False, True])
+@pytest.mark.parametrize("grace", [0.0, 5.0])
+async def test_an_id_that_came_is_written_whenever_the_session_is_closed(grace: float, *, unclear: bool) -> None:
+    """At whatever step of the loop it is closed: an id that the journal was about to write is written."""
+
+    class Slow(Keeper):
+        async def answer(self, ref: str, event: SubmissionEvent, task_id: str | None) -> None:
+            self._note("begun")
+            await asyncio.sleep(0.5)
+            self._note(str(event), ref, *filter(None, [task_id]))
+
+    begun = 0
+    for steps in range(0, 60, 3):
+        keeper = Slow()
+        faults = [Fault("createTask", "cut_after", times=2)] if unclear else []
+        script = Script(faults=faults, render=False, idempotency_header="X-Name")
+        async with Emulator(script) as emulator:
+            service = Service(base_url=emulator.base_url, idempotency_header="X-Name")
+            flux = Flux2Session(emulator.api_key, service=service, timeouts=Timeouts(connect=0.1))
+            await flux.open()
+            caller = asyncio.create_task(error_of(flux.submit(REQUEST, ref="mine", steps=keeper)))
+            await until(lambda: [call.task_id for call in emulator.ledger.requests if call.task_id][2 * unclear :])
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await flux.aclose(grace)
+            caller.cancel()
+        begun += ("begun",) in keeper.told
+        assert (("begun",) in keeper.told) == (("accepted", "mine", emulator.ledger.accepted[0]) in keeper.told)
+    assert begun > 0
 
 
 async def test_what_send_raises_keeps_it_from_being_sent() -> None:

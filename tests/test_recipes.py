@@ -85,7 +85,7 @@ def test_recipes_are_imported_without_an_environment(name: str, monkeypatch: pyt
     """A test, a linter or a task queue may import a program before anything is set."""
     for variable in ("APIKLEY_API_KEY", "APIKLEY_BASE_URL", "APIKLEY_UPLOAD_URL"):
         monkeypatch.delenv(variable, raising=False)
-    for variable in ("PUBLIC_URL", "REDIS_URL", "CALLBACK_SECRET", "BOT_TOKEN", "PORT", "IDLE_MS"):
+    for variable in ("PUBLIC_URL", "REDIS_URL", "CALLBACK_SECRET", "BOT_TOKEN", "PORT", "IDLE_MS", "DATABASE_URL"):
         monkeypatch.delenv(variable, raising=False)
     imported(recipe(name))
 
@@ -101,6 +101,8 @@ def test_every_recipe_is_run_short_and_says_how_to_start_it() -> None:
     assert [name for name, source in sources.items() if not HEAD.match(source)] == []
     # Of that one a backend of 60 lines was asked for.
     assert lengths.pop("queue") <= 60
+    # Of that one at most 90.
+    assert lengths.pop("jobs") <= 90
     assert [name for name, length in lengths.items() if length >= 40] == []
 
 

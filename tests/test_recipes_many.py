@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from postgres_server import PostgresServer
 from redis_server import RedisServer
 
 from flux2_async import TextToImage
-from flux2_async.emulator import Limit, Plan, Script
+from flux2_async.emulator import Fault, Ledger, Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
 
 # Interpreters are started by the half dozen, which takes its time on a busy machine.
@@ -298,3 +298,87 @@ async def test_workflows_of_dbos_that_are_killed_while_they_wait_pay_nothing_twi
     assert process.returncode == 0
     assert sorted(printed.decode().split()) == sorted(f"pictures/{task_id}-1.png" for task_id in ledger.accepted)
     assert [call.outcome for call in ledger.requests] == ["accepted"] * len(orders)
+
+
+# --- A backend whose jobs survive
+
+
+JOBS = 22
+
+
+@asynccontextmanager
+async def jobs_on(port: int, folder: Path) -> AsyncIterator[int]:
+    """The recipe `jobs` as a server, killed at the end by a signal that nobody can hear."""
+    async with running("uvicorn", "app:app", "--port", str(port), "--log-level", "warning", folder=folder) as pid:
+        await until_served(f"http://127.0.0.1:{port}")
+        yield pid
+        os.kill(pid, signal.SIGKILL)
+
+
+async def job(port: int, number: int, method: str = "GET") -> dict[str, Any]:
+    url, params = f"http://127.0.0.1:{port}/jobs/job-{number}", {"prompt": f"kettle {number}"}
+    async with aiohttp.ClientSession() as http, http.request(method, url, params=params) as response:
+        assert response.status == (200 if method == "GET" else 202), await response.text()
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+async def all_ended(port: int) -> list[dict[str, Any]]:
+    while True:
+        jobs = [await job(port, number) for number in range(JOBS)]
+        if all(each["picture"] or each["error"] for each in jobs):
+            return jobs
+        await asyncio.sleep(0.2)
+
+
+def called_back(ledger: Ledger, task_id: str) -> bool:
+    return any(call.task_id == task_id and call.status == 200 for call in ledger.callbacks)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+@pytest.mark.flux2_script(
+    Script(
+        plans=lambda index, _: Plan(duration=1.0 if index % 2 else 14.0),
+        render=False,
+        limit=Limit(20, 10.0),
+        callback_retries=(1.0,) * 120,
+    )
+)
+async def test_jobs_survive_being_killed_at_whatever_moment(
+    database: str, flux2_emulator: RunningEmulator, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while jobs wait for their turn, while one is sent, and when some are saved: each is paid and made once."""
+    port = free_port()
+    monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("CALLBACK_SECRET", "the same after a restart")
+    write(recipe("jobs"), program)
+    with ExitStack() as stack:
+        if database == "postgres":
+            url = stack.enter_context(PostgresServer()).url
+            monkeypatch.setenv("DATABASE_URL", url.replace("postgresql:", "postgresql+psycopg:"))
+        else:
+            # Only on one host the others know at once that its sender has died.
+            flux2_emulator.inject(Fault("createTask", "hang", task=7, accepted=True))
+        async with jobs_on(port, program):
+            taken = [await job(port, number, "PUT") for number in (*range(JOBS), 0)]
+            # The one whose answer never comes is told by its callback, which nobody waits for.
+            await until(lambda: len(flux2_emulator.ledger.accepted) >= 20)
+            await until(lambda: called_back(flux2_emulator.ledger, flux2_emulator.ledger.accepted[7]))
+            await asyncio.sleep(0.5)
+        assert [each["id"] for each in taken] == [f"job-{number}" for number in (*range(JOBS), 0)]
+        async with jobs_on(port, program):
+            # Who dies during a POST leaves its key in doubt.
+            await until(lambda: len(flux2_emulator.ledger.accepted) == JOBS)
+            await asyncio.sleep(0.5)
+            saved = [each for number in range(JOBS) if (each := await job(port, number))["picture"]]
+        async with jobs_on(port, program):
+            jobs = await all_ended(port)
+
+    ledger = flux2_emulator.ledger
+    prompts = {task_id: flux2_emulator.task(task_id).body["input"]["prompt"] for task_id in ledger.accepted}
+    assert 0 < len(saved) < JOBS
+    assert {each["task"]: each["prompt"] for each in jobs} == prompts
+    assert sorted(prompts.values()) == sorted(f"kettle {number}" for number in range(JOBS))
+    assert [call.outcome for call in ledger.requests] == ["accepted"] * JOBS
+    assert [each["error"] for each in jobs] == [None] * JOBS
+    assert {program / each["picture"] for each in jobs} == {*(program / "pictures").iterdir()}

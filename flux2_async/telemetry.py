@@ -207,6 +207,13 @@ class Telemetry:
     def context(self, task_id: str) -> Context | None:
         """Give the context of a task's span, to be carried elsewhere.
 
+        Example:
+            telemetry = Telemetry()
+            flux.observe(telemetry)
+            task = await flux.submit(request)
+            carrier: dict[str, str] = {}
+            propagate.inject(carrier, telemetry.context(task.id))
+
         Args:
             task_id: The task.
 

@@ -109,6 +109,10 @@ def verify_url(query: str, secret: str | bytes) -> str | None:
 def sign(task_id: str, timestamp: str | int, hmac_key: str | bytes) -> str:
     """The `X-Webhook-Signature` of a callback, as the service makes it; for tests of a receiver.
 
+    Example:
+        stamp = str(int(time.time()))
+        headers = {"X-Webhook-Timestamp": stamp, "X-Webhook-Signature": sign(task_id, stamp, "the account's key")}
+
     Args:
         task_id: The task in the body.
         timestamp: `X-Webhook-Timestamp`, Unix seconds.

@@ -1,18 +1,23 @@
-"""The reference: each public name says its arguments, units, what None means, what it gives back and what it raises."""
+"""The reference: each public name says its arguments, units, what None means, results and errors; examples run."""
 
 import ast
 import inspect
 import pydoc
 import re
 import textwrap
+import time
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
+from documents import compiled
 
 import flux2_async
 from flux2_async.cli.documents import HOMES
+from flux2_async.emulator import Emulator, Script
 
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example|Examples):\s*$", re.MULTILINE)
 ENTRY = re.compile(r"^    \*{0,2}(\w+): ")
@@ -123,6 +128,52 @@ def argument_missing(name: str, parameter: inspect.Parameter, told: dict[str, st
 def test_every_public_name_says_what_its_user_has_to_know() -> None:
     """Arguments and fields, units, what None means, what is given back, and the errors it raises itself."""
     assert [line for name, value in public() for line in missing(name, value)] == []
+
+
+# How these are called is told by no signature.
+SHOWN = [
+    "Budget",
+    "Callbacks",
+    "Flux2Session.as_completed",
+    "Flux2Session.enqueue",
+    "Flux2Session.observe",
+    "Flux2Session.recover",
+    "ImageTask.updates",
+    "SubmissionSteps",
+    "batch.run_batch",
+    "batch.Journal.resolve_unknown",
+    "batch.report.serve_report",
+    "batch.report.write_report",
+    "receivers.serve",
+    "telemetry.Telemetry.context",
+    "webhooks.sign",
+]
+EXAMPLES = {
+    name: textwrap.dedent(parts["Example"])
+    for name, parts in ((name, sections(inspect.getdoc(value) or "")) for name, value in public())
+    if "Example" in parts
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+async def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not obvious has an example, and it runs as it stands."""
+    monkeypatch.chdir(tmp_path)
+    homes = [import_module(f"flux2_async.{home}".rstrip(".")) for home in HOMES]
+    names: dict[str, Any] = {each: getattr(home, each) for home in homes for each in home.__all__}
+    async with Emulator(Script(render=False)) as emulator:
+        monkeypatch.setenv("APIKLEY_API_KEY", emulator.api_key)
+        monkeypatch.setenv("APIKLEY_BASE_URL", emulator.base_url)
+        async with flux2_async.Flux2Session() as flux:
+            request = flux2_async.TextToImage("a red kettle on a slate worktop")
+            task = await flux.submit(request)
+            names |= {"flux": flux, "request": request, "task": task, "task_id": task.id}
+            names |= {"Path": Path, "propagate": pytest.importorskip("opentelemetry.propagate"), "time": time}
+            # A batch that has run is there for what reads one.
+            for each in dict.fromkeys(("batch.run_batch", name)):
+                pending = eval(compiled(EXAMPLES[f"flux2_async.{each}"], tmp_path / each), names)  # noqa: S307  running them is the purpose
+                if inspect.isawaitable(pending):
+                    await pending
 
 
 def test_help_begins_with_our_text() -> None:

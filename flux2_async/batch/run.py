@@ -200,6 +200,10 @@ def run_batch(
     on: tasks at the service are waited for, missing files downloaded, the rest sent. A request whose createTask may
     have been accepted unseen is `unknown` and not sent again; while answers are lost one at a time is risked.
 
+    Example:
+        async for outcome in run_batch(flux, [request], journal="run.db", directory="results"):
+            print(outcome.id, outcome.state, outcome.files)
+
     Args:
         flux: An open session; everything goes through it. Its callbacks, if it has any, need a `secret`.
         requests: Any finite iterable, also asynchronous: requests, or a `Job` around one that gives it an `id`.

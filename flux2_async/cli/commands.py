@@ -59,11 +59,15 @@ def edit(
     json: Json = False,
 ) -> int:
     """Run `flux2 edit`."""
+    from flux2_async.batch.jobs import check_files
 
     def request() -> ImageToImage:
         if not images:
             raise UsageError("edit: no picture given; name one after the prompt, or use flux2 generate")
-        return ImageToImage(prompt, images=images, **shape.fields("auto"))
+        made = ImageToImage(prompt, images=images, **shape.fields("auto"))
+        # A missing one is told before the account is asked for and anything is started.
+        check_files(made, list(images))
+        return made
 
     return _make(request, service, output, timeout, machine=json)
 

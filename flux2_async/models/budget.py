@@ -45,6 +45,10 @@ class Budget:
     with the documented price; `creditsConsumed` of its record says later what it cost. What is unclear, given up or
     without `creditsConsumed` stays reserved; a task that fails costs nothing unless its record says so.
 
+    Example:
+        day = 86400.0
+        flux = Flux2Session(budget=[Budget(500, per=day), Budget(30, per=day, group=True)])
+
     Attributes:
         credits: Credits, 0 or more.
         per: Seconds of a moving window, such as 86400.0 for a day. None: for the session's life; opening it again goes

@@ -157,6 +157,9 @@ def _secret_text(instance: object, attribute: "attrs.Attribute[Any]", value: obj
 class Callbacks:
     """Where the service tells that a task is finished.
 
+    Example:
+        flux = Flux2Session(callbacks=Callbacks("https://app.example/flux2/callback/", secret="kept"))
+
     Attributes:
         url: The public address of the receiver (see `flux2_async.receivers`); with a mount it ends in a slash. Every
             task gets it with the name of its submission and a signature.

@@ -77,6 +77,11 @@ async def serve(flux: CallbackTarget, host: str, port: int) -> AsyncIterator[Cal
 
     Plain HTTP without access log; put it behind whatever gives the public address its TLS.
 
+    Example:
+        flux = Flux2Session(callbacks=Callbacks("https://app.example/flux2/callback/", secret="kept"))
+        async with flux, serve(flux, "127.0.0.1", 0) as server:
+            print(server.port)  # lead the public address there
+
     Args:
         flux: The session, made with `callbacks`; it need not be open yet, callbacks are asked to come again until then.
         host: The address to listen at.

@@ -343,6 +343,11 @@ class Flux2Session:
         The submission goes on whether or not anybody awaits the handle: only `handle.withdraw()`, `max_wait` and the
         session's closing end it. An error that nobody asks for stays silent.
 
+        Example:
+            handle = flux.enqueue(request, group="alice")
+            print(handle.state, handle.position)
+            task = await handle
+
         Args:
             request: As for `submit`, like all others.
             key: As for `submit`; where it is joined, `withdraw` takes this handle away alone.
@@ -429,6 +434,10 @@ class Flux2Session:
         the sending, and the rest come back unsent with that error. `break` stops the sending; what was sent stays
         in `tasks()`.
 
+        Example:
+            async for done in flux.as_completed(TextToImage(f"house {number}") for number in range(3)):
+                print(done.index, done.error or done.result.urls)
+
         Args:
             requests: Any iterable, also asynchronous and endless; taken in as the consumer keeps up. One with something
                 that belongs to it is given as a `flux2_async.batch.Job`: its `group` and `extra` are those of task,
@@ -474,6 +483,12 @@ class Flux2Session:
         """Wait for the callback that tells which task an unclear submission became.
 
         A submission that is still under way here is waited for as well: its answer may be the first to tell.
+
+        Example:
+            try:
+                task = await flux.submit(request)
+            except AmbiguousSubmitError as error:
+                task = await flux.recover(error.ref, timeout=600)
 
         Args:
             ref: `AmbiguousSubmitError.ref`, also of an earlier session with the same callback address and secret.
@@ -640,6 +655,11 @@ class Flux2Session:
 
     def observe(self, observer: "Observer") -> Callable[[], None]:
         """Tell a function from now on what happens, also before the session is opened and when it is opened again.
+
+        Example:
+            end = flux.observe(lambda event: print(event) if isinstance(event, Paused) else None)
+            await flux.generate(request)
+            end()
 
         Args:
             observer: A plain function, called in the event loop with a `SessionEvent` each time: `Queued` and

@@ -33,6 +33,19 @@ class SubmissionSteps(Protocol):
 
     A cancelled caller changes nothing about them. Unlike observers they are waited for: nothing leaves before `intent`
     has returned, and nobody hears of an answer before `answer` has.
+
+    Example:
+        class Notes:
+            async def intent(self, ref: str, /) -> None:
+                Path("notes").write_text(f"sending {ref}")
+
+            async def answer(self, ref: str, event: SubmissionEvent, task_id: str | None, /) -> None:
+                Path("notes").write_text(f"{ref} {event}: {task_id}")
+
+            def wanted(self) -> bool:
+                return True
+
+        task = await flux.submit(request, steps=Notes())
     """
 
     async def intent(self, ref: str, /) -> None:

@@ -155,6 +155,10 @@ class ImageTask:
     async def updates(self, *, every: float | None = None) -> AsyncGenerator[TaskRecord, None]:
         """Follow the task.
 
+        Example:
+            async for record in task.updates(every=1.0):
+                print(record.state, task.expectation().remaining)
+
         Args:
             every: Seconds. As long as this is iterated the task is looked at as often, also where callbacks come, so
                 that stages which last as long are seen; not below `Polling.wait_min`, and no faster than the service

@@ -296,7 +296,7 @@ def test_bad_input_is_one_line_and_sends_nothing(
     assert run(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines()[-1] == f"flux2: {message}"
+    assert err.splitlines() == [f"flux2: {message}"]
     assert emulator.ledger.calls.total() == 0
 
 

@@ -140,6 +140,11 @@ class Journal:
     ) -> list[Outcome]:
         """Write down what became of requests that may have been accepted, all of it or nothing, for the next run.
 
+        Example:
+            async with Journal("run.db") as journal:
+                for unknown in await journal.unknown():
+                    await journal.resolve_unknown(found={unknown.outcome.id: task_id})
+
         Args:
             found: The task that a request became, by the request's id: it is waited for and downloaded, and never sent.
                 None: none became one.

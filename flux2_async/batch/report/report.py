@@ -42,6 +42,11 @@ def write_report(
     The page needs no network and no server. Beside it have to stay the pictures and the folder `thumbnails`. It
     appears whole or not at all; the one from before stays until then.
 
+    Example:
+        async with Journal("run.db") as journal:
+            outcomes = [outcome async for outcome in journal.outcomes()]
+        write_report(outcomes, "results")
+
     Args:
         outcomes: What to show, in the order of the input; read once and one by one.
         directory: The folder of the batch, which `Outcome.files` are relative to.

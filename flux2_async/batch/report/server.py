@@ -40,6 +40,10 @@ async def serve_report(
 ) -> AsyncIterator[str]:
     """Show the report of a batch that may be running in another process; its rows arrive without a reload.
 
+    Example:
+        async with serve_report("results") as address:
+            print(address)
+
     Args:
         directory: The folder of the batch, which exists.
         host: The address to listen on.

@@ -238,7 +238,8 @@ def test_a_session_loads_only_what_it_needs() -> None:
     assert "flux2_async.session.session" in loaded
     others = (
         "session.callback_inbox", "session.remembered", "coordination.client", "coordination.contract", "webhooks",
-        "_http.uploads", "_http.downloads", "_http.file_transport",
+        "_http.uploads", "_http.downloads", "_http.file_transport", "_protocol.file_types", "session.as_completed",
+        "session.parts", "session.enqueued", "tasks.watcher",
     )  # fmt: skip
     assert not {f"flux2_async.{name}" for name in others} & loaded
     assert not {"cattrs", "importlib.metadata", "sqlite3"} & loaded

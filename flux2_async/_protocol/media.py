@@ -5,9 +5,10 @@ Names from outside (a task id, a caller's file name) never become a path: they a
 
 import hashlib
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from flux2_async._protocol.file_types import FileType
+if TYPE_CHECKING:
+    from flux2_async._protocol.file_types import FileType
 
 MAX_PICTURE: Final = 10_000_000
 """Bytes of a reference picture, where a service says nothing else.
@@ -44,7 +45,7 @@ def upload_name(digest: str, extension: str, file_name: str | None) -> str:
     return f"{safe}{'-' if safe else ''}{digest[:DIGITS]}.{extension}"
 
 
-def result_name(task_id: str, number: int, kind: FileType | None) -> str:
+def result_name(task_id: str, number: int, kind: "FileType | None") -> str:
     """Name a downloaded file by its task, its number there from 1, and its format; an unknown one is called `.bin`.
 
     An id that is not made of letters, digits, `_` and `-` is replaced by its hash.

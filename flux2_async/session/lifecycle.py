@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 import anyio
@@ -13,12 +13,13 @@ import anyio.to_thread
 import attrs
 
 from flux2_async._http.credentials import Credentials
-from flux2_async._limiter.limiter import Limiter
 from flux2_async.errors import SessionClosedError
-from flux2_async.session.open_ahead import OpenAhead
-from flux2_async.session.parts import Options, Parts, make_parts
+from flux2_async.session.options import Options
 from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.outcome import check_loop
+
+if TYPE_CHECKING:
+    from flux2_async.session.parts import Parts
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
@@ -27,7 +28,7 @@ KEEPING_MAX: Final = 1.0
 NOT_OPEN: Final = "the session is not open; use `async with Flux2Session(...)` or await open()"
 
 # Those that are open without a coordination.
-_alone: WeakSet[Parts] = WeakSet()
+_alone: "WeakSet[Parts]" = WeakSet()
 _warned_accounts: set[str] = set()
 if hasattr(os, "register_at_fork"):
     # What is open in the parent process is not open in the child.
@@ -68,7 +69,7 @@ class Lifecycle:
         """Whether it is closed, or about to be."""
         return self._closing is not None
 
-    def usable(self) -> Parts:
+    def usable(self) -> "Parts":
         """Give the parts of a session that is open in this event loop.
 
         Raises:
@@ -90,6 +91,9 @@ class Lifecycle:
             raise SessionClosedError("the session is being closed; wait for `aclose` before it is opened again")
         if self._opening is not None and self._closing is None:
             raise SessionClosedError("the session is open already; use it as it is")
+        # Half of what the package consists of, which a program that only imports it does without.
+        from flux2_async.session.parts import make_parts  # noqa: PLC0415
+
         before = self.parts or self._before
         parts = make_parts(credentials, self._options, self._observers, before)
         self._before, self.parts, self._closing = before, None, None
@@ -131,7 +135,7 @@ class Lifecycle:
             raise
         return self._closing.result()
 
-    async def _open(self, parts: Parts) -> None:
+    async def _open(self, parts: "Parts") -> None:
         await _open(parts)
         self.parts, self._before = parts, None
 
@@ -154,8 +158,11 @@ class Lifecycle:
         check_loop(opening.get_loop())
 
 
-async def _open(parts: Parts) -> None:
+async def _open(parts: "Parts") -> None:
     """Read what an earlier session has learned, make the connections' pools, and join who shares the account."""
+    from flux2_async._limiter.limiter import Limiter  # noqa: PLC0415  loaded with the parts
+    from flux2_async.session.open_ahead import OpenAhead  # noqa: PLC0415  likewise
+
     async with AsyncExitStack() as opening:
         if parts.remembered is not None:
             await anyio.to_thread.run_sync(parts.remembered.restore, parts.schedules, abandon_on_cancel=True)
@@ -177,7 +184,7 @@ async def _open(parts: Parts) -> None:
         parts.opened.push_async_exit(opening.pop_all())
 
 
-async def _close(parts: Parts, grace: float) -> Unsettled:
+async def _close(parts: "Parts", grace: float) -> Unsettled:
     """Close everything in order, whatever happens on the way.
 
     Returns:
@@ -198,7 +205,7 @@ async def _close(parts: Parts, grace: float) -> Unsettled:
     return Unsettled(task_ids, refs)
 
 
-def _leave(parts: Parts) -> Unsettled:
+def _leave(parts: "Parts") -> Unsettled:
     """Do what can be done without the event loop, which was closed while the session was open in it."""
     refs, task_ids = parts.submitter.leave(), parts.watcher.leave()
     parts.enqueued.leave()
@@ -216,7 +223,7 @@ def _shielded() -> AbstractContextManager[object]:
     return anyio.CancelScope(shield=True) if "anyio._backends._asyncio" in sys.modules else nullcontext()
 
 
-def _count(parts: Parts) -> None:
+def _count(parts: "Parts") -> None:
     """Warn of a second open session of one account in this process."""
     if parts.account not in _warned_accounts and any(other.account == parts.account for other in _alone):
         _warned_accounts.add(parts.account)
@@ -227,7 +234,7 @@ def _count(parts: Parts) -> None:
     _alone.add(parts)
 
 
-async def _keep_what_was_learned(parts: Parts) -> None:
+async def _keep_what_was_learned(parts: "Parts") -> None:
     knowledge = parts.schedules.knowledge()
     if parts.remembered is not None and knowledge["kinds"]:
         # Closing is bounded in time, whatever disk the folder is on.

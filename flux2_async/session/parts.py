@@ -7,26 +7,19 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-import aiohttp
 import attrs
 
 from flux2_async._http.api import Api
-from flux2_async._http.borrowed import ConnectorFactory
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.slots import Slots
-from flux2_async._limiter.windows import tightest
-from flux2_async.models import (
-    Polling,
-    RateLimit,
-    SessionStatistics,
-    Timeouts,
-)
+from flux2_async.models import RateLimit, SessionStatistics
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.enqueued import Enqueued
 from flux2_async.session.keys import Keys
+from flux2_async.session.options import Options
 from flux2_async.session.shared import Shared
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
@@ -37,35 +30,10 @@ from flux2_async.tasks.watcher import Watcher
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
     from flux2_async.coordination.store import Coordination
-    from flux2_async.session.budgets import Budgets
-    from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.session.remembered import Remembered
 
 # Beyond what a POST may take: for what runs between permit and POST, such as `on_send`.
 LEASE_SLACK: Final = 5.0
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class Options:
-    """What a session was given and is open with, checked; see `Flux2Session`, where a None means what it means here."""
-
-    rate_limits: tuple[RateLimit, ...]
-    max_running: int | None
-    max_running_per_group: int | None
-    budgets: "Budgets | None"
-    polling: Polling
-    callbacks: "CallbackSettings | None"
-    coordination: "Coordination | None"
-    http: aiohttp.ClientSession | None
-    connector: ConnectorFactory | None
-    timeouts: Timeouts
-    private_downloads: bool
-    key_ttl: float
-
-    @property
-    def rate_limit(self) -> RateLimit | None:
-        """Of several limits the one that allows the fewest in the long run."""
-        return tightest(self.rate_limits)
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 import aiohttp
 
 from flux2_async._http.credentials import Secret, check_given, make_credentials
-from flux2_async._http.files import UploadSource
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import (
@@ -41,21 +40,21 @@ from flux2_async.session.arguments import (
     check_task_id,
     too_late,
 )
-from flux2_async.session.as_completed import Completions, Requests
-from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.lifecycle import NOT_OPEN, Lifecycle, Unsettled
-from flux2_async.session.parts import Options, statistics_of
+from flux2_async.session.options import Options
 from flux2_async.session.submission import OnSend, SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask, unfinished
 from flux2_async.tasks.observers import Observers
-from flux2_async.tasks.schedule import Schedules
 
 if TYPE_CHECKING:
+    from flux2_async._http.files import UploadSource
     from flux2_async.coordination.store import Coordination
     from flux2_async.models.budget import Budget, Estimate
     from flux2_async.models.events import Observer
+    from flux2_async.session.as_completed import Requests
     from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_settings import CallbackSettings
+    from flux2_async.session.enqueued import SubmissionHandle
     from flux2_async.webhooks import Callback
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -337,7 +336,7 @@ class Flux2Session:
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> SubmissionHandle:
+    ) -> "SubmissionHandle":
         """Begin what `submit` does and give a handle at once, to look at the queue and to leave it.
 
         The submission goes on whether or not anybody awaits the handle: only `handle.withdraw()`, `max_wait` and the
@@ -423,7 +422,7 @@ class Flux2Session:
 
     def as_completed(
         self,
-        requests: Requests,
+        requests: "Requests",
         *,
         max_running: int | None = None,
         group: str | None = None,
@@ -458,6 +457,8 @@ class Flux2Session:
         limit = check_count("max_running", max_running) or self._options.max_running or MAX_RUNNING
 
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
+        from flux2_async.session.as_completed import Completions  # noqa: PLC0415  loaded at first need
+
         return Completions(submitter=parts.submitter, limit=limit, group=check_group(group)).run(requests)
 
     def attach(self, task_id: str) -> ImageTask:
@@ -540,7 +541,7 @@ class Flux2Session:
             )
         return record
 
-    async def upload(self, source: UploadSource, *, file_name: str | None = None) -> UploadedFile:
+    async def upload(self, source: "UploadSource", *, file_name: str | None = None) -> UploadedFile:
         """Upload a picture, to be used in `images` of several requests; `submit` does this by itself.
 
         Args:
@@ -689,6 +690,7 @@ class Flux2Session:
             InvalidRequestError: One is none.
         """
         from flux2_async.session.estimate import estimate_of  # noqa: PLC0415  few ask
+        from flux2_async.tasks.schedule import Schedules  # noqa: PLC0415  loaded at first need
 
         parts, options = self._life.parts, self._options
         return estimate_of(
@@ -708,6 +710,8 @@ class Flux2Session:
         """
         if self._life.parts is None:
             raise SessionClosedError(NOT_OPEN)
+        from flux2_async.session.parts import statistics_of  # noqa: PLC0415  loaded when it was opened
+
         return statistics_of(self._life.parts, self._observers.steps)
 
     @property

@@ -89,10 +89,14 @@ class Changes:
     Attributes:
         directory: An existing folder.
         total: Requests of the batch, which its first line tells.
+        ends_at: When all of them are expected to have ended, in seconds since 1970, which the next change tells; or
+            None. May be set in another thread.
     """
 
     directory: Path
     total: int
+    ends_at: float | None = None
+    _told: float | None = None
     _file: BinaryIO | None = None
     _given_up: bool = False
 
@@ -106,6 +110,9 @@ class Changes:
                 self._file = (self.directory / CHANGES).open("ab", buffering=0)
                 _lock(self._file, exclusive=True)
                 self._file.write(utf8_json({"total": self.total}) + b"\n")
+            if (ends_at := self.ends_at) != self._told:
+                self._told = ends_at
+                self._file.write(utf8_json({"total": self.total, "ends_at": ends_at}) + b"\n")
             self._file.write(utf8_json(document(outcome)) + b"\n")
         except OSError as error:
             self._given_up = True

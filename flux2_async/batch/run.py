@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import math
 import os
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import anyio.to_thread
 
@@ -24,12 +26,15 @@ from flux2_async.batch.progress import Progress
 from flux2_async.batch.results import RESULTS, Changes, write_results
 from flux2_async.batch.scheduler import Scheduler
 from flux2_async.batch.shared_generator import SharedGenerator
-from flux2_async.errors import ConfigurationError
+from flux2_async.errors import ConfigurationError, SessionClosedError
 from flux2_async.models import Request
 from flux2_async.session.arguments import check_path
 from flux2_async.session.session import Flux2Session
 
 logger: logging.Logger = logging.getLogger("flux2_async")
+
+# Seconds between two forecasts for onlookers.
+ASKED_EVERY: Final = 2.0
 
 
 class Batch:
@@ -61,6 +66,7 @@ class Batch:
         self._options = options
         self._scheduler: Scheduler | None = None
         self._stopped = False
+        self._asked_at = -math.inf
         self._preparing: asyncio.Task[Scheduler] | None = None
         self._running: weakref.ref[SharedGenerator[Outcome]] | None = None
 
@@ -117,6 +123,8 @@ class Batch:
             try:
                 async with aclosing(scheduler.run()) as outcomes:
                     async for outcome in outcomes:
+                        if (now := time.monotonic()) >= self._asked_at + ASKED_EVERY:
+                            self._asked_at, changes.ends_at = now, self._ends_at()
                         yield outcome
             finally:
                 written = False
@@ -127,6 +135,13 @@ class Batch:
                     changes.end(remove=written)
         if scheduler.state.failure is not None:
             raise scheduler.state.failure.with_traceback(None)
+
+    def _ends_at(self) -> float | None:
+        # What waits is not sent any more once it was stopped, or has no session.
+        with suppress(SessionClosedError):
+            if not self._stopped and (seconds := self.remaining()) is not None:
+                return round(time.time() + seconds, 1)
+        return None
 
     async def _prepared(self, journal: Journal) -> Scheduler | None:
         """Get ready; None when that was stopped, which leaves the journal as it was."""

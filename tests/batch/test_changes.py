@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,27 @@ async def test_a_running_batch_tells_what_it_accepted_and_finished(tmp_path: Pat
     assert not (tmp_path / "results" / CHANGES).exists()
     assert following.outcomes == {outcome.id: outcome for outcome in ended}
     assert following.running is False
+
+
+async def test_a_running_batch_tells_when_it_will_have_ended(tmp_path: Path) -> None:
+    """As its session expects, after the first ends; nothing of the kind once it runs no more."""
+    following, expected = Following(tmp_path / "results"), set[float | None]()
+    async with (
+        Emulator(Script(plans=Plan(duration=0.5), render=False)) as emulator,
+        session_for(emulator) as flux,
+    ):
+        batch = batch_in(tmp_path, flux, requests(12), max_running=2)
+        begun = time.time()
+        async for _ in batch:
+            following.news()
+            expected.add(following.ends_at)
+        took = time.time() - begun
+    following.news()
+
+    told = [each for each in expected if each is not None]
+    assert told
+    assert begun < min(told) <= max(told) < begun + 100 + took
+    assert following.ends_at is None
 
 
 async def test_what_cannot_be_written_stops_no_batch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

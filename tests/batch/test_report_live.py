@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 from batch_outcomes import done, failed, painted
@@ -119,6 +121,27 @@ def test_focus_filter_and_viewer_stay(only_page: Watched, changes: Changes) -> N
         changes.add(submitted(30))
         expect(page.locator(".card")).to_have_count(2)
         expect(page.get_by_role("button", name="failed 2")).to_be_focused()
+
+
+def test_how_long_it_still_takes(only_page: Watched, changes: Changes) -> None:
+    """All of it as the batch expects, and each task by those that are done; both go down, and end with the batch."""
+    now = datetime.now(UTC)
+    begun = now - timedelta(seconds=60)
+    for number in range(1, 6):
+        ended = begun + timedelta(seconds=1000 + number)
+        changes.add(done(number, submitted_at=begun, finished_at=ended, create_time=None, complete_time=None))
+    changes.ends_at = now.timestamp() + 430
+    changes.add(attrs.evolve(submitted(6), submitted_at=now - timedelta(seconds=400)))
+    with served(only_page, changes.directory) as page:
+        expect(page.locator("#summary")).to_contain_text("about\u00a07\u00a0min\u00a0left")
+        expect(page.locator(".card").nth(5)).to_contain_text("about 10 min left")
+        changes.ends_at = None
+        changes.add(submitted(7))
+        expect(page.locator(".card")).to_have_count(7)
+        expect(page.locator("#summary")).not_to_contain_text("left")
+        changes.end(remove=False)
+        expect(page.locator("#live-text")).to_contain_text("not running")
+        expect(page.locator(".card").nth(5)).to_contain_text("The service has accepted it.")
 
 
 def test_a_picture_that_cannot_be_shown_small_says_so(only_page: Watched, changes: Changes) -> None:

@@ -21,6 +21,7 @@ class Following:
         total: How many the batch has, or None when nothing has told.
         running: Whether a batch works in the folder.
         changed_at: When something changed last, in seconds since 1970, or None.
+        ends_at: When all is expected to have ended, likewise, or None when nothing has told or no batch works here.
     """
 
     directory: Path
@@ -28,6 +29,7 @@ class Following:
     total: int | None = None
     running: bool = False
     changed_at: float | None = None
+    ends_at: float | None = None
     _results: tuple[int, int, int] | None = None
     _changes: int | None = None
     _read: int = 0
@@ -42,6 +44,8 @@ class Following:
             # What stands in the changes is newer where a run died, and the same where it ended well.
             self._read = 0
             self._read_changes(changed)
+        if not self.running:
+            self.ends_at = None
         return list(changed)
 
     def _read_results(self, changed: dict[str, None]) -> bool:
@@ -80,7 +84,8 @@ class Following:
             try:
                 given = json.loads(line)
                 if "total" in given:
-                    self.total = int(given["total"])
+                    self.total, ends_at = int(given["total"]), given.get("ends_at")
+                    self.ends_at = None if ends_at is None else float(ends_at)
                     continue
                 outcome = outcome_from(given)
             except (ValueError, KeyError, TypeError, AttributeError):

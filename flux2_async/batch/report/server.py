@@ -163,6 +163,7 @@ class Report:
                     "total": self._following.total,
                     "running": self._following.running,
                     "changed": self._following.changed_at,
+                    "ends": self._following.ends_at,
                 }
                 names = dict.fromkeys(self._log[seen : seen + MOST_ROWS])
                 seen = min(len(self._log), seen + MOST_ROWS)

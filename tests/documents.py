@@ -1,6 +1,7 @@
 """What users read and start: the Python blocks of the README and the guide, and the recipes."""
 
 import ast
+import json
 import sys
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(flux2_async.__file__).parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((PACKAGE / "guide").glob("*.md"))]
-RECIPES = {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.py"))}
+RECIPES = {path.stem: path for path in sorted((PACKAGE / "recipes").iterdir()) if path.suffix in (".py", ".ipynb")}
 
 
 def blocks(page: Path) -> list[Example]:
@@ -39,6 +40,14 @@ def recipe(name: str) -> Path:
             for alias in statement.names:
                 package(alias.name)
     return RECIPES[name]
+
+
+def source_of(name: str) -> str:
+    """The Python of a recipe, of all cells where it is a notebook."""
+    text = RECIPES[name].read_text()
+    if RECIPES[name].suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
 
 
 def imported(path: Path) -> dict[str, Any]:

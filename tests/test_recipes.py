@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import base64
 import itertools
 import json
 import math
@@ -26,7 +27,7 @@ import pytest
 import uvicorn
 from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
-from documents import PACKAGE, RECIPES, imported, recipe
+from documents import PACKAGE, RECIPES, imported, recipe, source_of
 from emulated import free_port, until
 
 from flux2_async.emulator import Limit, Plan, Script
@@ -80,7 +81,7 @@ HEAD = re.compile(r'# Install: pip install (.+)\n# Start it: (.+)\n"""[A-Z].+')
 TESTED = re.compile(r'\b(?:recipe|started)\("([a-z]+)"')
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"testing"}))
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"notebook", "testing"}))
 def test_recipes_are_imported_without_an_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test, a linter or a task queue may import a program before anything is set."""
     for variable in ("APIKLEY_API_KEY", "APIKLEY_BASE_URL", "APIKLEY_UPLOAD_URL"):
@@ -93,7 +94,7 @@ def test_recipes_are_imported_without_an_environment(name: str, monkeypatch: pyt
 def test_every_recipe_is_run_short_and_says_how_to_start_it() -> None:
     """Each has a test of its own, says what to install, how to start it and what it is, and fits on a screen."""
     tested = {name for path in Path(__file__).parent.rglob("test_*.py") for name in TESTED.findall(path.read_text())}
-    sources = {name: path.read_text() for name, path in RECIPES.items()}
+    sources = {name: source_of(name) for name in RECIPES}
     lengths = {name: len([line for line in source.splitlines() if line]) for name, source in sources.items()}
 
     assert len(sources) >= 8
@@ -127,7 +128,8 @@ def brought_by(name: str, brought: set[str]) -> set[str]:
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_says_what_to_install(name: str) -> None:
     """What is to be installed brings all that the program imports and is started by, and the guide's table names it."""
-    source = recipe(name).read_text()
+    recipe(name)
+    source = source_of(name)
     head = HEAD.match(source)
     assert head is not None
     named = [word.strip('"') for word in head[1].split()]
@@ -611,6 +613,32 @@ def test_blocking_saves_each_picture(flux2_emulator: RunningEmulator, tmp_path: 
 
     assert {f"houses/{task_id}-1.png" for task_id in flux2_emulator.ledger.accepted} == {*printed.split()}
     assert len(list((tmp_path / "houses").iterdir())) == 3
+
+
+def test_notebook_shows_pictures_in_a_kernel(
+    flux2_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells run as Jupyter runs them: by `await`, then by the session that blocks while the kernel's loop runs."""
+    flux2_emulator.script.render = True
+    notebook = tmp_path / "app.ipynb"
+    shutil.copy(recipe("notebook"), notebook)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = (sys.executable, "-m", "jupyter", "execute", "--inplace", "--timeout=60", notebook.name)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S603  our own
+    assert done.returncode == 0, done.stderr
+
+    cells = json.loads(notebook.read_text())["cells"]
+    opened, one, many, closed, blocking = [
+        "".join("".join(each.get("text", "")) or str(each.get("data")) for each in cell["outputs"]) for cell in cells
+    ]
+    ledger = flux2_emulator.ledger
+    files = [f"pictures/{task_id}-1.jpg" for task_id in ledger.accepted]
+    assert [base64.b64encode((tmp_path / files[0]).read_bytes()).decode() in one.replace("\\n", "")] == [True]
+    assert [base64.b64encode((tmp_path / files[4]).read_bytes()).decode() in blocking.replace("\\n", "")] == [True]
+    assert sorted(many.split()) == sorted(files[1:4])
+    # A warning of any cell would stand there.
+    assert (opened, closed) == ("", "{'text/plain': ['Unsettled(task_ids=(), refs=())']}")
+    assert [call.outcome for call in ledger.requests] == ["accepted"] * 5
 
 
 def test_script_runs_without_a_web_server(

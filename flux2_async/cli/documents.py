@@ -3,6 +3,7 @@
 import ast
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -67,9 +68,11 @@ def recipe(name: str | None = None, /) -> int:
     Args:
         name: One of the list.
     """
-    programs = _texts("recipes", ".py")
+    notebooks = _texts("recipes", ".ipynb")
+    programs = _texts("recipes", ".py") | notebooks
     if name is None:
-        for each, source in programs.items():
+        for each, text in sorted(programs.items()):
+            source = "".join(json.loads(text)["cells"][0]["source"]) if each in notebooks else text
             _say(f"{each:<{WIDTH}} {(ast.get_docstring(ast.parse(source)) or '').partition(chr(10))[0]}")
         return 0
     if name not in programs:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Ledgers of groups that have nothing to tell are looked for when there are twice as many as the last time.
 FEW: Final = 64
-# Of more than these the oldest stay reserved, whatever is told of them.
+# Of more that are unclear or were given up the oldest stay reserved, whatever is told of them.
 MAX_UNCLEAR: Final = 4096
 
 Held = tuple[tuple[Budget, Ledger, Reservation], ...]
@@ -49,7 +49,7 @@ class Budgets:
         # Until it is known what they cost.
         self._held: dict[Submission, Held] = {}
         self._tasks: dict[str, Submission] = {}
-        self._unclear: deque[Submission] = deque()
+        self._unclear: deque[tuple[Submission, str | None]] = deque()
         self._sharing: Sharing | None = None
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -83,7 +83,7 @@ class Budgets:
         if found and not submission.known:
             held = self._held[submission] = tuple((budget, ledger, ledger.reserve(kind)) for budget, ledger in found)
             if submission.state is SubmissionState.UNKNOWN:
-                self._unclear_from_now_on(submission, held)
+                self._doubt(submission, held)
 
     async def confirm(self, submission: Submission) -> None:
         """Let the other processes know, immediately before the POST.
@@ -104,7 +104,7 @@ class Budgets:
             return
         if submission.state is SubmissionState.UNKNOWN:
             self._tasks = {task_id: each for task_id, each in self._tasks.items() if each is not submission}
-            self._unclear_from_now_on(submission, held)
+            self._doubt(submission, held)
         elif task is not None and (event is SubmissionEvent.ACCEPTED or held[0][2].state == "unclear"):
             self._tasks[task.id] = submission
             if task.done():
@@ -132,24 +132,25 @@ class Budgets:
         held = self._held[submission]
         if record is None or not record.state.final:
             # It goes on at the service, or nobody knows; it may be watched again.
-            self._doubt(held)
+            self._doubt(submission, held, task_id)
             return
         del self._tasks[task_id], self._held[submission]
         for budget, ledger, reservation in held:
             ledger.pay(reservation, record.credits_consumed, _now(), failed=record.state is TaskState.FAIL)
             self._tell(budget, ledger)
 
-    def _unclear_from_now_on(self, submission: Submission, held: Held) -> None:
-        self._doubt(held)
-        self._unclear.append(submission)
-        if len(self._unclear) > MAX_UNCLEAR and (oldest := self._unclear.popleft()).state is SubmissionState.UNKNOWN:
-            self._held.pop(oldest, None)
-
-    def _doubt(self, held: Held) -> None:
+    def _doubt(self, submission: Submission, held: Held, task_id: str | None = None) -> None:
+        if held[0][2].state != "unclear":
+            self._unclear.append((submission, task_id))
         for budget, ledger, reservation in held:
             if reservation.state != "unclear":
                 ledger.doubt(reservation, _now())
                 self._tell(budget, ledger)
+        if len(self._unclear) > MAX_UNCLEAR:
+            oldest, task_id = self._unclear.popleft()
+            if task_id is not None or oldest.state is SubmissionState.UNKNOWN:
+                self._held.pop(oldest, None)
+                self._tasks.pop(task_id or "", None)
 
     def _of(self, group: str | None) -> list[tuple[int, Budget]]:
         return [each for each in enumerate(self._budgets) if each[1].group in (None, True, group)]
@@ -160,7 +161,11 @@ class Budgets:
         if (ledger := self._ledgers.get(key)) is None:
             if len(self._ledgers) >= 2 * self._many:
                 now = _now()
-                self._ledgers = {each: found for each, found in self._ledgers.items() if not found.is_empty(now)}
+                # What was given up may still be told of, to the ledger that the others know.
+                needed = {found for held in self._held.values() for _, found, _ in held}
+                self._ledgers = {
+                    each: found for each, found in self._ledgers.items() if found in needed or not found.is_empty(now)
+                }
                 self._many = max(len(self._ledgers), FEW)
             ledger = self._ledgers[key] = Ledger(budget.credits, budget.per, self._prices)
             whose = "all" if budget.group is None else f"group {group if budget.group is True else budget.group}"

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import math
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from flux2_async import (
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.models.spending import Ledger
 from flux2_async.receivers import serve
+from flux2_async.session import budgets
+from flux2_async.session.submission import Submission
 from flux2_async.testing import running_emulator
 
 PRO = TextToImage("a blue kettle on a slate worktop", tier="pro")
@@ -195,6 +198,46 @@ async def test_groups_that_are_gone_take_no_memory() -> None:
             await asyncio.sleep(10.0)
         gc.collect()
         assert sum(isinstance(each, Ledger) for each in gc.get_objects()) < 200
+
+
+async def test_what_was_given_up_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tasks that were given up the latest are known; all of them stay reserved, and the latest may still be paid."""
+    monkeypatch.setattr(budgets, "MAX_UNCLEAR", 10)
+    script = Script(plans=Plan(duration=60.0), credits=1e6)
+    polling = Polling(interval=1.0, give_up_after=5.0)
+    async with emulated(script, budget=Budget(560), polling=polling, rate_limit=None, max_running=None) as (flux, _):
+        tasks = [await flux.submit(REQUEST) for _ in range(40)]
+        await asyncio.gather(*(task.wait() for task in tasks))
+        held = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Submission)]
+        first, last = tasks[0], tasks[-1]
+        del tasks
+        gc.collect()
+        assert sum(each() is not None for each in held) <= 12
+        await asyncio.sleep(60.0)
+        for task in (first, last):
+            assert isinstance(await error_of(task), TaskTimeoutError)
+            assert (await task.result()).urls
+        error = await error_of(flux.submit(REQUEST))
+        assert isinstance(error, BudgetExceededError)
+        assert (error.spent, error.reserved) == (14.0, 39 * 14.0)
+
+
+async def test_what_is_told_late_takes_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that was given up and is paid after its window adds to what the others know of its group."""
+    monkeypatch.setattr(budgets, "FEW", 1)
+    script = Script(plans=[Plan(duration=300.0), Plan(duration=1.0)], credits=1e6, render=False)
+    options: dict[str, Any] = {"coordination": Memory(), "budget": Budget(40, per=100.0, group=True)}
+    async with Emulator(script) as emulator:
+        async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
+            late = await one.submit(REQUEST, group="g")
+            one.give_up_after(late, 5.0)
+            assert isinstance(await error_of(late), TaskTimeoutError)
+            await asyncio.sleep(280.0)
+            for group in ("a", "b", "c", "g", "g"):
+                await one.generate(REQUEST, group=group)
+            await late.result()
+            await asyncio.sleep(1.0)
+            assert isinstance(await error_of(two.submit(REQUEST, group="g")), BudgetExceededError)
 
 
 @pytest.mark.usefixtures("nothing_left_behind")

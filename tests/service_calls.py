@@ -70,7 +70,7 @@ async def sent(
         if between is not None:
             between()
 
-    async with create_task(transport) as post:
+    with create_task(transport) as post:
         return await post.send(lease_ended, announce)
 
 

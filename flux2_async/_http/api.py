@@ -71,9 +71,8 @@ class Api:
             ref: The name of this submission, for the error.
             headers: Of this call alone.
         """
-        return self._transport.post(
-            CREATE_TASK.path, body, judge=CREATE_TASK.meaning, request=request, ref=ref, headers=headers
-        )
+        way, url = self._transport.to_create_task, self._transport.url(CREATE_TASK.path)
+        return Post(way, url, body, judge=CREATE_TASK.meaning, request=request, ref=ref, headers=headers)
 
     async def record(self, task_id: str) -> TaskRecord | None:
         """Ask for a task's record; None when it is not visible.

@@ -99,10 +99,10 @@ class Post:
         """Whether a byte of it may have left."""
         return self._connection is not None and self._connection.given > 0
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._connection is not None:
             self._connection.close()
 
@@ -122,11 +122,32 @@ class Post:
         """
         self._lease_ended, self._announce = lease_ended, announce
         # A connection that the peer spoiled before the first byte is neither an attempt nor an outage.
-        for _ in range(MAX_SPOILED - 1):
-            answer = await self._exchange()
-            if self._connection is None or self.sent or self._late or not self._connection.spoiled:
-                return answer
-        return await self._exchange()
+        left = MAX_SPOILED
+        while True:
+            left -= 1
+            self._deadline = deadline = asyncio.timeout(None)
+            reply, failure = await exchange(
+                self._route.http,
+                "POST",
+                self._url,
+                middleware=self._send_fresh,
+                redact=self._route.credentials.redact,
+                deadline=deadline,
+                within=self._route.seconds,
+                timeout=self._route.timeout,
+                headers=HEADERS,
+                data=self._body,
+            )
+            if (error := self._kept_back) is not None:
+                self._kept_back = None
+                try:
+                    raise error
+                finally:
+                    # Its frames hold this one.
+                    del error
+            spoiled = self._connection is not None and self._connection.spoiled and not self.sent
+            if not (spoiled and left) or self._late:
+                return self._judge(reply, failure.text if failure else None)
 
     async def is_over(self, seconds: float) -> bool:
         """Watch the connection for so long, once it was answered: whether its peer has ended it, or spoken on."""
@@ -138,29 +159,6 @@ class Post:
         assert self._connection is not None, "answered without a connection"  # noqa: S101  it came over one
         behind = behind_reply(self._connection.heard)
         return confirm(answer, behind, sent=self._body, request=self._request, ref=self._ref)
-
-    async def _exchange(self) -> Answer:
-        self._deadline = deadline = asyncio.timeout(None)
-        reply, failure = await exchange(
-            self._route.http,
-            "POST",
-            self._url,
-            middleware=self._send_fresh,
-            redact=self._route.credentials.redact,
-            deadline=deadline,
-            within=self._route.seconds,
-            timeout=self._route.timeout,
-            headers=HEADERS,
-            data=self._body,
-        )
-        if (error := self._kept_back) is not None:
-            self._kept_back = None
-            try:
-                raise error
-            finally:
-                # Its frames hold this one.
-                del error
-        return self._judge(reply, failure.text if failure else None)
 
     async def _send_fresh(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType

@@ -1,19 +1,19 @@
 """The way to the service, over aiohttp: its connections, the key, and what a failed exchange means."""
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from yarl import URL
 
 from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
-from flux2_async._http.credentials import Credentials, Secret
+from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import HEADERS, JSON_HEADERS, Failure, exchange
 from flux2_async._http.fresh_connector import FreshConnector
-from flux2_async._http.post import Judge, Post, Route
+from flux2_async._http.post import Route
 from flux2_async._protocol.codec import Reply
 from flux2_async.errors import SessionClosedError, TransportError
-from flux2_async.models import Request, Timeouts
+from flux2_async.models import Timeouts
 
 if TYPE_CHECKING:
     from flux2_async._http.file_transport import FileTransport
@@ -114,69 +114,61 @@ class Transport:
     @property
     def submit_connections(self) -> FreshConnector:
         """The connections of createTask."""
-        return self._to_submit.connector
-
-    def post(
-        self,
-        path: str,
-        body: bytes,
-        *,
-        judge: Judge,
-        request: Request,
-        ref: str,
-        headers: Secret | None = None,
-    ) -> Post:
-        """Give a call that costs money, which is neither connected nor sent yet; see `Post`."""
-        url = URL(f"{self._api_url}{path}")
-        return Post(self._to_submit, url, body, judge=judge, request=request, ref=ref, headers=headers)
+        return self.to_create_task.connector
 
     @property
-    def _to_submit(self) -> Route:
+    def to_create_task(self) -> Route:
+        """The way of the call that costs money; see `Post`."""
         assert self._route is not None, "not open"  # noqa: S101  the session opens before it sends
         return self._route
 
-    async def call(
+    def url(self, path: str) -> URL:
+        """Where a call of the API goes."""
+        # Made once for each address, and remembered.
+        return URL(f"{self._api_url}{path}")
+
+    def call(
         self,
         method: str,
         path: str,
         *,
         body: bytes | None = None,
         params: Mapping[str, str] | None = None,
-    ) -> Reply:
+    ) -> Coroutine[Any, Any, Reply]:
         """Make one of the calls that cost nothing (all but createTask and uploads).
 
         Raises:
             TransportError: No complete answer came.
         """
-        return await self._reply(
+        # Handed on instead of wrapped, as below: every look would pay for it.
+        return self._reply(
             method,
-            f"{self._api_url}{path}",
+            self.url(path),
             timeout=self._record_timeout,
             headers=HEADERS if body is None else JSON_HEADERS,
             data=body,
             params=params,
         )
 
-    async def upload(self, path: str, content: aiohttp.FormData | bytes) -> Reply:
+    def upload(self, path: str, content: aiohttp.FormData | bytes) -> Coroutine[Any, Any, Reply]:
         """Send one file as a form, or as JSON where the service is to find it.
 
         Raises:
             TransportError: No complete answer came; sending it again costs nothing.
         """
-        return await self._reply(
+        return self._reply(
             "POST",
-            f"{self._credentials.upload_url}{path}",
+            URL(f"{self._credentials.upload_url}{path}"),
             timeout=aiohttp.ClientTimeout(total=self._timeouts.upload, sock_connect=self._timeouts.connect),
             headers=JSON_HEADERS if isinstance(content, bytes) else HEADERS,
             data=content,
         )
 
-    async def _reply(self, method: str, url: str, **options: Any) -> Reply:
+    async def _reply(self, method: str, url: URL, **options: Any) -> Reply:
         assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         self._check_usable(self._http)
-        # Made once for each address, and remembered.
         reply, failure = await exchange(
-            self._http, method, URL(url), middleware=self._with_key, redact=self._credentials.redact, **options
+            self._http, method, url, middleware=self._with_key, redact=self._credentials.redact, **options
         )
         if failure is not None or reply is None:
             # What broke off because of the closing is told as such.

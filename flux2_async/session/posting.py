@@ -58,7 +58,7 @@ class Posting:
     async def send(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
         asked = submission.asked
-        post = self._shared.api.create_task(body, request=submission.request, ref=asked.ref, headers=asked.headers)
+        post = self._shared.api.create_task(body, request=asked.request, ref=asked.ref, headers=asked.headers)
         told = False
 
         async def announce() -> None:
@@ -67,12 +67,12 @@ class Posting:
             self.breaker.take(submission)
             self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
             await self._announce(submission)
-            told = submission.asked.steps is not None
+            told = asked.steps is not None
 
         try:
             # Not before the permit: who waits for that would hold up all others.
             self.breaker.take(submission)
-            async with post:
+            with post:
                 leave = partial(self._keeps_back, submission, permit)
                 answer = self._own(submission, await post.send(leave, announce))
                 if isinstance(answer, Refused):
@@ -102,9 +102,7 @@ class Posting:
             # A service that has forgotten the name would take it for another request.
             return permit.lease_ended() or name is None or name.left() <= 0.0
 
-        async with self._shared.api.create_task(
-            body, request=asked.request, ref=asked.ref, headers=asked.headers
-        ) as post:
+        with self._shared.api.create_task(body, request=asked.request, ref=asked.ref, headers=asked.headers) as post:
             answer = self._own(submission, await post.send(late))
         event, error = _meaning_of(answer)
         if event is SubmissionEvent.THROTTLED:
@@ -161,6 +159,7 @@ class Posting:
 
     async def _announce(self, submission: Submission) -> None:
         """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""
+        asked = submission.asked
         if self._shared.budgets is not None:
             await self._shared.budgets.confirm(submission)
         if submission.claim is not None:
@@ -171,12 +170,12 @@ class Posting:
             if not reserved:
                 raise TakenError
         try:
-            if submission.asked.on_send is not None and not submission.announced:
-                await submission.asked.on_send(submission.ref)
+            if asked.on_send is not None and not submission.announced:
+                await asked.on_send(asked.ref)
                 # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
                 submission.announced = True
-            if submission.asked.steps is not None and not self.abandoned:
-                await submission.asked.steps.intent(submission.ref)
+            if asked.steps is not None and not self.abandoned:
+                await asked.steps.intent(asked.ref)
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the first caller alone
             raise StepFailedError(error) from None
         if self.abandoned:

@@ -1,8 +1,9 @@
 """The way of one submission: slot, upload, permit, POST; in this order, and again as long as it was not accepted."""
 
 import asyncio
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from flux2_async._limiter.window import Supply
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear
@@ -17,9 +18,6 @@ from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Submission
 from flux2_async.session.transition import Transitions
 
-if TYPE_CHECKING:
-    pass
-
 THROTTLED: Final = 429
 
 
@@ -33,13 +31,18 @@ class Sender:
         self._shared = shared
         self._loop = asyncio.get_running_loop()
 
-    async def send(self, submission: Submission) -> None:
+    def send(self, submission: Submission) -> Coroutine[Any, Any, None]:
         """Bring a submission to an end.
 
         Raises:
             StepFailedError: `on_send` or the journal raised; the submission has not ended.
             Exception: What else kept it from being sent; it has not ended either.
         """
+        # Handed on instead of wrapped: each layer is passed at every step of a POST.
+        return self._send_new(submission) if submission.claim is None else self._send_claimed(submission)
+
+    async def _send_claimed(self, submission: Submission) -> None:
+        """Send it unless its key stands for a task already."""
         while submission.claim is not None and submission.doubt is None:
             task = await submission.claim.look()
             if task is not None:
@@ -70,24 +73,26 @@ class Sender:
 
     async def _send_new(self, submission: Submission) -> None:
         begun = self._loop.time()
-        patience = submission.patience
-        if self._shared.budgets is not None:
-            await self._shared.budgets.reserve(submission)
-        await self._shared.slots.acquire(
-            priority=submission.asked.priority,
+        shared, asked, patience = self._shared, submission.asked, submission.patience
+        if shared.budgets is not None:
+            await shared.budgets.reserve(submission)
+        await shared.slots.acquire(
+            priority=asked.priority,
             max_wait=patience.max_wait,
             waited=patience.waited,
             since=patience.started,
             owner=submission,
-            group=submission.group,
+            group=asked.group,
         )
         patience.waited += self._loop.time() - begun
         submission.has_slot = True
         try:
-            # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
-            submission.asked.request, input_urls = await self._upload(submission)
-            address = None if self._shared.inbox is None else self._shared.inbox.address(submission.ref)
-            body = encode_request(submission.request, input_urls, address)
+            input_urls: Sequence[str] = images_of(asked.request)  # type: ignore[assignment]  # looked at in the next line
+            if not are_addresses(input_urls):
+                # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
+                asked.request, input_urls = await self._upload(submission)
+            address = None if shared.inbox is None else shared.inbox.address(asked.ref)
+            body = encode_request(asked.request, input_urls, address)
             if submission.doubt is None:
                 await self._try(submission, body)
             if submission.state is SubmissionState.UNKNOWN and submission.doubt is not None:
@@ -96,14 +101,12 @@ class Sender:
             # An accepted task keeps it.
             if submission.last is not SubmissionEvent.ACCEPTED:
                 submission.has_slot = False
-                self._shared.slots.release(submission.group, early=not submission.let_through)
+                shared.slots.release(asked.group, early=not submission.let_through)
 
     async def _upload(self, submission: Submission) -> tuple[Request, tuple[str, ...]]:
         """Give the request without bytes, and the addresses of its pictures."""
         request = submission.request
         images = images_of(request)
-        if are_addresses(images):
-            return request, tuple(images)
         uploaded = await self._shared.files.urls(images, names_of_images(request))
         for here, there in zip(images, uploaded, strict=True) if self._shared.observers else ():
             if isinstance(there, UploadedFile) and here is not there:
@@ -233,7 +236,7 @@ class Sender:
         Raises:
             CircuitOpen: It is not this submission's turn, and was not for as long as it waits at most.
         """
-        patience = submission.patience
+        asked, patience = submission.asked, submission.patience
         try:
             begun = self._loop.time()
             if self.breaker.reason is not None:
@@ -244,13 +247,13 @@ class Sender:
                     patience.was_unreached(now - begun)
                     begun = now
             submission.permit = await self._shared.limiter.acquire(
-                priority=submission.asked.priority,
+                priority=asked.priority,
                 max_wait=patience.max_wait,
                 waited=patience.waited,
                 since=patience.started,
                 first=first,
                 owner=submission,
-                group=submission.group,
+                group=asked.group,
             )
             submission.let_through = True
             self.transitions.step(submission, SubmissionEvent.GRANTED)

@@ -6,16 +6,13 @@ watcher, the keys, the inbox of callbacks; the observers last.
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from flux2_async.errors import RateLimitedError
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
-
-if TYPE_CHECKING:
-    pass
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 

@@ -75,7 +75,7 @@ class Hazard:
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
         self._known = sum(self._ends)
-        self._news = 0
+        self._ends, self._at_risk = self._faded(KEEP)
         self._fold()
 
     def ran(self, begin: float, end: float) -> None:
@@ -155,12 +155,19 @@ class Hazard:
 
     def _fold(self) -> None:
         """Take in what was counted; it is planned by when somebody asks, which under a fixed interval nobody does."""
-        self._ends, self._at_risk = self._seen()
+        running = 0
+        for j, width in enumerate(WIDTHS):
+            running += self._entered[j]
+            # In most bins nothing has changed, and nothing fades.
+            if running or self._partly[j] or self._ended[j]:
+                ends = self._ends[j] + self._ended[j]
+                at_risk = max(self._at_risk[j] + running * width + self._partly[j], 0.0)
+                share = KEEP / max(KEEP, ends, at_risk / width)
+                self._ends[j], self._at_risk[j] = ends * share, at_risk * share
         self._ended = [0.0] * BINS
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
         self._news = 0
-        self._ends, self._at_risk = self._faded(KEEP)
         self._planned = False
 
     def _seen(self) -> tuple[list[float], list[float]]:

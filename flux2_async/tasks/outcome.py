@@ -46,10 +46,12 @@ class Signal:
 
     def wake(self) -> None:
         """Let everybody go on who waits now, in the order in which they came."""
-        futures = (self._first, *(self._others or ()))
+        first, others = self._first, self._others
+        if first is None and not others:
+            return
         self._first = self._others = None
         # Nobody goes on in a loop that was closed, and a future of it can no longer be written.
-        for future in () if self._loop.is_closed() else futures:
+        for future in () if self._loop.is_closed() else (first, *(others or ())):
             if future is not None and not future.done():
                 future.set_result(None)
 

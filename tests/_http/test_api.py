@@ -29,7 +29,7 @@ async def api(emulator: Emulator) -> AsyncIterator[Api]:
 
 async def made(api: Api) -> TaskRecord:
     """The record of a new task."""
-    async with api.create_task(encode_request(REQUEST), request=REQUEST, ref="mine") as post:
+    with api.create_task(encode_request(REQUEST), request=REQUEST, ref="mine") as post:
         answer = await post.send(lambda: False)
     assert isinstance(answer, Accepted)
     assert "Date" in answer.headers

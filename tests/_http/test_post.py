@@ -80,7 +80,7 @@ async def test_an_answer_before_the_request_is_nobodys(stray: bytes) -> None:
                 await spoken.wait()
                 await asyncio.sleep(0.1)
 
-            async with create_task(transport) as post:
+            with create_task(transport) as post:
                 outcome = await post.send(lambda: False, announce)
 
     assert isinstance(outcome, Accepted)
@@ -207,7 +207,7 @@ async def test_a_connection_that_waited_is_replaced() -> None:
     """A connection that is idle for more than two seconds carries no createTask."""
     async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
         for idle in (1.9, 2.1):
-            async with create_task(transport) as post:
+            with create_task(transport) as post:
                 assert isinstance(await post.send(lambda: False, partial(asyncio.sleep, idle)), Accepted)
 
     assert (server.connections, len(server.requests)) == (3, 2)
@@ -224,11 +224,9 @@ async def test_a_server_that_closes_every_connection_ends_the_tries() -> None:
 
     async with await asyncio.start_server(slam, "127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        async with (
-            transport_to(url) as transport,
-            create_task(transport) as post,
-        ):
-            outcome = await post.send(lambda: False, partial(asyncio.sleep, 0.1))
+        async with transport_to(url) as transport:
+            with create_task(transport) as post:
+                outcome = await post.send(lambda: False, partial(asyncio.sleep, 0.1))
 
     if isinstance(outcome, NeverSent):
         assert outcome.error.never_sent
@@ -436,7 +434,7 @@ async def test_connection_intent_lease_head() -> None:
             order.append(f"lease after {len(server.requests)} requests")
             return False
 
-        async with create_task(transport) as post:
+        with create_task(transport) as post:
             await post.send(lease_ended, announce)
 
     assert order == ["intent after 1 connections, 0 requests", "lease after 0 requests"]
@@ -485,7 +483,7 @@ async def test_what_an_intent_raises_comes_out_as_it_is() -> None:
             raise error
 
         async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
-            async with create_task(transport) as post:
+            with create_task(transport) as post:
                 raised = await error_of(post.send(lambda: False, announce))
 
         assert raised is error
@@ -517,7 +515,7 @@ async def test_a_cancelled_post_leaves_nothing_behind(moment: int) -> None:
         post = create_task(transport)
 
         async def send() -> None:
-            async with post:
+            with post:
                 await post.send(lambda: False)
 
         before = asyncio.all_tasks()

@@ -75,10 +75,10 @@ class Post:
     request: TextToImage
     ref: str
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     async def send(
         self, keeps_back: Callable[[], bool], announce: Callable[[], Awaitable[None]] | None = None

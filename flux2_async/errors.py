@@ -132,7 +132,7 @@ class BudgetExceededError(Flux2Error):
         group: The group of the request, or None.
         spent: Credits that were paid under it, as far as records have told.
         reserved: Credits that it may cost besides: what waits, runs, is unclear, or ended without `creditsConsumed`.
-        price: Credits that this picture counts with.
+        price: Credits that this picture may cost.
         retry_after: Seconds until enough has left the budget's window, or None where that is not known.
         meets_every_request: Whether no other request of this price will fit either, whatever becomes of what is
             reserved.
@@ -225,7 +225,7 @@ class ApiError(Flux2Error):
         code: The `code` of the body, else the HTTP status.
         message: The service's own words, at most 500 characters.
         http_status: The HTTP status, or None when nothing was sent.
-        link_expired: Whether a file's host refused an address as it does when its time is over, and the service gave no
+        link_expired: Whether a file's host refused an address as it does once that has expired, and the service gave no
             new one that works.
     """
 
@@ -325,7 +325,7 @@ class AmbiguousSubmitError(Flux2Error):
     """createTask left, and nothing tells whether the service accepted it.
 
     It is never sent again by itself: the task may exist and cost money. `recover(ref)` finds it where
-    callbacks are used; otherwise look at the account's log before submitting anew.
+    callbacks are used; otherwise check the account's task log before you submit again.
 
     Attributes:
         request: What was submitted.
@@ -345,7 +345,7 @@ class AmbiguousSubmitError(Flux2Error):
 
 
 class CoordinationError(Flux2Error):
-    """The processes that share this account cannot be asked, so going on might pay twice."""
+    """The shared state of this account cannot be reached, so going on might pay twice."""
 
 
 class TaskError(Flux2Error):
@@ -400,7 +400,7 @@ class EmptyResultError(TaskError):
 
 
 class TaskNotFoundError(TaskError):
-    """The service does not know the task: wrong id, another account, or purged."""
+    """The service does not know the task: wrong id, another account, or deleted."""
 
 
 class TaskTimeoutError(TaskError, TimeoutError):
@@ -408,8 +408,8 @@ class TaskTimeoutError(TaskError, TimeoutError):
 
     Attributes:
         task: The handle, to be awaited again; None once the error went through pickle.
-        given_up: Whether the session polls the task no more (`Polling.give_up_after`), until the handle is awaited
-            again or the task attached; False where a wait of the caller's own was over and the session goes on polling.
+        given_up: Whether the session no longer polls the task (`Polling.give_up_after`), until the handle is awaited
+            again or the task attached; False where only the caller's own wait ended and the session goes on polling.
     """
 
     task: "ImageTask | None"

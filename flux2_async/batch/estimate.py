@@ -90,7 +90,7 @@ async def estimate_batch(
     retry_unknown: bool = False,
     skip_invalid: bool = False,
 ) -> BatchEstimate:
-    """Tell what `run_batch` with the same arguments is going to send, cost and take; needs no account.
+    """Say what `run_batch` with the same arguments will send and cost, and how long it takes; needs no account.
 
     Args:
         requests: As for `run_batch`; all of it is checked, local pictures included.

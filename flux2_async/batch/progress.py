@@ -24,7 +24,7 @@ class Progress:
         submitted: Tasks accepted in this run.
         downloaded: Requests whose pictures were saved in this run.
         not_downloaded: Requests whose pictures are made and not saved; the next run downloads them.
-        expired: Requests whose pictures are made and cannot be had any more.
+        expired: Requests whose pictures were made and are no longer available.
         spent: Credits that records say were charged, in all runs.
         reserved: Credits that what is running or unknown may cost besides; estimated, see `max_credits`.
         away: Why nothing is sent at present, or None.

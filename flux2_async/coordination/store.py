@@ -61,7 +61,7 @@ Change = Callable[[str | None, float], Kept[T]]
 class Store(ABC):
     """One session's way to what the processes of its account share.
 
-    What cannot be reached is a `CoordinationError`, and nothing else. A change of which that is said may have been made
+    A store that cannot be reached raises `CoordinationError`, and nothing else. The change may then have been made
     all the same.
     """
 
@@ -93,7 +93,7 @@ class Store(ABC):
 
     @abstractmethod
     async def publish(self, line: str) -> None:
-        """Tell all others that listen; who does not listen at the moment never hears of it.
+        """Send a line to all that listen now; those that do not never get it.
 
         Args:
             line: Text without line breaks.
@@ -162,7 +162,7 @@ class Coordination(ABC):
     """Settings of a shared state, as `Flux2Session(coordination=...)` takes them.
 
     The limit, its pauses, keys and callbacks are shared. What a session finds out by itself is not: whether it sends
-    one createTask at a time because the last ones got no answer, and the pace of its looks.
+    one createTask at a time because the last ones got no answer, and the pace of its polls.
 
     Attributes:
         on_failure: What submissions without a key do when the shared state cannot be asked: `degrade` to a safe share

@@ -101,7 +101,7 @@ class Exchange:
 
 @attrs.define
 class Ledger:
-    """The book of one emulator.
+    """What one emulator has seen, accepted and charged.
 
     Attributes:
         requests: Every createTask, in the order they were judged.

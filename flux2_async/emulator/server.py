@@ -54,7 +54,7 @@ class Running:
 
 
 class Emulator:
-    """The service on loopback, with the shapes that were observed and the misfortunes that a script orders.
+    """The service on loopback, with the answers that were observed and the faults that a script sets.
 
     Use it as `async with Emulator(Script(...)) as emulator`, or with `start` and `stop`. Stopping and starting again
     is an outage with refused connections: the address, the tasks, the files and the ledger stay.
@@ -64,8 +64,8 @@ class Emulator:
         host: The address to listen on.
         port: The port; 0 takes a free one.
         api_key: The only key that is accepted.
-        log: Called with every request when it was answered or its connection cut, and with every attempt to deliver a
-            callback; what it raises is seen by the client. None: nothing is told.
+        log: Called with every request once it was answered or cut off, and with every attempt to deliver a callback;
+            what it raises is seen by the client. None: nothing is told.
 
     A browser shows at `base_url` what happens, ends tasks and cuts connections; at `/ledger` is the ledger as JSON.
 

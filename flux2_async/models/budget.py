@@ -41,8 +41,8 @@ def _check_group(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
 class Budget:
     """How many credits a session may spend, as `Flux2Session(budget=...)` takes it, or a list of such.
 
-    A picture is reserved before it is sent, with the most that one of its kind has cost in the session, before any has
-    with the documented price; `creditsConsumed` of its record says later what it cost. What is unclear, given up or
+    A picture is reserved before it is sent, at the most that one of its kind has cost in the session, until one has
+    at the documented price; `creditsConsumed` of its record says later what it cost. What is unclear, given up or
     without `creditsConsumed` stays reserved; a task that fails costs nothing unless its record says so.
 
     Example:
@@ -67,15 +67,15 @@ class Budget:
 
 @attrs.frozen(kw_only=True)
 class Estimate:
-    """What requests are going to cost and to take.
+    """What requests will cost, and how long they will take.
 
     Attributes:
         requests: How many.
         credits: What they cost together: by the most that one of their kind has cost in this session, else by the
             documented price (`flux2_async.models.prices`). One that fails costs nothing.
-        seconds: Until the last is finished, from now: behind what waits already, within the limit, each in the median
+        seconds: From now until the last is finished: behind what waits already, within the limit, each in the median
             time of its kind in this session, before any was seen in the documented one.
-        seconds_at_most: Likewise, each in the time that nine in ten stay within.
+        seconds_at_most: Likewise, each in the time within which nine in ten end.
         seen: Whether all prices were seen in this session; False: some are the documented ones.
     """
 

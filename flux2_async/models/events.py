@@ -66,9 +66,9 @@ Observer = Callable[[SessionEvent], object]
 
 @attrs.frozen(kw_only=True)
 class Queued(SessionEvent):
-    """A submission was taken in, and waits; told in the context of its caller, while that one is calling.
+    """A submission was taken in, and waits; told during the call, so in the context of the caller.
 
-    Of one that was given to `enqueue` it is told soon after the call, in the context of then.
+    One that was given to `enqueue` is told soon after the call, in the context of the call.
 
     Attributes:
         request: What is to be submitted.
@@ -109,7 +109,7 @@ class Paused(SessionEvent):
 
 @attrs.frozen(kw_only=True)
 class LimitLearned(SessionEvent):
-    """What is known of the account's limit is another.
+    """The session has learned another limit of the account.
 
     Attributes:
         limit: New tasks per period; None: the whole limit is used again.
@@ -122,9 +122,9 @@ class LimitLearned(SessionEvent):
 
 @attrs.frozen(kw_only=True)
 class OutageBegan(SessionEvent):
-    """createTask got no usable answers several times in a row; from now on one at a time is tried, and all others wait.
+    """createTask got no usable answers several times in a row; from now on one at a time is sent, and all others wait.
 
-    The submission that it is told of is the one that met it last.
+    `ref` is that of the submission that met it last.
 
     Attributes:
         error: What that one met.
@@ -135,7 +135,7 @@ class OutageBegan(SessionEvent):
 
 @attrs.frozen(kw_only=True)
 class OutageEnded(SessionEvent):
-    """A createTask was answered again, and all go on; told of the submission that was.
+    """A createTask was answered again, and all go on; `ref` is that of its submission.
 
     Attributes:
         seconds: Since the outage began.
@@ -146,9 +146,9 @@ class OutageEnded(SessionEvent):
 
 @attrs.frozen(kw_only=True)
 class Attached(SessionEvent):
-    """A task is watched that was submitted earlier or elsewhere, or that had been given up.
+    """The session polls a task that was submitted earlier or elsewhere, or that had been given up.
 
-    Told while its caller is calling, so in that one's context.
+    Told during the call, so in the context of the caller.
     """
 
 

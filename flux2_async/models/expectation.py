@@ -14,7 +14,7 @@ class Expectation:
 
     Attributes:
         elapsed: How old it is; once it has ended, what it took. None: not known, as of a task that was attached.
-        median: The age by which half of those that get as old as this one have ended, so that it grows with `elapsed`;
+        median: The age by which half of the tasks that get as old as this one have ended, so it grows with `elapsed`;
             once it has ended, what it took. None: not known.
         bound: Likewise, the seconds within which nine in ten end. None likewise.
         fraction: How much of its time has passed, 0 to 1: of one that runs never less when it is older, 1.0 once it has

@@ -380,7 +380,7 @@ def _check_model(_: object, __: "attrs.Attribute[str]", value: object) -> None:
 @showable
 @attrs.frozen
 class JobRequest:
-    """A request of any other model of the jobs API; what its `input` has to hold says the page of that model.
+    """A request of any other model of the jobs API; the page of that model says what its `input` has to hold.
 
         JobRequest(
             "google/nano-banana-edit",
@@ -388,7 +388,7 @@ class JobRequest:
             image_fields=["image_urls"],
         )
 
-    Nothing of `input` is checked here but that it is JSON: what the service does not like it refuses.
+    Of `input` only that it is JSON is checked here: what the service does not accept it refuses.
 
     Attributes:
         model: The API's id of the model.

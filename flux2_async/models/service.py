@@ -164,7 +164,7 @@ def _names(headers: Mapping[str, str]) -> str:
 @showable
 @attrs.frozen(kw_only=True)
 class Service:
-    """A service that speaks the jobs API (createTask, recordInfo, callBackUrl), and what is its own there.
+    """A service that speaks the jobs API (createTask, recordInfo, callBackUrl), and how it differs from others.
 
     One that differs in a field or two is made of another one: `attrs.evolve(KIE, base_url="https://proxy.example")`.
 
@@ -175,11 +175,11 @@ class Service:
             `/common/download-url`).
         headers: Sent with every call to the service, by name; never with downloads from other hosts, and in no `repr`.
             The key is none of them.
-        idempotency_header: The header by which the service knows a createTask again (`X-Request-ID`, `Idempotency-Key`)
-            and gives the task that it made of it: each carries the `ref` of its submission there, and one whose answer
-            was unclear is sent again under it until it is clear. None: it knows none; nothing unclear is sent again.
+        idempotency_header: The header by which the service recognises a repeated createTask (`X-Request-ID`,
+            `Idempotency-Key`) and returns the task of the first: each carries the `ref` of its submission there, and
+            one whose answer was unclear is sent again under it until it is clear. None: nothing unclear is sent again.
         idempotency_period: Seconds for which it keeps such a name, from its first createTask on.
-        limits: New tasks per period that the service allows; all of them hold. Empty: no limit of our own.
+        limits: New tasks per period that the service allows; all of them hold. Empty: no limit on this side.
         max_running: Tasks that may be unfinished at once. None: no bound.
         max_image_bytes: Bytes that one uploaded reference picture may have.
         key_variable: The environment variable of the key, for a session that is given none. None: no variable, so that

@@ -96,8 +96,8 @@ class Polling:
             as fast as replies come. None: learned.
         max_concurrency: Polls in flight at once, for all tasks of the session.
         give_up_after: Seconds after which an unfinished task settles as `TaskTimeoutError` (`given_up`), since a task
-            that never ends would hold its place for ever; awaiting its handle again watches it again. Counted while
-            polls are answered, from when the task began to be watched. Tasks take 8 to 95 s. None: never.
+            that never ends would hold its place for ever; awaiting its handle again polls it again. Counted while
+            polls are answered, from when the session began to poll the task. Tasks take 8 to 95 s. None: never.
         remember: Keep what was learned in the user's cache folder for the next session with the same service.
 
     Raises:

@@ -83,13 +83,13 @@ class Flux2Session:
             above.
         headers: Sent with every call to the service, besides those of `service`, which they outrank; never with
             downloads from other hosts, and in no `repr`. Authorization is not among them. None: none.
-        user_agent: Words of yours behind ours in User-Agent, such as `my-shop/1.4`. None: none.
+        user_agent: Added to User-Agent, such as `my-shop/1.4`. None: nothing.
         rate_limit: At most so many new tasks per period; of several, such as per second and per minute, all hold, and
-            what the service tells of its limits is believed where it is less. None: no limit of our own; a 429 still
+            what the service says of its limits is believed where it is lower. None: no limit on this side; a 429 still
             pauses every submission. `"service"`: what the service allows (Apikley's upstream documents 20 in 10 s).
         max_running: Tasks that may be unfinished at once. None: no bound. `"service"`: what the service allows
             (upstream: "typically 100+").
-        max_running_per_group: Of which one `group` may have so many at once; one that has them waits, and holds up no
+        max_running_per_group: How many of them one `group` may have at once; further ones wait, and hold up no
             other. Each process counts its own. None: no bound.
         polling: How often to poll whether a task is finished.
         callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; once one has come,
@@ -266,12 +266,12 @@ class Flux2Session:
             request: What to make.
             key: The caller's own name for this piece of work: the same key gives the same task, never a second
                 createTask, for `key_ttl`, a day. None: every call is a piece of work of its own.
-            max_wait: Seconds to wait for a slot, a permit and a service that is away. None: as long as it takes, for
-                a service that is away a minute.
-            priority: Higher goes first; within one groups take turns, and in a group comes first who called first. Who
-                has waited 60 s counts as top priority.
+            max_wait: Seconds to wait for a slot, a permit and a service that cannot be reached. None: as long as it
+                takes, but a minute for a service that cannot be reached.
+            priority: Higher goes first; within a priority groups take turns, and within a group the oldest call goes
+                first. What has waited 60 s has top priority.
             ref: The name of this submission, to find it again; a service that honours names makes one task of it,
-                however often it is sent. None: made up.
+                however often it is sent. None: random.
             on_send: Awaited with the ref immediately before each createTask call; if it raises, nothing is sent
                 and its error comes out. One that is sent again under the same name, since its answer was unclear, is
                 told no more, and neither are `steps` before it is a task.
@@ -337,7 +337,7 @@ class Flux2Session:
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> "SubmissionHandle":
-        """Begin what `submit` does and give a handle at once, to look at the queue and to leave it.
+        """Do what `submit` does, but return a handle at once, to see the place in the queue and to leave it.
 
         The submission goes on whether or not anybody awaits the handle: only `handle.withdraw()`, `max_wait` and the
         session's closing end it. An error that nobody asks for stays silent.
@@ -362,7 +362,7 @@ class Flux2Session:
             The handle; awaiting it gives the task, or raises what `submit` raises.
 
         Raises:
-            InvalidRequestError: An argument cannot be used. Pictures and keys are looked at later.
+            InvalidRequestError: An argument cannot be used. Pictures and keys are checked later.
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
@@ -427,7 +427,7 @@ class Flux2Session:
         max_running: int | None = None,
         group: str | None = None,
     ) -> AsyncGenerator[Completion, None]:
-        """Submit many requests and give each when it is finished, in bounded memory.
+        """Submit many requests and yield each when it is finished, in bounded memory.
 
         One failed request never stops the rest. A refusal that would meet every request (401, 402, 433, 505) stops
         the sending, and the rest come back unsent with that error. `break` stops the sending; what was sent stays
@@ -438,7 +438,7 @@ class Flux2Session:
                 print(done.index, done.error or done.result.urls)
 
         Args:
-            requests: Any iterable, also asynchronous and endless; taken in as the consumer keeps up. One with something
+            requests: Any iterable, also asynchronous and endless; taken in as the consumer keeps up. One with data
                 that belongs to it is given as a `flux2_async.batch.Job`: its `group` and `extra` are those of task,
                 events and completion.
             max_running: Requests taken in and not yet given out. None: the session's `max_running`, else 100.
@@ -596,7 +596,7 @@ class Flux2Session:
             url: One of a result's `urls`.
 
         Returns:
-            An address that needs no key and lives 20 minutes.
+            An address that needs no key and is valid for 20 minutes.
 
         Raises:
             ApiError: The service refused, such as RequestRejectedError (422) for a file of somebody else's.
@@ -627,10 +627,10 @@ class Flux2Session:
                 await (parts.enqueued or parts.submitter or parts.watcher).ended.wait()
 
     def remaining(self, more: int = 0, *, max_running: int | None = None) -> float | None:
-        """Tell how long it takes until all that is outstanding has ended, by what the session has learned.
+        """Say how long it takes until all that is outstanding has ended, by what the session has learned.
 
         Args:
-            more: So many further requests, of the same kinds as those that are outstanding.
+            more: The number of further requests, of the same kinds as those that are outstanding.
             max_running: Requests at once. None: as many as the session has.
 
         Returns:
@@ -678,7 +678,7 @@ class Flux2Session:
         return partial(self._observers.remove, observer)
 
     def estimate(self, requests: Request | Iterable[Request]) -> "Estimate":
-        """Tell what requests are going to cost and to take, without asking the service or sending anything.
+        """Say what requests will cost, and how long they will take, without asking the service or sending anything.
 
         Args:
             requests: One, or any finite iterable.
@@ -735,9 +735,9 @@ class Flux2Session:
         return self._options.max_running
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for at least so many seconds from now on, at most an hour; a longer pause stays.
+        """Send nothing for at least `seconds` from now on, at most an hour; a longer pause stays.
 
-        Who starts again after a crash waits for what the last process sent to fall out of the limit's window.
+        After a crash this waits for what the last process sent to leave the limit's window.
 
         Args:
             seconds: How long, from now on.

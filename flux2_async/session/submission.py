@@ -29,9 +29,9 @@ OnSend = Callable[[str], Awaitable[object]]
 
 
 class SubmissionSteps(Protocol):
-    """The awaited steps of a submission, for who keeps a journal of their own: told in the asyncio task that sends.
+    """The awaited steps of a submission, for a journal of your own; called in the asyncio task that sends.
 
-    A cancelled caller changes nothing about them. Unlike observers they are waited for: nothing leaves before `intent`
+    A cancelled caller does not cancel them. Unlike observers they are awaited: nothing is sent before `intent`
     has returned, and nobody hears of an answer before `answer` has.
 
     Example:

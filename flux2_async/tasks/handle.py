@@ -160,13 +160,13 @@ class ImageTask:
                 print(record.state, task.expectation().remaining)
 
         Args:
-            every: Seconds. As long as this is iterated the task is looked at as often, also where callbacks come, so
-                that stages which last as long are seen; not below `Polling.wait_min`, and no faster than the service
-                allows where it refuses polls. None: only as often as the session looks anyway, with callbacks hardly
+            every: Seconds. While this is iterated the task is polled this often, also where callbacks come, so
+                that stages which last this long are seen; not below `Polling.wait_min`, and no faster than the service
+                allows where it refuses polls. None: only as often as the session polls anyway, with callbacks hardly
                 ever.
 
         Yields:
-            The record known now, if any, then each one in which the state or the progress is another; changes
+            The record known now, if any, then each one in which state or progress has changed; changes
             that come while the caller is busy are given as one. Ends with the final record.
 
         Raises:

@@ -26,7 +26,7 @@ class PostgresCoordination(Coordination):
     """Many processes on any number of hosts that share an account, by a Postgres (tested with 15).
 
     Each session keeps one connection. It has to be the server's own, or one of a pool in session mode: over poolers
-    that lend connections out for a transaction, as PgBouncer does in that mode, nothing is heard, and `open` says so.
+    that in transaction mode, as PgBouncer's, no notification arrives, and `open` says so.
     A table `coordination` in a schema of its own is made by the first session that may; else `open` says what SQL to
     run. It holds digests, task ids and refs, never a key.
 

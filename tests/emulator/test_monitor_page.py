@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from browser import Watched, new_page
+from browser import Watched, new_page, until
 from emulator_client import text_to_image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from flux2_async.emulator import Fault, Limit, Plan, Script
 from flux2_async.testing import RunningEmulator, running_emulator
@@ -73,6 +73,23 @@ def test_a_task_arrives_and_finish_ends_it(only_page: Watched) -> None:
         expect(page.get_by_role("status")).to_have_text("Task 1 was finished")
         expect(card.get_by_role("button")).to_have_count(0)
         assert emulator.task(task_id or "").state == "success"
+
+
+def test_a_picture_is_shown_when_it_is_whole(only_page: Watched) -> None:
+    """Not as much of it as has come: until then its place says that it is being drawn."""
+    held: list[Route] = []
+    with shown(only_page, ENDLESS) as (page, emulator):
+        page.route(re.compile(r"/0\.\w+$"), lambda route: held.append(route))  # noqa: PLW0108  Playwright marks the function
+        create(emulator, prompt="A lighthouse at dawn")
+        page.get_by_role("button", name="Finish task 1").click()
+        picture = page.locator(".well img")
+        expect(picture).to_have_css("visibility", "hidden")
+        until(page, "getComputedStyle(document.querySelector('.well'), '::after').content === '\"Being drawn\"'")
+        [route] = held
+        route.continue_()
+        expect(picture).to_have_css("visibility", "visible")
+        until(page, "getComputedStyle(document.querySelector('.well'), '::after').content === 'none'")
+        page.unroute_all()
 
 
 def test_the_limit_and_the_ledger_are_told(only_page: Watched) -> None:

@@ -189,6 +189,8 @@ function inside(row) {
   if (row.ended && !row.pictures.length) return [make("p", { className: "quiet", text: "A success without a picture" })];
   if (row.ended) {
     const picture = make("img", { src: shown(row.pictures[0]), alt: `Result: ${row.prompt}`, loading: "lazy", decoding: "async" });
+    // A browser draws what has come so far, and the emulator paints a picture when it is asked for.
+    picture.addEventListener("load", () => picture.decode().catch(() => {}).then(() => picture.classList.add("whole")), { once: true });
     picture.addEventListener("error", () => picture.replaceWith(make("p", { className: "quiet", text: "The picture is gone, or cannot be drawn" })), { once: true });
     return row.pictures.length > 1 ? [picture, make("span", { className: "many", text: `1 of ${row.pictures.length}` })] : [picture];
   }

@@ -33,7 +33,7 @@ def compiled(source: str, path: Path, line: int = 0) -> CodeType:
 
 def recipe(name: str) -> Path:
     """The recipe of that name; where its framework is not installed, who asks for it is skipped."""
-    for statement in ast.parse(RECIPES[name].read_text()).body:
+    for statement in ast.parse(source_of(name)).body:
         if isinstance(statement, ast.ImportFrom):
             package(str(statement.module))
         elif isinstance(statement, ast.Import):

@@ -29,6 +29,7 @@ from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
 from documents import PACKAGE, RECIPES, imported, recipe, source_of
 from emulated import free_port, until
+from programs import package
 
 from flux2_async.emulator import Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
@@ -619,6 +620,7 @@ def test_notebook_shows_pictures_in_a_kernel(
     flux2_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its cells run as Jupyter runs them: by `await`, then by the session that blocks while the kernel's loop runs."""
+    package("nbclient")
     flux2_emulator.script.render = True
     notebook = tmp_path / "app.ipynb"
     shutil.copy(recipe("notebook"), notebook)

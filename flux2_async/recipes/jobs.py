@@ -23,10 +23,10 @@ DATABASE = os.environ.get("DATABASE_URL", "sqlite:///jobs.sqlite")
 # After these a job has no picture; whatever else happens is tried again.
 FINAL = (errors.InvalidRequestError, errors.RequestRejectedError, errors.TaskFailedError, errors.EmptyResultError)
 engine: Engine = create_engine(DATABASE)
-columns = [Column(name, String) for name in ("prompt", "task", "picture", "error")]
+columns: list[Column[str]] = [Column(name, String) for name in ("prompt", "task", "picture", "error")]
 jobs: Table = Table("jobs", MetaData(), Column("id", String, primary_key=True), *columns)
 going: set[asyncio.Task[None]] = set()
-remote = DATABASE.startswith("postgresql")
+remote: bool = DATABASE.startswith("postgresql")
 flux: Flux2Session = Flux2Session(
     coordination=PostgresCoordination(DATABASE.replace("+psycopg", "")) if remote else HostCoordination("keys.sqlite"),
     key_ttl=None,  # for ever: nobody knows when a job is gone on with

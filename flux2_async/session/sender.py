@@ -25,8 +25,8 @@ class Sender:
     """Brings submissions to the service, one call of `send` each."""
 
     def __init__(self, shared: Shared) -> None:
-        self.transitions = Transitions(shared)
-        self.posting = Posting(shared, self.transitions)
+        self.transitions: Transitions = Transitions(shared)
+        self.posting: Posting = Posting(shared, self.transitions)
         self.breaker: CircuitBreaker = self.posting.breaker
         self._shared = shared
         self._loop = asyncio.get_running_loop()

@@ -13,7 +13,9 @@ between two lumps of ends it also finds those that were late in the first lump.
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from functools import lru_cache
+from itertools import accumulate, pairwise, repeat
+from operator import add, gt, mul, neg
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ BINS: Final = len(WIDTHS)
 
 # A bin remembers about so many tasks, older ones fade: four times as many gain 1 %, and follow a change as much later.
 KEEP: Final = 50.0
+FULL: Final = tuple(KEEP * width for width in WIDTHS)
 # The plan is made anew with so much news, as a share of the looks that are known, at most so many.
 NEWS: Final = 0.1
 LOOKS: Final = 200.0
@@ -75,7 +78,6 @@ class Hazard:
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
         self._known = sum(self._ends)
-        self._ends, self._at_risk = self._faded(KEEP)
         self._fold()
 
     def ran(self, begin: float, end: float) -> None:
@@ -155,15 +157,9 @@ class Hazard:
 
     def _fold(self) -> None:
         """Take in what was counted; it is planned by when somebody asks, which under a fixed interval nobody does."""
-        running = 0
-        for j, width in enumerate(WIDTHS):
-            running += self._entered[j]
-            # In most bins nothing has changed, and nothing fades.
-            if running or self._partly[j] or self._ended[j]:
-                ends = self._ends[j] + self._ended[j]
-                at_risk = max(self._at_risk[j] + running * width + self._partly[j], 0.0)
-                share = KEEP / max(KEEP, ends, at_risk / width)
-                self._ends[j], self._at_risk[j] = ends * share, at_risk * share
+        self._ends, self._at_risk = self._seen()
+        if max(self._ends) > KEEP or any(map(gt, self._at_risk, FULL)):
+            self._ends, self._at_risk = self._faded(KEEP)
         self._ended = [0.0] * BINS
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
@@ -172,25 +168,14 @@ class Hazard:
 
     def _seen(self) -> tuple[list[float], list[float]]:
         """Give ends and seconds at risk in each bin, with those that are not folded in yet."""
-        ends = [ends + more for ends, more in zip(self._ends, self._ended, strict=True)]
-        at_risk = [
-            max(seconds + tasks * width + partly, 0.0)
-            for seconds, tasks, width, partly in zip(
-                self._at_risk, accumulate(self._entered), WIDTHS, self._partly, strict=False
-            )
-        ]
-        return ends, at_risk
+        # Whole rows at a time, since the first tasks of a session are each news.
+        whole = map(mul, accumulate(self._entered), WIDTHS)
+        at_risk = map(add, map(add, self._at_risk, whole), self._partly)
+        return list(map(add, self._ends, self._ended)), list(map(max, at_risk, repeat(0.0)))
 
     def _plan(self) -> None:
         self._planned = True
-        # Conditional survival bin by bin; within a bin ends are spread evenly.
-        self._survival = [1.0, *accumulate(map(_survival, self._estimates(), WIDTHS), lambda a, b: a * b)]
-        area = 0.0
-        self._area = [0.0] * (BINS + 1)
-        # From the far end, since a sum from the near one would lose the tail's digits.
-        for j in range(BINS - 1, -1, -1):
-            area += WIDTHS[j] * (self._survival[j] + self._survival[j + 1]) / 2
-            self._area[j] = area
+        self._survival, self._area = _curves(tuple(self._estimates()))
 
     def _faded(self, most: float) -> tuple[list[float], list[float]]:
         shares = [
@@ -222,8 +207,16 @@ def _bin(age: float) -> int:
     return bisect_right(EDGES, age) - 1
 
 
-def _survival(hazard: float, width: float) -> float:
-    return max(math.exp(-hazard * width), SURVIVAL_MIN)
+# Until a task has ended they are those of the prior, whatever was seen.
+@lru_cache(maxsize=4)
+def _curves(hazards: tuple[float, ...]) -> tuple[list[float], list[float]]:
+    """The share of tasks that outlive each edge, and its integral from there on."""
+    # Conditional survival bin by bin; within a bin ends are spread evenly.
+    bins = map(max, map(math.exp, map(neg, map(mul, hazards, WIDTHS))), repeat(SURVIVAL_MIN))
+    survival = [1.0, *accumulate(bins, mul)]
+    areas = [width * (before + after) / 2 for width, (before, after) in zip(WIDTHS, pairwise(survival), strict=True)]
+    # From the far end, since a sum from the near one would lose the tail's digits.
+    return survival, [*accumulate(reversed(areas), initial=0.0)][::-1]
 
 
 def _smooth(values: list[float]) -> list[float]:

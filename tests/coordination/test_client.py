@@ -14,6 +14,7 @@ from raw_server import answer, raw_server
 
 from flux2_async import (
     AmbiguousSubmitError,
+    Budget,
     Callbacks,
     ConfigurationError,
     CoordinationError,
@@ -24,6 +25,7 @@ from flux2_async import (
     RequestRejectedError,
     TextToImage,
 )
+from flux2_async.coordination import account_state, coordinator
 from flux2_async.coordination.contract import Claim, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
@@ -52,6 +54,26 @@ async def processes(
 
 async def claim_of_the_dead(key: str) -> Claim:
     return Claim(hashlib.sha256(key.encode()).hexdigest(), await fingerprint(REQUEST), "dead-ref", "dead")
+
+
+async def test_versions_that_keep_another_form_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is kept has its form in its name, so that of another version's nothing is read or changed."""
+    memory = Memory()
+    options: dict[str, Any] = {"coordination": memory, "budget": Budget(100, per=3600.0)}
+    async with Emulator(Script(plans=Plan(duration=1.0), render=False)) as emulator:
+        async with session_for(emulator, **options) as before:
+            task = await before.submit(REQUEST, key="k")
+            await task.result()
+            await asyncio.sleep(1.0)
+            kept = dict(memory.texts)
+            monkeypatch.setattr(coordinator, "FORMAT", 99)
+            async with session_for(emulator, **options) as later:
+                assert (await later.submit(REQUEST, key="k")).id != task.id
+
+    assert {name.partition(":")[0] for name in kept} == {str(account_state.FORMAT)}
+    assert {name.partition(":")[0] for name in memory.texts.keys() - kept.keys()} == {"99"}
+    assert {name.split(":")[1] for name in kept} == {"account", "budget", "key", "ref"}
+    assert all(memory.texts[name] == kept[name] for name in kept)
 
 
 # --- Keys ---

@@ -301,10 +301,13 @@ async def test_old_server_is_told_at_once(server: RedisServer, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("ago", [10.0, 600.0], ids=["in use", "long ago"])
-async def test_processes_of_another_version_are_not_joined_in_silence(server: RedisServer, ago: float) -> None:
+@pytest.mark.parametrize("kept", ["book", "book:2", "3:account"])
+async def test_processes_of_another_version_are_not_joined_in_silence(
+    server: RedisServer, kept: str, ago: float
+) -> None:
     """While others keep their state in another form `open` says what to do; theirs is neither read nor changed."""
-    coordinator = Coordinator(RedisCoordination(server.url), f"ago {ago}", Terms(RateLimit(10, PERIOD), 70.0))
-    name = f"flux2:{{ago {ago}}}:book:2"
+    coordinator = Coordinator(RedisCoordination(server.url), f"{kept} {ago}", Terms(RateLimit(10, PERIOD), 70.0))
+    name = f"flux2:{{{kept} {ago}}}:{kept}"
     told = None
     with server.client() as client:
         # For how long the version before kept it after the last question, with the limit that it had.

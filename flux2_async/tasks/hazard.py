@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise, repeat
-from operator import add, gt, mul, neg
+from operator import add, gt, mul, neg, sub, truediv
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ NEWS: Final = 0.1
 LOOKS: Final = 200.0
 # Found by simulating narrow, wide, two-mode and memoryless durations; the figures depend little on them.
 NEIGHBOURS: Final = 3
-WEIGHT_OF_NEIGHBOURS: Final = 4.0
-WEIGHT_OF_PRIOR: Final = 0.5
+WEIGHT_OF_NEIGHBOURS: Final = tuple(4.0 * width for width in WIDTHS)
+WEIGHT_OF_PRIOR: Final = tuple(0.5 * width for width in WIDTHS)
 # No estimate from so few tasks is surer than that; it also keeps the product over all bins within a float.
 SURVIVAL_MIN: Final = 0.01
 
@@ -193,14 +193,8 @@ class Hazard:
             # Tasks that all still run say when no look is needed, but not when the first one is.
             return list(self._prior)
         ends, at_risk = _smooth(self._ends), _smooth(self._at_risk)
-        around_ends, around_at_risk = _sum_around(ends), _sum_around(at_risk)
-        estimates = []
-        for j, (prior, width) in enumerate(zip(self._prior, WIDTHS, strict=True)):
-            weight = WEIGHT_OF_PRIOR * width
-            around = (around_ends[j] + weight * prior) / (around_at_risk[j] + weight)
-            weight = WEIGHT_OF_NEIGHBOURS * width
-            estimates.append((ends[j] + weight * around) / (at_risk[j] + weight))
-        return estimates
+        around = _leaning(_sum_around(ends), _sum_around(at_risk), WEIGHT_OF_PRIOR, self._prior)
+        return _leaning(ends, at_risk, WEIGHT_OF_NEIGHBOURS, around)
 
 
 def _bin(age: float) -> int:
@@ -219,14 +213,20 @@ def _curves(hazards: tuple[float, ...]) -> tuple[list[float], list[float]]:
     return survival, [*accumulate(reversed(areas), initial=0.0)][::-1]
 
 
+def _leaning(
+    ends: Sequence[float], at_risk: Sequence[float], weights: Sequence[float], on: Sequence[float]
+) -> list[float]:
+    """The hazard in each bin, which leans on another one with so many seconds of it."""
+    return list(map(truediv, map(add, ends, map(mul, weights, on)), map(add, at_risk, weights)))
+
+
 def _smooth(values: list[float]) -> list[float]:
     """Spread each over three bins."""
-    return [
-        (left + 2.0 * value + right) / 4.0
-        for left, value, right in zip([values[0], *values], values, [*values[1:], values[-1]], strict=False)
-    ]
+    left, right = [values[0], *values], [*values[1:], values[-1]]
+    return list(map(truediv, map(add, map(add, left, map(add, values, values)), right), repeat(4.0)))
 
 
 def _sum_around(values: list[float]) -> list[float]:
     sums = [0.0, *accumulate(values)]
-    return [sums[min(j + NEIGHBOURS + 1, BINS)] - sums[max(j - NEIGHBOURS, 0)] for j in range(BINS)]
+    ends = sums[NEIGHBOURS + 1 :] + sums[-1:] * NEIGHBOURS
+    return list(map(sub, ends, sums[:1] * NEIGHBOURS + sums[:-NEIGHBOURS]))

@@ -57,7 +57,7 @@ class Gate(Turnstile[Permit]):
         """Keep to what the service tells of its limits, where that is less; of no use where others share them."""
 
     def supply(self) -> Supply | None:
-        """When there will be permits, as far as is known; None: it is not, as where other processes share them."""
+        """When there will be permits, as far as is known; None: it is not."""
         return None
 
     async def acquire(self, *, first: bool = False, **wish: Unpack[Wish]) -> Permit:

@@ -117,6 +117,19 @@ class Supply:
     paced: float = -math.inf
     spacing: float = 0.0
 
+    def shared(self, by: int, later: float) -> "Supply":
+        """Give what comes to one of so many who take turns, the last of them, by a clock that is so many seconds on."""
+        mine = self.times[by - 1 :: by] or self.times[-1:]
+        # Where there are more who take turns than permits, each has one in several periods.
+        periods = max(by / len(self.times), 1.0) if self.times else 1.0
+        return Supply(
+            tuple(at + later for at in mine),
+            self.period * periods,
+            self.begin + later,
+            self.paced + later + (by - 1) * self.spacing,
+            by * self.spacing,
+        )
+
     def at(self, number: int, taken: Sequence[float]) -> float:
         """Give when there is one, where those before were taken at these times."""
         at = max(self.begin, self.paced + number * self.spacing)

@@ -18,7 +18,7 @@ import attrs
 
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.window import CLOCK_MARGIN, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, PermitEvent, pause_after
+from flux2_async._limiter.window import CLOCK_MARGIN, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, PermitEvent, Supply, pause_after
 from flux2_async.coordination.contract import Answer, Message, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.fallback_quota import Fallback, FallbackQuota
@@ -72,12 +72,22 @@ class SharedLimiter(Gate):
         self._wanted, self._ask_now = asyncio.Event(), asyncio.Event()
         # When to ask again for those who wait, if the others know that they do.
         self._ask_at = -math.inf
+        # What was heard last, and when.
+        self._answer: Answer | None = None
+        self._answered_at = -math.inf
         self._fetching: asyncio.Task[None] | None = None
 
     @property
     def learned_limit(self) -> int | None:
         """See `Gate`; what all processes have learned."""
         return self._fallback.learned
+
+    def supply(self) -> Supply | None:
+        """See `Gate`: an equal share of what there is, as those who wait get; None: nobody can be asked."""
+        if self._answer is None or self._answer.supply is None or self._fallback.quota is not None:
+            return None
+        supply = self._answer.supply().shared(max(self._answer.waiting, 1), self._answered_at - self._answer.now)
+        return attrs.evolve(supply, begin=max(supply.begin, self._until, self._home.time()))
 
     async def open(self, on_message: Callable[[Message], None] | None = None) -> None:
         """Join the other processes.
@@ -214,6 +224,7 @@ class SharedLimiter(Gate):
         return max(answer.wait, self._until - now)
 
     def _use(self, answer: Answer, now: float) -> None:
+        self._answer, self._answered_at = answer, now
         self._fallback.learned = answer.learned_limit
         self._fallback.count(answer.peers, now)
         if answer.paused:

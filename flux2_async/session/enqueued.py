@@ -101,7 +101,7 @@ class SubmissionHandle:
         """When it is expected to be sent, aware; None: it does not wait, or nobody knows.
 
         By the limit, what waits before it, and how long the tasks that run are expected to take where `max_running` of
-        them do. Not known while the service is away, and where a coordination shares the limit with other processes.
+        them do; of a limit that processes share, by an equal part. Not known while service or coordination are away.
         """
         position = self.position
         seconds = None if position is None or self._submitter is None else self._submitter.starts_in(position)

@@ -635,7 +635,8 @@ class Flux2Session:
 
         Returns:
             Seconds, 0.0 when there is nothing; of the last tasks the usual time counts, not that of a straggler. None:
-            not known, while the service is away, and where a coordination shares the limit with other processes.
+            not known, while the service or the coordination is away. Of a limit that processes share an equal part
+            counts, for as many as wait.
 
         Raises:
             ConfigurationError: An argument cannot be used.

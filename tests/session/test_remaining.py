@@ -3,15 +3,16 @@
 import asyncio
 import math
 import random
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
 import pytest
-from emulated import emulated
+from emulated import emulated, session_for
 from memory_coordination import Memory
 
 from flux2_async import Polling, RateLimit, TextToImage
-from flux2_async.emulator import Plan, Script
+from flux2_async.emulator import Limit, Plan, Script
 
 FACTOR = 1.5
 
@@ -95,9 +96,24 @@ async def test_grows_with_more() -> None:
         assert flux.remaining(100, max_running=1) == pytest.approx(1000.0, rel=0.15)
 
 
-async def test_is_not_known_where_processes_share_an_account() -> None:
-    """Nobody here knows when others send."""
-    async with emulated(coordination=Memory()) as (flux, _):
-        handle = flux.enqueue(TextToImage("a red kettle"))
-        assert (flux.remaining(1), handle.expected_start) == (None, None)
-        await handle
+@pytest.mark.parametrize("others", [0, 1])
+async def test_processes_that_share_an_account(others: int) -> None:
+    """Each expects its share of the limit, by how many others wait as well, and starts about then."""
+    memory, limit = Memory(), RateLimit(10, 10.0)
+    script = Script(plans=Plan(duration=5.0), limit=Limit(10, 10.0))
+    async with (
+        emulated(script, coordination=memory, rate_limit=limit, max_running=None) as (flux, emulator),
+        session_for(emulator, coordination=memory, rate_limit=limit, max_running=None) as other,
+    ):
+        begun = asyncio.get_running_loop().time()
+        theirs = [other.enqueue(TextToImage(f"another kettle {n}")) for n in range(30 * others)]
+        ours = [flux.enqueue(TextToImage(f"a red kettle {n}")) for n in range(30 * (2 - others))]
+        await asyncio.sleep(12.0)
+        expected, start = flux.remaining(), ours[-1].expected_start
+        assert expected is not None
+        assert start is not None
+        starts_in = (start - datetime.now(UTC)).total_seconds()
+        await ours[-1]
+        assert starts_in == pytest.approx(asyncio.get_running_loop().time() - begun - 12.0, rel=0.25)
+        assert expected == pytest.approx(starts_in + 5.0, rel=0.3)
+        await asyncio.gather(*theirs)

@@ -105,4 +105,4 @@ async def test_a_row_of_a_batch(tmp_path: Path) -> None:
         with upward_calls() as calls:
             await anext(aiter(batch_in(tmp_path, flux, [REQUEST])))
 
-    assert calls == {**POST, "session.posting > batch.worker": 2}
+    assert calls == {**POST, "session.posting > batch.worker": 1, "session.submission > batch.worker": 1}

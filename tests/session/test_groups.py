@@ -213,6 +213,20 @@ def test_positions_are_true(crowd: list[str], withdrawn: set[int], max_running: 
         runner.run(scenario())
 
 
+async def test_alone_in_another_process() -> None:
+    """One user's 500 requests in a process hold up another user's single one in a second process by two permits."""
+    async with Emulator(Script(plans=Plan(duration=30.0), credits=RICH, render=False)) as emulator:
+        options: dict[str, Any] = {"rate_limit": RateLimit(1, 1.0), "coordination": Memory()}
+        async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
+            enqueue(one, 500, "alice")
+            await asyncio.sleep(25.3)
+            before = len(emulator.ledger.accepted)
+            await two.submit(request_of("bob"), group="bob")
+
+            assert before >= 20
+            assert len(emulator.ledger.accepted) - before - 1 <= 2
+
+
 @pytest.mark.parametrize("faults", [0, 1])
 async def test_in_coordination(faults: int) -> None:
     """Processes take turns for permits and groups within each: one waits for two of those that its process gets."""

@@ -389,7 +389,8 @@ class Window:
         taken = max(1, min(news.accepted, news.limit - 1))
         if news.first and not news.accepted and news.refused == 1:
             return
-        self._rising = news.first and taken > 1
+        # One that is refused before anything was asked is no answer: a fading count may have met the first burst.
+        self._rising = taken > 1 and (news.first or (news.rising and not news.asked and not news.dear))
         if news.first:
             self._limit, self._burst = (taken, taken) if taken > 1 else (self._rate.limit, 1)
         elif news.asked and not (news.rising and news.accepted < NEARLY * news.passed[0]):

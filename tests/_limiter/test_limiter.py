@@ -590,7 +590,7 @@ async def test_max_wait_shorter_than_the_pause(*, early: bool) -> None:
     await settled()
     if not early:
         one.throttled(30.0)
-    with pytest.raises(RateLimitedError, match="pause of another 30 s") as caught:
+    with pytest.raises(RateLimitedError, match="pause for another 30 s") as caught:
         await hasty
     assert begun == now()
     assert caught.value.retry_after == 30

@@ -104,7 +104,7 @@ async def test_a_damaged_file_is_one_warning(content: bytes, folder: Path, caplo
             await flux.generate(REQUEST)
 
     warnings = [each.message for each in caplog.records if each.levelno >= logging.WARNING]
-    assert [warning.partition(",")[0] for warning in warnings] == ["what was learned about durations cannot be read"]
+    assert [warning.partition(" and ")[0] for warning in warnings] == ["the learned durations cannot be read"]
     assert json.loads(contents(folder)[0])["kinds"].keys() == {" ".join(KIND)}
 
 

@@ -130,7 +130,7 @@ async def test_a_folder_that_cannot_be_used_is_a_warning(folder: Path, caplog: p
     async with emulated(Script(plans=Plan(duration=1.0)), polling=Polling(remember=True)) as (flux, _):
         assert (await flux.generate(REQUEST)).urls
 
-    assert "cannot be kept" in caplog.text
+    assert "cannot be saved" in caplog.text
     assert contents(folder.parent) == [b"in the way"]
 
 

@@ -258,7 +258,7 @@ async def test_a_callback_that_does_not_come_is_warned_of_once(caplog: pytest.Lo
     texts = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
 
     assert len(texts) == 1
-    assert f"reaches {address} from outside" in texts[0]
+    assert f"can reach {address} from outside" in texts[0]
     assert "sig=" not in texts[0]
     assert SECRET not in caplog.text
 

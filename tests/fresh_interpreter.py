@@ -3,6 +3,7 @@
 A process of pytest has threads, and what one of them holds at the moment of a fork is held in the child for ever.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,3 +24,16 @@ def in_fresh_interpreter(function: Callable[[str], object], word: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def forked(work: Callable[[], int | None]) -> int:
+    """Do something in a forked child, and give the child's exit status: what it gave, 0 for None, 100 for an error."""
+    child = os.fork()
+    if child == 0:
+        # It must not go on with what the parent does, whatever happens.
+        code = 100
+        try:
+            code = work() or 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

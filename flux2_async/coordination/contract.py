@@ -11,6 +11,18 @@ import attrs
 from flux2_async._limiter.window import PermitEvent, Supply
 from flux2_async.models import RateLimit
 
+__all__ = [
+    "Answer",
+    "Claim",
+    "KeyEntry",
+    "Message",
+    "PermitEvent",
+    "Settlement",
+    "Terms",
+    "decode_message",
+    "encode_message",
+]
+
 
 @attrs.frozen
 class Terms:

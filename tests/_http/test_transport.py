@@ -607,6 +607,19 @@ async def test_create_task_carries_no_cookies() -> None:
         assert server.header("Cookie") is None
 
 
+def test_upload_address_goes_with_the_base_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base URL that is given takes its own upload URL along, whatever the environment says."""
+    monkeypatch.setenv("APIKLEY_BASE_URL", "https://api.example/")
+    assert (
+        credentials.make_credentials(credentials.Secret("key"), None, None).upload_url
+        == "https://api.example/file-upload"
+    )
+    monkeypatch.setenv("APIKLEY_UPLOAD_URL", "https://up.example")
+    assert credentials.make_credentials(credentials.Secret("key"), None, None).upload_url == "https://up.example"
+    given = credentials.make_credentials(credentials.Secret("key"), "http://127.0.0.1:8080", None)
+    assert given.upload_url == "http://127.0.0.1:8080/file-upload"
+
+
 def test_credentials_show_no_key() -> None:
     """The key is in no repr."""
     assert KEY not in repr(credentials.Credentials(KEY, "https://a.example", "https://a.example/u"))

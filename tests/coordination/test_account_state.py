@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_servers import SlidingLog
 
-from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
+from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async.coordination.account_state import AccountState, Known
-from flux2_async.coordination.contract import Answer, Settlement, Terms
+from flux2_async.coordination.contract import Answer, PermitEvent, Settlement, Terms
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0

@@ -1,53 +1,30 @@
 """What sessions ask and tell of a state they share, by the rules, on a store in memory and in virtual time."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import attrs
 import pytest
 from emulated import error_of
 from memory_coordination import Memory, MemoryStore
+from seats import BACK, CLAIM, PERIOD, Seat, taken
 
-from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
-from flux2_async.coordination.contract import Answer, Claim, KeyEntry, Message, Settlement, Terms
+from flux2_async.coordination.contract import KeyEntry, Message, PermitEvent, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.store import Life
 from flux2_async.errors import CoordinationError
 from flux2_async.models import RateLimit
 
-PERIOD = 10.0
-BACK = PERIOD * CLOCK_MARGIN
-CLAIM = Claim("k" * 64, "f" * 64, "ref-1", "claim-1")
 OTHER = attrs.evolve(CLAIM, ref="ref-2", owner="claim-2")
-
-
-@attrs.define
-class Seat:
-    """A coordinator, what it has heard, and what it was told when it joined."""
-
-    coordinator: Coordinator
-    heard: list[Message] = attrs.field(factory=list)
-    joined: Answer | None = None
-
-    async def take(self, want: int) -> tuple[str, ...]:
-        return (await self.coordinator.acquire(want)).leases
-
-    async def settle(self, lease: str, event: PermitEvent, ago: float = 0.0, pause: float = 0.0) -> None:
-        await self.coordinator.settle([Settlement(lease, event, ago, pause)])
 
 
 @asynccontextmanager
 async def seats(
     memory: Memory, number: int, *, limit: int | None = 20, lease: float = 70.0
-) -> AsyncIterator[list[Seat]]:
+) -> AsyncIterator[Sequence[Seat]]:
     terms = Terms(RateLimit(limit, PERIOD) if limit else None, lease)
-    async with AsyncExitStack() as stack:
-        made = [Seat(Coordinator(memory, "account", terms)) for _ in range(number)]
-        for seat in made:
-            stack.push_async_callback(seat.coordinator.aclose)
-            await seat.coordinator.open(seat.heard.append)
-            seat.joined = await seat.coordinator.join()
+    async with taken([Seat(Coordinator(memory, "account", terms)) for _ in range(number)]) as made:
         yield made
 
 

@@ -1,13 +1,11 @@
 """What a session may send by itself, and what it declares of that."""
 
 import pytest
+from seats import BACK, PERIOD
 
-from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
+from flux2_async.coordination.contract import PermitEvent
 from flux2_async.coordination.fallback_quota import FallbackQuota, quota_of
 from flux2_async.models import RateLimit
-
-PERIOD = 10.0
-BACK = PERIOD * CLOCK_MARGIN
 
 
 def share(limit: int = 3) -> FallbackQuota:

@@ -4,25 +4,24 @@
 
 import asyncio
 import json
-import os
 import pickle
 import sqlite3
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 from emulated import REQUEST, error_of, session_for, until
-from fresh_interpreter import in_fresh_interpreter
+from fresh_interpreter import forked, in_fresh_interpreter
+from seats import BACK, CLAIM, PERIOD, Seat, taken
 
-from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
 from flux2_async.coordination import Coordination, HostCoordination
 from flux2_async.coordination.account_state import FORMAT
-from flux2_async.coordination.contract import Answer, Claim, Message, Settlement, Terms
+from flux2_async.coordination.contract import Message, PermitEvent, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.host import file as host_file
 from flux2_async.coordination.host import store as host_store
@@ -35,9 +34,6 @@ from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
 ACCOUNT = "ab" * 32
-PERIOD = 10.0
-BACK = PERIOD * CLOCK_MARGIN
-CLAIM = Claim("k" * 64, "f" * 64, "ref-1", "claim-1")
 
 
 class LoopStore(HostStore):
@@ -62,22 +58,6 @@ class OnLoopClock(Coordination):
         return made
 
 
-@attrs.define
-class Seat:
-    """A coordinator, what it has heard, and the name under which it listens."""
-
-    coordinator: Coordinator
-    name: str
-    heard: list[Message] = attrs.field(factory=list)
-    joined: Answer | None = None
-
-    async def take(self, want: int) -> tuple[str, ...]:
-        return (await self.coordinator.acquire(want)).leases
-
-    async def settle(self, lease: str, event: PermitEvent) -> None:
-        await self.coordinator.settle([Settlement(lease, event, 0.0)])
-
-
 def seat_at(path: Path, limit: int = 20, lease: float = 70.0) -> Seat:
     place = OnLoopClock(path)
     coordinator = Coordinator(place, ACCOUNT, Terms(RateLimit(limit, PERIOD), lease))
@@ -85,13 +65,8 @@ def seat_at(path: Path, limit: int = 20, lease: float = 70.0) -> Seat:
 
 
 @asynccontextmanager
-async def seats(path: Path, number: int, **options: Any) -> AsyncIterator[list[Seat]]:
-    async with AsyncExitStack() as stack:
-        made = [seat_at(path, **options) for _ in range(number)]
-        for seat in made:
-            stack.push_async_callback(seat.coordinator.aclose)
-            await seat.coordinator.open(seat.heard.append)
-            seat.joined = await seat.coordinator.join()
+async def seats(path: Path, number: int, **options: Any) -> AsyncIterator[Sequence[Seat]]:
+    async with taken([seat_at(path, **options) for _ in range(number)]) as made:
         yield made
 
 
@@ -325,15 +300,7 @@ async def visit(coordination: HostCoordination) -> int:
 
 def visit_in_child(coordination: HostCoordination) -> int:
     """Visit in a forked process, and give what it got as its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        # The child must not go on with what the parent does, whatever happens.
-        try:
-            code = asyncio.run(visit(coordination))
-        except BaseException:  # noqa: BLE001  as above
-            code = 100
-        os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return forked(lambda: asyncio.run(visit(coordination)))
 
 
 def fork_first(path: str) -> list[int]:

@@ -1,7 +1,6 @@
 """The SQLite file: who may use it, what happens to it, and what it survives."""
 
 import math
-import os
 import resource
 import signal
 import sqlite3
@@ -9,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from fresh_interpreter import in_fresh_interpreter
+from fresh_interpreter import forked, in_fresh_interpreter
 
 from flux2_async.coordination.host import file as host_file
 from flux2_async.coordination.host.file import HostFile, boot_id
@@ -343,18 +342,6 @@ def test_kill_at_any_instant_leaves_the_file_whole(path: Path) -> None:
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert found["one"] == found["two"]
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Do it in a child, and give the child's exit status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:  # noqa: BLE001  the child must not go on with what the parent does
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def open_files() -> list[str]:

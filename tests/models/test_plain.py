@@ -8,13 +8,13 @@ import pytest
 from batches import batch_in, collect
 from emulated import REQUEST, emulated, error_of, session_for
 
-from flux2_async._protocol.codec import encode_request
 from flux2_async.batch import Job
 from flux2_async.batch.jobs import digest_of
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, Timeouts, UploadedFile
 from flux2_async.models.plain import plain
+from flux2_async.models.requests import input_of
 from flux2_async.session.keys import fingerprint
 from flux2_async.webhooks import signed_url, verify_url
 
@@ -82,7 +82,7 @@ async def test_a_request(text: Any) -> None:
     assert ours.model == "flux-2/pro-image-to-image"
     assert (ours, repr(ours)) == (usual, repr(usual))
     assert {type(each) for each in (ours.prompt, ours.aspect_ratio, ours.resolution, ours.tier, *urls)} == {str}
-    assert encode_request(ours, [str(url) for url in urls]) == encode_request(usual, [str(url) for url in urls])
+    assert input_of(ours, [str(url) for url in urls]) == input_of(usual, [str(url) for url in urls])
     assert await fingerprint(ours) == await fingerprint(usual)
     assert digest_of(ours) == digest_of(usual)
 

@@ -18,7 +18,6 @@ from emulated import REQUEST, emulated, error_of, parts_of, session_for, until
 from memory_coordination import Memory
 from virtual_time import VirtualClockLoop
 
-from flux2_async._http.credentials import Secret, make_credentials
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.errors import (
     AmbiguousSubmitError,
@@ -588,16 +587,6 @@ async def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(f"APIKLEY_{variable}", value)
         with pytest.raises(ConfigurationError, match=f"^APIKLEY_{variable}: "):
             await flux.open()
-
-
-def test_upload_address_goes_with_the_base_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base URL that is given takes its own upload URL along, whatever the environment says."""
-    monkeypatch.setenv("APIKLEY_BASE_URL", "https://api.example/")
-    assert make_credentials(Secret("key"), None, None).upload_url == "https://api.example/file-upload"
-    monkeypatch.setenv("APIKLEY_UPLOAD_URL", "https://up.example")
-    assert make_credentials(Secret("key"), None, None).upload_url == "https://up.example"
-    given = make_credentials(Secret("key"), "http://127.0.0.1:8080", None)
-    assert given.upload_url == "http://127.0.0.1:8080/file-upload"
 
 
 # --- Opened again

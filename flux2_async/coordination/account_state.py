@@ -25,7 +25,6 @@ others may have noticed the loss two periods ago, send by themselves, and come b
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
@@ -383,8 +382,8 @@ class AccountState:
 
     def _reply(self, now: float, leases: tuple[str, ...], wait: float) -> Reply:
         paused, peers = max(self._until - now, 0.0), max(len(self._peers), 1)
-        supply = partial(self._window.supply, now, self._until)
-        answer = Answer(leases, wait, paused, self._window.learned_limit, peers, len(self._queue), supply, now)
+        supply = self._window.supply(now, self._until).shared(1, -now)
+        answer = Answer(leases, wait, paused, self._window.learned_limit, peers, len(self._queue), supply)
         return Reply(answer, Known(self.epoch, self.number, now))
 
     def dump(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 All times are seconds from now or ago, never clock readings, since each side has a clock of its own.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import attrs
@@ -52,8 +51,7 @@ class Answer:
         learned_limit: Starts per period that 429s have taught, or None while the configured limit holds.
         peers: Processes seen lately, at least 1.
         waiting: Of those the ones that want more permits than they have got.
-        supply: Gives when there will be permits for all of them, by a clock whose time is that of the answer at `now`.
-        now: See there.
+        supply: When there will be permits for all of them.
     """
 
     leases: tuple[str, ...]
@@ -62,8 +60,7 @@ class Answer:
     learned_limit: int | None
     peers: int
     waiting: int = 0
-    supply: Callable[[], Supply] | None = attrs.field(default=None, repr=False, eq=False)
-    now: float = attrs.field(default=0.0, repr=False, eq=False)
+    supply: Supply | None = attrs.field(default=None, repr=False, eq=False)
 
 
 @attrs.frozen

@@ -72,9 +72,8 @@ class SharedLimiter(Gate):
         self._wanted, self._ask_now = asyncio.Event(), asyncio.Event()
         # When to ask again for those who wait, if the others know that they do.
         self._ask_at = -math.inf
-        # What was heard last, and when.
-        self._answer: Answer | None = None
-        self._answered_at = -math.inf
+        # This session's part of what the last answer told.
+        self._supply: Supply | None = None
         self._fetching: asyncio.Task[None] | None = None
 
     @property
@@ -84,10 +83,9 @@ class SharedLimiter(Gate):
 
     def supply(self) -> Supply | None:
         """See `Gate`: an equal share of what there is, as those who wait get; None: nobody can be asked."""
-        if self._answer is None or self._answer.supply is None or self._fallback.quota is not None:
+        if self._supply is None or self._fallback.quota is not None:
             return None
-        supply = self._answer.supply().shared(max(self._answer.waiting, 1), self._answered_at - self._answer.now)
-        return attrs.evolve(supply, begin=max(supply.begin, self._until, self._home.time()))
+        return attrs.evolve(self._supply, begin=max(self._supply.begin, self._until, self._home.time()))
 
     async def open(self, on_message: Callable[[Message], None] | None = None) -> None:
         """Join the other processes.
@@ -224,7 +222,7 @@ class SharedLimiter(Gate):
         return max(answer.wait, self._until - now)
 
     def _use(self, answer: Answer, now: float) -> None:
-        self._answer, self._answered_at = answer, now
+        self._supply = answer.supply and answer.supply.shared(max(answer.waiting, 1), now)
         self._fallback.learned = answer.learned_limit
         self._fallback.count(answer.peers, now)
         if answer.paused:

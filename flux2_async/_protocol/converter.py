@@ -51,8 +51,9 @@ _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%?")
 _NAMES_OF_ADDRESSES: Final = ("url", "downloadUrl", "fileUrl", "imageUrl")
 # The echo as the service writes it, JSON text in JSON text, where neither has braces within. What the prompt quotes has
-# more backslashes before it.
-_RESOLUTION: Final = re.compile(r'(?<!\\)"input"\s*:\s*"\{(?:[^{}]*[,\s])?\\"resolution\\"\s*:\s*\\"(\w+)\\"[^{}]*\}"')
+# more backslashes before it. Two steps, each of them linear: an echo may have megabytes.
+_INPUT: Final = re.compile(r'(?<!\\)"input"\s*+:\s*+"\{([^{}]*+)\}"')
+_RESOLUTION: Final = re.compile(r'(?:^|[,\s])\\"resolution\\"\s*+:\s*+\\"(\w+)\\"')
 _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 _PLAIN: Final = (str, int, float, type(None))
 _T = TypeVar("_T")
@@ -239,8 +240,10 @@ def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
 def resolution_of(record: TaskRecord) -> str | None:
     """The resolution that a record's echo of the request names, or None; the rest of the echo is not read for it."""
     held = PARAM.held(record)
-    if isinstance(held, Echo) and isinstance(held.raw, str) and (named := _RESOLUTION.search(held.raw)):
-        return named[1]
+    written = _INPUT.search(held.raw) if isinstance(held, Echo) and isinstance(held.raw, str) else None
+    if written and (named := _RESOLUTION.findall(written[1])):
+        # Of several of one name the last one counts.
+        return str(named[-1])
     request = (record.param or {}).get("input")
     resolution = request.get("resolution") if isinstance(request, Mapping) else None
     return resolution if isinstance(resolution, str) else None

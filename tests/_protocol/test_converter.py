@@ -1,6 +1,7 @@
 """The converter never makes one type from another."""
 
 import json
+import time
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -137,3 +138,13 @@ def test_the_resolution_alone_is_what_the_whole_echo_says(request: dict[str, Any
     named = request.get("resolution")
 
     assert resolution_of(record) == (named if isinstance(named, str) else None)
+
+
+def test_a_long_echo_is_read_in_one_pass() -> None:
+    """An echo that repeats the resolution, and never ends, costs no more than its length."""
+    echo = '{"input":"{' + ',\\"resolution\\":\\"1K\\"' * 20_000
+    record = read_record({"taskId": "t-1", "state": "success", "param": echo, "extra": {}})
+    begun = time.process_time()
+
+    assert resolution_of(record) is None
+    assert time.process_time() - begun < 10.0

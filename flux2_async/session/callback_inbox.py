@@ -205,8 +205,12 @@ class CallbackInbox:
             await self._news.wait()
             return
         with suppress(CoordinationError):
-            task_id, early = await self._sharing.callback_of(ref), self.entries[ref].early
-            if task_id is not None and (early is None or early.until <= self._loop.time()):
+            task_id, entry = await self._sharing.callback_of(ref), self.entries[ref]
+            if task_id is not None and entry.unclear is not None and not self.entries.is_of_another(task_id, ref):
+                self._found(entry.unclear, Callback(task_id, None))
+                return
+            missed = entry.unclear is None and (entry.early is None or entry.early.until <= self._loop.time())
+            if task_id is not None and missed:
                 self._keep(ref, Callback(task_id, None))
                 return
         with suppress(TimeoutError):

@@ -518,6 +518,22 @@ async def test_recover_hears_of_a_callback_although_the_news_is_lost() -> None:
         assert (await asyncio.wait_for(found, 10.0)).id == "t-9"
 
 
+async def test_recover_of_what_is_unclear_here_although_the_news_is_lost() -> None:
+    """A task that another process was told of is that of the submission whose reply was lost here, with all it had."""
+    memory = Memory()
+    async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
+        emulator.inject(Fault("createTask", "cut_after"))
+        lost = await error_of(one.submit(REQUEST, ref="r", metadata={"row": 7}))
+        assert isinstance(lost, AmbiguousSubmitError)
+        (accepted,) = emulator.ledger.accepted
+        memory.mute = True
+        other.deliver("r", Callback(accepted, None))
+        task = await one.recover("r", timeout=10)
+        await task.result(60)
+
+        assert (task.id, task.request, task.metadata) == (accepted, REQUEST, {"row": 7})
+
+
 async def test_callback_for_a_session_without_callbacks() -> None:
     """A session that receives none itself still looks when another one was told."""
     memory = Memory()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flux2_async._http.files import Files
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling, TextToImage
 from flux2_async.session.parts import Parts
@@ -32,6 +33,15 @@ async def emulated(script: Script | None = None, **options: Any) -> AsyncIterato
     script.render = False
     async with Emulator(script) as emulator, session_for(emulator, **options) as flux:
         yield flux, emulator
+
+
+def look_at_length(monkeypatch: pytest.MonkeyPatch, look: Callable[[], Awaitable[object]]) -> None:
+    """Let each look at a request's pictures last as long as `look`, as on a slow file system."""
+
+    async def check(*_: object) -> None:
+        await look()
+
+    monkeypatch.setattr(Files, "check", check)
 
 
 def free_port() -> int:

@@ -13,6 +13,7 @@ from flux2_async._http.credentials import Credentials
 from flux2_async._http.post import Post
 from flux2_async._http.transport import Transport
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Refused, Unclear
+from flux2_async._protocol.codec import encode_request
 from flux2_async.emulator import Emulator
 from flux2_async.models import Timeouts
 
@@ -59,6 +60,14 @@ async def api_to(url: str) -> AsyncIterator[Api]:
 def create_task(transport: Transport) -> Post:
     """One createTask that is not sent yet."""
     return Api(transport).create_task(BODY, request=REQUEST, ref="our-ref")
+
+
+async def accepted_by(api: Api) -> Accepted:
+    """What the service says to a new task."""
+    with api.create_task(encode_request(REQUEST), request=REQUEST, ref="mine") as post:
+        told = await post.send(lambda: False)
+    assert isinstance(told, Accepted)
+    return told
 
 
 async def sent(

@@ -4,12 +4,9 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-from emulated import REQUEST
-from service_calls import connected
+from service_calls import accepted_by, connected
 
 from flux2_async._http.api import Api
-from flux2_async._protocol.answers import Accepted
-from flux2_async._protocol.codec import encode_request
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import ApiError
 from flux2_async.models import TaskRecord
@@ -29,9 +26,7 @@ async def api(emulator: Emulator) -> AsyncIterator[Api]:
 
 async def made(api: Api) -> TaskRecord:
     """The record of a new task."""
-    with api.create_task(encode_request(REQUEST), request=REQUEST, ref="mine") as post:
-        answer = await post.send(lambda: False)
-    assert isinstance(answer, Accepted)
+    answer = await accepted_by(api)
     assert "Date" in answer.headers
     record = await api.record(answer.task_id)
     assert record is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -612,6 +613,25 @@ async def test_max_wait_zero() -> None:
         await limiter.acquire(max_wait=0)
 
     assert begun == now()
+
+
+async def test_no_connection_for_whom_there_is_no_room() -> None:
+    """One who was let ahead has no permit in sight while a task has the slot that it needs."""
+    slots, limiter = Slots(1), Limiter(RateLimit(5, PERIOD))
+    limiter.follow(slots)
+    await slots.acquire(group="alice")
+    await slots.acquire(group="bob")
+    now = asyncio.get_running_loop().time()
+    assert (limiter.free_at(0), limiter.free_at(1)) == (now, math.inf)
+    permit = await limiter.acquire(group="alice")
+    assert limiter.free_at(0) == math.inf
+    waiting = asyncio.create_task(limiter.acquire(group="bob"))
+    await asyncio.sleep(100)
+    assert not waiting.done()
+    permit.answered()
+    slots.release("alice")
+    (await waiting).answered()
+    slots.release("bob")
 
 
 # --- Slots, closing, cancelling ---

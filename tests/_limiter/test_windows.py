@@ -12,10 +12,10 @@ from raw_server import answer, raw_server
 
 from flux2_async import Flux2Session, RateLimit, TextToImage
 from flux2_async._limiter.limiter import Limiter
-from flux2_async._limiter.window import PermitEvent, Window
 from flux2_async._limiter.windows import Windows, believing, tightest, windows_of
 from flux2_async._protocol.told_limits import Told
 from flux2_async.coordination import HostCoordination
+from flux2_async.coordination.contract import PermitEvent
 from flux2_async.errors import ConfigurationError, RateLimitedError
 
 SECOND, MINUTE = RateLimit(5, 1.0), RateLimit(30, 60.0)
@@ -67,7 +67,7 @@ async def test_all_that_is_allowed_is_used() -> None:
 
 def test_of_several_the_tightest_speaks() -> None:
     """One limit is a window as before, none is none, and the property of the session names the tightest."""
-    assert isinstance(windows_of([SECOND]), Window)
+    assert not isinstance(windows_of([SECOND]), Windows)
     assert windows_of([]).learned_limit is None
     assert tightest([SECOND, MINUTE]) is MINUTE
     flux = Flux2Session("k", rate_limit=[SECOND, MINUTE])
@@ -90,7 +90,7 @@ async def test_a_429_is_blamed_on_one(retry_after: float | None, pause: float, l
 
 def test_what_is_told_is_believed_downwards() -> None:
     """A lower limit counts at once, a higher one never; one that nobody knew of is kept to as well."""
-    window = Window(RateLimit(20, 10.0))
+    window = windows_of([RateLimit(20, 10.0)])
     assert believing(window, Told(limit=50), 0.0) is window
     assert window.learned_limit is None
     believing(window, Told(limit=8, reset=3.0), 0.0)
@@ -108,7 +108,7 @@ def test_what_is_told_is_believed_downwards() -> None:
 
 def test_what_is_under_way_counts_for_a_limit_told_meanwhile() -> None:
     """It may be counted as late as its answer, however long ago the limit was told; an unclear one a period later."""
-    window = Window(RateLimit(20, 10.0))
+    window = windows_of([RateLimit(20, 10.0)])
     tickets = [window.take(0.0) for _ in range(3)]
     both = believing(window, Told(limit=3, seconds=2.0), 1.0)
     both.settle(tickets[0], PermitEvent.ANSWERED, 4.0)
@@ -120,14 +120,14 @@ def test_what_is_under_way_counts_for_a_limit_told_meanwhile() -> None:
 
 def test_nothing_is_left_of_a_limit_that_is_told() -> None:
     """What a limit that nobody knew of has left counts from the first word of it on."""
-    both = believing(Window(RateLimit(20, 10.0)), Told(limit=100, seconds=3600.0, remaining=1, reset=60.0), 0.0)
+    both = believing(windows_of([RateLimit(20, 10.0)]), Told(limit=100, seconds=3600.0, remaining=1, reset=60.0), 0.0)
     assert both.ready_at(0.0) == 0.0
     assert both.ready_at(0.0, 1) == pytest.approx(60.0, abs=0.1)
 
 
 def test_what_others_have_used_is_left_to_them() -> None:
     """`remaining` holds what it leaves no room for until the reset; told again, it holds nothing twice."""
-    window = Window(RateLimit(20, 10.0))
+    window = windows_of([RateLimit(20, 10.0)])
     for _ in range(3):
         believing(window, Told(remaining=2, reset=4.0), 0.0)
     assert [window.ready_at(0.0, ahead) for ahead in (0, 1)] == [0.0, 0.0]

@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_servers import SlidingLog
+from seats import BACK, PERIOD
 
-from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async.coordination.account_state import AccountState, Known
 from flux2_async.coordination.contract import Answer, PermitEvent, Settlement, Terms
 from flux2_async.models import RateLimit
 
-PERIOD = 10.0
 TERMS = Terms(RateLimit(20, PERIOD), 70.0)
 
 
@@ -170,7 +169,7 @@ def test_each_gets_the_same_of_one_burst() -> None:
     for lease in take(shared, "a", 20, 0.0):
         shared.settle(answered(lease), 0.1)
     waits = {peer: ask(shared, peer, 50, 0.2).wait for peer in "bcda"}
-    back = 0.1 + PERIOD * CLOCK_MARGIN
+    back = 0.1 + BACK
 
     assert all(0.2 + wait >= back for wait in waits.values())
     assert {peer: len(take(shared, peer, 50, back + 0.02)) for peer in "bcda"} == {"b": 5, "c": 5, "d": 5, "a": 5}
@@ -225,8 +224,8 @@ def test_pause_holds_everybody_and_is_not_shortened() -> None:
     ("event", "back"),
     [
         (PermitEvent.REFUSED, 0.0),
-        (PermitEvent.ANSWERED, PERIOD * CLOCK_MARGIN),
-        (PermitEvent.UNCLEAR, 2 * PERIOD * CLOCK_MARGIN),
+        (PermitEvent.ANSWERED, BACK),
+        (PermitEvent.UNCLEAR, 2 * BACK),
     ],
 )
 def test_429_whose_owner_is_open_keeps_its_permit(event: PermitEvent, back: float) -> None:
@@ -253,7 +252,7 @@ def test_429_lets_its_permit_be_out_for_its_pause() -> None:
 
     expires = 601.0 + 70.0
     assert take(shared, "b", 1, expires + 2 * PERIOD) == ()
-    assert len(take(shared, "b", 1, expires + 2 * PERIOD * CLOCK_MARGIN)) == 1
+    assert len(take(shared, "b", 1, expires + 2 * BACK)) == 1
 
 
 def test_limit_learned_from_one_holds_for_all() -> None:
@@ -275,7 +274,7 @@ def test_owner_that_died_costs_one_lease() -> None:
     """A lease that nobody settles comes back two periods after it ended, and not before."""
     shared = book(limit=1, lease=30.0)
     take(shared, "d", 1, 0.0)
-    back = 30.0 + 2 * PERIOD * CLOCK_MARGIN
+    back = 30.0 + 2 * BACK
 
     assert take(shared, "b", 1, 30.0) == ()
     assert take(shared, "b", 1, back - 0.01) == ()
@@ -289,7 +288,7 @@ def test_settling_counts_from_the_answer() -> None:
     shared.settle(Settlement(lease, PermitEvent.ANSWERED, 6.0), 7.0)
 
     assert take(shared, "a", 1, 11.0) == ()
-    assert len(take(shared, "a", 1, 1.0 + PERIOD * CLOCK_MARGIN)) == 1
+    assert len(take(shared, "a", 1, 1.0 + BACK)) == 1
 
 
 def test_unsent_permit_is_told_to_those_who_wait() -> None:
@@ -310,9 +309,9 @@ def test_state_that_replaces_a_lost_one_waits_two_periods() -> None:
     assert shared.acquire("old", Known("lost", 7), 1, 102.0) is None
     reply = shared.join("old", Known("lost", 7), 103.0, terms=TERMS)
     assert reply is not None
-    assert reply.answer.paused == pytest.approx(2 * PERIOD * CLOCK_MARGIN - 3.0)
+    assert reply.answer.paused == pytest.approx(2 * BACK - 3.0)
     assert take(shared, "a", 1, 119.0) == ()
-    assert len(take(shared, "old", 1, 100.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
+    assert len(take(shared, "old", 1, 100.0 + 2 * BACK)) == 1
 
 
 def test_state_that_was_set_back_waits_two_periods() -> None:
@@ -323,8 +322,8 @@ def test_state_that_was_set_back_waits_two_periods() -> None:
     assert reply is not None
 
     answer = ask(copy, "a", 1, 5.0, known=reply.known)
-    assert answer.paused == pytest.approx(2 * PERIOD * CLOCK_MARGIN)
-    (lease,) = ask(copy, "a", 1, 5.0 + 2 * PERIOD * CLOCK_MARGIN, known=reply.known).leases
+    assert answer.paused == pytest.approx(2 * BACK)
+    (lease,) = ask(copy, "a", 1, 5.0 + 2 * BACK, known=reply.known).leases
     assert lease not in reply.answer.leases
 
 
@@ -335,7 +334,7 @@ def test_return_of_a_process_that_was_alone_holds_all() -> None:
     assert len(take(shared, "a", 1, 50.0)) == 1
     shared.join("x.3", Known("e", 0), 60.0, terms=TERMS, replaces="x.", alone=10.0)
     assert take(shared, "a", 1, 69.0) == ()
-    assert len(take(shared, "a", 1, 60.0 + PERIOD * CLOCK_MARGIN)) == 1
+    assert len(take(shared, "a", 1, 60.0 + BACK)) == 1
 
 
 def test_lease_that_never_reached_its_owner_comes_back() -> None:
@@ -364,7 +363,7 @@ def test_settlement_said_twice_counts_once() -> None:
     shared.settle(answered(expired), 31.0)
 
     assert len(take(shared, "a", 2, 31.0)) == 1
-    assert len(take(shared, "b", 2, 30.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
+    assert len(take(shared, "b", 2, 30.0 + 2 * BACK)) == 1
 
 
 def test_dead_process_is_buried() -> None:
@@ -375,7 +374,7 @@ def test_dead_process_is_buried() -> None:
 
     assert shared.peers() == ("a", "b", "c")
     assert take(shared, "a", 1, 24.9) == ()
-    assert len(take(shared, "a", 1, 5.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
+    assert len(take(shared, "a", 1, 5.0 + 2 * BACK)) == 1
 
 
 def test_settlement_of_an_unknown_lease_counts() -> None:
@@ -386,18 +385,18 @@ def test_settlement_of_an_unknown_lease_counts() -> None:
 
     assert take(shared, "b", 2, 5.0) == ()
     assert len(take(shared, "b", 2, 8.0)) == 1
-    assert len(take(shared, "b", 2, 4.0 + PERIOD * CLOCK_MARGIN)) == 1
+    assert len(take(shared, "b", 2, 4.0 + BACK)) == 1
 
     # The state was set back.
     shared = book(limit=1)
     shared.settle(Settlement("e:7", PermitEvent.ANSWERED, 1.0), 5.0)
     assert take(shared, "b", 1, 5.0) == ()
-    assert len(take(shared, "b", 1, 4.0 + PERIOD * CLOCK_MARGIN)) == 1
+    assert len(take(shared, "b", 1, 4.0 + BACK)) == 1
 
     shared = book(limit=1)
     shared.settle(Settlement("lost:5", PermitEvent.UNCLEAR, 1.0), 5.0)
-    assert take(shared, "b", 1, 4.0 + PERIOD * CLOCK_MARGIN) == ()
-    assert len(take(shared, "b", 1, 4.0 + 2 * PERIOD * CLOCK_MARGIN)) == 1
+    assert take(shared, "b", 1, 4.0 + BACK) == ()
+    assert len(take(shared, "b", 1, 4.0 + 2 * BACK)) == 1
 
 
 def test_nobody_asks_all_the_time() -> None:
@@ -406,7 +405,7 @@ def test_nobody_asks_all_the_time() -> None:
     (lease,) = take(shared, "a", 1, 0.0)
     shared.settle(answered(lease), 0.0)
 
-    assert ask(shared, "b", 1, PERIOD * CLOCK_MARGIN - 1e-6).wait == pytest.approx(0.02)
+    assert ask(shared, "b", 1, BACK - 1e-6).wait == pytest.approx(0.02)
 
 
 def test_peers_are_those_seen_lately() -> None:

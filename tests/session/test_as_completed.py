@@ -5,14 +5,14 @@ import gc
 import pickle
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from emulated import REQUEST, emulated, until
+from emulated import REQUEST, emulated, look_at_length, until
 
-from flux2_async._http.files import Files
 from flux2_async.batch import Job
 from flux2_async.emulator import Fault, Limit, Plan, Script
 from flux2_async.errors import (
@@ -268,11 +268,7 @@ async def test_what_waits_is_not_sent_after_a_refusal_that_meets_all() -> None:
 
 async def test_what_is_looked_at_is_not_sent_after_a_refusal_that_meets_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request whose pictures are still looked at when the refusal comes goes back unsent as well."""
-
-    async def look_at_length(*_: object) -> None:
-        await asyncio.sleep(5.0)
-
-    monkeypatch.setattr(Files, "check", look_at_length)
+    look_at_length(monkeypatch, partial(asyncio.sleep, 5.0))
     with_picture = ImageToImage("a red kettle", images=[PNG])
     script = Script(faults=[Fault("createTask", "refuse", code=402)])
     async with emulated(script) as (flux, emulator):

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
-from emulated import REQUEST, emulated, error_of, session_for, until
+from emulated import REQUEST, emulated, error_of, look_at_length, session_for, until
 
 from flux2_async import (
     AmbiguousSubmitError,
@@ -373,11 +373,7 @@ async def test_a_joiner_is_withdrawn_while_the_first_gives_up() -> None:
 
 async def test_closing_while_a_picture_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing does not wait for a file system that does not answer, and leaves no asyncio task behind."""
-
-    async def hang(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr("flux2_async._http.files.Files.check", hang)
+    look_at_length(monkeypatch, asyncio.Event().wait)
     async with emulated() as (flux, _):
         handle = flux.enqueue(ImageToImage("make it red", images=[PNG]))
         await asyncio.sleep(1)

@@ -1,7 +1,6 @@
 """Groups take turns: whoever asks for much does not hold up who asks for little."""
 
 import asyncio
-import math
 import random
 from collections import Counter
 from typing import Any
@@ -27,8 +26,6 @@ from flux2_async import (
     SubmissionState,
     TextToImage,
 )
-from flux2_async._limiter.limiter import Limiter
-from flux2_async._limiter.slots import Slots
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 
 RICH = 1e6
@@ -153,25 +150,6 @@ async def test_as_completed_is_of_a_group() -> None:
         assert await working == ["alice"] * 10
         with pytest.raises(InvalidRequestError, match="group"):
             flux.as_completed([], group="")
-
-
-async def test_no_connection_for_whom_there_is_no_room() -> None:
-    """One who was let ahead has no permit in sight while a task has the slot that it needs."""
-    slots, limiter = Slots(1), Limiter(RateLimit(5, 10.0))
-    limiter.follow(slots)
-    await slots.acquire(group="alice")
-    await slots.acquire(group="bob")
-    now = asyncio.get_running_loop().time()
-    assert (limiter.free_at(0), limiter.free_at(1)) == (now, math.inf)
-    permit = await limiter.acquire(group="alice")
-    assert limiter.free_at(0) == math.inf
-    waiting = asyncio.create_task(limiter.acquire(group="bob"))
-    await asyncio.sleep(100)
-    assert not waiting.done()
-    permit.answered()
-    slots.release("alice")
-    (await waiting).answered()
-    slots.release("bob")
 
 
 @settings(max_examples=15, deadline=None)

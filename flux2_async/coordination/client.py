@@ -309,7 +309,8 @@ class SharedKey:
         try:
             await self._sharing.ask(partial(self._coordinator.free, self._claim))
         except CoordinationError:
-            # It stays ours, and says so when the reservation is renewed.
+            # It stays ours, and nobody is to be in doubt of it before the next try.
+            self._sharing.hold(self._claim)
             logger.debug("a key could not be freed")
 
     def bound(self, task_id: str) -> None:

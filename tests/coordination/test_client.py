@@ -189,6 +189,25 @@ async def test_key_is_held_while_a_refusal_is_watched() -> None:
         assert len(server.requests) == 2
 
 
+async def test_key_that_could_not_be_freed_is_held_on() -> None:
+    """Who waits after a 429, and could not free the key for that, leaves nobody in doubt of it."""
+    memory = Memory()
+    script = Script(faults=[Fault("createTask", "refuse", retry_after=300)], plans=Plan(duration=1.0))
+
+    async def reserved(_: str) -> None:
+        memory.down = not emulator.ledger.refused
+
+    async with processes(2, script, memory) as (emulator, (one, other)):
+        first = asyncio.create_task(one.submit(REQUEST, key="k", on_send=reserved))
+        await until(lambda: emulator.ledger.refused)
+        await asyncio.sleep(5.0)
+        memory.down = False
+        await asyncio.sleep(150.0)
+
+        assert (await other.submit(REQUEST, key="k")).id == (await first).id
+        assert len(emulator.ledger.accepted) == 1
+
+
 async def test_key_is_held_while_on_send_takes_its_time() -> None:
     """An `on_send` that outlasts a reservation leaves nobody in doubt; one that fails then leaves the key free."""
     for fails in (False, True):

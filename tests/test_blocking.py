@@ -104,8 +104,8 @@ def shown(function: Callable[..., Any]) -> list[tuple[str, ...]]:
 def _names() -> dict[str, Any]:
     """What stands in annotations alone."""
     import flux2_async  # noqa: PLC0415  here only
-    from flux2_async._http.files import UploadSource  # noqa: PLC0415  likewise
     from flux2_async.coordination.store import Coordination  # noqa: PLC0415  likewise
+    from flux2_async.models.image_sources import UploadSource  # noqa: PLC0415  likewise
     from flux2_async.session.as_completed import Requests  # noqa: PLC0415  likewise
     from flux2_async.session.callback_settings import CallbackSettings  # noqa: PLC0415  likewise
     from flux2_async.webhooks import Callback  # noqa: PLC0415  likewise

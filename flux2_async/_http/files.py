@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
@@ -17,7 +17,7 @@ from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageResult, ImageSource, UploadedFile
-from flux2_async.models.image_sources import AsyncFile
+from flux2_async.models.image_sources import UploadSource
 from flux2_async.models.requests import is_url
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from flux2_async._http.uploads import Uploads
 
 T = TypeVar("T")
-
-UploadSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | AsyncFile
 
 
 class Files:

@@ -1,10 +1,11 @@
 """What callers give for a picture: its content in several shapes, and how to give what cannot be taken. Pure."""
 
 import io
+import os
 from inspect import iscoroutinefunction
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
-__all__ = ["AsyncFile", "Buffer", "ContentSource", "content_of", "how_to_give", "is_content"]
+__all__ = ["AsyncFile", "Buffer", "ContentSource", "UploadSource", "content_of", "how_to_give", "is_content"]
 
 Buffer = bytearray | memoryview | io.BytesIO
 """Memory that the caller may change."""
@@ -19,6 +20,10 @@ class AsyncFile(Protocol):
     async def read(self, size: int, /) -> bytes:
         """Give at most so many bytes, none at the end."""
         ...
+
+
+UploadSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | AsyncFile
+"""What `upload` takes: a path, content in memory, or a binary file object."""
 
 
 def is_content(source: object) -> bool:

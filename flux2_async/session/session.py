@@ -47,10 +47,10 @@ from flux2_async.tasks.handle import Completion, ImageTask, unfinished
 from flux2_async.tasks.observers import Observers
 
 if TYPE_CHECKING:
-    from flux2_async._http.files import UploadSource
     from flux2_async.coordination.store import Coordination
     from flux2_async.models.budget import Budget, Estimate
     from flux2_async.models.events import Observer
+    from flux2_async.models.image_sources import UploadSource
     from flux2_async.session.as_completed import Requests
     from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_settings import CallbackSettings

@@ -6,18 +6,20 @@ import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import attrs
 import pytest
 from batch_outcomes import done, painted
+from emulated import REQUEST, emulated
 from file_host import names
 from PIL import Image
 
 from flux2_async._http.atomic_file import UNFINISHED, AtomicFile, replacing
-from flux2_async._http.partial_file import Part
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.report import write_report
 from flux2_async.batch.results import write_results
 from flux2_async.cli.demo import draw_result
 from flux2_async.cli.save import publish
+from flux2_async.emulator import Plan, Script
 from flux2_async.session import remembered as remembered_module
 from flux2_async.session.remembered import Remembered
 
@@ -45,9 +47,8 @@ async def converted(folder: Path) -> None:
 
 
 async def downloaded(folder: Path) -> None:
-    part = Part.create("picture 1 of task t1", "t1", folder)
-    part.write(b"content")
-    part.publish(folder / "t1-1.png")
+    async with emulated(Script(Plan(duration=0))) as (flux, _):
+        await flux.download(attrs.evolve(await flux.generate(REQUEST), task_id="t1"), folder)
 
 
 async def remembered(folder: Path) -> None:

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_servers import (
     FixedWindow,
-    Line,
     RateServer,
     Shared,
     SlidingCounter,
@@ -31,10 +30,8 @@ from rate_servers import (
 from virtual_time import VirtualClockLoop, timers
 
 from flux2_async._limiter.limiter import Limiter
-from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Waiter
 from flux2_async._limiter.slots import Slots
-from flux2_async._limiter.window import Window
 from flux2_async.errors import RateLimitedError, SessionClosedError
 from flux2_async.models import RateLimit
 
@@ -119,19 +116,6 @@ def test_two_window_counter_refuses_little(
     assert wire.refused < 40
     # Seldom an even stream that is refused goes back to bursts for a while; 1.2 to 1.3 times the optimum are usual.
     assert took < 19 * PERIOD * (2.5 + rtt / PERIOD)
-
-
-@pytest.mark.parametrize("header", [never, exact, whole_seconds])
-def test_two_window_counter_refuses_few_on_average(header: Callable[[float], float | None]) -> None:
-    """Of 400, averaged over the moments in which its windows may begin, 3.5 % at most."""
-    refused = 0
-    for seed in range(20):
-        server = SlidingCounter(20, PERIOD, phase=PERIOD * seed / 20)
-        line = Line(server, dice(seed), PERIOD, 0.3, 0.3, header=header)
-        line.submit_many(Window(RateLimit(20, PERIOD)), 400)
-        refused += line.refused
-
-    assert refused / 20 <= 14
 
 
 @settings(max_examples=10)
@@ -433,9 +417,13 @@ async def test_pause_from_outside() -> None:
 
 @pytest.mark.parametrize(
     ("settle", "after"),
-    [(Permit.never_sent, 0.0), (Permit.answered, 10.01), (Permit.unclear, 20.02)],
+    [
+        (lambda permit: permit.never_sent(), 0.0),
+        (lambda permit: permit.answered(), 10.01),
+        (lambda permit: permit.unclear(), 20.02),
+    ],
 )
-async def test_permit_comes_back(settle: Callable[[Permit], None], after: float) -> None:
+async def test_permit_comes_back(settle: Callable[[Any], None], after: float) -> None:
     """At once, after a period or after two, by what became of the request."""
     limiter = Limiter(RateLimit(1, PERIOD))
     permit = await limiter.acquire()
@@ -679,7 +667,7 @@ async def test_close(make: Callable[[], Limiter | Slots]) -> None:
         await waiter
     with pytest.raises(SessionClosedError):
         await turnstile.acquire()
-    if isinstance(grant, Permit):
+    if grant is not None:
         grant.answered()
 
     await settled()

@@ -29,6 +29,7 @@ from rate_servers import (
     never,
     poisson,
     steady,
+    whole_seconds,
 )
 
 from flux2_async._limiter.window import PermitEvent, Ticket, Window
@@ -298,3 +299,16 @@ def test_small_bucket(rtt: float, header: str) -> None:
         worst = max(worst, line.refused)
 
     assert worst <= 20
+
+
+@pytest.mark.parametrize("header", [never, exact, whole_seconds])
+def test_two_window_counter_refuses_few_on_average(header: Callable[[float], float | None]) -> None:
+    """Of 400, averaged over the moments in which its windows may begin, 3.5 % at most."""
+    refused = 0
+    for seed in range(20):
+        server = SlidingCounter(20, PERIOD, phase=PERIOD * seed / 20)
+        line = Line(server, random.Random(seed), PERIOD, 0.3, 0.3, header=header)
+        line.submit_many(Window(RateLimit(20, PERIOD)), 400)
+        refused += line.refused
+
+    assert refused / 20 <= 14

@@ -5,7 +5,7 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar
@@ -472,6 +472,68 @@ async def test_dropped_permit_warns_and_comes_back() -> None:
     (await limiter.acquire()).answered()
 
     assert pytest.approx(now() - begun) == 2 * PERIOD * 1.001
+
+
+# --- Several limits at once ---
+
+
+def most_within(times: Sequence[float], period: float) -> int:
+    return max((sum(start <= time < start + period for time in times) for start in times), default=0)
+
+
+@given(
+    st.lists(st.builds(RateLimit, st.integers(1, 6), st.floats(0.5, 30.0)), min_size=1, max_size=3),
+    st.integers(0, 9999),
+)
+async def test_no_limit_is_passed(rates: list[RateLimit], seed: int) -> None:
+    """Whatever the limits and the delays, no period of any of them holds more counts than it allows."""
+    luck, counted = random.Random(seed), list[float]()
+    limiter, loop = Limiter(rates), asyncio.get_running_loop()
+
+    async def send() -> None:
+        permit = await limiter.acquire()
+        await asyncio.sleep(luck.uniform(0.0, 2.0))
+        match luck.choice(["answered", "answered", "unclear", "never"]):
+            case "never":
+                permit.never_sent()
+                return
+            case "answered":
+                counted.append(loop.time())
+                await asyncio.sleep(luck.uniform(0.0, 2.0))
+                permit.answered()
+            case _:
+                counted.append(loop.time())
+                permit.unclear()
+
+    await asyncio.gather(*(send() for _ in range(15)))
+    for rate in rates:
+        assert most_within(counted, rate.period) <= rate.limit
+
+
+async def test_all_that_is_allowed_is_used() -> None:
+    """The second's limit makes the pace, and the minute's ends it; nothing is lost between them."""
+    limiter, loop, times = Limiter([RateLimit(5, 1.0), RateLimit(30, 60.0)]), asyncio.get_running_loop(), list[float]()
+    for _ in range(40):
+        permit = await limiter.acquire()
+        times.append(loop.time() - 1000.0)
+        permit.answered()
+    assert times[4] == 0.0
+    assert 1.0 <= times[5] < 1.1
+    assert 5.0 <= times[29] < 5.1
+    assert 60.0 <= times[30] < 60.1
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause", "learned"), [(0.5, 1.0, None), (40.0, 40.0, 9), (None, 60.0, 9), (90.0, 90.0, 9)]
+)
+async def test_a_429_is_blamed_on_one(retry_after: float | None, pause: float, learned: int | None) -> None:
+    """The pause tells whose it is, else the fullest: that one learns, the others keep their limits."""
+    limiter, loop = Limiter([RateLimit(5, 1.0), RateLimit(10, 60.0)]), asyncio.get_running_loop()
+    for _ in range(9):
+        (await limiter.acquire()).answered()
+    (await limiter.acquire()).throttled(retry_after)
+    assert limiter.paused_until == pytest.approx(loop.time() + pause)
+    assert limiter.learned_limit == learned
 
 
 # --- Order ---

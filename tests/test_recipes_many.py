@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -323,9 +324,9 @@ async def job(port: int, number: int, method: str = "GET") -> dict[str, Any]:
         return answer
 
 
-async def all_ended(port: int) -> list[dict[str, Any]]:
+async def all_ended(port: int, count: int = JOBS) -> list[dict[str, Any]]:
     while True:
-        jobs = [await job(port, number) for number in range(JOBS)]
+        jobs = [await job(port, number) for number in range(count)]
         if all(each["picture"] or each["error"] for each in jobs):
             return jobs
         await asyncio.sleep(0.2)
@@ -382,3 +383,26 @@ async def test_jobs_survive_being_killed_at_whatever_moment(
     assert [call.outcome for call in ledger.requests] == ["accepted"] * JOBS
     assert [each["error"] for each in jobs] == [None] * JOBS
     assert {program / each["picture"] for each in jobs} == {*(program / "pictures").iterdir()}
+
+
+@pytest.mark.flux2_script(Script(plans=lambda *_: Plan(duration=2.0), render=False))
+async def test_a_job_whose_end_found_the_database_locked_is_gone_on_with(
+    flux2_emulator: RunningEmulator, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the database or the disk refuses is tried again without a restart, and nothing is paid for it again."""
+    port = free_port()
+    monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}")
+    often = recipe("jobs").read_text().replace("asyncio.sleep(60)", "asyncio.sleep(0.5)")
+    (program / "app.py").write_text(often)
+    async with jobs_on(port, program):
+        await job(port, 0, "PUT")
+        await until(lambda: bool(flux2_emulator.ledger.accepted))
+        with closing(sqlite3.connect(program / "jobs.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            # Until it has ended, and writing that down has failed: SQLite waits for five seconds.
+            await asyncio.sleep(9)
+            other.execute("ROLLBACK")
+        saved = (await all_ended(port, 1))[0]
+    assert (program / saved["picture"]).is_file()
+    assert saved["error"] is None
+    assert len(flux2_emulator.ledger.requests) == 1

@@ -1,9 +1,6 @@
 # Install: pip install "flux2-async[postgres]" fastapi uvicorn sqlalchemy
 # Start it: PUBLIC_URL=https://app.example CALLBACK_SECRET=... DATABASE_URL=sqlite:///jobs.sqlite uvicorn app:app
-"""A backend that survives restarts: its jobs are in SQLite or Postgres, and each is made once, whatever is killed.
-
-With DATABASE_URL=postgresql+psycopg://... jobs, keys and what callbacks told are all in that Postgres.
-"""
+"""A backend that survives restarts: its jobs are in SQLite or Postgres, and each is made once, whatever is killed."""
 
 import asyncio
 import os
@@ -19,8 +16,9 @@ from flux2_async.coordination import HostCoordination, PostgresCoordination
 from flux2_async.receivers import asgi_app
 
 Job = dict[str, Any]
+# postgresql+psycopg://...: jobs, keys and what callbacks told are all in that Postgres.
 DATABASE = os.environ.get("DATABASE_URL", "sqlite:///jobs.sqlite")
-# After these a job has no picture; whatever else happens is tried again.
+# After these a job has no picture; what else can happen, as a full disk, is tried again.
 FINAL = (errors.InvalidRequestError, errors.RequestRejectedError, errors.TaskFailedError, errors.EmptyResultError)
 engine: Engine = create_engine(DATABASE)
 columns: list[Column[str]] = [Column(name, String) for name in ("prompt", "task", "picture", "error")]
@@ -62,16 +60,17 @@ async def task_of(job: Job) -> ImageTask:
 async def make(job: Job) -> None:
     """Bring a job to its end."""
     row, end = jobs.update().where(jobs.c.id == job["id"]), Job()
-    while not end:
+    while True:
         try:
-            task = await task_of(job)
-            await run(row.values(task=task.id))
-            end = {"picture": str((await flux.download(await task.result(), "pictures"))[0])}
+            if not end:
+                await run(row.values(task=(task := await task_of(job)).id))
+                end = {"picture": str((await flux.download(await task.result(), "pictures"))[0])}
+            await run(row.values(end))
+            break
         except FINAL as error:
             end = {"error": str(error)}
-        except Flux2Error:
+        except (Flux2Error, OSError, exc.SQLAlchemyError):
             await asyncio.sleep(60)
-    await run(row.values(end))
 
 
 def go_on(job: Job) -> None:

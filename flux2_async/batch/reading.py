@@ -2,7 +2,9 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,13 @@ from flux2_async.models import ImageToImage, JobRequest, Request, TextToImage
 from flux2_async.models.requests import TIERS
 
 MODELS: Final = {f"flux-2/{tier}-{way}-to-image": (tier, way == "image") for tier in TIERS for way in ("text", "image")}
+# What a column may be meant for by its letters alone, and by the API's own names.
+MEANT: Final = {name.replace("_", ""): name for name in FIELDS if name != "id"} | {
+    "inputurls": "images",
+    "imageurls": "images",
+}
+# A word as short as `mode` is one of its own, however near it comes to a field.
+SHORT: Final = 4
 
 
 def read_jobs(path: Path) -> Iterator[Job | BadLine]:
@@ -86,8 +95,22 @@ def _job(fields: object, line: int, folder: Path) -> Job:
     given = {name: value for name, value in fields.items() if name in known and value is not None}
     extra = {name: value for name, value in fields.items() if name not in known}
     name = _name(given.pop("id", None))
+    if "input" not in given:
+        _check_columns(extra, given)
     request = _job_request(given) if "input" in given else _request(given)
     return Job(request, id=name, line=line, folder=folder, extra=extra)
+
+
+def _check_columns(extra: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a column that was meant for a field: a picture would be paid for without what it says."""
+    for name, value in extra.items():
+        plain = re.sub(r"[\W_]", "", name).lower()
+        close = get_close_matches(plain, MEANT, n=1, cutoff=1.0 if len(plain) <= SHORT else 0.85)
+        if value and close and (field := MEANT[close[0]]) not in given:
+            raise InvalidRequestError(
+                f"{name}: no field of a request, but nearly {field}, and its value would not be sent; name it {field}, "
+                "or otherwise if it is a column of your own"
+            )
 
 
 def _name(value: Any) -> Any:

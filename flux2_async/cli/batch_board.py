@@ -144,7 +144,9 @@ class BatchBoard(LiveBoard):
         figures = self._flux.statistics()
         if figures.paused_until is not None:
             left = (figures.paused_until - datetime.now(UTC)).total_seconds()
-            found.append([f"refused by 429: nothing is sent for {max(left, 0):.0f} s more"])
+            # An earlier run, or another process of the account, may be why.
+            cause = "refused by 429" if figures.refused else "pausing"
+            found.append([f"{cause}: nothing is sent for {max(left, 0):.0f} s more"])
         if figures.learned_limit is not None:
             refusals = f"{counted(figures.refused, 'refusal')} by 429"
             taken = f"the limit is taken to be {figures.learned_limit} for now"

@@ -266,6 +266,38 @@ def test_what_is_no_list(tmp_path: Path, name: str, content: str | bytes, reason
     assert "\n" not in told
 
 
+@pytest.mark.parametrize(
+    ("column", "field"),
+    [
+        ("image", "images"),
+        ("Image URLs", "images"),
+        ("input_urls", "images"),
+        ("aspectRatio", "aspect_ratio"),
+        ("aspect-ratio", "aspect_ratio"),
+        ("resoluton", "resolution"),
+        ("tiers", "tier"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_column_that_is_nearly_a_field_is_refused(tmp_path: Path, column: str, field: str, kind: str) -> None:
+    """Nobody pays for pictures without the photograph or the shape that a misspelt column names."""
+    lines = f"prompt,{column}\na lake,4:3" if kind == "csv" else json.dumps({"prompt": "a lake", column: "4:3"})
+    (line,) = read(tmp_path, lines, f"list.{kind}")
+    assert isinstance(line, BadLine)
+    assert f"name it {field}, or otherwise" in str(line)
+
+
+@pytest.mark.parametrize("column", ["mode", "id_number", "image_id", "prompt_en", "group", "Category", "note", "size"])
+def test_columns_of_ones_own_are_kept(tmp_path: Path, column: str) -> None:
+    """Other columns stay what they are, also one near a field that is given; so does one without a value."""
+    (job,) = read(tmp_path, f"prompt,{column}\na lake,4:3", "list.csv")
+    assert isinstance(job, Job)
+    assert job.extra == {column: "4:3"}
+    (job,) = read(tmp_path, "prompt,tier,tiers,image\na lake,pro,gold,", "list.csv")
+    assert isinstance(job, Job)
+    assert job.extra == {"tiers": "gold"}
+
+
 def test_a_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose name could be a pattern is itself; what it would match beside it is not left out either."""
     monkeypatch.chdir(tmp_path)

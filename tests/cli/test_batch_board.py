@@ -83,6 +83,12 @@ def test_counts_money_and_what_went_wrong() -> None:
     assert lines[8:] == ["line 17 (a) failed: Task t failed: 500 Internal Error"] * 3
 
 
+def test_a_pause_that_no_refusal_began() -> None:
+    """After a kill a session waits for what the earlier one sent; no 429 is made up for it."""
+    paused = attrs.evolve(STATISTICS, paused_until=datetime.now(UTC) + timedelta(seconds=7.4), refused=0)
+    assert drawn(board(Shown(figures=paused)))[3] == "pausing: nothing is sent for 7 s more"
+
+
 @pytest.mark.parametrize("width", [40, 60, 120])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """On a narrow terminal figures go on in the next line, and none is cut off; errors are."""

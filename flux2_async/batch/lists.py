@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+import attrs
+
 from flux2_async.errors import InvalidRequestError
+from flux2_async.models import ImageToImage, JobRequest
 
 # Longer than any request; what has no line ends is not read as a whole to say so.
 MAX_LINE: Final = 1_000_000
@@ -26,8 +29,9 @@ ENCODINGS: Final = {
 # What spreadsheets write first to say how they separate cells.
 SEPARATOR: Final = re.compile(r"sep=(.)\s*")
 
-FIELDS: Final = ("prompt", "images", "aspect_ratio", "resolution", "tier", "model", "id", "extra_input")
-JOB_FIELDS: Final = ("input", "image_fields")
+# A field that a model gets is a column at once.
+FIELDS: Final = (*(field.name for field in attrs.fields(ImageToImage)), "model", "id")
+JOB_FIELDS: Final = tuple(field.name for field in attrs.fields(JobRequest) if field.name != "model")
 FILES: Final = JSONL + JSON + CSV
 """Ends of the names of lists."""
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from flux2_async.batch import BadLine, Job, match_jobs, read_jobs
@@ -328,3 +329,13 @@ def test_pictures_by_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ImageToImage("make it winter", images=[name], **shape) for name in ("a.jpg", "b.jpg", "c.png")
     ]
     assert bad(found[-1:]) == "line 4: no file matches 'nothing*'"
+
+
+def test_every_field_of_a_request_is_a_column(tmp_path: Path) -> None:
+    """What a request is made of is read from a list by the same names, whichever fields it has."""
+    request = ImageToImage("a house", images=["https://host/a.png"], aspect_ratio="1:1", extra_input={"seed": 7})
+    fields = {field.name: getattr(request, field.name) for field in attrs.fields(ImageToImage)}
+    (tmp_path / "list.jsonl").write_text(json.dumps(fields))
+    (job,) = read_jobs(tmp_path / "list.jsonl")
+    assert isinstance(job, Job)
+    assert (job.request, job.extra) == (request, {})

@@ -205,7 +205,7 @@ async def fan_out(where: str, count: int = 200) -> tuple[float, float]:
             for number in range(count):
                 task = await one.submit(TextToImage("a picture"), ref=f"r{number}")
                 begun = asyncio.get_running_loop().time()
-                other.deliver(f"r{number}", Callback(task.id, None))
+                await other.deliver(f"r{number}", Callback(task.id, None))
                 await task.wait()
                 samples.append(asyncio.get_running_loop().time() - begun)
     return statistics.median(samples), statistics.quantiles(samples, n=100)[98]

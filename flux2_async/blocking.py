@@ -569,12 +569,12 @@ class BlockingSession(_Mirror[Flux2Session]):
     download: Final = _awaited(Flux2Session.download)
     download_url: Final = _awaited(Flux2Session.download_url)
     drain: Final = _awaited(Flux2Session.drain)
+    deliver: Final = _awaited(Flux2Session.deliver)
     remaining: Final = _plain(Flux2Session.remaining)
     notify: Final = _plain(Flux2Session.notify)
     pause: Final = _plain(Flux2Session.pause)
     observe: Final = _plain(Flux2Session.observe, also_closed=True)
     estimate: Final = _plain(Flux2Session.estimate, also_closed=True)
-    deliver: Final = _plain(Flux2Session.deliver)
 
     @property
     def service(self) -> Service:

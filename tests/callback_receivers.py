@@ -37,10 +37,11 @@ def settings(hmac_key: str | None = None, *, confirm: bool = False) -> CallbackS
 
 @attrs.define
 class Target:
-    """What a receiver needs of a session; `error` is raised on delivery."""
+    """What a receiver needs of a session; `error` is raised on delivery, `keeps` is what it gives."""
 
     settings: CallbackSettings | None = attrs.field(factory=settings)
     open: bool = True
+    keeps: bool = True
     error: Exception | None = None
     delivered: list[tuple[str, Callback]] = attrs.field(factory=list)
 
@@ -51,10 +52,11 @@ class Target:
     def accepts_callbacks(self) -> bool:
         return self.open
 
-    def deliver(self, ref: str, callback: Callback) -> None:
+    async def deliver(self, ref: str, callback: Callback) -> bool:
         self.delivered.append((ref, callback))
         if self.error is not None:
             raise self.error
+        return self.keeps
 
     @property
     def ids(self) -> list[tuple[str, str]]:

@@ -93,7 +93,7 @@ async def test_a_callback() -> None:
         task = await flux.submit(REQUEST, ref="mine")
         emulator.finish(task.id)
         with upward_calls() as calls:
-            flux.deliver("mine", Callback(task.id, None))
+            await flux.deliver("mine", Callback(task.id, None))
             await task
 
     assert calls == {"tasks.watcher > session.callback_inbox": 1}

@@ -28,6 +28,8 @@ logger: logging.Logger = logging.getLogger("flux2_async")
 # News of a key can be lost; this is how long nobody minds.
 LOOK_EVERY: Final = 2.0
 MAX_RELAYS: Final = 1000
+# Services give up after 15 s, in which the body comes as well.
+KEPT_WITHIN: Final = 5.0
 CLOSE_TIMEOUT: Final = 1.0
 
 
@@ -66,6 +68,7 @@ class Sharing:
         self._interested: Counter[str] = Counter()
         # What others are to know of callbacks, and what becomes of keys by them.
         self._relays: set[asyncio.Task[None]] = set()
+        self._overflowed = False
         self._doubts: set[asyncio.Task[None]] = set()
         self._holds: dict[str, asyncio.Task[None]] = {}
         self._hold_every = terms.lease / 3
@@ -89,11 +92,30 @@ class Sharing:
             await finish(job)
         await self.limiter.aclose()
 
-    def relay(self, ref: str, task_id: str) -> None:
-        """Keep a callback that is for none of our tasks, and tell the others, in the background, until it is done."""
+    async def relay(self, ref: str, task_id: str) -> bool:
+        """Keep a callback that is for none of our tasks, and tell the others, in the background, until it is done.
+
+        Returns:
+            Whether that was done in a few seconds.
+        """
         tell = partial(self.ask, partial(self._coordinator.pass_on, ref, task_id))
-        if self._in_background(tell, self._relays) is not None:
-            self._in_background(partial(self.end_doubt, ref, task_id), self._doubts)
+        if (job := self._in_background(tell, self._relays)) is None:
+            if not self._overflowed:
+                self._overflowed = True
+                logger.warning(
+                    "%d callbacks wait for the shared state of this account, and further ones are dropped: polls find "
+                    "pictures all the same, but a submission whose answer was lost stays unclear unless its callback "
+                    "comes again",
+                    MAX_RELAYS,
+                )
+            return False
+        self._in_background(partial(self.end_doubt, ref, task_id), self._doubts)
+        await asyncio.wait([job], timeout=KEPT_WITHIN)
+        return job.done() and not job.cancelled()
+
+    def disproved(self, ref: str, task_id: str) -> None:
+        """Keep a callback no longer: the service does not know its task, and everybody who asks would poll it anew."""
+        self._in_background(partial(self.ask, partial(self._coordinator.drop_callback, ref, task_id)), self._doubts)
 
     async def recovered(self, ref: str, task_id: str) -> None:
         """Let the key of a submission stand for the task that a callback told; later, if that takes long."""

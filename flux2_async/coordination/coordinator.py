@@ -152,6 +152,12 @@ class Coordinator:
         """Give the task that a callback which was passed on has told of a submission."""
         return await self._store.update(_callback_name(ref), lambda text, _: Kept(text, 0.0, text))
 
+    async def drop_callback(self, ref: str, task_id: str) -> None:
+        """Keep what a callback told of a submission no longer, unless another one has told something else."""
+        await self._store.update(
+            _callback_name(ref), lambda text, _: Kept(None if text == task_id else text, 0.0, None)
+        )
+
     async def tell(self, message: Message) -> None:
         """Publish what costs time and nothing else if it is lost; never raises."""
         with suppress(CoordinationError):

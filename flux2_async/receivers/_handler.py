@@ -1,4 +1,4 @@
-"""What every receiver does with a request: check it, answer, and let the session look afterwards.
+"""What every receiver does with a request: check it, let the session use it, and answer; polls come afterwards.
 
 The order of the checks is method, size, signature of the address, body, signature of the service. Whoever fails one
 learns nothing about the next, and wakes nothing; a packed body is unpacked for those who signed the address. Logs hold
@@ -48,7 +48,7 @@ class CallbackTarget(Protocol):
 
     def accepts_callbacks(self) -> bool: ...
 
-    def deliver(self, ref: str, callback: Callback, /) -> None: ...
+    async def deliver(self, ref: str, callback: Callback, /) -> bool: ...
 
 
 # Made twice as fast as a frozen one, for each request.
@@ -125,20 +125,20 @@ def declared_length(value: str | None) -> int | None:
 
 
 async def handle(flux: CallbackTarget, incoming: Incoming) -> Answer:
-    """Check one request, reading no more of it than needed, and decide on its answer; the session hears right after.
+    """Check one request, reading no more of it than needed, hand it to the session, and decide on the answer.
 
     Returns:
-        200 when the callback is taken; 405, 413, 401 or 400 by the first check that fails, 408 when the body does not
-        come in 15 seconds; 503 while the session is not open, so that the sender tries again; 500 for a defect of ours.
+        200 when the callback is taken, and kept where only it tells of a task and the session shares an account; 405,
+        413, 401 or 400 by the first check that fails, 408 when the body does not come in 15 seconds; 503 while the
+        session is not open, or cannot keep it, so that the sender tries again; 500 for a defect of ours.
     """
     try:
-        ref, callback = await _checked(flux, incoming)
+        await _deliver(flux, *await _checked(flux, incoming))
     except _RefusedError as refused:
         return _answer(refused.status, refused.status.phrase.lower(), empty=incoming.method == "HEAD")
     except Exception as error:  # noqa: BLE001  whatever it is, the sender gets an answer
         _log_defect("a callback could not be checked", error)
         return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "internal server error")
-    asyncio.get_running_loop().call_soon(_deliver, flux, ref, callback)
     return _TAKEN
 
 
@@ -258,11 +258,14 @@ def _answer(status: HTTPStatus, message: str, *, empty: bool = False) -> Answer:
 _TAKEN: Final = _answer(HTTPStatus.OK, "success")
 
 
-def _deliver(flux: CallbackTarget, ref: str, callback: Callback) -> None:
+async def _deliver(flux: CallbackTarget, ref: str, callback: Callback) -> None:
     try:
-        flux.deliver(ref, callback)
-    except Exception as error:  # noqa: BLE001  the answer is sent, and the loop has nobody else to tell
+        kept = await flux.deliver(ref, callback)
+    except Exception as error:  # noqa: BLE001  the sender can do nothing about a defect of ours
         _log_defect(f"the callback for task {callback.task_id} (submission {ref}) was lost", error)
+        return
+    if not kept:
+        _refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"submission {ref}: it cannot be kept for other processes now")
 
 
 def _log_defect(what: str, error: Exception) -> None:

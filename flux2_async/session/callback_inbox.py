@@ -118,19 +118,18 @@ class CallbackInbox:
         if not called and task.record is not None and task.record.state.final:
             self.arrivals.expect(ref, task.id)
 
-    def deliver(self, ref: str, callback: Callback) -> None:
-        """Use an authenticated callback."""
+    async def deliver(self, ref: str, callback: Callback) -> bool:
+        """Use an authenticated callback; give False where it is not certain that it survives this process."""
         if memory_of(callback.record, MAX_RECORD) > MAX_RECORD:
             callback = Callback(callback.task_id, None)
-        if not self._deliver(ref, callback) and self._sharing is not None:
-            self._sharing.relay(ref, callback.task_id)
+        return self._deliver(ref, callback) or self._sharing is None or await self._sharing.relay(ref, callback.task_id)
 
     def overhear(self, ref: str, task_id: str) -> None:
         """Use what another process was told at the address of a submission; it is never passed on again."""
         self._deliver(ref, Callback(task_id, None))
 
     def _deliver(self, ref: str, callback: Callback) -> bool:
-        """Use a callback; give False when it is for none of the submissions here."""
+        """Use a callback; give False when nothing else tells which task the submission is."""
         self.received += 1
         self.arrivals.came(ref)
         logger.debug("callback for task %s (submission %s)", callback.task_id, ref)
@@ -138,7 +137,7 @@ class CallbackInbox:
         if entry.task is not None:
             self._bring(entry.task, callback)
         elif entry.unclear is not None:
-            self._found(entry.unclear, callback)
+            return not self._found(entry.unclear, callback)
         else:
             # The user's own ref may name another submission, which is still being sent.
             known = entry.settled is not None and entry.settled.id == callback.task_id
@@ -242,13 +241,13 @@ class CallbackInbox:
         self.entries.outstanding(ref, task, told)
         self._news.wake()
 
-    def _found(self, submission: Submission, callback: Callback) -> None:
-        """Give a submission whose reply was lost its task, at once: nobody may ever ask for it."""
+    def _found(self, submission: Submission, callback: Callback) -> bool:
+        """Give a submission whose reply was lost its task, at once: nobody may ever ask for it; False: another's."""
         ref = submission.ref
         if self.entries.is_of_another(callback.task_id, ref):
             logger.warning("a callback for task %s came at the address of %s", callback.task_id, ref)
             self._watcher.hint(callback.task_id)
-            return
+            return False
         self.entries.found(ref)
         logger.info("submission %s was accepted as task %s", ref, callback.task_id)
         task = self._watcher.attach(callback.task_id)
@@ -264,6 +263,7 @@ class CallbackInbox:
         # Never from the body: nothing but the body says that the task is this one's.
         self._watcher.hint(task.id)
         self._observers.stepped(submission.asked, submission.state, SubmissionEvent.FOUND, None, task.id)
+        return True
 
     def _unlearn(self, ref: str, task: ImageTask, told: Told) -> None:
         """Take back what a callback told, because the service does not know its task."""
@@ -271,6 +271,8 @@ class CallbackInbox:
         early = self.entries[ref].early
         if early is not None and early.callback.task_id == task.id:
             self.entries.take_early(ref)
+        if self._sharing is not None:
+            self._sharing.disproved(ref, task.id)
         if (submission := told.submission) is not None:
             submission.end(SubmissionEvent.DISPROVED, error=told.error)
             self._keys.ended(submission)

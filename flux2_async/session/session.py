@@ -783,16 +783,21 @@ class Flux2Session:
             return False
         return True
 
-    def deliver(self, ref: str, callback: "Callback") -> None:
-        """Use a callback whose address was checked, see `flux2_async.webhooks`; a session that is not open drops it.
+    async def deliver(self, ref: str, callback: "Callback") -> bool:
+        """Use a callback whose address was checked, see `flux2_async.webhooks`.
+
+        It waits only where processes share an account and nothing but this callback tells of the task.
 
         Args:
             ref: The submission at whose address it came.
             callback: What its body says.
+
+        Returns:
+            Whether it is safe to answer 200. False: the session is not open, or could not keep the callback in the
+            shared state within 5 seconds (it goes on trying); answer 503, so that the sender comes again.
         """
         parts = None if self._life.closed else self._life.parts
-        if parts is not None and parts.inbox is not None:
-            parts.inbox.deliver(ref, callback)
+        return parts is not None and parts.inbox is not None and await parts.inbox.deliver(ref, callback)
 
 
 def _settings_of(callbacks: Callbacks) -> "CallbackSettings":

@@ -144,7 +144,7 @@ async def test_what_is_found_after_the_stop_is_not_waited_for(tmp_path: Path) ->
         async def unclear(self, row: Row, failure: Failure) -> Outcome:
             batch.stop(now=True)
             outcome = await super().unclear(row, failure)
-            flux.deliver(row.ref or "", Callback(emulator.ledger.accepted[0], None))
+            await flux.deliver(row.ref or "", Callback(emulator.ledger.accepted[0], None))
             return outcome
 
     script = Script(plans=Plan(duration=1000.0), faults=[LOST], render=False)

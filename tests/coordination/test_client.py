@@ -23,9 +23,11 @@ from flux2_async import (
     Polling,
     RateLimit,
     RequestRejectedError,
+    TaskNotFoundError,
     TextToImage,
 )
 from flux2_async.coordination import account_state, coordinator
+from flux2_async.coordination.client import MAX_RELAYS
 from flux2_async.coordination.contract import Claim, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
@@ -54,6 +56,11 @@ async def processes(
 
 async def claim_of_the_dead(key: str) -> Claim:
     return Claim(hashlib.sha256(key.encode()).hexdigest(), await fingerprint(REQUEST), "dead-ref", "dead")
+
+
+def told_by_callbacks(memory: Memory) -> list[tuple[str, str]]:
+    """What is kept of callbacks: names and task ids."""
+    return [(name, text) for name, (text, _) in memory.texts.items() if ":callback:" in name]
 
 
 async def test_versions_that_keep_another_form_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +261,7 @@ async def test_ambiguous_key_is_ambiguous_for_all_until_recovered() -> None:
         assert error.ref == "r1"
 
         (task_id,) = emulator.ledger.accepted
-        third.deliver("r1", Callback(task_id, None))
+        await third.deliver("r1", Callback(task_id, None))
         await asyncio.sleep(0.1)
         tasks = [await flux.submit(REQUEST, key="k") for flux in (one, other)]
 
@@ -277,7 +284,7 @@ async def test_owner_that_died_leaves_unknown(*, exists: bool) -> None:
         assert error.ref == "dead-ref"
         assert 69.0 <= asyncio.get_running_loop().time() - begun <= 73.0
 
-        one.deliver("dead-ref", Callback(task.id if exists else "no-such-task", None))
+        await one.deliver("dead-ref", Callback(task.id if exists else "no-such-task", None))
         await asyncio.sleep(0.5)
         again = await error_of(other.submit(REQUEST, key="k")) if not exists else await other.submit(REQUEST, key="k")
 
@@ -296,7 +303,7 @@ async def test_callback_while_the_service_cannot_be_asked(kind: FaultKind) -> No
         assert await dead.reserve(await claim_of_the_dead("k")) is None
         before = other.statistics().callbacks
         emulator.inject(Fault("recordInfo", kind, code=455, times=3))
-        one.deliver("dead-ref", Callback(task.id, None))
+        await one.deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(10.0)
 
         assert (await other.submit(REQUEST, key="k")).id == task.id
@@ -313,7 +320,7 @@ async def test_callback_before_its_owner_is_known_to_be_dead() -> None:
         dead = Coordinator(memory, "account", Terms(None, 70.0))
         assert await dead.reserve(claim) is None
         await asyncio.sleep(20.0)
-        one.deliver("dead-ref", Callback(task.id, None))
+        await one.deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(60.0)
 
         assert (await other.submit(REQUEST, key="k")).id == task.id
@@ -331,7 +338,7 @@ async def test_callback_that_could_not_be_passed_on_is_passed_on_later(trouble: 
         memory.down = True
         if trouble == "down before":
             assert isinstance(await error_of(other.submit(OTHER, key="other")), CoordinationError)
-        other.deliver("r1", Callback(task_id, None))
+        await other.deliver("r1", Callback(task_id, None))
         await asyncio.sleep(100.0)
         memory.down = False
         await asyncio.sleep(5.0)
@@ -347,7 +354,7 @@ async def test_recovering_tells_the_others() -> None:
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
         await task.result(60)
-        one.deliver("dead-ref", Callback(task.id, None))
+        await one.deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(1.0)
         # Else it would be enough that the callback came.
         memory.texts = {name: text for name, text in memory.texts.items() if ":callback:" not in name}
@@ -467,7 +474,7 @@ async def test_callback_reaches_the_process_that_waits() -> None:
         task = await one.submit(REQUEST, ref="r1")
         await asyncio.sleep(3.0)
         assert not task.done()
-        other.deliver("r1", Callback(task.id, None))
+        await other.deliver("r1", Callback(task.id, None))
         begun = asyncio.get_running_loop().time()
         await task.wait()
 
@@ -481,7 +488,7 @@ async def test_recover_in_a_process_that_did_not_submit() -> None:
     async with processes(2, callbacks=CALLBACKS) as (_, (one, other)):
         task = await one.submit(REQUEST)
         found = asyncio.create_task(other.recover("of-an-earlier-session"))
-        one.deliver("of-an-earlier-session", Callback("t-9", None))
+        await one.deliver("of-an-earlier-session", Callback("t-9", None))
 
         assert (await found).id == "t-9"
         assert task.id != "t-9"
@@ -495,8 +502,8 @@ async def test_callback_that_came_while_nobody_waited() -> None:
         await task.result(60)
         dead = Coordinator(memory, "account", Terms(None, 70.0))
         assert await dead.reserve(await claim_of_the_dead("k")) is None
-        one.deliver("dead-ref", Callback(task.id, None))
-        one.deliver("of-an-earlier-session", Callback("t-9", None))
+        await one.deliver("dead-ref", Callback(task.id, None))
+        await one.deliver("of-an-earlier-session", Callback("t-9", None))
         await one.aclose()
         await asyncio.sleep(20 * 3600.0)
         async with session_for(emulator, coordination=memory, callbacks=CALLBACKS) as late:
@@ -532,7 +539,7 @@ async def test_recover_hears_of_a_callback_although_the_news_is_lost() -> None:
         await asyncio.sleep(10.0)
         memory.down, memory.mute = False, True
         await asyncio.sleep(10.0)
-        one.deliver("of-an-earlier-session", Callback("t-9", None))
+        await one.deliver("of-an-earlier-session", Callback("t-9", None))
 
         assert (await asyncio.wait_for(found, 10.0)).id == "t-9"
 
@@ -546,11 +553,78 @@ async def test_recover_of_what_is_unclear_here_although_the_news_is_lost() -> No
         assert isinstance(lost, AmbiguousSubmitError)
         (accepted,) = emulator.ledger.accepted
         memory.mute = True
-        other.deliver("r", Callback(accepted, None))
+        await other.deliver("r", Callback(accepted, None))
         task = await one.recover("r", timeout=10)
         await task.result(60)
 
         assert (task.id, task.request, task.metadata) == (accepted, REQUEST, {"row": 7})
+
+
+async def test_a_callback_is_kept_before_it_is_answered() -> None:
+    """Where only the callback tells of a task, it is kept when the receiver may answer 200: a kill loses nothing."""
+    memory = Memory(rtt=1.0)
+    async with processes(1, memory=memory, callbacks=CALLBACKS) as (emulator, (one,)):
+        emulator.inject(Fault("createTask", "cut_after"))
+        assert isinstance(await error_of(one.submit(REQUEST, ref="unclear-here")), AmbiguousSubmitError)
+        (accepted,) = emulator.ledger.accepted
+        for ref, task_id in (("of-an-earlier-session", "t-9"), ("unclear-here", accepted)):
+            assert await one.deliver(ref, Callback(task_id, None))
+            assert (f"{account_state.FORMAT}:callback:{ref}", task_id) in told_by_callbacks(memory)
+            async with session_for(emulator, coordination=memory, callbacks=CALLBACKS) as late:
+                assert (await late.recover(ref, timeout=5)).id == task_id
+
+
+async def test_what_an_own_task_is_told_is_not_kept() -> None:
+    """The callback of a task that is outstanding here is used at once, without a question to the shared state."""
+    memory = Memory(rtt=1.0)
+    async with processes(1, memory=memory, callbacks=CALLBACKS) as (_, (one,)):
+        task = await one.submit(REQUEST, ref="mine")
+        begun = asyncio.get_running_loop().time()
+        assert await one.deliver("mine", Callback(task.id, None))
+
+        assert asyncio.get_running_loop().time() == begun
+        assert told_by_callbacks(memory) == []
+
+
+async def test_a_callback_that_cannot_be_kept_is_told_to_come_again() -> None:
+    """While the shared state is away the sender is told so in 5 s; it is kept all the same once the state is back."""
+    memory = Memory()
+    async with processes(1, memory=memory, callbacks=CALLBACKS) as (_, (one,)):
+        memory.down = True
+        begun = asyncio.get_running_loop().time()
+        assert not await one.deliver("of-an-earlier-session", Callback("t-9", None))
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(5.0)
+        memory.down = False
+        await asyncio.sleep(10.0)
+
+        assert [task_id for _, task_id in told_by_callbacks(memory)] == ["t-9"]
+
+
+async def test_callbacks_that_are_dropped_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """More callbacks than may wait for the shared state are one warning that says what is lost; none is a 200."""
+    memory = Memory()
+    async with processes(1, memory=memory, callbacks=CALLBACKS) as (_, (one,)):
+        memory.down = True
+        kept = await asyncio.gather(*(one.deliver(f"r{n}", Callback(f"t{n}", None)) for n in range(MAX_RELAYS + 50)))
+        memory.down = False
+
+        told = [record.getMessage() for record in caplog.records if "callbacks wait" in record.getMessage()]
+        assert len(told) == 1
+        assert told[0].startswith(f"{MAX_RELAYS} callbacks wait for the shared state of this account")
+        assert not any(kept)
+
+
+async def test_a_callback_for_a_task_that_does_not_exist_is_given_once() -> None:
+    """Once the service has not known the task for 90 s, nobody else gets it; a callback that comes after it counts."""
+    memory = Memory()
+    async with processes(1, memory=memory, callbacks=CALLBACKS) as (emulator, (one,)):
+        await one.deliver("of-an-earlier-session", Callback("no-such-task", None))
+        task = await one.recover("of-an-earlier-session", timeout=5)
+        assert isinstance(await error_of(task.result(200)), TaskNotFoundError)
+        async with session_for(emulator, coordination=memory, callbacks=CALLBACKS) as late:
+            assert isinstance(await error_of(late.recover("of-an-earlier-session", timeout=60)), TimeoutError)
+            await one.deliver("of-an-earlier-session", Callback("t-9", None))
+            assert (await late.recover("of-an-earlier-session", timeout=5)).id == "t-9"
 
 
 async def test_callback_for_a_session_without_callbacks() -> None:
@@ -561,7 +635,7 @@ async def test_callback_for_a_session_without_callbacks() -> None:
         async with session_for(emulator, coordination=memory, callbacks=CALLBACKS) as receiving:
             task = await plain.submit(REQUEST)
             await asyncio.sleep(3.0)
-            receiving.deliver("r", Callback(task.id, None))
+            await receiving.deliver("r", Callback(task.id, None))
             await task.result(2.0)
 
 

@@ -128,14 +128,14 @@ async def test_callback_reaches_the_session_that_waits(server: Server) -> None:
         task = await one.submit(TextToImage("a red kettle"), ref="r1")
         await asyncio.sleep(0.2)
         assert not task.done()
-        other.deliver("r1", Callback(task.id, None))
+        await other.deliver("r1", Callback(task.id, None))
         await task.result(2.0)
 
 
 async def test_callback_that_came_while_nobody_waited(server: Server) -> None:
     """What a session was told that has been closed since is known to one that opens later."""
     async with sessions(server, 1, callbacks=CALLBACKS) as (emulator, (one,)):
-        one.deliver("of-an-earlier-session", Callback("t-9", None))
+        await one.deliver("of-an-earlier-session", Callback("t-9", None))
         await one.aclose()
         async with session_for(emulator, coordination=server.coordination(), callbacks=CALLBACKS) as late:
             assert (await late.recover("of-an-earlier-session", timeout=5)).id == "t-9"

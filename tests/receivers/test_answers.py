@@ -31,6 +31,7 @@ from callback_receivers import (
     settings,
 )
 
+from flux2_async import Callbacks, Flux2Session
 from flux2_async.receivers._handler import MAX_BODY, READ_TIMEOUT, Incoming, handle
 from flux2_async.webhooks import Callback, parse_callback, sign, signed_url
 
@@ -527,14 +528,24 @@ async def read_success() -> tuple[bytes, bool]:
     return SUCCESS, False
 
 
-async def test_the_work_is_done_after_the_answer() -> None:
-    """The answer is ready before the session hears of the callback, and does not wait for it."""
-    target = Target()
+async def test_without_a_coordination_nothing_is_waited_for() -> None:
+    """The answer to a body that is here is ready at once, without a turn of the loop."""
+    callbacks = Callbacks("https://app.example/", secret=SECRET.decode())
+    async with Flux2Session("key", base_url="http://127.0.0.1:9", callbacks=callbacks) as flux:
+        answering = handle(flux, Incoming("POST", query(), {}, None, read_success, SUCCESS))
+        with pytest.raises(StopIteration) as answered:
+            answering.send(None)
+        received = flux.statistics().callbacks
 
-    answer = await handle(target, Incoming("POST", query(), {}, None, read_success))
-    assert (answer.status, target.delivered) == (200, [])
-    await asyncio.sleep(0)
-    assert target.ids == [("r1", "t-1")]
+    assert (answered.value.value.status, received) == (200, 1)
+
+
+@EVERY
+async def test_what_cannot_be_kept_is_to_come_again(receiver: str) -> None:
+    """A callback that the processes of the account do not know yet is answered 503."""
+    target = Target(keeps=False)
+    async with RECEIVERS[receiver](target) as port:
+        assert [(await post(port)).status, target.ids] == [503, [("r1", "t-1")]]
 
 
 async def test_head_has_no_body() -> None:

@@ -606,7 +606,7 @@ async def test_parked_callbacks_are_bounded() -> None:
     """However many callbacks for unknown refs come, only so many are kept, the newest."""
     async with receiving(Script()) as (flux, _):
         for number in range(MAX_EARLY + 10):
-            flux.deliver(f"ref-{number}", Callback(f"task-{number}", None))
+            await flux.deliver(f"ref-{number}", Callback(f"task-{number}", None))
 
         for forgotten in (0, 9):
             assert isinstance(await error_of(flux.recover(f"ref-{forgotten}", timeout=1)), TimeoutError)
@@ -885,7 +885,7 @@ async def test_closing_names_a_submission_once() -> None:
     async with receiving(Script(faults=[Fault("createTask", "hang")])) as (flux, _):
         submitting = asyncio.create_task(flux.submit(REQUEST, ref="mine"))
         await asyncio.sleep(1)
-        inbox_of(flux).deliver("mine", Callback("early", None))
+        await inbox_of(flux).deliver("mine", Callback("early", None))
         unsettled = await flux.aclose(grace=1.0)
 
         assert (unsettled.task_ids, unsettled.refs) == (("early",), ())
@@ -909,7 +909,7 @@ async def test_recovering_looks_at_once() -> None:
         async with Flux2Session(emulator.api_key, base_url=emulator.base_url) as other:
             submitted = await other.submit(REQUEST)
         await asyncio.sleep(6)
-        inbox_of(flux).deliver("of-another", Callback(submitted.id, None))
+        await inbox_of(flux).deliver("of-another", Callback(submitted.id, None))
         task = await flux.recover("of-another", timeout=1)
 
         assert (await task.result(timeout=1)).urls
@@ -986,12 +986,12 @@ async def test_parked_bodies_are_bounded_in_bytes(filling: object) -> None:
     callbacks = Callbacks("https://app.example/", secret=SECRET, confirm=False)
     async with emulated(Script(render=False), callbacks=callbacks) as (flux, _):
         inbox = inbox_of(flux)
-        inbox.deliver("first", large("first", filling))
+        await inbox.deliver("first", large("first", filling))
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
         count = 50 if isinstance(filling, dict | list) else 300
         for number in range(count):
-            inbox.deliver(f"r{number}", large(f"t{number}", filling))
+            await inbox.deliver(f"r{number}", large(f"t{number}", filling))
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
 

@@ -93,7 +93,7 @@ async def test_a_forgotten_unclear_one_can_be_recovered(monkeypatch: pytest.Monk
         for number in range(10):
             await flux.submit(LARGE, key=f"key {number}")
         gc.collect()
-        flux.deliver("mine", Callback(emulator.ledger.accepted[0], None))
+        await flux.deliver("mine", Callback(emulator.ledger.accepted[0], None))
         task = await flux.recover("mine", timeout=5)
 
         assert task.id == emulator.ledger.accepted[0]

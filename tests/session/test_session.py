@@ -687,7 +687,7 @@ async def test_a_reply_that_was_lost_before_is_found_after() -> None:
             assert isinstance(await error_of(flux.submit(REQUEST, key="k", ref="r")), AmbiguousSubmitError)
         async with flux:
             [task_id] = emulator.ledger.accepted
-            flux.deliver("r", Callback(task_id, None))
+            await flux.deliver("r", Callback(task_id, None))
             task = await flux.recover("r", timeout=5)
             assert task.id == task_id
             assert await flux.submit(REQUEST, key="k") is task

@@ -824,7 +824,7 @@ async def test_an_id_that_a_callback_gave_to_another_submission() -> None:
         callbacks = Callbacks("http://127.0.0.1:9/", secret="of all our processes")
         async with Flux2Session("key", base_url=server.url, callbacks=callbacks) as flux:
             assert isinstance(await error_of(flux.submit(REQUEST, ref="first")), AmbiguousSubmitError)
-            flux.deliver("first", Callback("one", None))
+            await flux.deliver("first", Callback("one", None))
             error = await error_of(flux.submit(REQUEST, ref="second"))
 
             assert "task one, which another submission has" in str(error)

@@ -89,14 +89,15 @@ class Credentials:
         check_address("upload_url", self.upload_url)
 
     def authorize(self, request: aiohttp.ClientRequest) -> None:
-        """Put the key on a request, over whatever a netrc file put there, and the headers of service and caller.
+        """Put the key on a request, over whatever a netrc file put there, and the headers of all calls.
 
         To be called by a middleware: what is passed to aiohttp as an argument lies open in its frames.
         """
         request.headers.update(self._put_on.reveal())
 
     def _all_headers(self) -> Secret:
-        headers = Secret(CIMultiDict(self.service.headers))
+        headers = Secret(CIMultiDict({"Accept": "application/json"}))
+        headers.reveal().update(self.service.headers)
         headers.reveal().update(self.headers.reveal())
         headers.reveal()["User-Agent"] = self.user_agent
         headers.reveal()["Authorization"] = f"Bearer {self.api_key.reveal()}"

@@ -4,26 +4,16 @@
 error becomes a text where it is caught.
 """
 
-import asyncio
-from contextlib import nullcontext
 from typing import Any, Final
 
 import aiohttp
 import attrs
-from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from flux2_async._http.failures import bars_the_way, failure_text
 from flux2_async._protocol.codec import Reply
 from flux2_async._protocol.refusals import Redactor
-from flux2_async._version import USER_AGENT
 
-# The key is not among them: what is passed to aiohttp as an argument lies open in its frames, and in hooks.
-# Of the kind that aiohttp would make of others for each request.
-HEADERS: Final = CIMultiDictProxy(CIMultiDict({"Accept": "application/json", "User-Agent": USER_AGENT}))
-JSON_HEADERS: Final = CIMultiDictProxy(CIMultiDict({**HEADERS, "Content-Type": "application/json"}))
-
-_NO_DEADLINE: Final = nullcontext()
 MAX_REPLY: Final = 8 * 1024 * 1024
 # Eight times what aiohttp takes: gateways add policies and cookies, and behind them stands the id of a paid task.
 MAX_HEADER: Final = 64 * 1024
@@ -50,8 +40,6 @@ async def exchange(
     middleware: aiohttp.ClientMiddlewareType,
     redact: Redactor,
     timeout: aiohttp.ClientTimeout,
-    deadline: asyncio.Timeout | None = None,
-    within: float | None = None,
     **options: Any,
 ) -> tuple[Reply | None, Failure | None]:
     """Send one request, whatever the settings of the session.
@@ -60,11 +48,10 @@ async def exchange(
         http: The session.
         method: HTTP's.
         url: Where to.
-        middleware: Sees the request before a connection is asked for; adds the key, which no argument carries.
+        middleware: Sees the request before a connection is asked for; adds the headers, and so the key, which no
+            argument carries.
         redact: Takes the key out of texts of the server that are shown.
         timeout: Bounds it.
-        deadline: Ends the exchange, or None.
-        within: The seconds of that deadline.
         **options: Further ones of `aiohttp.ClientSession.request`.
 
     Returns:
@@ -73,29 +60,26 @@ async def exchange(
     response = failure = None
     body = bytearray()
     try:
-        async with (
-            deadline or _NO_DEADLINE,
-            http.request(
-                method,
-                url,
-                allow_redirects=False,
-                middlewares=(middleware,),
-                raise_for_status=False,
-                auto_decompress=True,
-                max_line_size=MAX_HEADER,
-                max_field_size=MAX_HEADER,
-                timeout=timeout,
-                **options,
-            ) as response,
-        ):
-            while not response.content.at_eof():
-                body += await response.content.readany()
+        async with http.request(
+            method,
+            url,
+            allow_redirects=False,
+            middlewares=(middleware,),
+            raise_for_status=False,
+            auto_decompress=True,
+            max_line_size=MAX_HEADER,
+            max_field_size=MAX_HEADER,
+            timeout=timeout,
+            **options,
+        ) as response:
+            content = response.content
+            while not content.at_eof():
+                body += await content.readany()
                 if len(body) > MAX_REPLY:
                     failure = Failure(f"the answer of {response.url.host} is longer than {MAX_REPLY} bytes")
                     break
     except Exception as error:  # noqa: BLE001  a trace of a borrowed session may raise anything, also after the answer
-        text = failure_text(error, url.authority, timeout, within)
-        failure = Failure(text, lasting=bars_the_way(error, reached=True))
+        failure = Failure(failure_text(error, url.authority, timeout), lasting=bars_the_way(error, reached=True))
     if response is None:
         return None, failure
     return Reply(response.status, response.headers, bytes(body), redact), failure

@@ -10,17 +10,15 @@ PROXY_WANTS_NO_MORE: Final = frozenset({408, 429})
 PROXY_WANTS_A_LOGIN: Final = 407
 
 
-def failure_text(
-    error: Exception, host: str | None, timeout: aiohttp.ClientTimeout | None = None, within: float | None = None
-) -> str:
-    """Say what a failed exchange with a host died of; `within` are the seconds that `timeout` does not say."""
+def failure_text(error: Exception, host: str | None, timeout: aiohttp.ClientTimeout | None = None) -> str:
+    """Say what a failed exchange with a host died of."""
     what = next((words for kind, words in FAILURES.items() if isinstance(error, kind)), "the exchange failed")
     if isinstance(error, aiohttp.ClientHttpProxyError):
         status = getattr(error, "status", 0)
         what += f" with HTTP {status}" + "; give it a user name and a password" * (status == PROXY_WANTS_A_LOGIN)
     elif timeout is not None and isinstance(error, TimeoutError):
         connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
-        seconds = timeout.sock_connect or timeout.connect if connecting else within or timeout.total
+        seconds = timeout.sock_connect or timeout.connect if connecting else timeout.total
         what = what.replace("in time", f"within {seconds:g} s") if seconds else what
     return f"{what} ({host}: {type(error).__name__})"
 

@@ -11,50 +11,55 @@ import select
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 
 MAX_IDLE: Final = 2.0
 """Seconds. Servers close connections that say nothing after 5 s and more, and a close may be on its way unseen."""
 
+_HAS_POLL: Final = hasattr(select, "poll")
+_PEER_ENDED: Final[int] = getattr(select, "POLLRDHUP", 0)
 
-class FreshConnection:
+
+class FreshConnection(asyncio.Protocol):
     """A connection that has carried no request but the CONNECT of its tunnel.
 
-    Once a request left over it, it stays open behind the reply until it is closed: what else comes may be the answer.
+    It notes what the peer says; all else is the work of aiohttp's handler behind it. Once a request left over it, it
+    stays open behind the reply until it is closed: what else comes may be the answer.
 
     Attributes:
         connection: aiohttp's own.
         key: Where it leads, and how.
         given: Bytes of a request that were given to it. While it is 0, nothing of the request left.
+        spoiled: Whether the peer ended it, or spoke on it, or it grew old, before its first byte.
+        overdue: Whether it was cut, since the whole reply had not come in time.
     """
+
+    given: int = 0
+    overdue: bool = False
+    _released = False
+    _dropped = False
+    _ended = False
+    _over: asyncio.Event | None = None
+    _may_send: Callable[[], bool] | None = None
+    _deadline: asyncio.TimerHandle | None = None
 
     def __init__(self, connection: Connection, key: ConnectionKey) -> None:
         self.connection = connection
         self.key = key
-        self.given: int = 0
         self._heard: list[bytes] = []
-        self._released = False
-        self._over = asyncio.Event()
-        self._may_send: Callable[[], bool] | None = None
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.time()
         handler = connection.protocol
         assert handler is not None, "a connection that was released"  # noqa: S101  its connector just made it
+        self._handler = handler
         self._transport = transport = handler.transport
         # One that has a parser has carried a request; what came until now lies in the handler's buffers.
-        self._spoiled = transport is None or handler.should_close or getattr(handler, "_parser", None) is not None
-        self._dropped = False
+        self.spoiled: bool = transport is None or handler.should_close or getattr(handler, "_parser", None) is not None
         if transport is not None:
             handler.force_close()
-            handler.transport = _CountingTransport(transport, self)  # type: ignore[assignment]  # it stands in for one
-            transport.set_protocol(_Listener(handler, self))
-
-    @property
-    def spoiled(self) -> bool:
-        """Whether the peer ended it, or spoke on it, or it grew old, before its first byte."""
-        return self._spoiled
+            handler.transport = _CountingTransport(transport, self)
+            transport.set_protocol(self)
 
     def is_fresh(self) -> bool:
         """Whether it may carry a request now."""
@@ -62,41 +67,30 @@ class FreshConnection:
 
     def seems_fresh(self) -> bool:
         """Whether it may carry a request, as far as the event loop has seen."""
-        if self._spoiled or self.given or self._transport is None or self._transport.is_closing():
+        if self.spoiled or self.given or self._transport is None or self._transport.is_closing():
             return False
         return self._loop.time() - self._opened <= MAX_IDLE
 
     def spoil(self) -> None:
         """The peer ended it or spoke on it."""
-        self._spoiled = self._spoiled or not (self.given or self._dropped)
-
-    def drop(self) -> None:
-        """This side ends it."""
-        self._dropped = True
+        if not (self.given or self._dropped):
+            self.spoiled = True
 
     def release(self) -> bool:
-        """The reply has come, or nobody waits for it any more; False while it may be cut, as nothing left over it."""
+        """The reply has come, or nobody waits for it any more; False where it is to be cut, as nothing left over it."""
+        self._stop_clock()
         self._released = self.given > 0
+        self._dropped = self._dropped or not self._released
         return self._released
-
-    def hear(self, data: bytes) -> bool:
-        """Keep what the peer said; False when it is nothing to the handler, which has its reply."""
-        self.spoil()
-        self._heard.append(data)
-        if self._released:
-            self._over.set()
-        return not self._released
-
-    def end(self) -> None:
-        """The peer has ended it."""
-        self.spoil()
-        self._over.set()
 
     async def is_over(self, seconds: float) -> bool:
         """Wait until the peer has ended it, or said more than its reply, but so many seconds at most."""
         if self._transport is not None and not self._transport.is_closing():
             # A long reply may have been slowed down.
             self._transport.resume_reading()
+        if self._ended:
+            return True
+        self._over = self._over or asyncio.Event()
         try:
             async with asyncio.timeout(seconds):
                 await self._over.wait()
@@ -112,9 +106,7 @@ class FreshConnection:
     def give(self, size: int) -> bool:
         """Count bytes that are about to be given to it; False, and it is cut, when its request must not leave."""
         if not self.given and not self._look():
-            self.drop()
-            if self._transport is not None:
-                self._transport.abort()
+            self.abort()
             return False
         self.given += size
         return True
@@ -125,27 +117,90 @@ class FreshConnection:
             return False
         return self._may_send is not None and self._may_send()
 
-    def use(self, may_send: Callable[[], bool]) -> None:
-        """Let a request leave over it, if this is true as well immediately before the first byte."""
+    def use(self, may_send: Callable[[], bool], seconds: float) -> None:
+        """Let a request leave over it, if this is true as well immediately before the first byte.
+
+        Cut it, where the whole reply is not there after so many seconds.
+        """
         self._may_send = may_send
+        self._deadline = self._loop.call_at(self._loop.time() + seconds, self._cut)
 
     def close(self) -> None:
         """Drop it."""
         self.connection.close()
-        self.drop()
+        self._stop_clock()
+        self._dropped = True
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Drop it without what it still holds back."""
+        self._dropped = True
+        if self._transport is not None:
+            self._transport.abort()
 
-class _CountingTransport:
-    """Counts what is written to a transport; all else is the transport's."""
+    def _cut(self) -> None:
+        self.overdue, self._deadline = True, None
+        self.abort()
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._over is not None:
+            self._over.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what the peer said; it is nothing to the handler once that has its reply."""
+        self.spoil()
+        self._heard.append(data)
+        if self._released:
+            self._end()
+        else:
+            self._handler.data_received(data)
+
+    def eof_received(self) -> None:
+        """The peer has ended it."""
+        self.spoil()
+        self._end()
+        self._handler.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has ended."""
+        self.spoil()
+        self._end()
+        self._handler.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._handler.resume_writing()
+
+
+class _CountingTransport(asyncio.Transport):
+    """What aiohttp asks of a transport; the connection is told what passes."""
 
     def __init__(self, transport: asyncio.Transport, connection: FreshConnection) -> None:
         self._transport = transport
         self._connection = connection
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
 
     def is_closing(self) -> bool:
         closing = self._transport.is_closing()
@@ -155,45 +210,17 @@ class _CountingTransport:
 
     def close(self) -> None:
         if not self._connection.release():
-            self._connection.drop()
             self._transport.close()
 
     def abort(self) -> None:
-        self._connection.drop()
-        self._transport.abort()
+        self._connection.abort()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._connection.give(len(data)):
             self._transport.write(data)
 
-    def writelines(self, chunks: Iterable[bytes]) -> None:
+    def writelines(self, chunks: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(chunks))
-
-
-class _Listener(asyncio.Protocol):
-    """Notes what the peer says; all else is the handler's."""
-
-    def __init__(self, handler: ResponseHandler, connection: FreshConnection) -> None:
-        self._handler = handler
-        self._connection = connection
-
-    def data_received(self, data: bytes) -> None:
-        if self._connection.hear(data):
-            self._handler.data_received(data)
-
-    def eof_received(self) -> None:
-        self._connection.end()
-        self._handler.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.end()
-        self._handler.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._handler.resume_writing()
 
 
 def _peer_stirred(transport: asyncio.Transport) -> bool:
@@ -201,12 +228,12 @@ def _peer_stirred(transport: asyncio.Transport) -> bool:
     socket = transport.get_extra_info("socket")
     if socket is None:
         return False
-    if socket.fileno() < 0:
+    if (number := socket.fileno()) < 0:
         return True
     # Unread bytes of a TLS connection may be its tickets, which every server sends on its own.
     encrypted = transport.get_extra_info("ssl_object") is not None
-    if not hasattr(select, "poll"):
-        return not encrypted and bool(select.select([socket.fileno()], [], [], 0)[0])
+    if not _HAS_POLL:
+        return not encrypted and bool(select.select([number], [], [], 0)[0])
     poll = select.poll()
-    poll.register(socket.fileno(), getattr(select, "POLLRDHUP", 0) | (0 if encrypted else select.POLLIN))
+    poll.register(number, _PEER_ENDED if encrypted else _PEER_ENDED | select.POLLIN)
     return bool(poll.poll(0))

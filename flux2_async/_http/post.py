@@ -1,6 +1,5 @@
 """One createTask on its way: its connection, who is told before it leaves, the last look, its answer."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final, Self
@@ -11,8 +10,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from flux2_async._http.credentials import Credentials, Secret
-from flux2_async._http.exchange import JSON_HEADERS, exchange
-from flux2_async._http.failures import bars_the_way, connecting_text, is_lasting
+from flux2_async._http.exchange import Failure, exchange
+from flux2_async._http.failures import bars_the_way, connecting_text, failure_text, is_lasting
 from flux2_async._http.fresh_connection import FreshConnection
 from flux2_async._http.fresh_connector import FreshConnector
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, confirm, unclear
@@ -22,7 +21,7 @@ from flux2_async.errors import TransportError
 from flux2_async.models import Request
 
 # One connection carries one request, and the server need not keep it.
-HEADERS: Final = CIMultiDictProxy(CIMultiDict({**JSON_HEADERS, "Connection": "close"}))
+HEADERS: Final = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json", "Connection": "close"}))
 
 Announce = Callable[[], Awaitable[None]]
 Judge = Callable[..., Accepted | Refused | Unclear]
@@ -68,6 +67,13 @@ class Post:
         headers: Of this call alone; they outrank the session's.
     """
 
+    _announce: Announce | None = None
+    _kept_back: Exception | None = None
+    _lease_ended: Callable[[], bool] = bool
+    _late = False
+    _unconnected: NeverSent | None = None
+    _connection: FreshConnection | None = None
+
     def __init__(
         self,
         route: Route,
@@ -86,13 +92,6 @@ class Post:
         self._request = request
         self._ref = ref
         self._headers = headers
-        self._announce: Announce | None = None
-        self._kept_back: Exception | None = None
-        self._deadline: asyncio.Timeout | None = None
-        self._lease_ended: Callable[[], bool] = bool
-        self._late = False
-        self._unconnected: NeverSent | None = None
-        self._connection: FreshConnection | None = None
 
     @property
     def sent(self) -> bool:
@@ -125,17 +124,13 @@ class Post:
         left = MAX_SPOILED
         while True:
             left -= 1
-            self._deadline = deadline = asyncio.timeout(None)
             reply, failure = await exchange(
                 self._route.http,
                 "POST",
                 self._url,
                 middleware=self._send_fresh,
                 redact=self._route.credentials.redact,
-                deadline=deadline,
-                within=self._route.seconds,
                 timeout=self._route.timeout,
-                headers=HEADERS,
                 data=self._body,
             )
             if (error := self._kept_back) is not None:
@@ -145,9 +140,13 @@ class Post:
                 finally:
                     # Its frames hold this one.
                     del error
-            spoiled = self._connection is not None and self._connection.spoiled and not self.sent
-            if not (spoiled and left) or self._late:
-                return self._judge(reply, failure.text if failure else None)
+            if (connection := self._connection) is not None:
+                if connection.overdue:
+                    within = aiohttp.ClientTimeout(total=self._route.seconds)
+                    failure = Failure(failure_text(TimeoutError(), self._url.authority, within))
+                elif connection.spoiled and not connection.given and left and not self._late:
+                    continue
+            return self._judge(reply, failure.text if failure else None)
 
     async def is_over(self, seconds: float) -> bool:
         """Watch the connection for so long, once it was answered: whether its peer has ended it, or spoken on."""
@@ -163,6 +162,7 @@ class Post:
     async def _send_fresh(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
+        request.headers.update(HEADERS)
         self._route.credentials.authorize(request)
         if (header := self._route.credentials.service.idempotency_header) is not None:
             request.headers[header] = self._ref
@@ -170,31 +170,26 @@ class Post:
         if self._headers is not None:
             request.headers.update(self._headers.reveal())
         connection = await self._open(request)
-        if self._announce is not None:
+        if (announce := self._announce) is not None:
+            self._announce = None
             try:
-                await self._announced(self._announce)
-            except BaseException:
+                await announce()
+            except BaseException as error:
                 connection.close()
-                raise
+                if not isinstance(error, Exception):
+                    raise
+                self._kept_back = error
+            if self._kept_back is not None:
+                # `send` raises it: aiohttp would make another one of it.
+                raise aiohttp.ClientError
         # What the system alone has seen of the peer is asked for once, before the first byte.
         if not connection.seems_fresh():
             connection.close()
             connection = await self._open(request)
         self._connection = connection
-        connection.use(self._may_leave)
+        connection.use(self._may_leave, self._route.seconds)
         self._route.connector.assign(request, connection)
-        assert self._deadline is not None, "no exchange"  # noqa: S101  this runs in one
-        self._deadline.reschedule(asyncio.get_running_loop().time() + self._route.seconds)
         return await handler(request)
-
-    async def _announced(self, announce: Announce) -> None:
-        self._announce = None
-        try:
-            await announce()
-        except Exception as error:  # noqa: BLE001  `send` raises it: aiohttp would make another one of it
-            self._kept_back = error
-        if self._kept_back is not None:
-            raise aiohttp.ClientError
 
     async def _open(self, request: aiohttp.ClientRequest) -> FreshConnection:
         try:

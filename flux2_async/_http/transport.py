@@ -1,14 +1,15 @@
 """The way to the service, over aiohttp: its connections, the key, and what a failed exchange means."""
 
 from collections.abc import Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
 from flux2_async._http.credentials import Credentials
-from flux2_async._http.exchange import HEADERS, JSON_HEADERS, Failure, exchange
+from flux2_async._http.exchange import Failure, exchange
 from flux2_async._http.fresh_connector import FreshConnector
 from flux2_async._http.post import Route
 from flux2_async._protocol.codec import Reply
@@ -17,6 +18,8 @@ from flux2_async.models import Timeouts
 
 if TYPE_CHECKING:
     from flux2_async._http.file_transport import FileTransport
+
+JSON: Final = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
 
 
 class Transport:
@@ -145,7 +148,7 @@ class Transport:
             method,
             self.url(path),
             timeout=self._record_timeout,
-            headers=HEADERS if body is None else JSON_HEADERS,
+            headers=None if body is None else JSON,
             data=body,
             params=params,
         )
@@ -160,7 +163,7 @@ class Transport:
             "POST",
             URL(f"{self._credentials.upload_url}{path}"),
             timeout=aiohttp.ClientTimeout(total=self._timeouts.upload, sock_connect=self._timeouts.connect),
-            headers=JSON_HEADERS if isinstance(content, bytes) else HEADERS,
+            headers=JSON if isinstance(content, bytes) else None,
             data=content,
         )
 

@@ -123,8 +123,8 @@ async def test_a_tool_that_adds_headers_adds_them_to_one_request(monkeypatch: py
     request, given = aiohttp.ClientSession._request, []
 
     async def traced(self: aiohttp.ClientSession, *args: Any, **options: Any) -> aiohttp.ClientResponse:
-        headers = options["headers"]
-        headers = dict(headers) if not isinstance(headers, dict) else headers
+        headers = options.get("headers")
+        headers = dict(headers or {}) if not isinstance(headers, dict) else headers
         given.append(dict(headers))
         headers["X-Trace"] = "1"
         return await request(self, *args, **options | {"headers": headers})

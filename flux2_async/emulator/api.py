@@ -7,20 +7,18 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-import aiohttp
 import attrs
 from aiohttp import web
 
 from flux2_async.emulator.callbacks import Callbacks
-from flux2_async.emulator.clock import Clock
-from flux2_async.emulator.connections import Connections
+from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine, parsed
-from flux2_async.emulator.faults import Faults, deliver, distorted, undone
+from flux2_async.emulator.faults import deliver, distorted, undone
 from flux2_async.emulator.files import Files
-from flux2_async.emulator.ledger import CallbackCall, CreateCall, Exchange, Ledger
+from flux2_async.emulator.ledger import CreateCall, Exchange
 from flux2_async.emulator.monitor import Monitor
 from flux2_async.emulator.replies import Refusal, Reply, granted, html, refused
-from flux2_async.emulator.script import Endpoint, Fault, Script
+from flux2_async.emulator.script import Endpoint, Fault
 from flux2_async.emulator.store import RESULTS, UPLOADS, ref_of
 from flux2_async.emulator.uploads import MOST_BYTES, Uploads
 
@@ -57,21 +55,14 @@ _WebHandler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Api:
     """The seven endpoints and the files of one emulator."""
 
-    script: Script
-    ledger: Ledger
-    clock: Clock
+    core: Core
     engine: Engine
-    faults: Faults
+    files: Files
     callbacks: Callbacks
     uploads: Uploads
-    files: Files
-    http: aiohttp.ClientSession
-    api_key: str
-    base_url: str
-    closing: asyncio.Event
-    connections: Connections
     monitor: Monitor
-    log: Callable[[Exchange | CallbackCall], object] | None = None
+    api_key: str
+    closing: asyncio.Event
     handlers: set[asyncio.Task[Any]] = attrs.field(factory=set)
     _created: int = 0
     _allowed: dict[str, str] = attrs.field(factory=dict)
@@ -106,32 +97,30 @@ class Api:
         return await handler(request)
 
     async def _serve(self, endpoint: Endpoint, handler: Handler, request: web.Request) -> web.StreamResponse:
-        self.ledger.arrive(endpoint)
-        self.connections.arrive(request.transport, endpoint)
-        came, call, reply = self.clock.now(), Call(endpoint, request), None
+        self.core.ledger.arrive(endpoint)
+        self.core.connections.arrive(request.transport, endpoint)
+        came, call, reply = self.core.clock.now(), Call(endpoint, request), None
         try:
             self._watch_key(endpoint, request)
-            await self._pause(self.script.arrival, endpoint)
+            await self._pause(self.core.script.arrival, endpoint)
             reply = await self._judged(call, handler)
-            await self._pause(self.script.latency, endpoint)
+            await self._pause(self.core.script.latency, endpoint)
             return await deliver(request, reply, call.fault, self.closing)
         finally:
-            self.ledger.leave(endpoint)
-            self.connections.leave(request.transport)
+            self.core.ledger.leave(endpoint)
+            self.core.connections.leave(request.transport)
             self._tell(came, call, reply)
 
     def _tell(self, came: float, call: Call, reply: Reply | None) -> None:
-        if self.log is None:
+        if self.core.log is None:
             return
         fault = None if call.fault is None else call.fault.kind
-        gone = call.request.transport is None or call.request.transport.is_closing()
-        told = Exchange(
-            came, self.clock.now() - came, call.endpoint, status=None, task_id=call.task_id or None, fault=fault
-        )
-        if reply is not None and not gone and fault not in CUTTING:
-            retry_after = reply.headers.get("Retry-After")
-            told = attrs.evolve(told, status=reply.status, code=reply.code, retry_after=retry_after)
-        self.log(told)
+        seconds, transport = self.core.clock.now() - came, call.request.transport
+        answer: tuple[int | None, int | None, str | None] = None, None, None
+        if reply is not None and transport is not None and not transport.is_closing() and fault not in CUTTING:
+            answer = reply.status, reply.code, reply.headers.get("Retry-After")
+        status, code, retry_after = answer
+        self.core.log(Exchange(came, seconds, call.endpoint, status, code, call.task_id or None, fault, retry_after))
 
     async def _judged(self, call: Call, handler: Handler) -> Reply:
         try:
@@ -139,15 +128,15 @@ class Api:
                 call.body = await call.request.read()
             # No await from here to the judgement, so that createTask calls are numbered as they are judged.
             call.task_id = self._asked_for(call)
-            call.fault = self.faults.take(call.endpoint, self._number(call)) if self.faults else None
+            call.fault = self.core.faults.take(call.endpoint, self._number(call)) if self.core.faults else None
             hindrance = self._hindrance(call)
             if hindrance is not None:
                 return hindrance
             reply = await handler(call)
         except Refusal as refusal:
-            reply = refused(refusal, self.script.error_style, upload=call.endpoint == "upload")
+            reply = refused(refusal, self.core.script.error_style, upload=call.endpoint == "upload")
         except web.HTTPRequestEntityTooLarge:
-            reply = refused(Refusal(413), self.script.error_style, upload=call.endpoint == "upload")
+            reply = refused(Refusal(413), self.core.script.error_style, upload=call.endpoint == "upload")
         return reply if call.fault is None else distorted(reply, call.fault, self._detour(call))
 
     def _number(self, call: Call) -> int | None:
@@ -168,31 +157,29 @@ class Api:
         """The answer to a call that is not carried out because of an outage or a fault, else None."""
         reply = self._outage(call.endpoint)
         if reply is None and call.fault is not None and not call.fault.done:
-            reply = undone(call.fault, self.script, self._detour(call))
+            reply = undone(call.fault, self.core.script, self._detour(call))
         if reply is not None and call.endpoint == "createTask":
             told = reply.code is not None and reply.code != 200  # noqa: PLR2004  the API's word for success
             self._note(call, "refused" if told else "cut", reply.code)
         if reply is not None and call.endpoint == "recordInfo":
-            self.ledger.polled(call.task_id or "", self.clock.now())
+            self.core.ledger.polled(call.task_id or "", self.core.clock.now())
         return reply
 
     def _outage(self, endpoint: Endpoint) -> Reply | None:
-        span = self.script.outage
-        if span is None or endpoint not in self.script.outage_on:
+        script, span = self.core.script, self.core.script.outage
+        if span is None or endpoint not in script.outage_on or not span[0] <= self.core.clock.since_start() < span[1]:
             return None
-        if not span[0] <= self.clock.since_start() < span[1]:
-            return None
-        if self.script.outage_kind == "502":
+        if script.outage_kind == "502":
             return html(502)
-        return refused(Refusal(455), self.script.error_style, upload=endpoint == "upload")
+        return refused(Refusal(455), script.error_style, upload=endpoint == "upload")
 
     def _detour(self, call: Call) -> str:
-        return call.request.path_qs if call.endpoint == "file" else self.base_url + REDIRECTED
+        return call.request.path_qs if call.endpoint == "file" else self.core.links.base_url + REDIRECTED
 
     async def _create_task(self, call: Call) -> Reply:
         try:
             self._authorize(call.request, "application/json")
-            header = self.script.idempotency_header
+            header = self.core.script.idempotency_header
             name = None if header is None else call.request.headers.get(header)
             task, new = self.engine.accept(call.body, name)
         except Refusal as refusal:
@@ -200,11 +187,9 @@ class Api:
             raise
         call.task_id = task.id
         self._note(call, "accepted" if new else "repeated", 200, task.id, task.body, name=name)
-        if not new:
-            return granted({"taskId": task.id})
-        if task.plan.callback == "early":
+        if new and task.plan.callback == "early":
             await self.callbacks.early(task)
-        else:
+        elif new:
             self.callbacks.schedule(task)
         return granted({"taskId": task.id})
 
@@ -222,13 +207,13 @@ class Api:
             with suppress(Refusal):
                 body = parsed(call.body)
         fault = call.fault.kind if call.fault else None
-        self.ledger.judged(CreateCall(self.clock.now(), body, outcome, code, task_id, fault, name))
+        self.core.ledger.judged(CreateCall(self.core.clock.now(), body, outcome, code, task_id, fault, name))
 
     async def _record_info(self, call: Call) -> Reply:
         self._authorize(call.request)
         task_id = call.task_id or ""
-        self.ledger.polled(task_id, self.clock.now())
-        return granted(self.engine.record(task_id), self.script.record_text)
+        self.core.ledger.polled(task_id, self.core.clock.now())
+        return granted(self.engine.record(task_id), self.core.script.record_text)
 
     async def _credit(self, call: Call) -> Reply:
         self._authorize(call.request)
@@ -246,31 +231,28 @@ class Api:
             self._authorize(call.request)
         except Refusal:
             raise Refusal(401, "Authentication failed: Invalid API Key") from None
-        if call.request.path == STREAM:
-            return await self.uploads.stream(call.request)
-        if call.request.path == BASE64:
-            return await self.uploads.base64(call.request)
-        return await self.uploads.url(call.request, self.http)
+        ways = {STREAM: self.uploads.stream, BASE64: self.uploads.base64, URL: self.uploads.url}
+        return await ways[call.request.path](call.request)
 
     async def _file(self, call: Call) -> Reply:
         return await self.files.get(call.request)
 
     async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
         """What is none of ours gets a real status: it never reaches the service behind the edge."""
-        came = self.clock.now()
+        came = self.core.clock.now()
         if request.path == REDIRECTED:
             self._watch_key("redirected", request)
         method = self._allowed.get(request.path)
         reply = refused(Refusal(405 if method else 404), "http", upload=request.path.startswith("/file-upload/"))
         if method:
             reply = attrs.evolve(reply, headers={"Allow": method})
-        if self.log is not None:
-            self.log(Exchange(came, 0.0, request.path, reply.status, reply.code))
+        if self.core.log is not None:
+            self.core.log(Exchange(came, 0.0, request.path, reply.status, reply.code))
         return await deliver(request, reply, None, self.closing)
 
     def _watch_key(self, endpoint: str, request: web.Request) -> None:
         if self.api_key in request.headers.get("Authorization", "") or self.api_key in request.path_qs:
-            self.ledger.authorization_seen.add(endpoint)
+            self.core.ledger.authorization_seen.add(endpoint)
 
     def _authorize(self, request: web.Request, content_type: str | None = None) -> None:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")

@@ -4,16 +4,16 @@ import asyncio
 import base64
 import hashlib
 import hmac
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import aiohttp
+import attrs
 
-from flux2_async.emulator.clock import Clock
-from flux2_async.emulator.faults import Faults
-from flux2_async.emulator.ledger import CallbackCall, Ledger
+from flux2_async.emulator.core import Core
+from flux2_async.emulator.ledger import CallbackCall
 from flux2_async.emulator.replies import html, json_reply
-from flux2_async.emulator.script import Fault, Script
+from flux2_async.emulator.script import Fault
 from flux2_async.emulator.tasks import Task, callback_body
 
 
@@ -23,27 +23,14 @@ def signature(key: str, task_id: str, timestamp: str) -> str:
     return base64.b64encode(digest).decode()
 
 
+@attrs.define(eq=False)
 class Callbacks:
     """The callbacks of one emulator: one timer for a task that waits, an asyncio task only while one is delivered."""
 
-    def __init__(
-        self,
-        script: Script,
-        ledger: Ledger,
-        clock: Clock,
-        faults: Faults,
-        http: aiohttp.ClientSession,
-        *,
-        log: Callable[[CallbackCall], object] | None = None,
-    ) -> None:
-        self._script = script
-        self._log = log
-        self._ledger = ledger
-        self._clock = clock
-        self._faults = faults
-        self._http = http
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._deliveries: set[asyncio.Task[None]] = set()
+    core: Core
+    http: aiohttp.ClientSession
+    _timers: dict[str, asyncio.TimerHandle] = attrs.field(factory=dict)
+    _deliveries: set[asyncio.Task[None]] = attrs.field(factory=set)
 
     def schedule(self, task: Task) -> None:
         """Set the timer of an accepted task, or set it anew because the task ends at another time."""
@@ -54,12 +41,11 @@ class Callbacks:
             pending.cancel()
         due = task.finishes_at + task.plan.delay()
         if due != float("inf"):
-            loop = asyncio.get_running_loop()
-            self._timers[task.id] = loop.call_at(due, self._due, task)
+            self._timers[task.id] = asyncio.get_running_loop().call_at(due, self._due, task)
 
     def resume(self, tasks: Iterable[Task]) -> None:
         """Set the timers of all tasks that have not ended, after a restart."""
-        now = self._clock.now()
+        now = self.core.clock.now()
         for task in tasks:
             if not task.finished(now):
                 self.schedule(task)
@@ -93,37 +79,37 @@ class Callbacks:
                 await self._repeat(task)
 
     async def _repeat(self, task: Task) -> None:
-        for attempt, wait in enumerate(self._script.callback_retries, start=2):
+        for attempt, wait in enumerate(self.core.script.callback_retries, start=2):
             await asyncio.sleep(wait)
             if await self._attempt(task, attempt):
                 return
 
     async def _attempt(self, task: Task, attempt: int) -> bool:
-        fault = self._faults.take("callback", task.index)
-        sent_at = self._clock.now()
+        fault = self.core.faults.take("callback", task.index)
+        sent_at = self.core.clock.now()
         status = None
         if fault is None or fault.kind != "cut_before":
             status = await self._post(task, fault)
         if fault is not None and fault.kind == "cut_after":
             status = None
         call = CallbackCall(sent_at, task.id, task.callback_url or "", attempt, status)
-        self._ledger.callbacks.append(call)
-        if self._log is not None:
-            self._log(call)
+        self.core.ledger.callbacks.append(call)
+        if self.core.log is not None:
+            self.core.log(call)
         return status is not None and 200 <= status < 300  # noqa: PLR2004  any success status counts as received
 
     async def _post(self, task: Task, fault: Fault | None) -> int | None:
-        reply = json_reply(callback_body(task, self._clock, self._script.callback_shape))
+        reply = json_reply(callback_body(task, self.core.clock, self.core.script.callback_shape))
         content, content_type = reply.body, reply.content_type
         if fault is not None and fault.kind == "html":
             content, content_type = html(fault.status).body, "text/html"
         elif fault is not None and fault.kind == "broken_json":
             content = content.rstrip(b"}")
         headers = {"Content-Type": content_type} | self._signed(task)
-        timeout = aiohttp.ClientTimeout(total=self._script.callback_timeout)
+        timeout = aiohttp.ClientTimeout(total=self.core.script.callback_timeout)
         url = task.callback_url or ""
         try:
-            async with self._http.post(
+            async with self.http.post(
                 url, data=content, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 return response.status
@@ -131,10 +117,10 @@ class Callbacks:
             return None
 
     def _signed(self, task: Task) -> dict[str, str]:
-        if self._script.hmac_key is None:
+        if self.core.script.hmac_key is None:
             return {}
-        timestamp = str(int(self._clock.wall(self._clock.now())))
+        timestamp = str(int(self.core.clock.wall(self.core.clock.now())))
         return {
             "X-Webhook-Timestamp": timestamp,
-            "X-Webhook-Signature": signature(self._script.hmac_key, task.id, timestamp),
+            "X-Webhook-Signature": signature(self.core.script.hmac_key, task.id, timestamp),
         }

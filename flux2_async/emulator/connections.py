@@ -10,16 +10,7 @@ NOTICED_AFTER = 64
 
 @attrs.define
 class Connection:
-    """One connection of a client.
-
-    Attributes:
-        number: Counted from 1.
-        transport: The connection.
-        peer: The client's address and port.
-        endpoint: What was called last.
-        busy: How many calls are being answered on it.
-        calls: How many there were.
-    """
+    """One connection of a client, what was called on it last, and how many calls are being answered and were made."""
 
     number: int
     transport: asyncio.Transport

@@ -9,12 +9,11 @@ from typing import Any
 
 import attrs
 
-from flux2_async.emulator.clock import Clock
-from flux2_async.emulator.ledger import Ledger
+from flux2_async.emulator.core import Core
 from flux2_async.emulator.limits import Policy, policy_for
 from flux2_async.emulator.replies import Refusal
-from flux2_async.emulator.script import Limit, Plan, Script
-from flux2_async.emulator.store import Links, Reference, ResultRef, Store, StoredFile, Unloadable, kind_of
+from flux2_async.emulator.script import Limit, Plan
+from flux2_async.emulator.store import Reference, ResultRef, StoredFile, Unloadable, kind_of
 from flux2_async.emulator.tasks import Task, record
 from flux2_async.emulator.validation import PRICES, check, is_address
 
@@ -24,42 +23,27 @@ KINDS = {"jpeg", "png", "webp"}
 
 @attrs.frozen
 class Window:
-    """The limit at one moment.
-
-    Attributes:
-        limit: The limit.
-        used: How much of it is taken, in tasks.
-        wait: Seconds until one more task is admitted; 0.0: now.
-    """
+    """The limit at one moment: how much of it is taken, and the seconds until one more task is admitted."""
 
     limit: Limit
     used: float
     wait: float
 
 
+@attrs.define(eq=False)
 class Engine:
-    """The tasks of one emulator.
+    """Every accepted task of one emulator, by id."""
 
-    Attributes:
-        tasks: Every accepted task, by id.
-        balance: Credits left.
-    """
-
-    def __init__(self, script: Script, ledger: Ledger, clock: Clock, links: Links, store: Store) -> None:
-        self.tasks: dict[str, Task] = {}
-        self._script = script
-        self._ledger = ledger
-        self._clock = clock
-        self._links = links
-        self._store = store
-        self._limit: Limit | None = None
-        self._policy: Policy | None = None
-        self._names: dict[str, Task] = {}
+    core: Core
+    tasks: dict[str, Task] = attrs.field(factory=dict)
+    _limit: Limit | None = None
+    _policy: Policy | None = None
+    _names: dict[str, Task] = attrs.field(factory=dict)
 
     @property
     def balance(self) -> float:
         """Credits left."""
-        return self._script.credits - self._ledger.charged
+        return self.core.script.credits - self.core.ledger.charged
 
     def accept(self, text: bytes, name: str | None = None) -> tuple[Task, bool]:
         """Take a createTask body as it came; give its task, and whether that is new or has had this name before.
@@ -69,7 +53,7 @@ class Engine:
                 of another request (422).
         """
         body = parsed(text)
-        check(body, self._script.models)
+        check(body, self.core.script.models)
         if (known := self._named(name)) is not None:
             if known.body != body:
                 raise Refusal(422, "The idempotency name was used for another request")
@@ -83,12 +67,12 @@ class Engine:
             self._policy.count(task.accepted_at)
         if name is not None:
             self._names[name] = task
-        self._ledger.took(task.id, task.accepted_at, task.price)
+        self.core.ledger.took(task.id, task.accepted_at, task.price)
         return task, True
 
     def _named(self, name: str | None) -> Task | None:
         task = None if name is None else self._names.get(name)
-        if task is None or self._clock.now() >= task.accepted_at + self._script.idempotency_life:
+        if task is None or self.core.clock.now() >= task.accepted_at + self.core.script.idempotency_life:
             return None
         return task
 
@@ -103,21 +87,11 @@ class Engine:
         task = self.tasks.get(task_id)
         if task is None:
             raise Refusal(422, "recordInfo is null")
-        if self._clock.now() >= task.accepted_at + task.plan.hidden_for:
-            return record(task, self._clock)
+        if self.core.clock.now() >= task.accepted_at + task.plan.hidden_for:
+            return record(task, self.core.clock)
         if task.plan.hidden_style == "null":
             return None
         raise Refusal(404, "Task not found") if task.plan.hidden_style == "404" else Refusal(422, "recordInfo is null")
-
-    def finish(self, task_id: str) -> Task:
-        """End a task now, with the outcome of its plan; nothing changes for one that has ended.
-
-        Raises:
-            KeyError: Not a task of this emulator.
-        """
-        task = self.tasks[task_id]
-        task.finishes_at = min(task.finishes_at, self._clock.now())
-        return task
 
     def generated(self, url: str) -> ResultRef:
         """Which picture an address names.
@@ -125,58 +99,49 @@ class Engine:
         Raises:
             Refusal: 422 when it is not the address of a picture made here, 404 when the picture is gone.
         """
-        ref = self._links.result_ref(url)
+        ref = self.core.links.result_ref(url)
         task = self.finished(ref) if ref else None
         if ref is None or task is None:
             raise Refusal(422, "The URL is not a file generated by this service")
-        if self._clock.now() >= task.finishes_at + self._script.file_life:
+        if self.core.clock.now() >= task.finishes_at + self.core.script.file_life:
             raise Refusal(404, "The file is gone")
         return ref
 
     def finished(self, ref: ResultRef) -> Task | None:
         """The task of a picture, None unless there is such a picture by now."""
         task = self.tasks.get(ref.task_id)
-        if task is None or not task.finished(self._clock.now()) or ref.number >= len(task.result_urls):
+        if task is None or not task.finished(self.core.clock.now()) or ref.number >= len(task.result_urls):
             return None
         return task
 
     def window(self) -> Window | None:
         """How much of the limit is taken; None: there is no limit."""
-        limit, policy = self._counted()
-        if limit is None or policy is None:
-            return None
-        now = self._clock.now()
-        return Window(limit, policy.used(now), policy.wait(now))
-
-    def _counted(self) -> tuple[Limit | None, Policy | None]:
-        limit = self._script.limit
+        limit, now = self.core.script.limit, self.core.clock.now()
         # The limit may be changed while running; a new one starts with an empty count.
         if limit is not self._limit:
             self._limit, self._policy = limit, None if limit is None else policy_for(limit)
-        return self._limit, self._policy
+        if limit is None or self._policy is None:
+            return None
+        return Window(limit, self._policy.used(now), self._policy.wait(now))
 
     def _admit(self) -> None:
-        limit, policy = self._counted()
-        if limit is None or policy is None:
+        window = self.window()
+        if window is None or window.wait <= 0.0:
             return
-        now = self._clock.now()
-        wait = policy.wait(now)
-        if wait > 0.0:
-            raise Refusal(429, retry_after=self._retry_after(limit, now, wait))
-
-    def _retry_after(self, limit: Limit, now: float, wait: float) -> str | None:
-        if limit.retry_after is None:
-            return None
-        if limit.retry_after == "seconds":
-            return str(math.ceil(wait))
-        return formatdate(math.ceil(self._clock.wall(now + wait)), usegmt=True)
+        told: str | None = None
+        if window.limit.retry_after == "seconds":
+            told = str(math.ceil(window.wait))
+        elif window.limit.retry_after == "date":
+            clock = self.core.clock
+            told = formatdate(math.ceil(clock.wall(clock.now() + window.wait)), usegmt=True)
+        raise Refusal(429, retry_after=told)
 
     def _task(self, body: Mapping[str, Any]) -> Task:
         index = len(self.tasks)
         references = tuple(self._reference(url) for url in reference_urls(body))
-        plan = _with_bad_reference(self._script.plan_for(index, body), references, body)
+        plan = _with_bad_reference(self.core.script.plan_for(index, body), references, body)
         price = self._price(body) if plan.credits is None else plan.credits
-        now = self._clock.now()
+        now = self.core.clock.now()
         task_id = secrets.token_hex(16)
         return Task(
             id=task_id,
@@ -192,21 +157,21 @@ class Engine:
 
     def _price(self, body: Mapping[str, Any]) -> float:
         prices = PRICES.get(body["model"])
-        return self._script.models[body["model"]] if prices is None else prices[body["input"]["resolution"]]
+        return self.core.script.models[body["model"]] if prices is None else prices[body["input"]["resolution"]]
 
     def _result_urls(self, task_id: str, plan: Plan) -> tuple[str, ...]:
         if plan.outcome != "success":
             return ()
         if plan.result_urls:
             return plan.result_urls
-        extension = "jpg" if self._script.render and self._script.picture_format == "jpeg" else "png"
-        return tuple(self._links.result(ResultRef(task_id, number), extension) for number in range(plan.pictures))
+        extension = "jpg" if self.core.script.render and self.core.script.picture_format == "jpeg" else "png"
+        return tuple(self.core.links.result(ResultRef(task_id, number), extension) for number in range(plan.pictures))
 
     def _reference(self, url: str) -> Reference | None:
-        path = self._links.upload_path(url)
+        path = self.core.links.upload_path(url)
         if path is not None:
-            return self._store.find(path)
-        ref = self._links.result_ref(url)
+            return self.core.store.find(path)
+        ref = self.core.links.result_ref(url)
         if ref is not None:
             return ref if self.finished(ref) else None
         return Unloadable(url)

@@ -12,35 +12,33 @@ from flux2_async.emulator.tasks import under_escaped
 
 
 @attrs.define
-class Armed:
+class _Armed:
     """A fault and how often it has matched so far."""
 
     fault: Fault
     matched: int = 0
 
-    def matches(self, endpoint: Endpoint, index: int | None) -> bool:
-        """Whether it is about a call of this endpoint and number, see `Faults.take`."""
-        return self.fault.on == endpoint and self.fault.task in {None, index}
-
-    def strikes(self) -> bool:
-        """Count one matching call, and tell whether it is one of those to strike."""
+    def strikes(self, endpoint: Endpoint, index: int | None) -> bool:
+        """Count a call that it is about, see `Faults.take`, and tell whether it is one of those to strike."""
+        fault = self.fault
+        if fault.on != endpoint or fault.task not in {None, index}:
+            return False
         self.matched += 1
-        last = None if self.fault.times is None else self.fault.after + self.fault.times
-        return self.matched > self.fault.after and (last is None or self.matched <= last)
+        return self.matched > fault.after and (fault.times is None or self.matched <= fault.after + fault.times)
 
 
 class Faults:
     """The faults of one emulator."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
-        self._armed = [Armed(fault) for fault in faults]
+        self._armed = [_Armed(fault) for fault in faults]
 
     def __bool__(self) -> bool:
         return bool(self._armed)
 
     def add(self, fault: Fault) -> None:
         """One more; earlier ones come first."""
-        self._armed.append(Armed(fault))
+        self._armed.append(_Armed(fault))
 
     def clear(self) -> None:
         """Drop them all."""
@@ -51,10 +49,7 @@ class Faults:
 
         `index` is the number of the createTask call, elsewhere of the task; None where there is none.
         """
-        for armed in self._armed:
-            if armed.matches(endpoint, index) and armed.strikes():
-                return armed.fault
-        return None
+        return next((armed.fault for armed in self._armed if armed.strikes(endpoint, index)), None)
 
 
 def undone(fault: Fault, script: Script, here: str) -> Reply:
@@ -63,25 +58,16 @@ def undone(fault: Fault, script: Script, here: str) -> Reply:
         wait = None if fault.retry_after is None else str(fault.retry_after)
         refusal = Refusal(fault.code, fault.message, retry_after=wait)
         return refused(refusal, script.error_style, upload=fault.on == "upload")
-    if fault.kind == "redirect":
-        return redirect(fault, here)
-    if fault.kind == "html":
-        return html(fault.status)
-    return Reply(b'{"code":200,"msg":"success","data":')
-
-
-def redirect(fault: Fault, here: str) -> Reply:
-    """307 to the fault's location, or to `here`."""
-    return Reply(status=307, content_type="text/plain", headers={"Location": fault.location or here})
+    return distorted(Reply(b'{"code":200,"msg":"success","data":'), fault, here)
 
 
 def distorted(reply: Reply, fault: Fault, here: str) -> Reply:
-    """The answer of a call that was carried out, as the fault lets it appear."""
+    """An answer as the fault lets it appear."""
     match fault.kind:
         case "html":
             return html(fault.status)
         case "redirect":
-            return redirect(fault, here)
+            return Reply(status=307, content_type="text/plain", headers={"Location": fault.location or here})
         case "broken_json":
             return attrs.evolve(reply, body=reply.body.rstrip(b"}"))
         case "under_escaped":
@@ -91,10 +77,7 @@ def distorted(reply: Reply, fault: Fault, here: str) -> Reply:
 
 
 async def deliver(
-    request: web.BaseRequest,
-    reply: Reply,
-    fault: Fault | None,
-    closing: asyncio.Event,
+    request: web.BaseRequest, reply: Reply, fault: Fault | None, closing: asyncio.Event
 ) -> web.StreamResponse:
     """Send an answer, or fail to in the way of the fault; `closing`, set when the emulator stops, ends a `hang`."""
     if fault is not None and fault.kind == "hang":

@@ -13,12 +13,11 @@ import anyio.to_thread
 import attrs
 from aiohttp import web
 
-from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.render import Job, draw
 from flux2_async.emulator.replies import Reply
-from flux2_async.emulator.script import Script
-from flux2_async.emulator.store import UPLOADS, Links, ResultRef, Store, StoredFile, Unloadable, kind_of, ref_of
+from flux2_async.emulator.store import UPLOADS, ResultRef, StoredFile, Unloadable, kind_of, ref_of
 from flux2_async.emulator.tasks import Task
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -32,36 +31,23 @@ SANDBOX = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosn
 """What somebody uploaded stands at the same origin as the buttons of the emulator's page."""
 
 
-@attrs.frozen
-class Served:
-    """A file as it goes out."""
-
-    content: bytes
-    mime_type: str
-    etag: str
-    modified: float
-
-
+@attrs.define(eq=False)
 class Files:
     """The file hosts of one emulator."""
 
-    def __init__(self, script: Script, engine: Engine, clock: Clock, links: Links, store: Store) -> None:
-        self._script = script
-        self._engine = engine
-        self._clock = clock
-        self._links = links
-        self._store = store
-        self._cache: OrderedDict[ResultRef, bytes] = OrderedDict()
-        self._drawing: dict[ResultRef, asyncio.Future[bytes]] = {}
-        self._threads = anyio.CapacityLimiter(DRAWING_THREADS)
+    core: Core
+    engine: Engine
+    _cache: OrderedDict[ResultRef, bytes] = attrs.field(factory=OrderedDict)
+    _drawing: dict[ResultRef, asyncio.Future[bytes]] = attrs.field(factory=dict)
+    _threads: anyio.CapacityLimiter = attrs.field(factory=lambda: anyio.CapacityLimiter(DRAWING_THREADS))
 
     async def get(self, request: web.Request) -> Reply:
         """Any file: 200 or 206 with it, 403 for an address that has expired, 404, 416."""
         ref = ref_of(request.path)
         if ref is None:
             return self._uploaded(request)
-        task = self._engine.finished(ref)
-        if task is None or self._clock.now() >= task.finishes_at + self._script.file_life:
+        task = self.engine.finished(ref)
+        if task is None or self.core.clock.now() >= task.finishes_at + self.core.script.file_life:
             return error(404, "Not Found")
         if not self._link_is_good(request, task):
             return error(403, "The link has expired")
@@ -72,8 +58,7 @@ class Files:
             logger.warning("%s", missing)
             return error(500, str(missing))
         mime_type = "image/jpeg" if content.startswith(b"\xff\xd8") else "image/png"
-        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        return self._reply(request, Served(content, mime_type, etag, task.finishes_at))
+        return self._reply(request, content, mime_type, task.finishes_at)
 
     async def shown(self, path: str) -> bytes | None:
         """A picture for the emulator's own page, which is no client: nobody counts it, and no link expires for it.
@@ -82,9 +67,9 @@ class Files:
         """
         ref = ref_of(path)
         if ref is None:
-            file = self._store.find(path.removeprefix(UPLOADS))
+            file = self.core.store.find(path.removeprefix(UPLOADS))
             return file.content if file is not None and kind_of(file.content) else None
-        if self._engine.finished(ref) is None:
+        if self.engine.finished(ref) is None:
             return None
         try:
             return await self.picture(ref)
@@ -93,8 +78,8 @@ class Files:
 
     def signed(self, ref: ResultRef) -> str:
         """A link to a picture for the script's `link_life`."""
-        url = self._engine.tasks[ref.task_id].result_urls[ref.number]
-        return self._links.signed(url, self._clock.milliseconds(self._clock.now() + self._script.link_life))
+        clock, url = self.core.clock, self.engine.tasks[ref.task_id].result_urls[ref.number]
+        return self.core.links.signed(url, clock.milliseconds(clock.now() + self.core.script.link_life))
 
     async def picture(self, ref: ResultRef) -> bytes:
         """The bytes of a finished picture, which exists; many callers at a time share one drawing.
@@ -102,7 +87,7 @@ class Files:
         Raises:
             ImportError: Pillow is missing.
         """
-        if not self._script.render:
+        if not self.core.script.render:
             return tiny_png(f"{ref.task_id}/{ref.number}")
         if ref in self._cache:
             self._cache.move_to_end(ref)
@@ -114,7 +99,7 @@ class Files:
 
     async def _draw(self, ref: ResultRef) -> bytes:
         try:
-            task = self._engine.tasks[ref.task_id]
+            task = self.engine.tasks[ref.task_id]
             ratio, resolution = task.shape
             job = Job(
                 prompt=task.prompt,
@@ -123,7 +108,7 @@ class Files:
                 label=f"{task.body['model']} · {ratio} · {resolution}",
                 references=tuple([await self._reference(reference) for reference in task.references]),
                 number=ref.number,
-                format=self._script.picture_format,
+                format=self.core.script.picture_format,
             )
             content = await anyio.to_thread.run_sync(draw, job, limiter=self._threads)
             self._remember(ref, content)
@@ -146,43 +131,39 @@ class Files:
             self._cache.popitem(last=False)
 
     def _link_is_good(self, request: web.Request, task: Task) -> bool:
-        now = self._clock.now()
+        now = self.core.clock.now()
         if "signature" in request.query:
-            expires = self._links.expiry(request.path_qs)
-            return expires is not None and self._clock.milliseconds(now) < expires
-        return now < task.finishes_at + self._script.result_life
+            expires = self.core.links.expiry(request.path_qs)
+            return expires is not None and self.core.clock.milliseconds(now) < expires
+        return now < task.finishes_at + self.core.script.result_life
 
     def _uploaded(self, request: web.Request) -> Reply:
-        file = self._store.find(request.path.removeprefix(UPLOADS))
+        file = self.core.store.find(request.path.removeprefix(UPLOADS))
         if file is None:
             return error(404, "Not Found")
-        return self._reply(request, Served(file.content, file.mime_type, file.etag, file.stored_at))
+        return self._reply(request, file.content, file.mime_type, file.stored_at)
 
-    def _reply(self, request: web.Request, file: Served) -> Reply:
-        headers = SANDBOX | {
-            "Accept-Ranges": "bytes",
-            "ETag": file.etag,
-            "Last-Modified": self._clock.http_date(file.modified),
-        }
-        whole = Reply(file.content, 200, file.mime_type, headers)
+    def _reply(self, request: web.Request, content: bytes, mime_type: str, modified: float) -> Reply:
+        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        date = self.core.clock.http_date(modified)
+        headers = SANDBOX | {"Accept-Ranges": "bytes", "ETag": etag, "Last-Modified": date}
         wanted = wanted_range(request, headers)
         if wanted is None:
-            return whole
-        size = len(file.content)
+            return Reply(content, 200, mime_type, headers)
+        size = len(content)
         start, stop, _ = wanted.indices(size)
         if start >= stop:
             return attrs.evolve(error(416, ""), headers={"Content-Range": f"bytes */{size}"})
-        part = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
-        return Reply(file.content[start:stop], 206, file.mime_type, part)
+        return Reply(
+            content[start:stop], 206, mime_type, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+        )
 
 
 def wanted_range(request: web.BaseRequest, validators: dict[str, str]) -> slice | None:
     """The one range that is asked for; None for the whole file.
 
-    Args:
-        request: A GET. A Range that is malformed or names several ranges is passed over, and so is one whose
-            If-Range names another version.
-        validators: `ETag` and `Last-Modified` of the file.
+    A Range that is malformed or names several ranges is passed over, and so is one whose If-Range names another
+    version than `validators`, the file's headers, do.
     """
     condition = request.headers.get("If-Range")
     if condition is not None and condition not in {validators["ETag"], validators["Last-Modified"]}:

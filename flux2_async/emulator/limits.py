@@ -1,13 +1,12 @@
 """The four ways in which a service counts new tasks. Pure: the time comes in as an argument.
 
-Each policy answers `wait(now)`: 0.0 when one more task is admitted, else the seconds until that could be; `used(now)`:
-how much of the limit is taken, in tasks; and is told of every admitted task by `count(now)`. What was refused leaves no
-trace.
+What was refused leaves no trace.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
-from typing import Protocol
+from collections.abc import Mapping
 
 from flux2_async.emulator.script import Limit
 
@@ -15,108 +14,103 @@ from flux2_async.emulator.script import Limit
 EPSILON = 1e-9
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """One way of counting."""
-
-    def wait(self, now: float) -> float:
-        """Seconds until one more task is admitted; 0.0: now."""
-        ...
-
-    def used(self, now: float) -> float:
-        """How much of the limit is taken, in tasks."""
-        ...
-
-    def count(self, now: float) -> None:
-        """One task was admitted."""
-        ...
-
-
-class SlidingLog:
-    """At most `limit` tasks in the last `period` seconds."""
 
     def __init__(self, limit: Limit) -> None:
         self._limit = limit
+
+    @abstractmethod
+    def wait(self, now: float) -> float:
+        """Seconds until one more task could be admitted; 0.0: it is now."""
+
+    @abstractmethod
+    def used(self, now: float) -> float:
+        """How much of the limit is taken, in tasks."""
+
+    @abstractmethod
+    def count(self, now: float) -> None:
+        """One task was admitted."""
+
+
+class _SlidingLog(Policy):
+    """At most `limit` tasks in the last `period` seconds."""
+
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(limit)
         self._log: deque[float] = deque()
 
     def wait(self, now: float) -> float:
-        """See `Policy`."""
         return 0.0 if self.used(now) < self._limit.limit else self._log[0] + self._limit.period - now
 
     def used(self, now: float) -> float:
-        """See `Policy`."""
         while self._log and self._log[0] + self._limit.period <= now + EPSILON:
             self._log.popleft()
         return float(len(self._log))
 
     def count(self, now: float) -> None:
-        """See `Policy`."""
         self._log.append(now)
 
 
-class FixedWindow:
-    """At most `limit` tasks in each window of `period` seconds, counted from the zero of the clock."""
-
-    def __init__(self, limit: Limit) -> None:
-        self._limit = limit
-        self._window = -math.inf
-        self._count = 0
-
-    def wait(self, now: float) -> float:
-        """See `Policy`."""
-        window = math.floor((now + EPSILON) / self._limit.period)
-        return 0.0 if self.used(now) < self._limit.limit else (window + 1) * self._limit.period - now
-
-    def used(self, now: float) -> float:
-        """See `Policy`."""
-        window = math.floor((now + EPSILON) / self._limit.period)
-        return float(self._count) if window == self._window else 0.0
-
-    def count(self, now: float) -> None:
-        """See `Policy`."""
-        window = math.floor((now + EPSILON) / self._limit.period)
-        self._count = self._count + 1 if window == self._window else 1
-        self._window = window
-
-
-class TokenBucket:
+class _TokenBucket(Policy):
     """`limit` tokens at the start, `limit` per `period` flow back, a task takes one."""
 
     def __init__(self, limit: Limit) -> None:
-        self._capacity = limit.limit
+        super().__init__(limit)
         self._rate = limit.limit / limit.period
         self._tokens = float(limit.limit)
         self._updated: float | None = None
 
     def wait(self, now: float) -> float:
-        """See `Policy`."""
         missing = 1.0 - self._level(now)
         return 0.0 if missing <= EPSILON else missing / self._rate
 
     def used(self, now: float) -> float:
-        """See `Policy`."""
-        return self._capacity - self._level(now)
+        return self._limit.limit - self._level(now)
 
     def count(self, now: float) -> None:
-        """See `Policy`."""
         self._tokens = self._level(now) - 1.0
         self._updated = now
 
     def _level(self, now: float) -> float:
         since = 0.0 if self._updated is None else now - self._updated
-        return min(self._capacity, self._tokens + since * self._rate)
+        return min(self._limit.limit, self._tokens + since * self._rate)
 
 
-class TwoWindows:
-    """The count of this window and the weighted count of the one before stay within `limit`."""
+class _FixedWindow(Policy):
+    """At most `limit` tasks in each window of `period` seconds, counted from the zero of the clock."""
 
     def __init__(self, limit: Limit) -> None:
-        self._limit = limit
+        super().__init__(limit)
         self._window = -math.inf
-        self._current = 0
-        self._previous = 0
+        self._previous = self._current = 0
 
     def wait(self, now: float) -> float:
-        """See `Policy`."""
+        return 0.0 if self.used(now) < self._limit.limit else (self._number(now) + 1) * self._limit.period - now
+
+    def used(self, now: float) -> float:
+        return float(self._counts(now)[1])
+
+    def count(self, now: float) -> None:
+        self._previous, self._current = self._counts(now)
+        self._window = self._number(now)
+        self._current += 1
+
+    def _number(self, now: float) -> int:
+        return math.floor((now + EPSILON) / self._limit.period)
+
+    def _counts(self, now: float) -> tuple[int, int]:
+        """The tasks of the window before, and of this one."""
+        passed = self._number(now) - self._window
+        if passed == 0:
+            return self._previous, self._current
+        return (self._current if passed == 1 else 0), 0
+
+
+class _TwoWindows(_FixedWindow):
+    """The count of this window and the weighted count of the one before stay within `limit`."""
+
+    def wait(self, now: float) -> float:
         previous, current = self._counts(now)
         into = (now + EPSILON) / self._limit.period % 1.0
         room = self._limit.limit - 1 - current
@@ -128,28 +122,15 @@ class TwoWindows:
         return self._limit.period * (1.0 - room / previous - into)
 
     def used(self, now: float) -> float:
-        """See `Policy`."""
         previous, current = self._counts(now)
         return previous * (1.0 - (now + EPSILON) / self._limit.period % 1.0) + current
 
-    def count(self, now: float) -> None:
-        """See `Policy`."""
-        self._previous, self._current = self._counts(now)
-        self._window = math.floor((now + EPSILON) / self._limit.period)
-        self._current += 1
 
-    def _counts(self, now: float) -> tuple[int, int]:
-        passed = math.floor((now + EPSILON) / self._limit.period) - self._window
-        if passed == 0:
-            return self._previous, self._current
-        return (self._current if passed == 1 else 0), 0
-
-
-POLICIES: dict[str, type[SlidingLog | FixedWindow | TokenBucket | TwoWindows]] = {
-    "sliding": SlidingLog,
-    "fixed": FixedWindow,
-    "bucket": TokenBucket,
-    "counter": TwoWindows,
+POLICIES: Mapping[str, type[Policy]] = {
+    "sliding": _SlidingLog,
+    "fixed": _FixedWindow,
+    "bucket": _TokenBucket,
+    "counter": _TwoWindows,
 }
 
 

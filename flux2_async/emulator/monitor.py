@@ -10,11 +10,9 @@ import attrs
 from aiohttp import web
 
 from flux2_async._shown.local_page import HEADERS, EventStream, file_of, guarded
-from flux2_async.emulator.clock import Clock
-from flux2_async.emulator.connections import Connections
+from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.files import Files
-from flux2_async.emulator.ledger import Ledger
 from flux2_async.emulator.script import Fault
 from flux2_async.emulator.snapshot import Watch, ledger_document
 from flux2_async.emulator.store import kind_of
@@ -28,31 +26,18 @@ MOST_BYTES: Final = 1000
 
 @attrs.define
 class Monitor:
-    """The page of one emulator.
+    """The page of one emulator, for who asks for it under one of `own_names`; the key is shown to who may read it.
 
-    Attributes:
-        engine: The service.
-        ledger: Its book.
-        clock: Its time.
-        files: Its pictures.
-        connections: What clients have open.
-        closing: Set when the emulator stops.
-        finish: Ends a task.
-        inject: Adds a fault.
-        api_key: The key that the emulator accepts; shown to who may read the page.
-        own_names: Host names under which the page may be asked for.
+    `finish` ends a task; `closing` is set when the emulator stops.
     """
 
+    core: Core
     engine: Engine
-    ledger: Ledger
-    clock: Clock
     files: Files
-    connections: Connections
-    closing: asyncio.Event
     finish: Callable[[str], None]
-    inject: Callable[[Fault], None]
     api_key: str = attrs.field(repr=False)
     own_names: frozenset[str]
+    closing: asyncio.Event
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the page to the emulator's addresses."""
@@ -73,11 +58,11 @@ class Monitor:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         stream = EventStream(request, self.closing)
-        watch = Watch(self.engine, self.ledger, self.clock, self.api_key)
+        watch = Watch(self.core, self.engine, self.api_key)
         try:
             await stream.open()
             while await stream.pause(EVERY if watch.begun else 0.0):
-                if changes := watch.changes(self.connections.open()):
+                if changes := watch.changes(self.core.connections.open()):
                     await stream.send(changes)
         except ConnectionError:
             # The page was closed.
@@ -92,7 +77,7 @@ class Monitor:
         return web.Response(body=content, content_type=f"image/{kind}", headers=HEADERS)
 
     async def _ledger(self, _: web.Request) -> web.StreamResponse:
-        document = ledger_document(self.ledger, self.engine, self.clock)
+        document = ledger_document(self.core, self.engine.balance)
         return web.Response(text=json.dumps(document), content_type="application/json", headers=HEADERS)
 
     async def _finish(self, request: web.Request) -> web.StreamResponse:
@@ -103,7 +88,7 @@ class Monitor:
         return _answer(200, "finished")
 
     async def _cut(self, request: web.Request) -> web.StreamResponse:
-        if not self.connections.cut(int(request.match_info["number"])):
+        if not self.core.connections.cut(int(request.match_info["number"])):
             return _answer(404, "the connection is gone already")
         return _answer(200, "cut")
 
@@ -113,7 +98,7 @@ class Monitor:
             fault = Fault(given["on"], given["kind"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             return _answer(400, f"no fault: {error}")
-        self.inject(fault)
+        self.core.faults.add(fault)
         return _answer(200, "armed")
 
 

@@ -48,16 +48,10 @@ MISSING = 'drawing a picture needs Pillow: pip install "flux2-async[emulator]" (
 
 @attrs.frozen
 class Job:
-    """What to draw.
+    """What to draw: the prompt is written in the caption, above the label, and is the seed of colours and shapes.
 
-    Attributes:
-        prompt: Written in the caption; the seed of colours and shapes.
-        ratio: An aspect ratio of the API, or `auto`.
-        resolution: `1K` or `2K`.
-        label: The small line of the caption.
-        references: Encoded pictures, or the address of one that cannot be had.
-        number: Which picture of its task, from 0; each differs a little.
-        format: `jpeg` or `png`.
+    `references` are encoded pictures, or the addresses of those that cannot be had; `number` is which picture of its
+    task it is, from 0: each differs a little.
     """
 
     prompt: str

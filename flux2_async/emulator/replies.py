@@ -31,13 +31,7 @@ PAGE = """<html>
 
 
 class Refusal(Exception):  # noqa: N818  it is an answer, not a mistake of the emulator
-    """An endpoint refuses.
-
-    Attributes:
-        code: The body's `code`.
-        message: The text.
-        retry_after: The header's text, or None.
-    """
+    """An endpoint refuses, with the `code` and the text of the body, and perhaps the header Retry-After."""
 
     def __init__(self, code: int, message: str | None = None, *, retry_after: str | None = None) -> None:
         self.code = code
@@ -48,15 +42,7 @@ class Refusal(Exception):  # noqa: N818  it is an answer, not a mistake of the e
 
 @attrs.frozen
 class Reply:
-    """One answer.
-
-    Attributes:
-        body: The bytes.
-        status: The HTTP status.
-        content_type: Without a charset.
-        headers: Further headers.
-        code: The `code` in the body, None where there is none.
-    """
+    """One answer; `code` is the one in the body, if there is one."""
 
     body: bytes = b""
     status: int = 200
@@ -81,16 +67,8 @@ def granted(data: Any, text: str = "msg") -> Reply:
 
 
 def refused(refusal: Refusal, style: Literal["body", "http"], *, upload: bool = False) -> Reply:
-    """A refusal.
-
-    In the style `body` it comes with HTTP 200, in `http` with its code as HTTP status too; upload endpoints have an
-    envelope of their own.
-    """
-    envelope: dict[str, Any]
-    if upload:
-        envelope = {"success": False, "code": refusal.code, "msg": refusal.message}
-    else:
-        envelope = {"code": refusal.code, "msg": refusal.message, "data": None}
+    """A refusal, in the style `body` under HTTP 200, in `http` under its code; uploads have their own envelope."""
+    envelope = {"code": refusal.code, "msg": refusal.message} | ({"success": False} if upload else {"data": None})
     headers = {} if refusal.retry_after is None else {"Retry-After": refusal.retry_after}
     is_status = 400 <= refusal.code < 600  # noqa: PLR2004  the error statuses of HTTP
     return json_reply(envelope, refusal.code if style == "http" and is_status else 200, headers)

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
 import aiohttp
@@ -14,6 +14,7 @@ from flux2_async.emulator.api import Api
 from flux2_async.emulator.callbacks import Callbacks
 from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.connections import Connections
+from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.faults import Faults
 from flux2_async.emulator.files import Files
@@ -28,29 +29,6 @@ BACKLOG = 1024
 # Handlers that are still busy when the emulator stops; nothing of theirs is worth waiting for.
 SHUTDOWN_TIMEOUT = 0.1
 TURNS_OF_ACCEPTING = 5
-
-
-@attrs.frozen
-class Core:
-    """What outlives a stop and a new start: the tasks, the files and the addresses they stand under."""
-
-    clock: Clock
-    links: Links
-    store: Store
-    engine: Engine
-    files: Files
-
-
-@attrs.frozen
-class Running:
-    """What lives from start to stop."""
-
-    listener: socket.socket
-    runner: web.AppRunner
-    http: aiohttp.ClientSession
-    callbacks: Callbacks
-    closing: asyncio.Event
-    handlers: set[asyncio.Task[Any]]
 
 
 class Emulator:
@@ -90,17 +68,17 @@ class Emulator:
         self._host = host
         self._port = port
         self._log = log
-        self._connections = Connections()
         self._faults = Faults(self.script.faults)
-        self._core: Core | None = None
-        self._running: Running | None = None
+        self._files: Files | None = None
+        self._callbacks: Callbacks | None = None
+        # What ends when it stops.
+        self._running: AsyncExitStack | None = None
 
     def __repr__(self) -> str:
         # One that could not be made is shown as well, by those who report errors.
-        core = vars(self).get("_core")
-        if core is None:
+        if vars(self).get("_files") is None:
             return "<Emulator not started>"
-        return f"<Emulator {core.links.base_url} tasks={len(self.ledger.accepted)} charged={self.ledger.charged}>"
+        return f"<Emulator {self.base_url} tasks={len(self.ledger.accepted)} charged={self.ledger.charged}>"
 
     @property
     def base_url(self) -> str:
@@ -109,7 +87,7 @@ class Emulator:
         Raises:
             RuntimeError: It was not started yet.
         """
-        return self._started().links.base_url
+        return self._started().core.links.base_url
 
     @property
     def upload_url(self) -> str:
@@ -133,31 +111,30 @@ class Emulator:
         listener = socket.create_server((self._host, self._port), family=family)
         # The next start is to be found where this one was.
         self._port = listener.getsockname()[1]
-        core = self._core = self._core or self._make_core()
-        http = aiohttp.ClientSession()
-        closing = asyncio.Event()
-        callbacks = Callbacks(self.script, self.ledger, core.clock, self._faults, http, log=self._log)
-        api = self._api(core, callbacks, http, closing)
-        runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
-        await runner.setup()
-        await web.SockSite(runner, listener, backlog=BACKLOG).start()
-        callbacks.resume(core.engine.tasks.values())
-        self._running = Running(listener, runner, http, callbacks, closing, api.handlers)
+        files = self._files = self._files or self._make_files()
+        core, engine, closing = files.core, files.engine, asyncio.Event()
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(aiohttp.ClientSession())
+            callbacks = Callbacks(core, http)
+            own_names = frozenset({self._host.lower()})
+            monitor = Monitor(core, engine, files, self.finish, self.api_key, own_names, closing)
+            api = Api(core, engine, files, callbacks, Uploads(core, http), monitor, self.api_key, closing)
+            stack.push_async_callback(_end, api.handlers)
+            runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+            stack.push_async_callback(runner.cleanup)
+            await runner.setup()
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+            callbacks.resume(engine.tasks.values())
+            stack.push_async_callback(callbacks.close)
+            stack.push_async_callback(_stop_accepting, listener)
+            stack.callback(closing.set)
+            self._callbacks, self._running = callbacks, stack.pop_all()
 
     async def stop(self) -> None:
         """Cut all connections and stop listening; nothing happens when it does not run."""
-        running, self._running = self._running, None
-        if running is None:
-            return
-        running.closing.set()
-        await _stop_accepting(running.listener)
-        await running.callbacks.close()
-        await running.runner.cleanup()
-        # aiohttp forgets a handler whose client has gone; one that pauses would outlive the event loop.
-        for handler in (left := tuple(running.handlers)):
-            handler.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        await running.http.close()
+        running, self._running, self._callbacks = self._running, None, None
+        if running is not None:
+            await running.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -190,12 +167,13 @@ class Emulator:
         Raises:
             KeyError: Not a task of this emulator.
         """
-        core = self._started()
-        before = core.clock.now()
-        ended = core.engine.tasks[task_id].finished(before)
-        task = core.engine.finish(task_id)
-        if self._running is not None and not ended:
-            self._running.callbacks.schedule(task)
+        files = self._started()
+        task, now = files.engine.tasks[task_id], files.core.clock.now()
+        if task.finished(now):
+            return
+        task.finishes_at = now
+        if self._callbacks is not None:
+            self._callbacks.schedule(task)
 
     def task(self, task_id: str) -> TaskView:
         """A task as it is now.
@@ -209,62 +187,31 @@ class Emulator:
         Raises:
             KeyError: Not a task of this emulator.
         """
-        core = self._started()
-        task = core.engine.tasks[task_id]
-        return TaskView(
-            id=task.id,
-            index=task.index,
-            state=task.state(core.clock.now()),
-            body=task.body,
-            plan=task.plan,
-            accepted_at=task.accepted_at,
-            finishes_at=task.finishes_at,
-            result_urls=task.result_urls,
-        )
+        files = self._started()
+        task = files.engine.tasks[task_id]
+        names = {field.name for field in attrs.fields(TaskView)} - {"state"}
+        return TaskView(state=task.state(files.core.clock.now()), **{name: getattr(task, name) for name in names})
 
-    def _started(self) -> Core:
-        if self._core is None:
+    def _started(self) -> Files:
+        if self._files is None:
             raise RuntimeError("start the emulator first: `async with Emulator() as emulator`")
-        return self._core
+        return self._files
 
-    def _make_core(self) -> Core:
+    def _make_files(self) -> Files:
         clock = Clock(asyncio.get_running_loop())
         # Nobody can connect to "any address".
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104  not listened on here
         links = Links(f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}")
-        store = Store(clock.now, lambda: self.script.upload_life)
-        engine = Engine(self.script, self.ledger, clock, links, store)
-        return Core(clock, links, store, engine, Files(self.script, engine, clock, links, store))
+        store = Store(clock, self.script)
+        core = Core(self.script, self.ledger, clock, links, store, self._faults, Connections(), self._log)
+        return Files(core, Engine(core))
 
-    def _api(self, core: Core, callbacks: Callbacks, http: aiohttp.ClientSession, closing: asyncio.Event) -> Api:
-        return Api(
-            script=self.script,
-            ledger=self.ledger,
-            clock=core.clock,
-            engine=core.engine,
-            faults=self._faults,
-            callbacks=callbacks,
-            uploads=Uploads(self.script, self.ledger, core.clock, core.links, core.store),
-            files=core.files,
-            http=http,
-            api_key=self.api_key,
-            base_url=core.links.base_url,
-            closing=closing,
-            connections=self._connections,
-            monitor=Monitor(
-                engine=core.engine,
-                ledger=self.ledger,
-                clock=core.clock,
-                files=core.files,
-                connections=self._connections,
-                closing=closing,
-                finish=self.finish,
-                inject=self.inject,
-                api_key=self.api_key,
-                own_names=frozenset({self._host.lower()}),
-            ),
-            log=self._log,
-        )
+
+async def _end(handlers: set[asyncio.Task[Any]]) -> None:
+    # aiohttp forgets a handler whose client has gone; one that pauses would outlive the event loop.
+    for handler in (left := tuple(handlers)):
+        handler.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 async def _stop_accepting(listener: socket.socket) -> None:

@@ -11,8 +11,8 @@ import attrs
 
 from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.connections import Connection
+from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine, Window
-from flux2_async.emulator.ledger import Ledger
 from flux2_async.emulator.store import UPLOADS, ResultRef, StoredFile, Unloadable
 from flux2_async.emulator.tasks import Task
 
@@ -22,19 +22,10 @@ SHOWN = 200
 
 @attrs.define
 class Watch:
-    """What one page was told so far, so that it is told changes only.
+    """What one page was told so far, if anything was, so that it is told changes only; `key` opens the emulator."""
 
-    Attributes:
-        engine: The service.
-        ledger: Its book.
-        clock: Its time.
-        key: The key that it accepts.
-        begun: Whether anything was told.
-    """
-
+    core: Core
     engine: Engine
-    ledger: Ledger
-    clock: Clock
     key: str = attrs.field(repr=False)
     begun: bool = False
     _seen: int = 0
@@ -50,16 +41,19 @@ class Watch:
             "key": self.key,
             "ledger": self._figures(),
             "limit": limit_row(self.engine.window()),
-            "connections": [connection_row(connection) for connection in islice(connections, SHOWN)],
+            "connections": [
+                {"number": c.number, "peer": c.peer, "endpoint": c.endpoint, "busy": c.busy > 0, "calls": c.calls}
+                for c in islice(connections, SHOWN)
+            ],
         }
         new = {name: value for name, value in parts.items() if name not in self._told or self._told[name] != value}
         self._told |= new
         if tasks := self._tasks():
             new["tasks"] = tasks
-        return new and new | {"now": self.clock.milliseconds(self.clock.now())}
+        return new and new | {"now": self.core.clock.milliseconds(self.core.clock.now())}
 
     def _tasks(self) -> list[dict[str, Any]]:
-        now, tasks, accepted = self.clock.now(), self.engine.tasks, self.ledger.accepted
+        now, tasks, accepted = self.core.clock.now(), self.engine.tasks, self.core.ledger.accepted
         changed = [task_id for task_id, state in self._running.items() if look(tasks[task_id], now) != state]
         changed += accepted[max(self._seen, len(accepted) - SHOWN) :]
         self._seen = len(accepted)
@@ -70,10 +64,10 @@ class Watch:
         # The oldest are shown no more, so that nothing of them is told.
         for task_id in list(islice(self._running, max(0, len(self._running) - SHOWN))):
             del self._running[task_id]
-        return [task_row(tasks[task_id], self.clock) for task_id in changed]
+        return [task_row(tasks[task_id], self.core.clock) for task_id in changed]
 
     def _figures(self) -> dict[str, Any]:
-        ledger = self.ledger
+        ledger = self.core.ledger
         for call in islice(ledger.requests, self._judged, None):
             if call.outcome != "accepted":
                 self._reasons[str(call.code or call.fault or "cut")] += 1
@@ -144,24 +138,14 @@ def limit_row(window: Window | None) -> dict[str, Any] | None:
     }
 
 
-def connection_row(connection: Connection) -> dict[str, Any]:
-    """An open connection for the page."""
-    return {
-        "number": connection.number,
-        "peer": connection.peer,
-        "endpoint": connection.endpoint,
-        "busy": connection.busy > 0,
-        "calls": connection.calls,
-    }
-
-
-def ledger_document(ledger: Ledger, engine: Engine, clock: Clock) -> dict[str, Any]:
+def ledger_document(core: Core, balance: float) -> dict[str, Any]:
     """The whole ledger as JSON has it; times are ISO 8601."""
+    ledger, clock = core.ledger, core.clock
     return {
         "accepted": list(ledger.accepted),
         "accepted_at": [clock.iso(moment) for moment in ledger.accepted_at],
         "charged": ledger.charged,
-        "balance": engine.balance,
+        "balance": balance,
         "refused": ledger.refused,
         "calls": dict(ledger.calls),
         "polls": ledger.polls,

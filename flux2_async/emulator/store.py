@@ -7,11 +7,13 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable
 from typing import TypeAlias
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import attrs
+
+from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.script import Script
 
 UPLOADS = "/file-upload/files/"
 RESULTS = "/results/"
@@ -32,24 +34,12 @@ def kind_of(content: bytes) -> str | None:
 
 @attrs.frozen
 class StoredFile:
-    """An uploaded file.
-
-    Attributes:
-        path: Folder and name, as given.
-        content: The bytes.
-        mime_type: By content, else by name.
-        stored_at: The loop's time.
-    """
+    """An uploaded file; `path` is folder and name, as given, `stored_at` the loop's time."""
 
     path: str
     content: bytes = attrs.field(repr=False)
     mime_type: str
     stored_at: float
-
-    @property
-    def etag(self) -> str:
-        """A strong validator."""
-        return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
 
 
 @attrs.frozen
@@ -70,24 +60,23 @@ class Unloadable:
 Reference: TypeAlias = StoredFile | ResultRef | Unloadable
 
 
+@attrs.define
 class Store:
-    """The uploaded files."""
+    """The uploaded files, each kept for the script's `upload_life`."""
 
-    def __init__(self, now: Callable[[], float], life: Callable[[], float]) -> None:
-        self._now = now
-        self._life = life
-        self._files: dict[str, StoredFile] = {}
+    clock: Clock
+    script: Script
+    _files: dict[str, StoredFile] = attrs.field(factory=dict)
 
     def keep(self, path: str, content: bytes, mime_type: str) -> StoredFile:
         """Keep a file; the same path, folder and name, once more overwrites."""
-        file = StoredFile(path, content, mime_type, self._now())
-        self._files[path] = file
+        file = self._files[path] = StoredFile(path, content, mime_type, self.clock.now())
         return file
 
     def find(self, path: str) -> StoredFile | None:
         """The file at this path, None when there is none or it has expired."""
         file = self._files.get(path)
-        if file is not None and self._now() >= file.stored_at + self._life():
+        if file is not None and self.clock.now() >= file.stored_at + self.script.upload_life:
             del self._files[path]
             return None
         return file
@@ -95,11 +84,7 @@ class Store:
 
 @attrs.frozen
 class Links:
-    """The emulator's own addresses.
-
-    Attributes:
-        base_url: Of the emulator.
-    """
+    """The emulator's own addresses, all of which begin with `base_url`."""
 
     base_url: str
     _secret: bytes = attrs.field(factory=lambda: secrets.token_bytes(16), repr=False)
@@ -133,9 +118,7 @@ class Links:
 
     def result_ref(self, url: str) -> ResultRef | None:
         """Which picture an address of ours names, None for any other."""
-        if not url.startswith(self.base_url + RESULTS):
-            return None
-        return ref_of(urlsplit(url).path)
+        return ref_of(urlsplit(url).path) if url.startswith(self.base_url + RESULTS) else None
 
     def _signature(self, path: str, expires: int) -> str:
         return hmac.new(self._secret, f"{path}\n{expires}".encode(), hashlib.sha256).hexdigest()[:32]

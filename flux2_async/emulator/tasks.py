@@ -20,18 +20,9 @@ FAILURES: Mapping[str, tuple[str, str]] = {
 
 @attrs.define
 class Task:
-    """An accepted task. Nothing runs for it: its state is worked out from the clock whenever somebody asks.
+    """An accepted task, see `TaskView`. Nothing runs for it: its state is worked out whenever somebody asks.
 
-    Attributes:
-        id: 32 hex digits.
-        index: Its number, from 0.
-        body: The createTask request.
-        plan: What it will do.
-        price: What it costs in the end.
-        accepted_at: When it was accepted, in seconds of the event loop.
-        finishes_at: When it ends, likewise.
-        result_urls: Addresses of its pictures; empty unless it succeeds.
-        references: The reference pictures as far as the emulator has them.
+    `price` is what it costs in the end, `references` are its reference pictures as far as the emulator has them.
     """
 
     id: str
@@ -117,16 +108,12 @@ def _param(task: Task) -> str:
     return _compact(inner)
 
 
-def shown_state(task: Task, now: float) -> str:
-    """The state that recordInfo tells, which may lag behind the truth."""
-    if task.finished(now) and now < task.finishes_at + task.plan.record_lag:
-        return (task.plan.states or ("waiting",))[-1]
-    return task.state(now)
-
-
 def record(task: Task, clock: Clock) -> dict[str, Any]:
     """The `data` of recordInfo: no `updateTime`, nulls and an empty `resultJson` while pending, as recorded."""
-    state = shown_state(task, clock.now())
+    now = clock.now()
+    # It may lag behind the truth.
+    lags = task.finished(now) and now < task.finishes_at + task.plan.record_lag
+    state = (task.plan.states or ("waiting",))[-1] if lags else task.state(now)
     data: dict[str, Any] = {
         "taskId": task.id,
         "model": task.body["model"],
@@ -167,11 +154,7 @@ def callback_body(task: Task, clock: Clock, shape: str) -> dict[str, Any]:
         del data["resultJson"], data["completeTime"]
         return {"code": 501, "msg": "Playground task failed.", "data": data | {"state": "fail"}}
     del data["failCode"], data["failMsg"]
-    data |= {
-        "state": "success",
-        "createTime": clock.milliseconds(task.accepted_at),
-        "updateTime": data["completeTime"],
-    }
+    data |= {"state": "success", "createTime": clock.milliseconds(task.accepted_at), "updateTime": data["completeTime"]}
     return {"code": 200, "msg": "Playground task completed successfully.", "data": data}
 
 

@@ -6,6 +6,7 @@ import hashlib
 import mimetypes
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -15,12 +16,11 @@ import attrs
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from flux2_async.emulator.clock import Clock
+from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import parsed
-from flux2_async.emulator.ledger import Ledger, UploadCall
+from flux2_async.emulator.ledger import UploadCall
 from flux2_async.emulator.replies import Refusal, Reply, json_reply
-from flux2_async.emulator.script import Script
-from flux2_async.emulator.store import MIME_TYPES, Links, Store, StoredFile, kind_of
+from flux2_async.emulator.store import MIME_TYPES, kind_of
 from flux2_async.emulator.validation import is_address
 
 MOST_BYTES = 100 * 1024 * 1024
@@ -30,26 +30,11 @@ FETCH_TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
 @attrs.frozen
-class Upload:
-    """A file on its way in."""
-
-    way: Literal["stream", "base64", "url"]
-    content: bytes
-    folder: object
-    name: object
-    original_name: str = ""
-    stated_type: str | None = None
-
-
 class Uploads:
-    """The upload endpoints."""
+    """The upload endpoints; `http` fetches files of other hosts."""
 
-    def __init__(self, script: Script, ledger: Ledger, clock: Clock, links: Links, store: Store) -> None:
-        self._script = script
-        self._ledger = ledger
-        self._clock = clock
-        self._links = links
-        self._store = store
+    core: Core
+    http: aiohttp.ClientSession
 
     async def stream(self, request: web.Request) -> Reply:
         """`file-stream-upload`: multipart/form-data.
@@ -65,16 +50,8 @@ class Uploads:
             raise Refusal(400, "Malformed multipart body") from None
         if not isinstance(fields.get("file"), bytes):
             raise Refusal(400, "Missing required parameter: file")
-        return self._keep(
-            Upload(
-                "stream",
-                fields["file"],
-                fields.get("uploadPath"),
-                fields.get("fileName", ""),
-                str(fields.get("original name", "")),
-                fields.get("type"),
-            )
-        )
+        original, stated_type = str(fields.get("original name", "")), fields.get("type")
+        return self._keep("stream", fields["file"], fields, original=original, stated_type=stated_type)
 
     async def base64(self, request: web.Request) -> Reply:
         """`file-base64-upload`: JSON.
@@ -84,11 +61,9 @@ class Uploads:
         """
         body = await _json(request, "base64Data")
         content, stated_type = decoded(body["base64Data"])
-        return self._keep(
-            Upload("base64", content, body.get("uploadPath"), body.get("fileName", ""), stated_type=stated_type)
-        )
+        return self._keep("base64", content, body, stated_type=stated_type)
 
-    async def url(self, request: web.Request, http: aiohttp.ClientSession) -> Reply:
+    async def url(self, request: web.Request) -> Reply:
         """`file-url-upload`: JSON; the emulator's own files are taken from its store, others are fetched.
 
         Raises:
@@ -99,19 +74,18 @@ class Uploads:
         if not is_address(address):
             raise Refusal(400, "Invalid fileUrl: use an http or https address")
         _folder(body.get("uploadPath"))
-        content = await self._fetched(address, http)
-        original = unquote(PurePosixPath(urlsplit(address).path).name)
-        return self._keep(Upload("url", content, body.get("uploadPath"), body.get("fileName", ""), original))
+        content = await self._fetched(address)
+        return self._keep("url", content, body, original=unquote(PurePosixPath(urlsplit(address).path).name))
 
-    async def _fetched(self, address: str, http: aiohttp.ClientSession) -> bytes:
-        path = self._links.upload_path(address)
+    async def _fetched(self, address: str) -> bytes:
+        path = self.core.links.upload_path(address)
         if path is not None:
-            file = self._store.find(path)
+            file = self.core.store.find(path)
             if file is None:
                 raise Refusal(400, "Failed to download the file: HTTP 404")
             return file.content
         try:
-            async with http.get(address, timeout=FETCH_TIMEOUT) as response:
+            async with self.http.get(address, timeout=FETCH_TIMEOUT) as response:
                 content = await response.content.read(MOST_BYTES + 1) if response.ok else b""
                 while response.ok and (more := await response.content.read(MOST_BYTES + 1 - len(content))):
                     content += more
@@ -121,33 +95,37 @@ class Uploads:
             raise Refusal(400, f"Failed to download the file: HTTP {response.status}")
         return content
 
-    def _keep(self, upload: Upload) -> Reply:
-        if len(upload.content) > MOST_BYTES:
+    def _keep(
+        self,
+        way: Literal["stream", "base64", "url"],
+        content: bytes,
+        given: Mapping[str, Any],
+        *,
+        original: str = "",
+        stated_type: str | None = None,
+    ) -> Reply:
+        if len(content) > MOST_BYTES:
             raise Refusal(413)
-        folder = _folder(upload.folder)
-        path = f"{folder}/{_name(upload)}"
+        kind = kind_of(content)
+        usual = f".{kind}" if kind else mimetypes.guess_extension(stated_type or "") or ".bin"
+        folder = _folder(given.get("uploadPath"))
+        name = _name(given.get("fileName", ""), PurePosixPath(original).suffix or usual)
+        path = f"{folder}/{name}"
+        mime_type = MIME_TYPES[kind] if kind else mimetypes.guess_type(path)[0] or "application/octet-stream"
         # Upstream's addresses were seen with raw spaces, whatever the caller's own names were.
-        stored_path = f"user uploads/{path}" if self._script.download_url_spaces else path
-        file = self._store.keep(stored_path, upload.content, _mime_type(upload, path))
-        self._note(upload, file)
-        return json_reply(
-            {"success": True, "code": 200, "msg": "File uploaded successfully", "data": self._data(file, path)}
-        )
-
-    def _data(self, file: StoredFile, path: str) -> dict[str, Any]:
-        return {
-            "fileName": PurePosixPath(path).name,
+        spaces = self.core.script.download_url_spaces
+        file = self.core.store.keep(f"user uploads/{path}" if spaces else path, content, mime_type)
+        digest = hashlib.sha256(content).hexdigest()
+        self.core.ledger.uploads.append(UploadCall(file.stored_at, way, name, len(content), digest))
+        data = {
+            "fileName": name,
             "filePath": path,
-            "downloadUrl": self._links.upload(file.path, raw_spaces=self._script.download_url_spaces),
-            "fileSize": len(file.content),
-            "mimeType": file.mime_type,
-            "uploadedAt": self._clock.iso(file.stored_at),
+            "downloadUrl": self.core.links.upload(file.path, raw_spaces=spaces),
+            "fileSize": len(content),
+            "mimeType": mime_type,
+            "uploadedAt": self.core.clock.iso(file.stored_at),
         }
-
-    def _note(self, upload: Upload, file: StoredFile) -> None:
-        digest = hashlib.sha256(file.content).hexdigest()
-        name = PurePosixPath(file.path).name
-        self._ledger.uploads.append(UploadCall(file.stored_at, upload.way, name, len(file.content), digest))
+        return json_reply({"success": True, "code": 200, "msg": "File uploaded successfully", "data": data})
 
 
 async def _fields(request: web.Request) -> dict[str, Any]:
@@ -174,17 +152,7 @@ async def _json(request: web.Request, required: str) -> dict[str, Any]:
 
 
 def decoded(text: str) -> tuple[bytes, str | None]:
-    """Base64 text or a data URL.
-
-    Args:
-        text: Bare base64, or a data URL that is base64 or percent-encoded.
-
-    Returns:
-        The content, and the media type where the text names one.
-
-    Raises:
-        Refusal: 400 when it is neither.
-    """
+    """The content of bare base64 or of a data URL, and the media type where that names one; 400 for all else."""
     mime_type = None
     data_url = re.match(r"data:([^;,]*)([^,]*),", text)
     if data_url:
@@ -210,23 +178,10 @@ def _plain(text: str) -> bool:
     return text.isprintable() and "\\" not in text and not {"", ".", ".."} & set(text.split("/"))
 
 
-def _name(upload: Upload) -> str:
-    name = upload.name
+def _name(name: object, suffix: str) -> str:
+    """The name that was given, or without one a new one with this suffix."""
     if name == "":
-        suffix = PurePosixPath(upload.original_name).suffix or _suffix(upload)
         return secrets.token_hex(8) + (suffix if _plain(suffix) else "")
     if not isinstance(name, str) or "/" in name or not _plain(name):
         raise Refusal(400, "Invalid fileName: a plain file name")
     return name
-
-
-def _suffix(upload: Upload) -> str:
-    kind = kind_of(upload.content)
-    return f".{kind}" if kind else mimetypes.guess_extension(upload.stated_type or "") or ".bin"
-
-
-def _mime_type(upload: Upload, path: str) -> str:
-    kind = kind_of(upload.content)
-    if kind:
-        return MIME_TYPES[kind]
-    return mimetypes.guess_type(path)[0] or "application/octet-stream"

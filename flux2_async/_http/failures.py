@@ -8,11 +8,12 @@ import aiohttp
 
 PROXY_WANTS_NO_MORE: Final = frozenset({408, 429})
 PROXY_WANTS_A_LOGIN: Final = 407
+NO_CONNECTION: Final = "no connection could be made; check the address and the network"
 
 
 def failure_text(error: Exception, host: str | None, timeout: aiohttp.ClientTimeout | None = None) -> str:
     """Say what a failed exchange with a host died of."""
-    what = next((words for kind, words in FAILURES.items() if isinstance(error, kind)), "the exchange failed")
+    what = words_of(error)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         status = getattr(error, "status", 0)
         what += f" with HTTP {status}" + "; give it a user name and a password" * (status == PROXY_WANTS_A_LOGIN)
@@ -21,6 +22,14 @@ def failure_text(error: Exception, host: str | None, timeout: aiohttp.ClientTime
         seconds = timeout.sock_connect or timeout.connect if connecting else timeout.total
         what = what.replace("in time", f"within {seconds:g} s") if seconds else what
     return f"{what} ({host}: {type(error).__name__})"
+
+
+def words_of(error: Exception) -> str:
+    """Say what went wrong, and behind a semicolon what to do about it."""
+    words = next((words for kind, words in FAILURES.items() if isinstance(error, kind)), "the exchange failed")
+    if words == NO_CONNECTION and isinstance(getattr(error, "os_error", None), ConnectionRefusedError):
+        return "the connection was refused; check the address, and whether the service runs there"
+    return words
 
 
 def connecting_text(error: Exception, host: str | None, seconds: float | None) -> str:
@@ -65,7 +74,7 @@ FAILURES: Final[Mapping[type[Exception], str]] = {
     ),
     aiohttp.ClientProxyConnectionError: "the proxy could not be reached",
     aiohttp.ClientHttpProxyError: "the proxy refused the connection",
-    aiohttp.ClientConnectorError: "no connection could be made; check the address and the network",
+    aiohttp.ClientConnectorError: NO_CONNECTION,
     aiohttp.ConnectionTimeoutError: "no connection could be made in time",
     aiohttp.ServerDisconnectedError: "the server closed the connection without an answer",
     aiohttp.ServerFingerprintMismatch: "the server's certificate is not the expected one",

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flux2_async._shown.text import printable
-from flux2_async.cli.screen import Screen
+from flux2_async.cli.screen import Screen, print_words
 
 STYLES: Final = {
     "generating": "cyan",
@@ -106,12 +106,19 @@ class Board(LiveBoard):
         row.ended = now if ended else None
         if state != row.state:
             row.state = state
-            self.say(f"{row.title}: {state}")
+            self.log(f"{row.title}: {state}")
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Tell something in a line of its own; only where nothing is redrawn."""
         if self._live is None:
+            self.say(text)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Tell something in a line of its own, above what is redrawn."""
+        if self._live is None:
             self._screen.note(f"{time.monotonic() - self._begun:5.1f} s  {text}")
+        else:
+            print_words(self._live.console, Text(printable(text), style=style))
 
     def __rich__(self) -> RenderableType:
         if len(self._rows) == 1:

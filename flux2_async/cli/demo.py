@@ -116,11 +116,11 @@ async def _perform(screen: Screen, emulator: Emulator, flux: Flux2Session, shows
         return f" {done} of {len(shows)} finished, {running}; emulated, so it costs nothing"
 
     with Board(screen, [show.row for show in shows], footer) as board:
-        board.say(f"emulator at {emulator.base_url}")
+        board.log(f"emulator at {emulator.base_url}")
         names = sorted(PHOTOS)
         uploaded = dict(zip(names, await asyncio.gather(*(flux.upload(PHOTOS[name]) for name in names)), strict=True))
         for name, file in uploaded.items():
-            board.say(f"uploaded {PHOTOS[name].name}, {file.size:,} bytes")
+            board.log(f"uploaded {PHOTOS[name].name}, {file.size:,} bytes")
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(_watch_refusals(emulator, shows, board))
             async with asyncio.TaskGroup() as plays:

@@ -12,7 +12,7 @@ import attrs
 
 from flux2_async._http.api import CREDITS, UPLOAD
 from flux2_async._http.credentials import Secret, make_credentials
-from flux2_async._http.failures import FAILURES
+from flux2_async._http.failures import words_of
 from flux2_async._protocol.refusals import http_date
 from flux2_async.cli.doctor_callback import Check, callback_checks
 from flux2_async.cli.options import key_variable, named_service
@@ -83,7 +83,7 @@ async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> _Answe
             status, date = response.status, response.headers.get("Date", "")
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         # What is said there of what to do is said here with more.
-        reason = next(words for kind, words in FAILURES.items() if isinstance(error, kind)).partition(";")[0]
+        reason = words_of(error).partition(";")[0]
         return _Answer(Check(name, f"{host}: {reason}", "check the address, the network and the proxy settings"))
     if status >= 500:  # noqa: PLR2004  HTTP's own class
         check = Check(name, f"{host} answers HTTP {status}", "the service has a problem; try again later")

@@ -11,7 +11,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import attrs
 
-from flux2_async._http.failures import FAILURES
+from flux2_async._http.failures import words_of
 from flux2_async.cli.batch_options import SECRET
 from flux2_async.errors import Flux2Error
 from flux2_async.models import Callbacks
@@ -96,7 +96,7 @@ async def _call(address: str, *, signed: bool) -> Check:
             status, location = response.status, response.headers.get("Location", "")
             ours = status in (400, 401) and await _is_receivers(response, status)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        reason = next(words for kind, words in FAILURES.items() if isinstance(error, kind)).partition(";")[0]
+        reason = words_of(error).partition(";")[0]
         return Check("callback", f"{host}: {reason}", "make the address reachable, with a certificate that all trust")
     if ours:
         return _of_receiver(status, signed=signed)

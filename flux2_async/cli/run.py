@@ -20,12 +20,18 @@ from flux2_async.errors import (
     EmptyResultError,
     Flux2Error,
     RateLimitedError,
+    SessionClosedError,
     TaskFailedError,
     TaskNotFoundError,
+    TransportError,
 )
 from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
+from flux2_async.models.events import Polled, SessionEvent, SubmissionChanged
+from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.arguments import too_late
+from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.session import Flux2Session
+from flux2_async.session.submission import TRY_FOR
 from flux2_async.tasks.handle import ImageTask
 
 SLOW: Final = 3.0
@@ -46,6 +52,9 @@ class Job:
         timeout: Seconds for waiting, or None.
         lasting: Whether the task outlives the command.
         task_id: The task, once it is known.
+        handle: The submission, once there is one.
+        unreached: What keeps the service from being reached, as last seen; None while it answers.
+        since: The loop's time from which on that is so.
     """
 
     flux: Flux2Session
@@ -56,9 +65,32 @@ class Job:
     timeout: float | None
     lasting: bool = True
     task_id: str | None = None
+    handle: SubmissionHandle | None = None
+    unreached: Exception | None = None
+    since: float = 0.0
+
+    def hear(self, event: SessionEvent) -> None:
+        """Say once what is waited for while the service cannot be reached; what is not sent is soon taken back."""
+        match event:
+            case SubmissionChanged(event=SubmissionEvent.NEVER_SENT, error=TransportError(transient=True) as error):
+                bound = min(TRY_FOR, math.inf if self.timeout is None else self.timeout)
+            case Polled(error=error) if not isinstance(error, RateLimitedError):
+                bound = math.inf
+            case _:
+                return
+        loop = asyncio.get_running_loop()
+        if error and not self.unreached:
+            self.since = loop.time()
+            if bound:
+                again = "" if math.isinf(bound) else f" for {bound:g} s"
+                self.board.say(f"{error}; trying again{again}", "yellow")
+        elif self.handle and loop.time() - self.since >= bound:
+            # Not in the middle of the step that is told.
+            loop.call_soon(self.handle.withdraw)
+        self.unreached = error
 
     async def submit(self, request: Request) -> ImageTask:
-        """Get the request accepted."""
+        """Get the request accepted; a service that cannot be reached is tried for a minute, or until the time-out."""
         refused: int | None = None
 
         async def on_send(_: str) -> None:
@@ -69,17 +101,19 @@ class Job:
             self.board.change(self.row, "sending" if before is None else again)
 
         self.board.change(self.row, "preparing")
-        # Nothing tells that the service cannot be reached before the library stops to try, after a minute.
         slow = asyncio.get_running_loop().call_later(
             SLOW, self.board.change, self.row, "waiting for upload, connection or limit"
         )
         try:
-            task = await self.flux.submit(request, max_wait=self.timeout, on_send=on_send)
+            self.handle = self.flux.enqueue(request, max_wait=self.timeout, on_send=on_send)
+            task = await self.handle
+        except SessionClosedError as error:
+            raise self.unreached or error from None
         except RateLimitedError as error:
             raise too_late(error, f"--timeout {self.timeout:g}") from None
         finally:
             slow.cancel()
-        self.task_id = task.id
+        self.task_id, self.unreached = task.id, None
         self.row.title = f"task {task.id}"
         self.board.change(self.row, "accepted")
         return task
@@ -148,6 +182,7 @@ async def make(
     async with opened(service, limit) as flux:
         with Board(screen, [row]) as board:
             job = Job(flux, board, row, target, output, _bound(timeout), lasting=not service.emulate)
+            flux.observe(job.hear)
             async with job.ends_told():
                 result, files = await job.finish(await job.submit(request))
     _tell(screen, result, files)
@@ -165,6 +200,7 @@ async def resume(screen: Screen, task_id: str, *, output: str | None, timeout: f
         task = flux.attach(task_id)
         with Board(screen, [row]) as board:
             job = Job(flux, board, row, target, output, _bound(timeout))
+            flux.observe(job.hear)
             async with job.ends_told():
                 board.change(row, "looking")
                 result, files = await job.finish(task)

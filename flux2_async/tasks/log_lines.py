@@ -2,6 +2,7 @@
 
 import logging
 
+from flux2_async.errors import TransportError
 from flux2_async.models.events import LimitLearned, OutageBegan, OutageEnded, Paused, SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent
 
@@ -9,7 +10,7 @@ logger: logging.Logger = logging.getLogger("flux2_async")
 
 
 class LogLines:
-    """Writes at INFO 429s, pauses, what they teach, outages, and when that is over; once what a person has to do."""
+    """Writes at INFO 429s, pauses, what they teach, and when that is over; as warnings what a person should know."""
 
     def __init__(self) -> None:
         self._hinted = False
@@ -26,7 +27,7 @@ class LogLines:
                 logger.info("the limit is taken to be %d for now, instead of %d in %g s", *given)
             case OutageBegan(error=error):
                 text = "createTask gets no answers (%s); one at a time is tried until one is answered"
-                logger.info(text, type(error).__name__)
+                logger.warning(text, error if isinstance(error, TransportError) else type(error).__name__)
             case OutageEnded(seconds=seconds):
                 logger.info("createTask is answered again after %.1f s; all submissions go on", seconds)
             case SubmissionChanged(event=SubmissionEvent.UNCLEAR):

@@ -309,7 +309,7 @@ def test_a_wrong_key(
     assert flux2() == 2
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("flux2: 401: ")
-    assert "no connection could be made" in err[1]
+    assert "the connection was refused" in err[1]
     assert "no API key" in err[2]
     assert not (here / "results" / "results.jsonl").exists()
 

@@ -421,13 +421,33 @@ def test_a_service_that_cannot_be_reached_is_no_silence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """While it is tried again, the progress says what is waited for."""
-    monkeypatch.setattr("flux2_async.cli.run.SLOW", 0.1)
+    monkeypatch.setattr("flux2_async.cli.run.TRY_FOR", 1.0)
     monkeypatch.setenv("APIKLEY_API_KEY", "key")
     monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:1")
-    assert run(["generate", "A lighthouse", "--timeout", "0.5"]) == 1
-    err = capsys.readouterr().err
-    assert "waiting for upload, connection or limit" in err
-    assert "no connection could be made; check the address and the network (127.0.0.1:1: " in err
+    refused = (
+        "the connection was refused; check the address, and whether the service runs there "
+        "(127.0.0.1:1: ClientConnectorError)"
+    )
+    assert run(["generate", "A lighthouse"]) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert [line for line in err if refused in line] == [err[1], err[-1]]
+    assert err[1].endswith(f" {refused}; trying again for 1 s")
+    assert err[-1] == f"flux2: {refused}"
+
+    assert run(["generate", "A lighthouse", "--timeout", "0"]) == 1
+    assert "trying again" not in capsys.readouterr().err
+
+
+def test_polls_that_are_not_answered_are_no_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who waits for a task at an address that refuses connections learns why, once."""
+    monkeypatch.setenv("APIKLEY_API_KEY", "key")
+    monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:1")
+    assert run(["status", "task-1", "--wait", "--timeout", "0.7"]) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert [line for line in err if "the connection was refused" in line] == [err[1]]
+    assert err[1].endswith("; trying again")
 
 
 def test_a_moderated_task_fails_with_the_services_words(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,7 +476,7 @@ def test_a_connection_that_was_not_made_is_not_called_a_429(
     monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:1")
     assert run(["generate", "A lighthouse", "--timeout", "1"]) == 1
     err = capsys.readouterr().err
-    assert "no connection could be made; check the address and the network (127.0.0.1:1: " in err
+    assert "the connection was refused; check the address, and whether the service runs there (127.0.0.1:1: " in err
     assert "429" not in err
     assert "sen" not in err
 

@@ -119,7 +119,7 @@ async def test_a_certificate_that_nobody_trusts() -> None:
 
 async def test_nobody_there() -> None:
     """Where nobody listens, that is said."""
-    assert "no connection could be made" in (await found(f"http://127.0.0.1:{free_port()}{PATH}")).detail
+    assert "the connection was refused" in (await found(f"http://127.0.0.1:{free_port()}{PATH}")).detail
 
 
 @pytest.mark.parametrize("url", ["app.example/x", "https://app.example/?sig=1", "ftp://app.example/"])

@@ -58,8 +58,11 @@ async def test_twelve_seconds_of_refused_connections_end_no_submission() -> None
         assert now() - begun < 12 + 1.2 * LONGEST_FREE_PAUSE + 1
 
 
-async def test_refused_connections_are_tried_for_a_minute() -> None:
-    """Without `max_wait` a service that stays away is told after a minute, to those who tried and those who did not."""
+async def test_refused_connections_are_tried_for_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """Without `max_wait` a service that stays away is told after a minute, to those who tried and those who did not.
+
+    The log says at its beginning what all wait for, once.
+    """
     async with emulated() as (flux, emulator):
         begun = now()
         await emulator.stop()
@@ -67,6 +70,8 @@ async def test_refused_connections_are_tried_for_a_minute() -> None:
 
         assert 60 <= now() - begun < 61
         assert all(isinstance(error, TransportError) and error.never_sent for error in errors)
+        [warning] = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+        assert warning.startswith("createTask gets no answers (the connection was refused; ")
         await emulator.start()
         await flux.submit(REQUEST)
         assert len(emulator.ledger.requests) == 1
@@ -191,7 +196,7 @@ async def test_an_outage_and_its_end_are_told(refused: bool, caplog: pytest.LogC
     assert ended.seconds == pytest.approx(0.5 + 1.0 + 2.0, rel=0.25)
     told = [(record.levelname, record.message) for record in caplog.records if "createTask" in record.message]
     assert told == [
-        ("INFO", "createTask gets no answers (AmbiguousSubmitError); one at a time is tried until one is answered"),
+        ("WARNING", "createTask gets no answers (AmbiguousSubmitError); one at a time is tried until one is answered"),
         ("INFO", f"createTask is answered again after {ended.seconds:.1f} s; all submissions go on"),
     ]
 

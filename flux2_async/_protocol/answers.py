@@ -139,6 +139,10 @@ def judge(
         with_code = "" if code is None else f" with code {code}"
         told = f"createTask was answered by HTTP {reply.status}{with_code} without a task id"
         return unclear(told, request=request, ref=ref, http_status=reply.status)
+    if named := _named(reply.body, echo):
+        # Twice in one object, too deep or in a list: not where an id is read, and no proof that there is no task.
+        told = f"createTask was refused by HTTP {reply.status} in an answer that names task {named[0]}"
+        return unclear(told, request=request, ref=ref, http_status=reply.status)
     wait = retry_after(reply.headers, body=reply.body)
     if wait is None:
         # A date without the service's own one beside it can only be held against our clock.
@@ -159,9 +163,7 @@ def confirm(
     """
     if not behind:
         return answer
-    echo = _Echo(sent)
-    named = (match[1] or match[2] for match in _TASK_ID.finditer(lenient_json.as_text(behind)))
-    task_ids = [each for each in named if _NAME.fullmatch(each.lower()) and not echo.may_be(each, _ID_IN_ECHO)]
+    task_ids = _named(behind, _Echo(sent))
     if isinstance(answer, Accepted):
         task_ids = [each for each in task_ids if each != answer.task_id]
         if not task_ids or not _SUCCESS.match(behind):
@@ -234,6 +236,12 @@ def find_task_id(body: bytes, echo: _Echo) -> str | None:
         if task_id and not echo.may_be(task_id, _ID_IN_ECHO):
             return task_id
     return None
+
+
+def _named(raw: bytes, echo: _Echo) -> list[str]:
+    """What is named like the id of a task anywhere in what came, but in an echo."""
+    named = (match[1] or match[2] for match in _TASK_ID.finditer(lenient_json.as_text(raw)))
+    return [each for each in named if _NAME.fullmatch(each.lower()) and not echo.may_be(each, _ID_IN_ECHO)]
 
 
 def _task_ids(body: bytes) -> Iterable[str | None]:

@@ -110,6 +110,22 @@ def test_an_id_is_read_before_anything_else(status: int, code: Any, place: str) 
     assert meaning(status, body) == "t-1"
 
 
+@pytest.mark.parametrize("code", [402, 429])
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"taskId":"task_1"},"data":null',
+        '{"taskId":"task_1","taskId":null}',
+        '[{"taskId":"task_1"}]',
+        '{"task":{"task_id":17}}',
+    ],
+)
+def test_a_refusal_that_names_a_task_somewhere_proves_nothing(code: int, data: str) -> None:
+    """An id that stands where none is read, such as under a field that comes twice, keeps it from being resent."""
+    body = f'{{"code":{code},"msg":"words","data":{data}}}'.encode()
+    assert meaning(200, body) == meaning(code, body) == meaning(code, b"[" + body + b"]") == "unclear"
+
+
 def test_a_reply_that_broke_off() -> None:
     """Behind its id a reply may break off; a refusal must be whole."""
     assert meaning(200, b'{"code":200,"data":{"taskId":"t-1","pa', broken_off="cut") == "t-1"

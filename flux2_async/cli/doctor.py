@@ -50,7 +50,7 @@ async def checks(callback_url: str | None = None) -> AsyncIterator[Check]:
             async for check in _account(http):
                 yield check
     if callback_url is not None:
-        async for check in callback_checks(callback_url):
+        async for check in callback_checks(callback_url, places.base_url):
             yield check
 
 

@@ -56,8 +56,12 @@ class Check:
         return not self.advice
 
 
-async def callback_checks(url: str) -> AsyncIterator[Check]:
+async def callback_checks(url: str, service_url: str) -> AsyncIterator[Check]:
     """Call the receiver's address once as the service would, signed where the environment has the secret.
+
+    Args:
+        url: The receiver's address.
+        service_url: The service's own: one on this machine, as an emulator is, reaches what we reach.
 
     Yields:
         What the address says, what was answered, and what cannot be known from here.
@@ -69,11 +73,13 @@ async def callback_checks(url: str) -> AsyncIterator[Check]:
     except Flux2Error as error:
         yield Check("callback", str(error), "give the address that the service is to call")
         return
-    inside = _is_inside(urlsplit(url).hostname or "")
-    if inside:
-        yield Check("callback", f"{inside} is an address of the inside", "give one that the service reaches")
+    inside, service = (_is_inside(urlsplit(each).hostname or "") for each in (url, service_url))
+    if inside and not (service and (_is_loopback(service) or not _is_loopback(inside))):
+        where = "this machine alone" if _is_loopback(inside) else "the inside"
+        yield Check("callback", f"{inside} is an address of {where}", "give one that the service reaches")
     yield await _call(address, signed=bool(secret))
-    yield Check("outside", NOT_PROVEN, known=False)
+    if not _is_loopback(service):
+        yield Check("outside", NOT_PROVEN, known=False)
 
 
 def _is_inside(host: str) -> str:
@@ -82,6 +88,14 @@ def _is_inside(host: str) -> str:
         return "" if ipaddress.ip_address(host).is_global else host
     except ValueError:
         return host if host == "localhost" or host.endswith((".localhost", ".local", ".internal")) else ""
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host of the inside is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 async def _call(address: str, *, signed: bool) -> Check:

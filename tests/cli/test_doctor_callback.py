@@ -17,6 +17,8 @@ from flux2_async.cli.doctor_callback import Check, callback_checks
 
 pytestmark = pytest.mark.real_time
 
+OUTSIDE = "https://api.apikley.ru"
+
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,8 +28,8 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def found(url: str) -> Check:
     """What the call itself tells."""
-    checks = [check async for check in callback_checks(url)]
-    assert checks[0].detail == "127.0.0.1 is an address of the inside"
+    checks = [check async for check in callback_checks(url, OUTSIDE)]
+    assert checks[0].detail == "127.0.0.1 is an address of this machine alone"
     assert (checks[-1].name, checks[-1].ok, checks[-1].known) == ("outside", True, False)
     assert "only a callback proves" in checks[-1].detail
     [check] = checks[1:-1]
@@ -125,7 +127,7 @@ async def test_nobody_there() -> None:
 @pytest.mark.parametrize("url", ["app.example/x", "https://app.example/?sig=1", "ftp://app.example/"])
 async def test_what_is_no_address(url: str) -> None:
     """It is told without a call."""
-    [check] = [check async for check in callback_checks(url)]
+    [check] = [check async for check in callback_checks(url, OUTSIDE)]
 
     assert not check.ok
 
@@ -137,10 +139,41 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert run(["doctor", "--json", "--callback-url", f"http://127.0.0.1:{free_port()}{PATH}"]) == 1
     names = [check["name"] for check in json.loads(capsys.readouterr().out)["checks"]]
 
-    assert names[-3:] == ["callback", "callback", "outside"]
+    assert names[-2:] == ["clock", "callback"]
 
 
-def test_what_cannot_be_known_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("service", "callback", "inside"),
+    [
+        ("http://127.0.0.1:8765", "localhost", False),
+        ("http://localhost:8765", "127.0.0.1", False),
+        ("http://emulator.localhost", "app.internal", False),
+        ("http://10.0.0.5", "10.0.0.6", False),
+        ("http://10.0.0.5", "localhost", True),
+        (OUTSIDE, "10.0.0.6", True),
+        (OUTSIDE, "[::1]", True),
+    ],
+)
+async def test_an_inside_address_is_right_where_the_service_is_inside(
+    service: str, callback: str, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside an emulator on this machine an address of this machine is no failure, and nothing is left to be proven."""
+
+    async def answer(*_: object, **__: object) -> Check:
+        return Check("callback", "a receiver answers")
+
+    monkeypatch.setattr("flux2_async.cli.doctor_callback._call", answer)
+    checks = [check async for check in callback_checks(f"http://{callback}:8000{PATH}", service)]
+
+    assert any("give one that the service reaches" in check.advice for check in checks) == inside
+    outside = any(check.name == "outside" for check in checks)
+    assert outside == (not service.startswith(("http://127", "http://localhost", "http://emulator")))
+    assert len(checks) == 1 + inside + outside
+
+
+def test_what_cannot_be_known_is_a_note(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """To people it is neither in order nor a failure."""
+    for name in ("APIKLEY_BASE_URL", "APIKLEY_UPLOAD_URL"):
+        monkeypatch.setenv(name, "https://service.invalid")
     run(["doctor", "--callback-url", f"http://127.0.0.1:{free_port()}{PATH}"])
     assert "note   outside  whether the service reaches it" in capsys.readouterr().out

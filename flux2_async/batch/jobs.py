@@ -150,11 +150,7 @@ class InvalidInputError(InvalidRequestError):
 
 
 def job_of(item: object) -> Job:
-    """Take what the caller gave as a job.
-
-    Raises:
-        InvalidRequestError: It is none.
-    """
+    """Take what the caller gave as a job, or raise `InvalidRequestError`."""
     if isinstance(item, Job):
         return item
     if isinstance(item, Request):
@@ -163,21 +159,13 @@ def job_of(item: object) -> Job:
 
 
 def located(job: Job) -> list[str]:
-    """Give the pictures of a job as absolute paths and addresses.
-
-    Raises:
-        InvalidRequestError: One is given by its content.
-    """
+    """Give the pictures of a job as absolute paths and addresses; `InvalidRequestError` where one is its content."""
     named = zip(names_of_images(job.request), images_of(job.request), strict=True)
     return [_located(name, image, job.folder) for name, image in named]
 
 
 def check_files(request: Request, images: list[str], most: int = MAX_PICTURE) -> None:
-    """Look whether the `located` local pictures of a job, of at most so many bytes each, can be uploaded; blocks.
-
-    Raises:
-        InvalidRequestError: One cannot.
-    """
+    """Raise `InvalidRequestError` where a `located` local picture, of so many bytes at most, cannot be read; blocks."""
     for name, image in zip(names_of_images(request), images, strict=True):
         if not is_url(image):
             check_picture(name, Path(image), most)

@@ -16,12 +16,7 @@ RANDOM_BITS: Final = 42
 
 
 def new_name(service: Service, now: float) -> str:
-    """Give a name for a submission that nobody has had: a UUID (version 8) in hex where the service honours names.
-
-    Args:
-        service: Where it will be sent to.
-        now: Seconds since 1970.
-    """
+    """Give a name for a submission that nobody has had: a UUID (version 8) in hex where the service honours names."""
     if service.idempotency_header is None:
         return uuid.uuid4().hex
     mark = _mark(service)
@@ -31,7 +26,10 @@ def new_name(service: Service, now: float) -> str:
 
 
 def seconds_left(name: str | None, service: Service, now: float) -> float:
-    """Give the seconds for which a submission may be sent again under its name; 0 where it must not be."""
+    """Give the seconds for which a submission may be sent again under its name; 0 where it must not be.
+
+    `now` is in seconds since 1970.
+    """
     if name is None or service.idempotency_header is None or not re.fullmatch(r"[0-9a-f]{32}", name):
         return 0.0
     value = int(name, 16)

@@ -64,14 +64,9 @@ def read_results(directory: str | os.PathLike[str]) -> Iterator[Outcome]:
 
 
 def outcome_from(line: dict[str, Any]) -> Outcome:
-    """Read a request as a line holds it; see `document`.
-
-    Raises:
-        KeyError: It is no such line; likewise ValueError, TypeError and AttributeError.
-    """
-    fields = dict(line)
-    # It says again what stands in `extra`.
-    fields.pop("group", None)
+    """Read a request as a line holds it, see `document`; raise what Python does for what is no such line."""
+    # The group says again what stands in `extra`.
+    fields = {name: value for name, value in line.items() if name != "group"}
     for name in ("images", "files", "urls"):
         fields[name] = tuple(fields[name])
     for name in ("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"):
@@ -86,11 +81,8 @@ def outcome_from(line: dict[str, Any]) -> Outcome:
 class Changes:
     """`changes.jsonl` of a run: written without a promise, since all that counts is in the journal. Blocks.
 
-    Attributes:
-        directory: An existing folder.
-        total: Requests of the batch, which its first line tells.
-        ends_at: When all of them are expected to have ended, in seconds since 1970, which the next change tells; or
-            None. May be set in another thread.
+    Its first line tells `total`, the requests of the batch. `ends_at` is when all of them are expected to have ended,
+    in seconds since 1970 or None; the next change tells it, and another thread may set it.
     """
 
     directory: Path

@@ -35,22 +35,14 @@ class Sender(Protocol):
 class RunState:
     """Told of a change by those who work on requests, before they wait for the journal to have it.
 
-    Args:
-        start: What the journal said when the run began.
-        max_credits: Credits the whole batch may cost, or None.
-        max_failed: The share of requests of this run that may fail, or None.
-
     Attributes:
-        spending: What was spent.
-        count: Requests by state.
         breaker: The gate before every submission.
         posting: Who has a createTask about to leave or under way.
         searching: Who waits for the callback of a submission without a reply.
         refusals: Requests refused since the last one that was accepted.
         changed: Woken when something has changed.
         stopping: Done as soon as nothing more is to be sent.
-        stopped: Why no more is sent although there is more, or None.
-        pricing: What kind of picture the others wait for to tell its price, or None.
+        stopped: As in `Progress`; likewise `pricing`.
         failure: What stopped the run, or None.
     """
 
@@ -73,11 +65,7 @@ class RunState:
     # Whether anything more is sent.
 
     def check_sending(self) -> None:
-        """Look whether anything may be sent.
-
-        Raises:
-            Stopped: Nothing is.
-        """
+        """Raise `Stopped` where nothing is sent any more."""
         if self.stopping.done():
             raise Stopped
 
@@ -115,7 +103,8 @@ class RunState:
 
     def withdrawn(self, sender: Sender) -> None:
         """It did not leave."""
-        self._answered(sender)
+        self.posting.discard(sender)
+        self.changed.wake()
 
     def sent(self) -> None:
         """It leaves."""
@@ -123,12 +112,12 @@ class RunState:
 
     def refused(self, sender: Sender) -> None:
         """It created nothing."""
-        self._answered(sender)
+        self.withdrawn(sender)
         self.count.move(State.SUBMITTING, State.QUEUED)
 
     def accepted(self, sender: Sender) -> None:
         """It became a task."""
-        self._answered(sender)
+        self.withdrawn(sender)
         self.breaker.answered()
         self.refusals = 0
         self.count.submitted += 1
@@ -137,7 +126,7 @@ class RunState:
     def unclear(self, sender: Sender) -> None:
         """It is not known whether there is a task."""
         was_task = sender.row.task_id is not None
-        self._answered(sender)
+        self.withdrawn(sender)
         self.spending.mark_unclear(sender.row.kind)
         self.count.move(State.SUBMITTED if was_task else State.SUBMITTING, State.UNKNOWN)
 
@@ -208,7 +197,3 @@ class RunState:
             return
         self.stopped = f"max_failed={share:g}: {self._failed} of the {self._ended} requests that have ended failed"
         self.stop()
-
-    def _answered(self, sender: Sender) -> None:
-        self.posting.discard(sender)
-        self.changed.wake()

@@ -31,18 +31,7 @@ Job = asyncio.Task[Outcome | None]
 
 
 class Scheduler:
-    """Works through a journal.
-
-    Args:
-        flux: The session.
-        journal: Open, and begun.
-        directory: The folder of the batch, absolute.
-        start: What the journal said when it was begun.
-        options: What the run is asked for.
-
-    Attributes:
-        state: What the run knows.
-    """
+    """Works through a journal, which is open and begun, into a folder, whose path is absolute."""
 
     def __init__(self, flux: Flux2Session, journal: Journal, directory: Path, start: Start, options: Options) -> None:
         self.state: RunState = RunState(start, options.max_credits, options.max_failed)
@@ -99,11 +88,9 @@ class Scheduler:
         # Rows move up this list while they are worked on, so that who is in hand is not met again.
         if self._options.download:
             async for row in self._rows(Work.NOT_DOWNLOADED):
-                await self._room.acquire()
-                self._begin(row)
+                await self._take(row)
         async for row in self._rows(Work.SUBMITTED):
-            await self._room.acquire()
-            self._begin(row)
+            await self._take(row)
         await self._take_unclear()
         taken, most = 0, self._options.max_tasks
         async for row in self._rows(Work.QUEUED):
@@ -118,14 +105,17 @@ class Scheduler:
             self.state.spending.start(row.kind)
             self._begin(row)
 
+    async def _take(self, row: Row) -> None:
+        await self._room.acquire()
+        self._begin(row)
+
     async def _take_unclear(self) -> None:
         """Send again what the service still knows by its name, and wait for the callbacks of the rest."""
         resent: set[int] = set()
         async for row in self._rows(Work.UNCLEAR_ASKED_FOR):
             if seconds_left(row.ref, self._flux.service, time.time()):
-                await self._room.acquire()
                 resent.add(row.number)
-                self._begin(row)
+                await self._take(row)
         async for row in self._rows(Work.UNCLEAR, MAX_SEARCHED):
             if row.number not in resent:
                 self._search(self._worker(row))

@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -37,15 +36,9 @@ from flux2_async.tasks.handle import ImageTask
 
 @attrs.define(eq=False)
 class Worker:
-    """Works on one request, and keeps its record.
+    """Works on one request, `row`, and keeps its record.
 
     Attributes:
-        flux: The session.
-        journal: Where it is written down what became of the request.
-        directory: The folder of the batch, absolute.
-        options: What the run is asked for.
-        state: What the run knows.
-        row: The request.
         waiting: Whether it may be let go without losing anything.
         ending: Whether its end is being written down, so that it is to be told.
         left: Whether nobody waits for it any more; a createTask under way is answered all the same.
@@ -72,7 +65,7 @@ class Worker:
         if self.row.state is State.SUBMITTED:
             attached = self.flux.attach(self.row.task_id or "")
             if attached.group is None and attached.metadata is None:
-                attached.group, attached.metadata = self._group, self._metadata
+                attached.group, attached.metadata = self._group, self.row.extra or None
             return await self._finish(attached)
         task = await (self._resend() if self.row.state is State.UNKNOWN else self._submit())
         return await self._finish(task) if isinstance(task, ImageTask) else task
@@ -80,10 +73,6 @@ class Worker:
     @property
     def _group(self) -> str | None:
         return self.row.group or self.options.group
-
-    @property
-    def _metadata(self) -> Mapping[str, Any] | None:
-        return self.row.extra or None
 
     async def recover(self) -> Outcome:
         """Wait for the callback of a submission whose reply was lost."""
@@ -222,7 +211,7 @@ class Worker:
                 ref=ref,
                 steps=self,
                 group=self._group,
-                metadata=self._metadata,
+                metadata=self.row.extra or None,
                 resend_within=resend_within,
             )
         except BudgetExceededError as error:
@@ -284,16 +273,13 @@ class Worker:
             # The disk is full, or the folder cannot be written: every other picture would meet the same.
             self.state.fail(error)
         if isinstance(error, ApiError) and error.link_expired:
-            return await self._expired(row)
+            try:
+                await self.flux.download_url(row.urls[0])
+            except (NotFoundError, RequestRejectedError):
+                # The service, asked by name, gives no new link either.
+                return Download.EXPIRED
+            except Flux2Error:
+                pass
+            return Download.PENDING
         # Too large; asking again gives the same.
         return Download.FAILED if isinstance(error, TaskError) else Download.PENDING
-
-    async def _expired(self, row: Row) -> Download:
-        """Whether the service, asked by name, gives no new link either."""
-        try:
-            await self.flux.download_url(row.urls[0])
-        except (NotFoundError, RequestRejectedError):
-            return Download.EXPIRED
-        except Flux2Error:
-            return Download.PENDING
-        return Download.PENDING

@@ -31,11 +31,7 @@ TRIGGER: Final = (
 
 
 def checksum(*values: Any) -> int:
-    """Give the checksum of a row, 32 bits, the same on every machine and version of Python.
-
-    Args:
-        *values: Those of `COLUMNS`, as SQLite gives them.
-    """
+    """Give the checksum of a row's `COLUMNS`, 32 bits, the same on every machine and version of Python."""
     # What a version of Python takes for printable does not matter to ascii().
     return zlib.crc32(ascii(values).encode())
 

@@ -29,11 +29,7 @@ class _Write:
 
 
 class Database:
-    """The journal's file, open.
-
-    Args:
-        path: The file.
-    """
+    """The journal's file, open."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -45,11 +41,7 @@ class Database:
         self._closed = False
 
     async def open(self) -> None:
-        """Open the file.
-
-        Raises:
-            JournalError: It cannot be used.
-        """
+        """Open the file; JournalError: it cannot be used."""
         opening = self._thread.submit(connect, self._path)
         try:
             self._connection = await asyncio.shield(asyncio.wrap_future(opening))
@@ -70,11 +62,8 @@ class Database:
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Ask something, or change much in a transaction of its own, after all that `write` was asked for before.
 
-        `query` is called with the connection in the thread, between two commits.
-
-        Raises:
-            OSError: The disk is full or broken.
-            JournalError: The file is torn or closed.
+        `query` is called with the connection in the thread, between two commits. OSError: the disk is full or broken;
+        JournalError: the file is torn or closed.
         """
         connection = self._open()
         if self._waiting:
@@ -86,12 +75,9 @@ class Database:
     def write(self, change: Change, *, durable: bool = False) -> "asyncio.Future[Any]":
         """Change something; it is on its way when this returns, and a cancelled waiter does not stop it.
 
-        Args:
-            change: Called with the connection in the thread, in a transaction with other changes.
-            durable: Whether the change has to survive a power failure once it is awaited.
-
-        Returns:
-            A future of what `change` gives; it raises like `read`, and then nothing is changed.
+        `change` is called with the connection in the thread, in a transaction with others; what it gives is the result
+        of the future, which raises like `read`, and then nothing is changed. A `durable` change survives a power
+        failure once it is awaited.
         """
         self._open()
         done: asyncio.Future[Any] = self._loop.create_future()

@@ -47,13 +47,7 @@ in_order: Final = itemgetter(*COLUMNS)
 
 @attrs.frozen
 class Entered:
-    """What became of the input.
-
-    Attributes:
-        taken: Requests in the journal now.
-        bad: Lines left out, at most a hundred of them.
-        bad_count: All of them.
-    """
+    """What became of the input: requests in the journal now, and lines left out, of which `bad` has a hundred."""
 
     taken: int
     bad: tuple[BadLine, ...] = ()
@@ -62,17 +56,10 @@ class Entered:
 
 @attrs.define
 class Entry:
-    """One run's input on its way into the journal, within one transaction.
+    """One run's input on its way into the journal, within one transaction; see `Entered`.
 
-    Attributes:
-        connection: Of the journal.
-        options: Of the run. Files of requests that it may send must be there; a shuffled order has nothing to do with
-            that of the input, and is the same in every run.
-        max_image_bytes: What a local picture may have.
-        run: The number of the run.
-        taken: Requests taken.
-        bad: What cannot be used, the first hundred of it.
-        bad_count: All of it.
+    Files of requests that the run may send must be there. A shuffled order has nothing to do with that of the input,
+    and is the same in every run.
     """
 
     connection: sqlite3.Connection

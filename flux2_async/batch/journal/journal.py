@@ -41,13 +41,7 @@ CHUNK: Final = 500
 
 @attrs.frozen
 class Preview:
-    """What a run would find.
-
-    Attributes:
-        entered: What would become of its input.
-        tallies: All requests, with it.
-        seconds: What a task has taken, on average by the service's clock; None when none has told.
-    """
+    """What a run would find, with what would become of its input; `seconds` as `seconds_taken` has them."""
 
     entered: Entered
     tallies: tuple[Tally, ...]
@@ -170,11 +164,7 @@ class Journal:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run a batch with it, one at a time: two would take the same requests for their own.
-
-        Raises:
-            JournalError: One is running.
-        """
+        """Run a batch with it, one at a time: two would take the same requests for their own."""
         self._check_idle()
         self.working = True
         try:
@@ -185,11 +175,7 @@ class Journal:
     # What follows is for those who run a batch.
 
     async def use_outcomes(self, use: Callable[[Iterator[Outcome]], T]) -> T:
-        """Call something in the journal's thread with what `outcomes` gives, all of it as it is at one moment.
-
-        Raises:
-            OSError: The disk is full or broken; or what was called raised it.
-        """
+        """Call something in the journal's thread with what `outcomes` gives, all of it as it is at one moment."""
         return await self.read(lambda connection: use(map(outcome_of, _select_wanted(connection))))
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
@@ -197,27 +183,15 @@ class Journal:
         return await self._open().read(query)
 
     async def enter(
-        self,
-        requests: Iterable[object] | AsyncIterable[object],
-        options: Options,
-        max_image_bytes: int = MAX_PICTURE,
+        self, requests: Iterable[object] | AsyncIterable[object], options: Options, max_image_bytes: int = MAX_PICTURE
     ) -> Entered:
-        """Take the input, all of it or nothing; see `Entry`.
-
-        Raises:
-            InvalidInputError: Some of it cannot be used, and `skip_invalid` is not set; nothing was changed.
-        """
+        """Take the input, all of it or nothing, see `Entry`: `InvalidInputError` changes nothing."""
         async with self._entry(requests, options, max_image_bytes) as entry:
             await self.read(lambda _: entry.end())
         return entry.entered()
 
     async def preview(self, requests: Iterable[object] | AsyncIterable[object], options: Options) -> Preview:
-        """Tell what a run would find, and leave the journal as it is; see `enter` and `begin`.
-
-        Raises:
-            InvalidInputError: Some of it cannot be used, and `skip_invalid` is not set.
-            JournalError: A batch is running with it.
-        """
+        """Tell what a run would find, and leave the journal as it is; see `enter` and `begin`."""
         self._check_idle()
 
         def look(connection: sqlite3.Connection) -> Preview:
@@ -253,10 +227,8 @@ class Journal:
     async def begin(self, options: Options, resendable: Callable[[str | None], bool] | None = None) -> Start:
         """Settle what the last run left, and make requests sendable again where asked for.
 
-        Args:
-            options: What the run is asked for.
-            resendable: Says whether an unclear submission of such a name may be sent again under it, so that it need
-                not be given up; None: none may.
+        `resendable` says whether an unclear submission of such a name may be sent again under it, so that it need not
+        be given up; None: none may.
         """
         change = partial(begin, options=options, resendable=resendable)
         start: Start = await self._open().write(change, durable=True)

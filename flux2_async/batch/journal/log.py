@@ -29,14 +29,7 @@ Sums = tuple[int, int]
 
 @attrs.frozen
 class _Frame:
-    """One page of the database as the log has it.
-
-    Attributes:
-        content: What its checksum is about: page number and size, and the page.
-        salts: Those of the log it belongs to.
-        commits: Whether a transaction ends with it.
-        sums: The checksum, over all frames up to this one.
-    """
+    """One page of the database as the log has it; `sums`, over all frames up to this one, are about `content`."""
 
     content: bytes
     salts: bytes
@@ -51,14 +44,7 @@ class _Frame:
 
 
 def damaged_frame(log: Path) -> int | None:
-    """Look for damage in a log, which may be missing.
-
-    Returns:
-        The number of the damaged frame, from 1, or 0 for the header of the log; None when all is well.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Give the number of the damaged frame of a log, from 1, or 0 for its header; None: all is well, or no log."""
     try:
         with log.open("rb") as file:
             return _damaged_frame(file)

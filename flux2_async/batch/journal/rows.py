@@ -16,19 +16,10 @@ from flux2_async.models.requests import request_of
 
 @attrs.frozen
 class Row:
-    """A request of the journal that is to be worked on.
+    """A request of the journal that is to be worked on, as it was when it was taken.
 
-    Attributes:
-        number: What the journal knows it by.
-        place: Where it stands among those of its state.
-        id: What the caller knows it by.
-        state: Where it was when it was taken.
-        request: What to send.
-        ref: The name of its last submission, or None.
-        task_id: Its task, or None.
-        sent_at: When its last POST left, or was given up, in seconds since 1970, or None.
-        urls: Where its pictures are, once it is done.
-        extra: What its caller gave with it.
+    The journal knows it by its `number`, and its caller by its `id`; `place` is where it stands among those of its
+    state, `sent_at` when its last POST left, or was given up, in seconds since 1970.
     """
 
     number: int

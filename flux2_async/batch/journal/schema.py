@@ -66,11 +66,8 @@ class JournalError(ConfigurationError):
 def connect(path: Path) -> sqlite3.Connection:
     """Open the journal for this process alone, making it, and its folder, when there is none.
 
-    Returns:
-        The connection, which only one thread at a time may use; closing it unlocks the file.
-
-    Raises:
-        JournalError: It is another process's, no journal, damaged, of a newer version, or cannot be opened.
+    Only one thread at a time may use the connection; closing it unlocks the file. JournalError: it is another
+    process's, no journal, damaged, of a newer version, or cannot be opened.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

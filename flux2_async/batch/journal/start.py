@@ -50,11 +50,7 @@ class Tally:
     """All requests of one kind and state together.
 
     Attributes:
-        model: The API's id of the model.
-        resolution: As sent.
-        state: Where they are.
         wanted: How many of them the input asks for or were ever sent.
-        count: How many.
         unpriced: How many of them have no figure of what they cost; failed ones that cost nothing do not count.
         credits: What the others cost.
         price: The most that one of them cost, or None.
@@ -78,12 +74,10 @@ class Tally:
 
 @attrs.frozen
 class Start:
-    """What a run finds when it begins.
+    """What a run finds when it begins; times in seconds since 1970, None where there was no such POST.
 
-    Attributes:
-        tallies: What there is.
-        answered_at: When the last POST left or was answered, in seconds since 1970; None: there was none.
-        unclear_at: When the last POST left that had no answer, or was given up; None: there was none.
+    `answered_at` is when the last POST left or was answered, `unclear_at` when the last one left that had no answer, or
+    was given up.
     """
 
     tallies: tuple[Tally, ...]

@@ -13,15 +13,10 @@ from flux2_async.batch.results import CHANGES, RESULTS, is_held, outcome_from
 
 @attrs.define
 class Following:
-    """`results.jsonl` of the last run, and over it what `changes.jsonl` tells of the one under way.
+    """`results.jsonl` of the last run, and over it what `changes.jsonl` tells of the one under way: outcomes by id.
 
-    Attributes:
-        directory: The folder of the batch.
-        outcomes: All requests that are known, by id.
-        total: How many the batch has, or None when nothing has told.
-        running: Whether a batch works in the folder.
-        changed_at: When something changed last, in seconds since 1970, or None.
-        ends_at: When all is expected to have ended, likewise, or None when nothing has told or no batch works here.
+    `total` is how many the batch has, `running` whether a batch works in the folder, `changed_at` when something
+    changed last and `ends_at` when all is expected to have ended, in seconds since 1970; None where nothing has told.
     """
 
     directory: Path

@@ -8,19 +8,16 @@ pictures that lie beside it.
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
 from flux2_async._http.atomic_file import replacing
 from flux2_async.batch.outcomes import Outcome
-from flux2_async.batch.report.rows import Picture, link_to, page_row
+from flux2_async.batch.report.rows import link_to, report_row
 from flux2_async.batch.report.thumbnails import Thumbnails
-from flux2_async.models.requests import is_url
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -61,9 +58,13 @@ def write_report(
     """
     template = _template()
     folder = Path(directory).resolve()
+
+    def known(path: Path) -> dict[str, str | None]:
+        return {"href": link_to(path, folder), "thumb": thumbnails.make(path)}
+
     with Thumbnails(folder) as thumbnails:
         content = template.generate(
-            rows=(_row(outcome, folder, thumbnails) for outcome in outcomes),
+            rows=(report_row(outcome, folder, known) for outcome in outcomes),
             title=title,
             written=_now(),
             events="",
@@ -75,33 +76,15 @@ def write_report(
     return folder / NAME
 
 
-@attrs.frozen
-class ServedPage:
-    """The page without rows, which a server sends after it.
-
-    Attributes:
-        text: HTML.
-        policy: Its Content-Security-Policy.
-    """
-
-    text: str
-    policy: str
-
-
-def served_page(title: str) -> ServedPage:
-    """Give the page for a server that has `events`.
-
-    Raises:
-        ImportError: The extra `cli` is missing; the text says how to install it.
-    """
+def served_page(title: str) -> tuple[str, str]:
+    """Give the page without rows, for a server that sends them as `events`, and its Content-Security-Policy."""
     assets = _assets(SERVED_SCRIPT)
     policy = (
         f"default-src 'none'; script-src '{assets['script_hash']}'; style-src '{assets['style_hash']}'; "
         "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types 'none'"
     )
-    text = _template().render(rows=(), title=title, written=_now(), events="./events", **assets)
-    return ServedPage(text, policy)
+    return _template().render(rows=(), title=title, written=_now(), events="./events", **assets), policy
 
 
 def _template() -> "Template":
@@ -128,27 +111,6 @@ def _assets(script: tuple[str, ...] = SCRIPT) -> dict[str, Any]:
         assets[kind] = Markup(text)  # noqa: S704  part of this package
         assets[f"{kind}_hash"] = f"sha256-{digest}"
     return assets
-
-
-def _row(outcome: Outcome, folder: Path, thumbnails: Thumbnails) -> dict[str, Any]:
-    def known(path: Path) -> dict[str, str | None]:
-        return {"href": link_to(path, folder), "thumb": thumbnails.make(path)}
-
-    inputs = [picture_of(source, Path.cwd(), known) for source in outcome.images]
-    outputs = [picture_of(file, folder, known) for file in outcome.files or outcome.urls]
-    return page_row(outcome, inputs, outputs)
-
-
-def picture_of(source: str, base: Path, known: Callable[[Path], dict[str, str | None]]) -> Picture:
-    """Say where the page finds a picture, of which a relative path begins at `base`.
-
-    `known` gives `href` and `thumb` of a file, None for what there is not.
-    """
-    # What would have to be fetched is left to who clicks on it.
-    if is_url(source):
-        return {"name": source, "href": source}
-    told = {"name": Path(source).name} | known(base / source)
-    return {key: value for key, value in told.items() if value is not None}
 
 
 def _now() -> str:

@@ -3,19 +3,34 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from flux2_async.batch.outcomes import Outcome
+from flux2_async.models.requests import is_url
 
 Picture: TypeAlias = dict[str, str]
 """How the page can show a picture: its `name`, and where there is one the `href` of its file and its `thumb`nail."""
 
 # Nobody reads further in a browser, and a page of 10,000 rows has to be opened.
 MAX_TEXT: Final = 10_000
+
+
+def report_row(outcome: Outcome, folder: Path, known: Callable[[Path], dict[str, str | None]]) -> dict[str, Any]:
+    """Say what became of a request of the batch in `folder`; `known` gives `href` and `thumb` of a file, or None."""
+
+    def picture_of(source: str, base: Path) -> Picture:
+        # What would have to be fetched is left to who clicks on it.
+        if is_url(source):
+            return {"name": source, "href": source}
+        told = {"name": Path(source).name} | known(base / source)
+        return {key: value for key, value in told.items() if value is not None}
+
+    inputs = [picture_of(source, Path.cwd()) for source in outcome.images]
+    return page_row(outcome, inputs, [picture_of(file, folder) for file in outcome.files or outcome.urls])
 
 
 def page_row(outcome: Outcome, inputs: Sequence[Picture], outputs: Sequence[Picture]) -> dict[str, Any]:

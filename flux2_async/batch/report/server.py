@@ -14,10 +14,9 @@ import attrs
 from aiohttp import web
 
 from flux2_async._shown.local_page import HEADERS, EventStream, guarded
-from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.report.following import Following
-from flux2_async.batch.report.report import ServedPage, picture_of, served_page
-from flux2_async.batch.report.rows import page_row
+from flux2_async.batch.report.report import served_page
+from flux2_async.batch.report.rows import report_row
 from flux2_async.batch.report.thumbnails import Thumbnails
 
 # Seconds between two looks into the folder.
@@ -57,11 +56,11 @@ async def serve_report(
         ImportError: The extra `cli` is missing; the text says how to install it.
         OSError: The address cannot be listened on.
     """
-    page = served_page(title)
+    text, policy = served_page(title)
     folder = Path(os.path.realpath(directory))  # noqa: ASYNC240  before anything else runs
     closing = asyncio.Event()
     with Thumbnails(folder) as thumbnails:
-        report = Report(folder, page, thumbnails, closing, frozenset({host.lower()}))
+        report = Report(folder, text, policy, thumbnails, closing, frozenset({host.lower()}))
         runner = web.AppRunner(report.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
         try:
@@ -80,18 +79,14 @@ async def serve_report(
 
 @attrs.define
 class Report:
-    """The page of one folder.
+    """The page of one folder, whose path is absolute, for who asks for it under one of `own_names`.
 
-    Attributes:
-        folder: Of the batch, absolute.
-        page: Without rows.
-        thumbnails: Made when a browser asks for them.
-        closing: Set when the server stops.
-        own_names: Host names under which the page may be asked for.
+    Thumbnails are made when a browser asks for them; `closing` is set when the server stops.
     """
 
     folder: Path
-    page: ServedPage
+    text: str
+    policy: str
     thumbnails: Thumbnails
     closing: asyncio.Event
     own_names: frozenset[str]
@@ -129,13 +124,8 @@ class Report:
     def _look(self) -> list[str]:
         changed = self._following.news()
         for name in changed:
-            self._rows[name] = self._row(self._following.outcomes[name])
+            self._rows[name] = report_row(self._following.outcomes[name], self.folder, self._known)
         return changed
-
-    def _row(self, outcome: Outcome) -> dict[str, Any]:
-        inputs = [picture_of(source, Path.cwd(), self._known) for source in outcome.images]
-        outputs = [picture_of(file, self.folder, self._known) for file in outcome.files or outcome.urls]
-        return page_row(outcome, inputs, outputs)
 
     def _known(self, path: Path) -> dict[str, str | None]:
         if not path.is_file():
@@ -145,8 +135,8 @@ class Report:
         return {"href": f"./files/{token}", "thumb": f"./thumbnails/{token}"}
 
     async def _page(self, _: web.Request) -> web.StreamResponse:
-        headers = HEADERS | {"Content-Security-Policy": self.page.policy}
-        return web.Response(text=self.page.text, content_type="text/html", headers=headers)
+        headers = HEADERS | {"Content-Security-Policy": self.policy}
+        return web.Response(text=self.text, content_type="text/html", headers=headers)
 
     async def _icon(self, _: web.Request) -> web.StreamResponse:
         # Browsers ask for one.
@@ -159,12 +149,8 @@ class Report:
         try:
             await stream.open()
             while await stream.pause(0.0 if told is None or seen < len(self._log) else EVERY):
-                state = {
-                    "total": self._following.total,
-                    "running": self._following.running,
-                    "changed": self._following.changed_at,
-                    "ends": self._following.ends_at,
-                }
+                now = self._following
+                state = {"total": now.total, "running": now.running, "changed": now.changed_at, "ends": now.ends_at}
                 names = dict.fromkeys(self._log[seen : seen + MOST_ROWS])
                 seen = min(len(self._log), seen + MOST_ROWS)
                 if names or state != told:

@@ -27,12 +27,7 @@ PATIENCE: Final = 20
 
 
 def make(source: str) -> bytes:
-    """Give the thumbnail of a picture, a JPEG.
-
-    Raises:
-        ValueError: It has too many pixels.
-        Exception: Anything else a decoder may raise.
-    """
+    """Give the thumbnail of a picture, a JPEG; whatever a decoder may raise, and ValueError for too many pixels."""
     with Image.open(source, formats=("JPEG", "PNG", "WEBP")) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width} x {picture.height} pixels")

@@ -30,11 +30,7 @@ OURS: Final = re.compile(rf"[0-9a-f]{{32}}\.jpg|{UNFINISHED.pattern}")
 
 @attrs.define
 class Thumbnails:
-    """The thumbnails of one report; a context manager. Everything blocks.
-
-    Attributes:
-        directory: Where the report lies, absolute.
-    """
+    """The thumbnails of the report in a folder, whose path is absolute; a context manager. Everything blocks."""
 
     directory: Path
     _worker: "subprocess.Popen[str] | None" = attrs.field(default=None, init=False)
@@ -48,11 +44,9 @@ class Thumbnails:
         self._end_worker()
 
     def make(self, source: Path) -> str | None:
-        """Have the thumbnail of a picture, the one from last time when the file is as it was then.
+        """Give the address of a thumbnail relative to the report, of the one from last time for a file as it was then.
 
-        Returns:
-            Its address relative to the report, or None when there is none: the file is missing or no picture, it has
-            more than 64 million pixels, or it ended the worker.
+        None where the file is missing or no picture, has more than 64 million pixels, or ended the worker.
         """
         name = self._name(source)
         if name is None:

@@ -87,7 +87,15 @@ def test_recipes_are_imported_without_an_environment(name: str, monkeypatch: pyt
     """A test, a linter or a task queue may import a program before anything is set."""
     for variable in ("APIKLEY_API_KEY", "APIKLEY_BASE_URL", "APIKLEY_UPLOAD_URL"):
         monkeypatch.delenv(variable, raising=False)
-    for variable in ("PUBLIC_URL", "REDIS_URL", "CALLBACK_SECRET", "BOT_TOKEN", "PORT", "IDLE_MS", "DATABASE_URL"):
+    for variable in (
+        "PUBLIC_URL",
+        "REDIS_URL",
+        "APIKLEY_CALLBACK_SECRET",
+        "BOT_TOKEN",
+        "PORT",
+        "IDLE_MS",
+        "DATABASE_URL",
+    ):
         monkeypatch.delenv(variable, raising=False)
     imported(recipe(name))
 

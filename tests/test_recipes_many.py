@@ -72,7 +72,7 @@ async def workers(
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("PUBLIC_URL", url)
-    monkeypatch.setenv("CALLBACK_SECRET", "one for all workers")
+    monkeypatch.setenv("APIKLEY_CALLBACK_SECRET", "one for all workers")
     write(recipe("workers"), program)
     words = (
         "uvicorn",
@@ -118,7 +118,7 @@ def test_workers_and_queue_are_entered_twice(
 ) -> None:
     """What was closed is opened again, in another event loop, and the keys of before stand for the same."""
     monkeypatch.setenv("PUBLIC_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("CALLBACK_SECRET", "one for all workers")
+    monkeypatch.setenv("APIKLEY_CALLBACK_SECRET", "one for all workers")
     app = imported(recipe("workers"))["make_app"]()
     queue = imported(recipe("taskiq"))
 
@@ -351,7 +351,7 @@ async def test_jobs_survive_being_killed_at_whatever_moment(
     """Killed while jobs wait for their turn, while one is sent, and when some are saved: each is paid and made once."""
     port = free_port()
     monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("CALLBACK_SECRET", "the same after a restart")
+    monkeypatch.setenv("APIKLEY_CALLBACK_SECRET", "the same after a restart")
     write(recipe("jobs"), program)
     with ExitStack() as stack:
         if database == "postgres":
@@ -392,6 +392,7 @@ async def test_a_job_whose_end_found_the_database_locked_is_gone_on_with(
     """What the database or the disk refuses is tried again without a restart, and nothing is paid for it again."""
     port = free_port()
     monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("APIKLEY_CALLBACK_SECRET", "the same after a restart")
     often = recipe("jobs").read_text().replace("asyncio.sleep(60)", "asyncio.sleep(0.5)")
     (program / "app.py").write_text(often)
     async with jobs_on(port, program):

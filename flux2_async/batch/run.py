@@ -167,8 +167,8 @@ class Batch:
         settings = flux.callback_settings
         if settings is not None and not settings.lasting:
             raise ConfigurationError(
-                "callbacks: the next run must be able to check the callbacks of this one, so give a secret: "
-                "Callbacks(url, secret=...)"
+                "callbacks: the next run must be able to check the callbacks of this one, so set the "
+                "environment variable APIKLEY_CALLBACK_SECRET, or give Callbacks(url, secret=...)"
             )
         # Nothing is to be paid for that cannot be saved.
         await anyio.to_thread.run_sync(prepare_folder, self._directory / "images")
@@ -251,7 +251,7 @@ def run_batch(
 
     Raises:
         ConfigurationError: An argument makes no sense. While iterating also: JournalError, the journal cannot be used,
-            and `callbacks` without a secret.
+            and `callbacks` without a secret of their own or of the environment.
         InvalidInputError: While iterating: some of the requests cannot be used; nothing was sent.
         InvalidRequestError: While iterating: the folder cannot be written.
         ApiError: While iterating, after everything at the service has come to its end: a refusal that would meet every

@@ -1,7 +1,6 @@
 """What `flux2 batch` can be told."""
 
 import inspect
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -14,11 +13,12 @@ from cyclopts import Parameter
 from flux2_async.cli.options import Shape
 from flux2_async.cli.screen import UsageError
 from flux2_async.models import Callbacks
+from flux2_async.session.callback_settings import VARIABLE as SECRET
+from flux2_async.session.callback_settings import environment_secret
 
 if TYPE_CHECKING:
     from flux2_async.batch import BadLine, Job
 
-SECRET: Final = "APIKLEY_CALLBACK_SECRET"  # noqa: S105  the name of a variable
 MAX_PORT: Final = 65535
 # int() refuses the longest numbers, and the digits of other alphabets are digits to Python.
 PORT: Final = re.compile(r"[0-9]{1,5}")
@@ -83,15 +83,14 @@ class BatchOptions:
             return None
         if self.callback_url is None or self.callback_listen is None:
             raise UsageError("--callback-url: it needs --callback-listen HOST:PORT, and the other way round")
-        secret = os.environ.get(SECRET, "")
-        if not secret.strip():
+        if not environment_secret():
             raise UsageError(
                 f"--callback-url: no secret; set one that all runs of this batch share: export {SECRET}=..."
             )
         host, _, port = self.callback_listen.rpartition(":")
         if not host or not PORT.fullmatch(port) or int(port) > MAX_PORT:
             raise UsageError(f"--callback-listen: {self.callback_listen!r} given, it must look like 0.0.0.0:8080")
-        return Callbacks(self.callback_url, secret=secret), host.strip("[]"), int(port)
+        return Callbacks(self.callback_url), host.strip("[]"), int(port)
 
 
 def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterator[Job | BadLine]":

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from flux2_async.cli.batch_options import SECRET, BatchOptions, jobs
+from flux2_async.cli.batch_options import BatchOptions, jobs
 from flux2_async.cli.emulator_options import EmulatorOptions
 from flux2_async.cli.options import (
     RATE_LIMIT,
@@ -30,6 +30,7 @@ from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
 from flux2_async.cli.usage import GIVEN
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
+from flux2_async.session.callback_settings import VARIABLE as SECRET
 
 Prompt = Annotated[str, Parameter(help="3 to 5000 characters.")]
 ONCE = ("--retry-failed", "--retry-unknown")

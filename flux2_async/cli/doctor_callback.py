@@ -2,7 +2,6 @@
 
 import ipaddress
 import json
-import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
@@ -12,9 +11,10 @@ import aiohttp
 import attrs
 
 from flux2_async._http.failures import words_of
-from flux2_async.cli.batch_options import SECRET
 from flux2_async.errors import Flux2Error
 from flux2_async.models import Callbacks
+from flux2_async.session.callback_settings import VARIABLE as SECRET
+from flux2_async.session.callback_settings import environment_secret
 from flux2_async.webhooks import signed_url
 
 TIMEOUT: Final = 15.0
@@ -66,7 +66,7 @@ async def callback_checks(url: str, service_url: str) -> AsyncIterator[Check]:
     Yields:
         What the address says, what was answered, and what cannot be known from here.
     """
-    secret = os.environ.get(SECRET, "").strip()
+    secret = environment_secret()
     ref = f"flux2-doctor-{secrets.token_hex(4)}"
     try:
         address = signed_url(Callbacks(url).url, ref, secret or secrets.token_hex(16))

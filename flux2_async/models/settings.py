@@ -158,12 +158,13 @@ class Callbacks:
     """Where the service tells that a task is finished.
 
     Example:
-        flux = Flux2Session(callbacks=Callbacks("https://app.example/flux2/callback/", secret="kept"))
+        flux = Flux2Session(callbacks=Callbacks("https://app.example/flux2/callback/"))
 
     Attributes:
         url: The public address of the receiver (see `flux2_async.receivers`); with a mount it ends in a slash. Every
             task gets it with the name of its submission and a signature.
-        secret: Signs the addresses; the same in all processes that receive for each other. None: random per session.
+        secret: Signs the addresses; the same in all processes that receive for each other. None: the environment
+            variable APIKLEY_CALLBACK_SECRET when the session is opened, and without that a random one per session.
         hmac_key: The key of the service's own signature (X-Webhook-Signature), when the account has one; then a
             callback without it is refused. None: not checked.
         confirm: Read the record before a task is settled, since the service does not sign what the body says. False:

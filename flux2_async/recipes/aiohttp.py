@@ -1,5 +1,5 @@
 # Install: pip install flux2-async
-# Start it: PUBLIC_URL=https://app.example python app.py
+# Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... python app.py
 """A backend on aiohttp: a photograph and a wish come in, and the handler waits for the edited picture."""
 
 import os

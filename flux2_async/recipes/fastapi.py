@@ -1,5 +1,5 @@
 # Install: pip install flux2-async fastapi uvicorn
-# Start it: PUBLIC_URL=https://app.example uvicorn app:app
+# Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... uvicorn app:app
 """A backend on FastAPI: waits for the picture for 20 s, then answers 202 with an id to ask again under.
 
 Keep the ids with their owners and look them up first: one that does not exist holds a place of `max_running` for 90 s.

@@ -1,5 +1,5 @@
 # Install: pip install "flux2-async[postgres]" fastapi uvicorn sqlalchemy
-# Start it: PUBLIC_URL=https://app.example CALLBACK_SECRET=... DATABASE_URL=sqlite:///jobs.sqlite uvicorn app:app
+# Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... uvicorn app:app
 """A backend that survives restarts: its jobs are in SQLite or Postgres, and each is made once, whatever is killed."""
 
 import asyncio
@@ -28,10 +28,7 @@ remote: bool = DATABASE.startswith("postgresql")
 flux: Flux2Session = Flux2Session(
     coordination=PostgresCoordination(DATABASE.replace("+psycopg", "")) if remote else HostCoordination("keys.sqlite"),
     key_ttl=None,  # for ever: nobody knows when a job is gone on with
-    callbacks=Callbacks(
-        os.environ.get("PUBLIC_URL", "http://localhost:8000") + "/flux2/callback/",
-        secret=os.environ.get("CALLBACK_SECRET") or os.urandom(16).hex(),
-    ),
+    callbacks=Callbacks(os.environ.get("PUBLIC_URL", "http://localhost:8000") + "/flux2/callback/"),
 )
 
 

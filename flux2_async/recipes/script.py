@@ -1,5 +1,5 @@
 # Install: pip install flux2-async
-# Start it: PUBLIC_URL=https://tunnel.example PORT=8080 python app.py
+# Start it: PUBLIC_URL=https://tunnel.example PORT=8080 APIKLEY_CALLBACK_SECRET=... python app.py
 """A script without a web server: it listens for callbacks while it runs; a proxy or a tunnel leads to it."""
 
 import asyncio

@@ -1,5 +1,5 @@
 # Install: pip install "flux2-async[redis]" fastapi uvicorn
-# Start it: PUBLIC_URL=https://app.example CALLBACK_SECRET=... REDIS_URL=... uvicorn app:make_app --factory --workers 4
+# Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... uvicorn app:make_app --factory --workers 4
 """FastAPI with several workers: Redis holds what they share, the limit, the pause after a 429 and the keys.
 
 A callback reaches one worker and wakes the one that waits. `order` is the buyer's own number: whoever asks twice, at
@@ -40,10 +40,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def make_app() -> FastAPI:
     """Make the application of one worker."""
-    address, secret = os.environ["PUBLIC_URL"] + "/flux2/callback/", os.environ["CALLBACK_SECRET"]
     app = FastAPI(lifespan=lifespan, exception_handlers={errors.Flux2Error: explain})
     app.state.flux = Flux2Session(
-        coordination=RedisCoordination(os.environ["REDIS_URL"]), callbacks=Callbacks(address, secret=secret)
+        coordination=RedisCoordination(os.environ.get("REDIS_URL", "redis://localhost:6379")),
+        callbacks=Callbacks(os.environ["PUBLIC_URL"] + "/flux2/callback/"),
     )
     app.include_router(router)
     app.mount("/flux2/callback", receivers.asgi_app(app.state.flux))

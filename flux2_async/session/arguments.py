@@ -54,12 +54,6 @@ def check_settings(**settings: object) -> None:
             f"rate_limit: {len(limits)} limits at once given with coordination, whose shared state keeps to one; give "
             "the one that allows the fewest in the long run, such as rate_limit=RateLimit(100, 60.0)"
         )
-    callbacks = settings.get("callbacks")
-    if settings.get("coordination") is not None and isinstance(callbacks, Callbacks) and callbacks.secret is None:
-        raise ConfigurationError(
-            "callbacks: with coordination they need secret=..., the same in all processes, which receive callbacks for "
-            "each other"
-        )
 
 
 def check_observer(value: Any) -> Any:

@@ -219,10 +219,13 @@ class Flux2Session:
 
         Raises:
             SessionClosedError: It is open, or is closed before it is open.
-            ConfigurationError: The environment lacks the key or holds something malformed, the borrowed aiohttp session
-                cannot be used, or the coordination can never work.
+            ConfigurationError: The environment lacks the key or holds something malformed, callbacks lack the secret
+                that a coordination needs, the borrowed aiohttp session cannot be used, or the coordination can never
+                work.
             CoordinationError: The coordination cannot be reached, and was made with `on_failure="fail"`.
         """
+        if self._options.callbacks is not None:
+            self._options.callbacks.read_environment(needed=self._options.coordination is not None)
         await self._life.open(make_credentials(*self._given, headers=self._headers, user_agent=self._user_agent))
 
     async def aclose(self, grace: float = 5.0) -> Unsettled:

@@ -12,8 +12,8 @@ from callback_receivers import PATH, RECEIVERS, SECRET, Target, settings
 from emulated import free_port
 
 from flux2_async.cli.app import run
-from flux2_async.cli.batch_options import SECRET as VARIABLE
 from flux2_async.cli.doctor_callback import Check, callback_checks
+from flux2_async.session.callback_settings import VARIABLE
 
 pytestmark = pytest.mark.real_time
 

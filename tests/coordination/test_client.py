@@ -675,8 +675,10 @@ async def test_sessions_that_share_are_no_cause_for_a_warning(caplog: pytest.Log
 
 async def test_callbacks_need_a_common_secret() -> None:
     """A secret made up per session would let no other process receive its callbacks."""
-    with pytest.raises(ConfigurationError, match="secret"):
-        Flux2Session("key", coordination=Memory(), callbacks=Callbacks("https://app.example/flux2/"))
+    flux = Flux2Session("key", coordination=Memory(), callbacks=Callbacks("https://app.example/flux2/"))
+    with pytest.raises(ConfigurationError, match="set the environment variable APIKLEY_CALLBACK_SECRET"):
+        await flux.open()
+    await flux.aclose()
 
 
 async def test_coordination_must_be_one() -> None:

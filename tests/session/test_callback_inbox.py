@@ -32,7 +32,7 @@ from flux2_async.models import Callbacks, Polling, RateLimit, TextToImage, Timeo
 from flux2_async.receivers import asgi_app, serve
 from flux2_async.session.callback_entries import MAX_EARLY, MAX_EARLY_RECORDS, MAX_SETTLED, MAX_UNCLEAR, Entry
 from flux2_async.session.callback_inbox import CallbackInbox
-from flux2_async.session.callback_settings import CallbackSettings
+from flux2_async.session.callback_settings import VARIABLE, CallbackSettings
 from flux2_async.session.session import Flux2Session
 from flux2_async.session.submission import Asked, Submission
 from flux2_async.tasks.handle import ImageTask
@@ -558,6 +558,20 @@ def test_a_secret_for_each_session() -> None:
     settings = [Flux2Session("key", callbacks=callbacks).callback_settings for _ in range(2)]
 
     assert len({signed_url(each.url, "r1", each.secret) for each in settings if each is not None}) == 2
+
+
+async def test_the_secret_of_the_environment_is_read_when_a_session_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was given none signs as all do that have the same environment; a secret that was given outranks it."""
+    own, given = (Callbacks("https://app.example/", secret=secret) for secret in (None, "given"))
+    sessions = [Flux2Session("key", callbacks=callbacks) for callbacks in (own, own, given)]
+    monkeypatch.setenv(VARIABLE, " of the environment\n")
+    for flux in sessions:
+        async with flux:
+            pass
+    settings = [flux.callback_settings for flux in sessions]
+
+    assert [each.secret for each in settings if each] == [b"of the environment"] * 2 + [b"given"]
+    assert [each.lasting for each in settings if each] == [True] * 3
 
 
 async def test_the_receiver_restarts_meanwhile() -> None:

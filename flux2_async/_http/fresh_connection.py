@@ -219,8 +219,8 @@ class _CountingTransport(asyncio.Transport):
         if self._connection.give(len(data)):
             self._transport.write(data)
 
-    def writelines(self, chunks: Iterable[bytes | bytearray | memoryview]) -> None:
-        self.write(b"".join(chunks))
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.write(b"".join(list_of_data))
 
 
 def _peer_stirred(transport: asyncio.Transport) -> bool:

@@ -60,6 +60,10 @@ class Gate(Turnstile[Permit]):
         """When there will be permits, as far as is known; None: it is not."""
         return None
 
+    def take(self, group: str | None) -> Permit | None:  # noqa: ARG002  of use to who need not ask others
+        """Give a permit where one is free and nobody waits, as `acquire` does then, for less; else None."""
+        return None
+
     async def acquire(self, *, first: bool = False, **wish: Unpack[Wish]) -> Permit:
         """Wait for a permit. Does not yield to the loop when one is free and nobody waits.
 
@@ -164,6 +168,12 @@ class Limiter(Gate):
         """See `Gate`."""
         self._loop = asyncio.get_running_loop()
         self._close_gate(self._loop.time() + min(seconds, MAX_PAUSE))
+
+    def take(self, group: str | None) -> Permit | None:
+        """See `Gate`."""
+        self._loop = asyncio.get_running_loop()
+        now = self._loop.time()
+        return self._grant(now, group) if not self._closed and self._is_free(now, group) else None
 
     def take_over(self, before: "Limiter") -> None:
         """Know what one of the same limit let through, and what it learned; that one must not be used any more."""

@@ -72,13 +72,16 @@ class Turnstile(ABC, Generic[T]):
         """Whether nobody of a group may pass for now."""
         return False
 
+    def _is_free(self, now: float, group: str | None) -> bool:
+        return not self._waiters and self._ready_at(now) <= now and not self._is_kept_back(group)
+
     async def _pass(self, *, first: bool = False, patience: float = 0.0, **wish: Unpack[Wish]) -> T:
         """Wait for a grant; `patience` is the least that even a shorter `max_wait` allows."""
         if self._closed:
             raise SessionClosedError("the session is closed; nothing was sent")
         self._loop = asyncio.get_running_loop()
         now, group = self._loop.time(), wish.get("group")
-        if not self._waiters and self._ready_at(now) <= now and not self._is_kept_back(group):
+        if self._is_free(now, group):
             return self._grant(now, group)
         future: asyncio.Future[T] = self._loop.create_future()
         waiter = self._waiters.push(future, now=now, first=first, patience=patience, **wish)

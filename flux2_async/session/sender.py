@@ -72,19 +72,20 @@ class Sender:
         return None if supply is None else (supply, self._shared.slots.places)
 
     async def _send_new(self, submission: Submission) -> None:
-        begun = self._loop.time()
         shared, asked, patience = self._shared, submission.asked, submission.patience
         if shared.budgets is not None:
             await shared.budgets.reserve(submission)
-        await shared.slots.acquire(
-            priority=asked.priority,
-            max_wait=patience.max_wait,
-            waited=patience.waited,
-            since=patience.started,
-            owner=submission,
-            group=asked.group,
-        )
-        patience.waited += self._loop.time() - begun
+        if not shared.slots.take(asked.group):
+            begun = self._loop.time()
+            await shared.slots.acquire(
+                priority=asked.priority,
+                max_wait=patience.max_wait,
+                waited=patience.waited,
+                since=patience.started,
+                owner=submission,
+                group=asked.group,
+            )
+            patience.waited += self._loop.time() - begun
         submission.has_slot = True
         try:
             input_urls: Sequence[str] = images_of(asked.request)  # type: ignore[assignment]  # looked at in the next line
@@ -238,28 +239,29 @@ class Sender:
         """
         asked, patience = submission.asked, submission.patience
         try:
-            begun = self._loop.time()
             if self.breaker.reason is not None:
+                begun = self._loop.time()
                 try:
                     await self.breaker.wait(until=begun + patience.for_service())
                 finally:
-                    now = self._loop.time()
-                    patience.was_unreached(now - begun)
-                    begun = now
-            submission.permit = await self._shared.limiter.acquire(
-                priority=asked.priority,
-                max_wait=patience.max_wait,
-                waited=patience.waited,
-                since=patience.started,
-                first=first,
-                owner=submission,
-                group=asked.group,
-            )
-            submission.let_through = True
+                    patience.was_unreached(self._loop.time() - begun)
+            permit = self._shared.limiter.take(asked.group)
+            if permit is None:
+                begun = self._loop.time()
+                permit = await self._shared.limiter.acquire(
+                    priority=asked.priority,
+                    max_wait=patience.max_wait,
+                    waited=patience.waited,
+                    since=patience.started,
+                    first=first,
+                    owner=submission,
+                    group=asked.group,
+                )
+                patience.waited += self._loop.time() - begun
+            submission.permit, submission.let_through = permit, True
             self.transitions.step(submission, SubmissionEvent.GRANTED)
             granted = self._loop.time()
-            patience.waited += granted - begun
-            answer = await self.posting.send(submission, body, submission.permit)
+            answer = await self.posting.send(submission, body, permit)
             match answer:
                 case Accepted() | Refused():
                     self._reached(submission)

@@ -135,8 +135,8 @@ class Patience:
         unreached: For how long the service could not be reached.
     """
 
-    max_wait: float | None = None
-    started: float = attrs.field(init=False, factory=lambda: asyncio.get_running_loop().time())
+    max_wait: float | None
+    started: float
     waited: float = attrs.field(init=False, default=0.0)
     unreached: float = attrs.field(init=False, default=0.0)
 
@@ -210,7 +210,7 @@ class Submission:
     """
 
     asked: Asked
-    patience: Patience = attrs.field(factory=Patience)
+    patience: Patience
     claim: KeyClaim | None = attrs.field(init=False, default=None)
     outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
     callers: Callers = attrs.field(init=False, factory=Callers)

@@ -72,7 +72,7 @@ class Submitter:
         if not are_addresses(images := images_of(request)):
             await self._shared.files.check(images, names_of_images(request))
         content = "" if key is None else await fingerprint(request)
-        patience = Patience(asked.max_wait)
+        patience = Patience(asked.max_wait, self._loop.time())
         while key is not None and (bound := self._shared.keys.get(key, content, self._loop.time())):
             other = bound.submission
             if other is None:
@@ -109,9 +109,8 @@ class Submitter:
         else:
             self._transitions.resumed(submission)
         # Not through the loop's task factory: an eager one would run it before its key is bound to it.
-        job = asyncio.Task(self._run(submission), loop=self._loop, name=f"flux2_async submit {submission.ref}")
-        self._jobs[submission] = job
-        job.add_done_callback(lambda _: self._forget(submission))
+        name = f"flux2_async submit {submission.ref}"
+        self._jobs[submission] = asyncio.Task(self._run(submission), loop=self._loop, name=name)
 
     async def wait(self, submission: Submission) -> ImageTask:
         """Wait for a submission as one of its callers.
@@ -209,10 +208,9 @@ class Submitter:
 
     def give_up(self, submission: Submission, error: Flux2Error) -> bool:
         """Withdraw a submission; give False when it is too late for that, or it has ended."""
-        job = self._jobs.get(submission)
-        if job is None or not submission.may_leave:
+        if submission not in self._jobs or not submission.may_leave:
             return False
-        job.cancel()
+        self._cancel(submission)
         self._transitions.end(submission, SubmissionEvent.WITHDRAWN, error=error)
         return True
 
@@ -224,20 +222,20 @@ class Submitter:
             unclear = submission.state is SubmissionState.UNKNOWN
             if unclear and submission.permit is None and submission.telling is None:
                 # It is waited with sending it again.
-                self._jobs[submission].cancel()
+                self._cancel(submission)
         jobs = dict(self._jobs)
         if jobs:
             await asyncio.wait(jobs.values(), timeout=grace)
             self.abandon()
             await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
             # Neither an answer that takes long to be written nor an `on_send` that ignores being cancelled holds it up.
-            late = [job for submission, job in self._jobs.items() if submission.telling is not None]
+            late = {submission: job for submission, job in self._jobs.items() if submission.telling is not None}
             for submission in tuple(self._jobs):
                 self._break_off(submission, cut_off(submission, "the session was closed"))
-            for job in late:
-                job.cancel()
+            for submission in late:
+                self._cancel(submission)
             if late:
-                await asyncio.wait(late, timeout=DEAF_FOR)
+                await asyncio.wait(late.values(), timeout=DEAF_FOR)
         return tuple(submission.ref for submission in jobs if submission.state is SubmissionState.UNKNOWN)
 
     def leave(self) -> tuple[str, ...]:
@@ -258,9 +256,15 @@ class Submitter:
         An answer that has come is still written down, within `DEAF_FOR`.
         """
         self._sender.posting.closed = self._sender.posting.abandoned = True
-        for submission, job in self._jobs.items():
+        for submission in tuple(self._jobs):
             if submission.telling is None:
-                job.cancel()
+                self._cancel(submission)
+
+    def _cancel(self, submission: Submission) -> None:
+        """End its job, which may not have begun: then it never gets to what it does at its end."""
+        job = self._jobs[submission]
+        job.add_done_callback(lambda _: self._forget(submission))
+        job.cancel()
 
     async def _run(self, submission: Submission) -> None:
         try:
@@ -275,10 +279,12 @@ class Submitter:
             announced = submission.state is SubmissionState.ANNOUNCED
             self._break_off(submission, cut_off(submission, what), own=announced and not self._sender.posting.closed)
             raise
+        finally:
+            self._forget(submission)
 
     def _forget(self, submission: Submission) -> None:
-        # Here and not in `_run`, because a job that is cancelled before its first step never gets there.
-        del self._jobs[submission]
+        if self._jobs.pop(submission, None) is None:
+            return
         if submission.ended:
             submission.tell_doubt()
         else:

@@ -49,18 +49,19 @@ class Transitions:
     def accept(self, submission: Submission, task_id: str) -> bool:
         """It became a task; give False when that is watched already, so that it has a slot of its own."""
         watcher, inbox = self._shared.watcher, self._shared.inbox
-        task = watcher.get(task_id)
+        asked, task = submission.asked, watcher.get(task_id)
         new = task is None
-        task = task or ImageTask(task_id)
-        # Also one that was attached before its createTask reply came.
-        task._came_from(submission.asked)  # noqa: SLF001  the handle is written by its session alone
-        if new:
-            request = submission.asked.request
+        if task is None:
+            request = asked.request
+            task = ImageTask(task_id, request, ref=asked.ref, key=asked.key, group=asked.group, metadata=asked.metadata)
             schedule = self._shared.schedules.of(request.model, request.resolution)
             watcher.watch(task, schedule if inbox is None else inbox.arrivals.insured(schedule))
+        else:
+            # It was attached before its createTask reply came.
+            task._came_from(asked)  # noqa: SLF001  the handle is written by its session alone
         if inbox is not None:
-            inbox.accepted(submission.ref, task)
-        logger.debug("task %s accepted (submission %s)", task_id, submission.ref)
+            inbox.accepted(asked.ref, task)
+        logger.debug("task %s accepted (submission %s)", task_id, asked.ref)
         self.end(submission, SubmissionEvent.ACCEPTED, task=task)
         return new
 

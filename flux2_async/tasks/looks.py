@@ -59,7 +59,9 @@ class Looks:
         """Look at a task after so many seconds, instead of at the time that was planned before."""
         due = watched.due = self._loop.time() + max(wait, 0.0)
         heapq.heappush(self._heap, (due, next(self._order), watched))
-        self._dispatch()
+        # Else there is one that comes first.
+        if self._timer is None or due < self._timer_at:
+            self._dispatch()
 
     def forget(self, watched: Watched) -> None:
         """Look at a task no more."""
@@ -101,13 +103,9 @@ class Looks:
         watched.looking, watched.looked = True, now
         self.pace.left(now)
         self.count += 1
-        look = self._loop.create_task(self._look(watched), name=f"flux2_async look {watched.task.id}")
-        self._in_flight.add(look)
-        look.add_done_callback(self._ended)
-
-    def _ended(self, look: asyncio.Task[None]) -> None:
-        self._in_flight.discard(look)
-        self._dispatch()
+        # Not through the loop's task factory: an eager one would run it before it is counted.
+        name = f"flux2_async look {watched.task.id}"
+        self._in_flight.add(asyncio.Task(self._look(watched), loop=self._loop, name=name))
 
     async def _look(self, watched: Watched) -> None:
         task_id = watched.task.id
@@ -126,6 +124,11 @@ class Looks:
         else:
             self.pace.passed(watched.looked, self._loop.time())
             self._answer(watched, record)
+        finally:
+            self._in_flight.discard(asyncio.current_task())
+            if self.pace.rate is not None or len(self._in_flight) == self._most - 1:
+                # Others may have waited for what it found of the pace, or for its end.
+                self._dispatch()
 
     def _answer(self, watched: Watched, answer: TaskRecord | Flux2Error | None) -> None:
         watched.looking = False

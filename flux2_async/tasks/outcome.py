@@ -51,7 +51,9 @@ class Signal:
             return
         self._first = self._others = None
         # Nobody goes on in a loop that was closed, and a future of it can no longer be written.
-        for future in () if self._loop.is_closed() else (first, *(others or ())):
+        if self._loop.is_closed():
+            return
+        for future in (first, *others) if others else (first,):
             if future is not None and not future.done():
                 future.set_result(None)
 
@@ -63,13 +65,16 @@ class Signal:
         """
         check_loop(self._loop)
 
-    async def wait(self) -> None:
+    def wait(self) -> Coroutine[Any, Any, None]:
         """Wait for the next `wake`.
 
         Raises:
             ConfigurationError: Called in another event loop than the one it was made in.
         """
-        self.check_loop()
+        return self._wait()
+
+    async def _wait(self) -> None:
+        check_loop(self._loop)
         future: asyncio.Future[None] = self._loop.create_future()
         if self._first is None and not self._others:
             self._first = future
@@ -85,40 +90,35 @@ class Signal:
                 self._others.pop(future, None)
 
 
-class Outcome(Generic[T]):
-    """A value or an error, settled once."""
+class Outcome(Signal, Generic[T]):
+    """A value or an error, settled once.
 
-    __slots__ = ("_error", "_settled", "_value")
+    Attributes:
+        done: Whether it is settled.
+        error: The error it was settled with, or None.
+    """
+
+    __slots__ = ("_value", "done", "error")
 
     def __init__(self) -> None:
-        self._settled: Signal | None = Signal()
+        super().__init__()
+        self.done: bool = False
+        self.error: Exception | None = None
         self._value: T | None = None
-        self._error: Exception | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether it is settled."""
-        return self._settled is None
-
-    @property
-    def error(self) -> Exception | None:
-        """The error it was settled with, or None."""
-        return self._error
 
     def settle(self, value: T | None = None, error: Exception | None = None) -> bool:
         """Write the outcome; give False, and change nothing, when there is one already."""
-        if self._settled is None:
+        if self.done:
             return False
-        settled, self._settled = self._settled, None
-        self._value, self._error = value, error
-        settled.wake()
+        self.done, self._value, self.error = True, value, error
+        self.wake()
         return True
 
     def get(self) -> T:
         """Give the value or raise the error; only once it is done."""
-        if self._error is not None:
+        if self.error is not None:
             # Without this every reader would find the frames of all earlier readers in the traceback.
-            raise self._error.with_traceback(None)
+            raise self.error.with_traceback(None)
         # T may itself allow None, so an assertion would be wrong.
         return cast("T", self._value)
 
@@ -128,13 +128,13 @@ class Outcome(Generic[T]):
         Raises:
             ConfigurationError: This is another one.
         """
-        if self._settled is not None:
-            self._settled.check_loop()
+        if not self.done:
+            super().check_loop()
 
     def wait(self) -> Coroutine[Any, Any, None]:
         """Wait until it is settled, without raising the error."""
         # Handed on instead of wrapped: of what waits there may be thousands.
-        return _nothing() if self._settled is None else self._settled.wait()
+        return _nothing() if self.done else self._wait()
 
 
 async def _nothing() -> None:

@@ -34,7 +34,7 @@ from flux2_async.session.callback_entries import MAX_EARLY, MAX_EARLY_RECORDS, M
 from flux2_async.session.callback_inbox import CallbackInbox
 from flux2_async.session.callback_settings import VARIABLE, CallbackSettings
 from flux2_async.session.session import Flux2Session
-from flux2_async.session.submission import Asked, Submission
+from flux2_async.session.submission import Asked, Patience, Submission
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.webhooks import Callback, parse_callback, signed_url
 
@@ -945,7 +945,7 @@ async def test_what_is_remembered_is_bounded() -> None:
     async with receiving(Script()) as (flux, _):
         inbox = inbox_of(flux)
         for number in range(MAX_UNCLEAR + 10):
-            inbox.unclear(Submission(Asked(REQUEST, ref=f"lost-{number}")))
+            inbox.unclear(Submission(Asked(REQUEST, ref=f"lost-{number}"), Patience(None, 0.0)))
         for number in range(MAX_SETTLED + 10):
             task = ImageTask(f"task-{number}")
             inbox.accepted(f"ref-{number}", task)

@@ -26,7 +26,7 @@ from flux2_async.errors import (
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, UploadedFile
 from flux2_async.session import task_ids
 from flux2_async.session.session import Flux2Session
-from flux2_async.session.submission import Asked, Submission
+from flux2_async.session.submission import Asked, Patience, Submission
 from flux2_async.webhooks import Callback
 
 PNG = bytes.fromhex(
@@ -684,7 +684,7 @@ async def test_given_up_before_it_began() -> None:
     """A submission that ends in the moment it was made leaves nothing that `drain` would wait for."""
     async with emulated() as (flux, emulator):
         submitter = parts_of(flux).submitter
-        submission = Submission(Asked(REQUEST))
+        submission = Submission(Asked(REQUEST), Patience(None, 0.0))
         submitter.start(submission)
         assert submitter.give_up(submission, SessionClosedError("gone"))
         await flux.drain(timeout=1)

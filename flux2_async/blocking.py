@@ -15,8 +15,8 @@ from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from functools import partial, wraps
+from inspect import signature
 from threading import Lock, Thread, get_ident
-from types import TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -39,7 +39,7 @@ from anyio.from_thread import BlockingPortal
 from flux2_async._http.credentials import Secret
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError, InvalidRequestError, SessionClosedError
-from flux2_async.models import ImageResult, RateLimit, Request, SessionStatistics, TaskRecord, TaskState
+from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
 from flux2_async.models.service import Service
 from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.as_completed import Labelled
@@ -66,6 +66,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # What is mirrored.
 M = TypeVar("M")
+
+# Called with the ref immediately before each createTask call.
+BlockingOnSend: TypeAlias = Callable[[str], object]
 
 NOT_OPEN: Final = "the session is not open; use `with BlockingSession(...)` or open()"
 FORKED: Final = (
@@ -182,11 +185,7 @@ class _Mirror(Generic[M]):
 
 
 class _Attribute(Generic[T]):
-    """An attribute of what is mirrored.
-
-    Args:
-        in_loop: Whether it is read in the session's thread, since it is worked out from what changes there.
-    """
+    """An attribute of what is mirrored, read `in_loop` where it is worked out from what changes there."""
 
     def __init__(self, *, in_loop: bool = False) -> None:
         self._in_loop = in_loop
@@ -210,9 +209,7 @@ def _like(init: Callable[Concatenate[Flux2Session, P], None]) -> Callable[[Any],
     return wraps(init)
 
 
-def _awaited(
-    method: Callable[Concatenate[M, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[_Mirror[M], P], T]:
+def _awaited(method: Callable[Concatenate[M, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[_Mirror[M], P], T]:
     """Give a method that is awaited as one that blocks."""
 
     @wraps(method)
@@ -228,12 +225,7 @@ def _awaited(
 def _plain(
     method: Callable[Concatenate[M, P], T], *, also_closed: bool = False
 ) -> Callable[Concatenate[_Mirror[M], P], T]:
-    """Give a method that is not awaited as one that runs in the session's thread.
-
-    Args:
-        method: The method.
-        also_closed: Whether it works on a session that is not open.
-    """
+    """Give a method that is not awaited as one that runs in the session's thread, or `also_closed` without one."""
 
     @wraps(method)
     def call(self: _Mirror[M], /, *args: P.args, **options: P.kwargs) -> T:
@@ -241,6 +233,20 @@ def _plain(
         return ask(lambda: method(self._mirrored, *args, **options))
 
     return call
+
+
+def _shown_as(method: Callable[..., object]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let `help` show the arguments of the session's method where a method of ours takes them as options."""
+
+    def decorate(call: Callable[P, T]) -> Callable[P, T]:
+        shown = signature(method)
+        plain = shown.parameters["on_send"].replace(annotation=EnqueueOptions.__annotations__["on_send"])
+        arguments = list((dict(shown.parameters) | {"on_send": plain}).values())
+        back = signature(call).return_annotation
+        vars(call)["__signature__"] = shown.replace(parameters=arguments, return_annotation=back)
+        return call
+
+    return decorate
 
 
 class BlockingIterator(Generic[T]):
@@ -258,9 +264,7 @@ class BlockingIterator(Generic[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -380,10 +384,6 @@ class BlockingHandle(_Mirror[SubmissionHandle]):
         return BlockingTask(self._thread, self._thread.run(accepted))
 
 
-# Called with the ref immediately before each createTask call.
-BlockingOnSend: TypeAlias = Callable[[str], object]
-
-
 class EnqueueOptions(TypedDict, total=False):
     """The options of `enqueue`; see `Flux2Session.submit`."""
 
@@ -434,9 +434,7 @@ class BlockingSession(_Mirror[Flux2Session]):
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def open(self) -> None:
@@ -464,6 +462,7 @@ class BlockingSession(_Mirror[Flux2Session]):
         atexit.unregister(self.close)
         return self._thread.end(lambda: self._mirrored.aclose(grace)) or Unsettled()
 
+    @_shown_as(Flux2Session.submit)
     def submit(self, request: Request, **options: Unpack[SubmitOptions]) -> BlockingTask:
         """Create a task; see `Flux2Session.submit`.
 
@@ -481,6 +480,7 @@ class BlockingSession(_Mirror[Flux2Session]):
         task = self._thread.run(lambda: self._mirrored.submit(request, **given.reveal()))
         return BlockingTask(self._thread, task)
 
+    @_shown_as(Flux2Session.enqueue)
     def enqueue(self, request: Request, **options: Unpack[EnqueueOptions]) -> BlockingHandle:
         """Begin what `submit` does and give a handle at once; see `Flux2Session.enqueue`.
 
@@ -547,23 +547,12 @@ class BlockingSession(_Mirror[Flux2Session]):
         """Wait for the callback that tells which task an unclear submission became; see `Flux2Session.recover`."""
         return BlockingTask(self._thread, self._thread.run(lambda: self._mirrored.recover(ref, timeout=timeout)))
 
-    def credits(self) -> float:
-        """Ask for the account's balance, in credits; see `Flux2Session.credits`."""
-        return self._thread.run(self._mirrored.credits)
-
-    def statistics(self) -> SessionStatistics:
-        """Give a snapshot of what the session has done and is doing; see `Flux2Session.statistics`."""
-        return self._thread.look(self._mirrored.statistics)
-
-    def accepts_callbacks(self) -> bool:
-        """Whether `deliver` takes callbacks now: the session is open."""
-        return self._thread.call(self._mirrored.accepts_callbacks)
-
     def give_up_after(self, task: BlockingTask, seconds: float) -> None:
         """Settle a task that is not finished in time; see `Flux2Session.give_up_after`."""
         self._thread.call(lambda: self._mirrored.give_up_after(task._mirrored, seconds))  # noqa: SLF001  one thing in two classes
 
     generate: Final = _awaited(Flux2Session.generate)
+    credits: Final = _awaited(Flux2Session.credits)
     fetch_record: Final = _awaited(Flux2Session.fetch_record)
     upload: Final = _awaited(Flux2Session.upload)
     download: Final = _awaited(Flux2Session.download)
@@ -573,6 +562,8 @@ class BlockingSession(_Mirror[Flux2Session]):
     remaining: Final = _plain(Flux2Session.remaining)
     notify: Final = _plain(Flux2Session.notify)
     pause: Final = _plain(Flux2Session.pause)
+    statistics: Final = _plain(Flux2Session.statistics, also_closed=True)
+    accepts_callbacks: Final = _plain(Flux2Session.accepts_callbacks)
     observe: Final = _plain(Flux2Session.observe, also_closed=True)
     estimate: Final = _plain(Flux2Session.estimate, also_closed=True)
 
@@ -663,11 +654,9 @@ class _Intake:
             yield item
 
     async def next(self, completions: AsyncGenerator[Completion, None], item: object) -> object:
-        """Give the next completion, END after the last, or None where a request is wanted before.
+        """Take the item that was wanted, if one was; give the next of the completions that `run` has become.
 
-        Args:
-            completions: What `Flux2Session.as_completed` made of `run`.
-            item: What was wanted; None: nothing was.
+        END after the last; None where a request is wanted before.
         """
         if item is not None:
             self._wanted.clear()

@@ -90,11 +90,7 @@ _register(
     Exit code 1 when the task failed.
     """,
 )
-_register(
-    "commands:balance",
-    """Show the account's balance.""",
-    name="credits",
-)
+_register("commands:balance", "Show the account's balance.", name="credits")
 _register(
     "commands:doctor",
     """Check the key, the balance, the addresses, the clock and callbacks; costs nothing.

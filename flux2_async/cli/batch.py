@@ -32,12 +32,7 @@ async def batch(
 ) -> int:
     """Run a batch, see `jobs` for what it makes; `again` is the command that goes on with it.
 
-    Returns:
-        0 all done, 1 some are not, 130 interrupted.
-
-    Raises:
-        UsageError: Something cannot be followed; nothing was sent.
-        Flux2Error: Likewise.
+    It gives 0: all done, 1: some are not, 130: interrupted. An error means that nothing was sent.
     """
     if options.dry_run:
         return await dry_run(screen, wanted, options, service, _journal_path(options, emulated=service.emulate))

@@ -28,16 +28,7 @@ WIDE: Final = 100
 
 
 class BatchBoard(LiveBoard):
-    """Shows how far a batch is; use it as a context manager.
-
-    Args:
-        screen: Where.
-        batch: What.
-        flux: Its session.
-
-    Attributes:
-        stopping: What is said about a stop under way; empty for none.
-    """
+    """Shows how far a batch is; use it as a context manager. `stopping` is what is said of a stop under way."""
 
     def __init__(self, screen: Screen, batch: Batch, flux: Flux2Session) -> None:
         self.stopping = ""

@@ -19,19 +19,9 @@ CAP: Final = re.compile(r"--max-credits[ =]\S+")
 
 @attrs.define(kw_only=True)
 class End:
-    """How a batch ended.
+    """How a batch ended: how far it came, what or whether somebody stopped it, the account's balances where it told.
 
-    Attributes:
-        progress: How far it came.
-        folder: Where everything is.
-        failure: What stopped it, or None.
-        interrupted: Whether somebody did.
-        skipped: Lines that could not be used.
-        downloading: Whether pictures were to be saved.
-        balance_before: Credits of the account before, or None when it did not tell.
-        balance_after: And after.
-        again: The command that goes on with it.
-        report: The page to look at, or None when there is none.
+    `skipped` are the lines that could not be used, `again` is the command that goes on with it, `report` the page.
     """
 
     progress: Progress
@@ -61,11 +51,7 @@ class End:
 
 
 async def report(folder: Path) -> Path:
-    """Write the page to look at.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write the page to look at; OSError: it cannot be written."""
     written = await anyio.to_thread.run_sync(write_report, read_results(folder), folder, abandon_on_cancel=True)
     return folder / written.name
 

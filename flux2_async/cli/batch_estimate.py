@@ -23,12 +23,7 @@ USUAL_RUNNING: Final = 100
 async def dry_run(
     screen: Screen, wanted: Iterator[Job | BadLine], options: BatchOptions, service: Service, journal: Path
 ) -> int:
-    """Tell requests, credits and hours, and give 0; needs no account, and leaves the journal as it is.
-
-    Raises:
-        UsageError: Something cannot be followed.
-        JournalError: The journal cannot be used.
-    """
+    """Tell requests, credits and hours, and give 0; needs no account, and leaves the journal as it is."""
     limit = parse_rate_limit(service.rate_limit)
     try:
         own = {"journal": journal, "rate_limit": limit, "max_running": options.max_running or USUAL_RUNNING}
@@ -112,9 +107,8 @@ def _advice(estimate: BatchEstimate, options: BatchOptions) -> list[str]:
 
 
 def _document(estimate: BatchEstimate) -> dict[str, Any]:
-    document = attrs.asdict(estimate, recurse=False)
-    del document["invalid"], document["invalid_count"], document["seconds"]
-    return document | {
+    left_out = ("invalid", "invalid_count", "seconds")
+    return attrs.asdict(estimate, recurse=False, filter=lambda field, _: field.name not in left_out) | {
         "kinds": [attrs.asdict(kind) for kind in estimate.kinds],
         "hours": [seconds / HOUR for seconds in estimate.seconds],
         "skipped": estimate.invalid_count,

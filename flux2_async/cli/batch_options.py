@@ -74,11 +74,7 @@ class BatchOptions:
         return {name: getattr(self, name) for name in inspect.signature(function).parameters if hasattr(self, name)}
 
     def callbacks(self) -> tuple[Callbacks, str, int] | None:
-        """Give where callbacks come in, and the host and port to listen at.
-
-        Raises:
-            UsageError: Something is missing or malformed.
-        """
+        """Give where callbacks come in, and the host and port to listen at."""
         if self.callback_url is None and self.callback_listen is None:
             return None
         if self.callback_url is None or self.callback_listen is None:
@@ -94,13 +90,7 @@ class BatchOptions:
 
 
 def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterator[Job | BadLine]":
-    """Read what is to be made.
-
-    Raises:
-        UsageError: It is neither one list nor pictures with a prompt, or the list is empty; nothing was sent.
-        InvalidRequestError: It is no such list.
-        OSError: It cannot be read.
-    """
+    """Read what is to be made: one list that is not empty, or pictures with a prompt."""
     # Help needs no batch.
     from flux2_async.batch import match_jobs, read_jobs  # noqa: PLC0415
     from flux2_async.batch.lists import FILES  # noqa: PLC0415

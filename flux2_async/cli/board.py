@@ -59,9 +59,6 @@ class LiveBoard(ABC):
     """Redraws itself on a terminal while it is entered; elsewhere nothing is drawn.
 
     It is drawn once when it is made, so that what it is drawn from has to be there before.
-
-    Args:
-        screen: Where.
     """
 
     def __init__(self, screen: Screen) -> None:

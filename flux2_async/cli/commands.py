@@ -84,11 +84,7 @@ def generate(
     json: Json = False,
 ) -> int:
     """Run `flux2 generate`."""
-
-    def request() -> TextToImage:
-        return TextToImage(prompt, **shape.fields("1:1"))
-
-    return _make(request, service, output, timeout, machine=json)
+    return _make(lambda: TextToImage(prompt, **shape.fields("1:1")), service, output, timeout, machine=json)
 
 
 def batch(
@@ -181,11 +177,11 @@ def status(
 
 def balance(*, json: Json = False) -> int:
     """Run `flux2 credits`."""
-    from flux2_async.cli.service import real
+    from flux2_async.cli.service import opened
 
     async def go(screen: Screen) -> None:
         check_key()
-        async with real() as flux:
+        async with opened() as flux:
             amount = await flux.credits()
         screen.result(f"{amount:.10g} credits")
         screen.document({"credits": amount})
@@ -196,8 +192,7 @@ def balance(*, json: Json = False) -> int:
 def doctor(
     *,
     callback_url: Annotated[
-        str | None,
-        Parameter(help=f"Also call this address as the service would; {SECRET} signs it."),
+        str | None, Parameter(help=f"Also call this address as the service would; {SECRET} signs it.")
     ] = None,
     json: Json = False,
 ) -> int:
@@ -241,8 +236,7 @@ def mcp(
     *,
     out: Annotated[Path, Parameter(help="The folder for the pictures.")] = Path("~/flux2-pictures"),
     max_credits: Annotated[
-        float | None,
-        Parameter(help="Credits to spend at most in any 24 hours, restarts included."),
+        float | None, Parameter(help="Credits to spend at most in any 24 hours, restarts included.")
     ] = None,
     service: Service = Service(),  # noqa: B008  frozen
 ) -> int:

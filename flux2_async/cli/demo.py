@@ -33,19 +33,13 @@ ROOMY = 80
 
 @attrs.define(eq=False)
 class Show:
-    """One request of the demo on its way.
+    """One request of the demo on its way, and what became of it.
 
     Attributes:
-        number: From 1.
-        wish: What is asked for.
-        row: Its line of the progress.
         sends: How often createTask was called for it.
         refused_at: When a 429 came, in seconds of the loop's clock, or None.
         waited: Seconds from the 429 to the next try.
-        record: The final record, or None.
-        picture: The downloaded file, or None.
         card: Its part of the contact sheet, once it has ended.
-        error: What went wrong, or None.
     """
 
     number: int
@@ -76,12 +70,7 @@ class Show:
 
 
 async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
-    """Run the demo; `out` is made when it is missing.
-
-    Raises:
-        UsageError: The folder cannot be written.
-        CommandError: Something went wrong that is not part of the show.
-    """
+    """Run the demo; `out` is made when it is missing. CommandError: something went wrong that is no part of it."""
     _prepare(out)
     begun = time.monotonic()
     shows = [Show(n, wish, Row(f"{n:>2} {wish.prompt}", wish.facts)) for n, wish in enumerate(WISHES, start=1)]

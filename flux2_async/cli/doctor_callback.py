@@ -36,13 +36,9 @@ ADVICE: Final[Mapping[int, str]] = {
 
 @attrs.frozen
 class Check:
-    """One line of the doctor's report.
+    """One line of the doctor's report; the advice is empty when there is nothing to do.
 
-    Attributes:
-        name: What was looked at.
-        detail: What was found.
-        advice: What to do; empty when there is nothing to do.
-        known: Whether it could be looked at; False is no failure.
+    `known` is whether it could be looked at; False is no failure.
     """
 
     name: str
@@ -59,12 +55,7 @@ class Check:
 async def callback_checks(url: str, service_url: str) -> AsyncIterator[Check]:
     """Call the receiver's address once as the service would, signed where the environment has the secret.
 
-    Args:
-        url: The receiver's address.
-        service_url: The service's own: one on this machine, as an emulator is, reaches what we reach.
-
-    Yields:
-        What the address says, what was answered, and what cannot be known from here.
+    A service whose own address is on this machine, as an emulator's is, reaches what we reach.
     """
     secret = environment_secret()
     ref = f"flux2-doctor-{secrets.token_hex(4)}"

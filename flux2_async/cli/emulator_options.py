@@ -16,8 +16,7 @@ class EmulatorOptions:
     """What the emulated service does."""
 
     limit: Annotated[
-        str,
-        Parameter(help="Admit N new tasks in any SECONDS seconds, written N/SECONDS; none: all of them."),
+        str, Parameter(help="Admit N new tasks in any SECONDS seconds, written N/SECONDS; none: all of them.")
     ] = "20/10"
     policy: Annotated[Literal["sliding", "fixed", "bucket", "counter"], Parameter(help="How --limit is counted.")] = (
         "sliding"

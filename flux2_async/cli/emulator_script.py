@@ -23,21 +23,15 @@ ENDLESS: Final = ("duration",)
 
 
 def script_of(options: EmulatorOptions) -> Script:
-    """Give what the emulator is to follow.
-
-    Raises:
-        UsageError: A value makes no sense.
-    """
+    """Give what the emulator is to follow; UsageError: a value makes no sense."""
     _check(options)
-    same = [field.name for field in attrs.fields(Script) if hasattr(options, field.name)]
-    given: dict[str, Any] = {name: getattr(options, name) for name in same}
-    given |= {
-        "models": _models(options),
-        "limit": _limit(options),
-        "outage": _outage(options),
-        "faults": _faults(options),
-    }
-    return Script(plans=_plan(options), **given)
+    given = _alike(options, Script) | {"models": _models(options), "limit": _limit(options)}
+    return Script(**given | {"outage": _outage(options), "faults": _faults(options), "plans": _plan(options)})
+
+
+def _alike(options: EmulatorOptions, kind: type[Plan | Script]) -> dict[str, Any]:
+    """Give what is called alike in both."""
+    return {field.name: getattr(options, field.name) for field in attrs.fields(kind) if hasattr(options, field.name)}
 
 
 def _check(options: EmulatorOptions) -> None:
@@ -102,18 +96,7 @@ def _faults(options: EmulatorOptions) -> list[Fault]:
 def _plan(options: EmulatorOptions) -> Any:
     """Give one plan, or where shares of the tasks differ a function that gives each task the same in every run."""
     callback: Any = options.callback_fault if options.callback_fault in PLANNED else "once"
-    plan = Plan(
-        duration=options.duration,
-        states=options.states,
-        credits=options.price,
-        hidden_for=options.hidden_for,
-        hidden_style=options.hidden_style,
-        callback=callback,
-        callback_delay=options.callback_delay,
-        pictures=options.pictures,
-        result_urls=options.result_urls,
-        record_lag=options.record_lag,
-    )
+    plan = Plan(**_alike(options, Plan) | {"credits": options.price, "callback": callback})
     shares: list[tuple[Any, float]] = [
         ("moderated", options.moderate),
         ("fail", options.fail),
@@ -126,8 +109,7 @@ def _plan(options: EmulatorOptions) -> Any:
         left = random.Random(index).random()  # noqa: S311  a lot, no secret
         for outcome, share in shares:
             if left < share:
-                code, text = (None, None) if outcome == "empty" else (options.fail_code, options.fail_message)
-                return attrs.evolve(plan, outcome=outcome, fail_code=code, fail_message=text)
+                return attrs.evolve(plan, outcome=outcome)
             left -= share
         return plan
 

@@ -77,12 +77,7 @@ TaskId: TypeAlias = Annotated[str, "The id that generate or edit gave."]
 
 
 async def serve(screen: Screen, service: Service, folder: Path, max_credits: float | None) -> None:
-    """Serve the agent on stdin and stdout until it closes them.
-
-    Raises:
-        UsageError: There is no key, or the folder cannot be written.
-        ConfigurationError: `max_credits` is no number of credits.
-    """
+    """Serve the agent on stdin and stdout until it closes them."""
     limit = service.check()
     budget = None if max_credits is None else Budget(max_credits, per=DAY)
     target = _writable(folder)
@@ -112,12 +107,7 @@ def _writable(folder: Path) -> Path:
 
 @attrs.frozen
 class Agent:
-    """What an agent can do.
-
-    Attributes:
-        flux: An open session.
-        folder: Where pictures are saved.
-    """
+    """What an agent can do with an open session, and a folder for pictures."""
 
     flux: Flux2Session
     folder: Path
@@ -125,16 +115,10 @@ class Agent:
     def server(self) -> FastMCP[Any]:
         """Make the server of these tools."""
         server: FastMCP[Any] = FastMCP("flux2", INSTRUCTIONS, version=VERSION)
-        tools: list[Callable[..., Any]] = [
-            self.generate,
-            self.edit,
-            self.wait,
-            self.get_task,
-            self.credits,
-            self.estimate,
-        ]
-        for tool in tools:
-            server.tool(tool, annotations=PAYS if tool in (self.generate, self.edit) else LOOKS)
+        paying: list[Callable[..., Any]] = [self.generate, self.edit]
+        looking: list[Callable[..., Any]] = [self.wait, self.get_task, self.credits, self.estimate]
+        for tool in [*paying, *looking]:
+            server.tool(tool, annotations=PAYS if tool in paying else LOOKS)
         server.resource(PICTURE, name="picture", description="A finished picture.")(self.picture)
         return server
 
@@ -333,11 +317,7 @@ async def _progress(context: Context, seconds: float, message: Callable[[], str]
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Turn an error of the session into words for an agent.
-
-    Raises:
-        ToolError: What went wrong, whether it was paid for, and what to do.
-    """
+    """Turn an error of the session into words for an agent: what went wrong, whether it was paid for, what to do."""
     try:
         yield
     except (Flux2Error, OSError) as error:

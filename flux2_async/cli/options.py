@@ -1,4 +1,4 @@
-"""What the commands can be told, and what the words on the command line become."""
+"""What the commands can be told, and what the words on the command line become: a `UsageError` if nothing else."""
 
 import math
 import os
@@ -87,11 +87,7 @@ class Service:
     rate_limit: RateLimitText = RATE_LIMIT
 
     def check(self) -> RateLimit | None:
-        """Give the limit, after a look whether there is a key where one is needed.
-
-        Raises:
-            UsageError: There is none, or the limit makes no sense.
-        """
+        """Give the limit, after a look whether there is a key where one is needed."""
         limit = parse_rate_limit(self.rate_limit)
         if not self.emulate:
             check_key(EMULATE)
@@ -99,11 +95,7 @@ class Service:
 
 
 def check_key(instead: str = EMULATOR) -> None:
-    """Look whether the environment has a key; whether it is a good one is judged by the session.
-
-    Raises:
-        UsageError: There is none; the text names the way without an account.
-    """
+    """Look whether the environment has a key; whether it is a good one is judged by the session."""
     variable = key_variable()
     if not os.environ.get(variable, "").strip():
         no_key = NO_KEY if variable == services.APIKLEY.key_variable else f"no API key: set {variable}, or without an "
@@ -111,20 +103,12 @@ def check_key(instead: str = EMULATOR) -> None:
 
 
 def key_variable() -> str:
-    """Give the name of the environment variable of the key.
-
-    Raises:
-        UsageError: The environment names an unknown service.
-    """
+    """Give the name of the environment variable of the key."""
     return (named_service() or services.APIKLEY).key_variable or ""
 
 
 def named_service() -> services.Service | None:
-    """Give the service that FLUX2_SERVICE names; None: Apikley, at the addresses of the environment.
-
-    Raises:
-        UsageError: It names none.
-    """
+    """Give the service that FLUX2_SERVICE names; None: Apikley, at the addresses of the environment."""
     name = os.environ.get(SERVICE, "").strip().lower()
     if name not in SERVICES:
         raise UsageError(f"{SERVICE}: {name!r} given, allowed are {', '.join(filter(None, SERVICES))}")
@@ -132,11 +116,7 @@ def named_service() -> services.Service | None:
 
 
 def parse_rate_limit(text: str, option: str = "--rate-limit") -> RateLimit | None:
-    """Read N/SECONDS, or `none`, as an option has it.
-
-    Raises:
-        UsageError: It is something else.
-    """
+    """Read N/SECONDS, or `none`, as an option has it."""
     if text.strip().lower() == "none":
         return None
     # The digits of other alphabets are digits to Python, and a number of a thousand digits is no rate.
@@ -152,11 +132,7 @@ def parse_rate_limit(text: str, option: str = "--rate-limit") -> RateLimit | Non
 
 
 def check_timeout(seconds: float) -> float:
-    """Give the seconds back.
-
-    Raises:
-        UsageError: They are no waiting time.
-    """
+    """Give the seconds back, unless they are no waiting time."""
     if math.isnan(seconds) or seconds < 0:
         raise UsageError(f"--timeout: {seconds} given, it must be a number of seconds of 0 or more")
     return seconds
@@ -164,27 +140,20 @@ def check_timeout(seconds: float) -> float:
 
 @attrs.frozen
 class Target:
-    """Where the pictures of one task go, known to be writable.
-
-    Attributes:
-        folder: An existing folder.
-        name: The file asked for, or None for `TASK_ID-N.EXT`.
-    """
+    """Where the pictures of one task go: an existing folder, and the file asked for, or None for `TASK_ID-N.EXT`."""
 
     folder: Path
     name: str | None = None
+    # For `-o`.
+    given: str | None = None
 
     @classmethod
     def parse(cls, text: str | None) -> "Target":
-        """Check what was given for `-o` before anything is sent.
-
-        Raises:
-            UsageError: It cannot be written.
-        """
+        """Check what was given for `-o` before anything is sent."""
         path = Path(text) if text else Path()
         if text == "":
             raise UsageError("--output: an empty name given, it must be a file such as out.png, or an existing folder")
-        target = cls(path) if path.is_dir() else cls(path.parent, path.name)
+        target = cls(path, None, text) if path.is_dir() else cls(path.parent, path.name, text)
         if target.name is not None and path.suffix.lower() not in EXTENSIONS:
             raise UsageError(f"--output: {text!r} given, its end must be one of {', '.join(EXTENSIONS)}")
         if not target.folder.is_dir():
@@ -193,11 +162,7 @@ class Target:
         return target
 
     def check_writable(self) -> None:
-        """Find out by writing; root has every permission, and a read-only disk none.
-
-        Raises:
-            UsageError: It cannot be written.
-        """
+        """Find out by writing; root has every permission, and a read-only disk none."""
         try:
             with tempfile.TemporaryFile(dir=self.folder):
                 return

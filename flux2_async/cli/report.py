@@ -1,8 +1,6 @@
 """`flux2 report`: the page of a batch, as a file or served while the batch runs."""
 
-import asyncio
 import os
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio.to_thread
@@ -12,16 +10,11 @@ from flux2_async.batch.report import serve_report, write_report
 from flux2_async.batch.report.following import Following
 from flux2_async.batch.results import RESULTS
 from flux2_async.cli.screen import Screen, UsageError, counted
-from flux2_async.cli.serve import check_port, listening_failure
+from flux2_async.cli.serve import check_port, interrupted, listening
 
 
 async def report(screen: Screen, folder: Path, title: str) -> None:
-    """Write the page.
-
-    Raises:
-        UsageError: There is no batch in the folder.
-        OSError: It cannot be written.
-    """
+    """Write the page; UsageError: there is no batch in the folder."""
     outcomes = await anyio.to_thread.run_sync(_outcomes, folder)
     if not outcomes:
         raise UsageError(f"{str(folder)!r} has no {RESULTS}; name the folder that flux2 batch was given as --out")
@@ -34,29 +27,16 @@ async def report(screen: Screen, folder: Path, title: str) -> None:
 
 
 async def serve(screen: Screen, folder: Path, title: str, host: str, port: int) -> int:
-    """Serve the page until it is interrupted, which is its usual end, and give 0.
-
-    Raises:
-        UsageError: There is no such folder, or no such port.
-        OSError: The address cannot be listened on.
-    """
+    """Serve the page until it is interrupted, and give 0."""
     check_port(port)
     if not os.path.isdir(folder):  # noqa: PTH112, ASYNC240  before anything else runs
         raise UsageError(f"there is no folder {str(folder)!r}; name the one that flux2 batch was given as --out")
-    async with AsyncExitStack() as stack:
-        try:
-            address = await stack.enter_async_context(serve_report(folder, host=host, port=port, title=title))
-        except OSError as error:
-            reason = listening_failure(error)
-            raise OSError(f"{host}:{port}: {reason}; give another --host or --port, where 0 takes a free one") from None
+    async with listening(serve_report(folder, host=host, port=port, title=title), host, port) as address:
         screen.note("The report is at the address below, and its rows arrive there; Ctrl-C ends it.", "dim")
         screen.result(address)
         screen.document({"address": address})
-        screen.out.file.flush()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            screen.note("stopped")
+        await interrupted(screen)
+        screen.note("stopped")
     return 0
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any, Final
@@ -14,7 +14,7 @@ from flux2_async.cli.board import Board, Row
 from flux2_async.cli.options import Service, Target
 from flux2_async.cli.save import save
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen
-from flux2_async.cli.service import opened, real
+from flux2_async.cli.service import opened
 from flux2_async.errors import (
     AmbiguousSubmitError,
     EmptyResultError,
@@ -41,18 +41,11 @@ LOOK_FIRST: Final = "check the task log of your account before you run this agai
 
 @attrs.define
 class Job:
-    """One task of a command on its way.
+    """One task of a command on its way, told in a row of the board.
 
     Attributes:
-        flux: The session.
-        board: Where the progress is told.
-        row: Its line there.
-        target: Where the pictures go.
-        output: What was given for `-o`.
         timeout: Seconds for waiting, or None.
         lasting: Whether the task outlives the command.
-        task_id: The task, once it is known.
-        handle: The submission, once there is one.
         unreached: What keeps the service from being reached, as last seen; None while it answers.
         since: The loop's time from which on that is so.
     """
@@ -61,7 +54,6 @@ class Job:
     board: Board
     row: Row
     target: Target
-    output: str | None
     timeout: float | None
     lasting: bool = True
     task_id: str | None = None
@@ -118,6 +110,12 @@ class Job:
         self.board.change(self.row, "accepted")
         return task
 
+    async def attach(self, task_id: str) -> ImageTask:
+        """Take up a task that was made earlier."""
+        task = self.flux.attach(task_id)
+        self.board.change(self.row, "looking")
+        return task
+
     async def finish(self, task: ImageTask) -> tuple[ImageResult, list[Path]]:
         """Wait for the pictures and save them."""
         self.task_id = task.id
@@ -132,16 +130,12 @@ class Job:
         if not self.lasting:
             return ENDED
         return f"go on with: flux2 status {quote(task_id)} --wait" + (
-            f" -o {quote(self.output)}" if self.output else ""
+            f" -o {quote(self.target.given)}" if self.target.given else ""
         )
 
     @asynccontextmanager
     async def ends_told(self) -> AsyncIterator[None]:
-        """Turn what goes wrong into words that leave nothing paid behind unnamed.
-
-        Raises:
-            CommandError: Something went wrong.
-        """
+        """Turn what goes wrong into words of a `CommandError` that leave nothing paid behind unnamed."""
         try:
             yield
         except asyncio.CancelledError:
@@ -172,44 +166,42 @@ class Job:
 async def make(
     screen: Screen, request: Request, service: Service, limit: RateLimit | None, *, output: str | None, timeout: float
 ) -> None:
-    """Submit a request, wait for its picture and save it.
-
-    Raises:
-        CommandError: There is no picture.
-        UsageError: It cannot be written; nothing was sent.
-    """
-    target, row = Target.parse(output), Row("request")
-    async with opened(service, limit) as flux:
-        with Board(screen, [row]) as board:
-            job = Job(flux, board, row, target, output, _bound(timeout), lasting=not service.emulate)
-            flux.observe(job.hear)
-            async with job.ends_told():
-                result, files = await job.finish(await job.submit(request))
+    """Submit a request, wait for its picture and save it; UsageError: it cannot be written, and nothing was sent."""
+    target, session, lasting = Target.parse(output), opened(service, limit), not service.emulate
+    async with _begun(screen, session, Row("request"), target, timeout, lasting=lasting) as job:
+        result, files = await job.finish(await job.submit(request))
     _tell(screen, result, files)
 
 
 async def resume(screen: Screen, task_id: str, *, output: str | None, timeout: float) -> None:
-    """Wait for a task that was made earlier, and save its picture.
-
-    Raises:
-        CommandError: There is no picture.
-        UsageError: It cannot be written.
-    """
+    """Wait for a task that was made earlier, and save its picture; UsageError: it cannot be written."""
     target, row = Target.parse(output), Row(f"task {task_id}")
-    async with real() as flux:
-        task = flux.attach(task_id)
+    async with _begun(screen, opened(), row, target, timeout) as job:
+        result, files = await job.finish(await job.attach(task_id))
+    _tell(screen, result, files)
+
+
+@asynccontextmanager
+async def _begun(
+    screen: Screen,
+    session: AbstractAsyncContextManager[Flux2Session],
+    row: Row,
+    target: Target,
+    timeout: float,
+    *,
+    lasting: bool = True,
+) -> AsyncIterator[Job]:
+    async with session as flux:
         with Board(screen, [row]) as board:
-            job = Job(flux, board, row, target, output, _bound(timeout))
+            job = Job(flux, board, row, target, None if math.isinf(timeout) else timeout, lasting)
             flux.observe(job.hear)
             async with job.ends_told():
-                board.change(row, "looking")
-                result, files = await job.finish(task)
-    _tell(screen, result, files)
+                yield job
 
 
 async def look(screen: Screen, task_id: str) -> bool:
     """Show a task's record; give whether it has not failed."""
-    async with real() as flux:
+    async with opened() as flux:
         record = await flux.fetch_record(task_id)
     screen.document(_document(record))
     facts = {
@@ -245,10 +237,6 @@ async def followed(task: ImageTask, board: Board, row: Row, timeout: float | Non
         row.left = None
         following.cancel()
         await asyncio.wait([following])
-
-
-def _bound(timeout: float) -> float | None:
-    return None if math.isinf(timeout) else timeout
 
 
 def _document(record: TaskRecord) -> dict[str, Any]:

@@ -17,9 +17,7 @@ QUALITY = 95
 async def save(flux: Flux2Session, result: ImageResult, target: Target) -> list[Path]:
     """Download the pictures of a task; a second one is named `out-2.png`.
 
-    Raises:
-        Flux2Error: As `Flux2Session.download`.
-        OSError: A file cannot be written, or not be converted; in the latter case it is kept as it came.
+    OSError: a file cannot be written, or not be converted; in the latter case it is kept as it came.
     """
     if target.name is None:
         return await flux.download(result, target.folder)

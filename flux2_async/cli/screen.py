@@ -29,11 +29,8 @@ WORD: Final = re.compile(
 class CommandError(Exception):
     """A command came to its end without what it was called for.
 
-    Attributes:
-        error: What went wrong, an exception or words.
-        hint: What to do about it; empty for nothing beyond what the error says.
-        code: The exit code.
-        task_id: The task that goes on, for machines, or None.
+    The hint is what to do besides what the error says, `code` the exit code, `task_id` the task that goes on, for
+    machines.
     """
 
     def __init__(self, error: BaseException | str, hint: str = "", code: int = 1, task_id: str | None = None) -> None:
@@ -60,12 +57,7 @@ class _Console(Console):
 class Screen:
     """The terminal, the pipe or the machine on the other side.
 
-    Args:
-        machine: Only JSON goes to stdout, and the progress is plain.
-
-    Attributes:
-        machine: As given.
-        live: Whether progress may be redrawn in place.
+    For a machine only JSON goes to stdout, and the progress is plain; `live` is whether it may be redrawn in place.
     """
 
     def __init__(self, *, machine: bool = False) -> None:
@@ -86,18 +78,17 @@ class Screen:
     def result(self, renderable: RenderableType, *, whole: bool = False) -> None:
         """Show a result to people; nothing for machines.
 
-        Args:
-            renderable: Text, or anything of rich's.
-            whole: Whether its lines are paths, which nobody could copy from a terminal when they were broken.
+        `whole` lines are paths, which nobody could copy from a terminal when they were broken.
         """
+        if self.machine:
+            return
         if isinstance(renderable, str):
             # rich itself would leave some characters out.
-            renderable = printable(renderable)
-        if not self.machine:
-            if isinstance(renderable, str | Text) and not whole:
-                print_words(self.out, Text(renderable) if isinstance(renderable, str) else renderable)
-            else:
-                self.out.print(renderable, soft_wrap=isinstance(renderable, str | Text))
+            renderable = Text(printable(renderable))
+        if isinstance(renderable, Text) and not whole:
+            print_words(self.out, renderable)
+        else:
+            self.out.print(renderable, soft_wrap=isinstance(renderable, Text))
 
     def document(self, document: object) -> None:
         """Give a result to machines; nothing to people."""

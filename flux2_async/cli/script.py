@@ -21,17 +21,7 @@ CAT, COFFEE, OFFICER, ROCKET = "chelsea", "coffee", "grace_hopper", "rocket"
 
 @attrs.frozen
 class Wish:
-    """One request of the demo.
-
-    Attributes:
-        prompt: What to make.
-        photos: Names of the shipped photographs it goes by.
-        aspect_ratio: As in the API.
-        resolution: As in the API.
-        tier: As in the API.
-        duration: Seconds that the emulated service takes.
-        moderated: Whether moderation refuses it.
-    """
+    """One request of the demo, by names of shipped photographs; `duration` is the service's, in seconds."""
 
     prompt: str
     photos: tuple[str, ...] = ()
@@ -73,13 +63,7 @@ WISHES: Final = (
     Wish("Something that the content policy forbids", (OFFICER,), "1:1", duration=2.9, moderated=True),
     Wish("The rocket launch seen from the cat's window", (CAT, ROCKET), "3:2", duration=5.6),
     Wish("A still life: the cup on old books, window light", (COFFEE,), "1:1", "2K", duration=6.8),
-    Wish(
-        "The officer with the cat, the rocket behind",
-        (OFFICER, CAT, ROCKET),
-        "4:3",
-        tier="pro",
-        duration=8.0,
-    ),
+    Wish("The officer with the cat, the rocket behind", (OFFICER, CAT, ROCKET), "4:3", tier="pro", duration=8.0),
     Wish("Sand dunes at noon, a single line of footprints", (), "3:2", duration=3.7),
     Wish("A paper boat on a dark lake, reflections of lanterns", (), "2:3", duration=7.6),
     Wish("Swap the coffee for hot chocolate with cream", (COFFEE,), "auto", tier="pro", duration=2.1),
@@ -99,6 +83,4 @@ def demo_script(limit: Limit) -> Script:
 
     # The last, because the session takes a 429 at its word: it starts no more than were accepted until then.
     refusal = Fault("createTask", "refuse", task=len(WISHES) - 1, code=429, retry_after=1)
-    script = Script(plans=plan, limit=limit)
-    script.faults.append(refusal)
-    return script
+    return Script(plans=plan, limit=limit, faults=[refusal])

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
 from flux2_async.cli.emulator_options import EmulatorOptions
@@ -12,46 +13,49 @@ from flux2_async.cli.emulator_script import script_of
 from flux2_async.cli.screen import Screen, UsageError, one_line
 from flux2_async.emulator import CallbackCall, Emulator, Exchange
 
+T = TypeVar("T")
+
 MAX_PORT: Final = 65535
 MAX_PROMPT: Final = 60
 
 
 async def serve(screen: Screen, host: str, port: int, options: EmulatorOptions, *, log: bool) -> int:
-    """Run the emulator until it is interrupted, which is its usual end, and give 0.
-
-    With `log` each request is told in a line.
-
-    Raises:
-        UsageError: A value is out of bounds.
-        OSError: The address cannot be listened on.
-    """
+    """Run the emulator until it is interrupted, and give 0; with `log` each request is told in a line."""
     check_port(port)
 
     def tell(event: Exchange | CallbackCall) -> None:
         screen.note(f"{datetime.now().astimezone():%H:%M:%S.%f}"[:12] + f"  {line_of(event, emulator)}")
 
     emulator = Emulator(script_of(options), host=host, port=port, log=tell if log else None)
-    async with AsyncExitStack() as stack:
-        try:
-            await stack.enter_async_context(emulator)
-        except OSError as error:
-            reason = listening_failure(error)
-            raise OSError(f"{host}:{port}: {reason}; give another --host or --port, where 0 takes a free one") from None
+    async with listening(emulator, host, port):
         _tell(screen, emulator)
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            accepted = len(emulator.ledger.accepted)
-            screen.note(f"stopped; {accepted} {'task was' if accepted == 1 else 'tasks were'} accepted")
+        await interrupted(screen)
+        accepted = len(emulator.ledger.accepted)
+        screen.note(f"stopped; {accepted} {'task was' if accepted == 1 else 'tasks were'} accepted")
     return 0
 
 
-def check_port(port: int) -> None:
-    """Look whether there can be such a port.
+@asynccontextmanager
+async def listening(server: AbstractAsyncContextManager[T], host: str, port: int) -> AsyncIterator[T]:
+    """Enter what listens at an address; the OSError says what to do."""
+    async with AsyncExitStack() as stack:
+        try:
+            entered = await stack.enter_async_context(server)
+        except OSError as error:
+            reason = listening_failure(error)
+            raise OSError(f"{host}:{port}: {reason}; give another --host or --port, where 0 takes a free one") from None
+        yield entered
 
-    Raises:
-        UsageError: There cannot.
-    """
+
+async def interrupted(screen: Screen) -> None:
+    """Wait for Ctrl-C, which is the usual end of what serves, after all that was said is out."""
+    screen.out.file.flush()
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+
+
+def check_port(port: int) -> None:
+    """Raise `UsageError` where there can be no such port."""
     if not 0 <= port <= MAX_PORT:
         raise UsageError(f"--port: {port} given, it must be 0 to {MAX_PORT}")
 
@@ -68,8 +72,7 @@ def line_of(event: Exchange | CallbackCall, emulator: Emulator) -> str:
         answer = "no answer" if event.status is None else str(event.status)
         again = f", attempt {event.attempt}" if event.attempt > 1 else ""
         return f"{'callback':<12} {answer:<9} {event.task_id}  to {one_line(event.url)}{again}"
-    words = [one_line(event.task_id)] if event.task_id else []
-    words += [_about(event, emulator)] if event.task_id else []
+    words = [one_line(event.task_id), _about(event, emulator)] if event.task_id else []
     words += [f"Retry-After: {event.retry_after}"] if event.retry_after else []
     words += [f"fault {event.fault}"] if event.fault else []
     words += [f"{event.seconds * 1000:.0f} ms"]
@@ -113,4 +116,3 @@ def _tell(screen: Screen, emulator: Emulator) -> None:
     screen.result("\n".join(f"export {name}={value}" for name, value in settings.items()))
     screen.note('Then for example: flux2 generate "A lighthouse at dawn"', "dim")
     screen.document(settings)
-    screen.out.file.flush()

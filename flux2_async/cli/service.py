@@ -23,29 +23,7 @@ EMULATED_POLLING: Final = Polling(interval=0.3)
 
 @asynccontextmanager
 async def opened(
-    service: Service,
-    limit: RateLimit | None,
-    callbacks: Callbacks | None = None,
-    polling: Polling = PATIENT,
-    *,
-    coordination: Coordination | None = None,
-    budget: Budget | None = None,
-) -> AsyncIterator[Flux2Session]:
-    """Open a session as the options say; an emulated service ends with it.
-
-    `limit` is what `service.check` gave, `polling` and `coordination` for the real service.
-    """
-    if service.emulate:
-        script = Script(plans=Plan(duration=3.0), limit=LIMIT, credits=CREDITS)
-        async with Emulator(script) as emulator, emulated(emulator, limit, callbacks, budget) as flux:
-            yield flux
-    else:
-        async with real(limit, callbacks, polling, coordination=coordination, budget=budget) as flux:
-            yield flux
-
-
-@asynccontextmanager
-async def real(
+    service: Service | None = None,
     limit: RateLimit | None = None,
     callbacks: Callbacks | None = None,
     polling: Polling = PATIENT,
@@ -53,8 +31,16 @@ async def real(
     coordination: Coordination | None = None,
     budget: Budget | None = None,
 ) -> AsyncIterator[Flux2Session]:
-    """Open a session with the account that the environment names, through the proxies it names."""
-    # As users of other commands expect; the library by itself reads no proxy settings.
+    """Open a session as the options say, with an emulated service, which ends with it, or the environment's account.
+
+    `limit` is what `service.check` gave, `polling` and `coordination` for the real service.
+    """
+    if service and service.emulate:
+        script = Script(plans=Plan(duration=3.0), limit=LIMIT, credits=CREDITS)
+        async with Emulator(script) as emulator, emulated(emulator, limit, callbacks, budget) as flux:
+            yield flux
+        return
+    # Through its proxies, as users of other commands expect; the library by itself reads no proxy settings.
     async with (
         aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http,
         Flux2Session(

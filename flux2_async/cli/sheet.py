@@ -43,16 +43,10 @@ BOLD: Final = 0.55
 
 @attrs.frozen(kw_only=True)
 class Card:
-    """One task.
+    """One task: the picture, or the reason in its place, with the reference pictures, shown small, below.
 
-    Attributes:
-        prompt: Shortened to two lines.
-        inputs: The reference pictures, shown small.
-        picture: What came out; None shows `reason` in its place.
-        reason: Why there is no picture.
-        facts: Lower line, left: how it was asked for.
-        figures: Lower line, right: what it took.
-        note: A few words in the corner of the picture; empty for none.
+    The prompt is shortened to two lines; the facts stand to the left in the line below it, the figures to the right,
+    and the note, a few words, in the corner of the picture.
     """
 
     prompt: str
@@ -83,11 +77,7 @@ def draw_sheet(cards: Sequence[Image.Image], *, title: str, subtitle: str, remar
 
 
 def draw_card(card: Card) -> Image.Image:
-    """Draw one card; blocks.
-
-    Raises:
-        OSError: A picture cannot be read.
-    """
+    """Draw one card; blocks. OSError: a picture cannot be read."""
     image = Image.new("RGB", (WIDTH, HEIGHT), CARD)
     draw = ImageDraw.Draw(image)
     if card.picture is None:

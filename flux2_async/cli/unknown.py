@@ -11,10 +11,10 @@ from typing import Any, Final
 import anyio
 import attrs
 
-from flux2_async.batch import Journal, Outcome, UnknownRequest
+from flux2_async.batch import Journal, Outcome, UnknownRequest, document
 from flux2_async.cli.options import key_variable
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, counted, one_line
-from flux2_async.cli.service import real
+from flux2_async.cli.service import opened
 from flux2_async.errors import ApiError, InvalidRequestError, TaskNotFoundError, TransportError
 from flux2_async.models import TaskRecord
 
@@ -24,24 +24,14 @@ WAYS: Final = "t TASK_ID: it is this task   n: it was never made, send it again 
 
 @attrs.frozen
 class Decisions:
-    """What was decided on the command line.
-
-    Attributes:
-        tasks: `ID=TASK_ID` each.
-        never_made: Ids of requests.
-        check: Whether a task is looked at before it is written down, where there is a key.
-    """
+    """What was decided on the command line: `ID=TASK_ID` each, and ids of requests; `check` as of the command."""
 
     tasks: tuple[str, ...] = ()
     never_made: tuple[str, ...] = ()
     check: bool = True
 
     def found(self) -> dict[str, str]:
-        """Give the tasks by the ids of their requests.
-
-        Raises:
-            UsageError: One cannot be read.
-        """
+        """Give the tasks by the ids of their requests."""
         found: dict[str, str] = {}
         for text in self.tasks:
             # Ids of requests may have any sign in them, those of tasks have none.
@@ -57,11 +47,8 @@ class Decisions:
 async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool) -> int:
     """Tell of them, write down what is decided, and give 0, or 1 while some are left.
 
-    Raises:
-        UsageError: There is no such journal, or a decision cannot be read.
-        InvalidRequestError: A decision does not fit; nothing was changed.
-        JournalError: The journal cannot be used, or a batch is running with it.
-        CommandError: Interrupted; what was decided until then is kept.
+    InvalidRequestError: a decision does not fit, and nothing was changed. CommandError: interrupted; what was decided
+    until then is kept.
     """
     if not await anyio.Path(path).is_file():
         raise UsageError(f"there is no journal {str(path)!r}; name the folder that flux2 batch was given as --out")
@@ -86,16 +73,12 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
 
 
 async def _check(screen: Screen, journal: Journal, found: Mapping[str, str]) -> None:
-    """Look at tasks where there is a key: the picture of a wrong one would be saved as that of the request.
-
-    Raises:
-        InvalidRequestError: The service does not know one, or made it of something else.
-    """
+    """Look at tasks where there is a key: the picture of a wrong one would be saved as that of the request."""
     wanted = {request.outcome.id: request.outcome for request in await journal.unknown()}
     looked_at = {name: task_id for name, task_id in found.items() if name in wanted}
     if not looked_at or not os.environ.get(key_variable(), "").strip():
         return
-    async with real() as flux:
+    async with opened() as flux:
         for name, task_id in looked_at.items():
             try:
                 record = await flux.fetch_record(task_id)
@@ -157,11 +140,7 @@ async def _ask(screen: Screen, journal: Journal, name: str, *, check: bool) -> b
 
 
 async def _answer(screen: Screen) -> str:
-    """Read a line.
-
-    Raises:
-        CommandError: Ctrl-C.
-    """
+    """Read a line; CommandError: Ctrl-C."""
     screen.err.print("> ", end="")
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     try:
@@ -206,16 +185,6 @@ def _tell_end(screen: Screen, decided: int, left: int, *, ask: bool) -> None:
 
 
 def _document(request: UnknownRequest) -> dict[str, Any]:
-    outcome = request.outcome
-    return {
-        "id": outcome.id,
-        "line": outcome.line,
-        "sent_at": request.sent_at and request.sent_at.isoformat(),
-        "prompt": outcome.prompt,
-        "images": list(outcome.images),
-        "model": outcome.model,
-        "resolution": outcome.resolution,
-        "ref": outcome.ref,
-        "task_id": outcome.task_id,
-        "error": outcome.error and attrs.asdict(outcome.error),
-    }
+    told = document(request.outcome) | {"sent_at": request.sent_at and request.sent_at.isoformat()}
+    names = ("id", "line", "sent_at", "prompt", "images", "model", "resolution", "ref", "task_id", "error")
+    return {name: told[name] for name in names}

@@ -190,12 +190,12 @@ class Telemetry:
         self._unclear: dict[str, _Submission] = {}
         self._waits: dict[str, _Wait] = {}
         self._handlers: dict[type[SessionEvent], Callable[[Any], object]] = {
-            Queued: self._queued,
+            Queued: self._begin,
             SubmissionChanged: self._changed,
             Attached: self._attached,
             Polled: self._polled,
             Settled: self._settled,
-            Paused: self._paused,
+            Paused: lambda event: self._instruments.pauses.record(event.seconds),
         }
 
     def __call__(self, event: SessionEvent) -> None:
@@ -243,18 +243,13 @@ class Telemetry:
         self._unclear.clear()
         self._waits.clear()
 
-    def _queued(self, event: Queued) -> None:
+    def _begin(self, event: Queued | SubmissionChanged) -> _Submission:
         assert event.ref is not None  # noqa: S101  each submission has one
-        self._begin(event.ref, event.request, event.time)
-
-    def _begin(self, ref: str, request: Request, time: datetime) -> _Submission:
-        parent, model = get_current(), request.model
-        attributes = self._attributes(SUBMIT, model, request)
-        attributes[REF] = ref
-        span = self._tracer.start_span(
-            f"{SUBMIT} {model}", parent, trace.SpanKind.CLIENT, attributes, start_time=_nanoseconds(time)
-        )
-        submission = self._submissions[ref] = _Submission(span, parent, request, model)
+        parent, model, begun = get_current(), event.request.model, _nanoseconds(event.time)
+        attributes = self._attributes(SUBMIT, model, event.request)
+        attributes[REF] = event.ref
+        span = self._tracer.start_span(f"{SUBMIT} {model}", parent, trace.SpanKind.CLIENT, attributes, start_time=begun)
+        submission = self._submissions[event.ref] = _Submission(span, parent, event.request, model)
         return submission
 
     def _attributes(self, operation: str, model: str, request: Request) -> _Attributes:
@@ -274,7 +269,7 @@ class Telemetry:
             submission = self._submissions.pop(ref, None)
         else:
             # The function may observe since this moment.
-            submission = self._submissions.get(ref) or self._begin(ref, event.request, event.time)
+            submission = self._submissions.get(ref) or self._begin(event)
             self._step(submission, event)
             return
         if submission is not None:
@@ -337,14 +332,7 @@ class Telemetry:
         return self._open(event.task_id, GENERATE, parent=parent, link=link, attributes=attributes, begun=now)
 
     def _open(
-        self,
-        task_id: str,
-        name: str,
-        *,
-        parent: Context,
-        link: trace.SpanContext,
-        attributes: _Attributes,
-        begun: int,
+        self, task_id: str, name: str, *, parent: Context, link: trace.SpanContext, attributes: _Attributes, begun: int
     ) -> _Wait:
         links = [trace.Link(link)] if link.is_valid else None
         span = self._tracer.start_span(name, parent, trace.SpanKind.CLIENT, attributes, links, begun)
@@ -394,9 +382,6 @@ class Telemetry:
     def _took(self, model: str | None, nanoseconds: int, error: Exception | None) -> None:
         kind = None if error is None else type(error).__name__
         self._instruments.duration.record(max(nanoseconds, 0) / 1e9, _of_duration(model, kind))
-
-    def _paused(self, event: Paused) -> None:
-        self._instruments.pauses.record(event.seconds)
 
 
 @cache

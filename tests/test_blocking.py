@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import pydoc
 import re
 import signal
 import subprocess
@@ -136,11 +137,17 @@ def test_nothing_is_missing_and_nothing_is_different(kind: type, mirror: type) -
         original, found = inspect.getattr_static(kind, name), inspect.getattr_static(mirror, mirrored)
         if name in OPTIONS:
             assert options_of(OPTIONS[name]) == blocking(shown(original))[2:-1], name
+            assert [each[:3] for each in shown(found)] == [each[:3] for each in blocking(shown(original))], name
+            assert "on_send: collections.abc.Callable[[str], object] | None = None" in help_about(found), name
         elif inspect.isfunction(original):
             assert shown(found) == blocking(shown(original)), name
             assert found.__doc__, name
         elif (kind, name) != (SubmissionHandle, "request"):  # which has its type in the constructor
             assert type_of(mirror, mirrored) == blocking([(type_of(kind, name),)])[0][0], name
+
+
+def help_about(function: Callable[..., Any]) -> str:
+    return pydoc.render_doc(function, renderer=pydoc.TextDoc())
 
 
 def options_of(kind: Any) -> list[tuple[str, ...]]:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from flux2_async.errors import CoordinationError
 
-# A budget without a window is forgotten when nobody has used it for so long.
-KEPT_FOR = 24 * 3600.0
+# A budget without a window is forgotten when no session has been open for so long; those that are open tell of it.
+TOLD_EVERY = 6 * 3600.0
+KEPT_FOR = 24 * 3600.0 + TOLD_EVERY
 _ROUNDING = 1e-6
 
 Own = tuple[float, Sequence[tuple[float, float]]]

@@ -8,11 +8,11 @@ import asyncio
 import hashlib
 import secrets
 import weakref
-from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from flux2_async.coordination.budget_state import TOLD_EVERY
 from flux2_async.errors import BudgetExceededError, ConfigurationError, EmptyResultError, TaskFailedError
 from flux2_async.models.budget import Budget
 from flux2_async.models.events import SessionEvent, Settled
@@ -49,17 +49,32 @@ class Budgets:
         # Until it is known what they cost.
         self._held: dict[Submission, Held] = {}
         self._tasks: dict[str, Submission] = {}
-        self._unclear: deque[tuple[Submission, str | None]] = deque()
+        # The oldest first, with the task that was given up.
+        self._unclear: dict[Submission, str | None] = {}
         self._sharing: Sharing | None = None
         self._turn = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._to_tell: set[Ledger] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._names = weakref.WeakKeyDictionary[Ledger, str]()
 
     def begin(self, sharing: "Sharing | None") -> None:
         """Go on in the running event loop, with these others."""
         self._sharing, self._turn, self._loop = sharing, asyncio.Lock(), asyncio.get_running_loop()
         self._to_tell.clear()
+
+    def go_on_telling(self) -> None:
+        """Tell of budgets without a window again and again: what this session spent counts as long as it is open."""
+        assert self._loop is not None  # noqa: S101  it has begun
+        for (number, _), ledger in self._ledgers.items():
+            if self._budgets[number].per is None:
+                self._tell(self._budgets[number], ledger)
+        self._timer = self._loop.call_later(TOLD_EVERY, self.go_on_telling)
+
+    def end_telling(self) -> None:
+        """Leave the others."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def reserve(self, submission: Submission) -> None:
         """Count a submission that is to be sent.
@@ -102,6 +117,7 @@ class Budgets:
         held = self._held.get(submission)
         if held is None:
             return
+        self._unclear.pop(submission, None)
         if submission.state is SubmissionState.UNKNOWN:
             self._tasks = {task_id: each for task_id, each in self._tasks.items() if each is not submission}
             self._doubt(submission, held)
@@ -135,22 +151,22 @@ class Budgets:
             self._doubt(submission, held, task_id)
             return
         del self._tasks[task_id], self._held[submission]
+        self._unclear.pop(submission, None)
         for budget, ledger, reservation in held:
             ledger.pay(reservation, record.credits_consumed, _now(), failed=record.state is TaskState.FAIL)
             self._tell(budget, ledger)
 
     def _doubt(self, submission: Submission, held: Held, task_id: str | None = None) -> None:
-        if held[0][2].state != "unclear":
-            self._unclear.append((submission, task_id))
+        self._unclear.pop(submission, None)
+        self._unclear[submission] = task_id
         for budget, ledger, reservation in held:
             if reservation.state != "unclear":
                 ledger.doubt(reservation, _now())
                 self._tell(budget, ledger)
         if len(self._unclear) > MAX_UNCLEAR:
-            oldest, task_id = self._unclear.popleft()
-            if task_id is not None or oldest.state is SubmissionState.UNKNOWN:
-                self._held.pop(oldest, None)
-                self._tasks.pop(task_id or "", None)
+            oldest = next(iter(self._unclear))
+            self._tasks.pop(self._unclear.pop(oldest) or "", None)
+            del self._held[oldest]
 
     def _of(self, group: str | None) -> list[tuple[int, Budget]]:
         return [each for each in enumerate(self._budgets) if each[1].group in (None, True, group)]

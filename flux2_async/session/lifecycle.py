@@ -171,6 +171,9 @@ async def _open(parts: "Parts") -> None:
         if parts.sharing is not None:
             await parts.sharing.open()
             opening.push_async_callback(parts.sharing.aclose)
+            if parts.budgets is not None:
+                parts.budgets.go_on_telling()
+                opening.callback(parts.budgets.end_telling)
         else:
             _count(parts)
             opening.callback(_alone.discard, parts)

@@ -31,12 +31,14 @@ from flux2_async import (
     TaskTimeoutError,
     TextToImage,
 )
+from flux2_async.coordination import coordinator
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.models.spending import Ledger
 from flux2_async.receivers import serve
 from flux2_async.session import budgets
 from flux2_async.session.submission import Submission
 from flux2_async.testing import running_emulator
+from flux2_async.webhooks import Callback
 
 PRO = TextToImage("a blue kettle on a slate worktop", tier="pro")
 QUICK = Script(plans=Plan(duration=1.0))
@@ -222,6 +224,24 @@ async def test_what_was_given_up_takes_no_memory(monkeypatch: pytest.MonkeyPatch
         assert (error.spent, error.reserved) == (14.0, 39 * 14.0)
 
 
+async def test_what_was_found_and_given_up_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is where a callback named the task of a lost answer, which never ended."""
+    monkeypatch.setattr(budgets, "MAX_UNCLEAR", 10)
+    script = Script(plans=Plan(duration=1e6, callback="lost"), credits=1e6)
+    options: dict[str, Any] = {"callbacks": Callbacks("https://app.example/"), "rate_limit": None, "max_running": None}
+    polling = Polling(interval=1.0, give_up_after=5.0)
+    async with emulated(script, budget=Budget(1e6), polling=polling, **options) as (flux, emulator):
+        for number in range(20):
+            emulator.inject(Fault("createTask", "cut_after", accepted=True))
+            assert isinstance(await error_of(flux.submit(REQUEST, ref=f"r{number}")), AmbiguousSubmitError)
+            await flux.deliver(f"r{number}", Callback(emulator.ledger.accepted[-1], None))
+            # Else the next one would be held back.
+            await flux.submit(REQUEST)
+        await flux.drain()
+        gc.collect()
+        assert sum(isinstance(each, Submission) for each in gc.get_objects()) <= 12
+
+
 async def test_what_is_told_late_takes_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that was given up and is paid after its window adds to what the others know of its group."""
     monkeypatch.setattr(budgets, "FEW", 1)
@@ -356,6 +376,22 @@ async def test_several_processes_share_it() -> None:
             memory.down = True
             assert isinstance(await error_of(late.submit(PRO)), CoordinationError)
         assert len(emulator.ledger.accepted) == 7
+
+
+async def test_what_an_idle_session_spent_counts_as_long_as_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget without a window is not forgotten by the others of the account when nobody uses it for days."""
+    monkeypatch.setattr(coordinator, "HEARTBEAT", 600.0)
+    memory = Memory()
+    async with Emulator(Script(plans=Plan(duration=5.0), render=False)) as emulator:
+        options: dict[str, Any] = {"coordination": memory, "budget": Budget(20)}
+        async with session_for(emulator, **options) as idle, session_for(emulator, **options) as other:
+            await idle.generate(REQUEST)
+            await asyncio.sleep(2 * 86400.0)
+            assert isinstance(await error_of(other.submit(REQUEST)), BudgetExceededError)
+        assert len(emulator.ledger.accepted) == 1
+        await asyncio.sleep(2 * 86400.0)
+        async with session_for(emulator, **options) as late:
+            await late.submit(REQUEST)
 
 
 async def test_no_room_that_others_have() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import Final
 
 import attrs
 
@@ -27,11 +28,14 @@ from flux2_async.errors import (
     TaskError,
     TaskFailedError,
     TaskNotFoundError,
+    TaskTimeoutError,
 )
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.circuit_breaker import CircuitOpen
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
+
+A_YEAR: Final = 365 * 86400.0
 
 
 @attrs.define(eq=False)
@@ -76,7 +80,8 @@ class Worker:
 
     async def recover(self) -> Outcome:
         """Wait for the callback of a submission whose reply was lost."""
-        task = await self.flux.recover(self.row.ref or "")
+        # The scheduler says when it has waited long enough, and for how many of them.
+        task = await self.flux.recover(self.row.ref or "", timeout=A_YEAR)
         self.row = attrs.evolve(self.row, task_id=task.id)
         self.unclear = None
         self.state.found(self)
@@ -246,6 +251,12 @@ class Worker:
         except TaskNotFoundError as error:
             self.state.unclear(self)
             return await self._end(self.journal.unclear(self.row, failure_of(error)))
+        except TaskTimeoutError as error:
+            failure = failure_of(error)
+            if (seconds := self.options.task_timeout) is not None:
+                text = f"task {task.id} is not finished after task_timeout={seconds:g} s; the next run waits for it"
+                failure = attrs.evolve(failure, message=text)
+            return await self._end(self.journal.waiting(self.row, failure))
         except Flux2Error as error:
             # Looking at it failed, not the task: the next run goes on.
             if isinstance(error, ApiError):

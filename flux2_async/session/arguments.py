@@ -99,6 +99,14 @@ def check_path(name: str, value: Any) -> Path:
     return Path(path)
 
 
+def unrecovered(ref: str, seconds: float | None) -> TimeoutError:
+    """Give the error of a submission of which nothing told in time which task it became."""
+    return TimeoutError(
+        f"nothing told within {seconds:g} s which task submission {ref!r} became, nor whether it was accepted: ask "
+        "again, or check the task log of your account"
+    )
+
+
 def too_late(error: RateLimitedError, bound: str) -> RateLimitedError:
     """Give the error of a submission that found no slot or permit in time, where its caller set the time by this."""
     if error.http_status is not None:

@@ -96,6 +96,7 @@ class CallbackInbox:
         early = self.entries.take_early(submission.ref)
         if early is not None:
             self._found(submission, early.callback)
+        self._news.wake()
 
     def take_over(self, before: "CallbackInbox") -> None:
         """Go on knowing the submissions whose reply was lost when the session was open before."""
@@ -152,25 +153,31 @@ class CallbackInbox:
         """A submission became no task: who waits for that looks again."""
         self._news.wake()
 
-    async def recover(self, ref: str, submission: Submission | None = None) -> ImageTask:
+    async def recover(
+        self, ref: str, submission: Submission | None, bound: asyncio.Timeout, give_up_after: float | None
+    ) -> ImageTask:
         """Wait until it is known which task a submission became, for which its key stands from then on.
 
         Args:
             ref: Its name.
             submission: The one of this name that is under way, or None.
+            bound: Of the wait; without an end where the caller named none.
+            give_up_after: Seconds that it has then, from when only a callback can tell. None: as many as it takes.
 
         Raises:
             SessionClosedError: The session was closed meanwhile.
             Exception: What the submission under way ended with instead of a task.
         """
-        task = await self._known(ref, submission)
+        task = await self._known(ref, submission, bound, give_up_after)
         self._task_ids.add(task.id, ref)
         self._keys.found(ref, task.id)
         if self._sharing is not None:
             await self._sharing.recovered(ref, task.id)
         return task
 
-    async def _known(self, ref: str, submission: Submission | None) -> ImageTask:
+    async def _known(
+        self, ref: str, submission: Submission | None, bound: asyncio.Timeout, give_up_after: float | None
+    ) -> ImageTask:
         while True:
             if self._closed:
                 raise SessionClosedError(
@@ -196,6 +203,8 @@ class CallbackInbox:
             # Of several of one name an earlier one may be open.
             if submission is not None and submission.known and entry.unclear is None:
                 return submission.outcome.get()
+            if give_up_after is not None and bound.when() is None and (submission is None or submission.ended):
+                bound.reschedule(self._loop.time() + give_up_after)
             await self._heard_of(ref)
 
     async def _heard_of(self, ref: str) -> None:

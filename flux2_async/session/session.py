@@ -39,6 +39,7 @@ from flux2_async.session.arguments import (
     check_settings,
     check_task_id,
     too_late,
+    unrecovered,
 )
 from flux2_async.session.lifecycle import NOT_OPEN, Lifecycle, Unsettled
 from flux2_async.session.options import Options
@@ -496,26 +497,35 @@ class Flux2Session:
 
         Args:
             ref: `AmbiguousSubmitError.ref`, also of an earlier session with the same callback address and secret.
-            timeout: Seconds. None: as long as it takes, which is for ever when the service never accepted it.
+            timeout: Seconds. None: `Polling.give_up_after` (20 minutes unless you said otherwise, without end where
+                that is None), counted from when the submission is not under way here, since the callback comes when
+                the task has ended.
 
         Returns:
             The handle. A key that stood for the submission stands for this task from now on.
 
         Raises:
-            TimeoutError: No callback came in time: it is still not known whether the task exists.
+            TimeoutError: No callback came in time: it is still not known whether the task exists. Ask again, or check
+                the task log of your account: one that was never accepted is not found by waiting.
             ConfigurationError: The session was made without `callbacks`.
             SessionClosedError: The session is not open, or was closed meanwhile.
             Exception: The submission was under way, and became no task: what `submit` raised.
         """
         parts, ref = self._life.usable(), plain(ref)
-        submission = parts.submitter.under_way(ref)
-        async with asyncio.timeout(timeout):
-            if parts.inbox is not None:
-                return await parts.inbox.recover(ref, submission)
-            if submission is not None:
-                await submission.outcome.wait()
-                if submission.known:
-                    return submission.outcome.get()
+        submission, give_up_after = parts.submitter.under_way(ref), self._options.polling.give_up_after
+        bound = asyncio.timeout(timeout)
+        try:
+            async with bound:
+                if parts.inbox is not None:
+                    return await parts.inbox.recover(ref, submission, bound, give_up_after)
+                if submission is not None:
+                    await submission.outcome.wait()
+                    if submission.known:
+                        return submission.outcome.get()
+        except TimeoutError as error:
+            raise (
+                unrecovered(ref, give_up_after if timeout is None else timeout) if bound.expired() else error
+            ) from None
         raise ConfigurationError(
             "recover: only a callback can tell which task a submission became; open the session with "
             "callbacks=Callbacks(...), or check the task log of your account"

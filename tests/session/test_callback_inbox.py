@@ -403,6 +403,33 @@ async def test_nothing_to_recover() -> None:
         assert isinstance(await error_of(recovering), SessionClosedError)
 
 
+@pytest.mark.parametrize("give_up_after", [1200.0, 300.0])
+async def test_without_a_timeout_it_is_given_up_as_a_task_is(give_up_after: float) -> None:
+    """A submission that no callback names is waited for as long as a task that does not end; the error says so."""
+    async with receiving(Script(), polling=Polling(interval=3600.0, give_up_after=give_up_after)) as (flux, _):
+        begun = asyncio.get_running_loop().time()
+        caught = await error_of(flux.recover("of-an-earlier-session"))
+
+        assert type(caught) is TimeoutError
+        assert str(caught).startswith(f"nothing told within {give_up_after:g} s which task submission 'of-an-earlier-")
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(give_up_after)
+
+
+async def test_what_is_under_way_is_given_up_after_its_end() -> None:
+    """While a submission waits for its turn its own answer will tell; the time for a callback begins with its end."""
+    lost = Fault("createTask", "cut_before", after=1)
+    async with receiving(Script(faults=[lost]), rate_limit=RateLimit(1, 4000.0)) as (flux, _):
+        await flux.submit(REQUEST)
+        submitting = asyncio.create_task(error_of(flux.submit(REQUEST, ref="mine")))
+        await asyncio.sleep(1)
+        recovering = asyncio.create_task(error_of(flux.recover("mine")))
+        assert isinstance(await submitting, AmbiguousSubmitError)
+        ended = asyncio.get_running_loop().time()
+
+        assert type(await recovering) is TimeoutError
+        assert asyncio.get_running_loop().time() - ended == pytest.approx(1200.0)
+
+
 async def test_stages_are_seen_with_callbacks() -> None:
     """Who follows a task sees its stages also where callbacks are trusted, so that the session itself hardly looks."""
     async with receiving(Script(plans=Plan(duration=12.0)), polling=Polling()) as (flux, emulator):

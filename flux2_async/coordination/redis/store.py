@@ -40,8 +40,8 @@ TOKEN: Final = 16
 NO_TOKEN: Final = "none"  # noqa: S105  it opens nothing
 PING_EVERY: Final = 20.0
 RESUBSCRIBE_MAX: Final = 2.0
-# What earlier versions kept, in other forms, for an hour more than what any of their processes could have lent.
-OTHER_STATES: Final = ("book", "book:2", "3:account")
+# What 0.1.0 kept, for an hour more than what any of its processes could have lent; no version had another form.
+STATE_OF_0_1_0: Final = "book"
 OTHER_STATE_IN_USE: Final = 3_600_000
 OTHERS_ARE_THERE: Final = (
     "redis: processes of another version of flux2_async have used this account in the last minutes, and each version "
@@ -132,8 +132,8 @@ class RedisStore(RemoteStore):
             await self.update(name, lambda _, __, text=text: Kept(text, 1.0, None))  # type: ignore[misc]  # mypy knows no default there
 
     async def _others_are_there(self) -> bool:
-        names = [f"{self._prefix}:{name}" for name in OTHER_STATES]
-        return max([await self._call(partial(self._client.pttl, name)) for name in names]) > OTHER_STATE_IN_USE
+        left: int = await self._call(partial(self._client.pttl, f"{self._prefix}:{STATE_OF_0_1_0}"))
+        return left > OTHER_STATE_IN_USE
 
     @asynccontextmanager
     async def _subscription(self) -> AsyncIterator[Any]:

@@ -407,3 +407,28 @@ async def test_a_job_whose_end_found_the_database_locked_is_gone_on_with(
     assert (program / saved["picture"]).is_file()
     assert saved["error"] is None
     assert len(flux2_emulator.ledger.requests) == 1
+
+
+@pytest.mark.flux2_script(Script(plans=lambda *_: Plan(duration=1.0), render=False))
+async def test_a_job_whose_folder_cannot_be_written_is_gone_on_with(
+    flux2_emulator: RunningEmulator, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no end of a job: the picture is saved once the folder is mended. No job is taken without a prompt."""
+    port = free_port()
+    monkeypatch.setenv("PUBLIC_URL", f"http://127.0.0.1:{port}")
+    often = recipe("jobs").read_text().replace("asyncio.sleep(60)", "asyncio.sleep(0.5)")
+    (program / "app.py").write_text(often)
+    (program / "pictures").write_text("in the way")
+    async with jobs_on(port, program):
+        async with aiohttp.ClientSession() as http:
+            async with http.put(f"http://127.0.0.1:{port}/jobs/job-9", params={"prompt": ""}) as response:
+                assert (response.status, "prompt" in await response.text()) == (422, True)
+        await job(port, 0, "PUT")
+        await until(lambda: bool(flux2_emulator.ledger.accepted))
+        await asyncio.sleep(3)
+        assert (await job(port, 0))["error"] is None
+        (program / "pictures").unlink()
+        saved = (await all_ended(port, 1))[0]
+    assert (program / saved["picture"]).is_file()
+    assert saved["error"] is None
+    assert len(flux2_emulator.ledger.requests) == 1

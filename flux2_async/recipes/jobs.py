@@ -6,9 +6,10 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException
+from pydantic import AfterValidator
 from sqlalchemy import Column, Engine, MetaData, String, Table, create_engine, exc, schema, sql
 
 from flux2_async import AmbiguousSubmitError, Callbacks, Flux2Error, Flux2Session, ImageTask, TextToImage, errors
@@ -18,12 +19,12 @@ from flux2_async.receivers import asgi_app
 Job = dict[str, Any]
 # postgresql+psycopg://...: jobs, keys and what callbacks told are all in that Postgres.
 DATABASE = os.environ.get("DATABASE_URL", "sqlite:///jobs.sqlite")
-# After these a job has no picture; what else can happen, as a full disk, is tried again.
-FINAL = (errors.InvalidRequestError, errors.RequestRejectedError, errors.TaskFailedError, errors.EmptyResultError)
+# After these a job has no picture; what else can happen, as a disk that is full or cannot be written, is tried again.
+FINAL = (errors.RequestRejectedError, errors.TaskFailedError, errors.EmptyResultError)
 engine: Engine = create_engine(DATABASE)
 columns: list[Column[str]] = [Column(name, String) for name in ("prompt", "task", "picture", "error")]
 jobs: Table = Table("jobs", MetaData(), Column("id", String, primary_key=True), *columns)
-going: set[asyncio.Task[None]] = set()
+going: set[asyncio.Task[list[Job]]] = set()
 remote: bool = DATABASE.startswith("postgresql")
 flux: Flux2Session = Flux2Session(
     coordination=PostgresCoordination(DATABASE.replace("+psycopg", "")) if remote else HostCoordination("keys.sqlite"),
@@ -54,7 +55,7 @@ async def task_of(job: Job) -> ImageTask:
         return await flux.recover(unclear.ref)
 
 
-async def make(job: Job) -> None:
+async def make(job: Job) -> list[Job]:
     """Bring a job to its end."""
     row, end = jobs.update().where(jobs.c.id == job["id"]), Job()
     while True:
@@ -62,8 +63,7 @@ async def make(job: Job) -> None:
             if not end:
                 await run(row.values(task=(task := await task_of(job)).id))
                 end = {"picture": str((await flux.download(await task.result(), "pictures"))[0])}
-            await run(row.values(end))
-            break
+            return await run(row.values(end))
         except FINAL as error:
             end = {"error": str(error)}
         except (Flux2Error, OSError, exc.SQLAlchemyError):
@@ -93,7 +93,7 @@ app.mount("/flux2/callback", asgi_app(flux))
 
 
 @app.put("/jobs/{job_id}", status_code=202)
-async def create(job_id: str, prompt: str) -> Job:
+async def create(job_id: str, prompt: Annotated[str, AfterValidator(lambda text: TextToImage(text).prompt)]) -> Job:
     """Take a job, once however often it comes; it survives every crash from here on."""
     with suppress(exc.IntegrityError):
         await run(jobs.insert().values(id=job_id, prompt=prompt))

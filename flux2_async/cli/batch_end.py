@@ -93,7 +93,9 @@ def _summary(end: End) -> str:
 def _money(end: End) -> str:
     words = f"{end.progress.spent:.10g} credits"
     if end.progress.reserved:
-        words += f", and up to {end.progress.reserved:.10g} for what is running, unknown or without a figure"
+        parts = {"running": end.progress.running + end.progress.sending, "unknown": end.progress.unknown}
+        told = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+        words += f", and perhaps {end.progress.reserved:.10g} more that no record has told" + f" ({told})" * bool(told)
     if end.balance_before is not None and end.balance_after is not None:
         words += f" · balance {end.balance_before:.10g} before, {end.balance_after:.10g} now"
     return words

@@ -24,6 +24,7 @@ from flux2_async.coordination.budget_state import Own, Told
 from flux2_async.coordination.contract import (
     Answer,
     Claim,
+    Hint,
     KeyEntry,
     Message,
     Settlement,
@@ -86,11 +87,11 @@ class Coordinator:
         """See `Store.elapsed`."""
         return self._store.elapsed()
 
-    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
+    async def join(self, held: Sequence[Settlement] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """Take part: at first, and again after every `CoordinationError`.
 
         Args:
-            held: For each permit that was taken while the shared state was away, the seconds until it comes back.
+            held: What became of each permit that was taken while the shared state was away.
             keeps: The leases that are still to be settled; others that were lent meanwhile never reached anybody.
             alone: Seconds since this session last heard of the shared state, if it has lost it since; else 0.
         """
@@ -125,19 +126,26 @@ class Coordinator:
         self._unheard = ()
         return answer
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Give permits back; the other processes are told of a pause, and of permits that came back early."""
+    async def settle(self, news: Sequence[Settlement | Hint]) -> float:
+        """Give permits back, and pass on what answers told of the limits.
+
+        The other processes are told of a pause, and of permits that came back early.
+
+        Returns:
+            The seconds of a pause that was news, else 0.
+        """
 
         def settle(state: AccountState, now: float) -> list[tuple[float, bool]]:
             if now >= self._search_at:
                 self._search(state, now)
-            return [state.settle(settlement, now) for settlement in settlements]
+            return [state.believe(each, now) if isinstance(each, Hint) else state.settle(each, now) for each in news]
 
         answers, *_ = await self._change(settle)
         if pause := max((pause for pause, _ in answers), default=0.0):
             await self.tell(Message("pause", seconds=pause))
         if any(wakes for _, wakes in answers):
             await self.tell(Message("wake"))
+        return pause
 
     async def publish(self, message: Message) -> None:
         """Tell the other processes; those that do not listen at the moment never hear of it."""

@@ -10,7 +10,7 @@ declared when the session joins again.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -18,8 +18,10 @@ import attrs
 
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.window import CLOCK_MARGIN, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, PermitEvent, Supply, pause_after
-from flux2_async.coordination.contract import Answer, Message, Terms
+from flux2_async._limiter.window import MAX_PAUSE, MIN_PAUSE, PermitEvent, Supply
+from flux2_async._limiter.windows import Windows, tightest
+from flux2_async._protocol.told_limits import Told
+from flux2_async.coordination.contract import Answer, Hint, Message, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.fallback_quota import Fallback, FallbackQuota
 from flux2_async.coordination.membership import Membership
@@ -62,11 +64,13 @@ class SharedLimiter(Gate):
         self._loop = self._home = asyncio.get_running_loop()
         self._coordinator = coordinator
         self._terms = terms
+        # Of which nothing is ever taken.
+        self._windows = Windows(terms.rates)
         self._may_degrade = may_degrade
         # All are to be back, and to have declared what they took, within the period that the first one waits.
-        self.membership: Membership = Membership(coordinator, self, patience=self._period / 5)
-        self._settling = Settling(self.membership, coordinator)
-        self._fallback = Fallback(terms.rate)
+        self.membership: Membership = Membership(coordinator, self, patience=self._windows.longest / 5)
+        self._settling = Settling(self.membership, coordinator, self._close_gate)
+        self._fallback = Fallback(terms.rates)
         # Empty but while an answer is dealt out.
         self._lent: deque[_Lent] = deque()
         self._wanted, self._ask_now = asyncio.Event(), asyncio.Event()
@@ -109,12 +113,21 @@ class SharedLimiter(Gate):
 
     def pause(self, seconds: float) -> None:
         """See `Gate`; of all processes."""
-        self._report("", PermitEvent.THROTTLED, min(seconds, MAX_PAUSE))
+        if seconds > 0:
+            self._throttle("", min(seconds, MAX_PAUSE))
+
+    def believe(self, told: Iterable[Told]) -> None:
+        """See `Gate`; all processes do."""
+        if self._fallback.quota is None:
+            self._settling.report(Hint(tuple(told), 0.0))
+        else:
+            for each in told:
+                self._fallback.believe(each, self._home.time())
 
     def hear(self, message: Message) -> None:
         """Use what another process published about permits, or about itself."""
         if message.kind == "pause":
-            self._close_gate(self._home.time() + min(message.seconds, MAX_PAUSE))
+            self._pause_for(message.seconds)
         elif message.kind == "wake":
             self._ask_now.set()
         elif message.kind == "peers":
@@ -161,7 +174,7 @@ class SharedLimiter(Gate):
         return self._fallback.quota.ready_at(now) if self._fallback.quota else self._ask_at
 
     def _used_up(self) -> str:
-        rate = self._terms.rate
+        rate = tightest(self._terms.rates)
         told = f" of {self.learned_limit or rate.limit} per {rate.period:g} s" if rate else ""
         return f"the limit{told} that several processes share is used up"
 
@@ -216,15 +229,14 @@ class SharedLimiter(Gate):
             self._wake()
         # Who wanted them has left, or a pause came in between.
         while self._lent:
-            self._report(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0)
+            self._settling.report(Settlement(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0))
         for waiter in self._waiters.late(now, now + min(answer.wait, 1.001 * ONE_QUESTION)):
             self._fail(waiter, self._too_late(waiter, now))
         return max(answer.wait, self._until - now)
 
     def _use(self, answer: Answer, now: float) -> None:
         self._supply = answer.supply and answer.supply.shared(max(answer.waiting, 1), now)
-        self._fallback.learned = answer.learned_limit
-        self._fallback.count(answer.peers, now)
+        self._fallback.learn(answer, now)
         if answer.paused:
             self._close_gate(now + answer.paused)
 
@@ -234,40 +246,40 @@ class SharedLimiter(Gate):
         if event is PermitEvent.DROPPED:
             self._settle_soon(partial(self._settle, lease))
             return
-        if self._fallback.quota is not None and event is not PermitEvent.THROTTLED:
+        if event is PermitEvent.THROTTLED:
+            self._throttle(lease, self._named_pause(retry_after))
+            return
+        if self._fallback.quota is not None:
             # What came back was sent before that began.
-            self._fallback.quota.hold(self._home.time() + self._period * CLOCK_MARGIN)
-        self._report(lease, event, self._pause_of(event, retry_after))
+            self._fallback.quota.hold(PermitEvent.ANSWERED, self._home.time())
+        self._settling.report(Settlement(lease, event, 0.0))
 
     def _settle_own(self, quota: FallbackQuota, number: int, event: PermitEvent, retry_after: float | None) -> None:
         if event is PermitEvent.DROPPED:
             self._settle_soon(partial(self._settle_own, quota, number))
             return
-        pause = self._pause_of(event, retry_after)
-        quota.settle(number, event, self._home.time(), pause)
-        if quota is not self._fallback.quota:
+        pause = quota.settle(number, event, self._home.time(), self._named_pause(retry_after))
+        if pause:
+            self._throttle(f"away:{number}", pause)
+        elif quota is not self._fallback.quota:
             # What the others were told when it was still under way was a guess.
-            self._settle(f"away:{number}", event, retry_after)
-        elif pause:
-            self._report(f"away:{number}", event, pause)
+            self._settle(f"away:{number}", event, None)
         self._wake()
 
-    def _pause_of(self, event: PermitEvent, retry_after: float | None) -> float:
-        return pause_after(self._terms.rate, retry_after) if event is PermitEvent.THROTTLED else 0.0
+    def _named_pause(self, retry_after: float | None) -> float:
+        """Give the seconds of a pause; 0 where none was named, and the shared state knows which limit is full."""
+        return self._windows.pause_of(retry_after, 0.0) if retry_after is not None and retry_after > 0 else 0.0
 
-    @property
-    def _period(self) -> float:
-        return self._terms.rate.period if self._terms.rate else PAUSE_WITHOUT_LIMIT
+    def _throttle(self, lease: str, pause: float) -> None:
+        self._settling.report(Settlement(lease, PermitEvent.THROTTLED, 0.0, pause))
+        self._pause_for(pause or max(self._windows.shortest, MIN_PAUSE))
 
-    def _report(self, lease: str, event: PermitEvent, pause: float) -> None:
-        now = self._home.time()
-        self._settling.report(lease, event, now, pause)
-        if pause:
-            self._close_gate(now + pause)
+    def _pause_for(self, seconds: float) -> None:
+        self._close_gate(self._home.time() + min(seconds, MAX_PAUSE))
 
     # --- Membership ---
 
-    def possessions(self) -> tuple[Sequence[float], Sequence[str]]:
+    def possessions(self) -> tuple[Sequence[Settlement], Sequence[str]]:
         """See `Member`."""
         return self._fallback.declare(self._home.time()), tuple(self._settling.out)
 
@@ -275,8 +287,8 @@ class SharedLimiter(Gate):
         """See `Member`."""
         now = self._home.time()
         # Taken while the answer was on its way.
-        for number, taken_at in self._fallback.end(now).items():
-            self._settling.report(f"away:{number}", PermitEvent.UNCLEAR, taken_at)
+        for settlement in self._fallback.end(now):
+            self._settling.report(settlement)
         self._use(answer, now)
         self._ask_at = -math.inf
         self._settling.go_on()

@@ -522,10 +522,10 @@ class Flux2Session:
                     await submission.outcome.wait()
                     if submission.known:
                         return submission.outcome.get()
-        except TimeoutError as error:
-            raise (
-                unrecovered(ref, give_up_after if timeout is None else timeout) if bound.expired() else error
-            ) from None
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise unrecovered(ref, give_up_after if timeout is None else timeout) from None
         raise ConfigurationError(
             "recover: only a callback can tell which task a submission became; open the session with "
             "callbacks=Callbacks(...), or check the task log of your account"

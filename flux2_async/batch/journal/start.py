@@ -101,7 +101,7 @@ def begin(
         connection.execute(RETRY_FAILED)
     if options.retry_unknown:
         connection.execute(RETRY_UNKNOWN)
-    # Tasks that the service did not know may have been asked for with the wrong key; looking again costs nothing.
+    # Tasks that the service did not know may have been asked for with the wrong key; polling them again costs nothing.
     connection.execute("UPDATE requests SET state = 'submitted' WHERE state = 'unknown' AND task_id IS NOT NULL")
     tallies = connection.execute(
         f"SELECT model, resolution, state, sum({WANTED}), count(*), "  # noqa: S608  a constant

@@ -223,7 +223,7 @@ class ApiError(Flux2Error):
 
     Attributes:
         code: The `code` of the body, else the HTTP status.
-        message: The service's own words, at most 500 characters.
+        message: The service's own words, at most 500 characters (our choice: a log line has room for it).
         http_status: The HTTP status, or None when nothing was sent.
         link_expired: Whether a file's host refused an address as it does once that has expired, and the service gave no
             new one that works.
@@ -366,7 +366,7 @@ class TaskFailedError(TaskError):
 
     Attributes:
         fail_code: The API's `failCode`, text, or None when it named none.
-        fail_message: The API's `failMsg`, at most 500 characters; empty when it gave none.
+        fail_message: The API's `failMsg`, at most 500 characters (our choice); empty when it gave none.
         record: The final record.
     """
 

@@ -130,6 +130,46 @@ def test_every_public_name_says_what_its_user_has_to_know() -> None:
     assert [line for name, value in public() for line in missing(name, value)] == []
 
 
+# A number with a unit, as "8 to 95 s", "10 MB" and "24 hours"; what is passed or set (`60.0`) is none.
+FIGURE = re.compile(
+    r"(?<![\w.`(=-])\d[\d,.]*( (to|or|in|in any|per) \d[\d,.]*)? ?"
+    r"(%|(?<= )(m?s|(second|minute|hour|day|character|credit|byte|pixel)s?|[kMG]i?B)\b)"
+)
+# Who says so: the service, what was seen or measured and when, or we.
+SOURCE = re.compile(r"\bdocument(s|ed)\b|\b(seen|measured)\b[^;]*\b20\d\d\b|\bour choice\b|\bby default\b")
+
+
+def without_source(text: str) -> list[str]:
+    """The paragraphs, and what is said of one argument or error, in which a figure stands and nobody who says so."""
+    parts = re.split(r"\n\n|\n(?=    \w+: )", text)
+    return [
+        " ".join(part.split()) for part in parts if FIGURE.search(" ".join(part.split())) and not SOURCE.search(part)
+    ]
+
+
+def test_a_figure_has_its_source() -> None:
+    """Limits, times and sizes say whether they are documented, seen (when), or our choice."""
+    assert [(name, part) for name, value in public() for part in without_source(inspect.getdoc(value) or "")] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("A link is valid for 20 minutes.", 1),
+        ("A link is valid for 20 minutes (documented).", 0),
+        ("Tasks take 8 to 95 s.", 1),
+        ("Tasks were seen to take 8 to 95 s.", 1),
+        ("Tasks take 8 to 95 s, as seen in 2026.", 0),
+        ("Args:\n    a: At most 10 MB.\n    b: As documented.", 1),
+        ("At most 20 new ones in 10 s.\n\nThe next is our choice: half as much.", 1),
+        ("After 429s and 503s, with 8 of them, in Python 3.11: `sleep(60)`.", 0),
+    ],
+)
+def test_figures_are_recognised(text: str, count: int) -> None:
+    """The rule of the test above: numbers with a unit, and words that name a source, argument by argument."""
+    assert len(without_source(text)) == count
+
+
 # How these are called is told by no signature.
 SHOWN = [
     "Budget",

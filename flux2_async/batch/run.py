@@ -97,7 +97,8 @@ class Batch:
         """Send nothing more; the iteration ends when what is at the service has come to its end.
 
         Args:
-            now: Wait for nothing but createTask calls under way, for at most 5 seconds. The next run goes on.
+            now: Wait for nothing but createTask calls under way, for at most 5 seconds (our choice). The next run
+                goes on.
         """
         self._stopped = True
         if self._scheduler is not None:

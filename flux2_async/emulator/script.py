@@ -54,7 +54,7 @@ class Plan:
         hidden_for: Seconds after acceptance in which recordInfo does not know the task.
         hidden_style: What it answers then: `422` "recordInfo is null", `null` code 200 with null data, `404`.
         callback: When a `callBackUrl` was given: `once` at the end; `early` before the createTask reply (the task
-            ends at once); `twice`; `late` (`callback_delay`, else 30 s, after the end); `lost`: never sent.
+            ends at once); `twice`; `late` (`callback_delay`, else 30 s after the end, our choice); `lost`: never sent.
         callback_delay: Seconds from the end of the task to the callback; None: none, or 30 for `late`.
         pictures: Number of result addresses of a success.
         result_urls: Result addresses of a success at other hosts, instead of those of pictures made here.
@@ -197,7 +197,7 @@ class Script:
         outage_on: The endpoints that are out.
         upload_life: Seconds that an uploaded file is kept (documented: 3 days).
         result_life: Seconds that a result address is good for (documented: 24 hours).
-        file_life: Seconds that a result is kept, to be had through download-url (upstream: 14 days).
+        file_life: Seconds that a result is kept, to be had through download-url (documented upstream: 14 days).
         link_life: Seconds that a link of download-url is good for (documented: 20 minutes).
         download_url_spaces: Uploads get an address with raw spaces, as seen upstream.
         render: Whether pictures are drawn (Pillow); without, a result is a tiny PNG.

@@ -38,7 +38,8 @@ class Emulator:
     is an outage with refused connections: the address, the tasks, the files and the ledger stay.
 
     Args:
-        script: What the service does; None: every task succeeds after 2 seconds. It may be changed while running.
+        script: What the service does; None: every task succeeds after 2 seconds (our choice). It may be
+            changed while running.
         host: The address to listen on.
         port: The port; 0 takes a free one.
         api_key: The only key that is accepted.

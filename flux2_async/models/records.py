@@ -49,7 +49,7 @@ class TaskRecord:
         state: Where it is.
         state_text: The API's own word for that.
         model: The API's id of the model, or None when the answer named none.
-        result_urls: Addresses of the pictures; empty until `SUCCESS`. They are valid for about 24 hours.
+        result_urls: Addresses of the pictures; empty until `SUCCESS`. They are valid for about 24 hours (documented).
         fail_code: The API's `failCode` as text, or None.
         fail_message: The API's `failMsg`, or None.
         create_time: When the service took the task, aware, or None.
@@ -119,7 +119,7 @@ class ImageResult:
 
     Attributes:
         task_id: The task.
-        urls: Addresses of the pictures, at least one; download them soon, they are valid for about 24 hours.
+        urls: Addresses of the pictures, at least one; download them soon: valid for about 24 hours (documented).
         record: The final record.
     """
 

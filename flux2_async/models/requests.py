@@ -280,7 +280,7 @@ class TextToImage(_Request):
     """A picture from words alone.
 
     Attributes:
-        prompt: What to draw, 3 to 5000 characters.
+        prompt: What to draw, 3 to 5000 characters (documented).
         aspect_ratio: Width to height: `1:1`, `4:3`, `3:4`, `16:9`, `9:16`, `3:2` or `2:3`.
         resolution: `1K` or `2K`.
         tier: `flex` or `pro`.
@@ -306,10 +306,10 @@ class ImageToImage(_Request):
     """A picture from words and 1 to 8 reference pictures.
 
     Attributes:
-        prompt: What to do with the pictures, 3 to 5000 characters; it may speak of "image 1", "image 2", ….
+        prompt: What to do with the pictures, 3 to 5000 characters (documented); "image 1" is the first of `images`.
         images: The reference pictures in order. Each is an http(s) address, a path, the content of a file
             as bytes, bytearray, memoryview or BytesIO (kept as bytes), or an `UploadedFile`; JPEG, PNG or WebP of at
-            most 10 MB. What is local is uploaded by `submit`.
+            most 10 MB (documented). What is local is uploaded by `submit`.
         aspect_ratio: Width to height: `1:1`, `4:3`, `3:4`, `16:9`, `9:16`, `3:2`, `2:3`, or `auto` for the
             ratio of the first picture.
         resolution: `1K` or `2K`.

@@ -273,7 +273,7 @@ class Flux2Session:
             max_wait: Seconds to wait for a slot, a permit and a service that cannot be reached. None: as long as it
                 takes, but a minute for a service that cannot be reached.
             priority: Higher goes first; within a priority groups take turns, and within a group the oldest call goes
-                first. What has waited 60 s has top priority.
+                first. What has waited 60 s has top priority (our choice: nobody waits for ever).
             ref: The name of this submission, to find it again; a service that honours names makes one task of it,
                 however often it is sent. None: random.
             on_send: Awaited with the ref immediately before each createTask call; if it raises, nothing is sent
@@ -559,9 +559,9 @@ class Flux2Session:
 
         Args:
             source: A path, the content, or an open binary file, which is read from where it stands (also one to be
-                awaited, as web frameworks give them); JPEG, PNG or WebP of at most 10 MB, or what the service takes. Or
-                an http(s) address that the service is to fetch, each time anew and in at most 30 s: of a host that the
-                model cannot reach, or that gives the file for a short time.
+                awaited, as web frameworks give them); JPEG, PNG or WebP of at most 10 MB (documented), or what the
+                service takes. Or an http(s) address that the service is to fetch, each time anew and in at most 30 s
+                (documented): of a host that the model cannot reach, or that gives the file for a short time.
             file_name: A name to recognise it by; a hash of the content is added. None: the hash alone.
 
         Returns:
@@ -594,7 +594,7 @@ class Flux2Session:
             TransportError: The download broke off in several tries.
             ConfigurationError: A public host leads into a private network, see `private_downloads`.
             ProtocolError: What came in several tries is text, or nothing shows that it is whole.
-            TaskError: A picture is larger than 200 MB.
+            TaskError: A picture is larger than 200 MB (our choice: what never ends must not fill the disk).
             OSError: The disk is full or broken.
         """
         paths = await self._life.usable().files.download(result, directory)
@@ -609,7 +609,7 @@ class Flux2Session:
             url: One of a result's `urls`.
 
         Returns:
-            An address that needs no key and is valid for 20 minutes.
+            An address that needs no key and is valid for 20 minutes (documented).
 
         Raises:
             ApiError: The service refused, such as RequestRejectedError (422) for a file of somebody else's.
@@ -807,7 +807,8 @@ class Flux2Session:
 
         Returns:
             Whether it is safe to answer 200. False: the session is not open, or could not keep the callback in the
-            shared state within 5 seconds (it goes on trying); answer 503, so that the sender comes again.
+            shared state within 5 seconds (our choice: services are documented to wait for 15) and goes on trying;
+            answer 503, so that the sender comes again.
         """
         parts = None if self._life.closed else self._life.parts
         return parts is not None and parts.inbox is not None and await parts.inbox.deliver(ref, callback)

@@ -79,7 +79,8 @@ class ImageTask:
     def expectation(self) -> "Expectation":
         """How long it takes, by what the session learned of tasks of its model and resolution.
 
-        Before any has ended, the documented range counts: 8 to 95 s. Call it in the session's event loop.
+        Before any has ended, the usual range counts: 8 to 95 s, as seen in records of 2025 and 2026. Call it in the
+        session's event loop.
 
         Returns:
             Seconds since the service took it, for a task that has ended those that it took; all of it None where
@@ -113,8 +114,8 @@ class ImageTask:
             ContentModeratedError: Refused for its content.
             TaskFailedError: Failed at the service.
             EmptyResultError: Finished without a picture.
-            TaskNotFoundError: Unknown to the service for 90 s.
-            ApiError: Polling was refused for 60 s (401, 402, 433, 505, …); `attach` it again later.
+            TaskNotFoundError: Unknown to the service for 90 s (our choice: a new task may not be seen at once).
+            ApiError: Polling was refused for 60 s (our choice: 401, 402, 433 or 505 may pass); `attach` it again later.
             SessionClosedError: The session was closed meanwhile; `attach` it in a new one.
             ConfigurationError: Awaited in another event loop.
         """

@@ -34,7 +34,7 @@ MISSING: Final = 'the report needs the extra "cli"; install it with: pip install
 def write_report(
     outcomes: Iterable[Outcome], directory: str | os.PathLike[str], *, title: str = "Flux-2 batch"
 ) -> Path:
-    """Write `report.html` and the thumbnails it shows; blocks, about 10 ms for each picture that is new.
+    """Write `report.html` and the thumbnails it shows; blocks, the longer the more pictures are new.
 
     The page needs no network and no server. Beside it have to stay the pictures and the folder `thumbnails`. It
     appears whole or not at all; the one from before stays until then.

@@ -42,10 +42,10 @@ class HostCoordination(Coordination):
     """The processes of one user on one host share an account's limit, pause, keys and callbacks, without a server.
 
     The state is in a SQLite file that holds digests, task ids and refs, never a key. It ends with the machine's run;
-    only what `submit(key=)` stands for is known for another 24 hours where the file outlives that. Fork first and open
-    sessions then, as uvicorn and gunicorn do. On Windows processes cannot notify each other, so a callback that reaches
-    another process is lost, and polls find the result. A file of a version that keeps another state is not used, and
-    `open` says so: else each version would use the whole limit.
+    only what `submit(key=)` stands for is known for `key_ttl` (24 hours by default) where the file outlives that. Fork
+    first and open sessions then, as uvicorn and gunicorn do. On Windows processes cannot notify each other, so a
+    callback that reaches another process is lost, and polls find the result. A file of a version that
+    keeps another state is not used, and `open` says so: else each version would use the whole limit.
 
     Attributes:
         path: The file, made when it is missing, on a local file system; beside it a folder of its name and `-peers`.

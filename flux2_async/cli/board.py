@@ -31,9 +31,15 @@ HALF: Final = 0.5
 
 @attrs.define(eq=False)
 class Row:
-    """One task: what it is, how it was asked for, where it is, when the clock started and stopped.
+    """One task.
 
-    `left` gives the seconds that it is expected to take still, or None where that is not known; None: nobody knows.
+    Attributes:
+        title: What it is.
+        facts: How it was asked for; empty for nothing.
+        state: Where it is.
+        begun: When the clock started, or None.
+        ended: When it stopped, or None.
+        left: Gives the seconds that it is expected to take still, or None where that is not known; None: nobody knows.
     """
 
     title: str
@@ -75,7 +81,13 @@ class LiveBoard(ABC):
 
 
 class Board(LiveBoard):
-    """Shows rows, and a line under them, while they change; one row alone is a single line. A context manager."""
+    """Shows rows while they change; use it as a context manager.
+
+    Args:
+        screen: Where.
+        rows: What; one row alone is a single line.
+        footer: Gives the line under the rows.
+    """
 
     def __init__(self, screen: Screen, rows: Sequence[Row], footer: Callable[[], str] = str) -> None:
         self._rows = rows

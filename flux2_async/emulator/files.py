@@ -82,7 +82,11 @@ class Files:
         return self.core.links.signed(url, clock.milliseconds(clock.now() + self.core.script.link_life))
 
     async def picture(self, ref: ResultRef) -> bytes:
-        """The bytes of a finished picture, which exists; many callers at a time share one drawing."""
+        """The bytes of a finished picture, which exists; many callers at a time share one drawing.
+
+        Raises:
+            ImportError: Pillow is missing.
+        """
         if not self.core.script.render:
             return tiny_png(f"{ref.task_id}/{ref.number}")
         if ref in self._cache:

@@ -34,7 +34,8 @@ def is_address(text: object) -> bool:
 def check(body: Mapping[str, Any], others: Container[str] = ()) -> None:
     """Refuse what the service would not take; it passes over fields it does not know, and all input of `others`.
 
-    It answers 422 to an unknown model or a value out of bounds, 500 to a missing field or a wrong type (sic).
+    Raises:
+        Refusal: 422 for an unknown model or a value out of bounds, 500 for a missing field or a wrong type (sic).
     """
     model = body.get("model")
     if model is None:
@@ -53,7 +54,12 @@ def check(body: Mapping[str, Any], others: Container[str] = ()) -> None:
 
 
 def _check_input(given: Mapping[str, Any], *, with_images: bool) -> None:
-    for name in (*(["input_urls"] if with_images else []), "prompt", "aspect_ratio", "resolution"):
+    required = (
+        ("input_urls", "prompt", "aspect_ratio", "resolution")
+        if with_images
+        else ("prompt", "aspect_ratio", "resolution")
+    )
+    for name in required:
         if given.get(name) is None:
             raise Refusal(500, "This field is required")
     _check_prompt(given["prompt"])

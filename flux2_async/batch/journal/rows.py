@@ -4,7 +4,6 @@ import json
 import sqlite3
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -56,13 +55,12 @@ class Row:
 
 def row_of(row: sqlite3.Row) -> Row:
     """Read a row to work on."""
-    facts = {name: row[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
     return Row(
         number=row["number"],
         place=row["place"],
         id=row["id"],
         state=State(row["state"]),
-        request=request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")}),
+        request=_request(row),
         ref=row["ref"],
         task_id=row["task_id"],
         sent_at=row["sent_at"],
@@ -100,15 +98,23 @@ def stored(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list) else value
 
 
+def _request(row: sqlite3.Row) -> Request:
+    facts = {name: row[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
+    return request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")})
+
+
 def _strings(text: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
 
 
-in_utc = partial(datetime.fromtimestamp, tz=UTC)
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 # Columns that hold something else than the field of `Outcome`.
 READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("images", "files", "urls"), _strings),
-    **dict.fromkeys(("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"), in_utc),
+    **dict.fromkeys(("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"), _time),
     "state": State,
     "download": Download,
     "error": lambda text: Failure(**json.loads(text)),

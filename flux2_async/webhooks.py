@@ -254,5 +254,5 @@ def _record(task_id: str, message: Mapping[str, Any], fields: Mapping[str, Any])
     try:
         return record_from_payload(told, task_id)
     except ProtocolError:
-        # The id is certain, so there is something to look at.
+        # The id is certain, so there is something to poll.
         return None

@@ -30,7 +30,7 @@ def session_of(coordination: Coordination, options: dict[str, Any]) -> Flux2Sess
     return Flux2Session(
         options["api_key"],
         base_url=options["base_url"],
-        rate_limit=RateLimit(options["limit"], options["period"]),
+        rate_limit=options.get("rates", RateLimit(options["limit"], options["period"])),
         max_running=None,
         polling=Polling(interval=1000.0),
         callbacks=callbacks,

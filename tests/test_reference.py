@@ -221,3 +221,17 @@ def test_help_begins_with_our_text() -> None:
     shown = pydoc.render_doc(flux2_async, renderer=pydoc.TextDoc()).splitlines()
     assert shown[3].strip() == "flux2_async - asyncio client for Flux-2 pictures behind Apikley's jobs API."
     assert any("flux2 docs" in line for line in shown[4:20])
+
+
+def test_a_poll_is_called_a_poll() -> None:
+    """Where tasks are polled, comments, docstrings and names have the word that the public ones have, and no other."""
+    folder = Path(flux2_async.__file__).parent / "tasks"
+    looks = re.compile(r"(?<![a-z])look(s|ed|ing)?(?![a-z])(?! after\b)(?!-up)", re.IGNORECASE)
+    found = [
+        f"{path.name}: {line}"
+        for path in folder.glob("*.py")
+        for line in path.read_text().splitlines()
+        if looks.search(line)
+    ]
+
+    assert found == []

@@ -143,7 +143,7 @@ class Transport:
         Raises:
             TransportError: No complete answer came.
         """
-        # Handed on instead of wrapped, as below: every look would pay for it.
+        # Handed on instead of wrapped, as below: every poll would pay for it.
         return self._reply(
             method,
             self.url(path),

@@ -7,7 +7,7 @@ Why the window is never refused, and what it learns when it is nevertheless, sta
 import asyncio
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Unpack
 
@@ -15,8 +15,8 @@ from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Waiter, Wish
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.turnstile import Turnstile
-from flux2_async._limiter.window import MAX_PAUSE, PermitEvent, Supply, Ticket
-from flux2_async._limiter.windows import believing, tightest, windows_of
+from flux2_async._limiter.window import MAX_PAUSE, PermitEvent, Supply
+from flux2_async._limiter.windows import Tickets, Windows, rates_of, tightest
 from flux2_async._protocol.told_limits import Told
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
@@ -54,7 +54,7 @@ class Gate(Turnstile[Permit]):
         return self._until if self._loop and self._until > self._loop.time() else None
 
     def believe(self, told: Iterable[Told]) -> None:
-        """Keep to what the service tells of its limits, where that is less; of no use where others share them."""
+        """Keep to what the service tells of its limits, where that is less."""
 
     def supply(self) -> Supply | None:
         """When there will be permits, as far as is known; None: it is not."""
@@ -79,10 +79,10 @@ class Gate(Turnstile[Permit]):
                 `retry_after` is the seconds until a permit may be free, None where that is not known.
             SessionClosedError: Closed before or meanwhile.
         """
-        patience = self._announce(wish.get("group"), first=first)
+        patience = self._announce(first=first)
         return await self._pass(first=first, patience=patience, **wish)
 
-    def _announce(self, group: str | None, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
+    def _announce(self, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
         """Hear that somebody wants a permit; give the seconds that even a shorter `max_wait` allows."""
         return 0.0
 
@@ -153,16 +153,16 @@ class Limiter(Gate):
         waiting: Tasks that wait for a permit.
     """
 
-    def __init__(self, rate: RateLimit | Sequence[RateLimit] | None) -> None:
+    def __init__(self, rate: RateLimit | Iterable[RateLimit] | None) -> None:
         super().__init__()
-        rates = (rate,) if isinstance(rate, RateLimit) else rate or ()
+        rates = rates_of(rate)
         self._rate = tightest(rates)
-        self._window = windows_of(rates)
+        self._windows = Windows(rates)
 
     @property
     def learned_limit(self) -> int | None:
         """See `Gate`."""
-        return self._window.learned_limit
+        return self._windows.learned_limit
 
     def pause(self, seconds: float) -> None:
         """See `Gate`."""
@@ -177,47 +177,47 @@ class Limiter(Gate):
 
     def take_over(self, before: "Limiter") -> None:
         """Know what one of the same limit let through, and what it learned; that one must not be used any more."""
-        self._window, self._until = before._window, before._until  # noqa: SLF001  of the same kind
+        self._windows, self._until = before._windows, before._until  # noqa: SLF001  of the same kind
         if before._loop is not None and before._loop.is_closed():  # noqa: SLF001  the same
-            self._window.abandon(asyncio.get_running_loop().time())
+            self._windows.abandon(asyncio.get_running_loop().time())
 
     def believe(self, told: Iterable[Told]) -> None:
         """See `Gate`."""
         for each in told:
-            self._window = believing(self._window, each, asyncio.get_running_loop().time())
+            self._windows.believe(each, asyncio.get_running_loop().time())
         self._wake()
 
     def supply(self) -> Supply:
         """See `Gate`."""
-        return self._window.supply(asyncio.get_running_loop().time(), self._until)
+        return self._windows.supply(asyncio.get_running_loop().time(), self._until)
 
     def free_at(self, ahead: int) -> float:
         """Loop time of the permit that comes after so many others, as far as is known; infinity where it is not."""
         if ahead >= self._room():
             return math.inf
-        return max(self._until, self._window.ready_at(asyncio.get_running_loop().time(), ahead))
+        return max(self._until, self._windows.ready_at(asyncio.get_running_loop().time(), ahead))
 
     def _ready_at(self, now: float, /) -> float:
-        return max(self._until, self._window.ready_at(now)) if self._room() else math.inf
+        return max(self._until, self._windows.ready_at(now)) if self._room() else math.inf
 
     def _permit(self, now: float, /) -> Permit:
-        return Permit(partial(self._settle, self._window.take(now)))
+        return Permit(partial(self._settle, self._windows.take(now)))
 
     def _next_at(self, now: float, /) -> float:
-        return self._window.ready_at(now)
+        return self._windows.ready_at(now)
 
     def _used_up(self) -> str:
         if self._rate is None:
             return f"{self.waiting} others wait"
         return f"the limit of {self.learned_limit or self._rate.limit} per {self._rate.period:g} s is used up"
 
-    def _settle(self, ticket: Ticket, event: PermitEvent, retry_after: float | None) -> None:
+    def _settle(self, ticket: Tickets, event: PermitEvent, retry_after: float | None) -> None:
         if event is PermitEvent.DROPPED:
             self._settle_soon(partial(self._settle, ticket))
             return
         now = asyncio.get_running_loop().time()
-        pause = self._window.pause_of(retry_after) if event is PermitEvent.THROTTLED else 0.0
-        self._window.settle(ticket, event, now, pause)
+        pause = self._windows.pause_of(retry_after, now) if event is PermitEvent.THROTTLED else 0.0
+        self._windows.settle(ticket, event, now, pause)
         if pause:
             self._close_gate(now + pause)
         self._wake()

@@ -30,7 +30,7 @@ import enum
 import heapq
 import math
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 
@@ -139,52 +139,6 @@ class Supply:
         return max(at, self.times[number] if number < most else taken[number - most] + self.period)
 
 
-class Starts(Protocol):
-    """What the limiter asks of a window; times are loop times in seconds."""
-
-    @property
-    def learned_limit(self) -> int | None: ...
-    def ready_at(self, now: float, ahead: int = 0) -> float: ...
-    def supply(self, now: float, begin: float) -> Supply: ...
-    def take(self, now: float) -> Ticket: ...
-    def pause_of(self, retry_after: float | None) -> float: ...
-    def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None: ...
-    def hold(self, until: float) -> None: ...
-    def abandon(self, now: float) -> None: ...
-
-
-class Unlimited:
-    """No window: everything may start at once, and nothing is learned."""
-
-    learned_limit = None
-
-    def ready_at(self, now: float, ahead: int = 0) -> float:  # noqa: ARG002  as many as want
-        return now
-
-    def supply(self, now: float, begin: float) -> Supply:
-        return Supply((), 0.0, max(now, begin))
-
-    def take(self, now: float) -> Ticket:
-        return Ticket(now)
-
-    def pause_of(self, retry_after: float | None) -> float:
-        return pause_after(None, retry_after)
-
-    def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None:
-        """Nothing to give back; the gate alone answers a 429."""
-
-    def hold(self, until: float) -> None:
-        """Nothing to hold back."""
-
-    def abandon(self, now: float) -> None:
-        """Nothing to hold back."""
-
-
-def starts_of(rate: RateLimit | None) -> Starts:
-    """Give the window of a limit, or of none; of several see `windows`."""
-    return Window(rate) if rate else Unlimited()
-
-
 @attrs.define(eq=False)
 class News:
     """One burst that met a 429, and what was believed before.
@@ -244,9 +198,9 @@ class Window:
         """What it was given."""
         return self._rate
 
-    @property
-    def out(self) -> int:
+    def out(self, now: float) -> int:
         """Permits that are taken, or not back yet."""
+        self._collect(now)
         return self._out
 
     @property

@@ -1,12 +1,12 @@
-"""Several limits at once, such as 5 per second and 100 per minute: a permit is held for each. Pure.
+"""The limits of an account, such as 5 per second and 100 per minute: a permit is held for each. Pure.
 
 Each window keeps its own promise (see `window`), so that a permit which is in none of them too much is refused by none.
 A 429 does not say whose it is: blamed is the shortest that its pause fits into, else the fullest; it alone learns.
+Without any limit everything may start at once, and nothing is learned.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import attrs
@@ -14,13 +14,13 @@ import attrs
 from flux2_async._limiter.window import (
     CLOCK_MARGIN,
     HELD_FOR,
+    MIN_PAUSE,
+    PAUSE_WITHOUT_LIMIT,
     PermitEvent,
-    Starts,
     Supply,
     Ticket,
     Window,
     pause_after,
-    starts_of,
 )
 from flux2_async._protocol.told_limits import Told
 from flux2_async.models import RateLimit
@@ -29,87 +29,155 @@ from flux2_async.models import RateLimit
 MAX_WINDOWS: Final = 8
 
 
+def rates_of(rate: RateLimit | Iterable[RateLimit] | None) -> tuple[RateLimit, ...]:
+    """Give the limits that are meant by one, several or none."""
+    return (rate,) if isinstance(rate, RateLimit) else tuple(rate or ())
+
+
 def tightest(rates: Iterable[RateLimit]) -> RateLimit | None:
     """Give the one that allows the fewest in the long run; None without any."""
     return min(rates, key=lambda rate: rate.limit / rate.period, default=None)
 
 
-def windows_of(rates: Sequence[RateLimit]) -> Starts:
-    """Give the window of a limit, of several, or of none."""
-    return starts_of(rates[0] if rates else None) if len(rates) <= 1 else Windows([Window(rate) for rate in rates])
-
-
-def believing(starts: Starts, told: Told, now: float) -> Starts:
-    """Give the window, or windows, that keep to what the service told as well; where that is more nothing changes."""
-    windows = starts.windows if isinstance(starts, Windows) else [starts] if isinstance(starts, Window) else []
-    meant = [each for each in windows if told.seconds is None or math.isclose(each.rate.period, told.seconds)]
-    # Without its seconds it may be the limit of any of several.
-    if len(meant) == 1:
-        meant[0].believe(told, now)
-    elif windows and told.limit is not None and told.seconds is not None and len(windows) < MAX_WINDOWS:
-        another = Window(RateLimit(max(told.limit, 1), told.seconds))
-        for _ in range(max(each.out for each in windows)):
-            another.hold(now + told.seconds * CLOCK_MARGIN)
-        another.believe(told, now)
-        return Windows([*windows, another])
-    return starts
-
-
 @attrs.frozen(eq=False)
-class Tickets(Ticket):
-    """One permit as several windows keep it."""
+class Tickets:
+    """One permit as several windows keep it, each known by its period; those made later have none."""
 
-    parts: tuple[Ticket, ...] = ()
+    sent_at: float
+    parts: Mapping[float, Ticket]
 
 
-@attrs.define(eq=False)
 class Windows:
-    """Starts that are within each of several windows."""
+    """Starts that are within each of several windows; of two limits with one period the lower counts.
 
-    windows: list[Window]
-    _blamed: Window | None = attrs.field(init=False, default=None)
+    Args:
+        rates: The limits.
+
+    Attributes:
+        windows: One for each limit, and for each that only the service told.
+        told: The periods of the latter.
+    """
+
+    def __init__(self, rates: Iterable[RateLimit] = ()) -> None:
+        self.windows: list[Window] = []
+        self.told: set[float] = set()
+        self.change(rates, 0.0)
+
+    def change(self, rates: Iterable[RateLimit], now: float) -> None:
+        """Believe in other limits from now on; what is out stays out, and counts for those that are new."""
+        before = {each.rate.period: each for each in self.windows}
+        given = {rate.period: rate for rate in sorted(rates, key=lambda rate: -rate.limit)}
+        made = [before.get(period) or self._made(rate, now) for period, rate in given.items()]
+        for window in made:
+            if (rate := given[window.rate.period]) != window.rate:
+                window.reset(rate)
+        self.windows, self.told = made, set()
+
+    def _made(self, rate: RateLimit, now: float) -> Window:
+        made = Window(rate)
+        for _ in range(max((each.out(now) for each in self.windows), default=0)):
+            made.hold(now + rate.period * CLOCK_MARGIN)
+        return made
+
+    def believe(self, told: Told, now: float) -> None:
+        """Keep to what the service told, where that is less, or of a limit that nobody else gave."""
+        meant = [each for each in self.windows if told.seconds is None or math.isclose(each.rate.period, told.seconds)]
+        rate = RateLimit(max(told.limit, 1), told.seconds) if told.limit is not None and told.seconds else None
+        if not meant and rate is not None and 0 < len(self.windows) < MAX_WINDOWS:
+            meant = [self._made(rate, now)]
+            self.windows += meant
+            self.told.add(rate.period)
+        # Without its seconds it may be the limit of any of several.
+        if len(meant) == 1:
+            window = meant[0]
+            if rate is not None and rate.limit > window.rate.limit and window.rate.period in self.told:
+                window.reset(attrs.evolve(window.rate, limit=rate.limit))
+            window.believe(told, now)
+
+    @property
+    def rates(self) -> tuple[RateLimit, ...]:
+        """What each is believed to be now."""
+        return tuple(attrs.evolve(each.rate, limit=each.learned_limit or each.rate.limit) for each in self.windows)
 
     @property
     def learned_limit(self) -> int | None:
         """That of the tightest, which is what the session says it keeps to."""
-        rate = tightest(each.rate for each in self.windows)
-        return next(each.learned_limit for each in self.windows if each.rate is rate)
+        return None if self._tightest is None else self._tightest.learned_limit
+
+    @property
+    def _tightest(self) -> Window | None:
+        return min(self.windows, key=lambda each: each.rate.limit / each.rate.period, default=None)
+
+    @property
+    def shortest(self) -> float:
+        """The shortest period; without any that of a pause."""
+        return min((each.rate.period for each in self.windows), default=PAUSE_WITHOUT_LIMIT)
+
+    @property
+    def longest(self) -> float:
+        """The longest period, likewise."""
+        return max((each.rate.period for each in self.windows), default=PAUSE_WITHOUT_LIMIT)
 
     def ready_at(self, now: float, ahead: int = 0) -> float:
-        return max(each.ready_at(now, ahead) for each in self.windows)
+        """When each has a permit, see `Window`."""
+        return max((each.ready_at(now, ahead) for each in self.windows), default=now)
+
+    def ask_at(self, now: float, ahead: int = 0) -> float:
+        """When to ask again: what is in flight is back in a period at the earliest."""
+        back = ((each.ready_at(now, ahead), now + each.rate.period * CLOCK_MARGIN) for each in self.windows)
+        return max(map(min, back), default=now)
 
     def supply(self, now: float, begin: float) -> Supply:
         """That of the tightest: the others matter for its first permits alone."""
-        rate = tightest(each.rate for each in self.windows)
-        return next(each for each in self.windows if each.rate is rate).supply(now, max(begin, self.ready_at(now)))
+        window, begin = self._tightest, max(begin, self.ask_at(now))
+        return Supply((), 0.0, begin) if window is None else window.supply(now, begin)
 
     def take(self, now: float) -> Tickets:
-        return Tickets(now, parts=tuple(each.take(now) for each in self.windows))
+        return Tickets(now, {each.rate.period: each.take(now) for each in self.windows})
 
-    def pause_of(self, retry_after: float | None) -> float:
-        """Give the pause after a 429, and remember whose it is."""
-        longest = max(self.windows, key=lambda each: each.rate.period)
+    def pause_of(self, retry_after: float | None, now: float) -> float:
+        """Give the pause after a 429; see `pause_after`."""
         if retry_after is not None and retry_after > 0:
-            fitting = [each for each in self.windows if each.rate.period >= retry_after] or [longest]
-            self._blamed = min(fitting, key=lambda each: each.rate.period)
+            blamed = self._blamed(retry_after)
         else:
-            self._blamed = max(self.windows, key=lambda each: (each.out / each.rate.limit, each.rate.period))
-        return pause_after(self._blamed.rate, retry_after)
+            blamed = max(
+                self.windows, key=lambda each: (each.out(now) / each.rate.limit, each.rate.period), default=None
+            )
+        return pause_after(None if blamed is None else blamed.rate, retry_after)
 
-    def settle(self, ticket: Ticket, event: PermitEvent, now: float, pause: float = 0.0) -> None:
-        parts = ticket.parts if isinstance(ticket, Tickets) else (ticket,)
-        for window, part in zip_longest(self.windows, parts):
+    def _blamed(self, pause: float) -> Window | None:
+        fitting = [each for each in self.windows if max(each.rate.period, MIN_PAUSE) >= pause]
+        longest = max(self.windows, key=lambda each: each.rate.period, default=None)
+        return min(fitting, key=lambda each: each.rate.period, default=longest)
+
+    def settle(self, tickets: Tickets, event: PermitEvent, now: float, pause: float = 0.0) -> None:
+        """Take a permit back, or learn from a 429, see `Window`."""
+        taught = [self._blamed(pause)] if event is PermitEvent.THROTTLED else self.windows
+        for window in self.windows:
+            part = tickets.parts.get(window.rate.period)
             if part is None:
                 # It was told while the request was under way, which it counts from now on.
-                if event in HELD_FOR:
-                    window.hold(now + HELD_FOR[event] * window.rate.period * CLOCK_MARGIN)
-            elif event is not PermitEvent.THROTTLED or window is self._blamed:
+                _hold(window, event, now)
+            elif window in taught:
                 window.settle(part, event, now, pause)
 
-    def hold(self, until: float) -> None:
-        for each in self.windows:
-            each.hold(until)
+    def hold(self, event: PermitEvent, at: float) -> None:
+        """Count a permit that was taken without these windows, and what became of its request at that time."""
+        for window in self.windows:
+            _hold(window, event, at)
+
+    def use_up(self, now: float) -> None:
+        """Take that all were just taken, by requests of which nobody knows what became."""
+        for window in self.windows:
+            for _ in range(window.rate.limit):
+                _hold(window, PermitEvent.UNCLEAR, now)
 
     def abandon(self, now: float) -> None:
-        for each in self.windows:
-            each.abandon(now)
+        """Take all that are out for unclear, see `Window`."""
+        for window in self.windows:
+            window.abandon(now)
+
+
+def _hold(window: Window, event: PermitEvent, at: float) -> None:
+    if event in HELD_FOR:
+        window.hold(at + HELD_FOR[event] * window.rate.period * CLOCK_MARGIN)

@@ -70,7 +70,7 @@ def loads_reply(raw: bytes) -> Any:
     """Read the JSON of a reply, leaving out an echoed `param` or `paramJson` that breaks it.
 
     The service has been seen to echo the request with its quotes escaped and its backslashes not, so that the text
-    ends early for a JSON parser, on every look at a finished task.
+    ends early for a JSON parser, on every poll of a finished task.
 
     Returns:
         The value; a field that had to be left out is None.

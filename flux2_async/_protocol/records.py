@@ -1,7 +1,7 @@
 """A record of a task: from the API's fields to `TaskRecord`, and what a finished one means. Pure.
 
 What is essential for a paid picture (the id, the state, the addresses of a success) raises when it cannot be read, so
-that it is looked at again. Everything else that cannot be read becomes None and stays in `extra` as it came.
+that it is polled again. Everything else that cannot be read becomes None and stays in `extra` as it came.
 """
 
 import itertools

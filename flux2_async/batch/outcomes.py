@@ -1,24 +1,7 @@
 """What a batch knows of one request: a row of its journal, a line of `results.jsonl`.
 
-`results.jsonl` has one JSON object a line, in the order of the input:
-
-| key | |
-| --- | --- |
-| `id` | the line's own `id`, else one made of its content |
-| `state` | `queued` `submitting` `submitted` `done` `failed` `unknown`, see `State` |
-| `task_id` | the service's id; null until it accepted the request |
-| `files` | the pictures, relative to the folder of `results.jsonl`, with forward slashes |
-| `download` | `off` `pending` `saved` `expired` `failed`, see `Download`; null until the task is done |
-| `credits` | what the service says the task cost; null when it did not say |
-| `submitted_at` `finished_at` `saved_at` | ISO 8601 with offset, by this machine's clock; null until then |
-| `create_time` `complete_time` | likewise, by the service's clock |
-| `error` | null, or `type` (the name of the error class), `message`, `code` (the API's code or `failCode`, or null) |
-| `urls` | the addresses of the pictures; they live about 24 hours |
-| `prompt` `images` `aspect_ratio` `resolution` `tier` `model` | as sent; `images` are absolute paths or addresses |
-| `ref` | the name of the last submission, as callbacks tell it; null until it was tried |
-| `line` | the line of the input, from 1 |
-| `extra` | the unknown columns of the input, untouched |
-| `group` | the column `group` as text; null without one |
+`results.jsonl` has one JSON object a line, in the order of the input. Its keys are the attributes of `Outcome`, which
+says what they are; None is null, times are ISO 8601 with offset, and an error has the attributes of `Failure`.
 """
 
 import enum
@@ -93,7 +76,7 @@ class Outcome:
         task_id: The service's id, or None until it accepted the request.
         ref: The name of the last submission, or None when it was never tried.
         files: Its pictures, relative to the folder of the batch, with forward slashes.
-        urls: Their addresses at the service.
+        urls: Their addresses at the service, which live about 24 hours.
         download: Whether the pictures are here, or None until the task is done.
         credits: What the service says the task cost, or None when it did not say.
         submitted_at: When the service accepted it by this machine's clock, aware, or None.

@@ -26,7 +26,8 @@ class Progress:
         not_downloaded: Requests whose pictures are made and not saved; the next run downloads them.
         expired: Requests whose pictures were made and are no longer available.
         spent: Credits that records say were charged, in all runs.
-        reserved: Credits that what is running or unknown may cost besides; estimated, see `max_credits`.
+        reserved: Credits that what is running or unknown may cost besides; by what was seen, else by
+            the documented prices, or under `max_credits` as there.
         away: Why nothing is sent at present, or None.
         stopped: Why nothing more is sent in this run although there is more to send, or None.
         last_failure: The failure seen last, or None.

@@ -16,7 +16,8 @@ class BatchSpending(Spending):
     @classmethod
     def of(cls, tallies: Iterable[Tally], cap: float | None) -> "BatchSpending":
         """Begin with what the journal says."""
-        spending = cls(cap)
+        # A cap has to hold where the service asks for more than is documented.
+        spending = cls(cap, documented=cap is None)
         for tally in tallies:
             kind = (tally.model, tally.resolution)
             spending.spent += tally.credits

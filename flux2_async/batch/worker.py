@@ -258,7 +258,7 @@ class Worker:
                 failure = attrs.evolve(failure, message=text)
             return await self._end(self.journal.waiting(self.row, failure))
         except Flux2Error as error:
-            # Looking at it failed, not the task: the next run goes on.
+            # Polling it failed, not the task: the next run goes on.
             if isinstance(error, ApiError):
                 self.state.fail(error)
             return await self._end(self.journal.waiting(self.row, failure_of(error)))

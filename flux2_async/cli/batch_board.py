@@ -123,7 +123,9 @@ class BatchBoard(LiveBoard):
             return Text("reading the requests")
         width = self._screen.err.width
         ended = progress.done + progress.failed + progress.unknown
-        lines: list[RenderableType] = [_bar(ended / max(progress.total, 1), min(width, WIDE))]
+        wide = min(width, WIDE)
+        full = int(ended / max(progress.total, 1) * wide)
+        lines: list[RenderableType] = [Text.assemble(("━" * full, "green"), ("━" * (wide - full), "dim"))]
         lines += map(_line, [*_packed(self._counts(progress), width), *_packed(self._pace(progress), width)])
         # What keeps it from going on is worth more than one line.
         lines += [_line(text, "yellow") for words in self._hindrances(progress) for text in _packed(words, width)]
@@ -149,11 +151,6 @@ class BatchBoard(LiveBoard):
         if self.stopping:
             found.append(self.stopping.split("; "))
         return found
-
-
-def _bar(share: float, width: int) -> Text:
-    full = int(share * width)
-    return Text.assemble(("━" * full, "green"), ("━" * (width - full), "dim"))
 
 
 def _packed(parts: list[str], width: int) -> list[str]:

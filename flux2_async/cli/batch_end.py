@@ -61,7 +61,7 @@ async def tell_end(screen: Screen, journal: Journal, end: End) -> None:
     unknown = [outcome async for outcome in journal.outcomes(state=State.UNKNOWN)] if end.progress.unknown else []
     screen.result(_summary(end))
     for outcome in unknown[:LISTED]:
-        screen.note(f"unknown: {_named(outcome)}, submission {outcome.ref}", "yellow")
+        screen.note(f"unknown: line {outcome.line} ({outcome.id}), submission {outcome.ref}", "yellow")
     for words in _advice(end, journal.path):
         screen.note(words)
     if end.failure is not None:
@@ -93,7 +93,9 @@ def _summary(end: End) -> str:
 def _money(end: End) -> str:
     words = f"{end.progress.spent:.10g} credits"
     if end.progress.reserved:
-        words += f", and up to {end.progress.reserved:.10g} for what is running, unknown or without a figure"
+        parts = {"running": end.progress.running + end.progress.sending, "unknown": end.progress.unknown}
+        told = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+        words += f", and perhaps {end.progress.reserved:.10g} more that no record has told" + f" ({told})" * bool(told)
     if end.balance_before is not None and end.balance_after is not None:
         words += f" · balance {end.balance_before:.10g} before, {end.balance_after:.10g} now"
     return words
@@ -107,9 +109,11 @@ def _advice(end: End, journal: Path) -> list[str]:
     if why:
         found.append(f"Stopped by {option} {why}.")
     if progress.unknown:
+        command = ["flux2", "unknown", str(end.folder)]
+        command += [] if journal == end.folder / "run.db" else ["--journal", str(journal)]
         found.append(
             "Unknown requests may have been paid: check the task log of your account, and say what became of each "
-            f"with: {_unknown(end.folder, journal)}. --retry-unknown sends all of them again, which may pay twice."
+            f"with: {shlex.join(command)}. --retry-unknown sends all of them again, which may pay twice."
         )
     if progress.failed:
         found.append("--retry-failed sends again what failed.")
@@ -123,17 +127,6 @@ def _advice(end: End, journal: Path) -> list[str]:
             # So many tasks are meant for each run.
             found.append(f"Go on with: {end.again}")
     return found
-
-
-def _unknown(folder: Path, journal: Path) -> str:
-    words = ["flux2", "unknown", str(folder)]
-    if journal != folder / "run.db":
-        words += ["--journal", str(journal)]
-    return shlex.join(words)
-
-
-def _named(outcome: Outcome) -> str:
-    return f"line {outcome.line} ({outcome.id})"
 
 
 def _document(end: End, unknown: list[Outcome]) -> dict[str, Any]:

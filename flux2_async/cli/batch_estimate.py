@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import attrs
 
-from flux2_async.batch import BadLine, BatchEstimate, InvalidInputError, Job, KindEstimate, estimate_batch
+from flux2_async.batch import BadLine, BatchEstimate, InvalidInputError, Job, estimate_batch
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service, parse_rate_limit
 from flux2_async.cli.screen import Screen, UsageError, counted
@@ -65,14 +65,10 @@ def _requests(estimate: BatchEstimate) -> str:
 def _credits(estimate: BatchEstimate) -> list[str]:
     total = f"about {estimate.credits:.10g} credits" if estimate.requests else "0 credits"
     lines = [total + (f", besides {estimate.spent:.10g} spent before" if estimate.spent else "")]
-    return lines + [
-        f"  {kind.requests} of {kind.model} {kind.resolution} at {kind.price:.10g}: {_source(kind)}"
-        for kind in estimate.kinds
-    ]
-
-
-def _source(kind: KindEstimate) -> str:
-    return "as this batch was charged" if kind.seen else f"as documented upstream, seen {PRICES_FROM}"
+    for kind in estimate.kinds:
+        source = "as this batch was charged" if kind.seen else f"as documented upstream, seen {PRICES_FROM}"
+        lines.append(f"  {kind.requests} of {kind.model} {kind.resolution} at {kind.price:.10g}: {source}")
+    return lines
 
 
 def _hours(estimate: BatchEstimate, limit: RateLimit | None) -> str:
@@ -91,12 +87,9 @@ def _advice(estimate: BatchEstimate, options: BatchOptions) -> list[str]:
     found = []
     if any(not kind.seen for kind in estimate.kinds):
         found.append("Apikley publishes no prices; the first picture tells. --max-credits holds whatever they are.")
-    flex = sum(k.requests * k.price for k in estimate.kinds if "/flex-" in k.model)
-    pro = sum(
-        k.requests * documented_price(k.model.replace("/flex-", "/pro-"), k.resolution)
-        for k in estimate.kinds
-        if "/flex-" in k.model
-    )
+    kinds = [kind for kind in estimate.kinds if "/flex-" in kind.model]
+    flex = sum(kind.requests * kind.price for kind in kinds)
+    pro = sum(k.requests * documented_price(k.model.replace("/flex-", "/pro-"), k.resolution) for k in kinds)
     if pro < flex:
         found.append(
             f"flex, the default tier, is the expensive one: as pro these {flex:.10g} credits would be {pro:.10g}."

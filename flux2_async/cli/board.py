@@ -31,15 +31,9 @@ HALF: Final = 0.5
 
 @attrs.define(eq=False)
 class Row:
-    """One task.
+    """One task: what it is, how it was asked for, where it is, when the clock started and stopped.
 
-    Attributes:
-        title: What it is.
-        facts: How it was asked for; empty for nothing.
-        state: Where it is.
-        begun: When the clock started, or None.
-        ended: When it stopped, or None.
-        left: Gives the seconds that it is expected to take still, or None where that is not known; None: nobody knows.
+    `left` gives the seconds that it is expected to take still, or None where that is not known; None: nobody knows.
     """
 
     title: str
@@ -81,13 +75,7 @@ class LiveBoard(ABC):
 
 
 class Board(LiveBoard):
-    """Shows rows while they change; use it as a context manager.
-
-    Args:
-        screen: Where.
-        rows: What; one row alone is a single line.
-        footer: Gives the line under the rows.
-    """
+    """Shows rows, and a line under them, while they change; one row alone is a single line. A context manager."""
 
     def __init__(self, screen: Screen, rows: Sequence[Row], footer: Callable[[], str] = str) -> None:
         self._rows = rows

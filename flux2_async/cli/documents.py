@@ -55,7 +55,8 @@ def docs(name: str | None = None, /) -> int:
         print(f"flux2: docs: {error}", file=sys.stderr)  # noqa: T201  rich may be missing
         return 1
     if text is None:
-        return _missing("docs: no page and no public name", name, [*pages, *_public_names()])
+        known = sorted({each for _, module in _modules() for each in module.__all__})
+        return _missing("docs: no page and no public name", name, [*pages, *known])
     _say(text.rstrip("\n"))
     return 0
 
@@ -140,10 +141,6 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
             yield home, import_module(f"{PACKAGE}.{home}".rstrip("."))
         except ImportError:
             continue
-
-
-def _public_names() -> list[str]:
-    return sorted({name for _, module in _modules() for name in module.__all__})
 
 
 def _described(name: str) -> str | None:

@@ -54,7 +54,7 @@ LEAST: Final = 10.0
 MOST: Final = 10_000
 MIME_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 PICTURE: Final = "flux2://pictures/{task_id}/{number}"
-LOOKS: Final = {"readOnlyHint": True, "openWorldHint": True}
+READS: Final = {"readOnlyHint": True, "openWorldHint": True}
 PAYS: Final = {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True}
 INSTRUCTIONS: Final = (
     "Makes and edits pictures with Flux-2. Each costs credits of the user's account: `estimate` tells how many. A "
@@ -116,9 +116,9 @@ class Agent:
         """Make the server of these tools."""
         server: FastMCP[Any] = FastMCP("flux2", INSTRUCTIONS, version=VERSION)
         paying: list[Callable[..., Any]] = [self.generate, self.edit]
-        looking: list[Callable[..., Any]] = [self.wait, self.get_task, self.credits, self.estimate]
-        for tool in [*paying, *looking]:
-            server.tool(tool, annotations=PAYS if tool in paying else LOOKS)
+        reading: list[Callable[..., Any]] = [self.wait, self.get_task, self.credits, self.estimate]
+        for tool in [*paying, *reading]:
+            server.tool(tool, annotations=PAYS if tool in paying else READS)
         server.resource(PICTURE, name="picture", description="A finished picture.")(self.picture)
         return server
 
@@ -173,7 +173,7 @@ class Agent:
                 return await self._finish(task, wait_seconds)
 
     async def get_task(self, task_id: TaskId) -> dict[str, Any]:
-        """Look once where a task is, without waiting."""
+        """Say where a task is now, without waiting."""
         with _told():
             record = await self.flux.fetch_record(task_id)
         return {

@@ -20,7 +20,7 @@ RATE_LIMIT: Final = "20/10"
 # Play money of the emulated service: nobody should run out of it.
 CREDITS: Final = 1_000_000.0
 TITLE: Final = "Flux-2 batch"
-# Apikley's advice is to stop looking after 10 to 15 minutes.
+# Apikley's advice is to stop polling after 10 to 15 minutes.
 TIMEOUT: Final = 900.0
 
 EXTENSIONS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

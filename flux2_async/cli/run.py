@@ -1,4 +1,4 @@
-"""One task from the request to the file, and the look at a task that was made earlier."""
+"""One task from the request to the file, and where a task is that was made earlier."""
 
 import asyncio
 import math
@@ -113,7 +113,7 @@ class Job:
     async def attach(self, task_id: str) -> ImageTask:
         """Take up a task that was made earlier."""
         task = self.flux.attach(task_id)
-        self.board.change(self.row, "looking")
+        self.board.change(self.row, "polling")
         return task
 
     async def finish(self, task: ImageTask) -> tuple[ImageResult, list[Path]]:

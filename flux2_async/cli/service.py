@@ -17,7 +17,7 @@ from flux2_async.session.session import Flux2Session
 LIMIT: Final = Limit(20, 10.0, retry_after="seconds")
 # One task is waited for as long as its --timeout says.
 PATIENT: Final = Polling(give_up_after=None)
-# Looking costs nothing on loopback, and makes the progress lively.
+# Polling costs nothing on loopback, and makes the progress lively.
 EMULATED_POLLING: Final = Polling(interval=0.3)
 
 

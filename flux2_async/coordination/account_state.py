@@ -1,17 +1,15 @@
 """The state that all processes of one account share, and its rules. Pure: time comes in as an argument.
 
-Leases. A permit is lent to a process until it is settled; then it comes back as `window` says: `period` after the
-answer, at once when nothing was sent, two periods after a send that is unclear. A process that died settles nothing;
-its lease expires by itself and counts as unclear from then on. So a dead owner costs one lease and no over-run.
+Leases. A permit is lent to a process until it is settled; then it comes back as `window` says, to the window of each
+limit: a period after the answer, at once when nothing was sent, two periods after a send that is unclear. A process
+that died settles nothing; its lease expires by itself and counts as unclear from then on. So a dead owner costs one
+lease and no over-run.
 A settlement of a lease that this state never lent (it was lost in between) counts as taken just then.
 
-Order. Processes queue, not submissions, for the groups of those (see `permit_queue`).
+Order. Processes queue, not submissions; who was given something goes to the end, so all who wait have equal shares.
 Nobody polls: the answer says when to ask again, which is when the permit comes back that is theirs by their place.
 What is in flight now comes back in a period at the earliest, so asking a period later misses nothing; what comes back
 at once instead is told by a wake. Who does not ask at the promised time has `grace`, then is passed over.
-
-Running. A process with a bound for each group tells with every question how many of each run there, those that have a
-permit included; so many count until it tells otherwise, leaves, or is forgotten.
 
 Clock. The time is a server's, which somebody may set. Back costs nothing; forward by more than a process has counted
 since its last answer is noticed by it, and no permit comes back earlier. Where none had asked before, one step lets at
@@ -22,30 +20,19 @@ its old names that it does not know of come back at once.
 
 Loss. An `epoch` names this state. A process that knew another epoch, or a later lease of this one (a snapshot was
 restored, a replica took over), shows that leases may be out of which nothing is written here: all then wait two
-periods, as after an unclear send. They wait one when a process is back that had heard nothing for a period or more:
-others may have noticed the loss two periods ago, send by themselves, and come back a moment later.
+periods of the longest limit, as after an unclear send. They wait one when a process is back that had heard nothing for
+a period or more: others may have noticed the loss two periods ago, send by themselves, and come back a moment later.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import attrs
 
-from flux2_async._limiter.window import (
-    CLOCK_MARGIN,
-    HELD_FOR,
-    PAUSE_WITHOUT_LIMIT,
-    News,
-    PermitEvent,
-    Ticket,
-    Window,
-    starts_of,
-)
-from flux2_async.coordination.contract import Answer, Settlement, Terms
-from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, PermitQueue
+from flux2_async._limiter.window import CLOCK_MARGIN, News, PermitEvent, Ticket, Window
+from flux2_async._limiter.windows import Tickets, Windows
+from flux2_async.coordination.contract import Answer, Hint, Settlement, Terms
 from flux2_async.models import RateLimit
 
 FORMAT: Final = 5
@@ -93,10 +80,18 @@ class Reply:
 @attrs.frozen
 class _Lease:
     owner: str
-    sent_at: float
-    last: bool
-    spacing: float
+    tickets: Tickets
     expires_at: float
+
+
+@attrs.define
+class _Waiting:
+    """A process in the queue: how many permits it can use, when one is its turn, and when it is to ask again."""
+
+    peer: str
+    want: int
+    turn: float
+    due: float
 
 
 class AccountState:
@@ -106,38 +101,27 @@ class AccountState:
         epoch: A name that no other state has.
         terms: As the first process knows them.
         now: The time.
-
-    Attributes:
-        wakes: Whether those who wait should ask again now.
     """
 
     def __init__(self, epoch: str, terms: Terms, now: float) -> None:
         self.epoch = epoch
         self.number: int = 0
-        self.wakes: bool = False
         self._born = now
         self._seen = now
         self._set_back = 0.0
         self._until = -math.inf
         self._terms = terms
-        self._window = starts_of(terms.rate)
+        self._windows = Windows(terms.rates)
         self._leases: dict[str, _Lease] = {}
         self._peers: dict[str, float] = {}
-        self._queue = PermitQueue()
-        # Of processes that have a bound, by group.
-        self._running: dict[str, dict[str, int]] = {}
-
-    @property
-    def period(self) -> float:
-        """Seconds of the limit, or of a pause where there is none."""
-        return self._terms.rate.period if self._terms.rate else PAUSE_WITHOUT_LIMIT
+        self._queue: list[_Waiting] = []
 
     @property
     def lives_for(self) -> float:
         """Seconds after which a state that nobody asked means nothing any more; infinity while somebody counts."""
         if math.inf in self._peers.values():
             return math.inf
-        return 3600.0 + self._terms.lease + 4 * self.period
+        return 3600.0 + self._terms.lease + 4 * self._windows.longest
 
     def tell_time(self, now: float, known: Known, passed: float, at_least: float) -> float:
         """Give the time by which permits come back.
@@ -164,7 +148,7 @@ class AccountState:
         now: float,
         *,
         terms: Terms,
-        held: Sequence[float] = (),
+        held: Iterable[Settlement] = (),
         replaces: str = "",
         keeps: Sequence[str] = (),
         alone: float = 0.0,
@@ -177,7 +161,7 @@ class AccountState:
             known: What it remembers.
             now: The time.
             terms: As it knows them; the latest word counts.
-            held: For each permit it took without this state, the seconds until that comes back.
+            held: What became of each permit that it took without this state.
             replaces: The beginning of all names it had before, or empty.
             keeps: The leases under those names that it knows of; the others never reached it.
             alone: Seconds since it last heard of this state, if it has lost it since.
@@ -187,17 +171,17 @@ class AccountState:
         if replaces and any(name.startswith(replaces) and _later(name, peer) for name in self._peers):
             return None
         self._compare(known, now)
-        if terms.rate != self._terms.rate:
-            self._change(terms.rate)
+        if terms.rates != self._terms.rates:
+            self._windows.change(terms.rates, now)
         self._terms = terms
-        if alone >= self.period:
+        if alone >= self._windows.longest:
             # The others send by themselves as well, now or in a moment, and have not declared it yet.
-            self._pause(now + self.period * CLOCK_MARGIN, now)
+            self._pause(now + self._windows.longest * CLOCK_MARGIN, now)
         if replaces:
             self._rename(replaces, peer, keeps, now)
         self._peers[peer] = now + seen_for
-        for seconds in held:
-            self._window.hold(now + seconds)
+        for settlement in held:
+            self._windows.hold(settlement.event, now - settlement.ago)
         return self._reply(now, (), 0.0)
 
     def touch(self, peer: str, known: Known, now: float) -> Reply | None:
@@ -221,54 +205,28 @@ class AccountState:
         for name in unheard:
             if (lease := self._leases.get(name)) and lease.owner == peer:
                 self._take_back(name, PermitEvent.NEVER_SENT, now)
-        self._forget(peer, now)
+        self._peers.pop(peer, None)
+        self._unqueue(peer)
 
-    def acquire(
-        self,
-        peer: str,
-        known: Known,
-        want: int,
-        now: float,
-        *,
-        groups: Mapping[str, int] | None = None,
-        first: Iterable[str] = (),
-        bound: int | None = None,
-    ) -> Reply | None:
+    def acquire(self, peer: str, known: Known, want: int, now: float, *, first: bool = False) -> Reply | None:
         """Lend permits to a process, as many as are its share now; None: it has to join.
 
-        Args:
-            peer: Its name.
-            known: What it remembers.
-            want: How many it can use; with 0 it leaves the queue.
-            now: The time.
-            groups: For whom, see `PermitQueue.enter`; None: all for those without a group.
-            first: See there.
-            bound: See there.
+        It can use `want` of them, and leaves the queue with 0; `first`: before the others.
         """
         if self.touch(peer, known, now) is None:
             return None
-        self._queue.enter(peer, want, {"": want} if groups is None else groups, now, first=first, bound=bound)
-        share: Sequence[str] = ()
-        kept = 0
-        if self._until <= now:
-            share, kept = self._queue.deal(
-                peer, lambda number: self._window.ready_at(now, number) <= now, now, self._alive()
-            )
-        leases = tuple(self._lend(peer, now) for _ in share)
-        if bound is not None:
-            self._running[peer] = dict(Counter(self._running.get(peer)) + Counter(share))
-        wait = 0.0
-        if self._queue.wants(peer):
-            wait = self._postpone(peer, kept, now) - now
-        else:
-            self._queue.leave(peer)
-        return self._reply(now, leases, wait, peer=peer, groups=tuple(share))
-
-    def run(self, peer: str, running: Mapping[str, int]) -> None:
-        """Hear how many run in a process of which groups."""
-        before, self._running[peer] = self._running.get(peer, {}), dict(running)
-        fewer = {group for group, count in before.items() if running.get(group, 0) < count}
-        self.wakes |= any(group in fewer for group in self._queue.kept_back())
+        place = self._enter(peer, want, now, first=first)
+        share, kept = self._deal(place, now) if self._until <= now else (0, 0)
+        leases = tuple(self._lend(peer, now) for _ in range(share))
+        if share:
+            self._queue.remove(place)
+            self._queue.append(place)
+            place.want -= share
+        if place.want <= 0:
+            self._unqueue(peer)
+            return self._reply(now, leases, 0.0)
+        self._postpone(place, kept, now)
+        return self._reply(now, leases, place.due - now)
 
     def settle(self, settlement: Settlement, now: float) -> tuple[float, bool]:
         """Take a permit back, or hear of a 429 that its request met, after which it is still out.
@@ -277,21 +235,30 @@ class AccountState:
             The seconds of a pause that is news to everybody, else 0; and whether who waits should ask again now.
         """
         self._advance(now)
-        name, event, at = settlement.lease, settlement.event, now - settlement.ago
+        name, event, at, pause = settlement.lease, settlement.event, now - settlement.ago, settlement.pause
+        if event is PermitEvent.THROTTLED and not pause:
+            pause = self._windows.pause_of(None, now)
         is_out = name in self._leases
         if is_out:
-            lease = self._take_back(name, event, at, settlement.pause)
+            lease = self._take_back(name, event, at, pause)
             if event is PermitEvent.THROTTLED:
                 # Whose the 429 is may be open until its pause is over.
-                expires_at = max(lease.expires_at, at + settlement.pause + self._terms.lease)
+                expires_at = max(lease.expires_at, at + pause + self._terms.lease)
                 self._leases[name] = attrs.evolve(lease, expires_at=expires_at)
-        elif event in HELD_FOR and not self._has_lent(name):
-            self._window.hold(at + HELD_FOR[event] * self.period * CLOCK_MARGIN)
+        elif not self._has_lent(name):
+            self._windows.hold(event, at)
         # Else it is said twice, or after it expired.
         if event is PermitEvent.THROTTLED:
-            return self._pause(at + settlement.pause, now), False
+            return self._pause(at + pause, now), False
         # Who waits was told that what is out comes back in a period at the earliest.
-        return 0.0, event in (PermitEvent.NEVER_SENT, PermitEvent.REFUSED) and is_out and len(self._queue) > 0
+        return 0.0, event in (PermitEvent.NEVER_SENT, PermitEvent.REFUSED) and is_out and bool(self._queue)
+
+    def believe(self, hint: Hint, now: float) -> tuple[float, bool]:
+        """Keep to what the service told one process of its limits, where that is less; see `settle`."""
+        self._advance(now)
+        for told in hint.told:
+            self._windows.believe(told, now - hint.ago)
+        return 0.0, False
 
     def died(self, peer: str, now: float) -> None:
         """Forget a process that is known to have died; what it has borrowed is unclear from now on."""
@@ -309,7 +276,8 @@ class AccountState:
 
     def _rename(self, old: str, new: str, keeps: Sequence[str], now: float) -> None:
         for peer in [peer for peer in self._peers if peer.startswith(old)]:
-            self._forget(peer, now)
+            del self._peers[peer]
+        self._queue = [place for place in self._queue if not place.peer.startswith(old)]
         for name in [name for name, lease in self._leases.items() if lease.owner.startswith(old)]:
             if name in keeps:
                 self._leases[name] = attrs.evolve(self._leases[name], owner=new)
@@ -318,7 +286,7 @@ class AccountState:
 
     def _take_back(self, name: str, event: PermitEvent, at: float, pause: float = 0.0) -> _Lease:
         lease = self._leases.pop(name)
-        self._window.settle(Ticket(lease.sent_at, lease.last, lease.spacing), event, at, pause)
+        self._windows.settle(lease.tickets, event, at, pause)
         return lease
 
     def _pause(self, until: float, now: float) -> float:
@@ -332,75 +300,77 @@ class AccountState:
         for name, lease in [(name, lease) for name, lease in self._leases.items() if lease.expires_at <= now]:
             self._take_back(name, PermitEvent.UNCLEAR, lease.expires_at)
         for peer in [peer for peer, until in self._peers.items() if until <= now]:
-            self._forget(peer, now)
-        for peer in self._queue.late(now - self._grace):
-            self.wakes |= self._queue.drop(peer, now, self._grace)
+            del self._peers[peer]
+        self._queue = [place for place in self._queue if place.due + self._grace > now]
 
     @property
     def _grace(self) -> float:
-        return max(GRACE_MIN, min(self.period / 20, GRACE_MAX))
+        return max(GRACE_MIN, min(self._windows.shortest / 20, GRACE_MAX))
 
     def _compare(self, known: Known, now: float) -> None:
         if known.epoch not in ("", self.epoch):
             # All leases of the other state were lent before this one began, and what was given up may arrive late.
-            self._pause(self._born + 2 * self.period * CLOCK_MARGIN, now)
+            self._pause(self._born + 2 * self._windows.longest * CLOCK_MARGIN, now)
         elif known.epoch and known.number > self.number:
             self.number = known.number
-            self._pause(now + 2 * self.period * CLOCK_MARGIN, now)
+            self._pause(now + 2 * self._windows.longest * CLOCK_MARGIN, now)
 
-    def _change(self, rate: RateLimit | None) -> None:
-        if rate and isinstance(self._window, Window):
-            self._window.reset(rate)
+    def _enter(self, peer: str, want: int, now: float, *, first: bool) -> _Waiting:
+        for place in self._queue:
+            if place.peer == peer:
+                break
         else:
-            self._window = starts_of(rate)
+            place = _Waiting(peer, want, now, now)
+            self._queue.append(place)
+        place.want, place.turn = want, now
+        if first:
+            self._queue.remove(place)
+            self._queue.insert(0, place)
+        return place
 
-    def _forget(self, peer: str, now: float) -> None:
-        self._peers.pop(peer, None)
-        self._running.pop(peer, None)
-        self.wakes |= self._queue.drop(peer, now, self._grace)
+    def _unqueue(self, peer: str) -> None:
+        self._queue = [place for place in self._queue if place.peer != peer]
 
-    def _alive(self) -> Counter[str]:
-        return sum(map(Counter, self._running.values()), Counter[str]())
+    def _deal(self, place: _Waiting, now: float) -> tuple[int, int]:
+        """Deal what is free, one by one, among those whose turn it is; give what one gets, and what the others get."""
+        shares = [[other.want, 0, other is place] for other in self._queue if other.turn <= now]
+        free = self._free(sum(one[0] for one in shares), now)
+        left = free
+        while left > 0:
+            for one in shares:
+                if one[1] < one[0] and left > 0:
+                    one[1] += 1
+                    left -= 1
+        share = sum(one[1] for one in shares if one[2])
+        return share, free - share
+
+    def _free(self, most: int, now: float) -> int:
+        free = 0
+        while free < most and self._windows.ready_at(now, free) <= now:
+            free += 1
+        return free
 
     def _lend(self, peer: str, now: float) -> str:
         self.number += 1
         name = f"{self.epoch}:{self.number}"
-        ticket = self._window.take(now)
-        if self._terms.rate:
-            self._leases[name] = _Lease(peer, ticket.sent_at, ticket.last, ticket.spacing, now + self._terms.lease)
+        tickets = self._windows.take(now)
+        if tickets.parts:
+            self._leases[name] = _Lease(peer, tickets, now + self._terms.lease)
         return name
 
-    def _postpone(self, peer: str, kept: int, now: float) -> float:
+    def _postpone(self, place: _Waiting, kept: int, now: float) -> None:
         """Put off a process until the permit comes that is its by its place, after those `kept` for others now."""
-        ahead = self._queue.ahead(peer, self._alive())
-        if ahead is None:
-            return self._queue.postpone(peer, now + ASK_WHILE_KEPT_BACK, now + ASK_WHILE_KEPT_BACK)
-        ready_at = self._window.ready_at(now, max(ahead, kept))
-        # What is in flight is back in a period at the earliest.
-        turn = max(min(ready_at, now + self.period * CLOCK_MARGIN), self._until)
-        due = max(turn, now + self.period / ASKS_PER_PERIOD)
-        if kept:
-            # Others may not come for what is kept for them.
-            due = min(due, now + self._grace)
-        if self._queue.kept_back(peer):
-            due = min(due, now + ASK_WHILE_KEPT_BACK)
-        return self._queue.postpone(peer, turn, due)
+        ahead = max(self._queue.index(place), kept)
+        turn = max(self._windows.ask_at(now, ahead), now + self._windows.shortest / ASKS_PER_PERIOD, self._until)
+        place.turn = turn
+        # Others may not come for what is kept for them.
+        place.due = min(turn, now + self._grace) if kept else turn
 
-    def _reply(
-        self, now: float, leases: tuple[str, ...], wait: float, *, peer: str = "", groups: tuple[str, ...] = ()
-    ) -> Reply:
-        supply = self._window.supply(now, self._until).shared(1, -now)
-        answer = Answer(
-            leases,
-            wait,
-            paused=max(self._until - now, 0.0),
-            learned_limit=self._window.learned_limit,
-            peers=max(len(self._peers), 1),
-            waiting=self._queue.share(peer),
-            supply=supply,
-            groups=groups,
-            kept_back=tuple(self._queue.kept_back(peer)),
-        )
+    def _reply(self, now: float, leases: tuple[str, ...], wait: float) -> Reply:
+        paused, peers = max(self._until - now, 0.0), max(len(self._peers), 1)
+        windows = self._windows
+        supply = windows.supply(now, self._until).shared(1, -now)
+        answer = Answer(leases, wait, paused, windows.learned_limit, peers, len(self._queue), supply, windows.rates)
         return Reply(answer, Known(self.epoch, self.number, now))
 
     def dump(self) -> dict[str, Any]:
@@ -412,32 +382,39 @@ class AccountState:
             "seen": self._seen,
             "set_back": self._set_back,
             "until": self._until,
-            "rate": attrs.astuple(self._terms.rate) if self._terms.rate else None,
+            "rates": [(rate.limit, rate.period) for rate in self._terms.rates],
             "lease": self._terms.lease,
-            "window": attrs.asdict(self._window) if isinstance(self._window, Window) else None,
-            "leases": {name: _lease_values(lease) for name, lease in self._leases.items()},
+            "windows": [attrs.asdict(each) for each in self._windows.windows],
+            "told": list(self._windows.told),
+            "leases": {name: _written(lease) for name, lease in self._leases.items()},
             "peers": self._peers,
-            "queue": self._queue.dump(),
-            "running": {peer: running for peer, running in self._running.items() if running and peer in self._peers},
+            "queue": [attrs.astuple(place) for place in self._queue],
         }
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> "AccountState":
         """Make a state from what `dump` gave."""
-        rate = RateLimit(*state["rate"]) if state["rate"] else None
-        made = cls(state["epoch"], Terms(rate, state["lease"]), state["born"])
+        rates = tuple(RateLimit(*rate) for rate in state["rates"])
+        made = cls(state["epoch"], Terms(rates, state["lease"]), state["born"])
         made.number, made._until = state["number"], state["until"]
         made._seen, made._set_back = state["seen"], state["set_back"]
-        if state["window"] and rate:
-            made._window = _load_window(state["window"], rate)
-        made._leases = {name: _Lease(*lease) for name, lease in state["leases"].items()}
+        made._windows.windows = [_window_of(each) for each in state["windows"]]
+        made._windows.told = set(state["told"])
+        made._leases = {name: _lease_of(*lease) for name, lease in state["leases"].items()}
         made._peers = dict(state["peers"])
-        made._queue, made._running = PermitQueue.load(state["queue"]), state["running"]
+        made._queue = [_Waiting(*place) for place in state["queue"]]
         return made
 
 
 # Ten times as fast as `attrs.astuple`, and there may be a hundred.
-_lease_values = attrgetter(*attrs.fields_dict(_Lease))
+def _written(lease: _Lease) -> tuple[Any, ...]:
+    parts = [(period, part.last, part.spacing) for period, part in lease.tickets.parts.items()]
+    return lease.owner, lease.expires_at, lease.tickets.sent_at, parts
+
+
+def _lease_of(owner: str, expires_at: float, sent_at: float, parts: list[tuple[float, bool, float]]) -> _Lease:
+    tickets = Tickets(sent_at, {period: Ticket(sent_at, last, spacing) for period, last, spacing in parts})
+    return _Lease(owner, tickets, expires_at)
 
 
 def _later(name: str, other: str) -> bool:
@@ -450,8 +427,8 @@ def _number(name: str) -> int:
     return int(number[:18]) if number.isdecimal() else 0
 
 
-def _load_window(state: dict[str, Any], rate: RateLimit) -> Window:
-    window = Window(rate)
+def _window_of(state: dict[str, Any]) -> Window:
+    window = Window(RateLimit(**state["_rate"]))
     for name, value in state.items():
         if name == "_news":
             window._news = News(**value) if value else None  # noqa: SLF001  a window knows nothing of being written down

@@ -18,7 +18,7 @@ from flux2_async.coordination.store import Coordination, finish
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.looks import Records
+from flux2_async.tasks.polls import Records
 from flux2_async.tasks.watcher import Watcher
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Sharing:
         coordination: As the user made it.
         account: The digest of address and key.
         terms: The limit, and how long a permit may be out.
-        watcher: Looks after the tasks of keys, and at those of callbacks that another process received.
+        watcher: Watches the tasks of keys, and polls those of callbacks that another process received.
         records: Reads those of tasks.
 
     Attributes:
@@ -308,7 +308,7 @@ class SharedKey:
             raise
         except Flux2Error as error:
             # Whether that task exists is not known now, nor does anything get lost by that.
-            logger.debug("what a callback told of submission %s cannot be looked up: %s", ref, type(error).__name__)
+            logger.debug("what a callback told of submission %s cannot be polled: %s", ref, type(error).__name__)
             return False
 
     async def reserve(self) -> bool:

@@ -8,11 +8,14 @@ from typing import Literal
 import attrs
 
 from flux2_async._limiter.window import PermitEvent, Supply
+from flux2_async._limiter.windows import rates_of
+from flux2_async._protocol.told_limits import Told
 from flux2_async.models import RateLimit
 
 __all__ = [
     "Answer",
     "Claim",
+    "Hint",
     "KeyEntry",
     "Message",
     "PermitEvent",
@@ -28,18 +31,16 @@ class Terms:
     """On what terms permits are lent.
 
     Attributes:
-        rate: The account's limit, or None for no window; a 429 pauses everybody all the same.
+        rates: The account's limits, all of which hold; without any a 429 pauses everybody all the same.
         lease: Seconds after which a permit whose owner says nothing counts as unclear; no POST lives longer.
         post: Seconds that a POST may take; with less than that left of its lease no permit is used.
         key_ttl: Seconds from its reservation on for which a key is kept.
-        per_group: How many tasks of one group may run, or None for no bound.
     """
 
-    rate: RateLimit | None
+    rates: tuple[RateLimit, ...] = attrs.field(converter=rates_of)
     lease: float
     post: float = 0.0
     key_ttl: float = 86400.0
-    per_group: int | None = None
 
 
 @attrs.frozen
@@ -50,12 +51,12 @@ class Answer:
         leases: Names of the permits that are lent now.
         wait: Seconds after which the process should ask again when it wants more.
         paused: Seconds for which nobody may send, 0 when sending is free.
-        learned_limit: Starts per period that 429s have taught, or None while the configured limit holds.
+        learned_limit: Starts per period that 429s have taught, or None while the configured limit holds; of several
+            limits that of the tightest.
+        rates: What all limits are believed to be now.
         peers: Processes seen lately, at least 1.
-        waiting: One in so many permits is for this process while it waits.
+        waiting: Of those the ones that want more permits than they have got.
         supply: When there will be permits for all of them.
-        groups: For whom each lease is, as the process has named them.
-        kept_back: Of which groups so many run that they have to wait.
     """
 
     leases: tuple[str, ...]
@@ -65,8 +66,7 @@ class Answer:
     peers: int
     waiting: int = 0
     supply: Supply | None = attrs.field(default=None, repr=False, eq=False)
-    groups: tuple[str, ...] = ()
-    kept_back: tuple[str, ...] = ()
+    rates: tuple[RateLimit, ...] = ()
 
 
 @attrs.frozen
@@ -77,13 +77,22 @@ class Settlement:
         lease: The name of the permit. One that is not known (any more) is counted as taken just then.
         event: What happened.
         ago: Seconds since it happened.
-        pause: For `PermitEvent.THROTTLED`, seconds from that moment for which nobody may send; else 0.
+        pause: For `PermitEvent.THROTTLED`, seconds from that moment for which nobody may send; 0: as many as its limit
+            says.
     """
 
     lease: str
     event: PermitEvent
     ago: float
     pause: float = 0.0
+
+
+@attrs.frozen
+class Hint:
+    """What the service told of its limits, and how many seconds ago."""
+
+    told: tuple[Told, ...]
+    ago: float
 
 
 @attrs.frozen

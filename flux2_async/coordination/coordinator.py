@@ -12,7 +12,7 @@ import asyncio
 import json
 import math
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -24,6 +24,7 @@ from flux2_async.coordination.budget_state import Own, Told
 from flux2_async.coordination.contract import (
     Answer,
     Claim,
+    Hint,
     KeyEntry,
     Message,
     Settlement,
@@ -51,16 +52,12 @@ class Coordinator:
         coordination: As the user made it.
         account: The digest of address and API key; never the key.
         terms: On what terms permits are lent.
-
-    Attributes:
-        running: Gives how many tasks run here of which groups, where `terms` bound those.
     """
 
     def __init__(self, coordination: Coordination, account: str, terms: Terms) -> None:
         self._member = secrets.token_hex(6)
         self._store = coordination.store(account, self._member)
         self._terms = terms
-        self.running: Callable[[], Mapping[str, int]] = dict
         self._joins = 0
         self._known = Known()
         # When that was asked for, and when it was known.
@@ -90,11 +87,11 @@ class Coordinator:
         """See `Store.elapsed`."""
         return self._store.elapsed()
 
-    async def join(self, held: Sequence[float] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
+    async def join(self, held: Sequence[Settlement] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
         """Take part: at first, and again after every `CoordinationError`.
 
         Args:
-            held: For each permit that was taken while the shared state was away, the seconds until it comes back.
+            held: What became of each permit that was taken while the shared state was away.
             keeps: The leases that are still to be settled; others that were lent meanwhile never reached anybody.
             alone: Seconds since this session last heard of the shared state, if it has lost it since; else 0.
         """
@@ -109,23 +106,19 @@ class Coordinator:
             self._beating = asyncio.get_running_loop().create_task(self._beat(), name="flux2_async heartbeat")
         return answer
 
-    async def acquire(self, want: int, groups: Mapping[str, int] | None = None, first: Collection[str] = ()) -> Answer:
+    async def acquire(self, want: int, *, first: bool = False) -> Answer:
         """Ask for as many permits as can be used at once; 0 leaves the queue.
 
-        Args:
-            want: So many.
-            groups: For whom, see `PermitQueue.enter`; None: for those without a group.
-            first: See there.
+        With `first` before the other processes: a submission was refused by 429.
         """
-        asked: dict[str, Any] = {"groups": groups, "first": first, "bound": self._terms.per_group}
 
         def lend(state: AccountState, now: float) -> Reply | None:
             self._search(state, now)
-            reply = state.acquire(self._peer, self._known, want, now, **asked)
+            reply = state.acquire(self._peer, self._known, want, now, first=first)
             if reply is None and self._joins:
                 # The state was lost meanwhile, or the others thought this one gone.
                 self._enter(state, now)
-                reply = state.acquire(self._peer, self._known, want, now, **asked)
+                reply = state.acquire(self._peer, self._known, want, now, first=first)
             self._unheard = reply.answer.leases if reply else ()
             return reply
 
@@ -133,19 +126,26 @@ class Coordinator:
         self._unheard = ()
         return answer
 
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Give permits back; the other processes are told of a pause, and of permits that came back early."""
+    async def settle(self, news: Sequence[Settlement | Hint]) -> float:
+        """Give permits back, and pass on what answers told of the limits.
+
+        The other processes are told of a pause, and of permits that came back early.
+
+        Returns:
+            The seconds of a pause that was news, else 0.
+        """
 
         def settle(state: AccountState, now: float) -> list[tuple[float, bool]]:
             if now >= self._search_at:
                 self._search(state, now)
-            return [state.settle(settlement, now) for settlement in settlements]
+            return [state.believe(each, now) if isinstance(each, Hint) else state.settle(each, now) for each in news]
 
         answers, *_ = await self._change(settle)
         if pause := max((pause for pause, _ in answers), default=0.0):
             await self.tell(Message("pause", seconds=pause))
         if any(wakes for _, wakes in answers):
             await self.tell(Message("wake"))
+        return pause
 
     async def publish(self, message: Message) -> None:
         """Tell the other processes; those that do not listen at the moment never hear of it."""
@@ -245,28 +245,19 @@ class Coordinator:
 
     async def _change(self, act: Callable[[AccountState, float], T]) -> tuple[T, float, float]:
         """Carry out a step of the rules; give its result, when the time was asked for, and when it was known."""
-        wakes = False
         async with self._turn:
             asked_at = self._store.elapsed()
-            # What is lent by one question is counted here before the next one begins.
-            running = None if self._terms.per_group is None else self.running()
 
             def change(text: str | None, now: float) -> Kept[tuple[T, float, float]]:
-                nonlocal asked_at, wakes
+                nonlocal asked_at
                 # Another try begins here, if somebody else was faster.
                 begun, asked_at = asked_at, self._store.elapsed()
                 state = self._load(text, now)
                 time = state.tell_time(now, self._known, begun - self._asked_at, begun - self._known_at)
-                if running is not None:
-                    state.run(self._peer, running)
                 result = act(state, time)
-                wakes = state.wakes
                 return Kept(json.dumps(state.dump()), state.lives_for, (result, begun, asked_at))
 
-            result = await self._store.update(f"{FORMAT}:account", change)
-        if wakes:
-            await self.tell(Message("wake"))
-        return result
+            return await self._store.update(f"{FORMAT}:account", change)
 
     async def _ask(self, question: Callable[[AccountState, float], Reply | None]) -> Answer:
         reply, asked_at, known_at = await self._change(question)

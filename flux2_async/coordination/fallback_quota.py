@@ -2,11 +2,15 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import attrs
 
-from flux2_async._limiter.window import CLOCK_MARGIN, HELD_FOR, PermitEvent, Ticket, starts_of
+from flux2_async._limiter.window import CLOCK_MARGIN, HELD_FOR, PermitEvent
+from flux2_async._limiter.windows import Tickets, Windows
+from flux2_async._protocol.told_limits import Told
+from flux2_async.coordination.contract import Answer, Settlement
 from flux2_async.models import RateLimit
 
 # For a session that has never seen the others.
@@ -22,79 +26,89 @@ def quota_of(limit: int, peers: int | None) -> int:
 
 @attrs.define(eq=False)
 class _Taken:
-    ticket: Ticket
-    back_at: float | None = None
+    tickets: Tickets
+    event: PermitEvent = PermitEvent.UNCLEAR
+    at: float | None = None
 
 
 class FallbackQuota:
-    """A window of its own, and what was taken from it, to be declared later.
+    """Windows of its own, and what was taken from them, to be declared later.
 
-    It starts as used up for two periods: nobody knows what was sent just before, and what was under way then may be
+    They start as used up for two periods: nobody knows what was sent just before, and what was under way then may be
     counted a period later.
 
     Args:
-        rate: The session's part of the limit, or None for no limit.
+        rates: The session's part of each limit.
         now: The time.
     """
 
-    def __init__(self, rate: RateLimit | None, now: float) -> None:
-        self._window = starts_of(rate)
-        self._period = rate.period if rate else 0.0
+    def __init__(self, rates: Iterable[RateLimit], now: float) -> None:
+        self._windows = Windows(rates)
+        self._windows.use_up(now)
         self._numbers = itertools.count(1)
         self._taken: dict[int, _Taken] = {}
-        for _ in range(rate.limit if rate else 0):
-            self.hold(now + 2 * self._period * CLOCK_MARGIN)
 
     def ready_at(self, now: float) -> float:
-        """See `Window.ready_at`."""
-        return self._window.ready_at(now)
+        """See `Windows.ready_at`."""
+        return self._windows.ready_at(now)
 
     def take(self, now: float) -> int:
         """Take a permit and give its number."""
-        number, ticket = next(self._numbers), self._window.take(now)
-        if self._period:
-            self._taken[number] = _Taken(ticket)
+        number, tickets = next(self._numbers), self._windows.take(now)
+        if tickets.parts:
+            self._taken[number] = _Taken(tickets)
         return number
 
-    def settle(self, number: int, event: PermitEvent, now: float, pause: float = 0.0) -> None:
-        """Say what became of a permit's request, and for how long nobody sends because of it."""
+    def settle(self, number: int, event: PermitEvent, now: float, pause: float = 0.0) -> float:
+        """Say what became of a permit's request; give the seconds for which nobody sends because of it.
+
+        Of a 429 `pause` is what the service named; 0: nothing.
+        """
         taken = self._taken.get(number)
-        if taken is None:
-            return
-        self._window.settle(taken.ticket, event, now, pause)
-        if event in HELD_FOR:
-            taken.back_at = now + HELD_FOR[event] * self._period * CLOCK_MARGIN
-        elif event is not PermitEvent.THROTTLED:
-            del self._taken[number]
+        pause = (pause or self._windows.pause_of(None, now)) if event is PermitEvent.THROTTLED else 0.0
+        if taken is not None:
+            self._windows.settle(taken.tickets, event, now, pause)
+            if event in HELD_FOR:
+                taken.event, taken.at = event, now
+            elif not pause:
+                del self._taken[number]
+        return pause
 
-    def hold(self, until: float) -> None:
-        """Count a permit that was taken elsewhere."""
-        self._window.hold(until)
+    def hold(self, event: PermitEvent, at: float) -> None:
+        """See `Windows.hold`."""
+        self._windows.hold(event, at)
 
-    def held(self, now: float) -> dict[int, float]:
-        """Give, by number, the seconds until what was taken comes back; what is under way may take two periods."""
-        unknown = now + 2 * self._period * CLOCK_MARGIN
-        back = {number: taken.back_at or unknown for number, taken in self._taken.items()}
-        for number in [number for number, at in back.items() if at <= now]:
-            del self._taken[number], back[number]
-        return {number: at - now for number, at in back.items()}
+    def believe(self, told: Told, now: float) -> None:
+        """See `Windows.believe`; of what is told it is the session's part as well."""
+        self._windows.believe(told, now)
+
+    def held(self, now: float) -> dict[int, Settlement]:
+        """Give, by number, what was taken and is not back yet; what is under way may take two periods."""
+        longest = self._windows.longest * CLOCK_MARGIN
+        for number, taken in list(self._taken.items()):
+            if taken.at is not None and taken.at + HELD_FOR[taken.event] * longest <= now:
+                del self._taken[number]
+        return {
+            number: Settlement(f"away:{number}", taken.event, 0.0 if taken.at is None else now - taken.at)
+            for number, taken in self._taken.items()
+        }
 
 
 class Fallback:
     """Whether a session goes on by itself, and what it needs to know to do that.
 
     Args:
-        rate: The account's limit, or None for no limit.
+        rates: The account's limits.
 
     Attributes:
         quota: What it sends by, or None while the shared state can be asked.
         learned: Starts per period that 429s have taught all processes, or None while the configured limit holds.
     """
 
-    def __init__(self, rate: RateLimit | None) -> None:
+    def __init__(self, rates: tuple[RateLimit, ...]) -> None:
         self.quota: FallbackQuota | None = None
         self.learned: int | None = None
-        self._rate = rate
+        self._rates = self._believed = rates
         self._peers: int | None = None
         self._fewer_at = -math.inf
         self._declared: set[int] = set()
@@ -104,25 +118,33 @@ class Fallback:
         if peers >= (self._peers or 0) or now >= self._fewer_at:
             self._peers, self._fewer_at = peers, now + FEWER_AFTER
 
-    def begin(self, now: float) -> None:
-        """Go on by a part of the limit."""
-        rate = self._rate
-        if rate:
-            rate = RateLimit(quota_of(min(self.learned or rate.limit, rate.limit), self._peers), rate.period)
-        self.quota = FallbackQuota(rate, now)
+    def learn(self, answer: Answer, now: float) -> None:
+        """Keep what the shared state told of the limits, and of the processes."""
+        self.learned, self._believed = answer.learned_limit, answer.rates
+        self.count(answer.peers, now)
 
-    def declare(self, now: float) -> tuple[float, ...]:
-        """Give, for each permit that was taken, the seconds until it comes back."""
+    def begin(self, now: float) -> None:
+        """Go on by a part of the limits."""
+        # Of two with one period the lower counts.
+        rates = (*self._rates, *self._believed) if self._rates else ()
+        self.quota = FallbackQuota([attrs.evolve(rate, limit=quota_of(rate.limit, self._peers)) for rate in rates], now)
+
+    def believe(self, told: Told, now: float) -> None:
+        """Keep to a part of what the service told of its limits."""
+        if self.quota is not None:
+            limit = None if told.limit is None else quota_of(told.limit, self._peers)
+            remaining = None if told.remaining is None else told.remaining // (self._peers or ASSUMED_PEERS)
+            self.quota.believe(attrs.evolve(told, limit=limit, remaining=remaining), now)
+
+    def declare(self, now: float) -> tuple[Settlement, ...]:
+        """Give what was taken and is not back yet."""
         held = self.quota.held(now) if self.quota else {}
         self._declared = set(held)
         return tuple(held.values())
 
-    def end(self, now: float) -> dict[int, float]:
-        """Send by the shared state again; give, by number, when what was not declared was taken."""
+    def end(self, now: float) -> list[Settlement]:
+        """Send by the shared state again; give what was taken and not declared."""
         quota, self.quota = self.quota, None
         self._fewer_at = now + FEWER_AFTER
-        if quota is None or self._rate is None:
-            return {}
-        held = 2 * self._rate.period * CLOCK_MARGIN
-        taken = {number: now + seconds - held for number, seconds in quota.held(now).items()}
-        return {number: at for number, at in taken.items() if number not in self._declared}
+        held = quota.held(now) if quota else {}
+        return [settlement for number, settlement in held.items() if number not in self._declared]

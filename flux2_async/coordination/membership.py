@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
-from flux2_async.coordination.contract import Answer, Message
+from flux2_async.coordination.contract import Answer, Message, Settlement
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.store import finish
 from flux2_async.errors import CoordinationError
@@ -30,7 +30,7 @@ NEVER: Final = -1e9
 class Member(Protocol):
     """Who is to be a member: what it has, and what it is told."""
 
-    def possessions(self) -> tuple[Sequence[float], Sequence[str]]:
+    def possessions(self) -> tuple[Sequence[Settlement], Sequence[str]]:
         """Give what `Coordinator.join` has to be told: `held` and `keeps`."""
         ...
 

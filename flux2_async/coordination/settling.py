@@ -1,14 +1,15 @@
-"""What became of permits, told to the shared state in the background, again until it was heard."""
+"""What became of permits, and what answers told, passed to the shared state in the background until it was heard."""
 
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import attrs
 
 from flux2_async._limiter.window import PermitEvent
-from flux2_async.coordination.contract import Settlement
+from flux2_async.coordination.contract import Hint, Settlement
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.membership import Membership
 from flux2_async.coordination.store import finish
@@ -19,34 +20,27 @@ MAX_BATCH: Final = 100
 CLOSE_TIMEOUT: Final = 1.0
 
 
-@attrs.frozen
-class _News:
-    """A settlement on its way, with the time at which it happened."""
-
-    lease: str
-    event: PermitEvent
-    at: float
-    pause: float
-
-
 class Settling:
     """Costs a submission no waiting: `report` only notes what has to be told.
 
     Args:
         membership: Whether somebody can be told.
         coordinator: The way to the shared state.
+        on_pause: Told the loop time until which nobody may send, where that was news to the shared state.
 
     Attributes:
         out: Leases of which the shared state has not heard the end.
     """
 
-    def __init__(self, membership: Membership, coordinator: Coordinator) -> None:
+    def __init__(self, membership: Membership, coordinator: Coordinator, on_pause: Callable[[float], None]) -> None:
         self._membership = membership
         self._coordinator = coordinator
+        self._on_pause = on_pause
         self._loop = asyncio.get_running_loop()
-        self._news: deque[_News] = deque()
+        # Each with the loop time at which it happened.
+        self._news: deque[tuple[float, Settlement | Hint]] = deque()
         self._has_news = asyncio.Event()
-        self._anew = self._closing = False
+        self._closing = False
         self._job: asyncio.Task[None] | None = None
         self.out: set[str] = set()
 
@@ -54,14 +48,13 @@ class Settling:
         """Begin to tell."""
         self._job = self._loop.create_task(self._tell(), name="flux2_async settle permits")
 
-    def report(self, lease: str, event: PermitEvent, at: float, pause: float = 0.0) -> None:
-        """Tell later what became of a lease at loop time `at`, and for how long nobody sends because of it."""
-        self._news.append(_News(lease, event, at, pause))
+    def report(self, news: Settlement | Hint) -> None:
+        """Tell it later."""
+        self._news.append((self._loop.time() - news.ago, news))
         self._has_news.set()
 
-    def go_on(self, *, anew: bool = False) -> None:
-        """Tell what could not be told; `anew`: something, if there is no news of permits, since that tells more."""
-        self._anew = self._anew or anew
+    def go_on(self) -> None:
+        """Tell what could not be told."""
         self._has_news.set()
 
     async def aclose(self) -> None:
@@ -76,16 +69,17 @@ class Settling:
         while not self._closing:
             await self._has_news.wait()
             self._has_news.clear()
-            while (self._news or self._anew) and self._membership.joined:
-                self._anew = False
+            while self._news and self._membership.joined:
                 batch = tuple(itertools.islice(self._news, MAX_BATCH))
                 now = self._loop.time()
-                told = [Settlement(news.lease, news.event, max(now - news.at, 0.0), news.pause) for news in batch]
+                told = [attrs.evolve(news, ago=max(now - at, 0.0)) for at, news in batch]
                 try:
-                    await self._membership.ask(lambda told=told: self._coordinator.settle(told))  # type: ignore[misc]  # mypy knows no default there
+                    pause = await self._membership.ask(lambda told=told: self._coordinator.settle(told))  # type: ignore[misc]  # mypy knows no default there
                 except CoordinationError:
                     break
-                for news in batch:
+                for _, news in batch:
                     self._news.popleft()
-                    if news.event is not PermitEvent.THROTTLED:
+                    if isinstance(news, Settlement) and news.event is not PermitEvent.THROTTLED:
                         self.out.discard(news.lease)
+                if pause:
+                    self._on_pause(now + pause)

@@ -8,41 +8,37 @@ declared when the session joins again.
 """
 
 import asyncio
-import hashlib
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import attrs
 
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.queue import Waiter
-from flux2_async._limiter.slots import group_is_full
-from flux2_async._limiter.window import CLOCK_MARGIN, MAX_PAUSE, PAUSE_WITHOUT_LIMIT, PermitEvent, Supply, pause_after
-from flux2_async.coordination.contract import Answer, Message, Terms
+from flux2_async._limiter.window import MAX_PAUSE, MIN_PAUSE, PermitEvent, Supply
+from flux2_async._limiter.windows import Windows, tightest
+from flux2_async._protocol.told_limits import Told
+from flux2_async.coordination.contract import Answer, Hint, Message, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.fallback_quota import Fallback, FallbackQuota
 from flux2_async.coordination.membership import Membership
 from flux2_async.coordination.settling import Settling
 from flux2_async.coordination.store import finish
-from flux2_async.errors import CoordinationError, RateLimitedError
+from flux2_async.errors import CoordinationError
 
 MAX_WANT: Final = 100
-# The others are told of so many groups that wait here, by turns: what they are told they all keep.
-MAX_GROUPS: Final = 16
 # Who would not wait at all still waits for one answer.
 ONE_QUESTION: Final = 1.0
 
 
 @attrs.frozen
 class _Lent:
-    """A permit that the shared state has lent, for whom, and when at the earliest, by either clock."""
+    """A permit that the shared state has lent, and when at the earliest, by either clock."""
 
     name: str
-    group: str
     asked_at: float
     asked_at_elapsed: float
 
@@ -67,22 +63,19 @@ class SharedLimiter(Gate):
         super().__init__()
         self._loop = self._home = asyncio.get_running_loop()
         self._coordinator = coordinator
-        coordinator.running = self._running
         self._terms = terms
+        # Of which nothing is ever taken.
+        self._windows = Windows(terms.rates)
         self._may_degrade = may_degrade
         # All are to be back, and to have declared what they took, within the period that the first one waits.
-        self.membership: Membership = Membership(coordinator, self, patience=self._period / 5)
-        self._settling = Settling(self.membership, coordinator)
-        self._fallback = Fallback(terms.rate)
+        self.membership: Membership = Membership(coordinator, self, patience=self._windows.longest / 5)
+        self._settling = Settling(self.membership, coordinator, self._close_gate)
+        self._fallback = Fallback(terms.rates)
         # Empty but while an answer is dealt out.
         self._lent: deque[_Lent] = deque()
         self._wanted, self._ask_now = asyncio.Event(), asyncio.Event()
-        # When to ask again for those who wait, if the others know that they do; and of which groups they know it.
+        # When to ask again for those who wait, if the others know that they do.
         self._ask_at = -math.inf
-        self._told: set[str | None] = set()
-        # By the names that the others were told; and those that have to wait because so many of them run.
-        self._names: dict[str, str | None] = {}
-        self._kept_back: set[str | None] = set()
         # This session's part of what the last answer told.
         self._supply: Supply | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -120,12 +113,21 @@ class SharedLimiter(Gate):
 
     def pause(self, seconds: float) -> None:
         """See `Gate`; of all processes."""
-        self._report("", PermitEvent.THROTTLED, min(seconds, MAX_PAUSE))
+        if seconds > 0:
+            self._throttle("", min(seconds, MAX_PAUSE))
+
+    def believe(self, told: Iterable[Told]) -> None:
+        """See `Gate`; all processes do."""
+        if self._fallback.quota is None:
+            self._settling.report(Hint(tuple(told), 0.0))
+        else:
+            for each in told:
+                self._fallback.believe(each, self._home.time())
 
     def hear(self, message: Message) -> None:
         """Use what another process published about permits, or about itself."""
         if message.kind == "pause":
-            self._close_gate(self._home.time() + min(message.seconds, MAX_PAUSE))
+            self._pause_for(message.seconds)
         elif message.kind == "wake":
             self._ask_now.set()
         elif message.kind == "peers":
@@ -140,12 +142,12 @@ class SharedLimiter(Gate):
 
     # --- What the gate asks ---
 
-    def _announce(self, group: str | None, *, first: bool) -> float:
+    def _announce(self, *, first: bool) -> float:
         if self._fallback.quota is not None and not self._may_degrade:
             raise _away()
         asks = self.membership.joined and self._ask_at <= self._home.time()
         self._wanted.set()
-        if first or (self._ask_at > -math.inf and len(self._told) < MAX_GROUPS and group not in self._told):
+        if first:
             self._ask_now.set()
         return ONE_QUESTION if asks else 0.0
 
@@ -156,18 +158,6 @@ class SharedLimiter(Gate):
             return max(self._until, now)
         quota = self._fallback.quota
         return max(self._until, quota.ready_at(now)) if quota and self._may_degrade else math.inf
-
-    def _next(self, now: float, /) -> Waiter[Permit] | None:
-        waiter = super()._next(now)
-        while self._lent and waiter is not None:
-            own = self._waiters.next_of(self._names[self._lent[0].group])
-            # Nobody may be left of those for whom it was lent, and of another bounded group so many may run already.
-            if own is not None or self._terms.per_group is None:
-                return own or waiter
-            self._report(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0)
-            if not self._lent:
-                return None
-        return waiter
 
     def _permit(self, now: float, /) -> Permit:
         if (quota := self._fallback.quota) is not None:
@@ -183,13 +173,8 @@ class SharedLimiter(Gate):
     def _next_at(self, now: float, /) -> float:
         return self._fallback.quota.ready_at(now) if self._fallback.quota else self._ask_at
 
-    def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
-        if waiter.group in self._kept_back and self._until <= now:
-            return group_is_full(waiter, self._terms.per_group)
-        return super()._too_late(waiter, now)
-
     def _used_up(self) -> str:
-        rate = self._terms.rate
+        rate = tightest(self._terms.rates)
         told = f" of {self.learned_limit or rate.limit} per {rate.period:g} s" if rate else ""
         return f"the limit{told} that several processes share is used up"
 
@@ -217,13 +202,7 @@ class SharedLimiter(Gate):
     def _on_room(self) -> None:
         self._wanted.set()
         self._ask_now.set()
-        if self._terms.per_group is not None:
-            self._settling.go_on(anew=True)
         super()._on_room()
-
-    def _running(self) -> Mapping[str, int]:
-        running = {} if self._slots is None else self._slots.running()
-        return {digest(group): count for group, count in running.items()}
 
     async def _pause_asking(self, seconds: float) -> None:
         try:
@@ -234,37 +213,30 @@ class SharedLimiter(Gate):
 
     async def _ask(self) -> float:
         """Ask once and use the answer; give the seconds until it makes sense to ask again."""
+        head = self._waiters.next(self._home.time())
+        want, first = self._want, head is not None and head.first
         asked_at, elapsed = self._home.time(), self._coordinator.elapsed()
-        want, waiting = self._want, sorted(self._waiters.wants(asked_at), key=lambda each: not each[1])[:MAX_GROUPS]
-        self._names = {digest(name): name for name, _, _ in waiting}
-        groups = {digest(name): min(count, MAX_WANT) for name, count, _ in waiting}
-        first = [digest(name) for name, _, goes_first in waiting if goes_first]
-        self._told = {name for name, count, _ in waiting if count}
         try:
-            answer = await self.membership.ask(lambda: self._coordinator.acquire(want, groups, first))
+            answer = await self.membership.ask(lambda: self._coordinator.acquire(want, first=first))
         except CoordinationError:
             return 0.0
         now = self._home.time()
         self._ask_at = now + answer.wait if answer.wait > 0 else -math.inf
-        self._told = {self._names[group] for group in Counter(groups) - Counter(answer.groups)}
-        self._kept_back = {self._names[group] for group in answer.kept_back}
         self._use(answer, now)
         self._settling.out.update(answer.leases)
-        lent = zip(answer.leases, answer.groups, strict=True)
-        self._lent.extend(_Lent(name, group, asked_at, elapsed) for name, group in lent)
+        self._lent.extend(_Lent(name, asked_at, elapsed) for name in answer.leases)
         if self._until <= now:
             self._wake()
         # Who wanted them has left, or a pause came in between.
         while self._lent:
-            self._report(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0)
+            self._settling.report(Settlement(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0))
         for waiter in self._waiters.late(now, now + min(answer.wait, 1.001 * ONE_QUESTION)):
             self._fail(waiter, self._too_late(waiter, now))
         return max(answer.wait, self._until - now)
 
     def _use(self, answer: Answer, now: float) -> None:
         self._supply = answer.supply and answer.supply.shared(max(answer.waiting, 1), now)
-        self._fallback.learned = answer.learned_limit
-        self._fallback.count(answer.peers, now)
+        self._fallback.learn(answer, now)
         if answer.paused:
             self._close_gate(now + answer.paused)
 
@@ -274,40 +246,40 @@ class SharedLimiter(Gate):
         if event is PermitEvent.DROPPED:
             self._settle_soon(partial(self._settle, lease))
             return
-        if self._fallback.quota is not None and event is not PermitEvent.THROTTLED:
+        if event is PermitEvent.THROTTLED:
+            self._throttle(lease, self._named_pause(retry_after))
+            return
+        if self._fallback.quota is not None:
             # What came back was sent before that began.
-            self._fallback.quota.hold(self._home.time() + self._period * CLOCK_MARGIN)
-        self._report(lease, event, self._pause_of(event, retry_after))
+            self._fallback.quota.hold(PermitEvent.ANSWERED, self._home.time())
+        self._settling.report(Settlement(lease, event, 0.0))
 
     def _settle_own(self, quota: FallbackQuota, number: int, event: PermitEvent, retry_after: float | None) -> None:
         if event is PermitEvent.DROPPED:
             self._settle_soon(partial(self._settle_own, quota, number))
             return
-        pause = self._pause_of(event, retry_after)
-        quota.settle(number, event, self._home.time(), pause)
-        if quota is not self._fallback.quota:
+        pause = quota.settle(number, event, self._home.time(), self._named_pause(retry_after))
+        if pause:
+            self._throttle(f"away:{number}", pause)
+        elif quota is not self._fallback.quota:
             # What the others were told when it was still under way was a guess.
-            self._settle(f"away:{number}", event, retry_after)
-        elif pause:
-            self._report(f"away:{number}", event, pause)
+            self._settle(f"away:{number}", event, None)
         self._wake()
 
-    def _pause_of(self, event: PermitEvent, retry_after: float | None) -> float:
-        return pause_after(self._terms.rate, retry_after) if event is PermitEvent.THROTTLED else 0.0
+    def _named_pause(self, retry_after: float | None) -> float:
+        """Give the seconds of a pause; 0 where none was named, and the shared state knows which limit is full."""
+        return self._windows.pause_of(retry_after, 0.0) if retry_after is not None and retry_after > 0 else 0.0
 
-    @property
-    def _period(self) -> float:
-        return self._terms.rate.period if self._terms.rate else PAUSE_WITHOUT_LIMIT
+    def _throttle(self, lease: str, pause: float) -> None:
+        self._settling.report(Settlement(lease, PermitEvent.THROTTLED, 0.0, pause))
+        self._pause_for(pause or max(self._windows.shortest, MIN_PAUSE))
 
-    def _report(self, lease: str, event: PermitEvent, pause: float) -> None:
-        now = self._home.time()
-        self._settling.report(lease, event, now, pause)
-        if pause:
-            self._close_gate(now + pause)
+    def _pause_for(self, seconds: float) -> None:
+        self._close_gate(self._home.time() + min(seconds, MAX_PAUSE))
 
     # --- Membership ---
 
-    def possessions(self) -> tuple[Sequence[float], Sequence[str]]:
+    def possessions(self) -> tuple[Sequence[Settlement], Sequence[str]]:
         """See `Member`."""
         return self._fallback.declare(self._home.time()), tuple(self._settling.out)
 
@@ -315,8 +287,8 @@ class SharedLimiter(Gate):
         """See `Member`."""
         now = self._home.time()
         # Taken while the answer was on its way.
-        for number, taken_at in self._fallback.end(now).items():
-            self._settling.report(f"away:{number}", PermitEvent.UNCLEAR, taken_at)
+        for settlement in self._fallback.end(now):
+            self._settling.report(settlement)
         self._use(answer, now)
         self._ask_at = -math.inf
         self._settling.go_on()
@@ -331,12 +303,6 @@ class SharedLimiter(Gate):
                 self._fail(waiter, _away())
         self._ask_now.set()
         self._wake()
-
-
-@lru_cache(1024)
-def digest(group: str | None) -> str:
-    """Give the name under which others know a group."""
-    return "" if group is None else hashlib.sha256(group.encode()).hexdigest()[:16]
 
 
 def _away() -> CoordinationError:

@@ -83,7 +83,7 @@ class Api:
             app.router.add_route(method, path, partial(self._serve, endpoint, handler))
             self._allowed[path] = method
         for path in (RESULTS + "{path:.+}", UPLOADS + "{path:.+}"):
-            app.router.add_get(path, partial(self._serve, "file", self._file))
+            app.router.add_get(path, partial(self._serve, "file", lambda call: self.files.get(call.request)))
         self.monitor.add_routes(app.router)
         app.router.add_route("*", "/{path:.*}", self._elsewhere)
         return app
@@ -167,7 +167,8 @@ class Api:
 
     def _outage(self, endpoint: Endpoint) -> Reply | None:
         script, span = self.core.script, self.core.script.outage
-        if span is None or endpoint not in script.outage_on or not span[0] <= self.core.clock.since_start() < span[1]:
+        since_start = self.core.clock.now() - self.core.clock.started
+        if span is None or endpoint not in script.outage_on or not span[0] <= since_start < span[1]:
             return None
         if script.outage_kind == "502":
             return html(502)
@@ -233,9 +234,6 @@ class Api:
             raise Refusal(401, "Authentication failed: Invalid API Key") from None
         ways = {STREAM: self.uploads.stream, BASE64: self.uploads.base64, URL: self.uploads.url}
         return await ways[call.request.path](call.request)
-
-    async def _file(self, call: Call) -> Reply:
-        return await self.files.get(call.request)
 
     async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
         """What is none of ours gets a real status: it never reaches the service behind the edge."""

@@ -10,11 +10,7 @@ from email.utils import formatdate
 
 
 class Clock:
-    """The loop's clock with a wall-clock beginning.
-
-    Attributes:
-        started: The loop's time at the start.
-    """
+    """The loop's clock with a wall-clock beginning; `started` is the loop's time at the start."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
@@ -24,10 +20,6 @@ class Clock:
     def now(self) -> float:
         """Seconds of the loop's clock."""
         return self._loop.time()
-
-    def since_start(self) -> float:
-        """Seconds since the start."""
-        return self.now() - self.started
 
     def wall(self, moment: float) -> float:
         """Unix seconds of a moment of the loop's clock."""

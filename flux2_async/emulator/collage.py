@@ -70,12 +70,9 @@ def _seam(size: tuple[int, int], reach: int, slant: int) -> Image.Image:
     mask = Image.new("L", (MASK_SIDE, MASK_SIDE), 0)
     corners = [(edge / 2 + lean, -1), (MASK_SIDE * 2, -1), (MASK_SIDE * 2, MASK_SIDE), (edge / 2 - lean, MASK_SIDE)]
     ImageDraw.Draw(mask).polygon(corners, fill=255)
-    return _softened(mask, edge * 0.12).resize(size, Image.Resampling.BICUBIC)
-
-
-def _softened(mask: Image.Image, radius: float) -> Image.Image:
     # Blurring takes the border for a continuation, so a slanted edge stays slanted there.
-    return mask.filter(ImageFilter.GaussianBlur(max(1.0, radius)))
+    soft = mask.filter(ImageFilter.GaussianBlur(max(1.0, edge * 0.12)))
+    return soft.resize(size, Image.Resampling.BICUBIC)
 
 
 def _top_fade(size: tuple[int, int], fade: int) -> Image.Image:

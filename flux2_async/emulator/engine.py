@@ -48,13 +48,13 @@ class Engine:
     def accept(self, text: bytes, name: str | None = None) -> tuple[Task, bool]:
         """Take a createTask body as it came; give its task, and whether that is new or has had this name before.
 
-        Raises:
-            Refusal: Nothing was created: a bad request (422, 500), too many (429), too poor (402), or the name is that
-                of another request (422).
+        Nothing is created by a bad request (422, 500), too many (429), who is too poor (402), or under the name of
+        another request (422).
         """
         body = parsed(text)
         check(body, self.core.script.models)
-        if (known := self._named(name)) is not None:
+        known = None if name is None else self._names.get(name)
+        if known is not None and self.core.clock.now() < known.accepted_at + self.core.script.idempotency_life:
             if known.body != body:
                 raise Refusal(422, "The idempotency name was used for another request")
             return known, False
@@ -70,17 +70,10 @@ class Engine:
         self.core.ledger.took(task.id, task.accepted_at, task.price)
         return task, True
 
-    def _named(self, name: str | None) -> Task | None:
-        task = None if name is None else self._names.get(name)
-        if task is None or self.core.clock.now() >= task.accepted_at + self.core.script.idempotency_life:
-            return None
-        return task
-
     def record(self, task_id: str) -> dict[str, Any] | None:
         """The `data` of recordInfo; None for a task whose plan answers null data while it is hidden.
 
-        Raises:
-            Refusal: 400 without an id, 422 for an unknown one, 422 or 404 for one that is hidden.
+        It is refused with 400 without an id, 422 for an unknown one, 422 or 404 for one that is hidden.
         """
         if not task_id:
             raise Refusal(400, "taskId is required")
@@ -94,11 +87,7 @@ class Engine:
         raise Refusal(404, "Task not found") if task.plan.hidden_style == "404" else Refusal(422, "recordInfo is null")
 
     def generated(self, url: str) -> ResultRef:
-        """Which picture an address names.
-
-        Raises:
-            Refusal: 422 when it is not the address of a picture made here, 404 when the picture is gone.
-        """
+        """Which picture an address names; 422 when none that was made here, 404 when the picture is gone."""
         ref = self.core.links.result_ref(url)
         task = self.finished(ref) if ref else None
         if ref is None or task is None:
@@ -187,11 +176,7 @@ def reference_urls(body: Mapping[str, Any]) -> list[str]:
 
 
 def parsed(text: bytes) -> dict[str, Any]:
-    """The JSON object of a request's body.
-
-    Raises:
-        Refusal: 422 for anything else.
-    """
+    """The JSON object of a request's body; 422 for anything else."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):

@@ -82,11 +82,7 @@ class Files:
         return self.core.links.signed(url, clock.milliseconds(clock.now() + self.core.script.link_life))
 
     async def picture(self, ref: ResultRef) -> bytes:
-        """The bytes of a finished picture, which exists; many callers at a time share one drawing.
-
-        Raises:
-            ImportError: Pillow is missing.
-        """
+        """The bytes of a finished picture, which exists; many callers at a time share one drawing."""
         if not self.core.script.render:
             return tiny_png(f"{ref.task_id}/{ref.number}")
         if ref in self._cache:

@@ -36,19 +36,13 @@ def _sun(picture: Image.Image, light: Colour, horizon: float, random: Random) ->
     x = width * random.choice((random.uniform(0.2, 0.4), random.uniform(0.6, 0.8)))
     y = height * (horizon - random.uniform(0.08, 0.3))
     glow = _glow(picture.size, (x, y), radius)
-    picture.paste(ImageChops.screen(picture, Image.composite(_flat(picture, light), _flat(picture, (0, 0, 0)), glow)))
-    pale = mixed(light, (255, 255, 255), 0.75)
-    picture.paste(pale, (round(x - radius), round(y - radius)), _disc(round(radius * 2)))
-
-
-def _disc(width: int) -> Image.Image:
-    large = Image.new("L", (width * 4, width * 4), 0)
-    ImageDraw.Draw(large).ellipse((0, 0, width * 4 - 1, width * 4 - 1), fill=255)
-    return large.resize((width, width), Image.Resampling.BOX)
-
-
-def _flat(picture: Image.Image, colour: Colour) -> Image.Image:
-    return Image.new("RGB", picture.size, colour)
+    shine, dark = (Image.new("RGB", picture.size, colour) for colour in (light, (0, 0, 0)))
+    picture.paste(ImageChops.screen(picture, Image.composite(shine, dark, glow)))
+    side = round(radius * 2)
+    disc = Image.new("L", (side * 4, side * 4), 0)
+    ImageDraw.Draw(disc).ellipse((0, 0, side * 4 - 1, side * 4 - 1), fill=255)
+    disc = disc.resize((side, side), Image.Resampling.BOX)
+    picture.paste(mixed(light, (255, 255, 255), 0.75), (round(x - radius), round(y - radius)), disc)
 
 
 def _glow(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Image.Image:

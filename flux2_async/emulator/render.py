@@ -64,11 +64,7 @@ class Job:
 
 
 def draw(job: Job) -> bytes:
-    """Draw a picture, a JPEG or a PNG.
-
-    Raises:
-        ImportError: Pillow is not installed; the text says how to get it.
-    """
+    """Draw a picture, a JPEG or a PNG; the ImportError without Pillow says how to get it."""
     try:
         from flux2_async.emulator import collage, landscape, lettering  # noqa: PLC0415  Pillow comes with an extra
     except ModuleNotFoundError as missing:

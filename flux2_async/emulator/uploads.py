@@ -37,11 +37,7 @@ class Uploads:
     http: aiohttp.ClientSession
 
     async def stream(self, request: web.Request) -> Reply:
-        """`file-stream-upload`: multipart/form-data.
-
-        Raises:
-            Refusal: 400 for what is missing or malformed, 413 for a file over 100 MB.
-        """
+        """`file-stream-upload`: multipart/form-data; 400 for what is missing or malformed, 413 for over 100 MB."""
         if request.content_type != "multipart/form-data":
             raise Refusal(400, "Missing required parameter: file")
         try:
@@ -54,11 +50,7 @@ class Uploads:
         return self._keep("stream", fields["file"], fields, original=original, stated_type=stated_type)
 
     async def base64(self, request: web.Request) -> Reply:
-        """`file-base64-upload`: JSON.
-
-        Raises:
-            Refusal: 400 for what is missing or no base64, 413 for a file over 100 MB.
-        """
+        """`file-base64-upload`: JSON; 400 for what is missing or no base64, 413 for a file over 100 MB."""
         body = await _json(request, "base64Data")
         content, stated_type = decoded(body["base64Data"])
         return self._keep("base64", content, body, stated_type=stated_type)
@@ -66,8 +58,7 @@ class Uploads:
     async def url(self, request: web.Request) -> Reply:
         """`file-url-upload`: JSON; the emulator's own files are taken from its store, others are fetched.
 
-        Raises:
-            Refusal: 400 for what is missing, no http(s) address or cannot be fetched, 413 for a file over 100 MB.
+        It answers 400 to what is missing, no http(s) address or cannot be fetched, 413 to a file over 100 MB.
         """
         body = await _json(request, "fileUrl")
         address = body["fileUrl"]

@@ -34,8 +34,7 @@ def is_address(text: object) -> bool:
 def check(body: Mapping[str, Any], others: Container[str] = ()) -> None:
     """Refuse what the service would not take; it passes over fields it does not know, and all input of `others`.
 
-    Raises:
-        Refusal: 422 for an unknown model or a value out of bounds, 500 for a missing field or a wrong type (sic).
+    It answers 422 to an unknown model or a value out of bounds, 500 to a missing field or a wrong type (sic).
     """
     model = body.get("model")
     if model is None:
@@ -54,12 +53,7 @@ def check(body: Mapping[str, Any], others: Container[str] = ()) -> None:
 
 
 def _check_input(given: Mapping[str, Any], *, with_images: bool) -> None:
-    required = (
-        ("input_urls", "prompt", "aspect_ratio", "resolution")
-        if with_images
-        else ("prompt", "aspect_ratio", "resolution")
-    )
-    for name in required:
+    for name in (*(["input_urls"] if with_images else []), "prompt", "aspect_ratio", "resolution"):
         if given.get(name) is None:
             raise Refusal(500, "This field is required")
     _check_prompt(given["prompt"])

@@ -48,12 +48,6 @@ def check_settings(**settings: object) -> None:
         kind, allowed = kinds[name]
         if not isinstance(value, kind) and not (value is None and allowed.endswith("None")):
             raise ConfigurationError(f"{name}: {type(value).__name__} given, it must be {allowed}")
-    limits: Any = settings.get("rate_limits")
-    if settings.get("coordination") is not None and len(limits) > 1:
-        raise ConfigurationError(
-            f"rate_limit: {len(limits)} limits at once given with coordination, whose shared state keeps to one; give "
-            "the one that allows the fewest in the long run, such as rate_limit=RateLimit(100, 60.0)"
-        )
 
 
 def check_observer(value: Any) -> Any:

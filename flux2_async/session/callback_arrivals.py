@@ -1,4 +1,4 @@
-"""Whether callbacks arrive: waits for those of finished tasks, and has tasks looked at by what it finds."""
+"""Whether callbacks arrive: waits for those of finished tasks, and has tasks polled by what it finds."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ class CallbackArrivals:
         self._address = address
         self._loop = asyncio.get_running_loop()
         self._insured: dict[Schedule, Schedule] = {}
-        # Of tasks that a look found finished, by the ref at whose address the callback may still come.
+        # Of tasks that a poll found finished, by the ref at whose address the callback may still come.
         self._awaited: dict[str, asyncio.TimerHandle] = {}
         self._warned = False
 
@@ -47,7 +47,7 @@ class CallbackArrivals:
             awaited.cancel()
 
     def expect(self, ref: str, task_id: str) -> None:
-        """A look found a task finished before its callback came."""
+        """A poll found a task finished before its callback came."""
         if ref not in self._awaited:
             self._awaited[ref] = self._loop.call_later(MISSED_AFTER, self._missed, ref, task_id)
 
@@ -58,7 +58,7 @@ class CallbackArrivals:
         self._awaited.clear()
 
     def _missed(self, ref: str, task_id: str) -> None:
-        """Look as without callbacks from now on, because one did not come."""
+        """Poll as without callbacks from now on, because one did not come."""
         del self._awaited[ref]
         if not self._warned:
             self._warned = True

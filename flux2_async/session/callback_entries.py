@@ -14,7 +14,7 @@ from flux2_async.webhooks import Callback
 
 # A callback that beats its createTask reply is early by seconds; one for a lost reply waits for somebody to `recover`.
 MAX_EARLY: Final = 4096
-# Bytes in memory. What a body says is a shortcut: without it a look tells the same.
+# Bytes in memory. What a body says is a shortcut: without it a poll tells the same.
 MAX_RECORD: Final = 64 * 1024
 MAX_EARLY_RECORDS: Final = 4 * 1024 * 1024
 MAX_UNCLEAR: Final = 4096

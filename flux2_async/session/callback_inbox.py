@@ -1,7 +1,7 @@
 """Brings callbacks and tasks together.
 
 The address of a callback names the submission (`ref`), its body the task. Usually both are known here and the callback
-is a hint to look now. It may also come before the createTask reply, or for a submission whose reply was lost: then it
+is a hint to poll now. It may also come before the createTask reply, or for a submission whose reply was lost: then it
 is parked, or tells which task the lost reply was about. It may come twice, late, for another process, or never.
 """
 
@@ -115,7 +115,7 @@ class CallbackInbox:
         if told is not None and unknown:
             self._unlearn(ref, task, told)
             return
-        # Who gives up, or is not let look, was no faster than the callback.
+        # Who gives up, or is not let poll, was no faster than the callback.
         if not called and task.record is not None and task.record.state.final:
             self.arrivals.expect(ref, task.id)
 
@@ -142,7 +142,7 @@ class CallbackInbox:
         else:
             # The user's own ref may name another submission, which is still being sent.
             known = entry.settled is not None and entry.settled.id == callback.task_id
-            # Else a look was faster, or this one is repeated.
+            # Else a poll was faster, or this one is repeated.
             if not known:
                 self._keep(ref, callback)
             self._watcher.hint(callback.task_id)

@@ -74,7 +74,7 @@ class Keys:
     """Which submission each key stands for; those that have ended are forgotten after `ttl` seconds.
 
     Of those that have ended the newest are kept whole, in 16 MiB together. Of an older one a digest and the name of its
-    task stay, some 600 bytes: its key gives a new handle of the same task, which looks at it once more. One of which
+    task stay, some 600 bytes: its key gives a new handle of the same task, which polls it once more. One of which
     nobody knows whether it was accepted keeps its ref, and its key goes on raising `AmbiguousSubmitError`. Within
     that time no key becomes free by being forgotten, since that would be a second payment in silence.
     """

@@ -148,13 +148,7 @@ def _share(coordination: "Coordination", account: str, options: Options, api: Ap
     from flux2_async.coordination.contract import Terms  # noqa: PLC0415
 
     lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
-    terms = Terms(
-        options.rate_limit,
-        lease,
-        post=options.timeouts.submit,
-        key_ttl=options.key_ttl,
-        per_group=options.max_running_per_group,
-    )
+    terms = Terms(options.rate_limits, lease, post=options.timeouts.submit, key_ttl=options.key_ttl)
     return Sharing(coordination, account, terms, watcher=watcher, records=api)
 
 

@@ -91,7 +91,7 @@ class Flux2Session:
         max_running: Tasks that may be unfinished at once. None: no bound. `"service"`: what the service allows
             (upstream: "typically 100+").
         max_running_per_group: How many of them one `group` may have at once; further ones wait, and hold up no
-            other. With `coordination` in all processes together, where all set it. None: no bound.
+            other. Each process counts its own. None: no bound.
         polling: How often to poll whether a task is finished.
         callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; once one has come,
             polls become rare, until one does not come. None: polling alone.
@@ -522,10 +522,10 @@ class Flux2Session:
                     await submission.outcome.wait()
                     if submission.known:
                         return submission.outcome.get()
-        except TimeoutError as error:
-            raise (
-                unrecovered(ref, give_up_after if timeout is None else timeout) if bound.expired() else error
-            ) from None
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise unrecovered(ref, give_up_after if timeout is None else timeout) from None
         raise ConfigurationError(
             "recover: only a callback can tell which task a submission became; open the session with "
             "callbacks=Callbacks(...), or check the task log of your account"

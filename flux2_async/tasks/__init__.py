@@ -1,4 +1,4 @@
-"""Tasks that the service has accepted: their handles, when to look at them, and how they are settled."""
+"""Tasks that the service has accepted: their handles, when to poll them, and how they are settled."""
 
 from flux2_async.tasks.handle import Completion, ImageTask
 

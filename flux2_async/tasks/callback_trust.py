@@ -1,4 +1,4 @@
-"""When to look at a task whose callback may get lost. Pure."""
+"""When to poll a task whose callback may get lost. Pure."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flux2_async.tasks.durations import Durations
 
 # Where the documentation lets the polling slow down; a task whose callback is lost is found there.
-LOOKS_OF_INSURANCE: Final = (30.0, 120.0)
+POLLS_OF_INSURANCE: Final = (30.0, 120.0)
 
 
 class Trust:
@@ -34,7 +34,7 @@ class Trust:
 
 @attrs.frozen
 class Insurance:
-    """While callbacks can be trusted, a look at each age limit of the documentation; else the usual schedule."""
+    """While callbacks can be trusted, a poll at each age limit of the documentation; else the usual schedule."""
 
     usual: Schedule
     trust: Trust
@@ -47,7 +47,7 @@ class Insurance:
     def wait(self, age: float, spread: float) -> float:
         """See `Schedule`."""
         if self.trust:
-            for limit in LOOKS_OF_INSURANCE:
+            for limit in POLLS_OF_INSURANCE:
                 # The spread keeps tasks of one burst apart, as it does in the usual schedule.
                 if age < limit:
                     return limit * (1 + 0.1 * spread) - age

@@ -21,7 +21,7 @@ class _Watching(Protocol):
     """What looks after a task; `Watcher` does."""
 
     def expectation(self, task: "ImageTask") -> "Expectation": ...
-    def look_sooner(self, task: "ImageTask") -> None: ...
+    def poll_sooner(self, task: "ImageTask") -> None: ...
 
 
 @attrs.define(eq=False, repr=False)
@@ -52,7 +52,7 @@ class ImageTask:
     metadata: Mapping[str, Any] | None = attrs.field(default=None, kw_only=True)
     _outcome: Outcome[ImageResult] = attrs.field(init=False, factory=Outcome)
     _changed: Signal | None = attrs.field(init=False, default=None)
-    # While it is outstanding; and how often those who follow it want it looked at.
+    # While it is outstanding; and how often those who follow it want it polled.
     _watching: _Watching | None = attrs.field(init=False, default=None)
     _every: list[float] | None = attrs.field(init=False, default=None)
     # Watches a task again that was given up; and whether somebody was told of that.
@@ -180,7 +180,7 @@ class ImageTask:
         self._watch_again()
         outcome = self._outcome
         shown: TaskRecord | None = None
-        with nullcontext() if every is None else self._looked_at(every):
+        with nullcontext() if every is None else self._polled(every):
             while True:
                 record = self.record
                 if record is not None and not _same_stage(record, shown):
@@ -197,11 +197,11 @@ class ImageTask:
             raise outcome.error.with_traceback(None)
 
     @contextmanager
-    def _looked_at(self, every: float) -> Iterator[None]:
+    def _polled(self, every: float) -> Iterator[None]:
         self._outcome.check_loop()
         self._every = [*(self._every or ()), every]
         if self._watching is not None:
-            self._watching.look_sooner(self)
+            self._watching.poll_sooner(self)
         try:
             yield
         finally:

@@ -1,11 +1,11 @@
-"""What tasks teach about the next one: how likely a task is to end at each age, and when a look at it is due. Pure.
+"""What tasks teach about the next one: how likely a task is to end at each age, and when a poll of it is due. Pure.
 
 The hazard (ends per second of those that still run) is constant within a bin of ages, and bins grow with age. Counted
 are ends and seconds at risk, so that a task that still runs, is given up or was attached late counts at the ages at
 which it was seen to run, and at no others. Each bin leans on its neighbours with the weight of a few tasks, and these
 lean on a prior with the weight of half a task.
 
-A look is due when the lag that it is expected to save has grown to its price. Under a constant hazard that is a spacing
+A poll is due when the lag that it is expected to save has grown to its price. Under a constant hazard that is a spacing
 of sqrt(2 x price / hazard), the optimum of the inspection problem of Barlow, Hunter and Proschan (1963); in a gap
 between two lumps of ends it also finds those that were late in the first lump.
 """
@@ -29,9 +29,9 @@ BINS: Final = len(WIDTHS)
 # A bin remembers about so many tasks, older ones fade: four times as many gain 1 %, and follow a change as much later.
 KEEP: Final = 50.0
 FULL: Final = tuple(KEEP * width for width in WIDTHS)
-# The plan is made anew with so much news, as a share of the looks that are known, at most so many.
+# The plan is made anew with so much news, as a share of the polls that are known, at most so many.
 NEWS: Final = 0.1
-LOOKS: Final = 200.0
+POLLS: Final = 200.0
 # Found by simulating narrow, wide, two-mode and memoryless durations; the figures depend little on them.
 NEIGHBOURS: Final = 3
 WEIGHT_OF_NEIGHBOURS: Final = tuple(4.0 * width for width in WIDTHS)
@@ -95,20 +95,20 @@ class Hazard:
         self.ran(begin, end)
 
     def wait(self, age: float, price: float) -> float:
-        """Give the seconds until a look is due.
+        """Give the seconds until a poll is due.
 
         Args:
             age: Seconds at which the task still ran.
-            price: Seconds of lag that a look is worth.
+            price: Seconds of lag that a poll is worth.
 
         Returns:
-            Seconds, not less than `price`; infinity where no look is due before the last bin ends.
+            Seconds, not less than `price`; infinity where no poll is due before the last bin ends.
         """
         begin = _bin(age)
         if begin >= BINS:
             return math.inf
         survival, area = self._at(begin, age)
-        # Expected lag if the look is at t: t - age - (area - area at t) / survival. It is sought between two edges.
+        # Expected lag if the poll is at t: t - age - (area - area at t) / survival. It is sought between two edges.
         due = age + price + area / survival
         low, high = begin, BINS
         while high - low > 1:
@@ -123,8 +123,8 @@ class Hazard:
         ended = 1.0 - at_start / survival
         density = (self._survival[low] - self._survival[low + 1]) / WIDTHS[low] / survival
         root = ended + math.sqrt(max(ended * ended + 2.0 * density * missing, 0.0))
-        look = start + 2.0 * missing / root if root > 0.0 else math.inf
-        return look - age if look < EDGES[-1] else math.inf
+        poll = start + 2.0 * missing / root if root > 0.0 else math.inf
+        return poll - age if poll < EDGES[-1] else math.inf
 
     def durations(self) -> "Durations":
         """Give how long tasks of this kind take, by all that was seen."""
@@ -152,7 +152,7 @@ class Hazard:
         self._durations = None
         self._news += 1
         if self._news >= NEWS * self._known:
-            self._known = min(self._known + self._news, LOOKS)
+            self._known = min(self._known + self._news, POLLS)
             self._fold()
 
     def _fold(self) -> None:
@@ -190,7 +190,7 @@ class Hazard:
     def _estimates(self) -> list[float]:
         """The hazard in each bin."""
         if not any(self._ends):
-            # Tasks that all still run say when no look is needed, but not when the first one is.
+            # Tasks that all still run say when no poll is needed, but not when the first one is.
             return list(self._prior)
         ends, at_risk = _smooth(self._ends), _smooth(self._at_risk)
         around = _leaning(_sum_around(ends), _sum_around(at_risk), WEIGHT_OF_PRIOR, self._prior)

@@ -1,15 +1,15 @@
-"""The pace that all looks of an account share after the service refused one. Pure: times come in, and go out.
+"""The pace that all polls of an account share after the service refused one. Pure: times come in, and go out.
 
-Looks that each back off for themselves come back together, and are refused together. So after a refusal they leave one
+Polls that each back off for themselves come back together, and are refused together. So after a refusal they leave one
 by one: at first as many a second as passed, one more after every second that passes without a refusal, half as many
-after a look that was refused. A pace above the most that has passed is tried again when the refusal has paid off.
+after a poll that was refused. A pace above the most that has passed is tried again when the refusal has paid off.
 """
 
 from collections import deque
 from typing import Final
 
 SECOND: Final = 1.0
-# Looks a second, where none passes any more.
+# Polls a second, where none passes any more.
 SLOWEST: Final = 1 / 30
 # A pace that was refused is tried again after so many times what the refusal cost.
 TRIED_AGAIN: Final = 10.0
@@ -20,10 +20,10 @@ RETRY_AFTER_MAX: Final = 300.0
 
 
 class Pace:
-    """When the next look may leave; all times are seconds of one clock.
+    """When the next poll may leave; all times are seconds of one clock.
 
     Attributes:
-        rate: Looks a second; None where nothing was refused, and each leaves when it is due.
+        rate: Polls a second; None where nothing was refused, and each leaves when it is due.
     """
 
     __slots__ = (
@@ -41,7 +41,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.rate: float | None = None
-        # When looks passed, within the last second.
+        # When polls passed, within the last second.
         self._passes: deque[float] = deque()
         self._next = self._asked_until = 0.0
         self._changed = 0.0
@@ -49,11 +49,11 @@ class Pace:
         # The most that has passed for a second, and how long that is the bound.
         self._proven = 0.0
         self._bound = self._bound_until = 0.0
-        # Whether a look had to wait since the last change: a pace that nobody needs proves nothing.
+        # Whether a poll had to wait since the last change: a pace that nobody needs proves nothing.
         self._held = False
 
     def opens(self, now: float) -> float:
-        """Give when the next look may leave, for a look that is due; not later than `now` means at once."""
+        """Give when the next poll may leave, for a poll that is due; not later than `now` means at once."""
         if self.rate is None:
             return now
         if now - self._refused >= FORGOTTEN:
@@ -64,12 +64,12 @@ class Pace:
         return opens
 
     def left(self, now: float) -> None:
-        """Count a look that leaves."""
+        """Count a poll that leaves."""
         if self.rate is not None:
             self._next = now + 1.0 / self.rate
 
     def passed(self, left: float, now: float) -> None:
-        """Count a look that was answered, and when it left."""
+        """Count a poll that was answered, and when it left."""
         self._passes.append(now)
         while self._passes[0] <= now - SECOND:
             self._passes.popleft()
@@ -81,17 +81,17 @@ class Pace:
         self._next = min(self._next, now + 1.0 / rate)
 
     def passing(self, now: float) -> bool:
-        """Whether a look was answered within the last second."""
+        """Whether a poll was answered within the last second."""
         return bool(self._passes) and self._passes[-1] > now - SECOND
 
     def refused(self, left: float, now: float, retry_after: float | None = None, slowest: float = SLOWEST) -> None:
-        """Count a look that was refused.
+        """Count a poll that was refused.
 
         Args:
             left: When it left. What left before the pace was changed last says nothing about it.
             now: The time.
             retry_after: Seconds that the service asked to wait, or None; a year counts as 300 s.
-            slowest: Looks a second below which the pace does not fall.
+            slowest: Polls a second below which the pace does not fall.
         """
         asked = min(retry_after or 0.0, RETRY_AFTER_MAX)
         pause = 0.0

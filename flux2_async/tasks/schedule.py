@@ -1,4 +1,4 @@
-"""When to look again. Pure: ages, the time and a random number come in, seconds go out."""
+"""When to poll again. Pure: ages, the time and a random number come in, seconds go out."""
 
 import math
 from functools import cache
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 # Apikley's advice: every 2-3 s for 30 s, 5-10 s after, 15-30 s after two minutes; the middle of each.
 ADVICE: Final = ((30.0, 2.5), (120.0, 7.5), (float("inf"), 22.5))
-# What a look is worth where the advice is just right.
+# What a poll is worth where the advice is just right.
 ADVISED_PRICE: Final = 0.3
 SPREAD: Final = 0.1
 MAX_SLOWDOWN_OF_FIXED: Final = 10.0
-# Without a floor, looking "as fast as replies come" would become a busy loop when no reply comes.
+# Without a floor, polling "as fast as replies come" would become a busy loop when no reply comes.
 SLOWED_MIN: Final = 0.1
-# Seconds until the second try of a look.
+# Seconds until the second try of a poll.
 SOON: Final = 0.5
 
 # The service's own records name the kinds of attached tasks, so their number is bounded.
@@ -34,7 +34,7 @@ VERSION: Final = 1
 
 
 class Schedule(Protocol):
-    """Knows how long to wait for the next look at a task."""
+    """Knows how long to wait for the next poll of a task."""
 
     @property
     def without_callback(self) -> "Schedule":
@@ -42,7 +42,7 @@ class Schedule(Protocol):
         ...
 
     def wait(self, age: float, spread: float) -> float:
-        """Give the seconds until the next look.
+        """Give the seconds until the next poll.
 
         Args:
             age: Seconds since the task was created; since it was attached, where that is not known.
@@ -51,7 +51,7 @@ class Schedule(Protocol):
         ...
 
     def wait_max(self, wait: float) -> float:
-        """Give the longest wait, in seconds, after failures to look, where `wait` is the usual one."""
+        """Give the longest wait, in seconds, after failures to poll, where `wait` is the usual one."""
         ...
 
     def ran(self, begin: float, end: float) -> None:
@@ -134,7 +134,7 @@ class FixedInterval:
 
 @attrs.frozen(eq=False)
 class LearnedSchedule:
-    """Looks when tasks of one kind use to end; before any was seen, and at ages never seen, as the API advises.
+    """Polls when tasks of one kind use to end; before any was seen, and at ages never seen, as the API advises.
 
     A task that fails teaches like one that succeeds. Moderation is quicker than drawing, but who waits wants to know
     of either end, and as long as a task runs nobody knows which one it will be.
@@ -179,7 +179,7 @@ class Schedules:
 
     Attributes:
         unknown: For tasks of which neither the kind nor the age is known.
-        wait_min: Seconds between two looks at one task, at least, whoever follows it.
+        wait_min: Seconds between two polls of one task, at least, whoever follows it.
     """
 
     def __init__(self, polling: Polling) -> None:
@@ -240,7 +240,7 @@ class Schedules:
 
 
 def wait_after_failure(schedule: Schedule, wait: float, failures: int, spread: float) -> float:
-    """Slow down after failures to look at one task.
+    """Slow down after failures to poll one task.
 
     Args:
         schedule: The schedule in force.

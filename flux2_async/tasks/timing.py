@@ -1,4 +1,4 @@
-"""How old tasks are, when they are looked at next, and what the schedules learn from what a look sees.
+"""How old tasks are, when they are polled next, and what the schedules learn from what a poll sees.
 
 A task's age counts on the loop's clock, from the reply to its createTask. Of an attached task only the service knows
 when it was created: its age is unknown until a task that was created here tells how the two clocks lie to each other.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flux2_async.models.expectation import Expectation
     from flux2_async.tasks.durations import Durations
 
-LOOKS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
+POLLS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 # Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
 OLD: Final = 120.0
 OLDER: Final = 1.5
@@ -34,23 +34,23 @@ class Watched:
 
     Attributes:
         task: Its handle.
-        schedule: When to look at it.
+        schedule: When to poll it.
         since: When it was handed over.
         until: When it is given up; never, where that is infinite.
         created: When the service took it; None while that is not known.
-        visible: When the last look left that saw it.
-        due: When to look next.
-        unanswered_since: When the first look left that was not answered, of those in a row; or None.
-        failures: Failures to look in a row, without those of all looks (429).
-        hidden_since: When the first look left that did not see it, of those in a row; or None.
-        refused_since: Since when looks are refused, or None.
-        failed_since: When a refused look said first that the task failed, of those without an answer between; or None.
-        empty_since: When the first look left that saw a success without an address, or None.
-        looking: Whether a look is in flight.
-        looked: When the last look left.
-        hinted: Whether a hint came during the look in flight.
+        visible: When the last poll left that saw it.
+        due: When to poll next.
+        unanswered_since: When the first poll left that was not answered, of those in a row; or None.
+        failures: Failures to poll in a row, without those of all polls (429).
+        hidden_since: When the first poll left that did not see it, of those in a row; or None.
+        refused_since: Since when polls are refused, or None.
+        failed_since: When a refused poll said first that the task failed, of those without an answer between; or None.
+        empty_since: When the first poll left that saw a success without an address, or None.
+        polling: Whether a poll is in flight.
+        polled: When the last poll left.
+        hinted: Whether a hint came during the poll in flight.
         called: Whether a hint came at all.
-        looks_after_hint: Looks since the last hint.
+        polls_after_hint: Polls since the last hint.
         old: Whether it was told that it is older than anything seen.
         group: Whose slot it has, or None.
     """
@@ -68,11 +68,11 @@ class Watched:
     refused_since: float | None = None
     failed_since: float | None = None
     empty_since: float | None = None
-    looking: bool = False
-    looked: float = -1e9
+    polling: bool = False
+    polled: float = -1e9
     hinted: bool = False
     called: bool = False
-    looks_after_hint: int = len(LOOKS_AFTER_HINT)
+    polls_after_hint: int = len(POLLS_AFTER_HINT)
     old: bool = False
     group: str | None = None
 
@@ -86,7 +86,7 @@ class Timing:
 
     def __init__(self, schedules: Schedules) -> None:
         self._schedules = schedules
-        self._random = random.Random()  # noqa: S311  it spreads looks in time, it guards nothing
+        self._random = random.Random()  # noqa: S311  it spreads polls in time, it guards nothing
         # Loop time at the epoch of the service's clock, or None before a task that was created here was seen.
         self._epoch: float | None = None
         self._longest = 0.0
@@ -98,24 +98,24 @@ class Timing:
         return Watched(task, schedule or self._schedules.unknown, now, created, visible=now, due=now)
 
     def wait(self, watched: Watched, at: float) -> float:
-        """Give the usual seconds from a time to the next look."""
+        """Give the usual seconds from a time to the next poll."""
         return self._wait(watched, at, self._random.random())
 
     def followed(self, watched: Watched, wait: float) -> float:
-        """Shorten a wait from one look to the next to what those who follow the task want."""
+        """Shorten a wait from one poll to the next to what those who follow the task want."""
         every = watched.task._every  # noqa: SLF001  the handle is written by those who follow it, and read here
         return min(wait, max(min(every), self._schedules.wait_min)) if every else wait
 
     def wait_midway(self, watched: Watched, at: float) -> float | None:
-        """Give the seconds to the next look for a time that is any between two: of many tasks, none meet there.
+        """Give the seconds to the next poll for a time that is any between two: of many tasks, none meet there.
 
-        None where the next one is no farther away than usual; else looks would come closer with every call.
+        None where the next one is no farther away than usual; else polls would come closer with every call.
         """
         longest = self._wait(watched, at, 1.0)
         return longest * self._random.random() if at + longest < watched.due else None
 
     def wait_after_failure(self, watched: Watched, at: float) -> float:
-        """Give the seconds until a look that failed is tried again."""
+        """Give the seconds until a poll that failed is tried again."""
         spread = self._random.random()
         return wait_after_failure(watched.schedule, self._wait(watched, at, 0.5), watched.failures, spread)
 
@@ -153,13 +153,13 @@ class Timing:
         return True
 
     def learn(self, watched: Watched, record: TaskRecord, now: float) -> None:
-        """Learn from what a look, or a callback, has seen."""
+        """Learn from what a poll, or a callback, has seen."""
         if record.state.final:
             self._learn_end(watched, record, now)
             return
         before = watched.visible
-        # What the record says may have changed since; it was true when the look left.
-        watched.visible = max(watched.looked, before)
+        # What the record says may have changed since; it was true when the poll left.
+        watched.visible = max(watched.polled, before)
         created = watched.created
         if created is None:
             created = watched.created = self._date(watched, record)
@@ -183,7 +183,7 @@ class Timing:
                 self._schedules.of_record(record).ended(0.0, max(duration, 0.0))
             return
         before, seen = watched.visible - watched.created, now - watched.created
-        # Its stamps are exact, but by another clock; by ours it ended between two looks.
+        # Its stamps are exact, but by another clock; by ours it ended between two polls.
         ended = (before + seen) / 2 if duration is None else min(max(duration, before), seen)
         self._longest = max(self._longest, ended)
         self.lag += (seen - ended - self.lag) / REMEMBERED_LAGS

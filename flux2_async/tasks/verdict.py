@@ -1,6 +1,6 @@
-"""What a look means for its task: when to look again, or what it is settled with.
+"""What a poll means for its task: when to poll again, or what it is settled with.
 
-An outcome comes from a record; failing to look is not a failure of the task. Exceptions by design: a refusal to look
+An outcome comes from a record; failing to poll is not a failure of the task. Exceptions by design: a refusal to poll
 that lasts (`REFUSED_FOR`), a task nobody knows (`NOT_VISIBLE_FOR`), and the caller's own `give_up_after`.
 """
 
@@ -19,7 +19,7 @@ from flux2_async.errors import (
 )
 from flux2_async.models import ImageResult, TaskRecord, TaskState
 from flux2_async.tasks.pace import SECOND, Pace
-from flux2_async.tasks.timing import LOOKS_AFTER_HINT, Timing, Watched
+from flux2_async.tasks.timing import POLLS_AFTER_HINT, Timing, Watched
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
@@ -30,31 +30,31 @@ REFUSED_FOR: Final = 60.0
 # A success can be shown a little before its addresses.
 EMPTY_FOR: Final = 30.0
 EMPTY_AGAIN: Final = 0.5
-# A hint is worth one look a second; the record can lag a little behind its callback.
+# A hint is worth one poll a second; the record can lag a little behind its callback.
 HINTS_APART: Final = 1.0
 # By this nginx refuses what is too fast unless told otherwise. It is taken for that when it meets several tasks within
-# a second in which looks at others pass, and with a bound, since it may also mean what it says.
+# a second in which polls of others pass, and with a bound, since it may also mean what it says.
 OVERLOADED: Final = 503
 OVERLOADED_SLOWEST: Final = 1.0
 
 Verdict = float | ImageResult | Exception
-"""Seconds until the next look, or what the task is settled with."""
+"""Seconds until the next poll, or what the task is settled with."""
 
 
 class Judge:
-    """Says what looks mean; all times are the loop's."""
+    """Says what polls mean; all times are the loop's."""
 
     def __init__(self, timing: Timing, pace: Pace) -> None:
         self._timing = timing
         self._pace = pace
-        # When a look was answered by 503 last, and at which task.
+        # When a poll was answered by 503 last, and at which task.
         self._overloaded: tuple[float, Watched] | None = None
 
     def of_record(self, watched: Watched, record: TaskRecord | None, now: float) -> Verdict:
-        """A look was answered, or a record came by itself; None: the service does not know the task."""
+        """A poll was answered, or a record came by itself; None: the service does not know the task."""
         watched.failures, watched.refused_since, watched.failed_since = 0, None, None
         if watched.unanswered_since is not None:
-            watched.until += max(watched.looked - watched.unanswered_since, 0.0)
+            watched.until += max(watched.polled - watched.unanswered_since, 0.0)
             watched.unanswered_since = None
         if record is None:
             return self._not_visible(watched, now)
@@ -64,7 +64,7 @@ class Judge:
             self._timing.learn(watched, record, now)
         if record.state is TaskState.SUCCESS and not record.result_urls:
             if watched.empty_since is None:
-                watched.empty_since = watched.looked
+                watched.empty_since = watched.polled
             if (left := watched.empty_since + EMPTY_FOR - now) > 0:
                 # Each time twice as long, since most are filled soon.
                 return min(max(now - watched.empty_since, EMPTY_AGAIN), left)
@@ -75,11 +75,11 @@ class Judge:
         return self._again(watched, self._wait_unfinished(watched, now), now)
 
     def of_failure(self, watched: Watched, error: Flux2Error, now: float) -> Verdict:
-        """A look was not answered, or by a refusal."""
+        """A poll was not answered, or by a refusal."""
         # Nobody knows what was to be seen meanwhile.
         watched.hidden_since = None
         if watched.unanswered_since is None:
-            watched.unanswered_since = watched.looked
+            watched.unanswered_since = watched.polled
         logger.info("cannot poll task %s: %s", watched.task.id, type(error).__name__)
         if isinstance(error, FailedUnderErrorError):
             if watched.failed_since is None:
@@ -90,7 +90,7 @@ class Judge:
         if isinstance(error, ApiError) and not error.transient:
             if watched.refused_since is None:
                 watched.refused_since = now
-            # Compared as it is planned below: rounded in another way, looks would follow each other without a pause.
+            # Compared as it is planned below: rounded in another way, polls would follow each other without a pause.
             if now >= watched.refused_since + REFUSED_FOR:
                 return error
         wait = self._wait_after(watched, error, now)
@@ -102,9 +102,9 @@ class Judge:
         return wait
 
     def _not_visible(self, watched: Watched, now: float) -> Verdict:
-        # Counted from the first such look: one answer after an outage, or between two rare looks, proves nothing.
+        # Counted from the first such poll: one answer after an outage, or between two rare polls, proves nothing.
         if watched.hidden_since is None:
-            watched.hidden_since = watched.looked
+            watched.hidden_since = watched.polled
         until = watched.hidden_since + NOT_VISIBLE_FOR
         if now < until:
             return self._again(watched, min(self._wait_unfinished(watched, now), until - now), now)
@@ -113,24 +113,24 @@ class Judge:
         return TaskNotFoundError(text, task_id=task_id)
 
     def _wait_unfinished(self, watched: Watched, now: float) -> float:
-        # Intervals count from look to look, so what a reply takes comes off.
-        took = now - watched.looked
+        # Intervals count from poll to poll, so what a reply takes comes off.
+        took = now - watched.polled
         if watched.hinted:
-            watched.hinted, watched.looks_after_hint = False, 0
+            watched.hinted, watched.polls_after_hint = False, 0
             return HINTS_APART - took
-        wait = self._timing.followed(watched, self._timing.wait(watched, watched.looked)) - took
-        if watched.looks_after_hint >= len(LOOKS_AFTER_HINT):
+        wait = self._timing.followed(watched, self._timing.wait(watched, watched.polled)) - took
+        if watched.polls_after_hint >= len(POLLS_AFTER_HINT):
             return wait
         # A hint said that there is something to see, and it was not seen yet.
-        watched.looks_after_hint += 1
-        return min(wait, LOOKS_AFTER_HINT[watched.looks_after_hint - 1])
+        watched.polls_after_hint += 1
+        return min(wait, POLLS_AFTER_HINT[watched.polls_after_hint - 1])
 
     def _again(self, watched: Watched, wait: float, now: float) -> Verdict:
-        """The next look at a task that was seen and is not finished, unless it is given up."""
+        """The next poll of a task that was seen and is not finished, unless it is given up."""
         task = watched.task
-        if watched.looked >= watched.until:
+        if watched.polled >= watched.until:
             return TaskTimeoutError(
-                f"task {task.id} is not finished after {watched.looked - watched.since:.3g} s, so the session no "
+                f"task {task.id} is not finished after {watched.polled - watched.since:.3g} s, so the session no "
                 "longer polls it (give_up_after); it goes on at the service: await it again, or attach it",
                 task=task,
                 given_up=True,
@@ -141,7 +141,7 @@ class Judge:
 
     def _wait_after(self, watched: Watched, error: Flux2Error, now: float) -> float:
         if isinstance(error, RateLimitedError):
-            # It was refused for what all looks together did: it is due, and the pace says when its turn is.
+            # It was refused for what all polls together did: it is due, and the pace says when its turn is.
             self._refused(watched, now, retry_after=error.retry_after)
             return 0.0
         if isinstance(error, ServerError) and error.http_status == OVERLOADED:
@@ -154,7 +154,7 @@ class Judge:
 
     def _refused(self, watched: Watched, now: float, **how: Any) -> None:
         before = self._pace.rate
-        self._pace.refused(watched.looked, now, **how)
+        self._pace.refused(watched.polled, now, **how)
         if (rate := self._pace.rate) != before:
             wait = self._pace.opens(now) - now
             logger.info("polls are refused; from now on %.3g are sent a second, the next one in %.3g s", rate, wait)

@@ -1,6 +1,6 @@
 """The outstanding tasks of a session, and the only place that settles them.
 
-An outcome is settled once: by what a look at its task means (`verdict`), by a final record that came by itself, or by
+An outcome is settled once: by what a poll of its task means (`verdict`), by a final record that came by itself, or by
 the end of the session.
 """
 
@@ -15,9 +15,9 @@ from weakref import WeakValueDictionary
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TaskTimeoutError
 from flux2_async.models import ImageResult, Polling, Request, TaskRecord
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.looks import Looks, Records
 from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.outcome import Signal
+from flux2_async.tasks.polls import Polls, Records
 from flux2_async.tasks.schedule import Schedule, Schedules
 from flux2_async.tasks.timing import Timing, Watched
 from flux2_async.tasks.verdict import HINTS_APART, Judge, Verdict
@@ -45,7 +45,7 @@ class Watcher:
     """Watches tasks until they are settled.
 
     Attributes:
-        notified: Looks that a user asked for.
+        notified: Polls that a user asked for.
         repeated_settles: Final records that came after the task was settled.
         ended: Woken when a task is settled.
     """
@@ -63,8 +63,8 @@ class Watcher:
         self.repeated_settles: int = 0
         self._slots = slots
         self._timing = Timing(schedules)
-        self._looks = Looks(records, self._answered, polling.max_concurrency)
-        self._judge = Judge(self._timing, self._looks.pace)
+        self._polls = Polls(records, self._answered, polling.max_concurrency)
+        self._judge = Judge(self._timing, self._polls.pace)
         self._give_up_after = polling.give_up_after
         self._observers = observers
         self._listener: Callable[[ImageTask, bool], None] | None = None
@@ -78,8 +78,8 @@ class Watcher:
 
     @property
     def polls(self) -> int:
-        """Looks that have left."""
-        return self._looks.count
+        """Polls that have left."""
+        return self._polls.count
 
     def tasks(self) -> tuple[ImageTask, ...]:
         """Give all outstanding tasks, oldest first."""
@@ -146,21 +146,21 @@ class Watcher:
         now = self._loop.time()
         return [self._timing.running(watched, now) for watched in self._watched.values()]
 
-    def look_sooner(self, task: ImageTask) -> None:
-        """Look at a task as soon as those who follow it want it, unless looks at it fail."""
+    def poll_sooner(self, task: ImageTask) -> None:
+        """Poll a task as soon as those who follow it want it, unless polls of it fail."""
         watched = self._watched.get(task.id)
-        if watched is not None and not watched.looking and not watched.failures and watched.refused_since is None:
-            due = watched.looked + self._timing.followed(watched, math.inf)
+        if watched is not None and not watched.polling and not watched.failures and watched.refused_since is None:
+            due = watched.polled + self._timing.followed(watched, math.inf)
             if due < watched.due:
-                self._looks.plan(watched, due - self._loop.time())
+                self._polls.plan(watched, due - self._loop.time())
 
     def give_up_after(self, task: ImageTask, seconds: float) -> None:
         """Give up an outstanding task after so many seconds of being watched, instead of the usual time."""
         watched = self._watched.get(task.id)
         if watched is not None:
             watched.until = watched.since + seconds
-            if watched.until < watched.due and not watched.looking:
-                self._looks.plan(watched, watched.until - self._loop.time())
+            if watched.until < watched.due and not watched.polling:
+                self._polls.plan(watched, watched.until - self._loop.time())
 
     def _begin(self, watched: Watched, wait: float) -> None:
         if self._give_up_after is not None:
@@ -168,10 +168,10 @@ class Watcher:
         self._watched[watched.task.id] = watched
         watched.task._watching = self  # noqa: SLF001  the handle is written by its watcher alone
         watched.group = watched.task.group
-        self._looks.plan(watched, min(wait, watched.until - watched.since))
+        self._polls.plan(watched, min(wait, watched.until - watched.since))
 
     def _watch_again(self, before: Watched, task: ImageTask) -> None:
-        if self._looks.stopped:
+        if self._polls.stopped:
             raise SessionClosedError(
                 f"task {task.id} was given up and the session was closed since; attach it in a new session",
                 task_id=task.id,
@@ -192,33 +192,33 @@ class Watcher:
             self._observers.tell("Attached", task, task_id=task.id)
 
     def notify(self, task_id: str) -> None:
-        """Look at a task now for a user; see `hint`."""
+        """Poll a task now for a user; see `hint`."""
         self.notified += 1
         self.hint(task_id)
 
     def hint(self, task_id: str) -> None:
-        """Look at a task now, because somebody says that it is finished; unknown ids are ignored."""
+        """Poll a task now, because somebody says that it is finished; unknown ids are ignored."""
         watched = self._watched.get(task_id)
         if watched is None:
             return
         watched.called = True
         # It is said to be finished: from here on there is no callback to rely on.
         watched.schedule = watched.schedule.without_callback
-        watched.looks_after_hint = 0
-        if watched.looking:
+        watched.polls_after_hint = 0
+        if watched.polling:
             watched.hinted = True
-        elif (due := watched.looked + HINTS_APART) < watched.due:
-            self._looks.plan(watched, due - self._loop.time())
+        elif (due := watched.polled + HINTS_APART) < watched.due:
+            self._polls.plan(watched, due - self._loop.time())
 
     def come_back(self) -> None:
-        """Look by the usual schedule again at tasks whose looks are far away because of callbacks that do not come."""
+        """Poll by the usual schedule again what is not polled for long because of callbacks that do not come."""
         now = self._loop.time()
         for watched in tuple(self._watched.values()):
             # After a failure the wait is not for a callback.
             if watched.schedule is not watched.schedule.without_callback and not watched.failures:
                 wait = self._timing.wait_midway(watched, now)
                 if wait is not None:
-                    self._looks.plan(watched, wait)
+                    self._polls.plan(watched, wait)
 
     def offer(self, task_id: str, record: TaskRecord) -> None:
         """Settle a task from a final record that came by itself; unknown ids are ignored."""
@@ -228,18 +228,18 @@ class Watcher:
             self._seen(watched, record)
 
     async def aclose(self) -> tuple[str, ...]:
-        """Stop looking and settle what is left with `SessionClosedError`; give the ids of that."""
-        looks = self._looks.stop()
-        for look in looks:
-            look.cancel()
+        """Stop polling and settle what is left with `SessionClosedError`; give the ids of that."""
+        polls = self._polls.stop()
+        for poll in polls:
+            poll.cancel()
         left = self.leave()
-        if looks:
-            await asyncio.wait(looks)
+        if polls:
+            await asyncio.wait(polls)
         return left
 
     def leave(self) -> tuple[str, ...]:
         """Do the same without the event loop, which may be closed."""
-        self._looks.stop()
+        self._polls.stop()
         left = tuple(self._watched.values())
         for watched in left:
             self._settle(
@@ -262,9 +262,9 @@ class Watcher:
             self._follow(watched, self._judge.of_failure(watched, answer, self._loop.time()))
 
     def _tell(self, watched: Watched, **seen: object) -> None:
-        """Tell of a look, after it was answered and before anything comes of it."""
+        """Tell of a poll, after it was answered and before anything comes of it."""
         task = watched.task
-        seconds = self._loop.time() - watched.looked
+        seconds = self._loop.time() - watched.polled
         self._observers.tell("Polled", task, task_id=task.id, seconds=seconds, **seen)
 
     def _seen(self, watched: Watched, record: TaskRecord | None) -> None:
@@ -282,7 +282,7 @@ class Watcher:
         if isinstance(verdict, ImageResult):
             self._settle(watched, verdict)
         elif not isinstance(verdict, Exception):
-            self._looks.plan(watched, verdict)
+            self._polls.plan(watched, verdict)
         else:
             if isinstance(verdict, TaskTimeoutError):
                 task = watched.task
@@ -297,7 +297,7 @@ class Watcher:
             return
         if self._watched.get(task.id) is watched:
             del self._watched[task.id]
-        self._looks.forget(watched)
+        self._polls.forget(watched)
         logger.debug("task %s settled as %s", task.id, type(error).__name__ if error else "success")
         if self._listener is not None:
             self._listener(task, watched.called)

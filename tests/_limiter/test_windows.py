@@ -7,19 +7,17 @@ from emulated import emulated
 from raw_server import answer, raw_server
 
 from flux2_async import Flux2Session, RateLimit, TextToImage
-from flux2_async._limiter.windows import Windows, believing, tightest, windows_of
+from flux2_async._limiter.windows import Windows, tightest
 from flux2_async._protocol.told_limits import Told
-from flux2_async.coordination import HostCoordination
 from flux2_async.coordination.contract import PermitEvent
-from flux2_async.errors import ConfigurationError, RateLimitedError
+from flux2_async.errors import RateLimitedError
 
 SECOND, MINUTE = RateLimit(5, 1.0), RateLimit(30, 60.0)
 
 
 def test_of_several_the_tightest_speaks() -> None:
-    """One limit is a window as before, none is none, and the property of the session names the tightest."""
-    assert not isinstance(windows_of([SECOND]), Windows)
-    assert windows_of([]).learned_limit is None
+    """None is none, and the property of the session names the tightest."""
+    assert Windows([]).learned_limit is None
     assert tightest([SECOND, MINUTE]) is MINUTE
     flux = Flux2Session("k", rate_limit=[SECOND, MINUTE])
     assert (flux.rate_limit, flux.rate_limits) == (MINUTE, (SECOND, MINUTE))
@@ -28,27 +26,35 @@ def test_of_several_the_tightest_speaks() -> None:
 
 def test_what_is_told_is_believed_downwards() -> None:
     """A lower limit counts at once, a higher one never; one that nobody knew of is kept to as well."""
-    window = windows_of([RateLimit(20, 10.0)])
-    assert believing(window, Told(limit=50), 0.0) is window
+    window = Windows([RateLimit(20, 10.0)])
+    window.believe(Told(limit=50), 0.0)
     assert window.learned_limit is None
-    believing(window, Told(limit=8, reset=3.0), 0.0)
+    window.believe(Told(limit=8, reset=3.0), 0.0)
     assert window.learned_limit == 8
-    believing(window, Told(limit=2, reset=3600.0), 0.0)
+    window.believe(Told(limit=2, reset=3600.0), 0.0)
     assert window.learned_limit == 8
-    believing(window, Told(limit=6, seconds=10.0), 0.0)
+    window.believe(Told(limit=6, seconds=10.0), 0.0)
     assert window.learned_limit == 6
 
-    both = believing(window, Told(limit=100, seconds=3600.0), 0.0)
-    assert isinstance(both, Windows)
-    assert [each.rate for each in both.windows] == [RateLimit(20, 10.0), RateLimit(100, 3600.0)]
-    assert believing(both, Told(limit=7), 0.0) is both
+    window.believe(Told(limit=100, seconds=3600.0), 0.0)
+    assert window.rates == (RateLimit(6, 10.0), RateLimit(100, 3600.0))
+    window.believe(Told(limit=7), 0.0)
+    assert window.rates == (RateLimit(6, 10.0), RateLimit(100, 3600.0))
+
+
+def test_what_only_the_service_told_it_may_raise() -> None:
+    """Of a limit that nobody configured its last word counts, also where that is more."""
+    windows = Windows([RateLimit(20, 10.0)])
+    for limit in (100, 300, 50):
+        windows.believe(Told(limit=limit, seconds=60.0), 0.0)
+        assert windows.rates == (RateLimit(20, 10.0), RateLimit(limit, 60.0))
 
 
 def test_what_is_under_way_counts_for_a_limit_told_meanwhile() -> None:
     """It may be counted as late as its answer, however long ago the limit was told; an unclear one a period later."""
-    window = windows_of([RateLimit(20, 10.0)])
-    tickets = [window.take(0.0) for _ in range(3)]
-    both = believing(window, Told(limit=3, seconds=2.0), 1.0)
+    both = Windows([RateLimit(20, 10.0)])
+    tickets = [both.take(0.0) for _ in range(3)]
+    both.believe(Told(limit=3, seconds=2.0), 1.0)
     both.settle(tickets[0], PermitEvent.ANSWERED, 4.0)
     both.settle(tickets[1], PermitEvent.UNCLEAR, 4.0)
     both.settle(tickets[2], PermitEvent.NEVER_SENT, 4.0)
@@ -58,16 +64,17 @@ def test_what_is_under_way_counts_for_a_limit_told_meanwhile() -> None:
 
 def test_nothing_is_left_of_a_limit_that_is_told() -> None:
     """What a limit that nobody knew of has left counts from the first word of it on."""
-    both = believing(windows_of([RateLimit(20, 10.0)]), Told(limit=100, seconds=3600.0, remaining=1, reset=60.0), 0.0)
+    both = Windows([RateLimit(20, 10.0)])
+    both.believe(Told(limit=100, seconds=3600.0, remaining=1, reset=60.0), 0.0)
     assert both.ready_at(0.0) == 0.0
     assert both.ready_at(0.0, 1) == pytest.approx(60.0, abs=0.1)
 
 
 def test_what_others_have_used_is_left_to_them() -> None:
     """`remaining` holds what it leaves no room for until the reset; told again, it holds nothing twice."""
-    window = windows_of([RateLimit(20, 10.0)])
+    window = Windows([RateLimit(20, 10.0)])
     for _ in range(3):
-        believing(window, Told(remaining=2, reset=4.0), 0.0)
+        window.believe(Told(remaining=2, reset=4.0), 0.0)
     assert [window.ready_at(0.0, ahead) for ahead in (0, 1)] == [0.0, 0.0]
     assert window.ready_at(0.0, 2) == pytest.approx(4.0, abs=0.01)
     assert window.ready_at(5.0, 19) == 5.0
@@ -100,9 +107,3 @@ async def test_a_session_believes_answers() -> None:
             with pytest.raises(RateLimitedError):
                 await flux.submit(TextToImage("a red kettle"), max_wait=0.0)
             assert flux.statistics().learned_limit == 3
-
-
-def test_with_others_one_limit_alone(tmp_path: object) -> None:
-    """Several limits with coordination are refused, with the one to give."""
-    with pytest.raises(ConfigurationError, match=r"rate_limit: 2 limits at once given with coordination.*RateLimit\("):
-        Flux2Session("k", rate_limit=[SECOND, MINUTE], coordination=HostCoordination(f"{tmp_path}/x.db"))

@@ -23,7 +23,7 @@ from flux2_async.models import Polling, RateLimit, Timeouts
 from flux2_async.session.session import Flux2Session
 
 NUMBER = 8
-PRICE, DEAREST = 14.0, 24.0
+PRICE = 14.0
 ENDS = ("none", "stop", "now", "now", "aclose", "cancel", "cancel", "break", "close", "close")
 FAULTS = (
     *(Fault("createTask", kind, after=after) for kind in ("cut_after", "cut_before", "hang") for after in (0, 1, 3, 5)),
@@ -125,7 +125,7 @@ class World:
         assert told == tuple(states[state] for state in State)
         assert progress.spent == sum(outcome.credits or 0.0 for outcome in kept.values())
         unsure = states[State.SUBMITTED] + states[State.SUBMITTING] + states[State.UNKNOWN]
-        assert progress.reserved == unsure * (PRICE if progress.done else DEAREST)
+        assert progress.reserved == unsure * PRICE
         calls = self.emulator.ledger.requests
         assert [call for call in calls if call.code == 429 and call.fault is None] == []
         accepted = prompts(call for call in calls if call.outcome == "accepted")

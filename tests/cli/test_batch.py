@@ -280,12 +280,12 @@ def test_the_way_to_decide_names_the_journal(
 def test_unknown_requests_are_listed(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Who may have paid unseen is told which, where to look, and what a retry may cost; the hint repeats no retry."""
     write(here, 2, id="a")
-    (here / "jobs.jsonl").write_text('{"prompt": "picture", "id": "a"}\n')
+    (here / "jobs.jsonl").write_text('{"prompt": "picture", "id": "a", "tier": "pro"}\n')
     account.inject(Fault("createTask", "cut_after", times=2))
     assert flux2("--no-report") == 1
     out, err = capsys.readouterr()
     assert "1 request · 0 done · 1 unknown" in out
-    assert "and up to 24 for what is running, unknown or without a figure" in out
+    assert "0 credits, and perhaps 5 more that no record has told (1 unknown) · balance" in out
     assert re.search(r"unknown: line 1 \(a\), submission [0-9a-f]{32}", err)
     assert "which may pay twice" in err
     assert flux2("--retry-unknown", "--json", "--no-report") == 1

@@ -492,7 +492,7 @@ def test_a_timeout_names_the_command_that_goes_on_and_that_command_works(
     assert last.endswith(f"go on with: flux2 status {task_id} --wait -o 'my picture.png'")
     emulator.finish(task_id)
     assert run(["status", task_id, "--wait", "-o", "my picture.png"]) == 0
-    assert capsys.readouterr().err.splitlines()[0].endswith(f"task {task_id}: looking")
+    assert capsys.readouterr().err.splitlines()[0].endswith(f"task {task_id}: polling")
     assert picture("my picture.png") == ("PNG", (1024, 1024))
     assert len(emulator.ledger.accepted) == 1
 

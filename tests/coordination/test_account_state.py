@@ -33,7 +33,7 @@ def book(limit: int = 20, lease: float = 70.0, epoch: str = "e", now: float = 0.
 def ask(
     book: AccountState, peer: str, want: int, now: float, *, known: Known | None = None, first: bool = False
 ) -> Answer:
-    reply = book.acquire(peer, known or Known(), want, now, first=[""] if first else [])
+    reply = book.acquire(peer, known or Known(), want, now, first=first)
     assert reply is not None
     return reply.answer
 
@@ -381,7 +381,8 @@ def test_settlement_of_an_unknown_lease_counts() -> None:
     """What was lent by a state that was lost is counted when it is settled, and so is what was held without one."""
     shared = book(limit=2)
     shared.settle(Settlement("lost:4", PermitEvent.ANSWERED, 1.0), 5.0)
-    shared.join("a", Known(), 5.0, terms=Terms(RateLimit(2, PERIOD), 70.0), held=[3.0])
+    held = Settlement("away:1", PermitEvent.ANSWERED, BACK - 3.0)
+    shared.join("a", Known(), 5.0, terms=Terms(RateLimit(2, PERIOD), 70.0), held=[held])
 
     assert take(shared, "b", 2, 5.0) == ()
     assert len(take(shared, "b", 2, 8.0)) == 1

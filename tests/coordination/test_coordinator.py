@@ -121,7 +121,7 @@ async def test_joining_again_gives_back_what_was_not_heard_of() -> None:
         known, *_ = await seat.take(2)
         memory.lost_answers = 1
         assert isinstance(await error_of(seat.take(3)), CoordinationError)
-        await seat.coordinator.join(held=[4.0], keeps=[known])
+        await seat.coordinator.join([Settlement("away:1", PermitEvent.ANSWERED, BACK - 4.0)], keeps=[known])
         assert len(await seat.take(5)) == 3
         await asyncio.sleep(4.0)
         assert len(await seat.take(5)) == 1

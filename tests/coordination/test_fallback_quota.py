@@ -3,14 +3,14 @@
 import pytest
 from seats import BACK, PERIOD
 
-from flux2_async.coordination.contract import PermitEvent
+from flux2_async.coordination.contract import PermitEvent, Settlement
 from flux2_async.coordination.fallback_quota import FallbackQuota, quota_of
 from flux2_async.models import RateLimit
 
 
 def share(limit: int = 3) -> FallbackQuota:
     """A share that has waited long enough to begin."""
-    made = FallbackQuota(RateLimit(limit, PERIOD), -2 * BACK)
+    made = FallbackQuota([RateLimit(limit, PERIOD)], -2 * BACK)
     assert made.ready_at(0.0) == 0.0
     return made
 
@@ -23,13 +23,13 @@ def test_part_of_the_limit(limit: int, peers: int | None, part: int) -> None:
 
 def test_begins_used_up() -> None:
     """Nothing may be sent before what was sent earlier is certainly over."""
-    made = FallbackQuota(RateLimit(3, PERIOD), 5.0)
+    made = FallbackQuota([RateLimit(3, PERIOD)], 5.0)
 
     assert made.ready_at(6.0) == 5.0 + 2 * BACK
 
 
-def test_declares_until_when_each_is_held() -> None:
-    """What was answered is held for a period, what may be counted late for two, what was refused or not sent not."""
+def test_declares_what_became_of_each() -> None:
+    """What was answered or is unclear is named with its time, what is under way as unclear, what was not sent not."""
     made = share(5)
     numbers = [made.take(0.0) for _ in range(5)]
     events = (PermitEvent.ANSWERED, PermitEvent.UNCLEAR, PermitEvent.REFUSED, PermitEvent.NEVER_SENT)
@@ -37,9 +37,9 @@ def test_declares_until_when_each_is_held() -> None:
         made.settle(number, event, 1.0)
 
     assert made.held(2.0) == {
-        numbers[0]: pytest.approx(BACK - 1.0),
-        numbers[1]: pytest.approx(2 * BACK - 1.0),
-        numbers[4]: pytest.approx(2 * BACK),
+        numbers[0]: Settlement("away:1", PermitEvent.ANSWERED, 1.0),
+        numbers[1]: Settlement("away:2", PermitEvent.UNCLEAR, 1.0),
+        numbers[4]: Settlement("away:5", PermitEvent.UNCLEAR, 0.0),
     }
 
 
@@ -55,7 +55,7 @@ def test_forgets_what_is_over() -> None:
 
 def test_no_limit_is_no_share() -> None:
     """Without a limit everything may be sent, and nothing has to be declared."""
-    made = FallbackQuota(None, 0.0)
+    made = FallbackQuota([], 0.0)
     made.settle(made.take(0.0), PermitEvent.ANSWERED, 1.0)
 
     assert made.ready_at(0.0) == 0.0

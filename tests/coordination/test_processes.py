@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +20,7 @@ from emulated import free_port, until
 from postgres_server import PostgresServer
 from redis_server import RedisServer
 
-from flux2_async import Budget
+from flux2_async import Budget, RateLimit
 from flux2_async.coordination import Coordination, HostCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.models import Timeouts
@@ -236,6 +237,30 @@ async def test_one_process_after_another_is_killed(coordination: Coordination) -
 
     assert ledger.refused == 0
     assert ledger.max_in_window(period) <= limit
+
+
+async def test_killed_processes_exceed_none_of_several_limits(coordination: Coordination) -> None:
+    """Three processes of which two are killed and replaced are refused by neither limit, and use up the longer one."""
+    long, short = RateLimit(12, 1.5), RateLimit(3, 0.2)
+    options = {"number": 20, "timeouts": Timeouts(connect=1.0, submit=2.0), "slack": 0.5, "rates": [short, long]}
+    async with team(coordination, long.limit, long.period) as crew:
+        ledger = crew.emulator.ledger
+
+        def accepted(count: int) -> bool:
+            return len(ledger.accepted) >= count
+
+        for worker in await crew.hire(3, "endless", **options):
+            worker.tell()
+        for turn in range(2):
+            await until(partial(accepted, (turn + 1) * long.limit), 30)
+            await crew.kill(crew.alive[0])
+            (worker,) = await crew.hire(1, "endless", **options)
+            worker.tell()
+        await until(partial(accepted, len(ledger.accepted) + 2 * long.limit), 60)
+
+    assert ledger.refused == 0
+    assert ledger.max_in_window(short.period) <= short.limit
+    assert ledger.max_in_window(long.period) == long.limit
 
 
 @pytest.mark.parametrize(

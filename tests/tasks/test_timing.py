@@ -69,7 +69,7 @@ def record(created: float | None = None, completed: float | None = None, **more:
 
 
 async def look(timing: Timing, watched: Watched, left: float, what: TaskRecord, took: float = 0.0) -> None:
-    watched.looked = left
+    watched.polled = left
     timing.learn(watched, what, left + took)
 
 

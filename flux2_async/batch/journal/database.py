@@ -69,7 +69,7 @@ class Database:
         if self._waiting:
             # Whoever asked for what fails is told.
             with suppress(Exception):
-                await self.write(_nothing)
+                await self.write(lambda _: None)
         return await self._run(partial(self._guarded, query, connection))
 
     def write(self, change: Change, *, durable: bool = False) -> "asyncio.Future[Any]":
@@ -131,10 +131,6 @@ class Database:
         raise _explained(reason, self._path)
 
 
-def _nothing(_: sqlite3.Connection) -> None:
-    pass
-
-
 def _close(opening: "Future[sqlite3.Connection]") -> None:
     if opening.exception() is None:
         opening.result().close()
@@ -144,7 +140,8 @@ def _commit(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[An
     try:
         return _transaction(writes, connection)
     except sqlite3.OperationalError as error:
-        if not _finds_no_room(error):
+        # A quota, or a limit of file sizes, is not always told as a full disk.
+        if error.sqlite_errorname not in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
             raise
     # What waits may be the id of a paid task. The pages of all requests are there since the input was entered, so that
     # the log can be brought home and begun anew in the room that it has.
@@ -166,11 +163,6 @@ def _transaction(writes: Sequence[_Write], connection: sqlite3.Connection) -> li
             connection.execute("ROLLBACK")
         raise
     return given
-
-
-def _finds_no_room(error: sqlite3.Error) -> bool:
-    # A quota, or a limit of file sizes, is not always told as a full disk.
-    return error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC")
 
 
 def _explained(error: sqlite3.Error, path: Path) -> Exception:

@@ -1,7 +1,7 @@
 """The journal: what became of every request, on disk before it matters.
 
 Two commits wait for the disk, because money hangs on them: that a POST is about to leave, and which task it became.
-All others may be lost to a power failure at no cost: the task is looked at again, the picture downloaded again.
+All others may be lost to a power failure at no cost: the task is polled again, the picture downloaded again.
 
 What a power failure takes from the end of SQLite's log is found to be missing and costs nothing, since nothing was sent
 because of it. A log that a person cuts or deletes looks the same, and with it goes what was paid: copy and move the

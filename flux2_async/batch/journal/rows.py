@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -55,12 +56,13 @@ class Row:
 
 def row_of(row: sqlite3.Row) -> Row:
     """Read a row to work on."""
+    facts = {name: row[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
     return Row(
         number=row["number"],
         place=row["place"],
         id=row["id"],
         state=State(row["state"]),
-        request=_request(row),
+        request=request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")}),
         ref=row["ref"],
         task_id=row["task_id"],
         sent_at=row["sent_at"],
@@ -98,23 +100,15 @@ def stored(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list) else value
 
 
-def _request(row: sqlite3.Row) -> Request:
-    facts = {name: row[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
-    return request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")})
-
-
 def _strings(text: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
 
 
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
+in_utc = partial(datetime.fromtimestamp, tz=UTC)
 # Columns that hold something else than the field of `Outcome`.
 READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("images", "files", "urls"), _strings),
-    **dict.fromkeys(("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"), _time),
+    **dict.fromkeys(("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"), in_utc),
     "state": State,
     "download": Download,
     "error": lambda text: Failure(**json.loads(text)),

@@ -89,7 +89,7 @@ def begin(
     connection: sqlite3.Connection, options: Options, resendable: Callable[[str | None], bool] | None = None
 ) -> Start:
     """Settle what the last run left, and make requests sendable again where asked for; see `Journal.begin`."""
-    connection.create_function("resendable", 1, resendable or _never)
+    connection.create_function("resendable", 1, resendable or (lambda _: False))
     answered_at, unclear_at = connection.execute(
         "SELECT max(max(coalesce(sent_at, 0), coalesce(submitted_at, 0))), "
         # What was lost may have been accepted late, also when it is to be sent again.
@@ -101,7 +101,7 @@ def begin(
         connection.execute(RETRY_FAILED)
     if options.retry_unknown:
         connection.execute(RETRY_UNKNOWN)
-    # Tasks that the service did not know may have been asked for with the wrong key; looking again costs nothing.
+    # Tasks that the service did not know may have been asked for with the wrong key; polling them again costs nothing.
     connection.execute("UPDATE requests SET state = 'submitted' WHERE state = 'unknown' AND task_id IS NOT NULL")
     tallies = connection.execute(
         f"SELECT model, resolution, state, sum({WANTED}), count(*), "  # noqa: S608  a constant
@@ -125,7 +125,3 @@ def seconds_taken(connection: sqlite3.Connection) -> float | None:
 def forget_unfinished(connection: sqlite3.Connection) -> None:
     """Put back everything that has no file; see `Journal.forget_unfinished`."""
     connection.execute(f"UPDATE requests SET state = 'queued', {FORGET} WHERE files = '[]' AND state <> 'failed'")  # noqa: S608  constants
-
-
-def _never(_: str | None) -> bool:
-    return False

@@ -1,4 +1,4 @@
-"""When looks leave, and what each is answered.
+"""When polls leave, and what each is answered.
 
 A task costs an entry in a heap of due times and no coroutine. One timer stands at the earliest due time. An entry whose
 due time moved leaves its old place in the heap behind, to be skipped when it comes up.
@@ -31,8 +31,8 @@ class Records(Protocol):
         ...
 
 
-class Looks:
-    """Looks at each task when it is due: at most so many at once, and no faster than the pace.
+class Polls:
+    """Polls each task when it is due: at most so many at once, and no faster than the pace.
 
     Attributes:
         pace: What all of them keep to.
@@ -56,7 +56,7 @@ class Looks:
         self._in_flight: set[asyncio.Task[None]] = set()
 
     def plan(self, watched: Watched, wait: float) -> None:
-        """Look at a task after so many seconds, instead of at the time that was planned before."""
+        """Poll a task after so many seconds, instead of at the time that was planned before."""
         due = watched.due = self._loop.time() + max(wait, 0.0)
         heapq.heappush(self._heap, (due, next(self._order), watched))
         # Else there is one that comes first.
@@ -64,7 +64,7 @@ class Looks:
             self._dispatch()
 
     def forget(self, watched: Watched) -> None:
-        """Look at a task no more."""
+        """Poll a task no more."""
         watched.due = math.nan
 
     def stop(self) -> set[asyncio.Task[None]]:
@@ -75,11 +75,11 @@ class Looks:
         return set(self._in_flight)
 
     def _dispatch(self) -> None:
-        """Start the looks that are due, as far as the bound allows, and set the timer for the next."""
+        """Start the polls that are due, as far as the bound allows, and set the timer for the next."""
         now = self._loop.time()
         while self._heap and len(self._in_flight) < self._most and not self.stopped:
             due, _, watched = self._heap[0]
-            if watched.due != due or watched.looking:
+            if watched.due != due or watched.polling:
                 heapq.heappop(self._heap)
             elif (at := due if due > now else self.pace.opens(now)) > now:
                 self._set_timer(at)
@@ -100,14 +100,14 @@ class Looks:
         self._dispatch()
 
     def _start(self, watched: Watched, now: float) -> None:
-        watched.looking, watched.looked = True, now
+        watched.polling, watched.polled = True, now
         self.pace.left(now)
         self.count += 1
         # Not through the loop's task factory: an eager one would run it before it is counted.
-        name = f"flux2_async look {watched.task.id}"
-        self._in_flight.add(asyncio.Task(self._look(watched), loop=self._loop, name=name))
+        name = f"flux2_async poll {watched.task.id}"
+        self._in_flight.add(asyncio.Task(self._poll(watched), loop=self._loop, name=name))
 
-    async def _look(self, watched: Watched) -> None:
+    async def _poll(self, watched: Watched) -> None:
         task_id = watched.task.id
         try:
             record = await self._records.record(task_id)
@@ -118,11 +118,11 @@ class Looks:
                 raise
             # Not ours: aiohttp cancels what shares a name look-up with a request that was cancelled.
             self._answer(watched, TransportError("the poll was cancelled", task_id=task_id))
-        except Exception:  # a bug of ours in one look must not leave its task unwatched
+        except Exception:  # a bug of ours in one poll must not leave its task unwatched
             logger.exception("polling task %s failed unexpectedly", task_id)
             self._answer(watched, ProtocolError("an unexpected failure", task_id=task_id))
         else:
-            self.pace.passed(watched.looked, self._loop.time())
+            self.pace.passed(watched.polled, self._loop.time())
             self._answer(watched, record)
         finally:
             self._in_flight.discard(asyncio.current_task())
@@ -131,5 +131,5 @@ class Looks:
                 self._dispatch()
 
     def _answer(self, watched: Watched, answer: TaskRecord | Flux2Error | None) -> None:
-        watched.looking = False
+        watched.polling = False
         self._answered(watched, answer)

@@ -12,7 +12,7 @@ import signal
 import socket
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -93,17 +93,19 @@ def free_port() -> int:
         return port
 
 
-def work(base_url: str, api_key: str, where: str, tasks: int, period: float, *, post: float) -> None:
+def work(base_url: str, api_key: str, where: str, tasks: int, period: float, **options: Any) -> None:
     """Be one worker: submit so many at once."""
-    asyncio.run(submit_all(base_url, api_key, where, tasks, period, post=post))
+    asyncio.run(submit_all(base_url, api_key, where, tasks, period, **options))
 
 
-async def submit_all(base_url: str, api_key: str, where: str, tasks: int, period: float, *, post: float) -> None:
-    """Submit so many at once, each for at most `post` seconds, and wait for their pictures."""
+async def submit_all(
+    base_url: str, api_key: str, where: str, tasks: int, period: float, *, post: float, also: Sequence[RateLimit]
+) -> None:
+    """Submit so many at once within these limits as well, each for at most `post` s, and wait for their pictures."""
     async with Flux2Session(
         api_key,
         base_url=base_url,
-        rate_limit=RateLimit(LIMIT, period),
+        rate_limit=[RateLimit(LIMIT, period), *also],
         max_running=None,
         coordination=coordination_of(where),
         polling=Polling(interval=period / 2),
@@ -117,10 +119,12 @@ async def submit_all(base_url: str, api_key: str, where: str, tasks: int, period
 processes = multiprocessing.get_context("forkserver")
 
 
-def start_worker(emulator: Emulator, where: str, tasks: int, period: float, post: float = 2.0) -> BaseProcess:
+def start_worker(
+    emulator: Emulator, where: str, tasks: int, period: float, *, post: float = 2.0, also: Sequence[RateLimit] = ()
+) -> BaseProcess:
     """Start a worker process."""
     arguments = (emulator.base_url, emulator.api_key, where, tasks, period)
-    worker = processes.Process(target=work, args=arguments, kwargs={"post": post})
+    worker = processes.Process(target=work, args=arguments, kwargs={"post": post, "also": also})
     worker.start()
     return worker
 
@@ -141,7 +145,7 @@ async def burst(where: str, period: float, count: int, server: int | None, tasks
         used = cpu_of(server) if server else 0.0
         # Many processes that start at once keep the service from answering for seconds.
         post = 2.0 if count == PROCESSES else 20.0
-        workers = [start_worker(emulator, where, tasks // count, period, post) for _ in range(count)]
+        workers = [start_worker(emulator, where, tasks // count, period, post=post) for _ in range(count)]
         await asyncio.gather(*(ended(worker) for worker in workers))
         times = emulator.ledger.accepted_at
         found = {
@@ -167,18 +171,18 @@ async def refusal(where: str, period: float) -> dict[str, float]:
         return {"accepted": len(emulator.ledger.accepted), "after": len(after), "last": max(after, default=0.0)}
 
 
-async def kills(where: str, period: float, seconds: float) -> dict[str, float]:
-    """Kill a worker of four every second, start another; give refusals, the fullest window and the throughput."""
+async def kills(where: str, period: float, seconds: float, *also: RateLimit) -> dict[str, float]:
+    """Kill a worker of four every second, start another; give refusals, the fullest windows and the throughput."""
     async with Emulator(script_for(period)) as emulator:
         loop = asyncio.get_running_loop()
-        workers = [start_worker(emulator, where, 500, period) for _ in range(PROCESSES)]
+        workers = [start_worker(emulator, where, 500, period, also=also) for _ in range(PROCESSES)]
         end = loop.time() + seconds
         while loop.time() < end:
             await asyncio.sleep(1.0)
             dying = workers.pop(random.randrange(PROCESSES))  # noqa: S311  any will do
             dying.kill()
             await ended(dying)
-            workers.append(start_worker(emulator, where, 500, period))
+            workers.append(start_worker(emulator, where, 500, period, also=also))
         for worker in workers:
             worker.kill()
             await ended(worker)
@@ -187,7 +191,7 @@ async def kills(where: str, period: float, seconds: float) -> dict[str, float]:
             "refused": emulator.ledger.refused,
             "window": emulator.ledger.max_in_window(period),
             "throughput": len(times) / (seconds / period * LIMIT),
-        }
+        } | {f"window of {rate.period:g} s": emulator.ledger.max_in_window(rate.period) for rate in also}
 
 
 async def fan_out(where: str, count: int = 200) -> tuple[float, float]:
@@ -264,6 +268,10 @@ async def _measure(name: str, where: str, period: float, server: int | None = No
             (f"200 tasks, {CROWD} processes", shown(await burst(where, period, CROWD, server))),
             ("429 with Retry-After met by one", shown(await refusal(where, period))),
             ("a worker killed every second, 60 s", shown(await kills(where, period, 60.0))),
+            (
+                f"the same, also {LIMIT // 4} per {period / 5:g} s",
+                shown(await kills(where, period, 60.0, RateLimit(LIMIT // 4, period / 5))),
+            ),
             ("callback passed on", f"median {median * 1e3:.1f} ms, 99th percentile {worst * 1e3:.1f} ms"),
             ("2,000 waiting, 30 s", shown(await waiting(where, period, 30.0))),
         ],

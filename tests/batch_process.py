@@ -5,6 +5,7 @@ which it answers with the process id, or to wait for one, which it answers with 
 another one holds at the moment of a fork, such as the lock of `sys.stdout`, is held in the child for ever.
 """
 
+import gc
 import json
 import os
 import resource
@@ -14,16 +15,19 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+import anyio
 import attrs
 
 POLL = 0.05
 
 
 def main() -> None:
-    from flux2_async.cli import service  # noqa: PLC0415  the tests that use the other half have no need of it
+    from flux2_async._protocol.converter import converter  # noqa: PLC0415  the tests' half has no need of it
+    from flux2_async.cli import service  # noqa: PLC0415  likewise
     from flux2_async.cli.app import run  # noqa: PLC0415  likewise
     from flux2_async.models import Polling  # noqa: PLC0415  likewise
     from flux2_async.models.service import Service  # noqa: PLC0415  likewise
@@ -37,6 +41,11 @@ def main() -> None:
 
     # A service that is quicker than the real one is worth looking at more often.
     service.Flux2Session = quick  # type: ignore[assignment,attr-defined]  # in this process alone
+    # What the command imports and makes when it needs it, each child would.
+    import_module("flux2_async.cli.batch")
+    converter()
+    anyio.run(anyio.sleep, 0)
+    gc.freeze()
     for line in sys.stdin:
         order = json.loads(line)
         answer = _ended(order["wait"]) if "wait" in order else _started(order, run)

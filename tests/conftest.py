@@ -128,9 +128,10 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the modules of all tests hold out of each collection of garbage, of which it would be most."""
+    """Look for garbage seldom, and not among what the modules of all tests hold, of which it would be most."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture

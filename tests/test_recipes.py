@@ -17,6 +17,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,9 @@ def test_every_recipe_is_run_short_and_says_how_to_start_it() -> None:
     assert [name for name, length in lengths.items() if length >= 40] == []
 
 
+homes_of_packages = cache(packages_distributions)
+
+
 def normal(package: str) -> str:
     return package.lower().replace("_", "-")
 
@@ -152,7 +156,7 @@ def test_a_recipe_says_what_to_install(name: str) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for module in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
     }
-    homes = packages_distributions()
+    homes = homes_of_packages()
     roots |= {word for word in re.findall(r"(?<!\.)\b[a-z]+", head[2]) if word in homes}
     roots -= sys.stdlib_module_names | {"flux2_async"}
     assert [root for root in roots if not brought & {*map(normal, homes[root])}] == []

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from flux2_async._version import VERSION
 
@@ -29,10 +30,20 @@ def main() -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115  likewise
     words = sys.argv[1:]
     try:
-        return _without_extra(words) if _needs_no_extra(words) else _with_extra(words)
+        code = _without_extra(words) if _needs_no_extra(words) else _with_extra(words)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         # Importing takes a second, in which nothing was sent.
         return INTERRUPTED
+    except OSError as error:
+        # Of stdout; all else is told by the commands. Who reads a pipe has seen enough when it closes it.
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                print(f"flux2: stdout cannot be written ({error.strerror or error})", file=sys.stderr)  # noqa: T201  as below
+        # Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 def _needs_no_extra(words: list[str]) -> bool:

@@ -1,8 +1,6 @@
 """The commands by name, with the words that help says of them; each is imported when it is called."""
 
 import logging
-import os
-import sys
 from collections.abc import Sequence
 from inspect import cleandoc
 
@@ -151,15 +149,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
         code = command(*bound.args, **bound.kwargs)
-        sys.stdout.flush()
     except CycloptsError as error:
         # The words were not understood, so nobody has taken this one off them.
         from flux2_async.cli.screen import Screen, UsageError  # noqa: PLC0415  help does without
 
         Screen(machine="--json" in arguments).error(UsageError(error), advice(error, arguments))
         return 2
-    except BrokenPipeError:
-        # Who reads has seen enough. Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     return code if isinstance(code, int) else 0

@@ -18,6 +18,7 @@ from flux2_async.cli.options import Service
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
 from flux2_async.cli.serve import listening_failure
 from flux2_async.cli.service import opened
+from flux2_async.cli.signals import ending_signals
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
 from flux2_async.models import Polling
 from flux2_async.receivers import serve
@@ -162,8 +163,8 @@ class _Interrupts:
             self.batch.stop()
             self.countdown = asyncio.get_running_loop().create_task(self._count_down())
         else:
-            self.board.say("stopping now; what runs at the service is found by the next run")
             self.batch.stop(now=True)
+            self.board.say("stopping now; what runs at the service is found by the next run")
 
     async def _count_down(self) -> None:
         for left in range(PATIENCE, 0, -1):
@@ -174,7 +175,9 @@ class _Interrupts:
                 "Ctrl-C again stops at once"
             )
             if left % 10 == 0:
-                self.board.tell_stop()
+                # A terminal that is gone cannot be told.
+                with suppress(OSError):
+                    self.board.tell_stop()
             await asyncio.sleep(1)
         self.batch.stop(now=True)
 
@@ -194,10 +197,11 @@ def _interrupts(batch: Batch, board: BatchBoard) -> Iterator[_Interrupts]:
 
 @contextmanager
 def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
-    """Do something on Ctrl-C and on SIGTERM, which otherwise cancel the command."""
+    """Do something on Ctrl-C and `ending_signals`, which otherwise cancel the command."""
     loop, command = asyncio.get_running_loop(), asyncio.current_task()
+    others = ending_signals()
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *others):
             loop.add_signal_handler(number, act)
     except NotImplementedError:
         # Windows: the command is cancelled, which stops a batch at once.
@@ -208,7 +212,8 @@ def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         if command is not None:
-            loop.add_signal_handler(signal.SIGTERM, command.cancel)
+            for number in others:
+                loop.add_signal_handler(number, command.cancel)
 
 
 async def _tick(board: BatchBoard) -> None:

@@ -66,7 +66,7 @@ async def tell_end(screen: Screen, journal: Journal, end: End) -> None:
         screen.note(words)
     if end.failure is not None:
         notes = " ".join(getattr(end.failure, "__notes__", []))
-        screen.complain(end.failure, " ".join(filter(None, (notes, f"go on with: {end.again}"))))
+        screen.complain(end.failure, "; ".join(filter(None, (notes, f"go on with: {end.again}"))))
     elif end.interrupted:
         screen.complain("interrupted", f"go on with: {end.again}" if end.left else "")
     screen.document(_document(end, unknown))

@@ -1,7 +1,6 @@
 """The commands: what they take, and what becomes of how they end."""
 
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -27,6 +26,7 @@ from flux2_async.cli.options import (
     parse_rate_limit,
 )
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
+from flux2_async.cli.signals import ending_signals
 from flux2_async.cli.usage import GIVEN
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
@@ -296,7 +296,7 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
 
 
 async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None:
-    """Take SIGTERM as Ctrl-C, so that whoever stops the process learns the task ids as well."""
+    """Take `ending_signals` as Ctrl-C, so that whoever stops the process learns the task ids as well."""
     import asyncio
 
     task = asyncio.current_task()
@@ -304,5 +304,6 @@ async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None
     # to sleep is noticed only when something else wakes it. Windows has no handlers, and wakes by itself.
     if task is not None:
         with suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            for number in ending_signals():
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     return await command

@@ -4,7 +4,6 @@ import ast
 import inspect
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -87,14 +86,7 @@ def shown(command: Callable[[str | None], int], words: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A program that is written to a file is read as UTF-8, whatever the terminal speaks.
         sys.stdout.reconfigure(encoding="utf-8")
-    try:
-        code = command(*words)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Who reads has seen enough. Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code
+    return command(*words)
 
 
 def _say(text: str) -> None:

@@ -105,7 +105,8 @@ class Screen:
         if hint and text.endswith("?"):
             text = f"{text} {hint[0].upper()}{hint[1:]}"
         elif hint:
-            text = f"{text.rstrip('.;')}; {hint}"
+            # A list that goes on keeps its dots.
+            text = f"{text if text.endswith('...') else text.rstrip('.;')}; {hint}"
         print_words(self.err, Text.assemble(("flux2: ", "bold red"), text))
         return text
 

@@ -157,14 +157,15 @@ def test_the_service_is_killed_and_comes_back(case: Case) -> None:
     case.finish(60)
 
 
-def test_being_told_to_end(case: Case) -> None:
-    """SIGTERM, as a machine that shuts down sends it, is a Ctrl-C: what runs is saved, nothing is unknown."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_being_told_to_end(case: Case, name: str) -> None:
+    """As a machine that shuts down, or a terminal that is closed, tells it: what runs is saved, nothing is unknown."""
     case.write(50)
     calls = case.calls()
     child = case.processes.start(*WORDS)
     while calls.total() < 60:
         time.sleep(0.001)
-    case.processes.kill(child, signal.SIGTERM)
+    case.processes.kill(child, getattr(signal, name))
     assert case.processes.code(child) == 130
     assert "interrupted; go on with: flux2 batch jobs.jsonl" in case.processes.said()
     assert {line["state"] for line in case.lines()} == {"done", "queued"}

@@ -97,6 +97,20 @@ def test_who_stops_the_process_learns_the_task_as_well(
     assert f"flux2 status {task_id} --wait" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed_ends_it(monkeypatch: pytest.MonkeyPatch, *, ignored: bool) -> None:
+    """SIGHUP is taken as Ctrl-C, but stays ignored where it is, as by `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with account(monkeypatch) as emulator:
+            ledger = emulator.ledger
+            with ctrl_c_when(lambda: ledger.polls > 0, signal.SIGHUP), ctrl_c_when(lambda: ledger.polls > 10):
+                assert run(["generate", "A lighthouse"]) == 130
+            assert (ledger.polls > 10) is ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_always_wakes_the_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A Ctrl-C in the instant in which the loop goes to sleep is noticed: signals write to a descriptor it watches."""
     watched: list[int] = []

@@ -201,8 +201,9 @@ def test_ctrl_c_leaves_the_command_that_goes_on(emulator: Emulator, tmp_path: Pa
         rest = process.stderr.read()
         assert process.wait(timeout=20) == 130
     [task_id] = emulator.ledger.accepted
-    assert rest == (
-        f"flux2: interrupted; the task goes on at the service, go on with: flux2 status {task_id} --wait -o out.png\n"
+    # A look may have told its state meanwhile.
+    assert rest.splitlines()[-1] == (
+        f"flux2: interrupted; the task goes on at the service, go on with: flux2 status {task_id} --wait -o out.png"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -229,6 +230,18 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=20) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a file")
+@pytest.mark.parametrize("words", [["--help"], ["docs"], ["recipe"], ["generate", "A kettle", "--emulate", "--json"]])
+def test_a_full_disk_is_no_traceback(tmp_path: Path, words: list[str]) -> None:
+    """What cannot be written to a file is told in one line, whatever it is."""
+    with Path("/dev/full").open("w") as full, begin(words, tmp_path, BARE, stdout=full) as process:
+        assert process.stderr is not None
+        told = process.stderr.read().splitlines()
+        assert process.wait(timeout=20) == 1
+    assert told[-1] == "flux2: stdout cannot be written (No space left on device)"
+    assert not any("Traceback" in line or "Exception ignored" in line for line in told)
 
 
 @pytest.mark.parametrize(("closed", "seen"), [("stdout", ""), ("stderr", "1000 credits\r\n")])

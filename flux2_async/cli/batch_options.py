@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import attrs
 from cyclopts import Parameter
 
-from flux2_async.cli.options import Shape
+from flux2_async.cli.options import FOLDER, Shape, flag, told
 from flux2_async.cli.screen import UsageError
 from flux2_async.models import Callbacks
 from flux2_async.session.callback_settings import VARIABLE as SECRET
@@ -29,45 +29,34 @@ PORT: Final = re.compile(r"[0-9]{1,5}")
 class BatchOptions:
     """What to send, what it may cost, where it goes."""
 
-    out: Annotated[Path, Parameter(help="The folder for the pictures, results.jsonl, report.html and the journal.")] = (
-        Path("results")
-    )
-    prompt: Annotated[str | None, Parameter(help="What to do with each picture, where pictures are given.")] = None
-    journal: Annotated[Path | None, Parameter(help="The journal's file; run.db in the folder without it.")] = None
-    limit: Annotated[int | None, Parameter(help="Only the first N requests.")] = None
-    shuffle: Annotated[
-        bool, Parameter(negative="", help="Send in a random order, the same in every run; with --limit a sample.")
-    ] = False
-    max_tasks: Annotated[int | None, Parameter(help="Start at most N tasks in this run; the next run goes on.")] = None
+    out: Annotated[Path, told("The folder for the pictures, results.jsonl, report.html and the journal.")] = FOLDER
+    prompt: Annotated[str | None, told("What to do with each picture, where pictures are given.")] = None
+    journal: Annotated[Path | None, told("The journal's file; run.db in the folder without it.")] = None
+    limit: Annotated[int | None, told("Only the first N requests.")] = None
+    shuffle: Annotated[bool, flag("Send in a random order, the same in every run; with --limit a sample.")] = False
+    max_tasks: Annotated[int | None, told("Start at most N tasks in this run; the next run goes on.")] = None
     max_credits: Annotated[
-        float | None,
-        Parameter(help="Credits that the whole batch may cost; what is running or unknown counts as well."),
+        float | None, told("Credits that the whole batch may cost; what is running or unknown counts as well.")
     ] = None
     max_failed: Annotated[
-        float | None,
-        Parameter(help="Stop sending when more than this share of 20 or more requests has failed, such as 0.2."),
+        float | None, told("Stop sending when more than this share of 20 or more requests has failed, such as 0.2.")
     ] = None
-    dry_run: Annotated[
-        bool,
-        Parameter(negative="", help="Send nothing and change nothing; show the requests, the credits and the hours."),
-    ] = False
-    max_running: Annotated[int | None, Parameter(help="Requests worked on at once.")] = None
+    dry_run: Annotated[bool, flag("Send nothing and change nothing; show the requests, the credits and the hours.")] = (
+        False
+    )
+    max_running: Annotated[int | None, told("Requests worked on at once.")] = None
     task_timeout: Annotated[
-        float | None,
-        Parameter(help="Seconds after which a task that is not finished is left to the next run (1200 without it)."),
+        float | None, told("Seconds after which a task that is not finished is left to the next run (1200 without it).")
     ] = None
-    retry_failed: Annotated[bool, Parameter(negative="", help="Send again what failed in an earlier run.")] = False
-    retry_unknown: Annotated[
-        bool, Parameter(negative="", help="Send again what may have been accepted unseen. This may pay twice.")
-    ] = False
-    skip_invalid: Annotated[bool, Parameter(negative="", help="Go on without lines that cannot be used.")] = False
-    download: Annotated[bool, Parameter(help="Save the pictures.")] = True
-    report: Annotated[bool, Parameter(help="Write report.html.")] = True
+    retry_failed: Annotated[bool, flag("Send again what failed in an earlier run.")] = False
+    retry_unknown: Annotated[bool, flag("Send again what may have been accepted unseen. This may pay twice.")] = False
+    skip_invalid: Annotated[bool, flag("Go on without lines that cannot be used.")] = False
+    download: Annotated[bool, told("Save the pictures.")] = True
+    report: Annotated[bool, told("Write report.html.")] = True
     callback_url: Annotated[
-        str | None,
-        Parameter(help=f"The public address that leads to --callback-listen; the secret is taken from {SECRET}."),
+        str | None, told(f"The public address that leads to --callback-listen; the secret is taken from {SECRET}.")
     ] = None
-    callback_listen: Annotated[str | None, Parameter(help="HOST:PORT to listen on for callbacks.")] = None
+    callback_listen: Annotated[str | None, told("HOST:PORT to listen on for callbacks.")] = None
 
     def as_taken_by(self, function: Callable[..., object]) -> dict[str, Any]:
         """Give the options that a function has under the same names."""

@@ -7,11 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from flux2_async.cli.batch_options import BatchOptions, jobs
 from flux2_async.cli.emulator_options import EmulatorOptions
 from flux2_async.cli.options import (
+    FOLDER,
     RATE_LIMIT,
     TIMEOUT,
     TITLE,
@@ -23,7 +22,9 @@ from flux2_async.cli.options import (
     Timeout,
     check_key,
     check_timeout,
+    flag,
     parse_rate_limit,
+    told,
 )
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
 from flux2_async.cli.signals import ending_signals
@@ -32,14 +33,14 @@ from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestErr
 from flux2_async.models import ImageToImage, Request, TextToImage
 from flux2_async.session.callback_settings import VARIABLE as SECRET
 
-Prompt = Annotated[str, Parameter(help="3 to 5000 characters.")]
+Prompt = Annotated[str, told("3 to 5000 characters.")]
 ONCE = ("--retry-failed", "--retry-unknown")
-TaskId = Annotated[str, Parameter(help="The id that was printed when the task was accepted.")]
+TaskId = Annotated[str, told("The id that was printed when the task was accepted.")]
 
 
 def demo(
     *,
-    out: Annotated[Path, Parameter(help="The folder for the pictures and the contact sheet.")] = Path("flux2-demo"),
+    out: Annotated[Path, told("The folder for the pictures and the contact sheet.")] = Path("flux2-demo"),
     rate_limit: RateLimitText = RATE_LIMIT,
     json: Json = False,
 ) -> int:
@@ -52,7 +53,7 @@ def demo(
 def edit(
     prompt: Prompt,
     /,
-    *images: Annotated[str, Parameter(help="1 to 8 reference pictures: files or http(s) addresses.")],
+    *images: Annotated[str, told("1 to 8 reference pictures: files or http(s) addresses.")],
     output: Output = None,
     shape: Shape = Shape(),  # noqa: B008  frozen
     timeout: Timeout = TIMEOUT,
@@ -90,9 +91,7 @@ def generate(
 def batch(
     *sources: Annotated[
         str,
-        Parameter(
-            help="A list of requests (.jsonl, .json, .csv or .tsv); or with --prompt pictures, such as 'photos/*.jpg'."
-        ),
+        told("A list of requests (.jsonl, .json, .csv or .tsv); or with --prompt pictures, such as 'photos/*.jpg'."),
     ],
     options: BatchOptions = BatchOptions(),  # noqa: B008  frozen
     shape: Shape = Shape(),  # noqa: B008  frozen
@@ -108,13 +107,13 @@ def batch(
 
 
 def show(
-    folder: Annotated[Path, Parameter(help="The folder that flux2 batch was given as --out.")] = Path("results"),
+    folder: Annotated[Path, told("The folder that flux2 batch was given as --out.")] = FOLDER,
     /,
     *,
-    serve: Annotated[bool, Parameter(negative="", help="Serve the page; rows appear while the batch runs.")] = False,
-    host: Annotated[str, Parameter(help="The address to listen on, with --serve.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="0 takes a free one; with --serve.")] = 8766,
-    title: Annotated[str, Parameter(help="The page's headline.")] = TITLE,
+    serve: Annotated[bool, flag("Serve the page; rows appear while the batch runs.")] = False,
+    host: Annotated[str, told("The address to listen on, with --serve.")] = "127.0.0.1",
+    port: Annotated[int, told("0 takes a free one; with --serve.")] = 8766,
+    title: Annotated[str, told("The page's headline.")] = TITLE,
     json: Json = False,
 ) -> int:
     """Run `flux2 report`."""
@@ -127,21 +126,17 @@ def show(
 
 
 def decide(
-    folder: Annotated[Path, Parameter(help="The folder that flux2 batch was given as --out.")] = Path("results"),
+    folder: Annotated[Path, told("The folder that flux2 batch was given as --out.")] = FOLDER,
     /,
     *,
-    task: Annotated[
-        tuple[str, ...], Parameter(negative="", help="ID=TASK_ID: the request became this task, which is waited for.")
-    ] = (),
+    task: Annotated[tuple[str, ...], flag("ID=TASK_ID: the request became this task, which is waited for.")] = (),
     never_made: Annotated[
-        tuple[str, ...],
-        Parameter(negative="", help="ID: the request was certainly not accepted, so that it is sent again."),
+        tuple[str, ...], flag("ID: the request was certainly not accepted, so that it is sent again.")
     ] = (),
     check: Annotated[
-        bool,
-        Parameter(help="Where there is a key, check that the service knows the task and made it from that prompt."),
+        bool, told("Where there is a key, check that the service knows the task and made it from that prompt.")
     ] = True,
-    journal: Annotated[Path | None, Parameter(help="The journal's file; run.db in the folder without it.")] = None,
+    journal: Annotated[Path | None, told("The journal's file; run.db in the folder without it.")] = None,
     json: Json = False,
 ) -> int:
     """Run `flux2 unknown`."""
@@ -157,7 +152,7 @@ def status(
     task_id: TaskId,
     /,
     *,
-    wait: Annotated[bool, Parameter(negative="", help="Wait for the picture and save it.")] = False,
+    wait: Annotated[bool, flag("Wait for the picture and save it.")] = False,
     output: Output = None,
     timeout: Timeout = TIMEOUT,
     json: Json = False,
@@ -192,7 +187,7 @@ def balance(*, json: Json = False) -> int:
 def doctor(
     *,
     callback_url: Annotated[
-        str | None, Parameter(help=f"Also call this address as the service would; {SECRET} signs it.")
+        str | None, told(f"Also call this address as the service would; {SECRET} signs it.")
     ] = None,
     json: Json = False,
 ) -> int:
@@ -220,10 +215,10 @@ def doctor(
 
 def emulator(
     *,
-    port: Annotated[int, Parameter(help="0 takes a free one.")] = 8765,
-    host: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, told("0 takes a free one.")] = 8765,
+    host: Annotated[str, told("The address to listen on.")] = "127.0.0.1",
     options: EmulatorOptions = EmulatorOptions(),  # noqa: B008  frozen
-    log: Annotated[bool, Parameter(help="Write a line on stderr for each request.")] = True,
+    log: Annotated[bool, told("Write a line on stderr for each request.")] = True,
     json: Json = False,
 ) -> int:
     """Run `flux2 emulator`."""
@@ -234,10 +229,8 @@ def emulator(
 
 def mcp(
     *,
-    out: Annotated[Path, Parameter(help="The folder for the pictures.")] = Path("~/flux2-pictures"),
-    max_credits: Annotated[
-        float | None, Parameter(help="Credits to spend at most in any 24 hours, restarts included.")
-    ] = None,
+    out: Annotated[Path, told("The folder for the pictures.")] = Path("~/flux2-pictures"),
+    max_credits: Annotated[float | None, told("Credits to spend at most in any 24 hours, restarts included.")] = None,
     service: Service = Service(),  # noqa: B008  frozen
 ) -> int:
     """Run `flux2 mcp`."""

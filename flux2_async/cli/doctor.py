@@ -8,7 +8,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
-import attrs
 
 from flux2_async._http.api import CREDITS, UPLOAD
 from flux2_async._http.credentials import Secret, make_credentials
@@ -39,14 +38,14 @@ async def checks(callback_url: str | None = None) -> AsyncIterator[Check]:
         yield Check("addresses", str(error), "correct APIKLEY_BASE_URL and APIKLEY_UPLOAD_URL, or unset them")
         return
     async with aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http:
-        api, upload = await asyncio.gather(
+        (api, skew), (upload, other) = await asyncio.gather(
             _reachable(http, "API", f"{places.base_url}{places.service.api_path}{CREDITS.path}"),
             _reachable(http, "uploads", f"{places.upload_url}{UPLOAD.path}"),
         )
-        yield api.check
-        yield upload.check
-        yield _clock(api if api.skew is not None else upload)
-        if key.ok and api.check.ok:
+        yield api
+        yield upload
+        yield _clock(other if skew is None else skew)
+        if key.ok and api.ok:
             async for check in _account(http):
                 yield check
     if callback_url is not None:
@@ -68,14 +67,8 @@ def _key() -> Check:
     return Check("key", f"{variable} is set and well-formed")
 
 
-@attrs.frozen
-class _Answer:
-    check: Check
-    skew: float | None = None
-
-
-async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> _Answer:
-    """Ask without the key: any answer, also a refusal, proves that the service is there."""
+async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> tuple[Check, float | None]:
+    """Ask without the key: any answer, also a refusal, proves that the service is there; give the `clock_skew` too."""
     host = urlsplit(url).netloc
     timeout = aiohttp.ClientTimeout(total=TIMEOUT)
     try:
@@ -84,12 +77,12 @@ async def _reachable(http: aiohttp.ClientSession, name: str, url: str) -> _Answe
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         # What is said there of what to do is said here with more.
         reason = words_of(error).partition(";")[0]
-        return _Answer(Check(name, f"{host}: {reason}", "check the address, the network and the proxy settings"))
+        return Check(name, f"{host}: {reason}", "check the address, the network and the proxy settings"), None
     if status >= 500:  # noqa: PLR2004  HTTP's own class
         check = Check(name, f"{host} answers HTTP {status}", "the service has a problem; try again later")
     else:
         check = Check(name, f"{host} answers")
-    return _Answer(check, clock_skew(date))
+    return check, clock_skew(date)
 
 
 def clock_skew(date: str) -> float | None:
@@ -98,15 +91,15 @@ def clock_skew(date: str) -> float | None:
     return None if served is None else (datetime.now(UTC) - served).total_seconds()
 
 
-def _clock(answer: _Answer) -> Check:
-    if answer.skew is None:
+def _clock(skew: float | None) -> Check:
+    if skew is None:
         return Check("clock", "no answer told the time", "make the addresses reachable, then try again")
-    if abs(answer.skew) > MAX_SKEW:
-        direction = "ahead of" if answer.skew > 0 else "behind"
-        detail = f"this clock is {abs(answer.skew):.0f} s {direction} the server's"
+    if abs(skew) > MAX_SKEW:
+        direction = "ahead of" if skew > 0 else "behind"
+        detail = f"this clock is {abs(skew):.0f} s {direction} the server's"
         return Check("clock", detail, "set this machine's clock, best by NTP")
     # The Date header has whole seconds.
-    return Check("clock", f"within {max(1.0, abs(answer.skew)):.0f} s of the server's")
+    return Check("clock", f"within {max(1.0, abs(skew)):.0f} s of the server's")
 
 
 async def _account(http: aiohttp.ClientSession) -> AsyncIterator[Check]:

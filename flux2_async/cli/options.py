@@ -17,6 +17,7 @@ from flux2_async.models import service as services
 from flux2_async.models.requests import RATIOS, RESOLUTIONS, TIERS
 
 RATE_LIMIT: Final = "20/10"
+FOLDER: Final = Path("results")
 # Play money of the emulated service: nobody should run out of it.
 CREDITS: Final = 1_000_000.0
 TITLE: Final = "Flux-2 batch"
@@ -34,6 +35,17 @@ NO_KEY: Final = (
 )
 EMULATE: Final = "account add --emulate, which uses the embedded emulator"
 EMULATOR: Final = "account start `flux2 emulator` in another terminal and set the variables that it prints"
+
+
+def told(text: str) -> Parameter:
+    """Give an option its words of help."""
+    return Parameter(help=text)
+
+
+def flag(text: str) -> Parameter:
+    """Likewise, for one without a negation."""
+    return Parameter(negative="", help=text)
+
 
 RateLimitText: TypeAlias = Annotated[
     str,
@@ -53,9 +65,7 @@ Output: TypeAlias = Annotated[
         "Without it: TASK_ID-1.EXT in this folder.",
     ),
 ]
-Timeout: TypeAlias = Annotated[
-    float, Parameter(help="Seconds to wait for the picture; the task itself goes on at the service.")
-]
+Timeout: TypeAlias = Annotated[float, told("Seconds to wait for the picture; the task itself goes on at the service.")]
 
 
 @Parameter(name="*")
@@ -64,11 +74,10 @@ class Shape:
     """How the picture is to be."""
 
     aspect_ratio: Annotated[
-        str | None,
-        Parameter(help=f"{', '.join(RATIOS)}, or with pictures auto. Without it: auto with pictures, 1:1 without."),
+        str | None, told(f"{', '.join(RATIOS)}, or with pictures auto. Without it: auto with pictures, 1:1 without.")
     ] = None
-    resolution: Annotated[str, Parameter(help=f"{' or '.join(RESOLUTIONS)}.")] = "1K"
-    tier: Annotated[str, Parameter(help=f"{' or '.join(TIERS)}.")] = "flex"
+    resolution: Annotated[str, told(f"{' or '.join(RESOLUTIONS)}.")] = "1K"
+    tier: Annotated[str, told(f"{' or '.join(TIERS)}.")] = "flex"
 
     def fields(self, aspect_ratio: str) -> dict[str, Any]:
         """Give the fields of a request, which checks them; with this ratio where none was said."""
@@ -81,9 +90,7 @@ class Shape:
 class Service:
     """Which service, and how fast."""
 
-    emulate: Annotated[
-        bool, Parameter(negative="", help="Use the embedded emulator: no account, no charge, no real picture.")
-    ] = False
+    emulate: Annotated[bool, flag("Use the embedded emulator: no account, no charge, no real picture.")] = False
     rate_limit: RateLimitText = RATE_LIMIT
 
     def check(self) -> RateLimit | None:

@@ -9,6 +9,8 @@ from typing import Final, TypeAlias
 import attrs
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
+from flux2_async.emulator.lettering import wrapped
+
 Colour: TypeAlias = tuple[int, int, int]
 
 PAPER: Final[Colour] = (243, 241, 236)
@@ -90,7 +92,7 @@ def draw_card(card: Card) -> Image.Image:
         _pill(image, card.note)
     _inputs(image, card.inputs)
     y = STAGE_HEIGHT + 20 + STRIP + 34
-    for line in wrapped(card.prompt, PROMPT_SIZE, WIDTH - 2 * PAD, PROMPT_LINES):
+    for line in wrapped(card.prompt, _font(PROMPT_SIZE), WIDTH - 2 * PAD, PROMPT_LINES):
         draw.text((PAD, y), line, INK, _font(PROMPT_SIZE), anchor="ls", stroke_width=BOLD / 4)
         y += LEADING
     base = HEIGHT - PAD
@@ -112,7 +114,7 @@ def _inputs(image: Image.Image, inputs: Sequence[Path]) -> None:
 
 def _reason(draw: ImageDraw.ImageDraw, reason: str) -> None:
     draw.rectangle((0, 0, WIDTH, STAGE_HEIGHT), BLUSH)
-    lines = wrapped(reason, 18, WIDTH - 4 * PAD, 5)
+    lines = wrapped(reason, _font(18), WIDTH - 4 * PAD, 5)
     y = STAGE_HEIGHT / 2 - 13 * len(lines)
     draw.text((WIDTH / 2, y - 14), "No picture", BRICK, _font(24), anchor="ms", stroke_width=BOLD)
     for line in lines:
@@ -159,20 +161,3 @@ def _thumbnail(path: Path, box: tuple[int, int]) -> Image.Image:
         # A JPEG of 2K is decoded at a part of the work.
         opened.draft("RGB", (box[0] * 2, box[1] * 2))
         return ImageOps.contain(ImageOps.exif_transpose(opened).convert("RGB"), box, Image.Resampling.LANCZOS)
-
-
-def wrapped(text: str, size: int, width: int, most: int) -> list[str]:
-    """Break a text of this size into at most so many lines of this width in pixels, with an … where it is cut."""
-    font, lines = _font(size), [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    kept = lines[:most]
-    if len(lines) > most:
-        kept[-1] += " …"
-    while font.getlength(kept[-1]) > width:
-        kept[-1] = kept[-1].rstrip(" …")[:-1].rstrip() + " …"
-    return kept

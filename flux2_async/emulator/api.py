@@ -5,7 +5,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 from aiohttp import web
@@ -15,7 +15,7 @@ from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine, parsed
 from flux2_async.emulator.faults import deliver, distorted, undone
 from flux2_async.emulator.files import Files
-from flux2_async.emulator.ledger import CreateCall, Exchange
+from flux2_async.emulator.ledger import CreateCall, CreateOutcome, Exchange
 from flux2_async.emulator.monitor import Monitor
 from flux2_async.emulator.replies import Refusal, Reply, granted, html, refused
 from flux2_async.emulator.script import Endpoint, Fault
@@ -187,28 +187,19 @@ class Api:
             self._note(call, "refused", refusal.code)
             raise
         call.task_id = task.id
-        self._note(call, "accepted" if new else "repeated", 200, task.id, task.body, name=name)
+        self._note(call, "accepted" if new else "repeated", 200, name)
         if new and task.plan.callback == "early":
             await self.callbacks.early(task)
         elif new:
             self.callbacks.schedule(task)
         return granted({"taskId": task.id})
 
-    def _note(
-        self,
-        call: Call,
-        outcome: Literal["accepted", "repeated", "refused", "cut"],
-        code: int | None,
-        task_id: str | None = None,
-        body: Mapping[str, Any] | None = None,
-        *,
-        name: str | None = None,
-    ) -> None:
-        if body is None:
-            with suppress(Refusal):
-                body = parsed(call.body)
+    def _note(self, call: Call, outcome: CreateOutcome, code: int | None, name: str | None = None) -> None:
+        body: Mapping[str, Any] | None = None
+        with suppress(Refusal):
+            body = parsed(call.body)
         fault = call.fault.kind if call.fault else None
-        self.core.ledger.judged(CreateCall(self.core.clock.now(), body, outcome, code, task_id, fault, name))
+        self.core.ledger.judged(CreateCall(self.core.clock.now(), body, outcome, code, call.task_id, fault, name))
 
     async def _record_info(self, call: Call) -> Reply:
         self._authorize(call.request)

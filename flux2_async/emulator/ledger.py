@@ -5,11 +5,13 @@ Times are those of the event loop's clock, so that a test can compare them with 
 
 from collections import Counter, deque
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
 from flux2_async.emulator.script import FaultKind
+
+CreateOutcome: TypeAlias = Literal["accepted", "repeated", "refused", "cut"]
 
 
 @attrs.frozen
@@ -29,7 +31,7 @@ class CreateCall:
 
     time: float
     body: Mapping[str, Any] | None
-    outcome: Literal["accepted", "repeated", "refused", "cut"]
+    outcome: CreateOutcome
     code: int | None = None
     task_id: str | None = None
     fault: FaultKind | None = None

@@ -56,7 +56,7 @@ def _caption(picture: Image.Image, prompt: str, label: str) -> None:
     unit = max(12, round((width * height) ** 0.5 / 44))
     margin = unit
     text, small = _font(unit), _font(round(unit * 0.68))
-    lines = _wrapped(prompt, text, width - 2 * margin)
+    lines = wrapped(prompt, text, width - 2 * margin, MOST_LINES)
     strip = round(unit * (1.3 * len(lines) + 2.2))
     shade = Image.new("RGB", (width, strip), (14, 14, 18))
     ramp = Image.linear_gradient("L").point([min(190, value * 3) for value in range(256)]).resize((width, strip))
@@ -69,9 +69,10 @@ def _caption(picture: Image.Image, prompt: str, label: str) -> None:
     draw.text((margin, y), label, (190, 192, 200), small)
 
 
-def _wrapped(prompt: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int) -> list[str]:
+    """Text in at most so many lines of this width in pixels, with an … where it is cut."""
     # Nobody sees more than the first lines of five thousand characters.
-    words = "".join(c if c.isprintable() else " " for c in prompt[:600]).split()
+    words = "".join(c if c.isprintable() else " " for c in text[:600]).split()
     lines = [""]
     for word in words:
         longer = f"{lines[-1]} {word}".strip()
@@ -79,8 +80,8 @@ def _wrapped(prompt: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
             lines[-1] = longer
         else:
             lines.append(word)
-    kept = [_shortened(line, font, width) for line in lines[:MOST_LINES]]
-    if len(lines) > MOST_LINES or len(prompt) > 600:  # noqa: PLR2004  as above
+    kept = [_shortened(line, font, width) for line in lines[:most]]
+    if len(lines) > most or len(text) > 600:  # noqa: PLR2004  as above
         kept[-1] = _shortened(kept[-1] + " …", font, width)
     return kept
 

@@ -3,16 +3,8 @@
 Everything follows from the job alone, so the same job gives the same bytes. Pillow is imported when the first picture
 is drawn, and only here and in the two modules that paint.
 
-Sizes, all multiples of 16 and exactly in the ratio:
-
-| ratio | 1K | 2K |
-| --- | --- | --- |
-| 1:1 | 1024 x 1024 | 2048 x 2048 |
-| 4:3, 3:4 | 1152 x 864 | 2304 x 1728 |
-| 16:9, 9:16 | 1280 x 720 | 2560 x 1440 |
-| 3:2, 2:3 | 1248 x 832 | 2496 x 1664 |
-
-`auto` takes the ratio of the first reference picture (at most 3:1), at about 1 or 4 megapixels.
+Sizes are multiples of 16 and exactly in the ratio. `auto` takes the ratio of the first reference picture (at most 3:1),
+at about 1 or 4 megapixels.
 """
 
 import hashlib

@@ -127,15 +127,9 @@ def limit_row(window: Window | None) -> dict[str, Any] | None:
     """The limit for the page; None: there is none."""
     if window is None:
         return None
-    limit = window.limit
-    return {
-        "limit": limit.limit,
-        "period": limit.period,
-        "policy": limit.policy,
-        "used": round(window.used, 1),
-        # Tenths: between two tasks nothing changes that a page has to be told more often.
-        "wait": round(window.wait, 1),
-    }
+    # Tenths: between two tasks nothing changes that a page has to be told more often.
+    figures = {"used": round(window.used, 1), "wait": round(window.wait, 1)}
+    return {name: getattr(window.limit, name) for name in ("limit", "period", "policy")} | figures
 
 
 def ledger_document(core: Core, balance: float) -> dict[str, Any]:

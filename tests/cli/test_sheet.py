@@ -7,6 +7,7 @@ from PIL import Image, ImageFont
 
 from flux2_async.cli import sheet
 from flux2_async.cli.sheet import Card, draw_card, draw_sheet
+from flux2_async.emulator.lettering import wrapped
 
 GREEN = (20, 160, 60)
 BLUE = (30, 60, 200)
@@ -71,11 +72,11 @@ def test_a_note_is_a_pill_in_the_corner(tmp_path: Path) -> None:
 def test_long_words_stay_inside(tmp_path: Path) -> None:
     """However long a prompt is, it takes two lines, ends with an ellipsis and stays within the card."""
     font = ImageFont.load_default(sheet.PROMPT_SIZE)
-    lines = sheet.wrapped("many words " * 50, sheet.PROMPT_SIZE, 396, 2)
+    lines = wrapped("many words " * 50, font, 396, 2)
     assert len(lines) == 2
     assert lines[-1].endswith("…")
     assert all(font.getlength(line) <= 396 for line in lines)
-    [line] = sheet.wrapped("x" * 300, sheet.PROMPT_SIZE, 396, 2)
+    [line] = wrapped("x" * 300, font, 396, 2)
     assert font.getlength(line) <= 396
 
 

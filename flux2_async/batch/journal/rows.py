@@ -58,14 +58,9 @@ def row_of(row: sqlite3.Row) -> Row:
     """Read a row to work on."""
     facts = {name: row[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
     return Row(
-        number=row["number"],
-        place=row["place"],
-        id=row["id"],
+        **{name: row[name] for name in ("number", "place", "id", "ref", "task_id", "sent_at")},
         state=State(row["state"]),
         request=request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")}),
-        ref=row["ref"],
-        task_id=row["task_id"],
-        sent_at=row["sent_at"],
         urls=_strings(row["urls"]),
         extra=json.loads(row["extra"]),
     )

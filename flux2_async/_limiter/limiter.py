@@ -79,10 +79,10 @@ class Gate(Turnstile[Permit]):
                 `retry_after` is the seconds until a permit may be free, None where that is not known.
             SessionClosedError: Closed before or meanwhile.
         """
-        patience = self._announce(first=first)
+        patience = self._announce(wish.get("group"), first=first)
         return await self._pass(first=first, patience=patience, **wish)
 
-    def _announce(self, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
+    def _announce(self, group: str | None, *, first: bool) -> float:  # noqa: ARG002  of use to who asks others for permits
         """Hear that somebody wants a permit; give the seconds that even a shorter `max_wait` allows."""
         return 0.0
 

@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypedDict, TypeVar
 
@@ -106,6 +107,9 @@ class _Group(Generic[T]):
 
     def head(self) -> Waiter[T] | None:
         return self.impatient.head() or self.by_priority.head()
+
+    def waiting(self) -> Iterator[Waiter[T]]:
+        return (waiter for waiter in self.by_priority if not waiter.gone)
 
 
 class _Groups(Generic[T]):
@@ -211,7 +215,23 @@ class WaitQueue(Generic[T]):
 
     def next_of(self, name: str | None) -> Waiter[T] | None:
         """Who of a group is next, whoever's turn it is."""
-        return None if (group := self._groups.get(name)) is None else group.head()
+        refused = (waiter for waiter in self._first if waiter.group == name and not waiter.gone)
+        group = self._groups.get(name)
+        return next(refused, None if group is None else group.head())
+
+    def wants(self, now: float) -> Iterator[tuple[str | None, int, bool]]:
+        """Give of each group, in turns: how many could pass now, 0 where others go before; whether it goes first."""
+        refused = Counter(waiter.group for waiter in self._first if not waiter.gone)
+        if len(names := self._groups.keys() | refused.keys()) <= 1:
+            yield from ((name, self._live, bool(refused)) for name in names)
+            return
+        yield from ((name, count, True) for name, count in refused.items())
+        groups = sorted(self._groups.values(), key=lambda group: group.turn)
+        top = max((head.priority for group in groups if (head := group.by_priority.head())), default=0)
+        for group in groups:
+            if group.name not in refused:
+                urgent = (each.priority == top or each.since + IMPATIENT_AFTER <= now for each in group.waiting())
+                yield group.name, 0 if refused else sum(urgent), False
 
     def prioritise(self, owner: object, priority: int) -> None:
         for heap in (self._first, *(group.by_priority for group in self._groups.values())):

@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from typing import Unpack
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 from flux2_async._limiter.queue import Waiter, WaitQueue, Wish
 from flux2_async._limiter.turnstile import Turnstile
@@ -26,7 +26,7 @@ class Slots(Turnstile[None]):
     Attributes:
         borrowed: Slots taken now; more than `max_running` after `borrow()`, and where groups were let ahead.
         waiting: Tasks that wait for a slot.
-        on_room: Called when `room` may have become more.
+        on_room: Called when `room` may have become more, or fewer of a bounded group run.
     """
 
     def __init__(self, max_running: int | None, per_group: int | None = None) -> None:
@@ -77,6 +77,10 @@ class Slots(Turnstile[None]):
         """How many of those who have a slot may have a permit now; infinity where there is one for each."""
         return max(self._all_early - self._ahead, 0) if self._ahead else math.inf
 
+    def running(self) -> Mapping[str | None, int]:
+        """Give how many of each group have a permit or are tasks, where `per_group` bounds them."""
+        return self._of_group - Counter(self._early)
+
     def begin(self, group: str | None) -> None:
         """Who has a slot has got a permit."""
         self._count_early(group, -1)
@@ -106,14 +110,14 @@ class Slots(Turnstile[None]):
         self.borrowed -= 1
         if early:
             self._count_early(group, -1)
-        if self._ahead:
-            self._ahead -= 1
-            self.on_room()
         if self._per_group is not None:
             self._of_group[group] -= 1
             if not self._of_group[group]:
                 del self._of_group[group]
             self._waiters.let_in(group)
+        if self._ahead or self._per_group is not None:
+            self._ahead -= bool(self._ahead)
+            self.on_room()
         if early:
             self._replace(group)
         self._wake()
@@ -163,16 +167,25 @@ class Slots(Turnstile[None]):
         self.release(group, early=True)
 
     def _too_late(self, waiter: Waiter[None], _now: float, /) -> RateLimitedError:
-        what, bound = f"{self.borrowed} tasks are running and max_running is {self._max_running}", "max_running"
         if self._is_kept_back(waiter.group):
-            bound = "max_running_per_group"
-            what = f"{bound} is {self._per_group}, and group {waiter.group!r} has so many tasks"
-        return RateLimitedError(
-            429,
-            f"no slot became free: {what}",
-            advice=f"Nothing was sent within max_wait={waiter.max_wait:g} s; try again when tasks have "
-            f"finished, or raise max_wait or {bound}",
-        )
+            return group_is_full(waiter, self._per_group)
+        running = f"{self.borrowed} tasks are running and max_running is {self._max_running}"
+        return _no_slot(waiter, running, "max_running")
+
+
+def group_is_full(waiter: Waiter[Any], per_group: int | None) -> RateLimitedError:
+    """Give the error of one whose group has as many tasks as it may."""
+    bound = "max_running_per_group"
+    return _no_slot(waiter, f"{bound} is {per_group}, and group {waiter.group!r} has so many tasks", bound)
+
+
+def _no_slot(waiter: Waiter[Any], what: str, bound: str) -> RateLimitedError:
+    return RateLimitedError(
+        429,
+        f"no slot became free: {what}",
+        advice=f"Nothing was sent within max_wait={waiter.max_wait:g} s; try again when tasks have finished, or raise "
+        f"max_wait or {bound}",
+    )
 
 
 def _nobody() -> None:

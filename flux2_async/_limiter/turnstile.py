@@ -55,6 +55,10 @@ class Turnstile(ABC, Generic[T]):
     def _ready_at(self, now: float, /) -> float:
         """When to ask again: `now` if the next may pass; infinity if only an event can tell."""
 
+    def _next(self, now: float, /) -> Waiter[T] | None:
+        """Who is to pass next, or None."""
+        return self._waiters.next(now)
+
     @abstractmethod
     def _grant(self, now: float, group: str | None, /) -> T: ...
 
@@ -108,7 +112,7 @@ class Turnstile(ABC, Generic[T]):
 
     def _advance(self, now: float) -> None:
         while (ready_at := self._ready_at(now)) <= now:
-            if (waiter := self._waiters.next(now)) is None:
+            if (waiter := self._next(now)) is None:
                 # All that wait are of groups that are kept back.
                 ready_at = math.inf
                 break

@@ -6,10 +6,13 @@ that died settles nothing; its lease expires by itself and counts as unclear fro
 lease and no over-run.
 A settlement of a lease that this state never lent (it was lost in between) counts as taken just then.
 
-Order. Processes queue, not submissions; who was given something goes to the end, so all who wait have equal shares.
+Order. Processes queue, not submissions, for the groups of those (see `permit_queue`).
 Nobody polls: the answer says when to ask again, which is when the permit comes back that is theirs by their place.
 What is in flight now comes back in a period at the earliest, so asking a period later misses nothing; what comes back
 at once instead is told by a wake. Who does not ask at the promised time has `grace`, then is passed over.
+
+Running. A process with a bound for each group tells with every question how many of each run there, those that have a
+permit included; so many count until it tells otherwise, leaves, or is forgotten.
 
 Clock. The time is a server's, which somebody may set. Back costs nothing; forward by more than a process has counted
 since its last answer is noticed by it, and no permit comes back earlier. Where none had asked before, one step lets at
@@ -25,7 +28,8 @@ a period or more: others may have noticed the loss two periods ago, send by them
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -33,6 +37,7 @@ import attrs
 from flux2_async._limiter.window import CLOCK_MARGIN, News, PermitEvent, Ticket, Window
 from flux2_async._limiter.windows import Tickets, Windows
 from flux2_async.coordination.contract import Answer, Hint, Settlement, Terms
+from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, PermitQueue
 from flux2_async.models import RateLimit
 
 FORMAT: Final = 5
@@ -84,16 +89,6 @@ class _Lease:
     expires_at: float
 
 
-@attrs.define
-class _Waiting:
-    """A process in the queue: how many permits it can use, when one is its turn, and when it is to ask again."""
-
-    peer: str
-    want: int
-    turn: float
-    due: float
-
-
 class AccountState:
     """The shared state of one account.
 
@@ -101,11 +96,15 @@ class AccountState:
         epoch: A name that no other state has.
         terms: As the first process knows them.
         now: The time.
+
+    Attributes:
+        wakes: Whether those who wait should ask again now.
     """
 
     def __init__(self, epoch: str, terms: Terms, now: float) -> None:
         self.epoch = epoch
         self.number: int = 0
+        self.wakes: bool = False
         self._born = now
         self._seen = now
         self._set_back = 0.0
@@ -114,7 +113,9 @@ class AccountState:
         self._windows = Windows(terms.rates)
         self._leases: dict[str, _Lease] = {}
         self._peers: dict[str, float] = {}
-        self._queue: list[_Waiting] = []
+        self._queue = PermitQueue()
+        # Of processes that have a bound, by group.
+        self._running: dict[str, dict[str, int]] = {}
 
     @property
     def lives_for(self) -> float:
@@ -205,28 +206,54 @@ class AccountState:
         for name in unheard:
             if (lease := self._leases.get(name)) and lease.owner == peer:
                 self._take_back(name, PermitEvent.NEVER_SENT, now)
-        self._peers.pop(peer, None)
-        self._unqueue(peer)
+        self._forget(peer, now)
 
-    def acquire(self, peer: str, known: Known, want: int, now: float, *, first: bool = False) -> Reply | None:
+    def acquire(
+        self,
+        peer: str,
+        known: Known,
+        want: int,
+        now: float,
+        *,
+        groups: Mapping[str, int] | None = None,
+        first: Iterable[str] = (),
+        bound: int | None = None,
+    ) -> Reply | None:
         """Lend permits to a process, as many as are its share now; None: it has to join.
 
-        It can use `want` of them, and leaves the queue with 0; `first`: before the others.
+        Args:
+            peer: Its name.
+            known: What it remembers.
+            want: How many it can use; with 0 it leaves the queue.
+            now: The time.
+            groups: For whom, see `PermitQueue.enter`; None: all for those without a group.
+            first: See there.
+            bound: See there.
         """
         if self.touch(peer, known, now) is None:
             return None
-        place = self._enter(peer, want, now, first=first)
-        share, kept = self._deal(place, now) if self._until <= now else (0, 0)
-        leases = tuple(self._lend(peer, now) for _ in range(share))
-        if share:
-            self._queue.remove(place)
-            self._queue.append(place)
-            place.want -= share
-        if place.want <= 0:
-            self._unqueue(peer)
-            return self._reply(now, leases, 0.0)
-        self._postpone(place, kept, now)
-        return self._reply(now, leases, place.due - now)
+        self._queue.enter(peer, want, {"": want} if groups is None else groups, now, first=first, bound=bound)
+        share: Sequence[str] = ()
+        kept = 0
+        if self._until <= now:
+            share, kept = self._queue.deal(
+                peer, lambda number: self._windows.ready_at(now, number) <= now, now, self._alive()
+            )
+        leases = tuple(self._lend(peer, now) for _ in share)
+        if bound is not None:
+            self._running[peer] = dict(Counter(self._running.get(peer)) + Counter(share))
+        wait = 0.0
+        if self._queue.wants(peer):
+            wait = self._postpone(peer, kept, now) - now
+        else:
+            self._queue.leave(peer)
+        return self._reply(now, leases, wait, peer=peer, groups=tuple(share))
+
+    def run(self, peer: str, running: Mapping[str, int]) -> None:
+        """Hear how many run in a process of which groups."""
+        before, self._running[peer] = self._running.get(peer, {}), dict(running)
+        fewer = {group for group, count in before.items() if running.get(group, 0) < count}
+        self.wakes |= any(group in fewer for group in self._queue.kept_back())
 
     def settle(self, settlement: Settlement, now: float) -> tuple[float, bool]:
         """Take a permit back, or hear of a 429 that its request met, after which it is still out.
@@ -251,7 +278,7 @@ class AccountState:
         if event is PermitEvent.THROTTLED:
             return self._pause(at + pause, now), False
         # Who waits was told that what is out comes back in a period at the earliest.
-        return 0.0, event in (PermitEvent.NEVER_SENT, PermitEvent.REFUSED) and is_out and bool(self._queue)
+        return 0.0, event in (PermitEvent.NEVER_SENT, PermitEvent.REFUSED) and is_out and len(self._queue) > 0
 
     def believe(self, hint: Hint, now: float) -> tuple[float, bool]:
         """Keep to what the service told one process of its limits, where that is less; see `settle`."""
@@ -276,8 +303,7 @@ class AccountState:
 
     def _rename(self, old: str, new: str, keeps: Sequence[str], now: float) -> None:
         for peer in [peer for peer in self._peers if peer.startswith(old)]:
-            del self._peers[peer]
-        self._queue = [place for place in self._queue if not place.peer.startswith(old)]
+            self._forget(peer, now)
         for name in [name for name, lease in self._leases.items() if lease.owner.startswith(old)]:
             if name in keeps:
                 self._leases[name] = attrs.evolve(self._leases[name], owner=new)
@@ -300,8 +326,9 @@ class AccountState:
         for name, lease in [(name, lease) for name, lease in self._leases.items() if lease.expires_at <= now]:
             self._take_back(name, PermitEvent.UNCLEAR, lease.expires_at)
         for peer in [peer for peer, until in self._peers.items() if until <= now]:
-            del self._peers[peer]
-        self._queue = [place for place in self._queue if place.due + self._grace > now]
+            self._forget(peer, now)
+        for peer in self._queue.late(now - self._grace):
+            self.wakes |= self._queue.drop(peer, now, self._grace)
 
     @property
     def _grace(self) -> float:
@@ -315,40 +342,13 @@ class AccountState:
             self.number = known.number
             self._pause(now + 2 * self._windows.longest * CLOCK_MARGIN, now)
 
-    def _enter(self, peer: str, want: int, now: float, *, first: bool) -> _Waiting:
-        for place in self._queue:
-            if place.peer == peer:
-                break
-        else:
-            place = _Waiting(peer, want, now, now)
-            self._queue.append(place)
-        place.want, place.turn = want, now
-        if first:
-            self._queue.remove(place)
-            self._queue.insert(0, place)
-        return place
+    def _forget(self, peer: str, now: float) -> None:
+        self._peers.pop(peer, None)
+        self._running.pop(peer, None)
+        self.wakes |= self._queue.drop(peer, now, self._grace)
 
-    def _unqueue(self, peer: str) -> None:
-        self._queue = [place for place in self._queue if place.peer != peer]
-
-    def _deal(self, place: _Waiting, now: float) -> tuple[int, int]:
-        """Deal what is free, one by one, among those whose turn it is; give what one gets, and what the others get."""
-        shares = [[other.want, 0, other is place] for other in self._queue if other.turn <= now]
-        free = self._free(sum(one[0] for one in shares), now)
-        left = free
-        while left > 0:
-            for one in shares:
-                if one[1] < one[0] and left > 0:
-                    one[1] += 1
-                    left -= 1
-        share = sum(one[1] for one in shares if one[2])
-        return share, free - share
-
-    def _free(self, most: int, now: float) -> int:
-        free = 0
-        while free < most and self._windows.ready_at(now, free) <= now:
-            free += 1
-        return free
+    def _alive(self) -> Counter[str]:
+        return sum(map(Counter, self._running.values()), Counter[str]())
 
     def _lend(self, peer: str, now: float) -> str:
         self.number += 1
@@ -358,19 +358,36 @@ class AccountState:
             self._leases[name] = _Lease(peer, tickets, now + self._terms.lease)
         return name
 
-    def _postpone(self, place: _Waiting, kept: int, now: float) -> None:
+    def _postpone(self, peer: str, kept: int, now: float) -> float:
         """Put off a process until the permit comes that is its by its place, after those `kept` for others now."""
-        ahead = max(self._queue.index(place), kept)
-        turn = max(self._windows.ask_at(now, ahead), now + self._windows.shortest / ASKS_PER_PERIOD, self._until)
-        place.turn = turn
-        # Others may not come for what is kept for them.
-        place.due = min(turn, now + self._grace) if kept else turn
+        ahead = self._queue.ahead(peer, self._alive())
+        if ahead is None:
+            return self._queue.postpone(peer, now + ASK_WHILE_KEPT_BACK, now + ASK_WHILE_KEPT_BACK)
+        turn = max(self._windows.ask_at(now, max(ahead, kept)), self._until)
+        due = max(turn, now + self._windows.shortest / ASKS_PER_PERIOD)
+        if kept:
+            # Others may not come for what is kept for them.
+            due = min(due, now + self._grace)
+        if self._queue.kept_back(peer):
+            due = min(due, now + ASK_WHILE_KEPT_BACK)
+        return self._queue.postpone(peer, turn, due)
 
-    def _reply(self, now: float, leases: tuple[str, ...], wait: float) -> Reply:
-        paused, peers = max(self._until - now, 0.0), max(len(self._peers), 1)
-        windows = self._windows
-        supply = windows.supply(now, self._until).shared(1, -now)
-        answer = Answer(leases, wait, paused, windows.learned_limit, peers, len(self._queue), supply, windows.rates)
+    def _reply(
+        self, now: float, leases: tuple[str, ...], wait: float, *, peer: str = "", groups: tuple[str, ...] = ()
+    ) -> Reply:
+        supply = self._windows.supply(now, self._until).shared(1, -now)
+        answer = Answer(
+            leases,
+            wait,
+            paused=max(self._until - now, 0.0),
+            learned_limit=self._windows.learned_limit,
+            peers=max(len(self._peers), 1),
+            waiting=self._queue.share(peer),
+            supply=supply,
+            rates=self._windows.rates,
+            groups=groups,
+            kept_back=tuple(self._queue.kept_back(peer)),
+        )
         return Reply(answer, Known(self.epoch, self.number, now))
 
     def dump(self) -> dict[str, Any]:
@@ -388,7 +405,8 @@ class AccountState:
             "told": list(self._windows.told),
             "leases": {name: _written(lease) for name, lease in self._leases.items()},
             "peers": self._peers,
-            "queue": [attrs.astuple(place) for place in self._queue],
+            "queue": self._queue.dump(),
+            "running": {peer: running for peer, running in self._running.items() if running and peer in self._peers},
         }
 
     @classmethod
@@ -402,7 +420,7 @@ class AccountState:
         made._windows.told = set(state["told"])
         made._leases = {name: _lease_of(*lease) for name, lease in state["leases"].items()}
         made._peers = dict(state["peers"])
-        made._queue = [_Waiting(*place) for place in state["queue"]]
+        made._queue, made._running = PermitQueue.load(state["queue"]), state["running"]
         return made
 
 

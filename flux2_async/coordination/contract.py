@@ -35,12 +35,14 @@ class Terms:
         lease: Seconds after which a permit whose owner says nothing counts as unclear; no POST lives longer.
         post: Seconds that a POST may take; with less than that left of its lease no permit is used.
         key_ttl: Seconds from its reservation on for which a key is kept.
+        per_group: How many tasks of one group may run, or None for no bound.
     """
 
     rates: tuple[RateLimit, ...] = attrs.field(converter=rates_of)
     lease: float
     post: float = 0.0
     key_ttl: float = 86400.0
+    per_group: int | None = None
 
 
 @attrs.frozen
@@ -55,8 +57,10 @@ class Answer:
             limits that of the tightest.
         rates: What all limits are believed to be now.
         peers: Processes seen lately, at least 1.
-        waiting: Of those the ones that want more permits than they have got.
+        waiting: One in so many permits is for this process while it waits.
         supply: When there will be permits for all of them.
+        groups: For whom each lease is, as the process has named them.
+        kept_back: Of which groups so many run that they have to wait.
     """
 
     leases: tuple[str, ...]
@@ -67,6 +71,8 @@ class Answer:
     waiting: int = 0
     supply: Supply | None = attrs.field(default=None, repr=False, eq=False)
     rates: tuple[RateLimit, ...] = ()
+    groups: tuple[str, ...] = ()
+    kept_back: tuple[str, ...] = ()
 
 
 @attrs.frozen

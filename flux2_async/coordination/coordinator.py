@@ -12,7 +12,7 @@ import asyncio
 import json
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -52,12 +52,16 @@ class Coordinator:
         coordination: As the user made it.
         account: The digest of address and API key; never the key.
         terms: On what terms permits are lent.
+
+    Attributes:
+        running: Gives how many tasks run here of which groups, where `terms` bound those.
     """
 
     def __init__(self, coordination: Coordination, account: str, terms: Terms) -> None:
         self._member = secrets.token_hex(6)
         self._store = coordination.store(account, self._member)
         self._terms = terms
+        self.running: Callable[[], Mapping[str, int]] = dict
         self._joins = 0
         self._known = Known()
         # When that was asked for, and when it was known.
@@ -106,19 +110,23 @@ class Coordinator:
             self._beating = asyncio.get_running_loop().create_task(self._beat(), name="flux2_async heartbeat")
         return answer
 
-    async def acquire(self, want: int, *, first: bool = False) -> Answer:
+    async def acquire(self, want: int, groups: Mapping[str, int] | None = None, first: Collection[str] = ()) -> Answer:
         """Ask for as many permits as can be used at once; 0 leaves the queue.
 
-        With `first` before the other processes: a submission was refused by 429.
+        Args:
+            want: So many.
+            groups: For whom, see `PermitQueue.enter`; None: for those without a group.
+            first: See there.
         """
+        asked: dict[str, Any] = {"groups": groups, "first": first, "bound": self._terms.per_group}
 
         def lend(state: AccountState, now: float) -> Reply | None:
             self._search(state, now)
-            reply = state.acquire(self._peer, self._known, want, now, first=first)
+            reply = state.acquire(self._peer, self._known, want, now, **asked)
             if reply is None and self._joins:
                 # The state was lost meanwhile, or the others thought this one gone.
                 self._enter(state, now)
-                reply = state.acquire(self._peer, self._known, want, now, first=first)
+                reply = state.acquire(self._peer, self._known, want, now, **asked)
             self._unheard = reply.answer.leases if reply else ()
             return reply
 
@@ -245,19 +253,28 @@ class Coordinator:
 
     async def _change(self, act: Callable[[AccountState, float], T]) -> tuple[T, float, float]:
         """Carry out a step of the rules; give its result, when the time was asked for, and when it was known."""
+        wakes = False
         async with self._turn:
             asked_at = self._store.elapsed()
+            # What is lent by one question is counted here before the next one begins.
+            running = None if self._terms.per_group is None else self.running()
 
             def change(text: str | None, now: float) -> Kept[tuple[T, float, float]]:
-                nonlocal asked_at
+                nonlocal asked_at, wakes
                 # Another try begins here, if somebody else was faster.
                 begun, asked_at = asked_at, self._store.elapsed()
                 state = self._load(text, now)
                 time = state.tell_time(now, self._known, begun - self._asked_at, begun - self._known_at)
+                if running is not None:
+                    state.run(self._peer, running)
                 result = act(state, time)
+                wakes = state.wakes
                 return Kept(json.dumps(state.dump()), state.lives_for, (result, begun, asked_at))
 
-            return await self._store.update(f"{FORMAT}:account", change)
+            result = await self._store.update(f"{FORMAT}:account", change)
+        if wakes:
+            await self.tell(Message("wake"))
+        return result
 
     async def _ask(self, question: Callable[[AccountState, float], Reply | None]) -> Answer:
         reply, asked_at, known_at = await self._change(question)

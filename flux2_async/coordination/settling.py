@@ -40,7 +40,7 @@ class Settling:
         # Each with the loop time at which it happened.
         self._news: deque[tuple[float, Settlement | Hint]] = deque()
         self._has_news = asyncio.Event()
-        self._closing = False
+        self._anew = self._closing = False
         self._job: asyncio.Task[None] | None = None
         self.out: set[str] = set()
 
@@ -53,8 +53,9 @@ class Settling:
         self._news.append((self._loop.time() - news.ago, news))
         self._has_news.set()
 
-    def go_on(self) -> None:
-        """Tell what could not be told."""
+    def go_on(self, *, anew: bool = False) -> None:
+        """Tell what could not be told; `anew`: something, if there is no news of permits, since that tells more."""
+        self._anew = self._anew or anew
         self._has_news.set()
 
     async def aclose(self) -> None:
@@ -69,7 +70,8 @@ class Settling:
         while not self._closing:
             await self._has_news.wait()
             self._has_news.clear()
-            while self._news and self._membership.joined:
+            while (self._news or self._anew) and self._membership.joined:
+                self._anew = False
                 batch = tuple(itertools.islice(self._news, MAX_BATCH))
                 now = self._loop.time()
                 told = [attrs.evolve(news, ago=max(now - at, 0.0)) for at, news in batch]

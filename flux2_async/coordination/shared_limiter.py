@@ -8,16 +8,19 @@ declared when the session joins again.
 """
 
 import asyncio
+import hashlib
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Final
 
 import attrs
 
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
+from flux2_async._limiter.queue import Waiter
+from flux2_async._limiter.slots import group_is_full
 from flux2_async._limiter.window import MAX_PAUSE, MIN_PAUSE, PermitEvent, Supply
 from flux2_async._limiter.windows import Windows, tightest
 from flux2_async._protocol.told_limits import Told
@@ -27,18 +30,21 @@ from flux2_async.coordination.fallback_quota import Fallback, FallbackQuota
 from flux2_async.coordination.membership import Membership
 from flux2_async.coordination.settling import Settling
 from flux2_async.coordination.store import finish
-from flux2_async.errors import CoordinationError
+from flux2_async.errors import CoordinationError, RateLimitedError
 
 MAX_WANT: Final = 100
+# The others are told of so many groups that wait here, by turns: what they are told they all keep.
+MAX_GROUPS: Final = 16
 # Who would not wait at all still waits for one answer.
 ONE_QUESTION: Final = 1.0
 
 
 @attrs.frozen
 class _Lent:
-    """A permit that the shared state has lent, and when at the earliest, by either clock."""
+    """A permit that the shared state has lent, for whom, and when at the earliest, by either clock."""
 
     name: str
+    group: str
     asked_at: float
     asked_at_elapsed: float
 
@@ -63,6 +69,7 @@ class SharedLimiter(Gate):
         super().__init__()
         self._loop = self._home = asyncio.get_running_loop()
         self._coordinator = coordinator
+        coordinator.running = self._running
         self._terms = terms
         # Of which nothing is ever taken.
         self._windows = Windows(terms.rates)
@@ -74,8 +81,12 @@ class SharedLimiter(Gate):
         # Empty but while an answer is dealt out.
         self._lent: deque[_Lent] = deque()
         self._wanted, self._ask_now = asyncio.Event(), asyncio.Event()
-        # When to ask again for those who wait, if the others know that they do.
+        # When to ask again for those who wait, if the others know that they do; and of which groups they know it.
         self._ask_at = -math.inf
+        self._told: set[str | None] = set()
+        # By the names that the others were told; and those that have to wait because so many of them run.
+        self._names: dict[str, str | None] = {}
+        self._kept_back: set[str | None] = set()
         # This session's part of what the last answer told.
         self._supply: Supply | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -142,12 +153,12 @@ class SharedLimiter(Gate):
 
     # --- What the gate asks ---
 
-    def _announce(self, *, first: bool) -> float:
+    def _announce(self, group: str | None, *, first: bool) -> float:
         if self._fallback.quota is not None and not self._may_degrade:
             raise _away()
         asks = self.membership.joined and self._ask_at <= self._home.time()
         self._wanted.set()
-        if first:
+        if first or (self._ask_at > -math.inf and len(self._told) < MAX_GROUPS and group not in self._told):
             self._ask_now.set()
         return ONE_QUESTION if asks else 0.0
 
@@ -158,6 +169,18 @@ class SharedLimiter(Gate):
             return max(self._until, now)
         quota = self._fallback.quota
         return max(self._until, quota.ready_at(now)) if quota and self._may_degrade else math.inf
+
+    def _next(self, now: float, /) -> Waiter[Permit] | None:
+        waiter = super()._next(now)
+        while self._lent and waiter is not None:
+            own = self._waiters.next_of(self._names[self._lent[0].group])
+            # Nobody may be left of those for whom it was lent, and of another bounded group so many may run already.
+            if own is not None or self._terms.per_group is None:
+                return own or waiter
+            self._return_lent()
+            if not self._lent:
+                return None
+        return waiter
 
     def _permit(self, now: float, /) -> Permit:
         if (quota := self._fallback.quota) is not None:
@@ -172,6 +195,11 @@ class SharedLimiter(Gate):
 
     def _next_at(self, now: float, /) -> float:
         return self._fallback.quota.ready_at(now) if self._fallback.quota else self._ask_at
+
+    def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
+        if waiter.group in self._kept_back and self._until <= now:
+            return group_is_full(waiter, self._terms.per_group)
+        return super()._too_late(waiter, now)
 
     def _used_up(self) -> str:
         rate = tightest(self._terms.rates)
@@ -202,7 +230,13 @@ class SharedLimiter(Gate):
     def _on_room(self) -> None:
         self._wanted.set()
         self._ask_now.set()
+        if self._terms.per_group is not None:
+            self._settling.go_on(anew=True)
         super()._on_room()
+
+    def _running(self) -> Mapping[str, int]:
+        running = {} if self._slots is None else self._slots.running()
+        return {digest(group): count for group, count in running.items()}
 
     async def _pause_asking(self, seconds: float) -> None:
         try:
@@ -213,26 +247,35 @@ class SharedLimiter(Gate):
 
     async def _ask(self) -> float:
         """Ask once and use the answer; give the seconds until it makes sense to ask again."""
-        head = self._waiters.next(self._home.time())
-        want, first = self._want, head is not None and head.first
         asked_at, elapsed = self._home.time(), self._coordinator.elapsed()
+        want, waiting = self._want, sorted(self._waiters.wants(asked_at), key=lambda each: not each[1])[:MAX_GROUPS]
+        self._names = {digest(name): name for name, _, _ in waiting}
+        groups = {digest(name): min(count, MAX_WANT) for name, count, _ in waiting}
+        first = [digest(name) for name, _, goes_first in waiting if goes_first]
+        self._told = {name for name, count, _ in waiting if count}
         try:
-            answer = await self.membership.ask(lambda: self._coordinator.acquire(want, first=first))
+            answer = await self.membership.ask(lambda: self._coordinator.acquire(want, groups, first))
         except CoordinationError:
             return 0.0
         now = self._home.time()
         self._ask_at = now + answer.wait if answer.wait > 0 else -math.inf
+        self._told = {self._names[group] for group in Counter(groups) - Counter(answer.groups)}
+        self._kept_back = {self._names[group] for group in answer.kept_back}
         self._use(answer, now)
         self._settling.out.update(answer.leases)
-        self._lent.extend(_Lent(name, asked_at, elapsed) for name in answer.leases)
+        lent = zip(answer.leases, answer.groups, strict=True)
+        self._lent.extend(_Lent(name, group, asked_at, elapsed) for name, group in lent)
         if self._until <= now:
             self._wake()
         # Who wanted them has left, or a pause came in between.
         while self._lent:
-            self._settling.report(Settlement(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0))
+            self._return_lent()
         for waiter in self._waiters.late(now, now + min(answer.wait, 1.001 * ONE_QUESTION)):
             self._fail(waiter, self._too_late(waiter, now))
         return max(answer.wait, self._until - now)
+
+    def _return_lent(self) -> None:
+        self._settling.report(Settlement(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0))
 
     def _use(self, answer: Answer, now: float) -> None:
         self._supply = answer.supply and answer.supply.shared(max(answer.waiting, 1), now)
@@ -303,6 +346,12 @@ class SharedLimiter(Gate):
                 self._fail(waiter, _away())
         self._ask_now.set()
         self._wake()
+
+
+@lru_cache(1024)
+def digest(group: str | None) -> str:
+    """Give the name under which others know a group."""
+    return "" if group is None else hashlib.sha256(group.encode()).hexdigest()[:16]
 
 
 def _away() -> CoordinationError:

@@ -148,7 +148,13 @@ def _share(coordination: "Coordination", account: str, options: Options, api: Ap
     from flux2_async.coordination.contract import Terms  # noqa: PLC0415
 
     lease = options.timeouts.connect + options.timeouts.submit + LEASE_SLACK
-    terms = Terms(options.rate_limits, lease, post=options.timeouts.submit, key_ttl=options.key_ttl)
+    terms = Terms(
+        options.rate_limits,
+        lease,
+        post=options.timeouts.submit,
+        key_ttl=options.key_ttl,
+        per_group=options.max_running_per_group,
+    )
     return Sharing(coordination, account, terms, watcher=watcher, records=api)
 
 

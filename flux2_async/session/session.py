@@ -91,7 +91,7 @@ class Flux2Session:
         max_running: Tasks that may be unfinished at once. None: no bound. `"service"`: what the service allows
             (upstream: "typically 100+").
         max_running_per_group: How many of them one `group` may have at once; further ones wait, and hold up no
-            other. Each process counts its own. None: no bound.
+            other. With `coordination` in all processes together, where all set it. None: no bound.
         polling: How often to poll whether a task is finished.
         callbacks: Where the service tells that a task is finished, see `flux2_async.receivers`; once one has come,
             polls become rare, until one does not come. None: polling alone.

@@ -33,7 +33,7 @@ def book(limit: int = 20, lease: float = 70.0, epoch: str = "e", now: float = 0.
 def ask(
     book: AccountState, peer: str, want: int, now: float, *, known: Known | None = None, first: bool = False
 ) -> Answer:
-    reply = book.acquire(peer, known or Known(), want, now, first=first)
+    reply = book.acquire(peer, known or Known(), want, now, first=[""] if first else [])
     assert reply is not None
     return reply.answer
 

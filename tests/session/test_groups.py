@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -191,42 +192,117 @@ def test_positions_are_true(crowd: list[str], withdrawn: set[int], max_running: 
         runner.run(scenario())
 
 
-async def test_alone_in_another_process() -> None:
-    """One user's 500 requests in a process hold up another user's single one in a second process by two permits."""
-    async with Emulator(Script(plans=Plan(duration=30.0), credits=RICH, render=False)) as emulator:
-        options: dict[str, Any] = {"rate_limit": RateLimit(1, 1.0), "coordination": Memory()}
-        async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
-            enqueue(one, 500, "alice")
-            await asyncio.sleep(25.3)
-            before = len(emulator.ledger.accepted)
-            await two.submit(request_of("bob"), group="bob")
-
-            assert before >= 20
-            assert len(emulator.ledger.accepted) - before - 1 <= 2
-
-
+@pytest.mark.parametrize("where", ["beside them", "elsewhere", "in a third process"])
 @pytest.mark.parametrize("faults", [0, 1])
-async def test_in_coordination(faults: int) -> None:
-    """Processes take turns for permits and groups within each: one waits for two of those that its process gets."""
-    memory, granted = Memory(), []
+async def test_one_among_five_hundred_in_coordination(where: str, faults: int) -> None:
+    """One user's 500 requests in two processes hold up another user's single one by two permits, wherever it comes."""
+    memory = Memory()
+    async with (
+        Emulator(Script(plans=Plan(duration=30.0), credits=RICH, render=False)) as emulator,
+        AsyncExitStack() as stack,
+    ):
+        options: dict[str, Any] = {"rate_limit": RateLimit(1, 1.0), "coordination": memory}
+        one, two, three = [await stack.enter_async_context(session_for(emulator, **options)) for _ in range(3)]
+        enqueue(one, 250, "alice")
+        enqueue(two, 250 if where != "elsewhere" else 1, "alice")
+        await asyncio.sleep(25.3)
+        memory.lost_answers = faults
+        before = len(emulator.ledger.accepted)
+        await (three if where == "in a third process" else two).submit(request_of("bob"), group="bob")
 
-    def observe(event: SessionEvent) -> None:
-        if isinstance(event, SubmissionChanged) and event.event is SubmissionEvent.GRANTED:
-            granted.append(event.group)
+        assert before >= 20
+        assert len(emulator.ledger.accepted) - before - 1 <= 2 + faults
 
-    async with Emulator(Script(plans=Plan(duration=30.0), credits=RICH, render=False)) as emulator:
-        options: dict[str, Any] = {"rate_limit": RateLimit(20, 10.0), "coordination": memory}
+
+async def test_groups_share_alike_in_coordination() -> None:
+    """Three groups in four processes get a third each, those without a group as one of them, at the whole limit."""
+    script = Script(plans=Plan(duration=5.0), credits=RICH, limit=Limit(10, 10.0), render=False)
+    async with Emulator(script) as emulator, AsyncExitStack() as stack:
+        options: dict[str, Any] = {"rate_limit": RateLimit(10, 10.0), "coordination": Memory()}
+        opened = [await stack.enter_async_context(session_for(emulator, **options)) for _ in range(4)]
+        for flux, group in zip(opened, ["alice", "alice", None, "alice"], strict=True):
+            enqueue(flux, 200, group)
+        enqueue(opened[3], 200, "bob")
+        await asyncio.sleep(301)
+
+        # The first ten went to who was there first.
+        shares = Counter(accepted(emulator)[10:])
+        assert shares.total() >= 290
+        assert emulator.ledger.refused == 0
+        assert max(shares.values()) - min(shares.values()) <= 2
+
+
+async def test_priority_is_of_a_process() -> None:
+    """Priorities hold within each process, and what waits there behind them keeps its turn among the others."""
+    async with Emulator(LONG) as emulator:
+        options: dict[str, Any] = {"rate_limit": RateLimit(1, 5.0), "coordination": Memory()}
+        async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
+            enqueue(one, 3, "alice")
+            await asyncio.sleep(0.5)
+            enqueue(two, 2, "bob")
+            await asyncio.sleep(0.5)
+            enqueue(one, 2, "carol", priority=1)
+            await asyncio.sleep(40)
+
+            assert accepted(emulator) == ["alice", "bob", "carol", "bob", "carol", "alice", "alice"]
+
+
+async def alive_of(emulator: Emulator, seconds: float) -> Counter[str]:
+    """Watch how many tasks of each group run at the service at most."""
+    most: Counter[str] = Counter()
+    for _ in range(int(seconds / 0.1)):
+        running = [
+            task for task in map(emulator.task, emulator.ledger.accepted) if task.state not in ("success", "fail")
+        ]
+        most |= Counter(task.body["input"]["prompt"].removeprefix("a picture for ") for task in running)
+        await asyncio.sleep(0.1)
+    return most
+
+
+@pytest.mark.parametrize("faults", [0, 3])
+@pytest.mark.parametrize("mute", [False, True])
+async def test_bound_of_a_group_in_coordination(*, faults: int, mute: bool) -> None:
+    """So many of a group run in all processes together, and no more; the others go on, and none of its own starves."""
+    memory = Memory()
+    memory.mute = mute
+    async with Emulator(Script(plans=Plan(duration=4.0), credits=RICH)) as emulator:
+        options: dict[str, Any] = {"max_running_per_group": 2, "coordination": memory}
         async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
             for flux in (one, two):
-                enqueue(flux, 250, "alice")
-            await asyncio.sleep(25)
+                enqueue(flux, 8, "alice")
+            watching = asyncio.create_task(alive_of(emulator, 60.0))
+            await asyncio.sleep(1)
+            error = await error_of(two.submit(request_of("alice"), group="alice", max_wait=0))
+            assert isinstance(error, RateLimitedError)
+            assert "max_running_per_group is 2" in str(error)
             memory.lost_answers = faults
-            two.observe(observe)
-            begun = asyncio.get_running_loop().time()
-            await two.enqueue(request_of("bob"), group="bob")
+            handles = enqueue(two, 2, "bob")
+            await asyncio.sleep(1.5)
+            assert all(handle.state is SubmissionState.ACCEPTED for handle in handles)
+            await asyncio.sleep(8)
+            assert min(flux.statistics().submitted for flux in (one, two)) >= 2
+            await asyncio.gather(one.drain(), two.drain())
 
-            assert granted.index("bob") <= 2 or faults
-            assert asyncio.get_running_loop().time() - begun < 21
+            assert await watching == {"alice": 2, "bob": 2}
+            assert Counter(accepted(emulator)) == {"alice": 16, "bob": 2}
+
+
+async def test_bound_of_a_group_outlives_no_process_by_much() -> None:
+    """What ran in a process that died is counted for a minute, and what was attached elsewhere only once."""
+    memory = Memory()
+    async with Emulator(Script(plans=Plan(duration=1e4), credits=RICH)) as emulator:
+        options: dict[str, Any] = {"max_running_per_group": 1, "coordination": memory}
+        async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
+            task = await one.submit(request_of("alice"), group="alice")
+            handle = two.enqueue(request_of("alice"), group="alice")
+            two.attach(task.id)
+            await asyncio.sleep(100)
+            assert len(emulator.ledger.accepted) == 1
+            memory.stores[0].cut = True
+            await asyncio.sleep(30)
+            assert len(emulator.ledger.accepted) == 1
+            await asyncio.sleep(40)
+            assert handle.state is SubmissionState.ACCEPTED
 
 
 async def test_whatever_happens_no_slot_is_lost() -> None:

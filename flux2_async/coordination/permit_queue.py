@@ -1,0 +1,260 @@
+"""Which processes wait for permits, for whom, and who is next. Pure: time comes in as an argument.
+
+Turns. Groups take turns, and within a group the processes in which somebody of it waits. Who has had the fewest rounds
+is next, then whose last turn is longest ago; who comes has had as many as those with the fewest, and who may not pass
+saves none. With somebody whom a 429 has refused a group and its process are next at once.
+
+Bounds. A group of which so many run already is kept back, and the others go on.
+
+Deaths. What is kept for a process is kept until `grace` after it was to ask again; then it is passed over, and those
+that were to come after it come at once.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+
+# Seconds after which a process asks again whose groups are kept back: whoever died since has told nobody.
+ASK_WHILE_KEPT_BACK: Final = 1.0
+
+
+@attrs.define(eq=False)
+class _Place:
+    """How many permits a process can use for a group; `kept_back`: it was told that too many of that run."""
+
+    peer: str
+    want: int
+    kept_back: bool = False
+
+
+@attrs.define
+class _Line:
+    """The places of a group, whoever is next first, and how many rounds it has had."""
+
+    rounds: int
+    places: list[_Place] = attrs.field(factory=list)
+
+    def of(self, peer: str) -> _Place | None:
+        return next((place for place in self.places if place.peer == peer), None)
+
+    def had_turn(self, place: _Place) -> None:
+        self.places.remove(place)
+        self.places.append(place)
+        self.rounds += 1
+
+
+@attrs.define
+class _Waiting:
+    """A process: how many permits it can use, when one is its turn, when it is to ask again, and its groups' bound."""
+
+    want: int
+    turn: float
+    due: float
+    bound: int | None
+
+
+class PermitQueue:
+    """The queue of all processes of an account."""
+
+    def __init__(self) -> None:
+        # Whose last turn is longest ago first.
+        self._lines: dict[str, _Line] = {}
+        self._peers: dict[str, _Waiting] = {}
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def enter(
+        self,
+        peer: str,
+        want: int,
+        groups: Mapping[str, int],
+        now: float,
+        *,
+        first: Iterable[str] = (),
+        bound: int | None = None,
+    ) -> None:
+        """Let a process wait, or go on waiting.
+
+        Args:
+            peer: Its name.
+            want: How many permits it can use now.
+            groups: The same by group; with 0 a group keeps its place while others of this process go first.
+            now: The time.
+            first: The groups of those that were refused.
+            bound: How many of a group may run at once, or None.
+        """
+        self._peers[peer] = _Waiting(want, now, now, bound)
+        self._remove(peer, {group for group in self._lines if group not in groups})
+        fewest = min((line.rounds for line in self._lines.values()), default=0)
+        for group, count in groups.items():
+            line = self._lines.setdefault(group, _Line(fewest))
+            if (place := line.of(peer)) is None:
+                line.places.append(_Place(peer, count))
+            else:
+                place.want, place.kept_back = count, False
+        for group in first:
+            line = self._lines[group]
+            line.rounds = fewest
+            line.places.sort(key=lambda place: place.peer != peer)
+            self._lines = {group: line, **self._lines}
+
+    def leave(self, peer: str) -> None:
+        """Forget a process."""
+        self._peers.pop(peer, None)
+        self._remove(peer, self._lines)
+
+    def late(self, due: float) -> Sequence[str]:
+        """Give the processes that were to ask again by then, and have not."""
+        return [peer for peer, waiting in self._peers.items() if waiting.due <= due]
+
+    def drop(self, peer: str, now: float, grace: float) -> bool:
+        """Forget a process that has died; give whether it was before others, who are to ask again at once."""
+        if peer not in self._peers:
+            return False
+        self.leave(peer)
+        for waiting in self._peers.values():
+            waiting.turn, waiting.due = min(waiting.turn, now), min(waiting.due, now + grace)
+        return bool(self._peers)
+
+    def deal(
+        self, peer: str, is_free: Callable[[int], bool], now: float, running: Mapping[str, int]
+    ) -> tuple[Sequence[str], int]:
+        """Deal what is free, one by one, among those whose turn it is.
+
+        Args:
+            peer: The process that asks.
+            is_free: Whether there is one more permit than so many.
+            now: The time.
+            running: Of each group how many run.
+
+        Returns:
+            The groups for which it gets one each, and how many are kept for other processes.
+        """
+        own: list[str] = []
+        kept: Counter[str] = Counter()
+        rounds = 0
+        for number, (group, place, had) in enumerate(self._in_turn(running, now)):
+            if not is_free(number):
+                break
+            rounds = had
+            if place.peer == peer:
+                own.append(group)
+            else:
+                kept[group] += 1
+        for group in own:
+            self._had_turn(group, peer)
+        for group, line in self._lines.items():
+            # Who might have had them, and could not come.
+            line.rounds = max(line.rounds, rounds - kept[group])
+        alive = Counter(running) + Counter(own)
+        for group, line in self._lines.items():
+            if (place_of := line.of(peer)) is not None:
+                place_of.kept_back = place_of.want > 0 and self._is_kept_back(group, peer, alive)
+        return own, kept.total()
+
+    def ahead(self, peer: str, running: Mapping[str, int]) -> int | None:
+        """How many permits come before the first of a process; None: all its groups are kept back."""
+        order = enumerate(self._in_turn(running))
+        return next((number for number, (_, place, _) in order if place.peer == peer), None)
+
+    def postpone(self, peer: str, turn: float, due: float) -> float:
+        """Let a process ask again later; give when."""
+        waiting = self._peers[peer]
+        waiting.turn, waiting.due = turn, due
+        return due
+
+    def wants(self, peer: str) -> bool:
+        """Whether a process can use more than it has got."""
+        return self._peers[peer].want > 0 and any(place.want for place in self._places_of(peer).values())
+
+    def kept_back(self, peer: str | None = None) -> Sequence[str]:
+        """Give the groups that are kept back, of one process or of any."""
+        return [
+            group
+            for group, line in self._lines.items()
+            if any(place.kept_back and peer in (None, place.peer) for place in line.places)
+        ]
+
+    def share(self, peer: str) -> int:
+        """One in how many permits is for a process."""
+        lines = [[place.peer for place in line.places if place.want] for line in self._lines.values()]
+        lines = [line for line in lines if line]
+        own = sum(1 / len(line) for line in lines if peer in line)
+        return max(round(len(lines) / own), 1) if own else len(self._peers)
+
+    def _places_of(self, peer: str) -> dict[str, _Place]:
+        return {group: place for group, line in self._lines.items() if (place := line.of(peer)) is not None}
+
+    def _remove(self, peer: str, groups: Iterable[str]) -> None:
+        for group in tuple(groups):
+            line = self._lines[group]
+            line.places = [place for place in line.places if place.peer != peer]
+            if not line.places:
+                del self._lines[group]
+
+    def _had_turn(self, group: str, peer: str) -> None:
+        line = self._lines[group] = self._lines.pop(group)
+        if (place := line.of(peer)) is not None:
+            line.had_turn(place)
+            place.want -= 1
+            self._peers[peer].want -= 1
+            if not place.want:
+                self._remove(peer, [group])
+
+    def _in_turn(self, running: Mapping[str, int], now: float | None = None) -> Iterator[tuple[str, _Place, int]]:
+        """Give whose the permits are that come, one by one; of those whose turn it is by now, or of all.
+
+        Each with its group, and how many rounds those with the fewest have had.
+        """
+        wants: dict[_Place, int] = {}
+        lines: dict[str, _Line] = {}
+        for group, line in self._lines.items():
+            places = [
+                each for each in line.places if now is None or each.kept_back or self._peers[each.peer].turn <= now
+            ]
+            wants |= {place: place.want for place in places}
+            lines[group] = _Line(line.rounds, places)
+        left = {peer: waiting.want for peer, waiting in self._peers.items()}
+        alive = Counter(running)
+        while lines:
+            group, line = min(lines.items(), key=lambda item: item[1].rounds)
+            able = (
+                each
+                for each in line.places
+                if wants[each] and left[each.peer] and not self._is_kept_back(group, each.peer, alive)
+            )
+            if (place := next(able, None)) is None:
+                del lines[group]
+                continue
+            yield group, place, line.rounds
+            lines[group] = lines.pop(group)
+            line.had_turn(place)
+            wants[place] -= 1
+            left[place.peer] -= 1
+            alive[group] += 1
+
+    def _is_kept_back(self, group: str, peer: str, running: Mapping[str, int]) -> bool:
+        bound = self._peers[peer].bound
+        return bound is not None and running.get(group, 0) >= bound
+
+    def dump(self) -> list[Any]:
+        """Give it as plain data."""
+        lines = {
+            group: [line.rounds, *(attrs.astuple(place) for place in line.places)]
+            for group, line in self._lines.items()
+        }
+        return [{peer: attrs.astuple(waiting) for peer, waiting in self._peers.items()}, lines]
+
+    @classmethod
+    def load(cls, state: list[Any]) -> "PermitQueue":
+        """Make one of what `dump` gave."""
+        made = cls()
+        peers, lines = state
+        made._peers = {peer: _Waiting(*waiting) for peer, waiting in peers.items()}
+        made._lines = {
+            group: _Line(rounds, [_Place(*place) for place in places]) for group, (rounds, *places) in lines.items()
+        }
+        return made

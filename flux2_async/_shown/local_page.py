@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -94,52 +95,32 @@ def file_of(path: Path) -> Handler:
     return serve
 
 
-class EventStream:
-    """Server-sent events to one page.
+async def event_stream(
+    request: web.Request, closing: asyncio.Event, every: float, news: Callable[[], tuple[Any, bool]]
+) -> web.StreamResponse:
+    """Send server-sent events to an `EventSource` until its page is gone, or the server stops and sets `closing`.
 
-    Args:
-        request: Of an `EventSource`.
-        closing: Set when the server stops, which ends the stream.
+    `news` gives what is to be sent as JSON, None for nothing, and whether there is more: then it is asked again at
+    once, else after `every` seconds. A page that loses the stream asks again after a second.
     """
-
-    def __init__(self, request: web.Request, closing: asyncio.Event) -> None:
-        self._request = request
-        self._closing = closing
-        self._sent_at = 0.0
-        self.response = web.StreamResponse(headers=HEADERS | {"Content-Type": "text/event-stream; charset=utf-8"})
-
-    async def open(self) -> None:
-        """Begin the answer; a page that loses it asks again after a second."""
-        await self.response.prepare(self._request)
-        await self._write(b"retry: 1000\n\n")
-
-    async def send(self, value: Any) -> None:
-        """Send a value as JSON.
-
-        Raises:
-            ConnectionError: The page is gone.
-        """
-        # Escaped, it has no line break that would end the event, and no lone surrogate.
-        await self._write(b"data: " + json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n\n")
-
-    async def pause(self, seconds: float) -> bool:
-        """Wait, and tell whether to go on: the page is there and the server does not stop.
-
-        Raises:
-            ConnectionError: The page is gone.
-        """
-        try:
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
-        except TimeoutError:
-            pass
-        transport = self._request.transport
-        if self._closing.is_set() or transport is None or transport.is_closing():
-            return False
-        if asyncio.get_running_loop().time() - self._sent_at > ALIVE:
-            await self._write(b":\n\n")
-        return True
-
-    async def _write(self, content: bytes) -> None:
-        await self.response.write(content)
-        self._sent_at = asyncio.get_running_loop().time()
+    response = web.StreamResponse(headers=HEADERS | {"Content-Type": "text/event-stream; charset=utf-8"})
+    now, sent_at, wait, content = asyncio.get_running_loop().time, 0.0, 0.0, b"retry: 1000\n\n"
+    # Who closes the page breaks the connection.
+    with suppress(ConnectionError):
+        await response.prepare(request)
+        while True:
+            if content:
+                await response.write(content)
+                sent_at = now()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await closing.wait()
+            if closing.is_set() or request.transport is None or request.transport.is_closing():
+                break
+            value, more = news()
+            content, wait = b":\n\n" if now() - sent_at > ALIVE else b"", 0.0 if more else every
+            if value is not None:
+                # Escaped, it has no line break that would end the event, and no lone surrogate.
+                text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+                content = b"data: " + text.encode() + b"\n\n"
+    return response

@@ -45,7 +45,10 @@ class Files:
         """Any file: 200 or 206 with it, 403 for an address that has expired, 404, 416."""
         ref = ref_of(request.path)
         if ref is None:
-            return self._uploaded(request)
+            file = self.core.store.find(request.path.removeprefix(UPLOADS))
+            if file is None:
+                return error(404, "Not Found")
+            return self._reply(request, file.content, file.mime_type, file.stored_at)
         task = self.engine.finished(ref)
         if task is None or self.core.clock.now() >= task.finishes_at + self.core.script.file_life:
             return error(404, "Not Found")
@@ -107,7 +110,9 @@ class Files:
                 format=self.core.script.picture_format,
             )
             content = await anyio.to_thread.run_sync(draw, job, limiter=self._threads)
-            self._remember(ref, content)
+            self._cache[ref] = content
+            while sum(map(len, self._cache.values())) > CACHE_BYTES:
+                self._cache.popitem(last=False)
             return content
         finally:
             del self._drawing[ref]
@@ -121,23 +126,12 @@ class Files:
             case Unloadable():
                 return reference.url
 
-    def _remember(self, ref: ResultRef, content: bytes) -> None:
-        self._cache[ref] = content
-        while sum(map(len, self._cache.values())) > CACHE_BYTES:
-            self._cache.popitem(last=False)
-
     def _link_is_good(self, request: web.Request, task: Task) -> bool:
         now = self.core.clock.now()
         if "signature" in request.query:
             expires = self.core.links.expiry(request.path_qs)
             return expires is not None and self.core.clock.milliseconds(now) < expires
         return now < task.finishes_at + self.core.script.result_life
-
-    def _uploaded(self, request: web.Request) -> Reply:
-        file = self.core.store.find(request.path.removeprefix(UPLOADS))
-        if file is None:
-            return error(404, "Not Found")
-        return self._reply(request, file.content, file.mime_type, file.stored_at)
 
     def _reply(self, request: web.Request, content: bytes, mime_type: str, modified: float) -> Reply:
         etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'

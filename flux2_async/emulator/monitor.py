@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 from aiohttp import web
 
-from flux2_async._shown.local_page import HEADERS, EventStream, file_of, guarded
+from flux2_async._shown.local_page import HEADERS, event_stream, file_of, guarded
 from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.files import Files
@@ -57,17 +57,10 @@ class Monitor:
             router.add_route(method, path, guarded(handler, self.own_names))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        stream = EventStream(request, self.closing)
-        watch = Watch(self.core, self.engine, self.api_key)
-        try:
-            await stream.open()
-            while await stream.pause(EVERY if watch.begun else 0.0):
-                if changes := watch.changes(self.core.connections.open()):
-                    await stream.send(changes)
-        except ConnectionError:
-            # The page was closed.
-            pass
-        return stream.response
+        watch, connections = Watch(self.core, self.engine, self.api_key), self.core.connections
+        return await event_stream(
+            request, self.closing, EVERY, lambda: (watch.changes(connections.open()) or None, False)
+        )
 
     async def _shown(self, request: web.Request) -> web.StreamResponse:
         content = await self.files.shown(request.match_info["path"])

@@ -1,7 +1,7 @@
 """Drawing a result: a collage of the reference pictures, or an abstract landscape out of the prompt.
 
 Everything follows from the job alone, so the same job gives the same bytes. Pillow is imported when the first picture
-is drawn, and only here and in the two modules that paint.
+is drawn, and only here and in the two modules that paint and write.
 
 Sizes are multiples of 16 and exactly in the ratio. `auto` takes the ratio of the first reference picture (at most 3:1),
 at about 1 or 4 megapixels.
@@ -58,14 +58,14 @@ class Job:
 def draw(job: Job) -> bytes:
     """Draw a picture, a JPEG or a PNG; the ImportError without Pillow says how to get it."""
     try:
-        from flux2_async.emulator import collage, landscape, lettering  # noqa: PLC0415  Pillow comes with an extra
+        from flux2_async.emulator import lettering, painting  # noqa: PLC0415  Pillow comes with an extra
     except ModuleNotFoundError as missing:
         raise ImportError(MISSING) from missing
     seed = hashlib.sha256(f"{job.number}\n{job.prompt}".encode(errors="surrogatepass")).digest()
     random = Random(seed)  # noqa: S311  colours are no secrets
     references = [_opened(reference) for reference in job.references]
     size = size_of(job.ratio, job.resolution, references[0].size if references else None)
-    picture = collage.compose(references, size, random) if references else landscape.compose(size, random)
+    picture = painting.collage(references, size, random) if references else painting.landscape(size, random)
     return _encoded(lettering.mark(picture, job.prompt, job.label), job.format)
 
 

@@ -22,12 +22,11 @@ SHOWN = 200
 
 @attrs.define
 class Watch:
-    """What one page was told so far, if anything was, so that it is told changes only; `key` opens the emulator."""
+    """What one page was told so far, so that it is told changes only; `key` opens the emulator."""
 
     core: Core
     engine: Engine
     key: str = attrs.field(repr=False)
-    begun: bool = False
     _seen: int = 0
     _judged: int = 0
     _running: dict[str, str] = attrs.field(factory=dict)
@@ -36,7 +35,6 @@ class Watch:
 
     def changes(self, connections: Iterable[Connection]) -> dict[str, Any]:
         """Give what is new since the last call, with the connections that are open; empty when nothing is."""
-        self.begun = True
         parts = {
             "key": self.key,
             "ledger": self._figures(),

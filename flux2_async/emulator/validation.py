@@ -56,20 +56,17 @@ def _check_input(given: Mapping[str, Any], *, with_images: bool) -> None:
     for name in (*(["input_urls"] if with_images else []), "prompt", "aspect_ratio", "resolution"):
         if given.get(name) is None:
             raise Refusal(500, "This field is required")
-    _check_prompt(given["prompt"])
+    prompt = given["prompt"]
+    if not isinstance(prompt, str):
+        raise Refusal(500, "prompt it must be a string")
+    if not PROMPT_SHORTEST <= len(prompt) <= PROMPT_LONGEST:
+        raise Refusal(422, f"prompt length must be between {PROMPT_SHORTEST} and {PROMPT_LONGEST} characters")
     _check_choice("aspect_ratio", given["aspect_ratio"], (*RATIOS, "auto") if with_images else RATIOS)
     _check_choice("resolution", given["resolution"], ("1K", "2K"))
     if with_images:
         _check_images(given["input_urls"])
     if "nsfw_checker" in given and not isinstance(given["nsfw_checker"], bool):
         raise Refusal(500, "nsfw_checker it must be a boolean")
-
-
-def _check_prompt(prompt: object) -> None:
-    if not isinstance(prompt, str):
-        raise Refusal(500, "prompt it must be a string")
-    if not PROMPT_SHORTEST <= len(prompt) <= PROMPT_LONGEST:
-        raise Refusal(422, f"prompt length must be between {PROMPT_SHORTEST} and {PROMPT_LONGEST} characters")
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -459,7 +459,7 @@ async def test_without_pillow_a_picture_says_what_to_install(
 ) -> None:
     """HTTP 500 with the command, which is logged for users of a client; everything else of the emulator works."""
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    for name in ("collage", "landscape", "lettering", "palette"):
+    for name in ("lettering", "painting"):
         monkeypatch.delitem(__import__("sys").modules, f"flux2_async.emulator.{name}", raising=False)
         monkeypatch.delattr(f"flux2_async.emulator.{name}", raising=False)
     async with emulated(Script(plans=Plan(duration=0))) as raw:

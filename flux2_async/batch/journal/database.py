@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import attrs
 
 from flux2_async.batch.ended import ended
-from flux2_async.batch.journal.schema import JournalError, connect
+from flux2_async.batch.journal.schema import JournalError, connect, transaction
 
 T = TypeVar("T")
 
@@ -153,16 +153,8 @@ def _transaction(writes: Sequence[_Write], connection: sqlite3.Connection) -> li
     # EXTRA waits for the disk at each commit, NORMAL at checkpoints; neither loses anything to a kill. With a log FULL
     # would do as well, but where the file system knows none a rollback journal that was removed may come back.
     level = "EXTRA" if any(write.durable for write in writes) else "NORMAL"
-    connection.execute(f"PRAGMA synchronous={level}")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        given = [write.change(connection) for write in writes]
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    return given
+    with transaction(connection, level):
+        return [write.change(connection) for write in writes]
 
 
 def _explained(error: sqlite3.Error, path: Path) -> Exception:

@@ -10,6 +10,7 @@ from typing import Final
 import attrs
 
 from flux2_async.batch.journal.rows import outcome_of
+from flux2_async.batch.journal.schema import transaction
 from flux2_async.batch.journal.start import FORGET
 from flux2_async.batch.outcomes import Outcome
 from flux2_async.errors import InvalidRequestError
@@ -43,9 +44,7 @@ def unknown_requests(connection: sqlite3.Connection) -> list[UnknownRequest]:
 
 def decide(connection: sqlite3.Connection, found: Mapping[str, str], never_made: Collection[str]) -> list[Outcome]:
     """Write down what was decided, all of it or nothing; see `Journal.resolve_unknown`."""
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection, "FULL"):
         _check(connection, found, never_made)
         # When it was accepted nobody knows; it was not before it was sent.
         connection.executemany(
@@ -59,11 +58,6 @@ def decide(connection: sqlite3.Connection, found: Mapping[str, str], never_made:
             [(name,) for name in never_made],
         )
         decided = [_row(connection, name) for name in (*found, *never_made)]
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
     return [outcome_of(row) for row in decided if row is not None]
 
 

@@ -1,7 +1,8 @@
 """The journal's file: made, recognised, checked and locked before anything is done with it. Blocks."""
 
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +62,20 @@ OTHER_NAME: Final = "give another name for the journal, or move the file away"
 
 class JournalError(ConfigurationError):
     """The journal cannot be used; the text says why and what to do. The file was left as it is."""
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, synchronous: str) -> Iterator[None]:
+    """Change all of it or nothing, and wait for the disk as this level of SQLite's says."""
+    connection.execute(f"PRAGMA synchronous={synchronous}")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -13,7 +13,7 @@ import anyio.to_thread
 import attrs
 from aiohttp import web
 
-from flux2_async._shown.local_page import HEADERS, EventStream, guarded
+from flux2_async._shown.local_page import HEADERS, event_stream, guarded
 from flux2_async.batch.report.following import Following
 from flux2_async.batch.report.report import served_page
 from flux2_async.batch.report.rows import report_row
@@ -143,23 +143,19 @@ class Report:
         return web.Response(status=204, headers=HEADERS)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        stream = EventStream(request, self.closing)
         told: dict[str, Any] | None = None
         seen = 0
-        try:
-            await stream.open()
-            while await stream.pause(0.0 if told is None or seen < len(self._log) else EVERY):
-                now = self._following
-                state = {"total": now.total, "running": now.running, "changed": now.changed_at, "ends": now.ends_at}
-                names = dict.fromkeys(self._log[seen : seen + MOST_ROWS])
-                seen = min(len(self._log), seen + MOST_ROWS)
-                if names or state != told:
-                    await stream.send(state | {"rows": [self._rows[name] for name in names]})
-                told = state
-        except ConnectionError:
-            # The page was closed.
-            pass
-        return stream.response
+
+        def news() -> tuple[dict[str, Any] | None, bool]:
+            nonlocal told, seen
+            now, before = self._following, told
+            told = {"total": now.total, "running": now.running, "changed": now.changed_at, "ends": now.ends_at}
+            names = dict.fromkeys(self._log[seen : seen + MOST_ROWS])
+            seen = min(len(self._log), seen + MOST_ROWS)
+            changed = told | {"rows": [self._rows[name] for name in names]} if names or told != before else None
+            return changed, seen < len(self._log)
+
+        return await event_stream(request, self.closing, EVERY, news)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         path = self._files.get(request.match_info["token"])

@@ -109,6 +109,7 @@ class Supply:
         begin: Before this time there is none.
         paced: When the first one is allowed by the pace.
         spacing: Seconds between two of them by the pace.
+        also: That of another limit which holds as well.
     """
 
     times: tuple[float, ...]
@@ -116,6 +117,7 @@ class Supply:
     begin: float
     paced: float = -math.inf
     spacing: float = 0.0
+    also: "Supply | None" = None
 
     def shared(self, by: int, later: float) -> "Supply":
         """Give what comes to one of so many who take turns, the last of them, by a clock that is so many seconds on."""
@@ -128,11 +130,14 @@ class Supply:
             self.begin + later,
             self.paced + later + (by - 1) * self.spacing,
             by * self.spacing,
+            self.also and self.also.shared(by, later),
         )
 
     def at(self, number: int, taken: Sequence[float]) -> float:
         """Give when there is one, where those before were taken at these times."""
         at = max(self.begin, self.paced + number * self.spacing)
+        if self.also:
+            at = max(at, self.also.at(number, taken))
         if not self.times:
             return at
         most = len(self.times)

@@ -102,11 +102,9 @@ class Windows:
     @property
     def learned_limit(self) -> int | None:
         """That of the tightest, which is what the session says it keeps to."""
-        return None if self._tightest is None else self._tightest.learned_limit
-
-    @property
-    def _tightest(self) -> Window | None:
-        return min(self.windows, key=lambda each: each.rate.limit / each.rate.period, default=None)
+        windows = {each.rate: each for each in self.windows}
+        rate = tightest(windows)
+        return None if rate is None else windows[rate].learned_limit
 
     @property
     def shortest(self) -> float:
@@ -128,9 +126,11 @@ class Windows:
         return max(map(min, back), default=now)
 
     def supply(self, now: float, begin: float) -> Supply:
-        """That of the tightest: the others matter for its first permits alone."""
-        window, begin = self._tightest, max(begin, self.ask_at(now))
-        return Supply((), 0.0, begin) if window is None else window.supply(now, begin)
+        """When each has permits, see `Window`."""
+        supply: Supply | None = None
+        for window in self.windows:
+            supply = attrs.evolve(window.supply(now, begin), also=supply)
+        return supply or Supply((), 0.0, max(now, begin))
 
     def take(self, now: float) -> Tickets:
         return Tickets(now, {each.rate.period: each.take(now) for each in self.windows})

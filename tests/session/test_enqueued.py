@@ -110,8 +110,13 @@ def sent_at(emulator: Emulator) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"rate_limit": RateLimit(2, 10.0)}, {"rate_limit": RateLimit(5, 30.0), "max_running": 2}, {"max_running": 3}],
-    ids=["limit", "both", "running"],
+    [
+        {"rate_limit": RateLimit(2, 10.0)},
+        {"rate_limit": [RateLimit(1, 5.0), RateLimit(4, 60.0)]},
+        {"rate_limit": RateLimit(5, 30.0), "max_running": 2},
+        {"max_running": 3},
+    ],
+    ids=["limit", "limits", "both", "running"],
 )
 async def test_expected_start(options: dict[str, Any]) -> None:
     """What the limit, those before it and the tasks that run let expect is about when each of them is sent."""

@@ -76,7 +76,7 @@ class Outcome:
         task_id: The service's id, or None until it accepted the request.
         ref: The name of the last submission, or None when it was never tried.
         files: Its pictures, relative to the folder of the batch, with forward slashes.
-        urls: Their addresses at the service, which live about 24 hours.
+        urls: Their addresses at the service, which live about 24 hours (documented).
         download: Whether the pictures are here, or None until the task is done.
         credits: What the service says the task cost, or None when it did not say.
         submitted_at: When the service accepted it by this machine's clock, aware, or None.

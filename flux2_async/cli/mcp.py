@@ -23,6 +23,7 @@ from mcp_types import ContentBlock, ResourceLink, TextContent
 
 from flux2_async._protocol.media import TASK_ID
 from flux2_async._version import VERSION
+from flux2_async.cli.mcp_tasks import Tasks, at_once
 from flux2_async.cli.options import Service, Target
 from flux2_async.cli.screen import INTERRUPTED, Screen, UsageError, one_line
 from flux2_async.cli.service import opened
@@ -119,6 +120,8 @@ class Agent:
         reading: list[Callable[..., Any]] = [self.wait, self.get_task, self.credits, self.estimate]
         for tool in [*paying, *reading]:
             server.tool(tool, annotations=PAYS if tool in paying else READS)
+        long = [tool.__name__ for tool in (*paying, self.wait)]
+        server.add_extension(Tasks(self.flux, long, self._ended))
         server.resource(PICTURE, name="picture", description="A finished picture.")(self.picture)
         return server
 
@@ -236,8 +239,12 @@ class Agent:
             passed = asyncio.get_running_loop().time() - begun
             return await self._finish(task, max(wait_seconds - passed, 0.0))
 
+    async def _ended(self, task: ImageTask) -> ToolResult:
+        with _told():
+            return await self._finish(task, 0.0)
+
     async def _finish(self, task: ImageTask, wait_seconds: float) -> ToolResult:
-        if not await task.wait(wait_seconds):
+        if not await task.wait(0.0 if at_once.get() else wait_seconds):
             text = f"Task {task.id} is not finished yet; call wait with this task_id, which costs nothing."
             return ToolResult(text, {"task_id": task.id, "state": str(task.state), "urls": [], "files": []})
         result = await task.result(0)

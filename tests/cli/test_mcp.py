@@ -23,6 +23,7 @@ from flux2_async.models.requests import ASPECT_RATIOS, RATIOS, RESOLUTIONS, TIER
 if TYPE_CHECKING:
     # It takes seconds, and few of the processes that collect this module need it.
     from fastmcp import Client
+    from mcp.client.extension import ClientExtension
 
 pytestmark = [pytest.mark.real_time, pytest.mark.timeout(180)]
 PHOTO = Path(__file__).parents[2] / "flux2_async" / "cli" / "photos" / "coffee.png"
@@ -41,14 +42,17 @@ def environ_of(emulator: Emulator, folder: Path) -> dict[str, str]:
     return bare | account | {"XDG_RUNTIME_DIR": str(folder), "HOME": str(folder)}
 
 
-def started(emulator: Emulator, folder: Path, *options: str) -> "Client[Any]":
-    """A client that starts a server for itself, as an agent's program does."""
+def started(
+    emulator: Emulator, folder: Path, *options: str, extension: "ClientExtension | None" = None
+) -> "Client[Any]":
+    """A client that starts a server for itself, as an agent's program does, with an extension where one is given."""
     from fastmcp import Client  # noqa: PLC0415  see above
     from fastmcp.client.transports import StdioTransport  # noqa: PLC0415  likewise
 
     words = ["-m", "flux2_async.cli", "mcp", *options]
     environ = environ_of(emulator, folder)
-    return Client(StdioTransport(sys.executable, words, env=environ, cwd=str(folder), keep_alive=False))
+    transport = StdioTransport(sys.executable, words, env=environ, cwd=str(folder), keep_alive=False)
+    return Client(transport, extensions=None if extension is None else [extension])
 
 
 @asynccontextmanager
@@ -103,6 +107,90 @@ async def test_a_time_out_and_a_new_server_pay_once(tmp_path: Path) -> None:
     assert (data["task_id"], data["state"], data["credits"]) == (task_id, "success", 14.0)
     assert [Path(file).parent for file in data["files"]] == [tmp_path / "flux2-pictures"]
     assert "the budget is 14 credits per 86400 s: 14 are spent" in another
+
+
+async def test_a_client_that_speaks_tasks_polls_instead_of_waiting(tmp_path: Path) -> None:
+    """It is given the id at once, sees the stages, and gets in the end what the call would have given."""
+    from mcp_tasks_client import SpeaksTasks  # noqa: PLC0415  see above
+
+    extension = SpeaksTasks()
+    async with Emulator(Script(plans=Plan(duration=3.0), render=False)) as emulator:
+        async with started(emulator, tmp_path, extension=extension) as client:
+            _, data = await called(client, "generate", KETTLE)
+            _, again = await called(client, "generate", KETTLE)
+        async with started(emulator, tmp_path) as client:
+            _, plain = await called(client, "wait", {"task_id": data["task_id"]})
+        assert emulator.ledger.calls["createTask"] == 1
+
+    assert extension.given[0].task_id == data["task_id"]
+    assert (extension.given[0].ttl_ms, extension.given[0].poll_interval_ms) == (86_400_000, 2_000)
+    states = [seen["statusMessage"].rpartition(" ")[2] for seen in extension.seen]
+    assert len({*states}) > 2
+    assert [seen["status"] for seen in extension.seen] == ["working"] * (len(states) - 1) + ["completed"]
+    assert all(seen["resultType"] == "complete" for seen in extension.seen)
+    assert not any("result" in seen for seen in extension.seen[:-1])
+    assert data == again == plain
+    assert [Path(file).parent for file in data["files"]] == [tmp_path / "flux2-pictures"]
+
+
+async def test_a_client_that_reconnects_polls_the_same_task(tmp_path: Path) -> None:
+    """A task is known to a server that was started since; the same call gives its id again, and it is paid once."""
+    from mcp_tasks_client import SpeaksTasks, speaking  # noqa: PLC0415  see above
+
+    async with Emulator(Script(plans=Plan(duration=4.0), render=False)) as emulator:
+        async with started(emulator, tmp_path, extension=SpeaksTasks(polls=False)) as client:
+            _, first = await called(client, "generate", KETTLE)
+        async with started(emulator, tmp_path, extension=SpeaksTasks(polls=False)) as client:
+            ask, task_id = speaking(client), first["task_id"]
+            while (seen := await ask("get", task_id))["status"] == "working":  # noqa: ASYNC110  that is how it is done
+                await asyncio.sleep(0.2)
+            _, again = await called(client, "generate", KETTLE)
+        assert emulator.ledger.accepted == [task_id]
+        assert emulator.ledger.calls["createTask"] == 1
+
+    assert seen["status"] == "completed"
+    assert seen["result"]["structuredContent"]["task_id"] == task_id == again["task_id"]
+
+
+async def test_what_a_client_may_ask_of_tasks(tmp_path: Path) -> None:
+    """A task that is cancelled goes on and is told so; what is no task, and who does not speak of them, is an error."""
+    from fastmcp import Client  # noqa: PLC0415  see above
+    from fastmcp.exceptions import McpError  # noqa: PLC0415  likewise
+    from mcp_tasks_client import SpeaksTasks, speaking  # noqa: PLC0415  likewise
+
+    from flux2_async.cli.mcp import Agent  # noqa: PLC0415  likewise
+
+    plans = [Plan(duration=2.0), Plan(duration=0.5, outcome="moderated")]
+    async with (
+        Emulator(Script(plans=plans, render=False)) as emulator,
+        session_for(emulator, polling=Polling(interval=0.05)) as flux,
+    ):
+        server = Agent(flux, tmp_path).server()
+        async with Client(server, extensions=[SpeaksTasks(polls=False)]) as client:
+            ask = speaking(client)
+            _, given = await called(client, "generate", KETTLE)
+            await ask("update", given["task_id"])
+            await ask("cancel", given["task_id"])
+            cancelled = await ask("get", given["task_id"])
+            _, failing = await called(client, "generate", KETTLE | {"request_id": "another"})
+            while (failed := await ask("get", failing["task_id"]))["status"] == "working":  # noqa: ASYNC110  as above
+                await asyncio.sleep(0.1)
+            for unknown in ("0" * 32, "../etc"):
+                with pytest.raises(McpError) as caught:
+                    await ask("get", unknown)
+                assert caught.value.error.code == -32602
+        async with Client(server) as client:
+            with pytest.raises(McpError) as caught:
+                await speaking(client)("get", given["task_id"])
+            _, picture = await called(client, "wait", {"task_id": given["task_id"]})
+
+        assert emulator.ledger.calls["createTask"] == 2
+    assert cancelled["status"] == "cancelled"
+    assert "charges it, and wait with this task_id gives the picture" in cancelled["statusMessage"]
+    assert caught.value.error.code == -32021
+    assert len(picture["files"]) == 1
+    assert (failed["status"], failed["result"]["isError"]) == ("completed", True)
+    assert "CONTENT_POLICY_BLOCKED" in failed["result"]["content"][0]["text"]
 
 
 async def test_over_the_ceiling_nothing_is_sent(tmp_path: Path) -> None:

@@ -68,10 +68,8 @@ def read_record(payload: Mapping[str, Any]) -> TaskRecord:
     Raises:
         Exception: A field cannot be read, or one that every record has is missing; the converter tells which.
     """
-    told: dict[str, Any] = {
-        name: read(payload[wire], None) for name, wire, read in _FIELDS if wire in payload or wire in REQUIRED
-    }
-    return TaskRecord(**told, extra=payload["extra"])
+    told: dict[str, Any] = {_NAMES[wire]: _READ[wire](value) for wire, value in payload.items()}
+    return TaskRecord(task_id=told.pop("task_id"), state_text=payload["state"], **told)
 
 
 @cache
@@ -171,6 +169,8 @@ def _typed(value: object, kind: type[_T]) -> _T:
 
 
 def _number(value: object, _kind: object = None) -> float:
+    if type(value) is int:
+        return float(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise _UnreadableError("a number", value)
@@ -221,6 +221,8 @@ def _progress(value: object, _kind: object = None) -> float:
 
 
 def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
+    if isinstance(value, tuple):
+        return value
     if value is None:
         return ()
     if not isinstance(value, dict):
@@ -280,3 +282,7 @@ _READERS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
 _FIELDS: Final[tuple[tuple[str, str, Callable[[Any, Any], Any]], ...]] = tuple(
     (name, wire, _READERS[name]) for name, wire in FIELDS.items()
 )
+_NAMES: Final = {wire: name for name, wire in FIELDS.items() if name != "state_text"} | {"extra": "extra"}
+_READ: Final[Mapping[str, Callable[..., Any]]] = {
+    wire: _READERS.get(name, lambda value: value) for wire, name in _NAMES.items()
+}

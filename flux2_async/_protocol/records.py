@@ -33,7 +33,8 @@ from flux2_async.models.plain import is_whole
 from flux2_async.models.records import PARAM, Echo
 
 _OLDER_NAMES: Final = {"creditsConsumed": "consumeCredits", "param": "paramJson"}
-_READ_APART: Final = {"taskId", "task_id", *_OLDER_NAMES.values()}
+_OLDER: Final = frozenset(_OLDER_NAMES.values())
+_READ_APART: Final = {"taskId", "task_id", *_OLDER}
 _TAKEN: Final = {*FIELDS.values()} - _READ_APART
 _ESSENTIAL: Final = {"taskId", "state", "resultJson"}
 
@@ -74,7 +75,7 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
     payload, extra = _sorted_out(data)
     if task_id or named:
         payload["taskId"] = task_id or named
-    payload["extra"] = redacted(extra)
+    payload["extra"] = redacted(extra) if extra else extra
     try:
         return read_record(payload)
     except Exception:  # noqa: BLE001, S110  whatever it is, the converter tells below which field it is about
@@ -136,7 +137,8 @@ def task_error(record: TaskRecord) -> TaskError | None:
 
 def unread_addresses(record: TaskRecord) -> int:
     """How many results a record names whose address cannot be read; they are in its `extra["resultJson"]`."""
-    result = record.extra.get("resultJson")
+    if (result := record.extra.get("resultJson")) is None:
+        return 0
     urls = result.get("resultUrls") if isinstance(result, dict) else None
     listed = urls if isinstance(urls, list) else [urls] if urls else []
     return sum(result_address(each) is None for each in listed)
@@ -152,9 +154,10 @@ def _sorted_out(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
                 payload[key] = value
         elif key not in _READ_APART:
             extra[key] = value
-    for key, older in _OLDER_NAMES.items():
-        if older in data and not _empty(data[older]):
-            payload.setdefault(key, data[older])
+    if not _OLDER.isdisjoint(data):
+        for key, older in _OLDER_NAMES.items():
+            if not _empty(data.get(older)):
+                payload.setdefault(key, data[older])
     _read_result(payload, extra)
     return payload, extra
 
@@ -164,7 +167,7 @@ def _read_result(payload: dict[str, Any], extra: dict[str, Any]) -> None:
     if _is_success(payload.get("state")):
         told = payload.get("resultJson")
         if isinstance(told, str) and (one := _ONE_RESULT.fullmatch(told)):
-            payload["resultJson"] = {"resultUrls": [one[1]]}
+            payload["resultJson"] = one.groups()
             return
         result = payload["resultJson"] = decoded(told)
         if result and not _is_plain(result):

@@ -4,7 +4,8 @@
 error becomes a text where it is caught.
 """
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import aiohttp
 import attrs
@@ -40,7 +41,9 @@ async def exchange(
     middleware: aiohttp.ClientMiddlewareType,
     redact: Redactor,
     timeout: aiohttp.ClientTimeout,
-    **options: Any,
+    headers: Mapping[str, str] | None = None,
+    data: aiohttp.FormData | bytes | None = None,
+    params: Mapping[str, str] | None = None,
 ) -> tuple[Reply | None, Failure | None]:
     """Send one request, whatever the settings of the session.
 
@@ -52,7 +55,9 @@ async def exchange(
             argument carries.
         redact: Takes the key out of texts of the server that are shown.
         timeout: Bounds it.
-        **options: Further ones of `aiohttp.ClientSession.request`.
+        headers: What the middleware does not add, or None.
+        data: The body, or None.
+        params: Of the query, or None.
 
     Returns:
         The reply, and what failed; both where the reply broke off.
@@ -70,7 +75,9 @@ async def exchange(
             max_line_size=MAX_HEADER,
             max_field_size=MAX_HEADER,
             timeout=timeout,
-            **options,
+            headers=headers,
+            data=data,
+            params=params,
         ) as response:
             content = response.content
             while not content.at_eof():

@@ -11,7 +11,6 @@ import select
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 
 MAX_IDLE: Final = 2.0
@@ -29,7 +28,6 @@ class FreshConnection(asyncio.Protocol):
 
     Attributes:
         connection: aiohttp's own.
-        key: Where it leads, and how.
         given: Bytes of a request that were given to it. While it is 0, nothing of the request left.
         spoiled: Whether the peer ended it, or spoke on it, or it grew old, before its first byte.
         overdue: Whether it was cut, since the whole reply had not come in time.
@@ -44,9 +42,8 @@ class FreshConnection(asyncio.Protocol):
     _may_send: Callable[[], bool] | None = None
     _deadline: asyncio.TimerHandle | None = None
 
-    def __init__(self, connection: Connection, key: ConnectionKey) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.key = key
         self._heard: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.time()

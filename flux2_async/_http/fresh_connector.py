@@ -30,8 +30,10 @@ class FreshConnector(aiohttp.BaseConnector):
         self.reached: bool = False
         # Seconds that opening one took lately.
         self._took = 0.0
-        self._way: tuple[aiohttp.ClientRequest, aiohttp.ClientTimeout, ConnectionKey] | None = None
-        self._ahead: dict[FreshConnection, asyncio.TimerHandle] = {}
+        # Connecting through a proxy changes the request, and so its key: that is made before.
+        self._way: tuple[aiohttp.ClientRequest, aiohttp.ClientTimeout, ConnectionKey | None] | None = None
+        # Where each leads, and how; and what ends it when it is too old.
+        self._ahead: dict[FreshConnection, tuple[ConnectionKey, asyncio.TimerHandle]] = {}
         self._opening: set[asyncio.Task[None]] = set()
         # Requests that wait for one of those.
         self._claimed = 0
@@ -58,17 +60,18 @@ class FreshConnector(aiohttp.BaseConnector):
         return True
 
     async def _open_ahead(
-        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey
+        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey | None
     ) -> None:
+        key = key or request.connection_key
         try:
-            connection = await self._connect(request, timeout, key)
+            connection = await self._connect(request, timeout)
         except Exception:  # noqa: BLE001  a request that needs a connection meets it as well, and tells
             self._way = None
             return
-        self._ahead[connection] = self._loop.call_at(self._loop.time() + MAX_IDLE, self._drop, connection)
+        self._ahead[connection] = key, self._loop.call_at(self._loop.time() + MAX_IDLE, self._drop, connection)
 
     def _drop(self, connection: FreshConnection) -> None:
-        self._ahead.pop(connection).cancel()
+        self._ahead.pop(connection)[1].cancel()
         connection.close()
 
     async def open(self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout) -> FreshConnection:
@@ -77,36 +80,35 @@ class FreshConnector(aiohttp.BaseConnector):
         Raises:
             Exception: Whatever keeps the inner connector from it; nothing of the request left.
         """
-        # Connecting through a proxy changes the request, and so its key.
-        key = request.connection_key
-        while (connection := self._take(key)) is None and self._claimed < len(self._opening):
-            # One that is being opened is there sooner than another one.
-            self._claimed += 1
-            try:
-                await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                self._claimed -= 1
-        if connection is not None:
-            return connection
-        connection = await self._connect(request, timeout, key)
+        key = request.connection_key if self._ahead or self._opening or request.proxy is not None else None
+        if key is not None:
+            while (ahead := self._take(key)) is None and self._claimed < len(self._opening):
+                # One that is being opened is there sooner than another one.
+                self._claimed += 1
+                try:
+                    await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self._claimed -= 1
+            if ahead is not None:
+                return ahead
+        connection = await self._connect(request, timeout)
         # A proxy that is no tunnel has the key to it put on each request by the connecting.
         self._way = (request, timeout, key) if request.proxy is None or request.is_ssl() else None
         return connection
 
     def _take(self, key: ConnectionKey) -> FreshConnection | None:
-        for connection in list(self._ahead):
-            if connection.key == key and connection.is_fresh():
-                self._ahead.pop(connection).cancel()
+        for connection, (leads, timer) in list(self._ahead.items()):
+            if leads == key and connection.is_fresh():
+                del self._ahead[connection]
+                timer.cancel()
                 return connection
             self._drop(connection)
         return None
 
-    async def _connect(
-        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey
-    ) -> FreshConnection:
+    async def _connect(self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout) -> FreshConnection:
         begun = self._loop.time()
         # Nobody's traces run here: what they raise would be taken for what the network did.
-        connection = FreshConnection(await self._inner.connect(request, [], timeout), key)
+        connection = FreshConnection(await self._inner.connect(request, [], timeout))
         self._took = max(self._loop.time() - begun, 0.75 * self._took)
         self.reached = True
         return connection

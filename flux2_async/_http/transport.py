@@ -167,11 +167,28 @@ class Transport:
             data=content,
         )
 
-    async def _reply(self, method: str, url: URL, **options: Any) -> Reply:
+    async def _reply(
+        self,
+        method: str,
+        url: URL,
+        *,
+        timeout: aiohttp.ClientTimeout,
+        headers: Mapping[str, str] | None = None,
+        data: aiohttp.FormData | bytes | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Reply:
         assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         self._check_usable(self._http)
         reply, failure = await exchange(
-            self._http, method, url, middleware=self._with_key, redact=self._credentials.redact, **options
+            self._http,
+            method,
+            url,
+            middleware=self._with_key,
+            redact=self._credentials.redact,
+            timeout=timeout,
+            headers=headers,
+            data=data,
+            params=params,
         )
         if failure is not None or reply is None:
             # What broke off because of the closing is told as such.

@@ -104,10 +104,11 @@ def task_id_of(data: Mapping[str, Any]) -> str | None:
     """The task id in an object of the API, `taskId` or `task_id`, or None."""
     for key in ("taskId", "task_id"):
         value = data.get(key)
-        if is_whole(value):
+        if isinstance(value, str):
+            if value := value.strip():
+                return value
+        elif is_whole(value):
             return str(value)
-        if isinstance(value, str) and value.strip():
-            return value.strip()
     return None
 
 

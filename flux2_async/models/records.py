@@ -27,7 +27,7 @@ class TaskState(enum.StrEnum):
         return self in (TaskState.SUCCESS, TaskState.FAIL)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Echo:
     """A request as the service echoes it, not read yet: it is half of a record, and few ask for it.
 

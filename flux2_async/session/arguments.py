@@ -21,7 +21,7 @@ from flux2_async.models import Callbacks, Polling, Request, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.requests import REQUESTS
 from flux2_async.models.service import Service, name_taken, wrong_header
-from flux2_async.session.submission import Asked, OnSend, SubmissionSteps
+from flux2_async.session.submission import Asked, OnSend, SubmissionSteps, new_ref
 
 # Seconds: a century, which every store can count to.
 FOR_EVER: Final = 3_155_760_000.0
@@ -127,7 +127,8 @@ def asked_for(
 ) -> Asked:
     """Give what `submit` was asked for; the content of the request is checked already."""
     given = check_headers(headers, service)
-    check_resend(resend_within, ref, service)
+    if resend_within is not None:
+        check_resend(resend_within, ref, service)
     if not isinstance(request, Request):
         raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
     if key is not None and (not isinstance(key, str) or not key):
@@ -138,7 +139,6 @@ def asked_for(
         raise InvalidRequestError(
             f"ref: {ref!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
         )
-    named = {} if ref is None else {"ref": plain(ref)}
     return Asked(
         request,
         key=plain(key),
@@ -150,7 +150,7 @@ def asked_for(
         metadata=check_metadata(metadata),
         headers=given,
         resend_within=resend_within,
-        **named,
+        ref=new_ref() if ref is None else plain(ref),
     )
 
 
@@ -179,7 +179,7 @@ def check_metadata(value: Any) -> Mapping[str, Any] | None:
 def check_resend(seconds: object, ref: object, service: Service) -> None:
     """Check a wish to send again what was sent under a name before."""
     check_seconds("resend_within", seconds)
-    if seconds is not None and (ref is None or service.idempotency_header is None):
+    if ref is None or service.idempotency_header is None:
         raise InvalidRequestError(
             "resend_within: it needs the ref of the earlier submission, and a service with idempotency_header"
         )

@@ -58,23 +58,14 @@ class Posting:
     async def send(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
         asked = submission.asked
-        post = self._shared.api.create_task(body, request=asked.request, ref=asked.ref, headers=asked.headers)
-        told = False
-
-        async def announce() -> None:
-            nonlocal told
-            # Others may have met the outage meanwhile.
-            self.breaker.take(submission)
-            self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
-            await self._announce(submission)
-            told = asked.steps is not None
-
+        submission.intended = False
         try:
             # Not before the permit: who waits for that would hold up all others.
             self.breaker.take(submission)
+            post = self._shared.api.create_task(body, request=asked.request, ref=asked.ref, headers=asked.headers)
             with post:
-                leave = partial(self._keeps_back, submission, permit)
-                answer = self._own(submission, await post.send(leave, announce))
+                keeps_back = partial(self._keeps_back, submission, permit)
+                answer = self._own(submission, await post.send(keeps_back, partial(self._announce, submission)))
                 if isinstance(answer, Refused):
                     answer = await self._confirmed(submission, post, answer)
         except CircuitOpen:
@@ -87,10 +78,10 @@ class Posting:
             # At once, whatever the journal takes.
             sent = submission.state is SubmissionState.SENT
             permit.unclear() if sent else permit.never_sent()
-            if told and not sent:
+            if submission.intended and not sent:
                 await submission.tell_steps(SubmissionEvent.WITHDRAWN)
             raise
-        await self._answered(submission, answer, told=told)
+        await self._answered(submission, answer)
         return answer
 
     async def send_again(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
@@ -123,7 +114,7 @@ class Posting:
         begun = self._loop.time()
 
         def watch_on() -> float:
-            awaited = self.breaker.reason is not None or submission.callers.hurry is not None
+            awaited = self.breaker.reason is not None or submission.hurry is not None
             if throttled and not awaited and self.goes_on(submission):
                 # Back in the queue in time to be the first.
                 until = (self._shared.limiter.paused_until or begun) - QUEUE_BEFORE
@@ -145,7 +136,7 @@ class Posting:
     def goes_on(self, submission: Submission) -> bool:
         """Whether anybody is left to wait for another try, or to send it."""
         wanted = submission.asked.steps is None or submission.asked.steps.wanted()
-        return wanted and submission.callers.count > 0 and not self.closed
+        return wanted and submission.callers > 0 and not self.closed
 
     def _own(self, submission: Submission, answer: Answer) -> Answer:
         """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""
@@ -159,13 +150,16 @@ class Posting:
 
     async def _announce(self, submission: Submission) -> None:
         """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""
+        # Others may have met the outage meanwhile.
+        self.breaker.take(submission)
+        self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
         asked = submission.asked
         if self._shared.budgets is not None:
             await self._shared.budgets.confirm(submission)
         if submission.claim is not None:
             reserved = await submission.claim.reserve()
             # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
-            if not submission.callers.count:
+            if not submission.callers:
                 raise left()
             if not reserved:
                 raise TakenError
@@ -180,14 +174,15 @@ class Posting:
             raise StepFailedError(error) from None
         if self.abandoned:
             raise cut_off(submission, "the session was closed")
+        submission.intended = asked.steps is not None
 
-    async def _answered(self, submission: Submission, answer: Answer, *, told: bool) -> None:
+    async def _answered(self, submission: Submission, answer: Answer) -> None:
         """Take an answer: the limit first, then the journal, then all others."""
         event, error = _meaning_of(answer)
         self._transitions.settle_permit(submission, event, error)
         self._believe(answer)
         submission.announced = event is SubmissionEvent.LEASE_ENDED
-        if told and event is not SubmissionEvent.UNCLEAR:
+        if submission.intended and event is not SubmissionEvent.UNCLEAR:
             await submission.tell_steps(event, answer.task_id if isinstance(answer, Accepted) else None)
         if submission.ended:
             # The session did not wait for the journal.

@@ -12,7 +12,7 @@ from flux2_async._http.credentials import Secret
 from flux2_async._limiter.permit import Permit
 from flux2_async.errors import AmbiguousSubmitError
 from flux2_async.models import Request
-from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
+from flux2_async.models.submission_state import TRANSITIONS, SubmissionEvent, SubmissionState, after
 from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
@@ -171,37 +171,24 @@ class Lifetime:
         return self.seconds - max(passed, time.time() - self._wall)
 
 
-@attrs.define(eq=False)
-class Callers:
-    """Who wait for a submission.
-
-    Attributes:
-        count: How many.
-        leaving: How many of those were withdrawn, and have not left yet.
-        hurry: Woken when no POST is under way any more; None: nobody waits for that.
-    """
-
-    count: int = 0
-    leaving: int = 0
-    hurry: Signal | None = None
-
-
-@attrs.define(eq=False)
 class Submission:
     """One request on its way to the service.
 
     Attributes:
         asked: What its first caller asked for; the request, once uploaded, without bytes.
         patience: How long it waits.
-        claim: Its claim to a key beyond this process, or None.
         outcome: The handle, or what went wrong.
-        callers: Who wait for it.
+        callers: How many wait for it.
+        leaving: How many of those were withdrawn, and have not left yet.
+        hurry: Woken when no POST is under way any more; None: nobody waits for that.
+        claim: Its claim to a key beyond this process, or None.
         has_slot: Whether it has a slot, or became a task.
         let_through: Whether it does not wait for a permit (any more).
         state: Where it stands.
         last: What happened to it last, or None.
         permit: The one it holds, while nobody has said what became of it; else None.
         announced: Whether `on_send` was awaited for a POST that has not left yet.
+        intended: Whether `steps` were told of the POST that is to leave, or has left.
         doubt: What to tell of it while nobody knows whether it was accepted and it is sent again under its name; else
             None.
         name: For how long it may be sent again under its name, where its first POST left under one that the service
@@ -209,20 +196,25 @@ class Submission:
         telling: The task that `steps` are being told of, empty for another answer; None while they are told nothing.
     """
 
-    asked: Asked
-    patience: Patience
-    claim: KeyClaim | None = attrs.field(init=False, default=None)
-    outcome: Outcome[ImageTask] = attrs.field(init=False, factory=Outcome)
-    callers: Callers = attrs.field(init=False, factory=Callers)
-    has_slot: bool = attrs.field(init=False, default=False)
-    let_through: bool = attrs.field(init=False, default=False)
-    state: SubmissionState = attrs.field(init=False, default=SubmissionState.QUEUED)
-    last: SubmissionEvent | None = attrs.field(init=False, default=None)
-    permit: Permit | None = attrs.field(init=False, default=None)
-    announced: bool = attrs.field(init=False, default=False)
-    doubt: AmbiguousSubmitError | None = attrs.field(init=False, default=None)
-    name: Lifetime | None = attrs.field(init=False, default=None)
-    telling: str | None = attrs.field(init=False, default=None)
+    callers: int = 0
+    leaving: int = 0
+    hurry: Signal | None = None
+    claim: KeyClaim | None = None
+    has_slot: bool = False
+    let_through: bool = False
+    state: SubmissionState = SubmissionState.QUEUED
+    last: SubmissionEvent | None = None
+    permit: Permit | None = None
+    announced: bool = False
+    intended: bool = False
+    doubt: AmbiguousSubmitError | None = None
+    name: Lifetime | None = None
+    telling: str | None = None
+
+    def __init__(self, asked: Asked, patience: Patience) -> None:
+        self.asked = asked
+        self.patience = patience
+        self.outcome: Outcome[ImageTask] = Outcome()
 
     @property
     def request(self) -> Request:
@@ -250,10 +242,12 @@ class Submission:
         Raises:
             IllegalTransitionError: It leads nowhere from here.
         """
-        self.state, self.last = after(self.state, event), event
-        if self.callers.hurry is not None and (self.may_leave or self.ended):
-            self.callers.hurry.wake()
-            self.callers.hurry = None
+        # Looked up here: every submission has several events.
+        self.state = TRANSITIONS.get((self.state, event)) or after(self.state, event)
+        self.last = event
+        if self.hurry is not None and (self.may_leave or self.ended):
+            self.hurry.wake()
+            self.hurry = None
 
     def end(self, event: SubmissionEvent, *, task: ImageTask | None = None, error: Exception | None = None) -> None:
         """Go where an event leads that ends it, or changes its end, and tell its callers and its claim."""
@@ -305,8 +299,8 @@ class Submission:
     async def answered(self) -> None:
         """Wait until no POST of it is under way."""
         while not (self.may_leave or self.ended):
-            self.callers.hurry = self.callers.hurry or Signal()
-            await self.callers.hurry.wait()
+            self.hurry = self.hurry or Signal()
+            await self.hurry.wait()
 
     @property
     def may_leave(self) -> bool:

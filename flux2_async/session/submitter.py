@@ -118,7 +118,7 @@ class Submitter:
         Raises:
             Flux2Error: What went wrong, see `Flux2Session.submit`.
         """
-        submission.callers.count += 1
+        submission.callers += 1
         outcome = submission.outcome
         try:
             await outcome.wait()
@@ -329,7 +329,7 @@ class Submitter:
         return again
 
     async def _join(self, submission: Submission, patience: Patience) -> ImageTask:
-        submission.callers.count += 1
+        submission.callers += 1
         outcome = submission.outcome
         try:
             async with asyncio.timeout(None if outcome.done else patience.left()):
@@ -347,8 +347,8 @@ class Submitter:
         return submission.latest(outcome).get()
 
     def _leave(self, submission: Submission) -> None:
-        submission.callers.count -= 1
-        if not submission.callers.count and submission.may_leave:
+        submission.callers -= 1
+        if not submission.callers and submission.may_leave:
             self.give_up(submission, left())
 
 

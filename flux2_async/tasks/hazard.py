@@ -178,14 +178,9 @@ class Hazard:
         self._survival, self._area = _curves(tuple(self._estimates()))
 
     def _faded(self, most: float) -> tuple[list[float], list[float]]:
-        shares = [
-            most / max(most, ends, seconds / width)
-            for ends, seconds, width in zip(self._ends, self._at_risk, WIDTHS, strict=True)
-        ]
-        return (
-            [ends * share for ends, share in zip(self._ends, shares, strict=True)],
-            [seconds * share for seconds, share in zip(self._at_risk, shares, strict=True)],
-        )
+        most_at_risk = map(truediv, self._at_risk, WIDTHS)
+        shares = list(map(truediv, repeat(most), map(max, self._ends, most_at_risk, repeat(most))))
+        return list(map(mul, self._ends, shares)), list(map(mul, self._at_risk, shares))
 
     def _estimates(self) -> list[float]:
         """The hazard in each bin."""

@@ -126,6 +126,8 @@ class FreshConnection(asyncio.Protocol):
         """Drop it."""
         self.connection.close()
         self._stop_clock()
+        # Who asks for that holds this one, and all that is to be sent.
+        self._may_send = None
         self._dropped = True
         if self._transport is not None:
             self._transport.close()

@@ -49,6 +49,7 @@ class Transport:
             check_borrowed(http, connector)
         self._credentials = credentials
         self._api_url = f"{credentials.base_url}{credentials.service.api_path}"
+        self._urls: dict[str, URL] = {}
         self._timeouts = timeouts
         self._record_timeout = aiohttp.ClientTimeout(total=timeouts.record, sock_connect=timeouts.connect)
         self._private_downloads = private_downloads
@@ -127,8 +128,9 @@ class Transport:
 
     def url(self, path: str) -> URL:
         """Where a call of the API goes."""
-        # Made once for each address, and remembered.
-        return URL(f"{self._api_url}{path}")
+        if (url := self._urls.get(path)) is None:
+            url = self._urls[path] = URL(f"{self._api_url}{path}")
+        return url
 
     def call(
         self,

@@ -106,12 +106,12 @@ def dumps(value: Any) -> bytes:
 
 def as_text(raw: bytes | str) -> str:
     """The text of a body in whichever UTF, without a byte order mark."""
-    if isinstance(raw, str):
-        text = raw
-    else:
-        # So begins nearly every reply, and no other UTF.
-        text = raw.decode("utf-8" if raw.startswith(b'{"') else json.detect_encoding(raw), "replace")
-    return text.removeprefix("\ufeff")
+    if not isinstance(raw, str):
+        if raw.startswith(b'{"'):
+            # So begins nearly every reply, and no other UTF.
+            return raw.decode("utf-8", "replace")
+        raw = raw.decode(json.detect_encoding(raw), "replace")
+    return raw.removeprefix("\ufeff")
 
 
 def _parse(raw: bytes | str) -> Any:

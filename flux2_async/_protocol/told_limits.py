@@ -50,7 +50,7 @@ def told_limits(headers: Mapping[str, str], now: datetime, body: bytes = b"") ->
         now: The present, where the answer has no date of its own.
         body: Of a refusal by 429.
     """
-    if not any("ratelimit" in name.lower() for name in headers) and not body:
+    if "ratelimit" not in "\n".join(headers).lower() and not body:
         return ()
     present = http_date(header(headers, "date")) or now
     return (*_standard(headers), *_common(headers, present), *_of_body(body))

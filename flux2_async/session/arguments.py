@@ -112,7 +112,7 @@ def too_late(error: RateLimitedError, bound: str) -> RateLimitedError:
 
 def asked_for(
     request: Any,
-    headers: Secret,
+    headers: Secret | None,
     service: Service,
     *,
     key: Any,
@@ -126,7 +126,7 @@ def asked_for(
     resend_within: Any = None,
 ) -> Asked:
     """Give what `submit` was asked for; the content of the request is checked already."""
-    given = check_headers(headers, service)
+    given = None if headers is None else check_headers(headers, service)
     if resend_within is not None:
         check_resend(resend_within, ref, service)
     if not isinstance(request, Request):
@@ -185,10 +185,8 @@ def check_resend(seconds: object, ref: object, service: Service) -> None:
         )
 
 
-def check_headers(headers: Secret, service: Service) -> Secret | None:
+def check_headers(headers: Secret, service: Service) -> Secret:
     """Give a copy of what is to go with one createTask; error reporters are to see none of it."""
-    if headers.reveal() is None:
-        return None
     if wrong := wrong_header(headers.reveal()) or name_taken(service, headers.reveal()):
         raise InvalidRequestError(wrong)
     return Secret(dict(headers.reveal()))

@@ -76,7 +76,7 @@ class Lifecycle:
             SessionClosedError: It is not open.
             ConfigurationError: It is open in another one.
         """
-        if self.closed:
+        if self._closing is not None:
             raise SessionClosedError("the session is closed; open it again, or make a new one")
         if self.parts is None or self._opening is None:
             raise SessionClosedError(NOT_OPEN)

@@ -24,6 +24,7 @@ PAUSE_UNCONNECTED: Final = 0.5
 # Seconds for which more may come behind a refusal; a peer that does as it is asked ends the connection at once.
 WATCH_REFUSAL: Final = 1.0
 QUEUE_BEFORE: Final = 0.02
+ANSWERED: Final = (Accepted, Refused)
 
 
 class StepFailedError(Exception):
@@ -130,7 +131,7 @@ class Posting:
         return post.confirm(refused)
 
     def _believe(self, answer: Answer) -> None:
-        if isinstance(answer, Accepted | Refused) and answer.told:
+        if isinstance(answer, ANSWERED) and answer.told:
             self._shared.limiter.believe(answer.told)
 
     def goes_on(self, submission: Submission) -> bool:
@@ -140,13 +141,10 @@ class Posting:
 
     def _own(self, submission: Submission, answer: Answer) -> Answer:
         """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""
-        if not isinstance(answer, Accepted):
+        if not isinstance(answer, Accepted) or self._shared.task_ids.claim(answer.task_id, submission.ref):
             return answer
-        if self._shared.task_ids.of_another(answer.task_id, submission.ref):
-            told = f"createTask was answered with task {answer.task_id}, which another submission has"
-            return unclear(told, request=submission.request, ref=submission.ref)
-        self._shared.task_ids.add(answer.task_id, submission.ref)
-        return answer
+        told = f"createTask was answered with task {answer.task_id}, which another submission has"
+        return unclear(told, request=submission.request, ref=submission.ref)
 
     async def _announce(self, submission: Submission) -> None:
         """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""

@@ -10,7 +10,7 @@ from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle,
 from flux2_async._protocol.codec import encode_request
 from flux2_async.errors import Flux2Error, RateLimitedError, TransportError
 from flux2_async.models import Request, UploadedFile
-from flux2_async.models.requests import are_addresses, images_of, names_of_images, with_images
+from flux2_async.models.requests import images_of, names_of_images, with_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitBreaker, CircuitOpen
 from flux2_async.session.posting import PAUSE_UNCONNECTED, Posting, TakenError, still_unclear
@@ -88,8 +88,8 @@ class Sender:
             patience.waited += self._loop.time() - begun
         submission.has_slot = True
         try:
-            input_urls: Sequence[str] = images_of(asked.request)  # type: ignore[assignment]  # looked at in the next line
-            if not are_addresses(input_urls):
+            input_urls: Sequence[str] = images_of(asked.request)  # type: ignore[assignment]  # unless it uploads
+            if submission.uploads:
                 # From here on nobody needs the bytes any more, and a key or an error may keep the request for long.
                 asked.request, input_urls = await self._upload(submission)
             address = None if shared.inbox is None else shared.inbox.address(asked.ref)

@@ -310,7 +310,7 @@ class Flux2Session:
             ConfigurationError: Called in another event loop.
         """
         parts = self._life.usable()
-        hidden = Secret(headers)
+        hidden = None if headers is None else Secret(headers)
         del headers
         asked = asked_for(
             request,
@@ -371,7 +371,7 @@ class Flux2Session:
             ConfigurationError: Called in another event loop.
         """
         parts = self._life.usable()
-        hidden = Secret(headers)
+        hidden = None if headers is None else Secret(headers)
         del headers
         asked = asked_for(
             request,

@@ -187,6 +187,7 @@ class Submission:
         state: Where it stands.
         last: What happened to it last, or None.
         permit: The one it holds, while nobody has said what became of it; else None.
+        uploads: Whether it may have pictures that are no addresses yet.
         announced: Whether `on_send` was awaited for a POST that has not left yet.
         intended: Whether `steps` were told of the POST that is to leave, or has left.
         doubt: What to tell of it while nobody knows whether it was accepted and it is sent again under its name; else
@@ -205,6 +206,7 @@ class Submission:
     state: SubmissionState = SubmissionState.QUEUED
     last: SubmissionEvent | None = None
     permit: Permit | None = None
+    uploads: bool = True
     announced: bool = False
     intended: bool = False
     doubt: AmbiguousSubmitError | None = None

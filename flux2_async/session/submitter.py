@@ -69,7 +69,7 @@ class Submitter:
         `started` is told which submission is waited for, its own or the one it joins, as soon as there is one.
         """
         request, key = asked.request, asked.key
-        if not are_addresses(images := images_of(request)):
+        if uploads := not are_addresses(images := images_of(request)):
             await self._shared.files.check(images, names_of_images(request))
         content = "" if key is None else await fingerprint(request)
         patience = Patience(asked.max_wait, self._loop.time())
@@ -86,6 +86,7 @@ class Submitter:
                     raise
             patience.waited = self._loop.time() - patience.started
         submission = Submission(asked, patience)
+        submission.uploads = uploads
         if asked.resend_within is not None:
             submission.doubted(asked.resend_within)
         if key is not None and self._shared.sharing is not None:

@@ -18,9 +18,12 @@ class TaskIds:
         while len(self._ids) > MAX_TASK_IDS:
             del self._ids[next(iter(self._ids))]
 
-    def of_another(self, task_id: str, ref: str) -> bool:
-        """Whether it is the task of a submission of another name."""
-        return self._ids.get(task_id, ref) != ref
+    def claim(self, task_id: str, ref: str) -> bool:
+        """Remember the task of a submission, unless it is that of another name; then give False."""
+        if self._ids.get(task_id, ref) != ref:
+            return False
+        self.add(task_id, ref)
+        return True
 
     def __len__(self) -> int:
         return len(self._ids)

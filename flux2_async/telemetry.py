@@ -6,30 +6,8 @@
 One `Telemetry` may observe any number of sessions. It uses the API of OpenTelemetry alone; SDK and exporters are the
 program's matter.
 
-Spans of kind CLIENT, in the trace of whoever calls:
-
-- `submit MODEL`, from the call until the service has accepted or refused the task, or it was withdrawn. 429s on the way
-  are events of it.
-- `generate_content MODEL`, from the createTask call that was accepted until the task is settled, with a link to the
-  former. No coroutine holds it open: it goes on when nobody waits. Polls are events of it. Closing the session ends it.
-
-Metrics: `gen_ai.client.inference.duration` (the second span's; also of refused calls), `flux2.client.refusals`,
-`flux2.client.pause.duration`, `flux2.client.running`, `flux2.client.waiting`, `flux2.client.lag` and
-`flux2.client.credits`. `error.type` is the name of an error's class. Nothing holds an address, a text of an error or,
-unless asked for, a prompt.
-
-A task of another process has a span where it is attached, in the trace that is current there and linked to what is
-current. So the trace goes on when the caller carries it over:
-
-    carrier = {}
-    propagate.inject(carrier, telemetry.context(task.id))  # kept beside task.id; elsewhere then:
-    token = context.attach(propagate.extract(carrier))
-    task = flux.attach(task_id)
-    context.detach(token)
-
-A task that a callback tells of is linked to its unclear submission in the process that made that. The library itself
-writes no trace into callbacks' addresses, the journal of a batch or a coordination: what comes by these in another
-process begins a trace of its own there, unless the caller attaches it as above.
+`flux2 docs telemetry` has the spans and metrics, and how a trace goes on in another process. A task that a callback
+tells of is linked to its unclear submission in the process that made that.
 """
 
 import json

@@ -1,7 +1,11 @@
-"""Waiting for what has to come to its end, also when that is cancelled."""
+"""Waiting for what has to come to its end, also when that is cancelled or another waits as well."""
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def ended(task: "asyncio.Task[Any]") -> None:
@@ -14,3 +18,31 @@ async def ended(task: "asyncio.Task[Any]") -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
+
+
+class SharedGenerator(AsyncGenerator[T, None]):
+    """Gives what a generator gives, and alone keeps it alive; who asks while another is asking waits for its turn."""
+
+    def __init__(self, source: AsyncGenerator[T, None]) -> None:
+        self._source = source
+        self._turn = asyncio.Lock()
+
+    async def asend(self, value: None, /) -> T:
+        """Give the next value."""
+        async with self._turn:
+            try:
+                return await self._source.asend(value)
+            except asyncio.CancelledError as error:
+                # Ctrl-C prints it, and where inside it was waited tells nobody anything.
+                raise error.with_traceback(None)  # noqa: B904  the same one
+
+    async def athrow(self, kind: Any, value: Any = None, _: TracebackType | None = None, /) -> T:
+        """Raise inside the generator."""
+        async with self._turn:
+            return await self._source.athrow(kind if value is None else value)
+
+    async def aclose(self) -> None:
+        """End the generator, after who reads it now."""
+        # Not by `athrow`, which tells nothing about a generator that is at its end.
+        async with self._turn:
+            await self._source.aclose()

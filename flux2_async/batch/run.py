@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from flux2_async._http.downloads import prepare_folder
 from flux2_async._limiter.window import CLOCK_MARGIN
-from flux2_async.batch.ended import ended
+from flux2_async.batch.ended import SharedGenerator, ended
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
 from flux2_async.batch.journal.start import Start
@@ -25,7 +25,6 @@ from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.progress import Progress
 from flux2_async.batch.results import RESULTS, Changes, write_results
 from flux2_async.batch.scheduler import Scheduler
-from flux2_async.batch.shared_generator import SharedGenerator
 from flux2_async.errors import ConfigurationError, SessionClosedError
 from flux2_async.models import Request
 from flux2_async.session.arguments import check_path
@@ -283,13 +282,9 @@ def run_batch(
 
 @asynccontextmanager
 async def _opened(journal: str | os.PathLike[str] | Journal) -> AsyncIterator[Journal]:
-    if isinstance(journal, Journal):
-        with journal.running():
-            yield journal
-    else:
-        async with Journal(journal) as own:
-            with own.running():
-                yield own
+    async with nullcontext(journal) if isinstance(journal, Journal) else Journal(journal) as opened:
+        with opened.running():
+            yield opened
 
 
 def _hold(flux: Flux2Session, start: Start) -> None:

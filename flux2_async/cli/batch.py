@@ -14,7 +14,7 @@ from flux2_async.cli.batch_board import BatchBoard
 from flux2_async.cli.batch_end import End, report, tell_end
 from flux2_async.cli.batch_estimate import SHOWN, dry_run, unusable
 from flux2_async.cli.batch_options import BatchOptions
-from flux2_async.cli.options import Service
+from flux2_async.cli.options import Service, task_log
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
 from flux2_async.cli.serve import listening_failure
 from flux2_async.cli.service import opened
@@ -52,7 +52,7 @@ async def batch(
                 raise UsageError(f"--callback-listen: {listening_failure(error)}; give another HOST:PORT") from None
         journal = await stack.enter_async_context(_journal(options, emulated=service.emulate))
         end = await _run(screen, flux, journal, wanted, options)
-        end.again = again
+        end.again, end.log = again, task_log(emulated=service.emulate)
         end.balance_after = await _balance(flux)
         if options.report:
             end.report = await _report(screen, options.out)

@@ -13,7 +13,7 @@ from rich.text import Text
 from flux2_async._shown.text import printable
 from flux2_async.batch import Batch, Outcome, Progress, State
 from flux2_async.cli.board import LiveBoard
-from flux2_async.cli.screen import Screen, counted, one_line, print_words
+from flux2_async.cli.screen import Screen, counted, one_line, print_words, with_options
 from flux2_async.session.session import Flux2Session
 
 # Seconds between two lines where nothing is redrawn.
@@ -50,7 +50,9 @@ class BatchBoard(LiveBoard):
         self._ended.append(time.monotonic())
         if outcome.error is not None:
             state = "not downloaded" if outcome.state is State.DONE else outcome.state
-            self._complain(f"line {outcome.line} ({outcome.id}) {state}: {one_line(outcome.error.message)}")
+            self._complain(
+                f"line {outcome.line} ({outcome.id}) {state}: {with_options(one_line(outcome.error.message))}"
+            )
         self.tick()
 
     def tick(self) -> None:

@@ -11,7 +11,7 @@ import attrs
 from flux2_async.batch import Journal, Outcome, Progress, State
 from flux2_async.batch.report import write_report
 from flux2_async.batch.results import RESULTS, read_results
-from flux2_async.cli.screen import Screen, counted, error_document
+from flux2_async.cli.screen import Screen, counted, error_document, with_options
 
 LISTED: Final = 10
 CAP: Final = re.compile(r"--max-credits[ =]\S+")
@@ -33,6 +33,7 @@ class End:
     balance_before: float | None
     balance_after: float | None = None
     again: str = ""
+    log: str = ""
     report: Path | None = None
 
     @property
@@ -104,24 +105,23 @@ def _money(end: End) -> str:
 def _advice(end: End, journal: Path) -> list[str]:
     progress = end.progress
     found = []
-    option, _, why = (progress.stopped or "").partition("=")
-    option = f"--{option.replace('_', '-')}"
-    if why:
-        found.append(f"Stopped by {option} {why}.")
+    if "=" in (progress.stopped or ""):
+        found.append(f"Stopped by {with_options(progress.stopped or '')}.")
     if progress.unknown:
         command = ["flux2", "unknown", str(end.folder)]
         command += [] if journal == end.folder / "run.db" else ["--journal", str(journal)]
         found.append(
-            "Unknown requests may have been paid: check the task log of your account, and say what became of each "
+            f"Unknown requests may have been paid: check {end.log}, and say what became of each "
             f"with: {shlex.join(command)}. --retry-unknown sends all of them again, which may pay twice."
         )
     if progress.failed:
         found.append("--retry-failed sends again what failed.")
     if end.left and not end.interrupted and end.failure is None:
-        if option == "--max-credits":
+        option = (progress.stopped or "").partition("=")[0]
+        if option == "max_credits":
             # The same amount would stop it again at once; without one it would cost whatever it costs.
             found.append(f"Raise --max-credits and go on with: {CAP.sub('--max-credits MORE', end.again)}")
-        elif option == "--max-failed":
+        elif option == "max_failed":
             found.append(f"Look at what failed, correct the prompts, and go on with: {end.again}")
         else:
             # So many tasks are meant for each run.

@@ -11,6 +11,7 @@ import aiohttp
 import attrs
 
 from flux2_async._http.failures import words_of
+from flux2_async.cli.options import is_loopback
 from flux2_async.errors import Flux2Error
 from flux2_async.models import Callbacks
 from flux2_async.session.callback_settings import VARIABLE as SECRET
@@ -65,11 +66,11 @@ async def callback_checks(url: str, service_url: str) -> AsyncIterator[Check]:
         yield Check("callback", str(error), "give the address that the service is to call")
         return
     inside, service = (_is_inside(urlsplit(each).hostname or "") for each in (url, service_url))
-    if inside and not (service and (_is_loopback(service) or not _is_loopback(inside))):
-        where = "this machine alone" if _is_loopback(inside) else "the inside"
+    if inside and not (service and (is_loopback(service) or not is_loopback(inside))):
+        where = "this machine alone" if is_loopback(inside) else "the inside"
         yield Check("callback", f"{inside} is an address of {where}", "give one that the service reaches")
     yield await _call(address, signed=bool(secret))
-    if not _is_loopback(service):
+    if not is_loopback(service):
         yield Check("outside", NOT_PROVEN, known=False)
 
 
@@ -79,14 +80,6 @@ def _is_inside(host: str) -> str:
         return "" if ipaddress.ip_address(host).is_global else host
     except ValueError:
         return host if host == "localhost" or host.endswith((".localhost", ".local", ".internal")) else ""
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a host of the inside is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 async def _call(address: str, *, signed: bool) -> Check:

@@ -1,11 +1,13 @@
 """What the commands can be told, and what the words on the command line become: a `UsageError` if nothing else."""
 
+import ipaddress
 import math
 import os
 import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 import attrs
 from cyclopts import Parameter
@@ -29,6 +31,7 @@ EXTENSIONS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "W
 
 SERVICE: Final = "FLUX2_SERVICE"
 SERVICES: Final[dict[str, services.Service | None]] = {"": None, "apikley": None, "kie": services.KIE}
+ACCOUNT: Final = "https://app.apikley.ru"
 NO_KEY: Final = (
     "no API key: set it with `export APIKLEY_API_KEY=...` (keys are made at https://app.apikley.ru/keys), "
     "or without an "
@@ -120,6 +123,30 @@ def named_service() -> services.Service | None:
     if name not in SERVICES:
         raise UsageError(f"{SERVICE}: {name!r} given, allowed are {', '.join(filter(None, SERVICES))}")
     return SERVICES[name]
+
+
+def log_address(*, emulated: bool = False) -> str:
+    """Give where the account's tasks can be looked at, of an emulator of this machine its ledger; empty: not known."""
+    if named_service() is services.KIE:
+        return "https://kie.ai/logs"
+    address = "" if emulated else os.environ.get("APIKLEY_BASE_URL", "").strip() or ACCOUNT
+    if address == ACCOUNT:
+        return address
+    return f"{address.rstrip('/')}/ledger" if is_loopback(urlsplit(address).hostname or "") else ""
+
+
+def task_log(*, emulated: bool = False) -> str:
+    """Name the account's task log, with its address where that is known."""
+    address = log_address(emulated=emulated)
+    return f"the task log of your account ({address})" if address else "the task log of your account"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def parse_rate_limit(text: str, option: str = "--rate-limit") -> RateLimit | None:

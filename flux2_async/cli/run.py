@@ -11,7 +11,7 @@ from typing import Any, Final
 import attrs
 
 from flux2_async.cli.board import Board, Row
-from flux2_async.cli.options import Service, Target
+from flux2_async.cli.options import Service, Target, log_address, task_log
 from flux2_async.cli.save import save
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen
 from flux2_async.cli.service import opened
@@ -36,7 +36,6 @@ from flux2_async.tasks.handle import ImageTask
 
 SLOW: Final = 3.0
 ENDED: Final = "the emulated service ended with this command"
-LOOK_FIRST: Final = "check the task log of your account before you run this again, or you may pay twice"
 
 
 @attrs.define
@@ -142,7 +141,8 @@ class Job:
             words = await self._interrupted()
             raise CommandError(words, code=INTERRUPTED, task_id=self.task_id) from None
         except AmbiguousSubmitError as error:
-            raise CommandError(error, f"submission {error.ref}") from None
+            address = log_address(emulated=not self.lasting)
+            raise CommandError(error, f"it is at {address}; " * bool(address) + f"submission {error.ref}") from None
         except (TaskFailedError, EmptyResultError, TaskNotFoundError) as error:
             raise CommandError(error) from None
         except (Flux2Error, OSError) as error:
@@ -159,7 +159,8 @@ class Job:
         if self.task_id:
             return f"interrupted; the task goes on at the service, {self.go_on(self.task_id)}"
         if left.refs:
-            return f"interrupted; submission {left.refs[0]} may have been accepted: {LOOK_FIRST}"
+            first = f"check {task_log()} before you run this again, or you may pay twice"
+            return f"interrupted; submission {left.refs[0]} may have been accepted: {first}"
         return "interrupted; nothing was sent"
 
 
@@ -208,7 +209,7 @@ async def look(screen: Screen, task_id: str) -> bool:
         "task": record.task_id,
         "state": record.state_text,
         "model": record.model,
-        "created": record.create_time and f"{record.create_time.astimezone():%Y-%m-%d %H:%M:%S}",
+        "created": record.create_time and f"{record.create_time.astimezone():%Y-%m-%d %H:%M:%S %Z}",
         "took": None if record.duration is None else f"{record.duration:.1f} s",
         "credits": None if record.credits_consumed is None else f"{record.credits_consumed:g}",
         "failure": " ".join(filter(None, (record.fail_code, record.fail_message))) or None,

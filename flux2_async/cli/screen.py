@@ -24,6 +24,10 @@ WORD: Final = re.compile(
     r"( *)((?:`[^`]*`|(?<=: )flux2 (?:(?!\. ).)+|^export .+|(?<=^Results: ).+|(?<=^Report: ).+|(?<=^Contact sheet: ).+"
     r"|[^ ])+)"
 )
+# Of `run_batch`, whose errors and reasons name them.
+ARGUMENT: Final = re.compile(
+    r"\b(max_(?:tasks|credits|failed|running)|task_timeout|retry_(?:failed|unknown)|skip_invalid)\b(=?)"
+)
 
 
 class CommandError(Exception):
@@ -101,7 +105,7 @@ class Screen:
 
     def complain(self, error: BaseException | str, hint: str = "") -> str:
         """Say in one line what went wrong and what to do; give the line."""
-        text = one_line(str(error))
+        text = with_options(one_line(str(error)))
         if hint and text.endswith("?"):
             text = f"{text} {hint[0].upper()}{hint[1:]}"
         elif hint:
@@ -148,6 +152,11 @@ def counted(count: int, thing: str) -> str:
 def one_line(text: str) -> str:
     """Give text without line breaks, control characters and the numbers that Python puts before a system's words."""
     return " ".join("".join(c if c.isprintable() else " " for c in ERRNO.sub("", text)).split())
+
+
+def with_options(text: str) -> str:
+    """Give a text of the library's with the names of this command's options for those of its arguments."""
+    return ARGUMENT.sub(lambda found: f"--{found[1].replace('_', '-')}{' ' * bool(found[2])}", text)
 
 
 def error_document(error: BaseException) -> dict[str, Any]:

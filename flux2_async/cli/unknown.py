@@ -12,8 +12,8 @@ import anyio
 import attrs
 
 from flux2_async.batch import Journal, Outcome, UnknownRequest, document
-from flux2_async.cli.options import key_variable
-from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, counted, one_line
+from flux2_async.cli.options import key_variable, task_log
+from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, counted, one_line, with_options
 from flux2_async.cli.service import opened
 from flux2_async.errors import ApiError, InvalidRequestError, TaskNotFoundError, TransportError
 from flux2_async.models import TaskRecord
@@ -105,7 +105,10 @@ def _other_prompt(record: TaskRecord, outcome: Outcome) -> str | None:
 
 
 async def _ask_all(screen: Screen, journal: Journal, *, check: bool) -> None:
-    requests = await journal.unknown()
+    if requests := await journal.unknown():
+        screen.note(
+            f"{_may_have_been(len(requests))}. Look for each in {task_log()}: is there a task of that time and prompt?"
+        )
     for number, request in enumerate(requests, 1):
         screen.result("\n".join(_told(request, f"{number} of {len(requests)}")))
         if not await _ask(screen, journal, request.outcome.id, check=check):
@@ -162,13 +165,13 @@ async def _answer(screen: Screen) -> str:
 
 def _told(request: UnknownRequest, place: str) -> Sequence[str]:
     outcome = request.outcome
-    sent = f"{request.sent_at.astimezone():%d %b %Y %H:%M:%S}" if request.sent_at else "at an unknown time"
+    sent = f"{request.sent_at.astimezone():%d %b %Y %H:%M:%S %Z}" if request.sent_at else "at an unknown time"
     lines = [f"{place}: {outcome.id} (line {outcome.line}), sent {sent}, {outcome.model} {outcome.resolution}"]
     lines += [f"    {one_line(outcome.prompt)}"]
     lines += [f"    picture: {image}" for image in outcome.images]
     lines += [f"    submission: {outcome.ref}"] if outcome.ref else []
     lines += [f"    task: {outcome.task_id}, which the service did not know"] if outcome.task_id else []
-    lines += [f"    {one_line(outcome.error.message)}"] if outcome.error else []
+    lines += [f"    {with_options(one_line(outcome.error.message))}"] if outcome.error else []
     return lines
 
 
@@ -179,9 +182,13 @@ def _tell_end(screen: Screen, decided: int, left: int, *, ask: bool) -> None:
         screen.note("no request is unknown")
     elif not ask:
         screen.note(
-            f"{counted(left, 'request')} may have been accepted: check the task log of your account, and say what "
-            "became of each with --task ID=TASK_ID or --never-made ID"
+            f"{_may_have_been(left)}: check {task_log()}, and say what became of each with --task ID=TASK_ID or "
+            "--never-made ID"
         )
+
+
+def _may_have_been(count: int) -> str:
+    return f"{counted(count, 'request')} may have been accepted and paid for, which nobody knows"
 
 
 def _document(request: UnknownRequest) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def test_bad_lines_are_told_before_anything_is_sent(
         (["--prompt", "make it red"], "it says what to do with pictures; name them"),
         (["jobs.jsonl", "--tier", "pro"], "go with --prompt; in a list they are columns"),
         (["jobs.jsonl", "--limit", "0"], "limit: 0 given, it must be a whole number of 1 or more"),
-        (["jobs.jsonl", "--max-credits", "-1"], "max_credits: -1.0 given"),
+        (["jobs.jsonl", "--max-credits", "-1"], "--max-credits: -1.0 given"),
         (["jobs.jsonl", "--callback-url", "https://a.example/"], "it needs --callback-listen HOST:PORT"),
         (["jobs.jsonl", "--callback-listen", "0.0.0.0:80"], "it needs --callback-listen HOST:PORT"),
         (

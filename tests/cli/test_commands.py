@@ -19,6 +19,7 @@ from PIL import Image
 from flux2_async._version import VERSION
 from flux2_async.cli import options
 from flux2_async.cli.app import _told, run
+from flux2_async.cli.screen import with_options
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.models.service import KIE
 from flux2_async.session.session import Flux2Session
@@ -412,7 +413,8 @@ def test_an_ambiguous_submission_says_what_to_do(serve: Serve, capsys: pytest.Ca
     error = json.loads(out)["error"]
     assert error["type"] == "AmbiguousSubmitError"
     assert err.splitlines()[-1].endswith(
-        f"check the task log of your account before you submit it again; submission {error['ref']}"
+        "check the task log of your account before you submit it again; it is at "
+        f"{emulator.base_url}/ledger; submission {error['ref']}"
     )
     assert len(emulator.ledger.requests) == 1
 
@@ -767,3 +769,28 @@ def test_completion_is_written_for_the_shell(
     (written,) = here.rglob("completions/flux2")
     assert {"batch", "generate", "doctor"} <= set(written.read_text().replace('"', " ").split())
     assert str(written) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, "https://app.apikley.ru"),
+        ({"FLUX2_SERVICE": "kie"}, "https://kie.ai/logs"),
+        ({"APIKLEY_BASE_URL": "http://localhost:8765/"}, "http://localhost:8765/ledger"),
+        ({"APIKLEY_BASE_URL": "https://proxy.example"}, ""),
+    ],
+)
+def test_where_the_task_log_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], address: str) -> None:
+    """Who is to look up a task learns where, as far as that is known; of an emulator of this command there is none."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert options.log_address() == address
+    assert options.task_log().endswith(f" ({address})" if address else " account")
+    assert options.log_address(emulated=True) in ("", "https://kie.ai/logs")
+
+
+def test_arguments_of_the_library_are_options_of_the_command() -> None:
+    """Texts that name them say what can be typed."""
+    text = "stopped by max_credits=40: send it again with retry_unknown; max_tasks: -1 given; my_max_tasks"
+    told = "stopped by --max-credits 40: send it again with --retry-unknown; --max-tasks: -1 given; my_max_tasks"
+    assert with_options(text) == told

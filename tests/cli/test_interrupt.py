@@ -156,7 +156,7 @@ def test_a_request_under_way_is_said_to_be_possibly_accepted(
         with ctrl_c_when(lambda: bool(emulator.ledger.accepted)):
             assert run(["generate", "A lighthouse"]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "may have been accepted: check the task log of your account before you run this again" in last
+    assert "may have been accepted: check the task log of your account (http://127.0.0.1:" in last
     assert "nothing was sent" not in last
 
 

@@ -96,12 +96,15 @@ def test_the_end_of_a_batch_names_the_command(ended: tuple[RunningEmulator, Path
 
 
 def test_a_list_for_people(batch: RunningEmulator, capsys: pytest.CaptureFixture[str]) -> None:
-    """Time, prompt and what to type; nothing of a prompt steers the terminal."""
+    """Time with its zone, prompt, where to look and what to type; nothing of a prompt steers the terminal."""
     assert run(["unknown", "results"]) == 1
     out, err = capsys.readouterr()
     assert "A lighthouse, number 2" in out
     assert "\x1b" not in out + err
-    assert "3 requests may have been accepted" in err
+    assert "3 requests may have been accepted and paid for, which nobody knows: check the task log" in err
+    assert f"({batch.base_url}/ledger)" in err
+    [sent, *_] = re.findall(r"1 of 3: .*, sent (.*), flux", out)
+    assert re.fullmatch(r"\d\d \w{3} \d{4} \d\d:\d\d:\d\d \S+", sent)
     assert "--task ID=TASK_ID or --never-made ID" in err
 
 
@@ -232,7 +235,9 @@ def test_each_is_asked_for(batch: RunningEmulator) -> None:
 def test_ctrl_c_keeps_what_was_decided(batch: RunningEmulator) -> None:
     """130, at once, and the others are as they were."""
     with asking() as terminal:
-        terminal.until("> ")
+        begin = terminal.until("> ")
+        assert "3 requests may have been accepted and paid for" in begin
+        assert "is there a task of that time and prompt?" in begin.replace("\r\n", " ")
         terminal.type("n")
         terminal.until("> ")
         terminal.process.send_signal(signal.SIGINT)

@@ -1,9 +1,9 @@
 """A process that shares an account with others: it says `ready`, begins at a word, and says `done`.
 
 `submit` puts in so many tasks at once, `spend` likewise as far as a budget allows; `endless` keeps so many waiting
-until it is killed; `await` submits so many one after the other and waits for their pictures; `receive` receives
-callbacks for the others; `stop` puts in so many at once, says `stops` when all of them may leave, and stops itself
-there.
+until it is killed; `groups` puts in so many for each group, says `asked`, and waits for all to end; `await` submits so
+many one after the other and waits for their pictures; `receive` receives callbacks for the others; `stop` puts in so
+many at once, says `stops` when all of them may leave, and stops itself there.
 """
 
 import asyncio
@@ -32,11 +32,12 @@ def session_of(coordination: Coordination, options: dict[str, Any]) -> Flux2Sess
         base_url=options["base_url"],
         rate_limit=options.get("rates", RateLimit(options["limit"], options["period"])),
         max_running=None,
-        polling=Polling(interval=1000.0),
+        polling=Polling(interval=options.get("interval", 1000.0)),
         callbacks=callbacks,
         coordination=coordination,
         timeouts=options.get("timeouts", Timeouts()),
         budget=options.get("budget"),
+        max_running_per_group=options.get("per_group"),
     )
 
 
@@ -58,6 +59,14 @@ async def endless(flux: Flux2Session, number: int) -> None:
                 await flux.submit(REQUEST)
 
     await asyncio.gather(*(again() for _ in range(number)))
+
+
+async def groups(flux: Flux2Session, asked: dict[str, int], line: Connection) -> None:
+    for group, number in asked.items():
+        for _ in range(number):
+            flux.enqueue(TextToImage(group), group=group)
+    line.send("asked")
+    await flux.drain()
 
 
 async def one_by_one(flux: Flux2Session, number: int) -> None:
@@ -110,6 +119,8 @@ async def work(coordination: Coordination, options: dict[str, Any], line: Connec
                 await spend(flux, options["number"])
             case "endless":
                 await endless(flux, options["number"])
+            case "groups":
+                await groups(flux, options["groups"], line)
             case "await":
                 await one_by_one(flux, options["number"])
             case "stop":

@@ -1,6 +1,7 @@
 """Real processes that share an account over each real store, against an emulator that counts, in short periods."""
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 import signal
@@ -190,6 +191,83 @@ async def test_pause_of_one_process_holds_all(coordination: Coordination) -> Non
     assert [call.outcome for call in calls].count("refused") == 1
     assert calls[6].time >= refused_at + 1.0
     assert len(crew.emulator.ledger.accepted) == 12
+
+
+def groups_of(emulator: Emulator) -> list[str]:
+    """Whose pictures were accepted, in order."""
+    return [emulator.task(task_id).body["input"]["prompt"] for task_id in emulator.ledger.accepted]
+
+
+def contains(emulator: Emulator, group: str) -> bool:
+    return group in groups_of(emulator)
+
+
+async def test_one_among_five_hundred(coordination: Coordination) -> None:
+    """Who has one request waits for two permits behind 500 in three processes, beside them or elsewhere."""
+    async with team(coordination, 1, 1.0, plans=Plan(duration=1000.0)) as crew:
+        for worker in await crew.hire(3, "groups", groups={"alice": 170}):
+            worker.tell()
+            await worker.says("asked")
+        for groups in ({"bob": 1}, {"alice": 30, "carol": 1}):
+            (worker,) = await crew.hire(1, "groups", groups=groups)
+            await until(lambda: len(groups_of(crew.emulator)) >= 3)
+            worker.tell()
+            await worker.says("asked")
+            before, single = len(groups_of(crew.emulator)), list(groups)[-1]
+            await until(partial(contains, crew.emulator, single))
+            assert groups_of(crew.emulator).index(single) - before <= 2
+        assert crew.emulator.ledger.refused == 0
+
+
+async def test_process_whose_turn_it_is_is_killed(coordination: Coordination) -> None:
+    """Of three that take turns one is killed: the others go on at once, and nobody waits for the end of a lease."""
+    async with team(coordination, 1, 0.4, plans=Plan(duration=1000.0)) as crew:
+        workers = [(await crew.hire(1, "groups", groups={group: 50}))[0] for group in ("alice", "bob", "carol")]
+        for worker in workers:
+            worker.tell()
+        for worker in workers:
+            await worker.says("asked")
+        # Two after bob's last one it is bob's turn again.
+        await until(lambda: groups_of(crew.emulator)[-3:-2] == ["bob"])
+        await crew.kill(workers[1])
+        before = len(groups_of(crew.emulator))
+        # A lease lasts for more than a minute.
+        await until(lambda: len(groups_of(crew.emulator)) >= before + 6, 30)
+
+        later = groups_of(crew.emulator)[before:]
+        assert set(later[1:]) == {"alice", "carol"}
+        assert crew.emulator.ledger.refused == 0
+
+
+async def test_bound_of_a_group_holds_in_all(coordination: Coordination) -> None:
+    """One task of a group runs at a time, whichever process it is in, and each of them gets all of its own through."""
+    duration = 0.3
+    async with team(coordination, 20, 0.2, plans=Plan(duration=duration)) as crew:
+        workers = await crew.hire(2, "groups", groups={"alice": 4}, per_group=1, interval=0.05)
+        for worker in workers:
+            worker.tell()
+        for worker in workers:
+            await worker.says("asked")
+        for worker in workers:
+            await worker.says("done")
+        times = crew.emulator.ledger.accepted_at
+
+        assert len(times) == 8
+        assert all(later - earlier >= duration for earlier, later in itertools.pairwise(times))
+
+
+async def test_tasks_of_a_killed_process_count_no_more(host: Coordination) -> None:
+    """The one task that a group may have runs in a process that is killed: the next one is sent in another."""
+    async with team(host, 20, 0.2, plans=Plan(duration=1000.0)) as crew:
+        doomed, other = await crew.hire(2, "groups", groups={"alice": 1}, per_group=1)
+        for number, worker in enumerate((doomed, other)):
+            worker.tell()
+            await worker.says("asked")
+            await until(lambda: crew.emulator.ledger.accepted)
+            await asyncio.sleep(0.5 * number)
+        assert len(crew.emulator.ledger.accepted) == 1
+        await crew.kill(doomed)
+        await until(lambda: len(crew.emulator.ledger.accepted) == 2)
 
 
 async def test_permits_of_a_killed_process_come_back(host: Coordination) -> None:

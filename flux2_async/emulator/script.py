@@ -17,15 +17,7 @@ HiddenStyle = Literal["422", "null", "404"]
 CallbackPlan = Literal["once", "early", "twice", "late", "lost"]
 Policy = Literal["sliding", "fixed", "bucket", "counter"]
 FaultKind = Literal[
-    "refuse",
-    "html",
-    "broken_json",
-    "cut_before",
-    "cut_after",
-    "cut_body",
-    "hang",
-    "under_escaped",
-    "redirect",
+    "refuse", "html", "broken_json", "cut_before", "cut_after", "cut_body", "hang", "under_escaped", "redirect"
 ]
 
 # A callback is sent, not answered: only what can go wrong with a sent message makes sense there.

@@ -12,7 +12,7 @@ from callback_receivers import PATH, RECEIVERS, SECRET, Target, settings
 from emulated import free_port
 
 from flux2_async.cli.app import run
-from flux2_async.cli.doctor_callback import Check, callback_checks
+from flux2_async.cli.doctor import Check, callback_checks
 from flux2_async.session.callback_settings import VARIABLE
 
 pytestmark = pytest.mark.real_time
@@ -162,7 +162,7 @@ async def test_an_inside_address_is_right_where_the_service_is_inside(
     async def answer(*_: object, **__: object) -> Check:
         return Check("callback", "a receiver answers")
 
-    monkeypatch.setattr("flux2_async.cli.doctor_callback._call", answer)
+    monkeypatch.setattr("flux2_async.cli.doctor._call", answer)
     checks = [check async for check in callback_checks(f"http://{callback}:8000{PATH}", service)]
 
     assert any("give one that the service reaches" in check.advice for check in checks) == inside

@@ -191,7 +191,8 @@ async def kills(where: str, period: float, seconds: float, *also: RateLimit) -> 
             "refused": emulator.ledger.refused,
             "window": emulator.ledger.max_in_window(period),
             "throughput": len(times) / (seconds / period * LIMIT),
-        } | {f"window of {rate.period:g} s": emulator.ledger.max_in_window(rate.period) for rate in also}
+            **{f"window of {rate.period:g} s": emulator.ledger.max_in_window(rate.period) for rate in also},
+        }
 
 
 async def fan_out(where: str, count: int = 200) -> tuple[float, float]:
@@ -209,9 +210,10 @@ async def fan_out(where: str, count: int = 200) -> tuple[float, float]:
             for number in range(count):
                 task = await one.submit(TextToImage("a picture"), ref=f"r{number}")
                 begun = asyncio.get_running_loop().time()
-                await other.deliver(f"r{number}", Callback(task.id, None))
+                delivering = asyncio.create_task(other.deliver(f"r{number}", Callback(task.id, None)))
                 await task.wait()
                 samples.append(asyncio.get_running_loop().time() - begun)
+                await delivering
     return statistics.median(samples), statistics.quantiles(samples, n=100)[98]
 
 

@@ -1,5 +1,6 @@
 """The commands: what they take, and what becomes of how they end."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Coroutine
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 from flux2_async.cli.batch_options import BatchOptions, jobs
 from flux2_async.cli.emulator_options import EmulatorOptions
 from flux2_async.cli.options import (
+    EXTENSIONS,
     FOLDER,
     RATE_LIMIT,
     TIMEOUT,
@@ -31,6 +33,7 @@ from flux2_async.cli.signals import ending_signals
 from flux2_async.cli.usage import GIVEN
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
+from flux2_async.models.requests import is_url
 from flux2_async.session.callback_settings import VARIABLE as SECRET
 
 Prompt = Annotated[str, told("3 to 5000 characters.")]
@@ -64,6 +67,10 @@ def edit(
     from flux2_async.batch.jobs import check_files
 
     def request() -> ImageToImage:
+        # One word that looks like a picture is no prompt, nor is the name of a file.
+        word = len(prompt.split()) == 1 and (is_url(prompt) or prompt.lower().endswith(tuple(EXTENSIONS)))
+        if word or os.path.isfile(prompt):  # noqa: PTH113  a Path raises for long ones
+            raise UsageError(f"edit: {prompt!r:.80} given as the prompt; the prompt comes first, then the pictures")
         if not images:
             raise UsageError("edit: no picture given; name one after the prompt, or use flux2 generate")
         made = ImageToImage(prompt, images=images, **shape.fields("auto"))

@@ -188,10 +188,16 @@ class Target:
         if text == "":
             raise UsageError("--output: an empty name given, it must be a file such as out.png, or an existing folder")
         target = cls(path, None, text) if path.is_dir() else cls(path.parent, path.name, text)
+        # What ends in a slash is meant as a folder, which a Path does not show.
+        folder = path if str(text).endswith(("/", os.sep)) else target.folder
+        if not folder.is_dir():
+            raise UsageError(
+                f"--output: there is no folder {str(folder)!r}; make it first, or name one that exists or a file such "
+                "as out.png"
+            )
         if target.name is not None and path.suffix.lower() not in EXTENSIONS:
-            raise UsageError(f"--output: {text!r} given, its end must be one of {', '.join(EXTENSIONS)}")
-        if not target.folder.is_dir():
-            raise UsageError(f"--output: there is no folder {str(target.folder)!r}; make it first, nothing was sent")
+            kinds = ", ".join(EXTENSIONS)
+            raise UsageError(f"--output: {text!r} given; a file must end in one of {kinds}, and a folder must exist")
         target.check_writable()
         return target
 

@@ -257,15 +257,31 @@ BAD = {
     ),
     "extension": (
         ["generate", "A lighthouse", "-o", "out.gif"],
-        "--output: 'out.gif' given, its end must be one of .png, .jpg, .jpeg, .webp",
+        "--output: 'out.gif' given; a file must end in one of .png, .jpg, .jpeg, .webp, and a folder must exist",
     ),
     "no extension": (
         ["generate", "A lighthouse", "-o", "out"],
-        "--output: 'out' given, its end must be one of .png, .jpg, .jpeg, .webp",
+        "--output: 'out' given; a file must end in one of .png, .jpg, .jpeg, .webp, and a folder must exist",
+    ),
+    "a folder that is not there": (
+        ["generate", "A lighthouse", "-o", "pictures/"],
+        "--output: there is no folder 'pictures'; make it first, or name one that exists or a file such as out.png",
+    ),
+    "pictures before the prompt": (
+        ["edit", "a.gif", "Make it blue"],
+        "edit: 'a.gif' given as the prompt; the prompt comes first, then the pictures",
+    ),
+    "a picture that is not there before the prompt": (
+        ["edit", "hous.jpg", "Make it blue"],
+        "edit: 'hous.jpg' given as the prompt; the prompt comes first, then the pictures",
+    ),
+    "an address before the prompt": (
+        ["edit", "https://example.com/a", "Make it blue"],
+        "edit: 'https://example.com/a' given as the prompt; the prompt comes first, then the pictures",
     ),
     "missing folder": (
         ["generate", "A lighthouse", "-o", "nowhere/out.png"],
-        "--output: there is no folder 'nowhere'; make it first, nothing was sent",
+        "--output: there is no folder 'nowhere'; make it first, or name one that exists or a file such as out.png",
     ),
     "empty output": (
         ["generate", "A lighthouse", "-o", ""],

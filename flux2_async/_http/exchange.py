@@ -5,7 +5,8 @@ error becomes a text where it is caught.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from inspect import signature
+from typing import Any, Final
 
 import aiohttp
 import attrs
@@ -17,7 +18,10 @@ from flux2_async._protocol.refusals import Redactor
 
 MAX_REPLY: Final = 8 * 1024 * 1024
 # Eight times what aiohttp takes: gateways add policies and cookies, and behind them stands the id of a paid task.
-MAX_HEADER: Final = 64 * 1024
+HEADER_LIMITS: Final[Mapping[str, Any]] = {"max_line_size": 64 * 1024, "max_field_size": 64 * 1024} | (
+    # Only newer ones count them.
+    {"max_headers": 1024} if "max_headers" in signature(aiohttp.ClientSession.__init__).parameters else {}
+)
 
 
 @attrs.frozen
@@ -72,8 +76,7 @@ async def exchange(
             middlewares=(middleware,),
             raise_for_status=False,
             auto_decompress=True,
-            max_line_size=MAX_HEADER,
-            max_field_size=MAX_HEADER,
+            **HEADER_LIMITS,
             timeout=timeout,
             headers=headers,
             data=data,

@@ -19,6 +19,7 @@ import attrs
 from yarl import URL
 
 from flux2_async._http.borrowed import route_of
+from flux2_async._http.exchange import HEADER_LIMITS
 from flux2_async._http.failures import failure_text
 from flux2_async._protocol.addresses import is_public_address, is_public_number, redirected, split_address
 from flux2_async._version import USER_AGENT
@@ -160,6 +161,7 @@ class FileTransport:
                 middlewares=() if address.user else (_anonymous,),
                 raise_for_status=False,
                 auto_decompress=True,
+                **HEADER_LIMITS,
             )
         except _PrivateAddressError:
             failure = _refused(address.host)

@@ -87,6 +87,15 @@ async def test_the_key_does_not_follow_a_redirect(emulator: Emulator, downloads:
     assert emulator.ledger.authorization_seen <= {"download-url"}
 
 
+async def test_headers_keep_no_picture_away(downloads: Downloads, tmp_path: Path) -> None:
+    """More headers than aiohttp takes by itself, and a longer one, are no fault of the picture behind them."""
+    more = {f"X-Cache-{number}": "hit" for number in range(200)} | {"Content-Security-Policy": "x" * 20_000}
+    async with serving(JPEG) as host:
+        host.validators = more
+        path = await downloads.save("t1", 1, host.url, tmp_path)
+    assert path.read_bytes() == JPEG
+
+
 async def test_no_header_of_ours_tells_who_we_are(downloads: Downloads, tmp_path: Path) -> None:
     """A foreign host sees a User-Agent and no Authorization; nothing may be packed on the way."""
     async with serving(picture(1000)) as host:

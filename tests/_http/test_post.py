@@ -33,10 +33,14 @@ STRAY = answer(200, {"code": 200, "msg": "success", "data": {"taskId": STRAY_ID}
 # --- Whose answer it is ---
 
 
-async def test_an_id_behind_long_headers() -> None:
-    """A gateway's header that is longer than aiohttp takes by itself hides no accepted task."""
-    policy = f"Content-Security-Policy: {'x' * 20_000}\r\n"
-    reply = answer(200, {"code": 200, "data": {"taskId": "task_1"}}, policy)
+@pytest.mark.parametrize(
+    "more",
+    [f"Content-Security-Policy: {'x' * 20_000}\r\n", "".join(f"Set-Cookie: c{n}=1\r\n" for n in range(500))],
+    ids=["long", "many"],
+)
+async def test_an_id_behind_headers(more: str) -> None:
+    """Headers of a gateway that are longer, or more, than aiohttp takes by itself hide no accepted task."""
+    reply = answer(200, {"code": 200, "data": {"taskId": "task_1"}}, more)
     async with raw_server([reply]) as server, transport_to(server.url) as transport:
         told = await sent(transport)
 

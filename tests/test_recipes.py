@@ -287,6 +287,19 @@ async def test_fastapi_gives_the_id_when_it_takes_longer(
     assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
 
 
+async def test_fastapi_knows_no_such_id(
+    fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
+) -> None:
+    """An id that nobody knows is answered after one look, and holds no place; one from before a restart is found."""
+    earlier = await create(listener)
+    answers = [await ask("GET", f"{address(listener)}/pictures/{name}") for name in ("nonsense", earlier.json()["id"])]
+
+    assert [answer.status for answer in answers] == [404, 200]
+    assert "nonsense" in answers[0].text
+    assert answers[1].json() == earlier.json()
+    assert fastapi_recipe["flux"].tasks() == ()
+
+
 @pytest.mark.flux2_script(Script(limit=Limit(1, 30.0, retry_after="seconds"), render=False))
 async def test_fastapi_tells_that_it_is_busy(
     fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket

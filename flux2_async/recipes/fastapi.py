@@ -1,9 +1,6 @@
 # Install: pip install flux2-async fastapi uvicorn
 # Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... uvicorn app:app
-"""A backend on FastAPI: waits for the picture for 20 s, then answers 202 with an id to ask again under.
-
-Keep the ids with their owners and look them up first: one that does not exist holds a place of `max_running` for 90 s.
-"""
+"""A backend on FastAPI: waits for the picture for 20 s, then answers 202 with an id to ask again under."""
 
 import os
 from collections.abc import AsyncIterator
@@ -39,7 +36,9 @@ async def create(prompt: str) -> dict[str, object]:
 
 @app.get("/pictures/{task_id}")
 async def read(task_id: str) -> dict[str, object]:
-    """Ask again for one that took longer."""
+    """Ask again for one that took longer (your database knows whose it is); an unknown id is told at once."""
+    if task_id not in {task.id for task in flux.tasks()}:
+        await flux.fetch_record(task_id)
     return {"id": task_id, "urls": (await flux.attach(task_id).result(PATIENCE)).urls}
 
 
@@ -50,4 +49,5 @@ async def explain(_request: Request, error: errors.Flux2Error) -> Response:
         return Response(error.task_id, 202, {"Location": f"/pictures/{error.task_id}"})
     if isinstance(error, errors.RateLimitedError):
         return Response("busy", 429, {"Retry-After": str(int(error.retry_after or 9) + 1)})
-    return Response(str(error), 422 if isinstance(error, errors.InvalidRequestError) else 502)
+    statuses: dict[type, int] = {errors.TaskNotFoundError: 404, errors.InvalidRequestError: 422}
+    return Response(str(error), statuses.get(type(error), 502))

@@ -18,10 +18,12 @@ from flux2_async._protocol.refusals import Redactor
 
 MAX_REPLY: Final = 8 * 1024 * 1024
 # Eight times what aiohttp takes: gateways add policies and cookies, and behind them stands the id of a paid task.
-HEADER_LIMITS: Final[Mapping[str, Any]] = {"max_line_size": 64 * 1024, "max_field_size": 64 * 1024} | (
-    # Only newer ones count them.
-    {"max_headers": 1024} if "max_headers" in signature(aiohttp.ClientSession.__init__).parameters else {}
-)
+HEADER_LIMITS: Final[dict[str, Any]] = {
+    "max_line_size": 64 * 1024,
+    "max_field_size": 64 * 1024,
+    # Older ones do not count them.
+    **({"max_headers": 1024} if "max_headers" in signature(aiohttp.ClientSession.__init__).parameters else {}),
+}
 
 
 @attrs.frozen

@@ -16,6 +16,7 @@ from flux2_async.cli.documents import docs
 from flux2_async.emulator import Emulator, Plan, Script
 
 GUIDE = PACKAGE / "guide"
+PLACE = re.compile(r"\]\(([a-z]+\.md)#([^)]+)\)")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 
 
@@ -56,6 +57,12 @@ def test_the_readme_shows_a_recipe() -> None:
     assert [str(block.parsed).strip() for block in blocks(README)] == [program.strip()]
 
 
+def places(page: Path) -> set[str]:
+    """What can be linked to on a page: its headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_are_short_and_lead_somewhere(page: Path) -> None:
     """A page is read in one go, says first what it is about, and its links lead to what is there."""
@@ -64,6 +71,7 @@ def test_pages_are_short_and_lead_somewhere(page: Path) -> None:
     assert len(text) <= (9000 if page == README else 8000)
     assert re.match(r"# .+\n\n[A-Z].+\n", text)
     assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+    assert [link for link in PLACE.findall(text) if link[1] not in places(page.parent / link[0])] == []
 
 
 def test_every_page_and_recipe_is_listed() -> None:

@@ -60,6 +60,11 @@ class Gate(Turnstile[Permit]):
         """When there will be permits, as far as is known; None: it is not."""
         return None
 
+    @property
+    def places(self) -> float:
+        """How many tasks may run in this session; infinity where that is its own affair."""
+        return math.inf
+
     def take(self, group: str | None) -> Permit | None:  # noqa: ARG002  of use to who need not ask others
         """Give a permit where one is free and nobody waits, as `acquire` does then, for less; else None."""
         return None

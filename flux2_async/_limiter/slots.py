@@ -26,7 +26,8 @@ class Slots(Turnstile[None]):
     Attributes:
         borrowed: Slots taken now; more than `max_running` after `borrow()`, and where groups were let ahead.
         waiting: Tasks that wait for a slot.
-        on_room: Called when `room` may have become more, or fewer of a bounded group run.
+        on_room: Called when `room` may have become more.
+        on_release: Called when a slot was given back.
     """
 
     def __init__(self, max_running: int | None, per_group: int | None = None) -> None:
@@ -37,6 +38,7 @@ class Slots(Turnstile[None]):
             self._waiters = WaitQueue(self._is_kept_back)
         self.borrowed: int = 0
         self.on_room: Callable[[], None] = _nobody
+        self.on_release: Callable[[], None] = _nobody
         self._of_group: Counter[str | None] = Counter()
         # Whose holders wait for a permit, and how many of all are there beyond `max_running` because of that.
         self._early: dict[str | None, int] = {}
@@ -78,7 +80,9 @@ class Slots(Turnstile[None]):
         return max(self._all_early - self._ahead, 0) if self._ahead else math.inf
 
     def running(self) -> Mapping[str | None, int]:
-        """Give how many of each group have a permit or are tasks, where `per_group` bounds them."""
+        """Give how many have a permit or are tasks; of each group where `per_group` bounds them, else of all as one."""
+        if self._per_group is None:
+            return {None: self.borrowed - self._all_early}
         return self._of_group - Counter(self._early)
 
     def begin(self, group: str | None) -> None:
@@ -115,9 +119,10 @@ class Slots(Turnstile[None]):
             if not self._of_group[group]:
                 del self._of_group[group]
             self._waiters.let_in(group)
-        if self._ahead or self._per_group is not None:
-            self._ahead -= bool(self._ahead)
+        if self._ahead:
+            self._ahead -= 1
             self.on_room()
+        self.on_release()
         if early:
             self._replace(group)
         self._wake()
@@ -169,14 +174,18 @@ class Slots(Turnstile[None]):
     def _too_late(self, waiter: Waiter[None], _now: float, /) -> RateLimitedError:
         if self._is_kept_back(waiter.group):
             return group_is_full(waiter, self._per_group)
-        running = f"{self.borrowed} tasks are running and max_running is {self._max_running}"
-        return _no_slot(waiter, running, "max_running")
+        return all_are_full(waiter, self.borrowed, self._max_running)
 
 
 def group_is_full(waiter: Waiter[Any], per_group: int | None) -> RateLimitedError:
     """Give the error of one whose group has as many tasks as it may."""
     bound = "max_running_per_group"
     return _no_slot(waiter, f"{bound} is {per_group}, and group {waiter.group!r} has so many tasks", bound)
+
+
+def all_are_full(waiter: Waiter[Any], running: int, most: int | None) -> RateLimitedError:
+    """Give the error of one before whom so many tasks run."""
+    return _no_slot(waiter, f"{running} tasks are running and max_running is {most}", "max_running")
 
 
 def _no_slot(waiter: Waiter[Any], what: str, bound: str) -> RateLimitedError:

@@ -11,8 +11,9 @@ Nobody polls: the answer says when to ask again, which is when the permit comes 
 What is in flight now comes back in a period at the earliest, so asking a period later misses nothing; what comes back
 at once instead is told by a wake. Who does not ask at the promised time has `grace`, then is passed over.
 
-Running. A process with a bound for each group tells with every question how many of each run there, those that have a
-permit included; so many count until it tells otherwise, leaves, or is forgotten.
+Running. A process with a bound tells with every question how many of each group run there, those that have a permit
+included. So many count until it tells otherwise, leaves, or is forgotten; for the bound of all until a minute after it
+was last heard of, since they run on at the service.
 
 Clock. The time is a server's, which somebody may set. Back costs nothing; forward by more than a process has counted
 since its last answer is noticed by it, and no permit comes back earlier. Where none had asked before, one step lets at
@@ -45,6 +46,9 @@ FORMAT: Final = 5
 
 PEER_SEEN_FOR: Final = 60.0
 """Seconds after which a process that says nothing is no longer counted."""
+
+# No name of a group: of those whose process is gone.
+LEFT: Final = "-"
 
 # An answer that names a time closer than this part of the period would make many ask for what few can have.
 ASKS_PER_PERIOD: Final = 500
@@ -114,8 +118,9 @@ class AccountState:
         self._leases: dict[str, _Lease] = {}
         self._peers: dict[str, float] = {}
         self._queue = PermitQueue()
-        # Of processes that have a bound, by group.
+        # Of processes that have a bound, by group; and of those that are gone, with the time until which they count.
         self._running: dict[str, dict[str, int]] = {}
+        self._left: list[tuple[float, int]] = []
 
     @property
     def lives_for(self) -> float:
@@ -218,6 +223,7 @@ class AccountState:
         groups: Mapping[str, int] | None = None,
         first: Iterable[str] = (),
         bound: int | None = None,
+        most: int | None = None,
     ) -> Reply | None:
         """Lend permits to a process, as many as are its share now; None: it has to join.
 
@@ -229,10 +235,12 @@ class AccountState:
             groups: For whom, see `PermitQueue.enter`; None: all for those without a group.
             first: See there.
             bound: See there.
+            most: See there.
         """
         if self.touch(peer, known, now) is None:
             return None
-        self._queue.enter(peer, want, {"": want} if groups is None else groups, now, first=first, bound=bound)
+        groups = {"": want} if groups is None else groups
+        self._queue.enter(peer, want, groups, now, first=first, bound=bound, most=most)
         share: Sequence[str] = ()
         kept = 0
         if self._until <= now:
@@ -240,7 +248,7 @@ class AccountState:
                 peer, lambda number: self._windows.ready_at(now, number) <= now, now, self._alive()
             )
         leases = tuple(self._lend(peer, now) for _ in share)
-        if bound is not None:
+        if bound is not None or most is not None:
             self._running[peer] = dict(Counter(self._running.get(peer)) + Counter(share))
         wait = 0.0
         if self._queue.wants(peer):
@@ -252,8 +260,8 @@ class AccountState:
     def run(self, peer: str, running: Mapping[str, int]) -> None:
         """Hear how many run in a process of which groups."""
         before, self._running[peer] = self._running.get(peer, {}), dict(running)
-        fewer = {group for group, count in before.items() if running.get(group, 0) < count}
-        self.wakes |= any(group in fewer for group in self._queue.kept_back())
+        fewer = any(running.get(group, 0) < count for group, count in before.items())
+        self.wakes |= fewer and self._queue.is_freed(self._alive())
 
     def settle(self, settlement: Settlement, now: float) -> tuple[float, bool]:
         """Take a permit back, or hear of a 429 that its request met, after which it is still out.
@@ -303,6 +311,8 @@ class AccountState:
 
     def _rename(self, old: str, new: str, keeps: Sequence[str], now: float) -> None:
         for peer in [peer for peer in self._peers if peer.startswith(old)]:
+            # It tells by its new name what runs there.
+            self._running.pop(peer, None)
             self._forget(peer, now)
         for name in [name for name, lease in self._leases.items() if lease.owner.startswith(old)]:
             if name in keeps:
@@ -327,6 +337,7 @@ class AccountState:
             self._take_back(name, PermitEvent.UNCLEAR, lease.expires_at)
         for peer in [peer for peer, until in self._peers.items() if until <= now]:
             self._forget(peer, now)
+        self._left = [(until, count) for until, count in self._left if until > now]
         for peer in self._queue.late(now - self._grace):
             self.wakes |= self._queue.drop(peer, now, self._grace)
 
@@ -343,12 +354,13 @@ class AccountState:
             self._pause(now + 2 * self._windows.longest * CLOCK_MARGIN, now)
 
     def _forget(self, peer: str, now: float) -> None:
-        self._peers.pop(peer, None)
-        self._running.pop(peer, None)
+        until = min(self._peers.pop(peer, now), now + PEER_SEEN_FOR)
+        if (count := sum(self._running.pop(peer, {}).values())) and until > now:
+            self._left.append((until, count))
         self.wakes |= self._queue.drop(peer, now, self._grace)
 
     def _alive(self) -> Counter[str]:
-        return sum(map(Counter, self._running.values()), Counter[str]())
+        return sum(map(Counter, self._running.values()), Counter({LEFT: sum(count for _, count in self._left)}))
 
     def _lend(self, peer: str, now: float) -> str:
         self.number += 1
@@ -387,6 +399,7 @@ class AccountState:
             rates=self._windows.rates,
             groups=groups,
             kept_back=tuple(self._queue.kept_back(peer)),
+            running=self._alive().total(),
         )
         return Reply(answer, Known(self.epoch, self.number, now))
 
@@ -407,6 +420,7 @@ class AccountState:
             "peers": self._peers,
             "queue": self._queue.dump(),
             "running": {peer: running for peer, running in self._running.items() if running and peer in self._peers},
+            "left": self._left,
         }
 
     @classmethod
@@ -421,6 +435,7 @@ class AccountState:
         made._leases = {name: _lease_of(*lease) for name, lease in state["leases"].items()}
         made._peers = dict(state["peers"])
         made._queue, made._running = PermitQueue.load(state["queue"]), state["running"]
+        made._left = [(until, count) for until, count in state["left"]]
         return made
 
 

@@ -36,6 +36,7 @@ class Terms:
         post: Seconds that a POST may take; with less than that left of its lease no permit is used.
         key_ttl: Seconds from its reservation on for which a key is kept.
         per_group: How many tasks of one group may run, or None for no bound.
+        max_running: Likewise of all.
     """
 
     rates: tuple[RateLimit, ...] = attrs.field(converter=rates_of)
@@ -43,6 +44,12 @@ class Terms:
     post: float = 0.0
     key_ttl: float = 86400.0
     per_group: int | None = None
+    max_running: int | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it matters how many tasks run."""
+        return self.per_group is not None or self.max_running is not None
 
 
 @attrs.frozen
@@ -61,6 +68,7 @@ class Answer:
         supply: When there will be permits for all of them.
         groups: For whom each lease is, as the process has named them.
         kept_back: Of which groups so many run that they have to wait.
+        running: How many run in all processes that have a bound.
     """
 
     leases: tuple[str, ...]
@@ -73,6 +81,7 @@ class Answer:
     rates: tuple[RateLimit, ...] = ()
     groups: tuple[str, ...] = ()
     kept_back: tuple[str, ...] = ()
+    running: int = 0
 
 
 @attrs.frozen

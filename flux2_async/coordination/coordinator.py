@@ -118,7 +118,8 @@ class Coordinator:
             groups: For whom, see `PermitQueue.enter`; None: for those without a group.
             first: See there.
         """
-        asked: dict[str, Any] = {"groups": groups, "first": first, "bound": self._terms.per_group}
+        terms = self._terms
+        asked: dict[str, Any] = {"groups": groups, "first": first, "bound": terms.per_group, "most": terms.max_running}
 
         def lend(state: AccountState, now: float) -> Reply | None:
             self._search(state, now)
@@ -257,7 +258,7 @@ class Coordinator:
         async with self._turn:
             asked_at = self._store.elapsed()
             # What is lent by one question is counted here before the next one begins.
-            running = None if self._terms.per_group is None else self.running()
+            running = self.running() if self._terms.bounded else None
 
             def change(text: str | None, now: float) -> Kept[tuple[T, float, float]]:
                 nonlocal asked_at, wakes
@@ -272,8 +273,9 @@ class Coordinator:
                 return Kept(json.dumps(state.dump()), state.lives_for, (result, begun, asked_at))
 
             result = await self._store.update(f"{FORMAT}:account", change)
-        if wakes:
-            await self.tell(Message("wake"))
+            if wakes:
+                # Within the turn: what was lent is used, and counted as running, before the next one begins.
+                await self.tell(Message("wake"))
         return result
 
     async def _ask(self, question: Callable[[AccountState, float], Reply | None]) -> Answer:

@@ -21,7 +21,7 @@ FEWER_AFTER: Final = 60.0
 
 def quota_of(limit: int, peers: int | None) -> int:
     """Give one session's part of a limit, at least 1; peers None: never seen, so many are assumed."""
-    return max(1, limit // (ASSUMED_PEERS if peers is None else peers))
+    return max(1, limit // (peers or ASSUMED_PEERS))
 
 
 @attrs.define(eq=False)
@@ -112,6 +112,15 @@ class Fallback:
         self._peers: int | None = None
         self._fewer_at = -math.inf
         self._declared: set[int] = set()
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether there are other processes, as far as is known."""
+        return self._peers != 1
+
+    def part(self, of: float) -> float:
+        """Give one session's part, at least 1."""
+        return max(of // (self._peers or ASSUMED_PEERS), 1)
 
     def count(self, peers: int, now: float) -> None:
         """Believe in more processes at once, in fewer only after a while."""

@@ -4,7 +4,7 @@ Turns. Groups take turns, and within a group the processes in which somebody of 
 is next, then whose last turn is longest ago; who comes has had as many as those with the fewest, and who may not pass
 saves none. With somebody whom a 429 has refused a group and its process are next at once.
 
-Bounds. A group of which so many run already is kept back, and the others go on.
+Bounds. A group of which so many run already is kept back, and the others go on; where so many of all run, all are.
 
 Deaths. What is kept for a process is kept until `grace` after it was to ask again; then it is passed over, and those
 that were to come after it come at once.
@@ -47,12 +47,13 @@ class _Line:
 
 @attrs.define
 class _Waiting:
-    """A process: how many permits it can use, when one is its turn, when it is to ask again, and its groups' bound."""
+    """A process: how many permits it can use, when one is its turn, when it is to ask again, and its bounds."""
 
     want: int
     turn: float
     due: float
     bound: int | None
+    most: int | None
 
 
 class PermitQueue:
@@ -75,6 +76,7 @@ class PermitQueue:
         *,
         first: Iterable[str] = (),
         bound: int | None = None,
+        most: int | None = None,
     ) -> None:
         """Let a process wait, or go on waiting.
 
@@ -85,8 +87,9 @@ class PermitQueue:
             now: The time.
             first: The groups of those that were refused.
             bound: How many of a group may run at once, or None.
+            most: Likewise of all.
         """
-        self._peers[peer] = _Waiting(want, now, now, bound)
+        self._peers[peer] = _Waiting(want, now, now, bound, most)
         self._remove(peer, {group for group in self._lines if group not in groups})
         fewest = min((line.rounds for line in self._lines.values()), default=0)
         for group, count in groups.items():
@@ -178,6 +181,14 @@ class PermitQueue:
             if any(place.kept_back and peer in (None, place.peer) for place in line.places)
         ]
 
+    def is_freed(self, running: Mapping[str, int]) -> bool:
+        """Whether somebody was told that too many run, and they do not any more."""
+        return any(
+            place.kept_back and not self._is_kept_back(group, place.peer, running)
+            for group, line in self._lines.items()
+            for place in line.places
+        )
+
     def share(self, peer: str) -> int:
         """One in how many permits is for a process."""
         lines = [[place.peer for place in line.places if place.want] for line in self._lines.values()]
@@ -237,8 +248,10 @@ class PermitQueue:
             alive[group] += 1
 
     def _is_kept_back(self, group: str, peer: str, running: Mapping[str, int]) -> bool:
-        bound = self._peers[peer].bound
-        return bound is not None and running.get(group, 0) >= bound
+        waiting = self._peers[peer]
+        if waiting.most is not None and sum(running.values()) >= waiting.most:
+            return True
+        return waiting.bound is not None and running.get(group, 0) >= waiting.bound
 
     def dump(self) -> list[Any]:
         """Give it as plain data."""

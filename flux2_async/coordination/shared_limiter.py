@@ -20,7 +20,7 @@ import attrs
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Waiter
-from flux2_async._limiter.slots import group_is_full
+from flux2_async._limiter.slots import Slots, all_are_full, group_is_full
 from flux2_async._limiter.window import MAX_PAUSE, MIN_PAUSE, PermitEvent, Supply
 from flux2_async._limiter.windows import Windows, tightest
 from flux2_async._protocol.told_limits import Told
@@ -87,6 +87,8 @@ class SharedLimiter(Gate):
         # By the names that the others were told; and those that have to wait because so many of them run.
         self._names: dict[str, str | None] = {}
         self._kept_back: set[str | None] = set()
+        # How many tasks run in other processes, as the last answer told.
+        self._others = 0
         # This session's part of what the last answer told.
         self._supply: Supply | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -168,7 +170,9 @@ class SharedLimiter(Gate):
         if self._lent:
             return max(self._until, now)
         quota = self._fallback.quota
-        return max(self._until, quota.ready_at(now)) if quota and self._may_degrade else math.inf
+        if quota is None or not self._may_degrade or self._running_here >= self._fallback.part(self._places):
+            return math.inf
+        return max(self._until, quota.ready_at(now))
 
     def _next(self, now: float, /) -> Waiter[Permit] | None:
         waiter = super()._next(now)
@@ -198,6 +202,8 @@ class SharedLimiter(Gate):
 
     def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
         if waiter.group in self._kept_back and self._until <= now:
+            if self._others + self._running_here >= self._places:
+                return all_are_full(waiter, self._others + self._running_here, self._terms.max_running)
             return group_is_full(waiter, self._terms.per_group)
         return super()._too_late(waiter, now)
 
@@ -230,9 +236,35 @@ class SharedLimiter(Gate):
     def _on_room(self) -> None:
         self._wanted.set()
         self._ask_now.set()
-        if self._terms.per_group is not None:
-            self._settling.go_on(anew=True)
         super()._on_room()
+
+    def follow(self, slots: Slots) -> None:
+        """See `Gate`; where that matters the others hear how many tasks run here."""
+        super().follow(slots)
+        if self._terms.bounded:
+            slots.on_release = self._on_release
+
+    def _on_release(self) -> None:
+        if self._fallback.quota is not None:
+            self._wake()
+        elif self._kept_back:
+            self._wanted.set()
+            self._ask_now.set()
+        if self._fallback.has_peers:
+            self._settling.go_on(anew=True)
+
+    @property
+    def _running_here(self) -> int:
+        return 0 if self._slots is None else sum(self._slots.running().values())
+
+    @property
+    def _places(self) -> float:
+        return math.inf if self._terms.max_running is None else self._terms.max_running
+
+    @property
+    def places(self) -> float:
+        """See `Gate`: what the others leave now."""
+        return max(self._places - self._others, 1)
 
     def _running(self) -> Mapping[str, int]:
         running = {} if self._slots is None else self._slots.running()
@@ -280,6 +312,7 @@ class SharedLimiter(Gate):
     def _use(self, answer: Answer, now: float) -> None:
         self._supply = answer.supply and answer.supply.shared(max(answer.waiting, 1), now)
         self._fallback.learn(answer, now)
+        self._others = max(answer.running - len(answer.leases) - self._running_here, 0)
         if answer.paused:
             self._close_gate(now + answer.paused)
 

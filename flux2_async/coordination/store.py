@@ -161,9 +161,9 @@ class RemoteStore(Store):
 class Coordination(ABC):
     """Settings of a shared state, as `Flux2Session(coordination=...)` takes them.
 
-    The limit, its pauses, the turns and bounds of groups, budgets, keys and callbacks are shared. What a session finds
-    out by itself is not: whether it sends one createTask at a time because the last ones got no answer, and the pace of
-    its polls.
+    Limits, their pauses, the bound of running tasks, the turns and bounds of groups, budgets, keys and callbacks are
+    shared. What a session finds out by itself is not: whether it sends one createTask at a time because the last ones
+    got no answer, and the pace of its polls.
 
     Attributes:
         on_failure: What submissions without a key do when the shared state cannot be asked: `degrade` to a safe share

@@ -154,6 +154,7 @@ def _share(coordination: "Coordination", account: str, options: Options, api: Ap
         post=options.timeouts.submit,
         key_ttl=options.key_ttl,
         per_group=options.max_running_per_group,
+        max_running=options.max_running,
     )
     return Sharing(coordination, account, terms, watcher=watcher, records=api)
 

@@ -69,7 +69,7 @@ class Sender:
     def supply(self) -> tuple[Supply, float] | None:
         """When there will be permits, and how many tasks may run at once; None: not known, as in an outage."""
         supply = None if self.breaker.reason is not None else self._shared.limiter.supply()
-        return None if supply is None else (supply, self._shared.slots.places)
+        return None if supply is None else (supply, min(self._shared.slots.places, self._shared.limiter.places))
 
     async def _send_new(self, submission: Submission) -> None:
         shared, asked, patience = self._shared, submission.asked, submission.patience

@@ -88,8 +88,8 @@ class Flux2Session:
         rate_limit: At most so many new tasks per period; of several, such as per second and per minute, all hold, and
             what the service says of its limits is believed where it is lower. None: no limit on this side; a 429 still
             pauses every submission. `"service"`: what the service allows (Apikley's upstream documents 20 in 10 s).
-        max_running: Tasks that may be unfinished at once. None: no bound. `"service"`: what the service allows
-            (upstream: "typically 100+").
+        max_running: Tasks that may be unfinished at once, in all processes that share the account by `coordination`.
+            None: no bound. `"service"`: what the service allows (upstream: "typically 100+").
         max_running_per_group: How many of them one `group` may have at once; further ones wait, and hold up no
             other. With `coordination` in all processes together, where all set it. None: no bound.
         polling: How often to poll whether a task is finished.

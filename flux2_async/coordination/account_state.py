@@ -377,6 +377,9 @@ class AccountState:
             return self._queue.postpone(peer, now + ASK_WHILE_KEPT_BACK, now + ASK_WHILE_KEPT_BACK)
         turn = max(self._windows.ask_at(now, max(ahead, kept)), self._until)
         due = max(turn, now + self._windows.shortest / ASKS_PER_PERIOD)
+        if not self._queue.has_groups:
+            # Whoever asks first may have what comes until then: they are all alike.
+            turn = due
         if kept:
             # Others may not come for what is kept for them.
             due = min(due, now + self._grace)

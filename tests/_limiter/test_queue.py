@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections import Counter
 from typing import Any
 
 import attrs
@@ -124,6 +125,23 @@ class Order(RuleBasedStateMachine):
     def all_are_there(self) -> None:
         if hasattr(self, "queue"):
             assert len(self.queue) == len(self.waiting)
+
+    @invariant()
+    def others_can_be_told_who_may_pass(self) -> None:
+        if not hasattr(self, "queue") or self.kept_back:
+            return
+        told = list(self.queue.wants(self.now))
+        assert {group for group, _, _ in told} == {each.group for each in self.waiting}
+        if first := [each for each in self.waiting if each.first]:
+            entitled = first if len(told) > 1 else self.waiting
+        else:
+            highest = max((each.priority for each in self.waiting), default=0)
+            entitled = [each for each in self.waiting if each.priority == highest or self.is_impatient(each)]
+            entitled = entitled if len(told) > 1 else self.waiting
+            turns = [self.turns[group] for group, _, _ in told]
+            assert turns == sorted(turns)
+        assert {group: count for group, count, _ in told if count} == Counter(each.group for each in entitled)
+        assert {group for group, _, goes_first in told if goes_first} == {each.group for each in first}
 
 
 Order.TestCase.settings = settings(max_examples=60, stateful_step_count=40)

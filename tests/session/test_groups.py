@@ -232,6 +232,23 @@ async def test_groups_share_alike_in_coordination() -> None:
         assert max(shares.values()) - min(shares.values()) <= 2
 
 
+async def test_who_has_waited_a_minute_takes_turns_in_coordination() -> None:
+    """Behind higher priorities in its own process and another user elsewhere one gets a permit after a minute."""
+    async with Emulator(LONG) as emulator:
+        options: dict[str, Any] = {"rate_limit": RateLimit(1, 5.0), "coordination": Memory()}
+        async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
+            enqueue(one, 40, "alice", priority=1)
+            enqueue(two, 40, "carol")
+            enqueue(one, 1, "bob")
+            await asyncio.sleep(59)
+            assert "bob" not in accepted(emulator)
+            await asyncio.sleep(17)
+            assert "bob" in accepted(emulator)
+            await asyncio.sleep(100)
+            later = Counter(accepted(emulator)[-20:])
+            assert later == {"alice": 10, "carol": 10}
+
+
 async def test_priority_is_of_a_process() -> None:
     """Priorities hold within each process, and what waits there behind them keeps its turn among the others."""
     async with Emulator(LONG) as emulator:

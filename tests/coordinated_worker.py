@@ -31,7 +31,7 @@ def session_of(coordination: Coordination, options: dict[str, Any]) -> Flux2Sess
         options["api_key"],
         base_url=options["base_url"],
         rate_limit=options.get("rates", RateLimit(options["limit"], options["period"])),
-        max_running=None,
+        max_running=options.get("max_running"),
         polling=Polling(interval=options.get("interval", 1000.0)),
         callbacks=callbacks,
         coordination=coordination,

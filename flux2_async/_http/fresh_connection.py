@@ -134,6 +134,8 @@ class FreshConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop it without what it still holds back."""
+        # Else one that was dropped before its first byte would be taken for late as well.
+        self._stop_clock()
         self._dropped = True
         if self._transport is not None:
             self._transport.abort()

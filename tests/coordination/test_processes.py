@@ -256,6 +256,26 @@ async def test_bound_of_a_group_holds_in_all(coordination: Coordination) -> None
         assert all(later - earlier >= duration for earlier, later in itertools.pairwise(times))
 
 
+async def test_so_many_tasks_run_in_all(coordination: Coordination) -> None:
+    """Three run at a time in three processes, also when one is killed whose tasks the service goes on with."""
+    duration = 0.4
+    async with team(coordination, 20, 0.2, plans=Plan(duration=duration)) as crew:
+        workers = await crew.hire(3, "groups", groups={"alice": 6}, max_running=3, interval=0.05)
+        for worker in workers:
+            worker.tell()
+        for worker in workers:
+            await worker.says("asked")
+        await until(lambda: len(crew.emulator.ledger.accepted) >= 6)
+        await crew.kill(workers[0])
+        for worker in workers[1:]:
+            await worker.says("done")
+        times = crew.emulator.ledger.accepted_at
+
+        assert len(times) >= 12
+        assert all(later - earlier >= duration for earlier, later in zip(times, times[3:], strict=False))
+        assert min(later - earlier for earlier, later in zip(times, times[2:], strict=False)) < duration
+
+
 async def test_tasks_of_a_killed_process_count_no_more(host: Coordination) -> None:
     """The one task that a group may have runs in a process that is killed: the next one is sent in another."""
     async with team(host, 20, 0.2, plans=Plan(duration=1000.0)) as crew:

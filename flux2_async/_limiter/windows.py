@@ -81,18 +81,24 @@ class Windows:
 
     def believe(self, told: Told, now: float) -> None:
         """Keep to what the service told, where that is less, or of a limit that nobody else gave."""
-        meant = [each for each in self.windows if told.seconds is None or math.isclose(each.rate.period, told.seconds)]
+        meant = self._meant(told)
         rate = RateLimit(max(told.limit, 1), told.seconds) if told.limit is not None and told.seconds else None
         if not meant and rate is not None and 0 < len(self.windows) < MAX_WINDOWS:
             meant = [self._made(rate, now)]
             self.windows += meant
             self.told.add(rate.period)
-        # Without its seconds it may be the limit of any of several.
         if len(meant) == 1:
             window = meant[0]
             if rate is not None and rate.limit > window.rate.limit and window.rate.period in self.told:
                 window.reset(attrs.evolve(window.rate, limit=rate.limit))
             window.believe(told, now)
+
+    def _meant(self, told: Told) -> list[Window]:
+        """Give whose limit it may be; without its seconds of several that of the same number, or that lasts as long."""
+        if told.seconds is not None:
+            return [each for each in self.windows if math.isclose(each.rate.period, told.seconds)]
+        lasting = [each for each in self.windows if (told.reset or 0.0) <= each.rate.period * CLOCK_MARGIN]
+        return [each for each in lasting if each.rate.limit == told.limit] or lasting or self.windows
 
     @property
     def rates(self) -> tuple[RateLimit, ...]:

@@ -42,6 +42,32 @@ def test_what_is_told_is_believed_downwards() -> None:
     assert window.rates == (RateLimit(6, 10.0), RateLimit(100, 3600.0))
 
 
+@pytest.mark.parametrize(
+    ("told", "rates"),
+    [
+        (Told(limit=3), ((5, 1.0), (30, 60.0))),
+        (Told(limit=3, reset=0.5), ((5, 1.0), (30, 60.0))),
+        (Told(limit=3, reset=20.0), ((5, 1.0), (3, 60.0))),
+        (Told(limit=3, seconds=1.0), ((3, 1.0), (30, 60.0))),
+    ],
+)
+def test_of_several_the_one_that_lasts_as_long_is_meant(told: Told, rates: tuple[tuple[int, float], ...]) -> None:
+    """Told without its seconds a limit is that of the window that its reset fits into; where both do nobody knows."""
+    windows = Windows([SECOND, MINUTE])
+    windows.believe(told, 0.0)
+    assert set(windows.rates) == {RateLimit(*rate) for rate in rates}
+
+
+def test_of_several_the_one_of_the_same_number_is_meant() -> None:
+    """What is left of a limit is left of the window that has the same one."""
+    windows = Windows([SECOND, MINUTE])
+    windows.believe(Told(limit=5, remaining=0, reset=0.5), 0.0)
+    assert windows.ready_at(0.0) == pytest.approx(0.5, abs=0.01)
+    windows.believe(Told(limit=30, remaining=0, reset=0.5), 0.6)
+    assert windows.ready_at(0.6) == pytest.approx(1.1, abs=0.01)
+    assert set(windows.rates) == {SECOND, MINUTE}
+
+
 def test_what_only_the_service_told_it_may_raise() -> None:
     """Of a limit that nobody configured its last word counts, also where that is more."""
     windows = Windows([RateLimit(20, 10.0)])

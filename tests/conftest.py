@@ -98,7 +98,8 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Skip a module that imports at its head what is not installed; in CI if this run is to do without."""
     report = yield
-    call: pytest.CallInfo[Any] | None = report.call
+    # A module that `--last-failed` leaves out has none.
+    call: pytest.CallInfo[Any] | None = getattr(report, "call", None)
     if call is not None and call.excinfo and isinstance(error := call.excinfo.value.__cause__, ModuleNotFoundError):
         try:
             package(error.name or "")

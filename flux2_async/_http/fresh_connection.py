@@ -41,6 +41,7 @@ class FreshConnection(asyncio.Protocol):
     _over: asyncio.Event | None = None
     _may_send: Callable[[], bool] | None = None
     _deadline: asyncio.TimerHandle | None = None
+    _seconds: float = 0.0
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -105,6 +106,9 @@ class FreshConnection(asyncio.Protocol):
         if not self.given and not self._look():
             self.abort()
             return False
+        if not self.given:
+            # Not before: who stood still between the last look and here has sent nothing late.
+            self._deadline = self._loop.call_at(self._loop.time() + self._seconds, self._cut)
         self.given += size
         return True
 
@@ -117,10 +121,9 @@ class FreshConnection(asyncio.Protocol):
     def use(self, may_send: Callable[[], bool], seconds: float) -> None:
         """Let a request leave over it, if this is true as well immediately before the first byte.
 
-        Cut it, where the whole reply is not there after so many seconds.
+        Cut it, where the whole reply is not there so many seconds after that byte.
         """
-        self._may_send = may_send
-        self._deadline = self._loop.call_at(self._loop.time() + seconds, self._cut)
+        self._may_send, self._seconds = may_send, seconds
 
     def close(self) -> None:
         """Drop it."""

@@ -192,12 +192,7 @@ class AccountState:
 
     def touch(self, peer: str, known: Known, now: float) -> Reply | None:
         """Hear that a process is still there; None: it has to join."""
-        self._advance(now)
-        self._compare(known, now)
-        if peer not in self._peers:
-            return None
-        self._peers[peer] = max(self._peers[peer], now + PEER_SEEN_FOR)
-        return self._reply(now, (), 0.0)
+        return self._reply(now, (), 0.0) if self._is_there(peer, known, now) else None
 
     def leave(self, peer: str, now: float, unheard: Sequence[str] = ()) -> None:
         """Forget a process that goes; what it has borrowed and not settled expires by itself.
@@ -237,7 +232,7 @@ class AccountState:
             bound: See there.
             most: See there.
         """
-        if self.touch(peer, known, now) is None:
+        if not self._is_there(peer, known, now):
             return None
         groups = {"": want} if groups is None else groups
         self._queue.enter(peer, want, groups, now, first=first, bound=bound, most=most)
@@ -304,6 +299,14 @@ class AccountState:
     def peers(self) -> tuple[str, ...]:
         """Give the names of the processes that count."""
         return tuple(self._peers)
+
+    def _is_there(self, peer: str, known: Known, now: float) -> bool:
+        self._advance(now)
+        self._compare(known, now)
+        if peer not in self._peers:
+            return False
+        self._peers[peer] = max(self._peers[peer], now + PEER_SEEN_FOR)
+        return True
 
     def _has_lent(self, name: str) -> bool:
         epoch, _, number = name.rpartition(":")

@@ -269,6 +269,7 @@ class SharedKey:
         self._request = request
         self._watcher = watcher
         self._reserved = False
+        self._heard = asyncio.Event()
 
     async def look(self) -> ImageTask | None:
         """Give the task that the key stands for, after waiting for a POST that is under way; None: the key is free.
@@ -338,7 +339,20 @@ class SharedKey:
     def bound(self, task_id: str) -> None:
         """Say which task it is."""
         self._sharing.let_go(self._claim)
-        self._sharing.tell_later(partial(self._coordinator.bind, self._claim, task_id))
+        self._sharing.tell_later(partial(self._bind, task_id))
+
+    async def _bind(self, task_id: str) -> None:
+        await self._coordinator.bind(self._claim, task_id)
+        self._heard.set()
+
+    async def heard(self) -> None:
+        """Wait until the others know which task it is, a few seconds at most: were this process to die now, they
+        would be in doubt of it.
+        """
+        if self._reserved:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(KEPT_WITHIN):
+                    await self._heard.wait()
 
     def unclear(self) -> None:
         """Say that nobody knows whether it exists."""

@@ -92,6 +92,10 @@ class KeyClaim(Protocol):
         """The key stands for this task from now on."""
         ...
 
+    async def heard(self) -> None:
+        """Wait until the others know that, for a while."""
+        ...
+
     def unclear(self) -> None:
         """Nobody knows whether the POST was accepted."""
         ...

@@ -125,7 +125,10 @@ class Submitter:
             await outcome.wait()
         finally:
             self._leave(submission)
-        return submission.latest(outcome).get()
+        task = submission.latest(outcome).get()
+        if submission.claim is not None:
+            await submission.claim.heard()
+        return task
 
     def position(self, submission: Submission | None, priority: int, group: str | None) -> int:
         """Count the submissions that wait and go before one as things are now, or before one that is yet to be.

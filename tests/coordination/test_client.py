@@ -135,6 +135,33 @@ async def test_who_left_while_the_key_was_reserved_sends_nothing() -> None:
         await other.submit(OTHER, key="k")
 
 
+async def test_a_key_stands_for_its_task_when_its_owner_has_it() -> None:
+    """Once `submit` has given the task, the owner may die: the others know which one it is, and are in no doubt."""
+    memory = Memory(rtt=1.0)
+    async with processes(1, memory=memory) as (_, (one,)):
+        task = await one.submit(REQUEST, key="k")
+        left_behind = Memory()
+        left_behind.texts |= memory.texts
+        entry = await Coordinator(left_behind, "account", Terms((), 70.0)).look((await claim_of_the_dead("k")).key)
+        assert entry is not None
+        assert (entry.state, entry.task_id) == ("bound", task.id)
+
+
+async def test_a_task_is_given_where_its_key_cannot_be_told() -> None:
+    """A shared state that goes away during the POST keeps a paid task from nobody for longer than 5 seconds."""
+    memory = Memory()
+
+    async def breaks_down(_: str) -> None:
+        memory.down = True
+
+    async with processes(1, memory=memory) as (emulator, (one,)):
+        begun = asyncio.get_running_loop().time()
+        task = await one.submit(REQUEST, key="k", on_send=breaks_down)
+
+        assert 5.0 <= asyncio.get_running_loop().time() - begun < 6.0
+        assert [task.id] == list(emulator.ledger.accepted)
+
+
 async def test_refused_request_frees_its_key() -> None:
     """What the service refused is free for every process."""
     script = Script(faults=[Fault("createTask", "refuse", code=422)], plans=Plan(duration=1.0))

@@ -210,7 +210,8 @@ async def test_what_was_given_up_takes_no_memory(monkeypatch: pytest.MonkeyPatch
     async with emulated(script, budget=Budget(560), polling=polling, rate_limit=None, max_running=None) as (flux, _):
         tasks = [await flux.submit(REQUEST) for _ in range(40)]
         await asyncio.gather(*(task.wait() for task in tasks))
-        held = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Submission)]
+        refs = {task.ref for task in tasks}
+        held = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Submission) and each.ref in refs]
         first, last = tasks[0], tasks[-1]
         del tasks
         gc.collect()
@@ -239,7 +240,8 @@ async def test_what_was_found_and_given_up_takes_no_memory(monkeypatch: pytest.M
             await flux.submit(REQUEST)
         await flux.drain()
         gc.collect()
-        assert sum(isinstance(each, Submission) for each in gc.get_objects()) <= 12
+        refs = {f"r{number}" for number in range(20)}
+        assert sum(isinstance(each, Submission) and each.ref in refs for each in gc.get_objects()) <= 12
 
 
 async def test_what_is_told_late_takes_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:

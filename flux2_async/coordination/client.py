@@ -346,9 +346,7 @@ class SharedKey:
         self._heard.set()
 
     async def heard(self) -> None:
-        """Wait until the others know which task it is, a few seconds at most: were this process to die now, they
-        would be in doubt of it.
-        """
+        """Wait until the others know that, a few seconds at most: were this process to die now they would doubt it."""
         if self._reserved:
             with suppress(TimeoutError):
                 async with asyncio.timeout(KEPT_WITHIN):

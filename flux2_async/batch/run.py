@@ -179,11 +179,17 @@ class Batch:
         return Scheduler(flux, journal, self._directory, start, options)
 
     async def _write_results(self, journal: Journal, scheduler: Scheduler) -> bool:
+        state = scheduler.state
+        try:
+            await journal.check_place()
+        except JournalError as error:
+            # What a folder that is gone leads to first says less.
+            if not isinstance(state.failure, JournalError):
+                state.failure = error
         try:
             await write_results(journal, self._directory)
         except (OSError, JournalError) as error:
-            if scheduler.state.failure is None:
-                scheduler.state.failure = error
+            state.failure = state.failure or error
             logger.warning("%s was not written: %s", RESULTS, error)
             return False
         return True

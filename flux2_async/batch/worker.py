@@ -161,9 +161,10 @@ class Worker:
         try:
             await writing
         except (Flux2Error, OSError) as error:
-            if self.row.task_id is not None:
-                error.add_note(printable(f"task {self.row.task_id} (request {self.row.id!r}) is not in the journal"))
             self.state.fail(error)
+            if self.row.task_id is not None and self.state.failure is not None:
+                note = f"task {self.row.task_id} (request {self.row.id!r}) is not in the journal"
+                self.state.failure.add_note(printable(note))
 
     async def _end(self, writing: Awaitable[Outcome]) -> Outcome:
         """Write down how it ended."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import anyio.to_thread
 import attrs
 
-from flux2_async.batch import Journal, Outcome, Progress, State
+from flux2_async.batch import Journal, JournalError, Outcome, Progress, State
 from flux2_async.batch.report import write_report
 from flux2_async.batch.results import RESULTS, read_results
 from flux2_async.cli.screen import Screen, counted, error_document, with_options
@@ -44,6 +44,11 @@ class End:
         return waiting + (progress.not_downloaded if self.downloading else 0)
 
     @property
+    def resumable(self) -> bool:
+        """Whether the same command goes on with it; where its journal is gone it would pay again."""
+        return not isinstance(self.failure, JournalError)
+
+    @property
     def complete(self) -> bool:
         """Whether every request has its picture."""
         progress = self.progress
@@ -66,8 +71,8 @@ async def tell_end(screen: Screen, journal: Journal, end: End) -> None:
     for words in _advice(end, journal.path):
         screen.note(words)
     if end.failure is not None:
-        notes = " ".join(getattr(end.failure, "__notes__", []))
-        screen.complain(end.failure, "; ".join(filter(None, (notes, f"go on with: {end.again}"))))
+        notes = "; ".join(getattr(end.failure, "__notes__", []))
+        screen.complain(end.failure, "; ".join(filter(None, (notes, f"go on with: {end.again}" * end.resumable))))
     elif end.interrupted:
         screen.complain("interrupted", f"go on with: {end.again}" if end.left else "")
     screen.document(_document(end, unknown))
@@ -151,6 +156,6 @@ def _document(end: End, unknown: list[Outcome]) -> dict[str, Any]:
         "results": str(end.folder / RESULTS),
         "report": end.report and str(end.report),
         "unknown_ids": [outcome.id for outcome in unknown],
-        "again": None if end.complete else end.again,
+        "again": end.again if end.resumable and not end.complete else None,
         "error": end.failure and error_document(end.failure),
     }

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import attrs
 
 from flux2_async.batch.ended import ended
+from flux2_async.batch.journal.place import Place
 from flux2_async.batch.journal.schema import JournalError, connect, transaction
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Database:
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flux2 journal")
         self._connection: sqlite3.Connection | None = None
+        self._place: Place | None = None
         self._waiting: list[_Write] = []
         self._committing: asyncio.Future[list[Any]] | None = None
         self._closed = False
@@ -44,7 +46,9 @@ class Database:
         """Open the file; JournalError: it cannot be used."""
         opening = self._thread.submit(connect, self._path)
         try:
-            self._connection = await asyncio.shield(asyncio.wrap_future(opening))
+            connection = await asyncio.shield(asyncio.wrap_future(opening))
+            self._place = await self._run(partial(Place.of, self._path, connection))
+            self._connection = connection
         except BaseException:
             # The thread goes on when we are cancelled, and what it opens would keep the file locked.
             closing = asyncio.wrap_future(self._thread.submit(_close, opening))
@@ -77,7 +81,8 @@ class Database:
 
         `change` is called with the connection in the thread, in a transaction with others; what it gives is the result
         of the future, which raises like `read`, and then nothing is changed. A `durable` change survives a power
-        failure once it is awaited.
+        failure once it is awaited; it raises JournalError, and is made all the same, where the file is not in its place
+        any more.
         """
         self._open()
         done: asyncio.Future[Any] = self._loop.create_future()
@@ -85,6 +90,14 @@ class Database:
         if self._committing is None:
             self._commit_waiting()
         return done
+
+    async def check_place(self) -> None:
+        """Raise JournalError where the next run would not find the file."""
+        await self._run(self._check_place)
+
+    def _check_place(self) -> None:
+        if self._place is not None:
+            self._place.check()
 
     async def _finish(self) -> None:
         while self._committing is not None:
@@ -106,7 +119,7 @@ class Database:
     def _commit_waiting(self) -> None:
         assert self._connection is not None, "not open"  # noqa: S101  `write` has looked
         writes, self._waiting = self._waiting, []
-        commit = partial(self._guarded, partial(_commit, writes), self._connection)
+        commit = partial(self._guarded, partial(self._commit, writes), self._connection)
         self._committing = self._loop.run_in_executor(self._thread, commit)
         self._committing.add_done_callback(partial(self._committed, writes))
 
@@ -118,10 +131,22 @@ class Database:
                 continue
             if error is not None:
                 write.done.set_exception(error)
+            elif isinstance(result := commit.result()[number], JournalError):
+                write.done.set_exception(result)
             else:
-                write.done.set_result(commit.result()[number])
+                write.done.set_result(result)
         if self._waiting:
             self._commit_waiting()
+
+    def _commit(self, writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
+        results = _commit(writes, connection)
+        # Behind the commit: what is found here now is found by the next run.
+        try:
+            if any(write.durable for write in writes):
+                self._check_place()
+        except JournalError as error:
+            return [error if write.durable else result for write, result in zip(writes, results, strict=True)]
+        return results
 
     def _guarded(self, query: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
         try:

@@ -251,8 +251,12 @@ class Journal:
 
         return await self.read(query)
 
+    async def check_place(self) -> None:
+        """Raise JournalError where the next run would not find the file."""
+        await self._open().check_place()
+
     async def sending(self, row: Row, ref: str) -> None:
-        """A POST is about to leave; on disk when this returns."""
+        """A POST is about to leave; on disk when this returns, and found there by the next run."""
         await self._change(row, durable=True, state=State.SUBMITTING, ref=ref, sent_at=time.time())
 
     async def refused(self, row: Row) -> None:

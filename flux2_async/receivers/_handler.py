@@ -19,6 +19,7 @@ import attrs
 
 from flux2_async._protocol.refusals import header
 from flux2_async.errors import ConfigurationError, ProtocolError
+from flux2_async.session.callback_entries import MAX_RECORD
 from flux2_async.session.callback_settings import CallbackSettings
 from flux2_async.webhooks import Callback, parse_callback, verify_signature, verify_url
 
@@ -152,7 +153,9 @@ async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callb
     ref = verify_url(incoming.query, settings.secret)
     if ref is None:
         _refuse(HTTPStatus.UNAUTHORIZED, "wrong or no signature in the address")
-    callback = _parse(ref, _unpacked(incoming, body), read_record=not settings.confirm)
+    body = _unpacked(incoming, body)
+    # What a large one says of its task is not worth its memory: polling tells the same.
+    callback = _parse(ref, body, read_record=not settings.confirm and len(body) <= MAX_RECORD)
     if settings.hmac_key is not None and not _is_signed(callback.task_id, incoming.headers, settings.hmac_key):
         _refuse(
             HTTPStatus.UNAUTHORIZED,

@@ -38,7 +38,8 @@ class Early:
     callback: Callback
 
 
-@attrs.frozen
+# Made for each task, and changed by nobody.
+@attrs.define(eq=False)
 class Settled:
     """A task that has ended, kept no longer than somebody else keeps its handle.
 
@@ -167,7 +168,8 @@ class CallbackEntries:
         return early
 
     def _change(self, ref: str, **facts: Any) -> None:
-        entry = self._entries.get(ref) or Entry()
+        if (entry := self._entries.get(ref)) is None:
+            entry = Entry()
         for name, fact in facts.items():
             setattr(entry, name, fact)
         if entry:

@@ -121,8 +121,6 @@ class CallbackInbox:
 
     async def deliver(self, ref: str, callback: Callback) -> bool:
         """Use an authenticated callback; give False where it is not certain that it survives this process."""
-        if memory_of(callback.record, MAX_RECORD) > MAX_RECORD:
-            callback = Callback(callback.task_id, None)
         return self._deliver(ref, callback) or self._sharing is None or await self._sharing.relay(ref, callback.task_id)
 
     def overhear(self, ref: str, task_id: str) -> None:
@@ -291,6 +289,8 @@ class CallbackInbox:
             self.unclear(submission)
 
     def _keep(self, ref: str, callback: Callback) -> None:
+        if memory_of(callback.record, MAX_RECORD) > MAX_RECORD:
+            callback = Callback(callback.task_id, None)
         self.entries.early(ref, Early(self._loop.time() + EARLY_FOR, callback))
         self._news.wake()
 

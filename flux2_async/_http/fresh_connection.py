@@ -40,6 +40,7 @@ class FreshConnection(asyncio.Protocol):
     _ended = False
     _over: asyncio.Event | None = None
     _may_send: Callable[[], bool] | None = None
+    _body: bytes = b""
     _deadline: asyncio.TimerHandle | None = None
     _seconds: float = 0.0
 
@@ -101,16 +102,18 @@ class FreshConnection(asyncio.Protocol):
         """All that the peer has said."""
         return b"".join(self._heard)
 
-    def give(self, size: int) -> bool:
-        """Count bytes that are about to be given to it; False, and it is cut, when its request must not leave."""
-        if not self.given and not self._look():
-            self.abort()
-            return False
+    def give(self, head: bytes | bytearray | memoryview) -> None:
+        """Let the head of its request leave, and the body in the same moment; or cut it, when that must not be."""
         if not self.given:
+            if not self._look():
+                self.abort()
+                return
             # Not before: who stood still between the last look and here has sent nothing late.
             self._deadline = self._loop.call_at(self._loop.time() + self._seconds, self._cut)
-        self.given += size
-        return True
+        whole, self._body = b"".join((head, self._body)), b""
+        self.given += len(whole)
+        assert self._transport is not None, "spoiled"  # noqa: S101  one without has been looked at
+        self._transport.write(whole)
 
     def _look(self) -> bool:
         if not self.is_fresh():
@@ -118,12 +121,15 @@ class FreshConnection(asyncio.Protocol):
             return False
         return self._may_send is not None and self._may_send()
 
-    def use(self, may_send: Callable[[], bool], seconds: float) -> None:
-        """Let a request leave over it, if this is true as well immediately before the first byte.
+    def use(self, may_send: Callable[[], bool], body: bytes, seconds: float) -> None:
+        """Let a request leave over it.
 
-        Cut it, where the whole reply is not there so many seconds after that byte.
+        Args:
+            may_send: Asked immediately before the first byte.
+            body: Of the request; aiohttp, which would write it in an asyncio task of its own, knows the head alone.
+            seconds: So many after the first byte it is cut, where the whole reply is not there.
         """
-        self._may_send, self._seconds = may_send, seconds
+        self._may_send, self._body, self._seconds = may_send, body, seconds
 
     def close(self) -> None:
         """Drop it."""
@@ -220,8 +226,7 @@ class _CountingTransport(asyncio.Transport):
         self._connection.abort()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._connection.give(len(data)):
-            self._transport.write(data)
+        self._connection.give(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(list_of_data))

@@ -131,7 +131,6 @@ class Post:
                 middleware=self._send_fresh,
                 redact=self._route.credentials.redact,
                 timeout=self._route.timeout,
-                data=self._body,
             )
             if (error := self._kept_back) is not None:
                 self._kept_back = None
@@ -163,6 +162,7 @@ class Post:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         request.headers.update(HEADERS)
+        request.headers["Content-Length"] = str(len(self._body))
         self._route.credentials.authorize(request)
         if (header := self._route.credentials.service.idempotency_header) is not None:
             request.headers[header] = self._ref
@@ -187,7 +187,7 @@ class Post:
             connection.close()
             connection = await self._open(request)
         self._connection = connection
-        connection.use(self._may_leave, self._route.seconds)
+        connection.use(self._may_leave, self._body, self._route.seconds)
         self._route.connector.assign(request, connection)
         return await handler(request)
 

@@ -27,15 +27,16 @@ class Transitions:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._observers = shared.observers
         self._learned = shared.limiter.learned_limit
 
     def queued(self, submission: Submission) -> None:
         """It was taken in."""
-        self._shared.observers.queued(submission.asked)
+        self._observers.queued(submission.asked)
 
     def resumed(self, submission: Submission) -> None:
         """It was taken in as one that was sent before, and of which nobody knows whether it was accepted."""
-        self._shared.observers.queued(submission.asked)
+        self._observers.queued(submission.asked)
         if self._shared.inbox is not None:
             self._shared.inbox.unclear(submission)
 
@@ -44,7 +45,7 @@ class Transitions:
         submission.move(event)
         if event not in KEEP_PERMIT:
             self.settle_permit(submission, event, error)
-        self._shared.observers.stepped(submission.asked, submission.state, event, error)
+        self._observers.stepped(submission.asked, submission.state, event, error)
 
     def accept(self, submission: Submission, task_id: str) -> bool:
         """It became a task; give False when that is watched already, so that it has a slot of its own."""
@@ -91,15 +92,13 @@ class Transitions:
                 shared.inbox.ended()
         if submission.state in KEPT:
             shared.keys.ended(submission)
-        shared.observers.stepped(asked, submission.state, event, error, None if task is None else task.id)
+        self._observers.stepped(asked, submission.state, event, error, None if task is None else task.id)
 
     def throttled(self, submission: Submission, error: Exception | None) -> None:
         """A 429 has come, whoever it is meant for: the service wants a pause, and the permit stays out."""
         if submission.permit is not None:
             submission.permit.pause(_retry_after(error))
-            self._shared.observers.tell(
-                "Paused", submission.asked, seconds=self._pause(), rate_limit=self._shared.rate_limit
-            )
+            self._observers.tell("Paused", submission.asked, seconds=self._pause(), rate_limit=self._shared.rate_limit)
             self._see_limit()
 
     def settle_permit(self, submission: Submission, event: SubmissionEvent, error: Exception | None) -> None:
@@ -127,7 +126,7 @@ class Transitions:
         learned = self._shared.limiter.learned_limit
         if learned != self._learned and self._shared.rate_limit is not None:
             self._learned = learned
-            self._shared.observers.tell("LimitLearned", limit=learned, rate_limit=self._shared.rate_limit)
+            self._observers.tell("LimitLearned", limit=learned, rate_limit=self._shared.rate_limit)
 
 
 def _retry_after(error: Exception | None) -> float | None:

@@ -53,8 +53,10 @@ class Signal:
         # Nobody goes on in a loop that was closed, and a future of it can no longer be written.
         if self._loop.is_closed():
             return
-        for future in (first, *others) if others else (first,):
-            if future is not None and not future.done():
+        if first is not None and not first.done():
+            first.set_result(None)
+        for future in others or ():
+            if not future.done():
                 future.set_result(None)
 
     def check_loop(self) -> None:

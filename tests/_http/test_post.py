@@ -263,11 +263,14 @@ def failing_trace(moment: str, kind: type[Exception]) -> aiohttp.TraceConfig:
 
 NETWORK = [aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ServerDisconnectedError]
 BEFORE = ["on_request_start"]
-AFTER = ["on_request_headers_sent", "on_request_chunk_sent", "on_request_end"]
+AFTER = ["on_request_headers_sent", "on_request_end"]
+# The body is no chunk of aiohttp's: it leaves with the head.
+NEVER = ["on_request_chunk_sent"]
+CALLERS = [*BEFORE, *AFTER, *NEVER, "on_connection_create_start", "on_response_chunk_received"]
 
 
 @pytest.mark.parametrize("kind", NETWORK)
-@pytest.mark.parametrize("moment", [*BEFORE, *AFTER, "on_connection_create_start", "on_response_chunk_received"])
+@pytest.mark.parametrize("moment", CALLERS)
 async def test_a_hook_of_the_callers_session_is_not_asked(moment: str, kind: type[Exception]) -> None:
     """Whatever the caller's own traces raise, and whenever: one submit is one createTask, which is accepted."""
     async with (
@@ -304,6 +307,18 @@ async def test_a_hook_installed_everywhere_proves_nothing(
     else:
         assert isinstance(outcome, NeverSent)
         assert outcome.obstacle is Obstacle.LASTING
+
+
+@pytest.mark.parametrize("moment", NEVER)
+async def test_head_and_body_leave_at_once(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes between the head of a createTask and its body, which is whole."""
+    install(monkeypatch, failing_trace(moment, RuntimeError))
+    async with raw_server([accepted(1)]) as server, transport_to(server.url) as transport:
+        outcome = await sent(transport)
+
+    assert isinstance(outcome, Accepted)
+    assert server.header("Content-Length") == str(len(BODY))
+    assert server.requests[0].endswith(BODY)
 
 
 @pytest.mark.parametrize("kind", [*NETWORK, RuntimeError])

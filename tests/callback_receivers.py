@@ -8,10 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
-import litestar
 import uvicorn
 from aiohttp import web
-from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -104,12 +102,16 @@ async def on_own_server(target: Target) -> AsyncIterator[int]:
 
 
 def fastapi_app(target: Target) -> Any:
+    from fastapi import FastAPI  # noqa: PLC0415  it takes a second, and few of the processes that collect need it
+
     app = FastAPI()
     app.mount("/flux2/callback", asgi_app(target))
     return app
 
 
 def litestar_app(target: Target) -> Any:
+    import litestar  # noqa: PLC0415  likewise
+
     # Left out, copy_scope is a deprecation warning.
     return litestar.Litestar([litestar.asgi("/flux2/callback", is_mount=True, copy_scope=True)(asgi_app(target))])
 

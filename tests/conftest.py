@@ -12,7 +12,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, settings
-from programs import for_want_of_a_program, missing_packages_skip, package
+from programs import at_the_end, for_want_of_a_program, missing_packages_skip, package
 from virtual_time import VirtualClockLoop
 
 pytest_plugins = ["time_limits"]
@@ -133,6 +133,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_unconfigure() -> None:
+    at_the_end.close()
 
 
 @pytest.fixture

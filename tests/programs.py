@@ -12,7 +12,7 @@ those that fail. Where only another process imports it, the test calls `package`
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,9 @@ PACKAGES: Final = {
 }
 # Where Debian puts a program that is on no path.
 FOLDERS: Final = {"postgres": "usr/lib/postgresql/*/bin", "pgbouncer": "usr/sbin"}
+
+# Of this process of pytest, which ends without what `atexit` knows.
+at_the_end: Final = ExitStack()
 
 
 def program(name: str) -> str:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -448,20 +449,22 @@ async def telegram(
 
 @pytest.mark.flux2_script(Script(plans=Plan(duration=1.0)))
 async def test_aiogram_two_people_and_a_double_tap(telegram: BotApi, flux2_emulator: RunningEmulator) -> None:
-    """Each gets the own picture back, at the same time; a message that comes twice is paid once."""
+    """Each gets the own picture back, at the same time; a message that comes twice is paid and answered once."""
     winter, summer = await asyncio.gather(
         telegram.photo(1, PHOTO, "make it winter", deliveries=2), telegram.photo(2, PHOTO, "make it summer")
     )
+    # One more from the same chat: what was answered twice would come before it.
+    last = await telegram.photo(1, PHOTO, "make it autumn")
     sent = await telegram.answers(3)
 
     ledger = flux2_emulator.ledger
     tasks = [flux2_emulator.task(task_id) for task_id in ledger.accepted]
     pictures = {task.body["input"]["prompt"]: await fetched(task.result_urls[0]) for task in tasks}
-    assert sorted((each.chat, each.reply_to) for each in sent) == [(1, winter), (1, winter), (2, summer)]
-    assert {each.photo for each in sent if each.chat == 1} == {pictures["make it winter"]}
+    assert sorted((each.chat, each.reply_to) for each in sent) == [(1, winter), (1, last), (2, summer)]
+    assert {each.photo for each in sent if each.reply_to == winter} == {pictures["make it winter"]}
     assert {each.photo for each in sent if each.chat == 2} == {pictures["make it summer"]}
-    assert len(ledger.accepted) == 2
-    assert len(set(pictures.values())) == 2
+    assert len(ledger.accepted) == 3
+    assert len(set(pictures.values())) == 3
     assert ledger.accepted_at[1] - ledger.accepted_at[0] < 1.0
 
 
@@ -480,9 +483,21 @@ async def test_aiogram_is_fair_and_has_a_budget(telegram: BotApi, flux2_emulator
     assert len(prompts) == 8
     assert ledger.accepted_at[4] - ledger.accepted_at[0] >= 1.0
     told = [str(each.text) for each in sent if each.text is not None]
-    assert told == ["These are all of your pictures for today. Send this one again later."] * 2
+    assert told == ["These are all of your pictures for today. Send this one again in 24 h."] * 2
     assert all(each.chat == 1 for each in sent if each.text is not None)
     assert ledger.charged == 8 * 14
+
+
+def test_aiogram_without_a_token_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who starts it as it stands is told what it needs."""
+    monkeypatch.delenv("BOT_TOKEN", raising=False)
+    with pytest.raises(SystemExit, match="set BOT_TOKEN to what @BotFather gave you"):
+        runpy.run_path(str(recipe("aiogram")), run_name="__main__")
+
+
+def test_no_recipe_ends_with_the_bare_name_of_a_variable() -> None:
+    """A variable that is missing has a default, or is told in a sentence."""
+    assert [name for name in RECIPES if re.search(r"os\.environ\[", source_of(name))] == []
 
 
 @pytest.mark.flux2_script(MODERATED)

@@ -38,7 +38,8 @@ async def opened(app: web.Application) -> AsyncIterator[None]:
 def make_app() -> web.Application:
     """Make the application, which takes callbacks as well."""
     app = web.Application(client_max_size=12_000_000)
-    app[FLUX] = Flux2Session(callbacks=Callbacks(os.environ["PUBLIC_URL"] + "/flux2/callback/"))
+    url = os.environ.get("PUBLIC_URL", "http://localhost:8080")
+    app[FLUX] = Flux2Session(callbacks=Callbacks(url + "/flux2/callback/"))
     app.add_routes([web.post("/edits", edit), *aiohttp_routes(app[FLUX], "/flux2/callback")])
     app.cleanup_ctx.append(opened)
     return app

@@ -13,8 +13,10 @@ STYLES = ["Gaudí", "Wright", "Hadid"]
 
 async def main() -> None:
     """Make a picture of each style, and save each as it is finished."""
-    flux = Flux2Session(callbacks=Callbacks(os.environ["PUBLIC_URL"] + "/flux2/callback/"))
-    async with flux, serve(flux, "127.0.0.1", int(os.environ["PORT"])):
+    port = int(os.environ.get("PORT", "8080"))
+    url = os.environ.get("PUBLIC_URL", f"http://localhost:{port}") + "/flux2/callback/"
+    flux = Flux2Session(callbacks=Callbacks(url))
+    async with flux, serve(flux, "127.0.0.1", port):
         async for done in flux.as_completed(TextToImage(f"a house in the style of {style}") for style in STYLES):
             if done.error:
                 print("failed:", done.request.prompt, done.error)

@@ -43,7 +43,7 @@ def make_app() -> FastAPI:
     app = FastAPI(lifespan=lifespan, exception_handlers={errors.Flux2Error: explain})
     app.state.flux = Flux2Session(
         coordination=RedisCoordination(os.environ.get("REDIS_URL", "redis://localhost:6379")),
-        callbacks=Callbacks(os.environ["PUBLIC_URL"] + "/flux2/callback/"),
+        callbacks=Callbacks(os.environ.get("PUBLIC_URL", "http://localhost:8000") + "/flux2/callback/"),
     )
     app.include_router(router)
     app.mount("/flux2/callback", receivers.asgi_app(app.state.flux))

@@ -138,7 +138,8 @@ class PostgresServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.kill()
-        shutil.rmtree(self.folder)
+        # Processes of it that are about to end may still take files away.
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -43,22 +43,12 @@ Server = RedisServer | PostgresServer
 SERVERS: dict[str, type[Server]] = {"redis": RedisServer, "postgres": PostgresServer}
 
 
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgres_server() -> Iterator[PostgresServer]:
-    with PostgresServer() as server:
-        yield server
-
-
 @pytest.fixture(params=list(SERVERS))
 def server(request: pytest.FixtureRequest) -> Server:
     """One that no test does any harm to."""
-    return request.getfixturevalue(f"{request.param}_server")  # type: ignore[no-any-return]  # pytest says of no fixture what it is
+    server: Server = request.getfixturevalue(f"{request.param}_server")
+    server.empty()
+    return server
 
 
 @pytest.fixture(params=list(SERVERS))

@@ -4,12 +4,14 @@ import asyncio
 import errno
 import gc
 import os
+import resource
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import emulated, until
 
-from flux2_async.batch import Failure, InvalidInputError, Job, Journal, JournalError, run_batch
+from flux2_async.batch import Failure, InvalidInputError, Job, Journal, JournalError, State, run_batch
 from flux2_async.batch.journal import schema
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.start import Work
@@ -338,28 +340,99 @@ async def test_an_id_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch
         assert (outcome.download, [outcome.task_id]) == ("saved", emulator.ledger.accepted)
 
 
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """No file of this process can become longer than the journal is."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 async def test_a_full_disk_is_told_as_such_and_changes_nothing_else(tmp_path: Path) -> None:
-    """What finds no room raises OSError, also for those who were to be committed with it; later ones are written."""
+    """What finds no room raises OSError; what was to be committed with it, and what comes later, is written."""
     async with Journal(tmp_path / "run.db") as journal:
         await entered(journal, list(requests(3)))
         rows = await journal.take(Work.QUEUED, None, 3)
-
-        def close_the_disk(connection: sqlite3.Connection) -> None:
-            pages = connection.execute("PRAGMA page_count").fetchone()[0]
-            connection.execute(f"PRAGMA max_page_count={pages}")
-
-        await journal.read(close_the_disk)
         huge = Failure(type="X", message="y" * 1_000_000)
-        first = asyncio.ensure_future(journal.failed(rows[0], Failure(type="X", message="y")))
-        found = await asyncio.gather(
-            journal.failed(rows[1], huge), journal.sending(rows[2], "ref"), return_exceptions=True
-        )
-        for error in found:
+        await journal.begin(Options())
+        with full_disk(journal.path):
+            first = asyncio.ensure_future(journal.failed(rows[0], Failure(type="X", message="y")))
+            error, sent = await asyncio.gather(
+                journal.failed(rows[1], huge), journal.sending(rows[2], "ref"), return_exceptions=True
+            )
             assert isinstance(error, OSError)
-            assert error.errno == errno.ENOSPC
-        assert (await first).state == "failed"
-        assert (await journal.failed(rows[2], Failure(type="X", message="y"))).state == "failed"
+            assert error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG)
+            assert sent is None
+            assert (await first).state == "failed"
+            assert (await journal.failed(rows[2], Failure(type="X", message="y"))).state == "failed"
         assert [outcome.state async for outcome in journal.outcomes()] == ["failed", "queued", "failed"]
+
+
+@pytest.mark.parametrize("prompt", ["a lake", "a lake " * 700], ids=["short", "long"])
+@pytest.mark.parametrize("again", [False, True], ids=["first run", "next run"])
+async def test_every_answer_has_its_room(tmp_path: Path, prompt: str, *, again: bool) -> None:
+    """When the disk is full while POSTs are under way, each answer is kept, and nothing more is sent for ever."""
+    path, items = tmp_path / "run.db", [TextToImage(f"{prompt} {number}") for number in range(100)]
+    if again:
+        async with Journal(path) as journal:
+            await entered(journal, items)
+            await journal.begin(Options())
+    async with Journal(path) as journal:
+        await entered(journal, items)
+        await journal.begin(Options())
+        rows = await journal.take(Work.QUEUED, None, 100)
+        await asyncio.gather(*(journal.sending(row, f"{row.number:032}") for row in rows[:60]))
+        with full_disk(path):
+            late, *answers = await asyncio.gather(
+                asyncio.gather(*(journal.unclear(row, Failure(type="X", message="y" * 30_000)) for row in rows[60:])),
+                *(journal.accepted(row, f"{row.number:064}") for row in rows[:60]),
+                return_exceptions=True,
+            )
+            assert isinstance(late, OSError)
+            assert answers == [None] * 60
+    async with Journal(path) as journal:
+        tasks = [outcome.task_id async for outcome in journal.outcomes(state=State.SUBMITTED)]
+        assert tasks == [f"{row.number:064}" for row in rows[:60]]
+        await entered(journal, items)
+
+
+async def test_no_room_for_an_answer(tmp_path: Path) -> None:
+    """A POST whose answer would find no room is not sent."""
+    path = tmp_path / "run.db"
+    async with Journal(path) as journal:
+        await entered(journal, list(requests(100)))
+        await journal.begin(Options())
+        rows = await journal.take(Work.QUEUED, None, 100)
+        with full_disk(path):
+            found = await asyncio.gather(
+                *(journal.sending(row, f"{row.number:032}") for row in rows), return_exceptions=True
+            )
+            sent = [row for row, error in zip(rows, found, strict=True) if error is None]
+            assert {type(error) for error in found if error is not None} == {OSError}
+            await asyncio.gather(*(journal.accepted(row, f"{row.number:064}") for row in sent))
+            refused = [row for row in rows if row not in sent]
+            await asyncio.gather(*(journal.refused(row) for row in refused))
+        assert len([None async for _ in journal.outcomes(state=State.SUBMITTED)]) == len(sent)
+        assert len(await journal.take(Work.QUEUED, None, 100)) == len(refused) > 50
+
+
+async def test_room_that_a_killed_process_had_no_time_to_free(tmp_path: Path) -> None:
+    """It is free when the journal is opened again, and no damage."""
+    path = tmp_path / "run.db"
+    async with Journal(path) as journal:
+        await entered(journal, list(requests(1)))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO runs VALUES (0, zeroblob(100000))")
+        connection.commit()
+    with path.open("ab") as file:
+        file.write(bytes(100_000))
+    async with Journal(path) as journal:
+        assert len(await entered(journal, list(requests(1)))) == 1
 
 
 async def test_a_cancelled_waiter_does_not_stop_a_write(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import attrs
 
 from flux2_async.batch.ended import ended
 from flux2_async.batch.journal.place import Place
+from flux2_async.batch.journal.room import MissingRoomError, Room, begin_anew
 from flux2_async.batch.journal.schema import JournalError, connect, transaction
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ Change = Callable[[sqlite3.Connection], Any]
 class _Write:
     change: Change
     durable: bool
+    answer: bool
     done: "asyncio.Future[Any]"
 
 
@@ -38,17 +40,17 @@ class Database:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flux2 journal")
         self._connection: sqlite3.Connection | None = None
         self._place: Place | None = None
+        self._room: Room | None = None
         self._waiting: list[_Write] = []
         self._committing: asyncio.Future[list[Any]] | None = None
         self._closed = False
 
     async def open(self) -> None:
         """Open the file; JournalError: it cannot be used."""
-        opening = self._thread.submit(connect, self._path)
+        opening = self._thread.submit(_opened, self._path)
         try:
-            connection = await asyncio.shield(asyncio.wrap_future(opening))
-            self._place = await self._run(partial(Place.of, self._path, connection))
-            self._connection = connection
+            opened = await asyncio.shield(asyncio.wrap_future(opening))
+            self._connection, self._place, self._room = opened
         except BaseException:
             # The thread goes on when we are cancelled, and what it opens would keep the file locked.
             closing = asyncio.wrap_future(self._thread.submit(_close, opening))
@@ -76,17 +78,17 @@ class Database:
                 await self.write(lambda _: None)
         return await self._run(partial(self._guarded, query, connection))
 
-    def write(self, change: Change, *, durable: bool = False) -> "asyncio.Future[Any]":
+    def write(self, change: Change, *, durable: bool = False, answer: bool = False) -> "asyncio.Future[Any]":
         """Change something; it is on its way when this returns, and a cancelled waiter does not stop it.
 
         `change` is called with the connection in the thread, in a transaction with others; what it gives is the result
         of the future, which raises like `read`, and then nothing is changed. A `durable` change survives a power
         failure once it is awaited; it raises JournalError, and is made all the same, where the file is not in its place
-        any more.
+        any more. The `answer` of a POST has its room on a full disk: all else that is durable raises when it has none.
         """
         self._open()
         done: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append(_Write(change, durable, done))
+        self._waiting.append(_Write(change, durable, answer, done))
         if self._committing is None:
             self._commit_waiting()
         return done
@@ -105,6 +107,8 @@ class Database:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await self._run(connection.close)
+            if self._room is not None:
+                self._room.file.close()
         self._thread.shutdown(wait=False)
 
     def _open(self) -> sqlite3.Connection:
@@ -131,7 +135,7 @@ class Database:
                 continue
             if error is not None:
                 write.done.set_exception(error)
-            elif isinstance(result := commit.result()[number], JournalError):
+            elif isinstance(result := commit.result()[number], Exception):
                 write.done.set_exception(result)
             else:
                 write.done.set_result(result)
@@ -139,7 +143,15 @@ class Database:
             self._commit_waiting()
 
     def _commit(self, writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
-        results = _commit(writes, connection)
+        try:
+            results = self._together(writes, connection)
+        except (sqlite3.OperationalError, OSError) as error:
+            if not _is_full(error):
+                raise
+            # What waits may be the id of a paid task.
+            order = sorted(range(len(writes)), key=lambda number: not writes[number].answer)
+            alone = {number: self._alone(writes[number], connection) for number in order}
+            results = [alone[number] for number in range(len(writes))]
         # Behind the commit: what is found here now is found by the next run.
         try:
             if any(write.durable for write in writes):
@@ -147,6 +159,28 @@ class Database:
         except JournalError as error:
             return [error if write.durable else result for write, result in zip(writes, results, strict=True)]
         return results
+
+    def _together(self, writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
+        room = self._room
+        if room is None or all(write.answer for write in writes):
+            return _transaction(writes, connection, nullcontext())
+        while True:
+            try:
+                return _transaction(writes, connection, room.kept(connection))
+            except MissingRoomError as error:
+                missing = error.pages
+            room.make(connection, missing)
+
+    def _alone(self, write: _Write, connection: sqlite3.Connection) -> Any:
+        """Commit one that others shall not take along; give its result or its error."""
+        try:
+            begin_anew(connection)
+            [result] = self._together([write], connection)
+        except (sqlite3.OperationalError, OSError) as error:
+            if not _is_full(error):
+                raise
+            return _explained(error, self._path)
+        return result
 
     def _guarded(self, query: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
         try:
@@ -156,33 +190,44 @@ class Database:
         raise _explained(reason, self._path)
 
 
-def _close(opening: "Future[sqlite3.Connection]") -> None:
-    if opening.exception() is None:
-        opening.result().close()
-
-
-def _commit(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
+def _opened(path: Path) -> tuple[sqlite3.Connection, Place, Room]:
+    connection = connect(path)
     try:
-        return _transaction(writes, connection)
-    except sqlite3.OperationalError as error:
-        # A quota, or a limit of file sizes, is not always told as a full disk.
-        if error.sqlite_errorname not in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
-            raise
-    # What waits may be the id of a paid task. The pages of all requests are there since the input was entered, so that
-    # the log can be brought home and begun anew in the room that it has.
-    connection.execute("PRAGMA wal_checkpoint(RESTART)")
-    return _transaction(writes, connection)
+        return connection, Place.of(path, connection), Room(path.open("r+b", buffering=0))
+    except BaseException:
+        connection.close()
+        raise
 
 
-def _transaction(writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
+def _close(opening: "Future[tuple[sqlite3.Connection, Place, Room]]") -> None:
+    if opening.exception() is None:
+        connection, _, room = opening.result()
+        connection.close()
+        room.file.close()
+
+
+def _is_full(error: sqlite3.OperationalError | OSError) -> bool:
+    # A quota, or a limit of file sizes, is not always told as a full disk.
+    return isinstance(error, OSError) or error.sqlite_errorname in (
+        "SQLITE_FULL",
+        "SQLITE_IOERR_WRITE",
+        "SQLITE_IOERR_FSYNC",
+    )
+
+
+def _transaction(
+    writes: Sequence[_Write], connection: sqlite3.Connection, kept: AbstractContextManager[None]
+) -> list[Any]:
     # EXTRA waits for the disk at each commit, NORMAL at checkpoints; neither loses anything to a kill. With a log FULL
     # would do as well, but where the file system knows none a rollback journal that was removed may come back.
     level = "EXTRA" if any(write.durable for write in writes) else "NORMAL"
-    with transaction(connection, level):
+    with transaction(connection, level), kept:
         return [write.change(connection) for write in writes]
 
 
-def _explained(error: sqlite3.Error, path: Path) -> Exception:
+def _explained(error: sqlite3.Error | OSError, path: Path) -> Exception:
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror, str(path))
     name = getattr(error, "sqlite_errorname", "")
     if name == "SQLITE_FULL":
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -261,13 +261,19 @@ class Journal:
 
     async def refused(self, row: Row) -> None:
         """The POST was certainly not accepted."""
-        await self._change(row, state=State.QUEUED)
+        await self._change(row, answer=True, state=State.QUEUED)
 
     async def accepted(self, row: Row, task_id: str) -> None:
         """The POST, or the lost one, became this task; on disk when this returns."""
         # Who is told has it read back.
         change = self._change if self.changed is None else self._update
-        await change(row, durable=True, state=State.SUBMITTED, task_id=task_id, submitted_at=time.time(), error=None)
+        values: dict[str, Any] = {
+            "state": State.SUBMITTED,
+            "task_id": task_id,
+            "submitted_at": time.time(),
+            "error": None,
+        }
+        await change(row, durable=True, answer=True, **values)
 
     async def unclear(self, row: Row, failure: Failure) -> Outcome:
         """It is not known whether there is a task."""
@@ -299,16 +305,18 @@ class Journal:
         """The task is not finished, and is no longer waited for in this run."""
         return await self._update(row, error=failure)
 
-    async def _change(self, row: Row, *, durable: bool = False, **values: Any) -> None:
+    async def _change(self, row: Row, *, durable: bool = False, answer: bool = False, **values: Any) -> None:
         """Change a row that nobody is told of."""
         statement, given = _updating(row, values)
 
         def change(connection: sqlite3.Connection) -> None:
             [_] = connection.execute(f"{statement} RETURNING number", given).fetchall()
 
-        await self._open().write(change, durable=durable)
+        await self._open().write(change, durable=durable, answer=answer)
 
-    async def _update(self, row: Row, *, durable: bool = False, told: bool = True, **values: Any) -> Outcome:
+    async def _update(
+        self, row: Row, *, durable: bool = False, answer: bool = False, told: bool = True, **values: Any
+    ) -> Outcome:
         statement, given = _updating(row, values)
 
         def change(connection: sqlite3.Connection) -> Outcome:
@@ -318,7 +326,7 @@ class Journal:
                 tell(outcome)
             return outcome
 
-        outcome: Outcome = await self._open().write(change, durable=durable)
+        outcome: Outcome = await self._open().write(change, durable=durable, answer=answer)
         return outcome
 
     def _open(self) -> Database:

@@ -168,6 +168,8 @@ def _check_content(connection: sqlite3.Connection, path: Path) -> None:
         _migrate(connection)
     if _shape(connection) != _usual_shape():
         raise _torn(path, "its tables are not those of a journal")
+    # Pages that a killed process had no time to free, see `Room`.
+    connection.execute("DELETE FROM runs WHERE number = 0")
     if connection.execute("SELECT count(*) <> coalesce(max(number), 0) FROM runs").fetchone()[0]:
         raise _torn(path, "its runs are not numbered one by one")
     if numbers := damaged_rows(connection):

@@ -18,7 +18,7 @@ from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async.batch.ended import SharedGenerator, ended
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal, JournalError
-from flux2_async.batch.journal.start import Start
+from flux2_async.batch.journal.start import IMAGES, Start
 from flux2_async.batch.names import seconds_left
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Outcome
@@ -171,10 +171,12 @@ class Batch:
                 "environment variable APIKLEY_CALLBACK_SECRET, or give Callbacks(url, secret=...)"
             )
         # Nothing is to be paid for that cannot be saved.
-        await anyio.to_thread.run_sync(prepare_folder, self._directory / "images")
+        await anyio.to_thread.run_sync(prepare_folder, self._directory / IMAGES)
         entered = await journal.enter(self._requests, options, flux.service.max_image_bytes)
         self.invalid, self.invalid_count = entered.bad, entered.bad_count
-        start = await journal.begin(options, lambda name: seconds_left(name, flux.service, time.time()) > 0)
+        start = await journal.begin(
+            options, lambda name: seconds_left(name, flux.service, time.time()) > 0, self._directory
+        )
         _hold(flux, start)
         return Scheduler(flux, journal, self._directory, start, options)
 

@@ -11,6 +11,7 @@ import attrs
 from flux2_async._shown.text import printable
 from flux2_async.batch.journal import Journal
 from flux2_async.batch.journal.rows import Row, failure_of
+from flux2_async.batch.journal.start import IMAGES
 from flux2_async.batch.names import new_name, seconds_left
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Download, Outcome, State
@@ -271,7 +272,7 @@ class Worker:
 
     async def _save(self, row: Row) -> Outcome:
         try:
-            paths = await self.flux.download(row.result, self.directory / "images")
+            paths = await self.flux.download(row.result, self.directory / IMAGES)
         except (Flux2Error, OSError) as error:
             download = await self._judge(row, error)
             self.state.downloaded(download)

@@ -68,7 +68,7 @@ async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Jo
     try:
         async with Journal(path) as journal:
             if emulated:
-                await journal.forget_unfinished()
+                await journal.forget_unfinished(options.out)
             try:
                 yield journal
             finally:

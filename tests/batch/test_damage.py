@@ -211,7 +211,7 @@ async def test_every_change_keeps_the_checksums(tmp_path: Path) -> None:
             batch.stop(now=True)
             await collect(batch)
         async with Journal(tmp_path / "whole" / "run.db") as journal:
-            await journal.forget_unfinished()
+            await journal.forget_unfinished(tmp_path)
         async with Journal(tmp_path / "whole" / "run.db") as journal:
             assert len([outcome async for outcome in journal.outcomes()]) >= PAID
 
@@ -272,7 +272,7 @@ async def test_a_damaged_log_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "run.db-wal").read_bytes() == log
     (tmp_path / "run.db-wal").write_bytes(files["run.db-wal"])
     async with Journal(tmp_path / "run.db") as journal:
-        await journal.forget_unfinished()
+        await journal.forget_unfinished(tmp_path)
         used = bytearray((tmp_path / "run.db-wal").read_bytes())
         used[500] ^= 4
         (tmp_path / "run.db-wal").write_bytes(used)

@@ -265,6 +265,37 @@ async def test_an_expired_link_is_renewed(tmp_path: Path) -> None:
         assert outcome.download == "saved"
 
 
+async def test_a_saved_picture_that_is_gone_is_fetched_again(tmp_path: Path) -> None:
+    """What somebody deleted, or another folder has, is downloaded again while the service keeps it, and never paid."""
+    async with emulated(Script(result_life=3600.0)) as (flux, emulator):
+        first, second = await run(tmp_path, flux, requests(2))
+        (tmp_path / "results" / first.files[0]).unlink()
+        await asyncio.sleep(8000)
+        [outcome] = await run(tmp_path, flux, requests(2))
+        assert (outcome.id, outcome.download, outcome.files) == (first.id, "saved", first.files)
+        (tmp_path / "results" / "images").rename(tmp_path / "elsewhere")
+        assert len(await run(tmp_path, flux, requests(2), download=False)) == 0
+        fetched = await run(tmp_path, flux, requests(2))
+        assert {name for outcome in fetched for name in outcome.files} == {*first.files, *second.files}
+        assert all((tmp_path / "results" / name).is_file() for name in (*first.files, *second.files))
+        assert await run(tmp_path, flux, requests(2)) == []
+        assert len(emulator.ledger.accepted) == 2
+
+
+async def test_a_saved_picture_that_is_gone_for_good_is_told(tmp_path: Path) -> None:
+    """When the service does not keep it either, it is missing, and nothing is paid for it again."""
+    async with emulated(Script(result_life=3600.0, file_life=7200.0)) as (flux, emulator):
+        [outcome] = await run(tmp_path, flux, requests(1))
+        (tmp_path / "results" / outcome.files[0]).unlink()
+        await asyncio.sleep(8000)
+        batch = batch_in(tmp_path, flux, requests(1))
+        [outcome] = await collect(batch)
+        assert (outcome.state, outcome.download, outcome.files) == ("done", "expired", ())
+        assert batch.progress is not None
+        assert batch.progress.expired == 1
+        assert len(emulator.ledger.accepted) == 1
+
+
 async def test_the_task_of_another_account_is_unknown(tmp_path: Path) -> None:
     """A task that the service does not know is not taken for failed, and looked for again by the next run."""
     async with emulated(Script(plans=Plan(duration=1000.0))) as (flux, _):

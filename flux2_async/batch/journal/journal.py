@@ -224,19 +224,25 @@ class Journal:
         finally:
             await step(entry.undo)
 
-    async def begin(self, options: Options, resendable: Callable[[str | None], bool] | None = None) -> Start:
+    async def begin(
+        self,
+        options: Options,
+        resendable: Callable[[str | None], bool] | None = None,
+        directory: Path | None = None,
+    ) -> Start:
         """Settle what the last run left, and make requests sendable again where asked for.
 
         `resendable` says whether an unclear submission of such a name may be sent again under it, so that it need not
-        be given up; None: none may.
+        be given up; None: none may. What was saved and is not in `directory` any more is to be downloaded again; None:
+        nobody looks.
         """
-        change = partial(begin, options=options, resendable=resendable)
+        change = partial(begin, options=options, resendable=resendable, directory=directory)
         start: Start = await self._open().write(change, durable=True)
         return start
 
-    async def forget_unfinished(self) -> None:
-        """Send again what has no picture yet: the service, an emulated one, and all its tasks are gone."""
-        await self._open().write(forget_unfinished, durable=True)
+    async def forget_unfinished(self, directory: Path) -> None:
+        """Send again what has no picture in the folder: the service, an emulated one, and all its tasks are gone."""
+        await self._open().write(partial(forget_unfinished, directory=directory), durable=True)
 
     async def take(self, work: str, after: Row | None, most: int) -> list[Row]:
         """Give rows to work on, in the order of sending, behind the one given last."""

@@ -87,7 +87,9 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_head(path)
-        frame = damaged_frame(path.with_name(f"{path.name}-wal"))
+        # Beside the file itself, wherever a link to it is.
+        real = path.resolve()
+        frame = damaged_frame(real.with_name(f"{real.name}-wal"))
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise JournalError(f"journal: {str(path)!r} cannot be opened ({reason})") from None

@@ -1,7 +1,10 @@
 """What a run finds in its journal, and what it makes of what the last run left. Runs in the journal's thread."""
 
+import json
+import os
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -9,6 +12,9 @@ import attrs
 from flux2_async.batch.journal.rows import stored
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Failure, State
+
+IMAGES: Final = "images"
+"""The folder of the pictures, within that of the batch."""
 
 ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
 # What the input asks for now, and whatever else was ever sent.
@@ -28,6 +34,8 @@ RETRY_UNKNOWN: Final = (
     f"UPDATE requests SET state = 'queued', lost = lost + 1, {FORGET} WHERE state = 'unknown' AND {ASKED_FOR} "  # noqa: S608  constants
     "AND NOT (task_id IS NULL AND resendable(ref))"
 )
+# Saved, and its file is not there any more; needs `_look_for`.
+MISSING: Final = "(download = 'saved' AND NOT here(files))"
 CRASHED: Final = Failure(
     type="AmbiguousSubmitError",
     message="the process ended while createTask was under way; the task may exist and cost money: check the "
@@ -86,7 +94,10 @@ class Start:
 
 
 def begin(
-    connection: sqlite3.Connection, options: Options, resendable: Callable[[str | None], bool] | None = None
+    connection: sqlite3.Connection,
+    options: Options,
+    resendable: Callable[[str | None], bool] | None = None,
+    directory: Path | None = None,
 ) -> Start:
     """Settle what the last run left, and make requests sendable again where asked for; see `Journal.begin`."""
     connection.create_function("resendable", 1, resendable or (lambda _: False))
@@ -103,6 +114,9 @@ def begin(
         connection.execute(RETRY_UNKNOWN)
     # Tasks that the service did not know may have been asked for with the wrong key; polling them again costs nothing.
     connection.execute("UPDATE requests SET state = 'submitted' WHERE state = 'unknown' AND task_id IS NOT NULL")
+    if directory is not None and options.download:
+        _look_for(connection, directory)
+        connection.execute(f"UPDATE requests SET download = 'pending', files = '[]' WHERE {MISSING} AND {ASKED_FOR}")  # noqa: S608  constants
     tallies = connection.execute(
         f"SELECT model, resolution, state, sum({WANTED}), count(*), "  # noqa: S608  a constant
         f"sum(credits IS NULL AND (state <> 'failed' OR {CHARGED_UNTOLD})), "
@@ -122,6 +136,18 @@ def seconds_taken(connection: sqlite3.Connection) -> float | None:
     return seconds
 
 
-def forget_unfinished(connection: sqlite3.Connection) -> None:
+def forget_unfinished(connection: sqlite3.Connection, directory: Path) -> None:
     """Put back everything that has no file; see `Journal.forget_unfinished`."""
-    connection.execute(f"UPDATE requests SET state = 'queued', {FORGET} WHERE files = '[]' AND state <> 'failed'")  # noqa: S608  constants
+    _look_for(connection, directory)
+    connection.execute(
+        f"UPDATE requests SET state = 'queued', {FORGET} WHERE (files = '[]' AND state <> 'failed') OR {MISSING}"  # noqa: S608  constants
+    )
+
+
+def _look_for(connection: sqlite3.Connection, directory: Path) -> None:
+    """Let `MISSING` look into a folder, which is read once: on a network each look takes its time."""
+    try:
+        there = {f"{IMAGES}/{name}" for name in os.listdir(directory / IMAGES)}  # noqa: PTH208  a Path each is slow
+    except OSError:
+        there = set()
+    connection.create_function("here", 1, lambda files: there.issuperset(json.loads(files)))

@@ -377,7 +377,7 @@ class AccountState:
         """Put off a process until the permit comes that is its by its place, after those `kept` for others now."""
         ahead = self._queue.ahead(peer, self._alive())
         if ahead is None:
-            return self._queue.postpone(peer, now + ASK_WHILE_KEPT_BACK, now + ASK_WHILE_KEPT_BACK)
+            return self._queue.keep_back(peer, now)
         turn = max(self._windows.ask_at(now, max(ahead, kept)), self._until)
         due = max(turn, now + self._windows.shortest / ASKS_PER_PERIOD)
         if not self._queue.has_groups:

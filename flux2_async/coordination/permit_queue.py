@@ -175,6 +175,12 @@ class PermitQueue:
         waiting.turn, waiting.due = turn, due
         return due
 
+    def keep_back(self, peer: str, now: float) -> float:
+        """Let a process wait until fewer run, also where others take the last room; give when it is to ask again."""
+        for place in self._places_of(peer).values():
+            place.kept_back = place.want > 0
+        return self.postpone(peer, now, now + ASK_WHILE_KEPT_BACK)
+
     def wants(self, peer: str) -> bool:
         """Whether a process can use more than it has got."""
         return self._peers[peer].want > 0 and any(place.want for place in self._places_of(peer).values())

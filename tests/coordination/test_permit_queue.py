@@ -39,11 +39,13 @@ class World:
     rtt: float = 0.02
     duration: float = 5.0
     bound: int | None = None
+    places: int | None = None
     is_seen: bool = True
     now: float = 0.0
     deaths: int = 0
     refused: int = 0
     most: Counter[str] = attrs.field(factory=Counter)
+    most_of_all: int = 0
     grants: list[tuple[float, str]] = attrs.field(factory=list)
     arrivals: list[tuple[float, str]] = attrs.field(factory=list)
 
@@ -90,7 +92,9 @@ class World:
         process.asked += 1
         self.state.run(peer, process.alive)
         groups = +process.waiting
-        reply = self.state.acquire(peer, Known(), min(groups.total(), 100), self.now, groups=groups, bound=self.bound)
+        reply = self.state.acquire(
+            peer, Known(), min(groups.total(), 100), self.now, groups=groups, bound=self.bound, most=self.places
+        )
         assert reply is not None
         for lease, group in zip(reply.answer.leases, reply.answer.groups, strict=True):
             self.grants.append((self.now, group))
@@ -109,7 +113,8 @@ class World:
     def count(self, peer: str, group: str, lease: str) -> None:
         self.refused += self.server.take(self.now) is not None
         living = (process.alive for process in self.peers.values() if not process.dead)
-        self.most |= sum(living, Counter[str]())
+        running = sum(living, Counter[str]())
+        self.most, self.most_of_all = self.most | running, max(self.most_of_all, running.total())
         self.at(self.now + self.delay(), "settle", peer, lease)
         self.at(self.now + self.duration * (0.5 + self.rng.random()), "end", peer, group)
 
@@ -152,6 +157,7 @@ ARRIVALS = st.lists(
     deaths=st.lists(st.tuples(st.floats(5.0, 60.0), st.sampled_from(PEERS[1:])), max_size=2),
     limit=st.integers(1, 20),
     bound=st.sampled_from([None, 1, 3]),
+    places=st.sampled_from([None, 4]),
     is_seen=st.booleans(),
     seed=st.integers(0, 2**16),
 )
@@ -162,11 +168,12 @@ def test_turns_hold_whatever_happens(
     deaths: list[tuple[float, str]],
     limit: int,
     bound: int | None,
+    places: int | None,
     is_seen: bool,
     seed: int,
 ) -> None:
     """Who has one request waits for one permit of each other group; none is lost or too many, nor a bound broken."""
-    world = World(limit, random.Random(seed), bound=bound, is_seen=is_seen)
+    world = World(limit, random.Random(seed), bound=bound, places=places, is_seen=is_seen)
     for peer in PEERS:
         world.at(20.0, "touch", peer)
     for when, peer, group, count in arrivals:
@@ -181,6 +188,7 @@ def test_turns_hold_whatever_happens(
     assert not any(left)
     assert world.refused == 0
     assert bound is None or all(count <= bound for count in world.most.values())
+    assert places is None or world.most_of_all <= places
     for came, single in world.arrivals:
         served = [when for when, group in world.grants if group == single]
         if single.startswith("single") and served:
@@ -223,3 +231,22 @@ def test_dead_hold_nobody_up(is_seen: bool) -> None:
     second, third = (when for when, _ in world.grants[1:])
     assert second <= PERIOD + 1.0
     assert third <= 2 * PERIOD + 1.0 if is_seen else PEER_SEEN_FOR <= third <= 5.0 + PEER_SEEN_FOR + 1.0
+
+
+def test_who_lets_another_have_the_last_place_is_next() -> None:
+    """One task may run: whoever asked for the place that was another's has the next one, whoever asks first then."""
+    world = World(20, random.Random(1), places=1)
+    state = world.state
+
+    def ask(peer: str, **waiting: int) -> tuple[str, ...]:
+        reply = state.acquire(peer, Known(), sum(waiting.values()), 1.0, groups=waiting, most=1)
+        assert reply is not None
+        return reply.answer.groups
+
+    assert ask("a.1", x=1) == ("x",)
+    assert (ask("b.1", y=2), ask("c.1", z=1)) == ((), ())
+    state.run("a.1", {})
+    assert (ask("c.1", z=1), ask("b.1", y=2)) == ((), ("y",))
+    state.run("b.1", {})
+    assert state.wakes
+    assert (ask("b.1", y=1), ask("c.1", z=1)) == ((), ("z",))

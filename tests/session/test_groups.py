@@ -214,6 +214,23 @@ async def test_one_among_five_hundred_in_coordination(*, beside: bool, faults: i
         assert len(emulator.ledger.accepted) - before - 1 <= 2 + 2 * faults
 
 
+@pytest.mark.parametrize("beside", [True, False])
+async def test_one_where_another_runs_all_in_coordination(*, beside: bool) -> None:
+    """Where one user's tasks in four processes are all that may run, another one's single waits for two."""
+    script = Script(plans=[Plan(duration=50.0 + n) for n in range(100)], credits=RICH, render=False)
+    async with Emulator(script) as emulator, AsyncExitStack() as stack:
+        options: dict[str, Any] = {"max_running": 12, "coordination": Memory()}
+        *opened, last = [await stack.enter_async_context(session_for(emulator, **options)) for _ in range(5)]
+        for flux in opened:
+            enqueue(flux, 40, "alice")
+        await asyncio.sleep(125.3)
+        before = len(emulator.ledger.accepted)
+        await (opened[1] if beside else last).submit(request_of("bob"), group="bob")
+
+        assert before >= 24
+        assert len(emulator.ledger.accepted) - before - 1 <= 2
+
+
 async def test_groups_share_alike_in_coordination() -> None:
     """Three groups in four processes get a third each, those without a group as one of them, at the whole limit."""
     script = Script(plans=Plan(duration=5.0), credits=RICH, limit=Limit(10, 10.0), render=False)

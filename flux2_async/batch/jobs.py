@@ -121,10 +121,12 @@ class BadLine:
     Attributes:
         line: Its number, from 1.
         reason: Why, and what is allowed.
+        id: The id that it gives its request, which no other line may have. None: it gives none.
     """
 
     line: int
     reason: str
+    id: str | None = None
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.reason}"

@@ -26,6 +26,8 @@ ENCODINGS: Final = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+# Bytes by which it is judged what a file without a mark is in.
+HEAD: Final = 1024
 # What spreadsheets write first to say how they separate cells.
 SEPARATOR: Final = re.compile(r"sep=(.)\s*")
 
@@ -191,13 +193,23 @@ def _fields(header: list[str], row: list[str] | InvalidRequestError) -> object:
 
 def _opened(path: Path) -> TextIO:
     with path.open("rb") as file:
-        head = file.read(4)
+        head = file.read(HEAD)
     encoding = next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in head:
-        raise InvalidRequestError(f"{str(path)!r}: neither UTF-8 nor marked as UTF-16; save it as UTF-8")
+        encoding = _unmarked(head)
+        if not encoding:
+            raise InvalidRequestError(f"{str(path)!r}: neither UTF-8 nor UTF-16, so no text; save it as CSV or JSON")
     # What is no UTF-8 is told line by line; no line end is changed, since cells may hold some.
     errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
     return path.open(encoding=encoding, errors=errors, newline="")
+
+
+def _unmarked(head: bytes) -> str:
+    """Give the kind of UTF-16 that a file without a mark is in; empty: it is no text."""
+    texts = {name: codecs.getincrementaldecoder(name)("replace").decode(head) for name in ("utf-16-le", "utf-16-be")}
+    # In the wrong order of bytes nothing is ASCII.
+    name = max(texts, key=lambda name: sum(map(str.isascii, texts[name])))
+    return name if all(character.isprintable() or character.isspace() for character in texts[name]) else ""
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, str | InvalidRequestError]]:

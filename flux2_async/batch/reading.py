@@ -30,8 +30,8 @@ def read_jobs(path: Path) -> Iterator[Job | BadLine]:
     Args:
         path: A file whose name ends in `.jsonl` or `.ndjson` (a JSON object a line), `.json` (a JSON array of them), or
             `.csv` or `.tsv` (a header, then a request a line; cells are separated by `,`, `;` or tabs, several pictures
-            in one cell by `|`). UTF-8, or what the mark at its beginning says. Relative paths of pictures begin at the
-            file's folder.
+            in one cell by `|`). UTF-8, UTF-16, or what the mark at its beginning says. Relative paths of pictures
+            begin at the file's folder.
 
     Yields:
         A job for each line that is not empty, in their order, or what is wrong with the line. In an array the place of
@@ -45,7 +45,8 @@ def read_jobs(path: Path) -> Iterator[Job | BadLine]:
         try:
             yield _job(fields, line, path.parent)
         except InvalidRequestError as error:
-            yield BadLine(line, str(error))
+            name = _name(fields.get("id")) if isinstance(fields, dict) else None
+            yield BadLine(line, str(error), name if isinstance(name, str) else None)
 
 
 def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, Any]) -> Iterator[Job | BadLine]:
@@ -97,7 +98,7 @@ def _job(fields: object, line: int, folder: Path) -> Job:
     name = _name(given.pop("id", None))
     if "input" not in given:
         _check_columns(extra, given)
-    request = _job_request(given) if "input" in given else _request(given)
+    request = _job_request(given) if "input" in given else _checked(given)
     return Job(request, id=name, line=line, folder=folder, extra=extra)
 
 
@@ -124,6 +125,24 @@ def _job_request(given: dict[str, Any]) -> JobRequest:
     if besides := sorted(given.keys() - {"model", *JOB_FIELDS}):
         raise InvalidRequestError(f"{besides[0]}: given besides input; what the model takes goes into input")
     return JobRequest(given["model"], given["input"], image_fields=given.get("image_fields", ()))
+
+
+def _checked(given: dict[str, Any]) -> Request:
+    """Make a request, or say of all its fields at once what is wrong with them."""
+    reasons: list[str] = []
+    while True:
+        try:
+            request = _request(dict(given))
+        except InvalidRequestError as error:
+            reasons.append(str(error))
+            field = reasons[-1].partition(":")[0]
+            # Without these it would be another request, with faults of its own.
+            if field in ("prompt", "images", "model") or given.pop(field, None) is None:
+                raise InvalidRequestError("; ".join(reasons)) from None
+        else:
+            if reasons:
+                raise InvalidRequestError("; ".join(reasons))
+            return request
 
 
 def _request(given: dict[str, Any]) -> Request:

@@ -12,7 +12,7 @@ import attrs
 from flux2_async.batch import BadLine, Batch, InvalidInputError, Job, Journal, run_batch
 from flux2_async.cli.batch_board import BatchBoard
 from flux2_async.cli.batch_end import End, report, tell_end
-from flux2_async.cli.batch_estimate import SHOWN, dry_run, unusable
+from flux2_async.cli.batch_estimate import dry_run, grouped, unusable
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service, task_log
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
@@ -107,8 +107,8 @@ async def _run(
             failure = error
     if running.progress is None:
         raise CommandError("interrupted; nothing was sent", code=INTERRUPTED)
-    for line in running.invalid[:SHOWN]:
-        screen.note(f"skipped: {line}", "yellow")
+    for _, text in grouped(running.invalid):
+        screen.note(f"skipped: {text}", "yellow")
     return End(
         progress=running.progress,
         folder=options.out,

@@ -1,6 +1,6 @@
 """`flux2 batch --dry-run`: what it is going to be, before anything is sent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,9 @@ from flux2_async.models import RateLimit
 from flux2_async.models.prices import PRICES_FROM, documented_price
 
 SHOWN: Final = 20
-"""Bad lines that are shown."""
+"""Faults that are shown."""
+# Lines that are named of one fault.
+NAMED: Final = 5
 HOUR: Final = 3600.0
 MINUTE: Final = 60.0
 USUAL_RUNNING: Final = 100
@@ -30,8 +32,8 @@ async def dry_run(
         estimate = await estimate_batch(wanted, **options.as_taken_by(estimate_batch) | own)
     except InvalidInputError as error:
         raise unusable(screen, error) from None
-    for line in estimate.invalid[:SHOWN]:
-        screen.note(f"skipped: {line}", "yellow")
+    for _, text in grouped(estimate.invalid):
+        screen.note(f"skipped: {text}", "yellow")
     screen.result("\n".join([_requests(estimate), *_credits(estimate), _hours(estimate, limit)]))
     for words in _advice(estimate, options):
         screen.note(words)
@@ -41,13 +43,28 @@ async def dry_run(
 
 def unusable(screen: Screen, error: InvalidInputError) -> UsageError:
     """Show lines that cannot be used, and give what to say of them."""
-    for line in error.lines[:SHOWN]:
-        screen.note(str(line), "red")
-    more = f", {SHOWN} of which are shown" if error.count > SHOWN else ""
+    groups = grouped(error.lines)
+    for _, text in groups:
+        screen.note(text, "red")
+    shown = sum(count for count, _ in groups)
+    more = f", {shown} of which are shown" if error.count > shown else ""
     return UsageError(
         f"{counted(error.count, 'request')} cannot be used{more}; nothing was sent. Correct the list, or go on "
         "without them with --skip-invalid"
     )
+
+
+def grouped(lines: Iterable[BadLine]) -> list[tuple[int, str]]:
+    """Give what is wrong, at most `SHOWN` things, each once with its lines, and how many those are."""
+    places: dict[str, list[int]] = {}
+    for line in lines:
+        places.setdefault(line.reason, []).append(line.line)
+    told = []
+    for reason, numbers in list(places.items())[:SHOWN]:
+        named = ", ".join(map(str, numbers[:NAMED]))
+        more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+        told.append((len(numbers), f"line{'s' * (len(numbers) > 1)} {named}{more}: {reason}"))
+    return told
 
 
 def _requests(estimate: BatchEstimate) -> str:

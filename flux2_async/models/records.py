@@ -40,6 +40,11 @@ class Echo:
     read: Callable[[Any], Mapping[str, Any] | None] = attrs.field(repr=False)
 
 
+def _counted(urls: tuple[str, ...]) -> str:
+    # They may hold private words, and whoever prints a result looks for them.
+    return f"<{len(urls)} address{'es' * (len(urls) != 1)}, not shown here; print them>" if urls else "()"
+
+
 @attrs.frozen(kw_only=True)
 class TaskRecord:
     """What the service knows of a task.
@@ -66,7 +71,7 @@ class TaskRecord:
     state: TaskState
     state_text: str
     model: str | None = None
-    result_urls: tuple[str, ...] = attrs.field(default=(), repr=lambda value: f"<{len(value)} addresses>")
+    result_urls: tuple[str, ...] = attrs.field(default=(), repr=_counted)
     fail_code: str | None = None
     fail_message: str | None = attrs.field(default=None, repr=False)
     create_time: datetime | None = None
@@ -124,5 +129,5 @@ class ImageResult:
     """
 
     task_id: str
-    urls: tuple[str, ...] = attrs.field(repr=lambda value: f"<{len(value)} addresses>")
+    urls: tuple[str, ...] = attrs.field(repr=_counted)
     record: TaskRecord

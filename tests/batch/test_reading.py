@@ -204,13 +204,25 @@ def test_prompts_as_they_are_published(tmp_path: Path) -> None:
     [
         ("prompt,id\ra lake,1\ra hill,2\r", "utf-8"),
         ("prompt,id\r\na lake,1\r\na hill,2", "utf-16"),
+        ("prompt,id\r\na lake,1\r\na hill,2", "utf-16-le"),
+        ("日付;prompt;id\r\n湖;a lake;1\r\n丘;a hill;2", "utf-16-be"),
         ("prompt\tid\r\na lake\t1\r\na hill\t2", "utf-16"),
         ("sep=;\r\nprompt;id\r\na lake;1\r\na hill;2\r\n", "utf-8-sig"),
         ("Prompt ; ID\na lake;1\na hill;2\n", "utf-8"),
         ("sep=|\nPROMPT|id\na lake|1\na hill|2\n", "utf-8"),
         ('"prompt";"id"\n"a lake";1\n"a hill";2\n', "utf-8"),
     ],
-    ids=["CR", "UTF-16", "UTF-16 and tabs", "sep", "capitals", "sep of its own", "quoted header"],
+    ids=[
+        "CR",
+        "UTF-16",
+        "UTF-16 without a mark",
+        "another column first",
+        "UTF-16 and tabs",
+        "sep",
+        "capitals",
+        "sep of its own",
+        "quoted header",
+    ],
 )
 def test_what_spreadsheets_write(tmp_path: Path, content: str, encoding: str) -> None:
     """Line ends, encodings and separators of all of them are read without being told."""
@@ -219,6 +231,18 @@ def test_what_spreadsheets_write(tmp_path: Path, content: str, encoding: str) ->
     jobs = [job for job in read_jobs(path) if isinstance(job, Job)]
     assert [(job.request.prompt, job.id) for job in jobs] == [("a lake", "1"), ("a hill", "2")]
     assert jobs[0].line == (3 if content.startswith("sep") else 2)
+
+
+def test_all_faults_of_a_line_are_told_at_once(tmp_path: Path) -> None:
+    """Who corrects one need not try again to learn of the next; what is missing is told once."""
+    content = "prompt,tier,resolution,aspect_ratio\na lake,max,8K,1:1\n,max,,\na hill,pro,1K,7:1\n"
+    told = [item.reason for item in read(tmp_path, content, "jobs.csv") if isinstance(item, BadLine)]
+
+    assert [sorted(part.partition(":")[0] for part in reason.split("; ")) for reason in told] == [
+        ["resolution", "tier"],
+        ["prompt"],
+        ["aspect_ratio"],
+    ]
 
 
 def test_a_json_array(tmp_path: Path) -> None:
@@ -251,7 +275,11 @@ def test_a_json_array(tmp_path: Path) -> None:
         ("a.json", "[" * 100_000, "not JSON"),
         ("a.json", b'["caf\xe9"]', "a JSON object must stand here, not text"),
         ("a.json", '["\u0436"'.encode("utf-16")[:-1], "not UTF-16"),
-        ("a.csv", "prompt,id\n".encode("utf-16-le"), "neither UTF-8 nor marked as UTF-16; save it as UTF-8"),
+        (
+            "a.csv",
+            b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0",
+            "neither UTF-8 nor UTF-16, so no text; save it as CSV or JSON",
+        ),
         ("a.csv", "prompt,id\na lake,1".encode("utf-16")[:-1], "line 2: not UTF-16"),
         ("a.csv", "text,id\na lake,1", "must name its columns, prompt among them, not 'text,id'"),
         ("a.csv", "prompt,Prompt\na lake,1", "two columns of the CSV file have the same name"),

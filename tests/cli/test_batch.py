@@ -154,6 +154,26 @@ def test_bad_lines_are_told_before_anything_is_sent(
     assert captured.out.startswith("3 requests · 3 done · 2 skipped\n")
 
 
+def test_each_fault_is_told_once_with_its_lines(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A column that is wrong in every line is one line; ids that stand twice are told beside what else is wrong."""
+    rows = ["a kettle,x,pro", ",y,pro", "a lake,x,pro", "a hill,y,pro", *(f"picture {n},{n},max" for n in range(40))]
+    (here / "jobs.csv").write_text("\n".join(["prompt,id,tier", *rows, "a dog,0,max"]))
+    tier, advice = "tier: 'max' given, allowed are 'flex', 'pro'", "Correct the list, or go on"
+    assert run(["batch", "jobs.csv"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "line 3: prompt: missing",
+        "line 4: id: 'x' stands in line 2 as well; give each line its own",
+        "line 5: id: 'y' stands in line 3 as well; give each line its own",
+        f"lines 6, 7, 8, 9, 10 and 35 more: {tier}",
+        f"line 46: {tier}; id: '0' stands in line 6 as well; give each line its own",
+        f"flux2: 44 requests cannot be used; nothing was sent. {advice} without them with --skip-invalid",
+    ]
+    assert run(["batch", "jobs.csv", "--skip-invalid", "--no-report"]) == 1
+    assert sorted(account.ledger.requests[n].body["input"]["prompt"] for n in range(2)) == ["a hill", "a kettle"]  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

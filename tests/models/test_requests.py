@@ -240,3 +240,4 @@ def test_reprs_hold_nothing_private() -> None:
         assert secret not in repr(value)
         assert secret not in str(value)
     assert "<19 characters>" in repr(values[0])
+    assert "urls=<1 address, not shown here; print them>" in repr(values[3])

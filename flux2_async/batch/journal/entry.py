@@ -20,6 +20,7 @@ from flux2_async.models.requests import facts_of
 
 # Of a million lines of nonsense nobody reads more.
 MAX_BAD: Final = 100
+MAX_IDS: Final = 10_000
 DIGITS: Final = 20
 
 INSERT: Final = """
@@ -43,6 +44,10 @@ FRESH: Final[dict[str, Any]] = dict.fromkeys(COLUMNS) | {
     "lost": 0,
 }
 in_order: Final = itemgetter(*COLUMNS)
+
+
+def _twice(name: str, line: int) -> str:
+    return f"id: {name!r} stands in line {line} as well; give each line its own"
 
 
 @attrs.frozen
@@ -70,6 +75,8 @@ class Entry:
     bad: list[BadLine] = attrs.field(factory=list)
     bad_count: int = 0
     _position: int = 0
+    # Those of lines that cannot be used, with the first line of each.
+    _bad_ids: dict[str, int] = attrs.field(init=False, factory=dict)
     _sendable: set[State] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -101,14 +108,15 @@ class Entry:
                 return
             self._position += 1
             if isinstance(item, BadLine):
-                self._reject(item)
+                again = item.id and self._again(item.id)
+                self._reject(attrs.evolve(item, reason=f"{item.reason}; {again}") if again else item)
                 continue
             line = (item.line if isinstance(item, Job) else 0) or self._position
             try:
                 self._take(job_of(item), line)
                 self.taken += 1
             except InvalidRequestError as error:
-                self._reject(BadLine(line, str(error)))
+                self._reject(BadLine(line, str(error), item.id if isinstance(item, Job) else None))
 
     def end(self) -> None:
         """Close the transaction with what was taken."""
@@ -137,6 +145,8 @@ class Entry:
 
     def _reject(self, line: BadLine) -> None:
         self.bad_count += 1
+        if line.id and len(self._bad_ids) < MAX_IDS:
+            self._bad_ids.setdefault(line.id, line.line)
         if len(self.bad) < MAX_BAD:
             self.bad.append(line)
 
@@ -149,6 +159,8 @@ class Entry:
         ).fetchone()
         if known is not None:
             self._compare(known, digest, name)
+        if name in self._bad_ids and not self.options.skip_invalid:
+            raise InvalidRequestError(_twice(name, self._bad_ids[name]))
         if known is None or known["state"] in self._sendable:
             check_files(job.request, images, self.max_image_bytes)
         row = self._row(job, name, digest, images, line)
@@ -163,9 +175,16 @@ class Entry:
         ).fetchone()["count"]
         return digest.hex()[:DIGITS] + (f"-{count}" if count > 1 else "")
 
+    def _again(self, name: str) -> str:
+        """Say of a line that cannot be used anyway that an earlier one has its id; empty where none has."""
+        query = "SELECT line FROM requests WHERE id = ? AND run = ?"
+        row = self.connection.execute(query, (name, self.run)).fetchone()
+        line = self._bad_ids.get(name) if row is None else row["line"]
+        return "" if line is None else _twice(name, line)
+
     def _compare(self, known: sqlite3.Row, digest: bytes, name: str) -> None:
         if known["run"] == self.run:
-            raise InvalidRequestError(f"id: {name!r} stands in line {known['line']} as well; give each line its own")
+            raise InvalidRequestError(_twice(name, known["line"]))
         if known["digest"] != digest and known["state"] not in self._sendable:
             raise InvalidRequestError(
                 f"id: {name!r} stands for another request, which is {known['state']}; give the changed one another id"

@@ -6,7 +6,7 @@ import math
 import os
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
@@ -42,6 +42,8 @@ class Batch:
     Attributes:
         invalid: What was skipped of the input, at most a hundred lines of it.
         invalid_count: All that was skipped.
+        ready: Awaited when all of the input was checked and nothing is kept of it yet; what it raises ends the batch.
+            None: nobody is asked.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Batch:
     ) -> None:
         self.invalid: tuple[BadLine, ...] = ()
         self.invalid_count: int = 0
+        self.ready: Callable[[], Awaitable[object]] | None = None
         self._flux = flux
         if not isinstance(requests, Iterable | AsyncIterable):
             raise ConfigurationError(
@@ -172,7 +175,7 @@ class Batch:
             )
         # Nothing is to be paid for that cannot be saved.
         await anyio.to_thread.run_sync(prepare_folder, self._directory / IMAGES)
-        entered = await journal.enter(self._requests, options, flux.service.max_image_bytes)
+        entered = await journal.enter(self._requests, options, flux.service.max_image_bytes, self.ready)
         self.invalid, self.invalid_count = entered.bad, entered.bad_count
         start = await journal.begin(
             options, lambda name: seconds_left(name, flux.service, time.time()) > 0, self._directory

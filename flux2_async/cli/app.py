@@ -7,7 +7,7 @@ from inspect import cleandoc
 from cyclopts import App, CycloptsError
 
 from flux2_async._version import VERSION
-from flux2_async.cli.usage import GIVEN, advice
+from flux2_async.cli.usage import GIVEN, advice, told
 
 app: App = App(
     name="flux2",
@@ -153,6 +153,6 @@ def run(arguments: Sequence[str]) -> int:
         # The words were not understood, so nobody has taken this one off them.
         from flux2_async.cli.screen import Screen, UsageError  # noqa: PLC0415  help does without
 
-        Screen(machine="--json" in arguments).error(UsageError(error), advice(error, arguments))
+        Screen(machine="--json" in arguments).error(UsageError(told(error)), advice(error, arguments))
         return 2
     return code if isinstance(code, int) else 0

@@ -91,9 +91,16 @@ def _journal_path(options: BatchOptions, *, emulated: bool) -> Path:
 async def _run(
     screen: Screen, flux: Flux2Session, journal: Journal, wanted: Iterator[Job | BadLine], options: BatchOptions
 ) -> End:
-    before = await _balance(flux, needed=True)
+    before: float | None = None
+
+    async def ask() -> None:
+        nonlocal before
+        before = await _balance(flux, needed=True)
+
     own = {"journal": journal, "directory": options.out}
     running = run_batch(flux, wanted, **options.as_taken_by(run_batch) | own)
+    # What is wrong with the list is told without the network.
+    running.ready = ask
     failure: Exception | None = None
     with BatchBoard(screen, running, flux) as board, _interrupts(running, board) as interrupts:
         try:

@@ -87,6 +87,10 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterat
     if options.prompt is not None:
         if not sources:
             raise UsageError("--prompt: it says what to do with pictures; name them, such as 'photos/*.jpg'")
+        if lists := [source for source in sources if source.lower().endswith(FILES)]:
+            raise UsageError(
+                f"--prompt: {lists[0]!r} is a list, whose requests have prompts of their own; leave one out"
+            )
         return match_jobs(sources, options.prompt, shape.fields("auto"))
     if len(sources) != 1 or not sources[0].lower().endswith(FILES):
         raise UsageError(
@@ -96,7 +100,8 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterat
         raise UsageError("--aspect-ratio, --resolution and --tier go with --prompt; in a list they are columns")
     path = Path(sources[0])
     if not path.is_file():
-        raise UsageError(f"there is no file {sources[0]!r}")
+        what = f"{sources[0]!r} is no regular file, which the next run could read as well; write the list to one"
+        raise UsageError(what if path.exists() else f"there is no file {sources[0]!r}")
     wanted = read_jobs(path)
     first = next(wanted, None)
     if first is None:

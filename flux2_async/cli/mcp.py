@@ -31,6 +31,7 @@ from flux2_async.coordination import HostCoordination
 from flux2_async.errors import (
     AmbiguousSubmitError,
     BudgetExceededError,
+    ConfigurationError,
     Flux2Error,
     InvalidRequestError,
     RateLimitedError,
@@ -79,8 +80,11 @@ TaskId: TypeAlias = Annotated[str, "The id that generate or edit gave."]
 
 async def serve(screen: Screen, service: Service, folder: Path, max_credits: float | None) -> None:
     """Serve the agent on stdin and stdout until it closes them."""
+    try:
+        budget = None if max_credits is None else Budget(max_credits, per=DAY)
+    except ConfigurationError as error:
+        raise UsageError(str(error).replace("Budget.credits", "--max-credits")) from None
     limit = service.check()
-    budget = None if max_credits is None else Budget(max_credits, per=DAY)
     target = _writable(folder)
     # stdout belongs to the protocol.
     logging.basicConfig(level=logging.WARNING)

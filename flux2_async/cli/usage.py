@@ -6,13 +6,20 @@ from contextvars import ContextVar
 from shlex import quote
 from typing import Final
 
-from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import CycloptsError, MissingArgumentError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 GIVEN: Final[ContextVar[tuple[str, ...]]] = ContextVar("given", default=())
 """The words after `flux2`."""
 
 # What looks like one with a misspelt name; other words with a dash in front are more likely meant as a prompt.
 OPTION: Final = re.compile(r"--[a-z][a-z-]*(=.*)?", re.DOTALL)
+
+
+def told(error: CycloptsError) -> str:
+    """Say in one line what was not understood."""
+    if isinstance(error, UnknownCommandError) and error.unused_tokens and error.unused_tokens[0].startswith("-"):
+        return f'Unknown option: "{error.unused_tokens[0]}".'
+    return str(error)
 
 
 def advice(error: CycloptsError, arguments: Sequence[str]) -> str:

@@ -204,6 +204,32 @@ def test_wrong_usage(
     assert account.ledger.requests == []
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["jobs.jsonl", "--max-running", "0"], "--max-running: 0 given"),
+        (["jobs.jsonl", "--max-failed", "2"], "--max-failed: 2.0 given"),
+        (["jobs.jsonl", "--limit", "0"], "limit: 0 given"),
+        (["jobs.jsonl", "--prompt", "make it red"], "'jobs.jsonl' is a list, whose requests have prompts of their own"),
+        (["bad.jsonl"], "line 2: prompt: missing"),
+        (["pipe.jsonl"], "'pipe.jsonl' is no regular file"),
+    ],
+)
+def test_wrong_usage_before_the_network(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    """What can be known without the service is told although it cannot be reached, and nothing is left behind."""
+    monkeypatch.setenv("APIKLEY_API_KEY", "key-0123456789abcdef")
+    monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:9")
+    write(here, 1)
+    (here / "bad.jsonl").write_text('{"prompt": "a lake"}\n{"id": "b"}\n')
+    os.mkfifo(here / "pipe.jsonl")
+    before = sorted(here.iterdir())
+    assert run(["batch", *words]) == 2
+    assert reason in capsys.readouterr().err
+    assert sorted(here.iterdir()) == before
+
+
 @pytest.mark.parametrize("listen", ["8080", ":80", "host:", "host:99999", "host:x"])
 def test_where_to_listen(
     account: RunningEmulator,

@@ -11,7 +11,7 @@ files of a journal together, or close it before.
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -183,10 +183,19 @@ class Journal:
         return await self._open().read(query)
 
     async def enter(
-        self, requests: Iterable[object] | AsyncIterable[object], options: Options, max_image_bytes: int = MAX_PICTURE
+        self,
+        requests: Iterable[object] | AsyncIterable[object],
+        options: Options,
+        max_image_bytes: int = MAX_PICTURE,
+        ready: Callable[[], Awaitable[object]] | None = None,
     ) -> Entered:
-        """Take the input, all of it or nothing, see `Entry`: `InvalidInputError` changes nothing."""
+        """Take the input, all of it or nothing, see `Entry`: `InvalidInputError` changes nothing.
+
+        Nor does what `ready` raises, which is awaited when all of the input was checked.
+        """
         async with self._entry(requests, options, max_image_bytes) as entry:
+            if ready is not None:
+                await ready()
             await self.read(lambda _: entry.end())
         return entry.entered()
 

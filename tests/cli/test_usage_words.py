@@ -1,0 +1,19 @@
+"""What `flux2` says about words that it cannot follow."""
+
+import pytest
+
+from flux2_async.cli.app import run
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--foo"], 'flux2: Unknown option: "--foo"; see flux2 --help\n'),
+        (["foo"], 'flux2: Unknown command "foo".'),
+        (["mcp", "--max-credits", "-1", "--emulate"], "flux2: --max-credits: -1.0 given, it must be a number of 0 or"),
+    ],
+)
+def test_words_by_their_name(capsys: pytest.CaptureFixture[str], words: list[str], reason: str) -> None:
+    """An option is called an option, and by the name that was typed."""
+    assert run(words) == 2
+    assert capsys.readouterr().err.startswith(reason)

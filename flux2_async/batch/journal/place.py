@@ -27,7 +27,8 @@ class Place:
         """Look at a journal that was just opened, in the folder that relative paths begin at now."""
         # A new one has its log from the first reading on.
         connection.execute("SELECT max(number) FROM runs").fetchone()
-        real = Path(connection.execute("PRAGMA database_list").fetchone()["file"])
+        # SQLite's own word for it cannot be read where a folder's name is not UTF-8.
+        real = path.resolve()
         # Where the file system knows no log there is none.
         paths = (path.absolute(), real.with_name(f"{real.name}-wal"))
         return cls(path, {each: identity for each in paths if (identity := _identity(each)) is not None})

@@ -49,6 +49,27 @@ class _Lent:
     asked_at_elapsed: float
 
 
+@attrs.define(eq=False)
+class _Known:
+    """What this session and the others know of each other, by its last question and the last answer.
+
+    Attributes:
+        ask_at: When to ask again for those who wait, if the others know that they do; else -inf.
+        told: Of which groups they know it.
+        names: Groups by the names that the others were told.
+        kept_back: Groups that have to wait because so many of them run.
+        others: How many tasks run in other processes.
+        supply: This session's part of the permits there will be; None: not told yet.
+    """
+
+    ask_at: float = -math.inf
+    told: set[str | None] = attrs.field(factory=set)
+    names: dict[str, str | None] = attrs.field(factory=dict)
+    kept_back: set[str | None] = attrs.field(factory=set)
+    others: int = 0
+    supply: Supply | None = None
+
+
 class SharedLimiter(Gate):
     """Window and gate of all processes of an account: see `Gate`.
 
@@ -81,16 +102,7 @@ class SharedLimiter(Gate):
         # Empty but while an answer is dealt out.
         self._lent: deque[_Lent] = deque()
         self._wanted, self._ask_now = asyncio.Event(), asyncio.Event()
-        # When to ask again for those who wait, if the others know that they do; and of which groups they know it.
-        self._ask_at = -math.inf
-        self._told: set[str | None] = set()
-        # By the names that the others were told; and those that have to wait because so many of them run.
-        self._names: dict[str, str | None] = {}
-        self._kept_back: set[str | None] = set()
-        # How many tasks run in other processes, as the last answer told.
-        self._others = 0
-        # This session's part of what the last answer told.
-        self._supply: Supply | None = None
+        self._known = _Known()
         self._fetching: asyncio.Task[None] | None = None
 
     @property
@@ -100,9 +112,10 @@ class SharedLimiter(Gate):
 
     def supply(self) -> Supply | None:
         """See `Gate`: an equal share of what there is, as those who wait get; None: nobody can be asked."""
-        if self._supply is None or self._fallback.quota is not None:
+        supply = self._known.supply
+        if supply is None or self._fallback.quota is not None:
             return None
-        return attrs.evolve(self._supply, begin=max(self._supply.begin, self._until, self._home.time()))
+        return attrs.evolve(supply, begin=max(supply.begin, self._until, self._home.time()))
 
     async def open(self, on_message: Callable[[Message], None] | None = None) -> None:
         """Join the other processes.
@@ -158,9 +171,10 @@ class SharedLimiter(Gate):
     def _announce(self, group: str | None, *, first: bool) -> float:
         if self._fallback.quota is not None and not self._may_degrade:
             raise _away()
-        asks = self.membership.joined and self._ask_at <= self._home.time()
+        known = self._known
+        asks = self.membership.joined and known.ask_at <= self._home.time()
         self._wanted.set()
-        if first or (self._ask_at > -math.inf and len(self._told) < MAX_GROUPS and group not in self._told):
+        if first or (known.ask_at > -math.inf and len(known.told) < MAX_GROUPS and group not in known.told):
             self._ask_now.set()
         return ONE_QUESTION if asks else 0.0
 
@@ -177,7 +191,7 @@ class SharedLimiter(Gate):
     def _next(self, now: float, /) -> Waiter[Permit] | None:
         waiter = super()._next(now)
         while self._lent and waiter is not None:
-            own = self._waiters.next_of(self._names[self._lent[0].group])
+            own = self._waiters.next_of(self._known.names[self._lent[0].group])
             # Nobody may be left of those for whom it was lent, and of another bounded group so many may run already.
             if own is not None or self._terms.per_group is None:
                 return own or waiter
@@ -198,12 +212,13 @@ class SharedLimiter(Gate):
         return passed >= self._terms.lease - self._terms.post
 
     def _next_at(self, now: float, /) -> float:
-        return self._fallback.quota.ready_at(now) if self._fallback.quota else self._ask_at
+        return self._fallback.quota.ready_at(now) if self._fallback.quota else self._known.ask_at
 
     def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
-        if waiter.group in self._kept_back and self._until <= now:
-            if self._others + self._running_here >= self._places:
-                return all_are_full(waiter, self._others + self._running_here, self._terms.max_running)
+        if waiter.group in self._known.kept_back and self._until <= now:
+            running = self._known.others + self._running_here
+            if running >= self._places:
+                return all_are_full(waiter, running, self._terms.max_running)
             return group_is_full(waiter, self._terms.per_group)
         return super()._too_late(waiter, now)
 
@@ -220,7 +235,7 @@ class SharedLimiter(Gate):
             self._wanted.clear()
             self._ask_now.clear()
             # Who has left the queue here leaves that of all as well.
-            if not self.membership.joined or not (self._want or self._ask_at > -math.inf):
+            if not self.membership.joined or not (self._want or self._known.ask_at > -math.inf):
                 continue
             wait = await self._ask()
             if wait > 0:
@@ -247,7 +262,7 @@ class SharedLimiter(Gate):
     def _on_release(self) -> None:
         if self._fallback.quota is not None:
             self._wake()
-        elif self._kept_back:
+        elif self._known.kept_back:
             self._wanted.set()
             self._ask_now.set()
         if self._fallback.has_peers:
@@ -264,7 +279,7 @@ class SharedLimiter(Gate):
     @property
     def places(self) -> float:
         """See `Gate`: what the others leave now."""
-        return max(self._places - self._others, 1)
+        return max(self._places - self._known.others, 1)
 
     def _running(self) -> Mapping[str, int]:
         running = {} if self._slots is None else self._slots.running()
@@ -281,18 +296,18 @@ class SharedLimiter(Gate):
         """Ask once and use the answer; give the seconds until it makes sense to ask again."""
         asked_at, elapsed = self._home.time(), self._coordinator.elapsed()
         want, waiting = self._want, sorted(self._waiters.wants(asked_at), key=lambda each: not each[1])[:MAX_GROUPS]
-        self._names = {digest(name): name for name, _, _ in waiting}
+        self._known.names = {digest(name): name for name, _, _ in waiting}
         groups = {digest(name): min(count, MAX_WANT) for name, count, _ in waiting}
         first = [digest(name) for name, _, goes_first in waiting if goes_first]
-        self._told = {name for name, count, _ in waiting if count}
+        self._known.told = {name for name, count, _ in waiting if count}
         try:
             answer = await self.membership.ask(lambda: self._coordinator.acquire(want, groups, first))
         except CoordinationError:
             return 0.0
         now = self._home.time()
-        self._ask_at = now + answer.wait if answer.wait > 0 else -math.inf
-        self._told = {self._names[group] for group in Counter(groups) - Counter(answer.groups)}
-        self._kept_back = {self._names[group] for group in answer.kept_back}
+        self._known.ask_at = now + answer.wait if answer.wait > 0 else -math.inf
+        self._known.told = {self._known.names[group] for group in Counter(groups) - Counter(answer.groups)}
+        self._known.kept_back = {self._known.names[group] for group in answer.kept_back}
         self._use(answer, now)
         self._settling.out.update(answer.leases)
         lent = zip(answer.leases, answer.groups, strict=True)
@@ -310,9 +325,9 @@ class SharedLimiter(Gate):
         self._settling.report(Settlement(self._lent.popleft().name, PermitEvent.NEVER_SENT, 0.0))
 
     def _use(self, answer: Answer, now: float) -> None:
-        self._supply = answer.supply and answer.supply.shared(max(answer.waiting, 1), now)
+        self._known.supply = answer.supply and answer.supply.shared(max(answer.waiting, 1), now)
         self._fallback.learn(answer, now)
-        self._others = max(answer.running - len(answer.leases) - self._running_here, 0)
+        self._known.others = max(answer.running - len(answer.leases) - self._running_here, 0)
         if answer.paused:
             self._close_gate(now + answer.paused)
 
@@ -366,14 +381,14 @@ class SharedLimiter(Gate):
         for settlement in self._fallback.end(now):
             self._settling.report(settlement)
         self._use(answer, now)
-        self._ask_at = -math.inf
+        self._known.ask_at = -math.inf
         self._settling.go_on()
         self._wanted.set()
 
     def on_lost(self) -> None:
         """See `Member`."""
         self._fallback.begin(self._home.time())
-        self._ask_at = -math.inf
+        self._known.ask_at = -math.inf
         if not self._may_degrade:
             for waiter in self._waiters:
                 self._fail(waiter, _away())

@@ -74,7 +74,9 @@ class Sender:
     async def _send_new(self, submission: Submission) -> None:
         shared, asked, patience = self._shared, submission.asked, submission.patience
         if shared.budgets is not None:
+            begun = self._loop.time()
             await shared.budgets.reserve(submission)
+            patience.waited += self._loop.time() - begun
         if not shared.slots.take(asked.group):
             begun = self._loop.time()
             await shared.slots.acquire(

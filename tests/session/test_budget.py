@@ -26,8 +26,10 @@ from flux2_async import (
     JobRequest,
     Polling,
     RateLimit,
+    RateLimitedError,
     Request,
     Service,
+    TaskError,
     TaskTimeoutError,
     TextToImage,
 )
@@ -464,3 +466,28 @@ def session_of(budget: Any) -> object:
     from flux2_async import Flux2Session  # noqa: PLC0415
 
     return Flux2Session("key", budget=budget)
+
+
+async def test_asking_for_money_is_waiting() -> None:
+    """What the shared budget takes to answer is a part of `max_wait`, as everything is that goes before the POST."""
+    options: dict[str, Any] = {"coordination": Memory(rtt=1.0), "budget": Budget(40), "max_running": 3}
+    script = Script([*[Plan(90.0)] * 3, Plan(20.0, outcome="fail")], render=False)
+    async with (
+        Emulator(script) as emulator,
+        session_for(emulator) as stranger,
+        session_for(emulator, **options) as flux,
+        session_for(emulator, **options) as other,
+    ):
+        foreign = [await stranger.submit(REQUEST) for _ in range(2)]
+        await flux.submit(REQUEST)
+        failing = await other.submit(REQUEST)
+        assert isinstance(await error_of(flux.submit(REQUEST)), BudgetExceededError)
+        assert isinstance(await error_of(failing), TaskError)
+        await asyncio.sleep(10.0)
+        for task in foreign:
+            flux.attach(task.id)
+        begun = asyncio.get_running_loop().time()
+        error = await error_of(flux.submit(REQUEST, max_wait=5.0))
+
+        assert isinstance(error, RateLimitedError)
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(5.0, abs=0.1)

@@ -27,6 +27,10 @@ from flux2_async.models import RateLimit
 
 # More than any service tells; each is asked for every permit.
 MAX_WINDOWS: Final = 8
+# Seconds and permits of a limit that only the service tells. What is beyond would stop everybody for years, after a
+# slip of one header, or fill the memory: each permit is kept for as long.
+MAX_TOLD_PERIOD: Final = 86400.0
+MAX_TOLD_LIMIT: Final = 10_000
 
 
 def rates_of(rate: RateLimit | Iterable[RateLimit] | None) -> tuple[RateLimit, ...]:
@@ -82,7 +86,7 @@ class Windows:
     def believe(self, told: Told, now: float) -> None:
         """Keep to what the service told, where that is less, or of a limit that nobody else gave."""
         meant = self._meant(told)
-        rate = RateLimit(max(told.limit, 1), told.seconds) if told.limit is not None and told.seconds else None
+        rate = _told_rate(told)
         if not meant and rate is not None and 0 < len(self.windows) < MAX_WINDOWS:
             meant = [self._made(rate, now)]
             self.windows += meant
@@ -182,6 +186,12 @@ class Windows:
         """Take all that are out for unclear, see `Window`."""
         for window in self.windows:
             window.abandon(now)
+
+
+def _told_rate(told: Told) -> RateLimit | None:
+    """Give the limit that is told; None: none to keep to."""
+    limit, seconds = told.limit or 0, told.seconds or 0.0
+    return RateLimit(limit, seconds) if 0 < limit <= MAX_TOLD_LIMIT and 0 < seconds <= MAX_TOLD_PERIOD else None
 
 
 def _hold(window: Window, event: PermitEvent, at: float) -> None:

@@ -76,6 +76,22 @@ def test_what_only_the_service_told_it_may_raise() -> None:
         assert windows.rates == (RateLimit(20, 10.0), RateLimit(limit, 60.0))
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        Told(limit=5, seconds=999_999_999_999.0),
+        Told(limit=1, seconds=999_999_998.0, remaining=0),
+        Told(limit=0, seconds=3600.0),
+        Told(limit=1_000_000, seconds=86_400.0, remaining=0),
+    ],
+)
+def test_what_can_be_no_limit_stops_nobody(told: Told) -> None:
+    """A window of years or of nothing is a slip of a header, and one of a million permits would fill the memory."""
+    window = Windows([RateLimit(20, 10.0)])
+    window.believe(told, 0.0)
+    assert (window.rates, window.ready_at(0.0)) == ((RateLimit(20, 10.0),), 0.0)
+
+
 def test_what_is_under_way_counts_for_a_limit_told_meanwhile() -> None:
     """It may be counted as late as its answer, however long ago the limit was told; an unclear one a period later."""
     both = Windows([RateLimit(20, 10.0)])

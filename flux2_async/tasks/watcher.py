@@ -242,6 +242,8 @@ class Watcher:
         self._polls.stop()
         left = tuple(self._watched.values())
         for watched in left:
+            # It runs on at the service, and other processes are told so at the end.
+            self._slots.borrow(watched.group)
             self._settle(
                 watched,
                 error=SessionClosedError(

@@ -93,6 +93,21 @@ async def test_tasks_of_a_dead_process_count_for_a_minute() -> None:
             assert handle.state is SubmissionState.ACCEPTED
 
 
+async def test_tasks_of_a_closed_session_count_for_a_minute() -> None:
+    """They run on at the service as those of a dead process do; those that were finished do not count."""
+    async with Emulator(Script(plans=[Plan(duration=5.0), Plan(duration=1e4)], credits=1e6)) as emulator:
+        options: dict[str, Any] = {"max_running": 2, "coordination": Memory()}
+        async with session_for(emulator, **options) as two:
+            async with session_for(emulator, **options) as one:
+                await (await one.submit(REQUEST)).wait()
+                await one.submit(REQUEST)
+            handles = [two.enqueue(REQUEST) for _ in range(2)]
+            await asyncio.sleep(50)
+            assert len(emulator.ledger.accepted) == 3
+            await asyncio.sleep(15)
+            assert [handle.state for handle in handles] == 2 * [SubmissionState.ACCEPTED]
+
+
 async def test_place_of_an_idle_process_is_used_at_once() -> None:
     """Whose task ends says so to those who wait elsewhere, also where nothing waits there."""
     async with Emulator(Script(plans=Plan(duration=5.0), credits=1e6)) as emulator:

@@ -563,9 +563,12 @@ class BlockingSession(_Mirror[Flux2Session]):
     notify: Final = _plain(Flux2Session.notify)
     pause: Final = _plain(Flux2Session.pause)
     statistics: Final = _plain(Flux2Session.statistics, also_closed=True)
-    accepts_callbacks: Final = _plain(Flux2Session.accepts_callbacks)
     observe: Final = _plain(Flux2Session.observe, also_closed=True)
     estimate: Final = _plain(Flux2Session.estimate, also_closed=True)
+
+    def accepts_callbacks(self) -> bool:
+        """Whether `deliver` takes callbacks now: the session is open."""
+        return self._thread.call(self._mirrored.accepts_callbacks)
 
     @property
     def service(self) -> Service:

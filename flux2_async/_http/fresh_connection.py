@@ -37,18 +37,16 @@ class FreshConnection(asyncio.Protocol):
     overdue: bool = False
     _released = False
     _dropped = False
-    _ended = False
     _over: asyncio.Event | None = None
-    _may_send: Callable[[], bool] | None = None
-    _body: bytes = b""
     _deadline: asyncio.TimerHandle | None = None
-    _seconds: float = 0.0
+    # Of the request: its body, and the seconds from its first byte to the whole reply.
+    _load: tuple[bytes, float] = b"", 0.0
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._heard: list[bytes] = []
-        self._loop = asyncio.get_running_loop()
-        self._opened = self._loop.time()
+        self._may_send: Callable[[], bool] | None = None
+        self._opened = asyncio.get_running_loop().time()
         handler = connection.protocol
         assert handler is not None, "a connection that was released"  # noqa: S101  its connector just made it
         self._handler = handler
@@ -68,7 +66,7 @@ class FreshConnection(asyncio.Protocol):
         """Whether it may carry a request, as far as the event loop has seen."""
         if self.spoiled or self.given or self._transport is None or self._transport.is_closing():
             return False
-        return self._loop.time() - self._opened <= MAX_IDLE
+        return asyncio.get_running_loop().time() - self._opened <= MAX_IDLE
 
     def spoil(self) -> None:
         """The peer ended it or spoke on it."""
@@ -87,8 +85,6 @@ class FreshConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             # A long reply may have been slowed down.
             self._transport.resume_reading()
-        if self._ended:
-            return True
         self._over = self._over or asyncio.Event()
         try:
             async with asyncio.timeout(seconds):
@@ -104,16 +100,18 @@ class FreshConnection(asyncio.Protocol):
 
     def give(self, head: bytes | bytearray | memoryview) -> None:
         """Let the head of its request leave, and the body in the same moment; or cut it, when that must not be."""
-        if not self.given:
-            if not self._look():
-                self.abort()
-                return
+        first, (body, seconds) = not self.given, self._load
+        if first and not self._look():
+            self.abort()
+            return
+        self.given += len(head) + len(body)
+        if first:
             # Not before: who stood still between the last look and here has sent nothing late.
-            self._deadline = self._loop.call_at(self._loop.time() + self._seconds, self._cut)
-        whole, self._body = b"".join((head, self._body)), b""
-        self.given += len(whole)
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_at(loop.time() + seconds, self._cut)
+        self._load = b"", seconds
         assert self._transport is not None, "spoiled"  # noqa: S101  one without has been looked at
-        self._transport.write(whole)
+        self._transport.write(b"".join((head, body)))
 
     def _look(self) -> bool:
         if not self.is_fresh():
@@ -129,7 +127,7 @@ class FreshConnection(asyncio.Protocol):
             body: Of the request; aiohttp, which would write it in an asyncio task of its own, knows the head alone.
             seconds: So many after the first byte it is cut, where the whole reply is not there.
         """
-        self._may_send, self._body, self._seconds = may_send, body, seconds
+        self._may_send, self._load = may_send, (body, seconds)
 
     def close(self) -> None:
         """Drop it."""
@@ -159,9 +157,8 @@ class FreshConnection(asyncio.Protocol):
             self._deadline = None
 
     def _end(self) -> None:
-        self._ended = True
-        if self._over is not None:
-            self._over.set()
+        self._over = self._over or asyncio.Event()
+        self._over.set()
 
     def data_received(self, data: bytes) -> None:
         """Keep what the peer said; it is nothing to the handler once that has its reply."""

@@ -69,7 +69,6 @@ class Post:
 
     _announce: Announce | None = None
     _kept_back: Exception | None = None
-    _lease_ended: Callable[[], bool] = bool
     _late = False
     _unconnected: NeverSent | None = None
     _connection: FreshConnection | None = None

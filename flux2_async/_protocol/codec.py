@@ -5,7 +5,7 @@ Pure: status, headers and body go in; a value or an error comes out. No reply, h
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -57,7 +57,7 @@ class Envelope:
 
     code: int
     _body: Mapping[str, Any] = attrs.field(repr=False)
-    _redact: Callable[[str], str] = attrs.field(repr=False)
+    _redact: Redactor = attrs.field(repr=False)
 
     @property
     def message(self) -> str:
@@ -117,7 +117,7 @@ def code_of(body: Mapping[str, Any]) -> int | None:
     return int(value) if isinstance(value, str) and _CODE.fullmatch(value.strip()) else None
 
 
-def message_of(body: Mapping[str, Any], redact: Callable[[str], str]) -> str:
+def message_of(body: Mapping[str, Any], redact: Redactor) -> str:
     """The service's own words in a JSON answer, `msg` or `message`, as they may be shown; empty when there are none."""
     words = body.get("msg")
     if not (isinstance(words, str) and words):

@@ -40,6 +40,9 @@ class Member(Protocol):
     def on_lost(self) -> None:
         """Hear that it is none any more."""
 
+    def on_paused(self, until: float, /) -> None:
+        """Hear of a pause that was news to the shared state, until a time of the loop."""
+
 
 class Membership:
     """Asks a coordinator and keeps the session a member.
@@ -50,13 +53,14 @@ class Membership:
         patience: Longest time between two tries to join, seconds.
 
     Attributes:
+        member: See above.
         joined: Whether the session is a member.
         term: Counts memberships; an answer to a question of an earlier one must not be used.
     """
 
     def __init__(self, coordinator: Coordinator, member: Member, *, patience: float = LAST_RETRY) -> None:
         self._coordinator = coordinator
-        self._member = member
+        self.member: Member = member
         self._patience = min(patience, LAST_RETRY)
         self._loop = asyncio.get_running_loop()
         self._heard_at = NEVER
@@ -115,7 +119,7 @@ class Membership:
     def _lose(self) -> None:
         self.joined, self._away = False, True
         self.term += 1
-        self._member.on_lost()
+        self.member.on_lost()
         self._rejoin_soon()
 
     def _rejoin_soon(self) -> None:
@@ -134,7 +138,7 @@ class Membership:
                 wait = min(2 * wait, self._patience)
 
     async def _join(self) -> None:
-        held, keeps = self._member.possessions()
+        held, keeps = self.member.possessions()
         now = self._loop.time()
         # Others may have noticed earlier than this session, but none before it heard the last answer.
         alone = now - self._heard_at if self._away else 0.0
@@ -143,7 +147,7 @@ class Membership:
         if self._warned:
             self._warned = False
             logger.info("the shared state of this account is back")
-        self._member.on_joined(answer)
+        self.member.on_joined(answer)
         await self._coordinator.tell(Message("peers", peers=answer.peers))
 
     def _warn(self, error: CoordinationError) -> None:

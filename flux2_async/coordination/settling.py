@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 import attrs
@@ -26,16 +25,14 @@ class Settling:
     Args:
         membership: Whether somebody can be told.
         coordinator: The way to the shared state.
-        on_pause: Told the loop time until which nobody may send, where that was news to the shared state.
 
     Attributes:
         out: Leases of which the shared state has not heard the end.
     """
 
-    def __init__(self, membership: Membership, coordinator: Coordinator, on_pause: Callable[[float], None]) -> None:
+    def __init__(self, membership: Membership, coordinator: Coordinator) -> None:
         self._membership = membership
         self._coordinator = coordinator
-        self._on_pause = on_pause
         self._loop = asyncio.get_running_loop()
         # Each with the loop time at which it happened.
         self._news: deque[tuple[float, Settlement | Hint]] = deque()
@@ -84,4 +81,4 @@ class Settling:
                     if isinstance(news, Settlement) and news.event is not PermitEvent.THROTTLED:
                         self.out.discard(news.lease)
                 if pause:
-                    self._on_pause(now + pause)
+                    self._membership.member.on_paused(now + pause)

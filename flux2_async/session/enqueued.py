@@ -175,9 +175,9 @@ class SubmissionHandle:
             self._withdrawn = True
         elif not submission.may_leave:
             return False
-        elif submission.callers - submission.leaving > 1:
+        elif submission.callers.count - submission.callers.leaving > 1:
             self._withdrawn = False
-            submission.leaving += 1
+            submission.callers.leaving += 1
             error = SessionClosedError("the submission was withdrawn here, and goes on for others who joined its key")
         elif self._submitter.give_up(submission, error):
             self._withdrawn = True
@@ -240,7 +240,7 @@ class SubmissionHandle:
         finally:
             self._ended = asyncio.get_running_loop().time()
             if self._withdrawn is False and self._submission is not None:
-                self._submission.leaving -= 1
+                self._submission.callers.leaving -= 1
 
 
 class Enqueued:

@@ -59,7 +59,7 @@ class Posting:
     async def send(self, submission: Submission, body: bytes, permit: Permit) -> Answer:
         """Send once: connection, intent, last look, head; nothing is awaited before the head."""
         asked = submission.asked
-        submission.intended = False
+        submission.announced.intent = False
         try:
             # Not before the permit: who waits for that would hold up all others.
             self.breaker.take(submission)
@@ -79,7 +79,7 @@ class Posting:
             # At once, whatever the journal takes.
             sent = submission.state is SubmissionState.SENT
             permit.unclear() if sent else permit.never_sent()
-            if submission.intended and not sent:
+            if submission.announced.intent and not sent:
                 await submission.tell_steps(SubmissionEvent.WITHDRAWN)
             raise
         await self._answered(submission, answer)
@@ -115,7 +115,7 @@ class Posting:
         begun = self._loop.time()
 
         def watch_on() -> float:
-            awaited = self.breaker.reason is not None or submission.hurry is not None
+            awaited = self.breaker.reason is not None or submission.callers.hurry is not None
             if throttled and not awaited and self.goes_on(submission):
                 # Back in the queue in time to be the first.
                 until = (self._shared.limiter.paused_until or begun) - QUEUE_BEFORE
@@ -137,7 +137,7 @@ class Posting:
     def goes_on(self, submission: Submission) -> bool:
         """Whether anybody is left to wait for another try, or to send it."""
         wanted = submission.asked.steps is None or submission.asked.steps.wanted()
-        return wanted and submission.callers > 0 and not self.closed
+        return wanted and submission.callers.count > 0 and not self.closed
 
     def _own(self, submission: Submission, answer: Answer) -> Answer:
         """The answer, unclear where it names the task of another submission: whose reply it is nobody knows."""
@@ -157,30 +157,30 @@ class Posting:
         if submission.claim is not None:
             reserved = await submission.claim.reserve()
             # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
-            if not submission.callers:
+            if not submission.callers.count:
                 raise left()
             if not reserved:
                 raise TakenError
         try:
-            if asked.on_send is not None and not submission.announced:
+            if asked.on_send is not None and not submission.announced.on_send:
                 await asked.on_send(asked.ref)
                 # Holds until a POST leaves: one that outlasts each lease would else keep the request from ever leaving.
-                submission.announced = True
+                submission.announced.on_send = True
             if asked.steps is not None and not self.abandoned:
                 await asked.steps.intent(asked.ref)
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the first caller alone
             raise StepFailedError(error) from None
         if self.abandoned:
             raise cut_off(submission, "the session was closed")
-        submission.intended = asked.steps is not None
+        submission.announced.intent = asked.steps is not None
 
     async def _answered(self, submission: Submission, answer: Answer) -> None:
         """Take an answer: the limit first, then the journal, then all others."""
         event, error = _meaning_of(answer)
         self._transitions.settle_permit(submission, event, error)
         self._believe(answer)
-        submission.announced = event is SubmissionEvent.LEASE_ENDED
-        if submission.intended and event is not SubmissionEvent.UNCLEAR:
+        submission.announced.on_send = event is SubmissionEvent.LEASE_ENDED
+        if submission.announced.intent and event is not SubmissionEvent.UNCLEAR:
             await submission.tell_steps(event, answer.task_id if isinstance(answer, Accepted) else None)
         if submission.ended:
             # The session did not wait for the journal.
@@ -241,8 +241,8 @@ def cut_off(submission: Submission, what: str) -> Flux2Error:
     """The error of a submission that was cut off where it stands."""
     if submission.state is SubmissionState.SENT:
         while_ = "createTask was under way; the task may exist and cost money"
-        if submission.telling:
-            while_ = f"task {submission.telling} was being written down"
+        if submission.announced.answer:
+            while_ = f"task {submission.announced.answer} was being written down"
         return AmbiguousSubmitError(
             f"{what} while {while_}",
             request=submission.request,

@@ -175,6 +175,34 @@ class Lifetime:
         return self.seconds - max(passed, time.time() - self._wall)
 
 
+class Callers:
+    """Who wait for a submission.
+
+    Attributes:
+        count: How many.
+        leaving: How many of those were withdrawn, and have not left yet.
+        hurry: Woken when no POST is under way any more; None: nobody waits for that.
+    """
+
+    count: int = 0
+    leaving: int = 0
+    hurry: Signal | None = None
+
+
+class Announced:
+    """What `on_send` and `steps` of a submission were told.
+
+    Attributes:
+        on_send: Whether it was awaited for a POST that has not left yet.
+        intent: Whether it was awaited for the POST that is to leave, or has left.
+        answer: The task that `answer` is awaited for, empty for another answer; None while it is not.
+    """
+
+    on_send: bool = False
+    intent: bool = False
+    answer: str | None = None
+
+
 class Submission:
     """One request on its way to the service.
 
@@ -182,9 +210,7 @@ class Submission:
         asked: What its first caller asked for; the request, once uploaded, without bytes.
         patience: How long it waits.
         outcome: The handle, or what went wrong.
-        callers: How many wait for it.
-        leaving: How many of those were withdrawn, and have not left yet.
-        hurry: Woken when no POST is under way any more; None: nobody waits for that.
+        callers: Who wait for it.
         claim: Its claim to a key beyond this process, or None.
         has_slot: Whether it has a slot, or became a task.
         let_through: Whether it does not wait for a permit (any more).
@@ -192,18 +218,13 @@ class Submission:
         last: What happened to it last, or None.
         permit: The one it holds, while nobody has said what became of it; else None.
         uploads: Whether it may have pictures that are no addresses yet.
-        announced: Whether `on_send` was awaited for a POST that has not left yet.
-        intended: Whether `steps` were told of the POST that is to leave, or has left.
+        announced: What its first caller's own code was told.
         doubt: What to tell of it while nobody knows whether it was accepted and it is sent again under its name; else
             None.
         name: For how long it may be sent again under its name, where its first POST left under one that the service
             honours; else None.
-        telling: The task that `steps` are being told of, empty for another answer; None while they are told nothing.
     """
 
-    callers: int = 0
-    leaving: int = 0
-    hurry: Signal | None = None
     claim: KeyClaim | None = None
     has_slot: bool = False
     let_through: bool = False
@@ -211,16 +232,15 @@ class Submission:
     last: SubmissionEvent | None = None
     permit: Permit | None = None
     uploads: bool = True
-    announced: bool = False
-    intended: bool = False
     doubt: AmbiguousSubmitError | None = None
     name: Lifetime | None = None
-    telling: str | None = None
 
     def __init__(self, asked: Asked, patience: Patience) -> None:
         self.asked = asked
         self.patience = patience
         self.outcome: Outcome[ImageTask] = Outcome()
+        self.callers = Callers()
+        self.announced = Announced()
 
     @property
     def request(self) -> Request:
@@ -251,9 +271,9 @@ class Submission:
         # Looked up here: every submission has several events.
         self.state = TRANSITIONS.get((self.state, event)) or after(self.state, event)
         self.last = event
-        if self.hurry is not None and (self.may_leave or self.ended):
-            self.hurry.wake()
-            self.hurry = None
+        if self.callers.hurry is not None and (self.may_leave or self.ended):
+            self.callers.hurry.wake()
+            self.callers.hurry = None
 
     def end(self, event: SubmissionEvent, *, task: ImageTask | None = None, error: Exception | None = None) -> None:
         """Go where an event leads that ends it, or changes its end, and tell its callers and its claim."""
@@ -274,11 +294,11 @@ class Submission:
     async def tell_steps(self, event: SubmissionEvent, task_id: str | None = None) -> None:
         """Have an answer written down where somebody keeps a journal of it."""
         if self.asked.steps is not None:
-            self.telling = task_id or ""
+            self.announced.answer = task_id or ""
             try:
                 await self.asked.steps.answer(self.ref, event, task_id)
             finally:
-                self.telling = None
+                self.announced.answer = None
 
     def doubted(self, seconds: float) -> None:
         """It was sent before, without a clear answer, and may be sent again under its name for so many seconds."""
@@ -305,8 +325,8 @@ class Submission:
     async def answered(self) -> None:
         """Wait until no POST of it is under way."""
         while not (self.may_leave or self.ended):
-            self.hurry = self.hurry or Signal()
-            await self.hurry.wait()
+            self.callers.hurry = self.callers.hurry or Signal()
+            await self.callers.hurry.wait()
 
     @property
     def may_leave(self) -> bool:

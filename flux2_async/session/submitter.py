@@ -119,7 +119,7 @@ class Submitter:
         Raises:
             Flux2Error: What went wrong, see `Flux2Session.submit`.
         """
-        submission.callers += 1
+        submission.callers.count += 1
         outcome = submission.outcome
         try:
             await outcome.wait()
@@ -224,7 +224,7 @@ class Submitter:
         for submission in tuple(self._jobs):
             self.give_up(submission, SessionClosedError("the session was closed; nothing was sent"))
             unclear = submission.state is SubmissionState.UNKNOWN
-            if unclear and submission.permit is None and submission.telling is None:
+            if unclear and submission.permit is None and submission.announced.answer is None:
                 # It is waited with sending it again.
                 self._cancel(submission)
         jobs = dict(self._jobs)
@@ -233,7 +233,9 @@ class Submitter:
             self.abandon()
             await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
             # Neither an answer that takes long to be written nor an `on_send` that ignores being cancelled holds it up.
-            late = {submission: job for submission, job in self._jobs.items() if submission.telling is not None}
+            late = {
+                submission: job for submission, job in self._jobs.items() if submission.announced.answer is not None
+            }
             for submission in tuple(self._jobs):
                 self._break_off(submission, cut_off(submission, "the session was closed"))
             for submission in late:
@@ -261,7 +263,7 @@ class Submitter:
         """
         self._sender.posting.closed = self._sender.posting.abandoned = True
         for submission in tuple(self._jobs):
-            if submission.telling is None:
+            if submission.announced.answer is None:
                 self._cancel(submission)
 
     def _cancel(self, submission: Submission) -> None:
@@ -333,7 +335,7 @@ class Submitter:
         return again
 
     async def _join(self, submission: Submission, patience: Patience) -> ImageTask:
-        submission.callers += 1
+        submission.callers.count += 1
         outcome = submission.outcome
         try:
             async with asyncio.timeout(None if outcome.done else patience.left()):
@@ -351,8 +353,8 @@ class Submitter:
         return submission.latest(outcome).get()
 
     def _leave(self, submission: Submission) -> None:
-        submission.callers -= 1
-        if not submission.callers and submission.may_leave:
+        submission.callers.count -= 1
+        if not submission.callers.count and submission.may_leave:
             self.give_up(submission, left())
 
 

@@ -4,7 +4,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -103,6 +103,8 @@ async def test_a_row_of_a_batch(tmp_path: Path) -> None:
     """Its journal is told once before the POST and once of the answer, and both are awaited."""
     async with emulated(Script(plans=Plan(duration=60.0))) as (flux, _):
         with upward_calls() as calls:
-            await anext(aiter(batch_in(tmp_path, flux, [REQUEST])))
+            # Left to be collected, it may leave files of its journal open.
+            async with aclosing(aiter(batch_in(tmp_path, flux, [REQUEST]))) as outcomes:
+                await anext(outcomes)
 
     assert calls == {**POST, "session.posting > batch.worker": 1, "session.submission > batch.worker": 1}

@@ -10,6 +10,7 @@ async with Flux2Session() as flux:
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -179,7 +180,22 @@ def __getattr__(name: str) -> object:
         if name in module.__all__:
             value = globals()[name] = getattr(module, name)
             return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    text = f"module {__name__!r} has no attribute {name!r}"
+    if (home := _home_of(name)) is None:
+        raise AttributeError(text)
+    text = f"{text}: {name} is in {__name__}.{home}"
+    # `from flux2_async import name` says nothing of an AttributeError.
+    importing = sys._getframe(1).f_code.co_name == "_handle_fromlist"  # noqa: SLF001  there is no other way to know
+    raise ImportError(text, name=__name__) if importing else AttributeError(text)
+
+
+def _home_of(name: str) -> str | None:
+    """Give the submodule that has a public name; None: none has it, or it is a submodule."""
+    if name.startswith("_") or find_spec(f"{__name__}.{name}"):
+        return None
+    from flux2_async.cli.documents import public_modules  # noqa: PLC0415  only those who err need it
+
+    return next((home for home, module in public_modules() if home and name in module.__all__), None)
 
 
 def __dir__() -> list[str]:

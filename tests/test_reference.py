@@ -235,3 +235,22 @@ def test_a_poll_is_called_a_poll() -> None:
     ]
 
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("name", "home"), [("BlockingSession", "blocking"), ("run_batch", "batch"), ("Emulator", "emulator")]
+)
+def test_a_name_of_a_submodule_is_found(name: str, home: str) -> None:
+    """Whoever looks for it in the package itself is told where it is, also by an import."""
+    told = f"module 'flux2_async' has no attribute '{name}': {name} is in flux2_async.{home}"
+    with pytest.raises(AttributeError, match=f"^{told}$"):
+        getattr(flux2_async, name)
+    with pytest.raises(ImportError, match=f"^{told}$"):
+        exec(f"from flux2_async import {name}")  # noqa: S102  our own words
+    assert not hasattr(flux2_async, name)
+
+
+def test_a_name_that_is_nowhere() -> None:
+    """What is not public anywhere is told as Python tells it."""
+    with pytest.raises(AttributeError, match=r"^module 'flux2_async' has no attribute 'Nothing'$"):
+        flux2_async.Nothing  # noqa: B018  the look is the test

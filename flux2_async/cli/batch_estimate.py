@@ -103,7 +103,9 @@ def _span(seconds: float) -> str:
 def _advice(estimate: BatchEstimate, options: BatchOptions) -> list[str]:
     found = []
     if any(not kind.seen for kind in estimate.kinds):
-        found.append("Apikley publishes no prices; the first picture tells. --max-credits holds whatever they are.")
+        found.append(
+            "Apikley publishes no prices: the first picture shows the price, and --max-credits is kept at any."
+        )
     kinds = [kind for kind in estimate.kinds if "/flex-" in kind.model]
     flex = sum(kind.requests * kind.price for kind in kinds)
     pro = sum(k.requests * documented_price(k.model.replace("/flex-", "/pro-"), k.resolution) for k in kinds)

@@ -224,8 +224,8 @@ def _tell(screen: Screen, shows: Sequence[Show], sheet: Path, seconds: float) ->
         if isinstance(show.error, ContentModeratedError):
             screen.result(f"Request {show.number} was refused by moderation, as the demo wanted; that costs nothing.")
         if show.sends > 1:
-            waited = f"{show.waited:.1f} s"
-            screen.result(f"Request {show.number} was refused by 429 at first, waited {waited} and was paid once.")
+            refused = f"was refused by 429 at first, waited {show.waited:.1f} s and was paid once"
+            screen.result(f"Request {show.number}, as the demo wanted, {refused}.")
     screen.result(f"Contact sheet: {sheet}")
     screen.document({"tasks": [_document(show) for show in shows], "seconds": seconds, "contact_sheet": str(sheet)})
 

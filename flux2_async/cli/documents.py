@@ -46,7 +46,7 @@ def docs(name: str | None = None, /) -> int:
         for each, page in pages.items():
             # The title, an empty line, and what the page is about.
             _say(f"{each:<{WIDTH}} {page.splitlines()[2]}")
-        _say("\nflux2 docs NAME shows one; so it does with public names, such as Flux2Session.submit.")
+        _say("\nflux2 docs PAGE shows a page, flux2 docs NAME explains a public name, such as Flux2Session.submit.")
         return 0
     try:
         text = _fitted(pages[name]) if name in pages else _described(name)
@@ -54,7 +54,7 @@ def docs(name: str | None = None, /) -> int:
         print(f"flux2: docs: {error}", file=sys.stderr)  # noqa: T201  rich may be missing
         return 1
     if text is None:
-        known = sorted({each for _, module in _modules() for each in module.__all__})
+        known = sorted({each for _, module in public_modules() for each in module.__all__})
         return _missing("docs: no page and no public name", name, [*pages, *known])
     _say(text.rstrip("\n"))
     return 0
@@ -127,7 +127,8 @@ def _texts(folder: str, ending: str) -> dict[str, str]:
     return {path.stem: path.read_text("utf-8") for path in paths}
 
 
-def _modules() -> Iterator[tuple[str, ModuleType]]:
+def public_modules() -> Iterator[tuple[str, ModuleType]]:
+    """Give the modules that have public names, and their names within the package; leave out what lacks an extra."""
     for home in HOMES:
         try:
             yield home, import_module(f"{PACKAGE}.{home}".rstrip("."))
@@ -138,7 +139,7 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
 def _described(name: str) -> str | None:
     """Describe a public name, with or without the module's name before it."""
     name = name.removeprefix(f"{PACKAGE}.")
-    for home, module in _modules():
+    for home, module in public_modules():
         if name in (home, PACKAGE if not home else None):
             return _text_about(name, module)
         head, *rest = name.removeprefix(f"{home}.").split(".")

@@ -181,9 +181,9 @@ def __getattr__(name: str) -> object:
             value = globals()[name] = getattr(module, name)
             return value
     text = f"module {__name__!r} has no attribute {name!r}"
-    if (home := _home_of(name)) is None:
+    if (submodule := _home_of(name)) is None:
         raise AttributeError(text)
-    text = f"{text}: {name} is in {__name__}.{home}"
+    text = f"{text}: {name} is in {__name__}.{submodule}"
     # `from flux2_async import name` says nothing of an AttributeError.
     importing = sys._getframe(1).f_code.co_name == "_handle_fromlist"  # noqa: SLF001  there is no other way to know
     raise ImportError(text, name=__name__) if importing else AttributeError(text)

@@ -15,6 +15,8 @@ from flux2_async.emulator import Fault, Limit, Plan, Script
 
 PLANNED: Final = ("early", "twice", "late", "lost")
 FAULT: Final = re.compile(r"([A-Za-z-]+):([a-z_]+)(?::([1-9][0-9]{0,8}))?")
+# What `Fault` calls an endpoint.
+ENDPOINT: Final = re.compile(r"^on:")
 MODEL: Final = re.compile(r"(\S+):([0-9]{1,9}(?:\.[0-9]+)?)")
 OUTAGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)-([0-9]{1,9}(?:\.[0-9]+)?)")
 SHARES: Final = ("moderate", "fail", "empty")
@@ -89,7 +91,7 @@ def _faults(options: EmulatorOptions) -> list[Fault]:
         try:
             faults.append(Fault(match[1], match[2], int(match[3] or 1)))
         except ValueError as error:
-            raise UsageError(f"--fault: {text!r} given; {error.args[0]}") from None
+            raise UsageError(f"--fault: {text!r} given; {ENDPOINT.sub('endpoint:', str(error))}") from None
     return faults
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import attrs
-from attrs.validators import ge, gt, in_, optional
+
+from flux2_async.models.plain import is_number
 
 Endpoint = Literal["createTask", "recordInfo", "credit", "download-url", "upload", "file", "callback"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
@@ -25,6 +26,30 @@ CALLBACK_FAULTS: frozenset[FaultKind] = frozenset({"broken_json", "html", "cut_b
 
 LATE = 30.0
 """Seconds that a `late` callback waits when its plan names no delay."""
+
+
+_Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _one_of(allowed: Sequence[object]) -> _Validator:
+    def check(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
+        if value not in allowed:
+            raise ValueError(f"{field.name}: {value!r} given, use one of {', '.join(map(str, allowed))}")
+
+    return check
+
+
+def _at_least(least: int, *, optional: bool = False) -> _Validator:
+    def check(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
+        if not (is_number(value) and value >= least) and not (optional and value is None):
+            raise ValueError(f"{field.name}: {value!r} given, use a number of {least} or more{', or None' * optional}")
+
+    return check
+
+
+def _above_0(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
+    if not (is_number(value) and value > 0):
+        raise ValueError(f"{field.name}: {value!r} given, use a number above 0")
 
 
 def _words(values: Iterable[str]) -> tuple[str, ...]:
@@ -53,19 +78,19 @@ class Plan:
         record_lag: Seconds for which recordInfo still shows the last pending state after the end.
     """
 
-    duration: float = attrs.field(default=2.0, validator=ge(0))
-    outcome: Outcome = attrs.field(default="success", validator=in_(get_args(Outcome)))
+    duration: float = attrs.field(default=2.0, validator=_at_least(0))
+    outcome: Outcome = attrs.field(default="success", validator=_one_of(get_args(Outcome)))
     states: tuple[str, ...] = attrs.field(default=("waiting", "queuing", "generating"), converter=_words)
-    credits: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    credits: float | None = attrs.field(default=None, validator=_at_least(0, optional=True))
     fail_code: str | None = None
     fail_message: str | None = None
-    hidden_for: float = attrs.field(default=0.0, validator=ge(0))
-    hidden_style: HiddenStyle = attrs.field(default="422", validator=in_(get_args(HiddenStyle)))
-    callback: CallbackPlan = attrs.field(default="once", validator=in_(get_args(CallbackPlan)))
-    callback_delay: float | None = attrs.field(default=None, validator=optional(ge(0)))
-    pictures: int = attrs.field(default=1, validator=ge(1))
+    hidden_for: float = attrs.field(default=0.0, validator=_at_least(0))
+    hidden_style: HiddenStyle = attrs.field(default="422", validator=_one_of(get_args(HiddenStyle)))
+    callback: CallbackPlan = attrs.field(default="once", validator=_one_of(get_args(CallbackPlan)))
+    callback_delay: float | None = attrs.field(default=None, validator=_at_least(0, optional=True))
+    pictures: int = attrs.field(default=1, validator=_at_least(1))
     result_urls: tuple[str, ...] = attrs.field(default=(), converter=_words)
-    record_lag: float = attrs.field(default=0.0, validator=ge(0))
+    record_lag: float = attrs.field(default=0.0, validator=_at_least(0))
 
     @property
     def failing(self) -> bool:
@@ -92,10 +117,12 @@ class Limit:
         retry_after: Whether a refusal carries Retry-After, as whole `seconds` or as a `date`; None: no header.
     """
 
-    limit: int = attrs.field(validator=ge(1))
-    period: float = attrs.field(validator=gt(0))
-    policy: Policy = attrs.field(default="sliding", validator=in_(get_args(Policy)))
-    retry_after: Literal["seconds", "date"] | None = attrs.field(default=None, validator=in_(("seconds", "date", None)))
+    limit: int = attrs.field(validator=_at_least(1))
+    period: float = attrs.field(validator=_above_0)
+    policy: Policy = attrs.field(default="sliding", validator=_one_of(get_args(Policy)))
+    retry_after: Literal["seconds", "date"] | None = attrs.field(
+        default=None, validator=_one_of(("seconds", "date", None))
+    )
 
 
 @attrs.frozen
@@ -131,11 +158,11 @@ class Fault:
             its own address once more.
     """
 
-    on: Endpoint = attrs.field(validator=in_(ENDPOINTS))
-    kind: FaultKind = attrs.field(validator=in_(get_args(FaultKind)))
+    on: Endpoint = attrs.field(validator=_one_of(ENDPOINTS))
+    kind: FaultKind = attrs.field(validator=_one_of(get_args(FaultKind)))
     times: int | None = 1
-    after: int = attrs.field(default=0, validator=ge(0))
-    task: int | None = attrs.field(default=None, validator=optional(ge(0)))
+    after: int = attrs.field(default=0, validator=_at_least(0))
+    task: int | None = attrs.field(default=None, validator=_at_least(0, optional=True))
     code: int = 429
     message: str | None = None
     retry_after: float | str | None = None
@@ -203,7 +230,7 @@ class Script:
 
     plans: Plan | Sequence[Plan] | Callable[[int, Mapping[str, Any]], Plan] = attrs.field(factory=Plan)
     limit: Limit | None = None
-    error_style: Literal["body", "http"] = attrs.field(default="body", validator=in_(("body", "http")))
+    error_style: Literal["body", "http"] = attrs.field(default="body", validator=_one_of(("body", "http")))
     credits: float = 1000.0
     models: Mapping[str, float] = attrs.field(factory=dict)
     idempotency_header: str | None = None
@@ -212,7 +239,7 @@ class Script:
     latency: float | Callable[[str], float] = 0.0
     arrival: float | Callable[[str], float] = 0.0
     outage: tuple[float, float] | None = None
-    outage_kind: Literal["455", "502"] = attrs.field(default="455", validator=in_(("455", "502")))
+    outage_kind: Literal["455", "502"] = attrs.field(default="455", validator=_one_of(("455", "502")))
     outage_on: Sequence[Endpoint] = ("createTask", "recordInfo", "credit", "download-url", "upload", "file")
     upload_life: float = 3 * 86400.0
     result_life: float = 86400.0
@@ -220,10 +247,10 @@ class Script:
     link_life: float = 1200.0
     download_url_spaces: bool = False
     render: bool = True
-    picture_format: Literal["jpeg", "png"] = attrs.field(default="jpeg", validator=in_(("jpeg", "png")))
-    record_text: Literal["msg", "message"] = attrs.field(default="msg", validator=in_(("msg", "message")))
+    picture_format: Literal["jpeg", "png"] = attrs.field(default="jpeg", validator=_one_of(("jpeg", "png")))
+    record_text: Literal["msg", "message"] = attrs.field(default="msg", validator=_one_of(("msg", "message")))
     hmac_key: str | None = None
-    callback_shape: Literal["market", "guide"] = attrs.field(default="market", validator=in_(("market", "guide")))
+    callback_shape: Literal["market", "guide"] = attrs.field(default="market", validator=_one_of(("market", "guide")))
     callback_timeout: float = 15.0
     callback_retries: tuple[float, ...] = (60.0, 300.0, 900.0)
 

@@ -129,9 +129,12 @@ class Judge:
         """The next poll of a task that was seen and is not finished, unless it is given up."""
         task = watched.task
         if watched.polled >= watched.until:
+            hidden = watched.hidden_since is not None
+            state = "not known to the service" if hidden else "not finished"
+            told = "check the id and the account, or" if hidden else "it goes on at the service:"
             return TaskTimeoutError(
-                f"task {task.id} is not finished after {watched.polled - watched.since:.3g} s, so the session no "
-                "longer polls it (give_up_after); it goes on at the service: await it again, or attach it",
+                f"task {task.id} is {state} after {watched.polled - watched.since:.3g} s, so the session no "
+                f"longer polls it (give_up_after); {told} await it again, or attach it",
                 task=task,
                 given_up=True,
             )

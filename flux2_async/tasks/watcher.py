@@ -146,6 +146,11 @@ class Watcher:
         now = self._loop.time()
         return [self._timing.running(watched, now) for watched in self._watched.values()]
 
+    def unseen(self, task: ImageTask) -> bool:
+        """Tell whether the service did not know a task when it was polled last."""
+        watched = self._watched.get(task.id)
+        return watched is not None and watched.hidden_since is not None
+
     def poll_sooner(self, task: ImageTask) -> None:
         """Poll a task as soon as those who follow it want it, unless polls of it fail."""
         watched = self._watched.get(task.id)

@@ -77,7 +77,8 @@ NONSENSE = {
     "--outage 10": "--outage: '10' given, it must look like 10-30",
     "--model kling/video": "--model: 'kling/video' given, it must look like google/nano-banana:4",
     "--fault createTask": "--fault: 'createTask' given, it must look like createTask:cut_after:2",
-    "--fault createTask:nonsense": "--fault: 'createTask:nonsense' given; 'kind' must be in",
+    "--fault createTask:nonsense": "--fault: 'createTask:nonsense' given; kind: 'nonsense' given, use one of refuse, ",
+    "--fault foo:hang": "--fault: 'foo:hang' given; endpoint: 'foo' given, use one of createTask, recordInfo, ",
     "--fault callback:hang": "--fault: 'callback:hang' given; kind of a callback fault",
 }
 

@@ -1,6 +1,7 @@
 """The handle: many who wait, each on their own terms."""
 
 import asyncio
+import math
 from typing import Any
 
 import attrs
@@ -74,6 +75,17 @@ async def test_a_timeout_is_told_in_round_numbers() -> None:
         caught = await error_of(task.result(timeout=0.1 + 0.2))
 
         assert str(caught) == f"task {task.id} is not finished after 0.3 s; it goes on, so wait again at no cost"
+
+
+@pytest.mark.parametrize("hidden_for", [math.inf, 3.0])
+async def test_a_timeout_says_whether_the_service_knows_the_task(hidden_for: float) -> None:
+    """Whoever waits for an id that the service does not know is told that, and not that it goes on."""
+    async with emulated(Script(plans=Plan(duration=60.0, hidden_for=hidden_for))) as (flux, _):
+        task = await flux.submit(REQUEST)
+        caught = await error_of(task.result(timeout=20))
+
+        unknown = f"the service does not know task {task.id} after 20 s: check the id and the account; a new "
+        assert str(caught).startswith(unknown if hidden_for > 20 else f"task {task.id} is not finished after 20 s; ")
 
 
 async def test_wait_for_and_timeout_scopes() -> None:
@@ -273,7 +285,7 @@ async def test_followers_do_not_grow_the_error() -> None:
         task = await flux.submit(REQUEST)
         depths = []
         for _ in range(3):
-            with pytest.raises(TaskTimeoutError) as caught:
+            with pytest.raises(TaskTimeoutError, match="is not known to the service after") as caught:
                 [record async for record in task.updates()]
             depths.append(len(caught.traceback))
 

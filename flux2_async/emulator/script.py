@@ -8,8 +8,6 @@ from typing import Any, Literal, get_args
 
 import attrs
 
-from flux2_async.models.plain import is_number
-
 Endpoint = Literal["createTask", "recordInfo", "credit", "download-url", "upload", "file", "callback"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
@@ -41,14 +39,14 @@ def _one_of(allowed: Sequence[object]) -> _Validator:
 
 def _at_least(least: int, *, optional: bool = False) -> _Validator:
     def check(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-        if not (is_number(value) and value >= least) and not (optional and value is None):
+        if not (isinstance(value, int | float) and value >= least) and not (optional and value is None):
             raise ValueError(f"{field.name}: {value!r} given, use a number of {least} or more{', or None' * optional}")
 
     return check
 
 
 def _above_0(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    if not (is_number(value) and value > 0):
+    if not (isinstance(value, int | float) and value > 0):
         raise ValueError(f"{field.name}: {value!r} given, use a number above 0")
 
 

@@ -5,6 +5,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -154,8 +155,10 @@ def _header(lines: Iterator[str]) -> tuple[str, list[str]]:
     delimiter = next((each for each, names in headers.items() if "prompt" in names), candidates[0])
     header = headers[delimiter]
     if "prompt" not in header:
+        close = get_close_matches("prompt", [name for names in headers.values() for name in names], n=1, cutoff=0.8)
         raise InvalidRequestError(
             f"line 1: the header of a CSV file must name its columns, prompt among them, not {first.strip()!r:.99}"
+            + "".join(f"; do you mean prompt by {name!r}?" for name in close)
         )
     if len(set(header)) < len(header):
         raise InvalidRequestError("line 1: two columns of the CSV file have the same name")

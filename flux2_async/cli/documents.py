@@ -55,7 +55,7 @@ def docs(name: str | None = None, /) -> int:
         return 1
     if text is None:
         known = sorted({each for _, module in public_modules() for each in module.__all__})
-        return _missing("docs: no page and no public name", name, [*pages, *known])
+        return _missing("docs: no page and no public name", name, _members_like(name) or [*pages, *known])
     _say(text.rstrip("\n"))
     return 0
 
@@ -134,6 +134,14 @@ def public_modules() -> Iterator[tuple[str, ModuleType]]:
             yield home, import_module(f"{PACKAGE}.{home}".rstrip("."))
         except ImportError:
             continue
+
+
+def _members_like(name: str) -> list[str]:
+    """Give what a public class has whose name is nearly the last part of this one."""
+    head, _, member = name.removeprefix(f"{PACKAGE}.").rpartition(".")
+    owners = [getattr(module, head) for _, module in public_modules() if head in module.__all__]
+    known = [each for owner in owners[:1] if inspect.isclass(owner) for each in dir(owner) if not each.startswith("_")]
+    return [f"{head}.{each}" for each in get_close_matches(member, known, n=1)]
 
 
 def _described(name: str) -> str | None:

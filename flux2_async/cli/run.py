@@ -146,6 +146,8 @@ class Job:
         except (TaskFailedError, EmptyResultError, TaskNotFoundError) as error:
             raise CommandError(error) from None
         except (Flux2Error, OSError) as error:
+            if self.task_id is None and isinstance(error, TransportError):
+                raise CommandError(error, "no task was made, so nothing was paid") from None
             if self.task_id is None:
                 raise
             raise CommandError(error, self.go_on(self.task_id)) from None

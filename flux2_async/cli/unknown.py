@@ -63,8 +63,10 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
             await _ask_all(screen, journal, check=decisions.check)
         left = await journal.unknown()
     if not ask or decided:
+        before: UnknownRequest | None = None
         for number, request in enumerate(left, 1):
-            screen.result("\n".join(_told(request, f"{number} of {len(left)}")))
+            screen.result("\n".join(_told(request, f"{number} of {len(left)}", before)))
+            before = request
     _tell_end(screen, len(decided), len(left), ask=ask)
     screen.document(
         {"unknown": [_document(request) for request in left], "decided": [outcome.id for outcome in decided]}
@@ -109,8 +111,10 @@ async def _ask_all(screen: Screen, journal: Journal, *, check: bool) -> None:
         screen.note(
             f"{_may_have_been(len(requests))}. Look for each in {task_log()}: is there a task of that time and prompt?"
         )
+    before: UnknownRequest | None = None
     for number, request in enumerate(requests, 1):
-        screen.result("\n".join(_told(request, f"{number} of {len(requests)}")))
+        screen.result("\n".join(_told(request, f"{number} of {len(requests)}", before)))
+        before = request
         if not await _ask(screen, journal, request.outcome.id, check=check):
             return
 
@@ -163,15 +167,17 @@ async def _answer(screen: Screen) -> str:
     return line.strip() if line else "q"
 
 
-def _told(request: UnknownRequest, place: str) -> Sequence[str]:
+def _told(request: UnknownRequest, place: str, before: UnknownRequest | None) -> Sequence[str]:
+    """Give the lines about a request; why nobody knows is left out where it was told of the one before."""
     outcome = request.outcome
+    same = before is not None and before.outcome.error == outcome.error
     sent = f"{request.sent_at.astimezone():%d %b %Y %H:%M:%S %Z}" if request.sent_at else "at an unknown time"
     lines = [f"{place}: {outcome.id} (line {outcome.line}), sent {sent}, {outcome.model} {outcome.resolution}"]
     lines += [f"    {one_line(outcome.prompt)}"]
     lines += [f"    picture: {image}" for image in outcome.images]
     lines += [f"    submission: {outcome.ref}"] if outcome.ref else []
     lines += [f"    task: {outcome.task_id}, which the service did not know"] if outcome.task_id else []
-    lines += [f"    {with_options(one_line(outcome.error.message))}"] if outcome.error else []
+    lines += [f"    {with_options(one_line(outcome.error.message))}"] if outcome.error and not same else []
     return lines
 
 

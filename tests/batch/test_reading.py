@@ -282,6 +282,8 @@ def test_a_json_array(tmp_path: Path) -> None:
         ),
         ("a.csv", "prompt,id\na lake,1".encode("utf-16")[:-1], "line 2: not UTF-16"),
         ("a.csv", "text,id\na lake,1", "must name its columns, prompt among them, not 'text,id'"),
+        ("a.csv", "promt,id\na lake,1", "prompt among them, not 'promt,id'; do you mean prompt by 'promt'?"),
+        ("a.csv", "promt;id\na lake;1", "prompt among them, not 'promt;id'; do you mean prompt by 'promt'?"),
         ("a.csv", "prompt,Prompt\na lake,1", "two columns of the CSV file have the same name"),
     ],
 )

@@ -450,7 +450,7 @@ def test_a_service_that_cannot_be_reached_is_no_silence(
     err = capsys.readouterr().err.splitlines()
     assert [line for line in err if refused in line] == [err[1], err[-1]]
     assert err[1].endswith(f" {refused}; trying again for 1 s")
-    assert err[-1] == f"flux2: {refused}"
+    assert err[-1] == f"flux2: {refused}; no task was made, so nothing was paid"
 
     assert run(["generate", "A lighthouse", "--timeout", "0"]) == 1
     assert "trying again" not in capsys.readouterr().err

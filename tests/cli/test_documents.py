@@ -121,6 +121,13 @@ def test_docs_of_what_is_not_there(name: str, capsys: pytest.CaptureFixture[str]
     assert ("do you mean Flux2Session" in said.err) == name.startswith("Flux2Ses")
 
 
+def test_docs_of_a_misspelt_method(capsys: pytest.CaptureFixture[str]) -> None:
+    """The method is advised that is meant, and not its class."""
+    assert flux2("docs", "Flux2Session.sumbit") == 2
+    told = "flux2: docs: no page and no public name 'Flux2Session.sumbit'; do you mean Flux2Session.submit?\n"
+    assert capsys.readouterr().err == told
+
+
 def test_pages_fit_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal paragraphs are broken for its width and nothing is lost; in a pipe a page is as it is written."""
     monkeypatch.setenv("COLUMNS", "60")

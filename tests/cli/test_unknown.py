@@ -100,6 +100,7 @@ def test_a_list_for_people(batch: RunningEmulator, capsys: pytest.CaptureFixture
     assert run(["unknown", "results"]) == 1
     out, err = capsys.readouterr()
     assert "A lighthouse, number 2" in out
+    assert out.count("may exist and cost money") == 1
     assert "\x1b" not in out + err
     assert "3 requests may have been accepted and paid for, which nobody knows: check the task log" in err
     assert f"({batch.base_url}/ledger)" in err

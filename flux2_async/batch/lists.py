@@ -189,8 +189,6 @@ def _fields(header: list[str], row: list[str] | InvalidRequestError) -> object:
         fields["images"] = [image.strip() for image in images.split("|")]
     if extra_input := fields.get("extra_input"):
         fields["extra_input"] = _json(extra_input)
-        if isinstance(fields["extra_input"], InvalidRequestError):
-            return InvalidRequestError(f"extra_input: {fields['extra_input']}")
     return fields
 
 

@@ -91,6 +91,8 @@ def _job(fields: object, line: int, folder: Path) -> Job:
         raise fields
     if not isinstance(fields, dict):
         raise InvalidRequestError(f"a JSON object must stand here, not {kind_of(fields)}")
+    if isinstance(extra_input := fields.get("extra_input"), InvalidRequestError):
+        raise InvalidRequestError(f"extra_input: {extra_input}")
     # With an `input` that is no object it is a column like others, as lists of before had it.
     known = (*FIELDS, *JOB_FIELDS) if isinstance(fields.get("input"), dict) else FIELDS
     given = {name: value for name, value in fields.items() if name in known and value is not None}

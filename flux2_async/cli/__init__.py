@@ -15,6 +15,8 @@ MISSING = (
     'or try it without: uvx --from "flux2-async[cli]" flux2 demo'
 )
 INTERRUPTED = 130
+# Whether a command was given to the event loop.
+begun = False
 # docs or recipe, and a name.
 MOST = 2
 
@@ -33,7 +35,9 @@ def main() -> int:
         code = _without_extra(words) if _needs_no_extra(words) else _with_extra(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        # Importing takes a second, in which nothing was sent.
+        # What a command does once it has begun is told by itself; until then imports take their time.
+        if not begun:
+            print("flux2: interrupted while it started; nothing was sent", file=sys.stderr)  # noqa: T201  as below
         return INTERRUPTED
     except OSError as error:
         # Of stdout; all else is told by the commands. Who reads a pipe has seen enough when it closes it.

@@ -276,7 +276,10 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
     """Run a command to its end and give its exit code, whatever the end."""
     import asyncio
 
+    from flux2_async import cli
+
     screen = Screen(machine=machine)
+    cli.begun = True
     try:
         return asyncio.run(_interruptible(go(screen))) or 0
     except (UsageError, InvalidRequestError, ConfigurationError) as error:

@@ -154,6 +154,29 @@ def test_bad_lines_are_told_before_anything_is_sent(
     assert captured.out.startswith("3 requests · 3 done · 2 skipped\n")
 
 
+def test_an_id_that_stands_twice_is_told_beside_any_other_fault(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of lines with a missing picture, and of those whose cell is no JSON, as of all others."""
+    jobs = [
+        {"prompt": "a lake", "id": "x", "images": ["none.png"]},
+        {"prompt": "a hill", "id": "x", "images": ["no.png"]},
+    ]
+    (here / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    assert flux2() == 2
+    err = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"line 1: images\[0\]: neither an existing file .*none\.png'\)", err[0])
+    twice = "; id: 'x' stands in line {} as well; give each line its own"
+    assert re.fullmatch(rf"line 2: images\[0\]: neither an existing file .*no\.png'\){twice.format(1)}", err[1])
+
+    (here / "jobs.csv").write_text("prompt,id,extra_input\na lake,x,{\na hill,x,{")
+    assert run(["batch", "jobs.csv"]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[1].startswith("line 3: extra_input: not JSON (")
+    assert err[1].endswith(twice.format(2))
+    assert account.ledger.requests == []
+
+
 def test_each_fault_is_told_once_with_its_lines(
     account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,24 @@ def test_without_the_extra_one_line_tells_how_to_install_it(tmp_path: Path, miss
     assert finish(["-c", blocker], tmp_path, BARE) == (2, "", line)
 
 
+@pytest.mark.parametrize("module", ["cyclopts", "rich.console", "flux2_async.cli.run", "aiohttp"])
+def test_ctrl_c_while_it_starts_is_no_silence(tmp_path: Path, module: str) -> None:
+    """Imports can take seconds; whoever ends the command meanwhile learns that nothing was sent."""
+    interrupting = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['flux2', 'generate', 'A lighthouse']\n"
+        "from flux2_async.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    told = "flux2: interrupted while it started; nothing was sent\n"
+    assert finish(["-c", interrupting], tmp_path, BARE | {"APIKLEY_API_KEY": "key"}) == (130, "", told)
+
+
 def test_the_demo_runs_in_a_hostile_environment_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo ignores account and proxy settings, gives everything it promises, and a second run overwrites it."""
     hostile = BARE | {

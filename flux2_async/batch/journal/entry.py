@@ -108,8 +108,7 @@ class Entry:
                 return
             self._position += 1
             if isinstance(item, BadLine):
-                again = item.id and self._again(item.id)
-                self._reject(attrs.evolve(item, reason=f"{item.reason}; {again}") if again else item)
+                self._reject(item)
                 continue
             line = (item.line if isinstance(item, Job) else 0) or self._position
             try:
@@ -145,6 +144,9 @@ class Entry:
 
     def _reject(self, line: BadLine) -> None:
         self.bad_count += 1
+        again = line.id and self._again(line.id)
+        if again and again not in line.reason:
+            line = attrs.evolve(line, reason=f"{line.reason}; {again}")
         if line.id and len(self._bad_ids) < MAX_IDS:
             self._bad_ids.setdefault(line.id, line.line)
         if len(self.bad) < MAX_BAD:
@@ -157,12 +159,12 @@ class Entry:
         known = self.connection.execute(
             "SELECT digest, run, line, state FROM requests WHERE id = ?", (name,)
         ).fetchone()
+        if known is None or known["state"] in self._sendable:
+            check_files(job.request, images, self.max_image_bytes)
         if known is not None:
             self._compare(known, digest, name)
         if name in self._bad_ids and not self.options.skip_invalid:
             raise InvalidRequestError(_twice(name, self._bad_ids[name]))
-        if known is None or known["state"] in self._sendable:
-            check_files(job.request, images, self.max_image_bytes)
         row = self._row(job, name, digest, images, line)
         if known is None:
             row["checksum"] = checksum(*in_order(FRESH | row))

@@ -239,8 +239,8 @@ class Submission:
         self.asked = asked
         self.patience = patience
         self.outcome: Outcome[ImageTask] = Outcome()
-        self.callers = Callers()
-        self.announced = Announced()
+        self.callers: Callers = Callers()
+        self.announced: Announced = Announced()
 
     @property
     def request(self) -> Request:

@@ -99,7 +99,7 @@ def _strings(text: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
 
 
-in_utc = partial(datetime.fromtimestamp, tz=UTC)
+in_utc: Final[Callable[[float], datetime]] = partial(datetime.fromtimestamp, tz=UTC)
 # Columns that hold something else than the field of `Outcome`.
 READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("images", "files", "urls"), _strings),

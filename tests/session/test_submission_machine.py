@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
         self.service = Service(honours=self.honours)
         self.keys = Keys(86400.0)
         self.names = itertools.count()
-        self.told = 0
+        self.told = self.left = 0
         self.callers: dict[str, asyncio.Task[ImageTask]] = {}
         self.work: dict[str, str] = {}
         self.states: dict[str, SubmissionState] = {}

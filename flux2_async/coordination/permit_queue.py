@@ -38,9 +38,11 @@ class _Line:
     places: list[_Place] = attrs.field(factory=list)
 
     def of(self, peer: str) -> _Place | None:
+        """Give the place of a process, or None."""
         return next((place for place in self.places if place.peer == peer), None)
 
     def had_turn(self, place: _Place) -> None:
+        """Let a place be the last one, and count the round."""
         self.places.remove(place)
         self.places.append(place)
         self.rounds += 1

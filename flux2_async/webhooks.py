@@ -23,8 +23,8 @@ from flux2_async._protocol.refusals import ENDS_TASK
 from flux2_async._shown.frames import without_frames
 from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
 from flux2_async.models import TaskRecord, TaskState
+from flux2_async.models.image_sources import is_url
 from flux2_async.models.plain import plain
-from flux2_async.models.requests import is_url
 
 __all__ = ["Callback", "parse_callback", "public_urls", "sign", "signed_url", "verify_signature", "verify_url"]
 

@@ -17,8 +17,7 @@ from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageResult, ImageSource, UploadedFile
-from flux2_async.models.image_sources import UploadSource
-from flux2_async.models.requests import is_url
+from flux2_async.models.image_sources import UploadSource, is_url
 
 if TYPE_CHECKING:
     from flux2_async._http.downloads import Downloads

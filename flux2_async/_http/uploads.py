@@ -22,8 +22,7 @@ from flux2_async._protocol.converter import http_address
 from flux2_async._protocol.media import MAX_PICTURE, extension_of, upload_name
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import UploadedFile
-from flux2_async.models.image_sources import how_to_give
-from flux2_async.models.requests import is_url
+from flux2_async.models.image_sources import how_to_give, is_url
 
 UPLOAD_PATH: Final = "images/flux2-async"
 UPLOADS_AT_ONCE: Final = 4

@@ -15,8 +15,8 @@ from urllib.parse import quote, urlsplit
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.refusals import without_signature
 from flux2_async.models import TaskRecord, TaskState
+from flux2_async.models.image_sources import is_plain_address, is_url
 from flux2_async.models.records import PARAM, Echo
-from flux2_async.models.requests import is_plain_address, is_url
 
 if TYPE_CHECKING:
     import cattrs

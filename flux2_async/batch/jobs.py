@@ -14,9 +14,10 @@ from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.batch.outcomes import group_of
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import ImageSource, ImageToImage, JobRequest, Request, TextToImage, UploadedFile
+from flux2_async.models.image_sources import is_url
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.plain_json import plain_object, shown
-from flux2_async.models.requests import REQUESTS, facts_of, images_of, is_url, names_of_images, request_of
+from flux2_async.models.requests import REQUESTS, facts_of, images_of, names_of_images, request_of
 from flux2_async.session.arguments import check_group
 
 MAX_ID: Final = 256

@@ -33,7 +33,7 @@ from flux2_async.cli.signals import ending_signals
 from flux2_async.cli.usage import GIVEN
 from flux2_async.errors import ConfigurationError, Flux2Error, InvalidRequestError
 from flux2_async.models import ImageToImage, Request, TextToImage
-from flux2_async.models.requests import is_url
+from flux2_async.models.image_sources import is_url
 from flux2_async.session.callback_settings import VARIABLE as SECRET
 
 Prompt = Annotated[str, told("3 to 5000 characters.")]

@@ -39,7 +39,8 @@ from flux2_async.errors import (
 )
 from flux2_async.models import ImageResult, ImageToImage, Polling, Request, TextToImage
 from flux2_async.models.budget import Budget
-from flux2_async.models.requests import AspectRatio, FixedAspectRatio, Resolution, Tier, is_url
+from flux2_async.models.image_sources import is_url
+from flux2_async.models.requests import AspectRatio, FixedAspectRatio, Resolution, Tier
 from flux2_async.session.arguments import too_late
 from flux2_async.session.keys import fingerprint
 from flux2_async.session.session import Flux2Session

@@ -6,7 +6,7 @@ is taken because it equals an allowed value is kept as that value.
 
 from typing import Final, TypeGuard, TypeVar
 
-__all__ = ["is_number", "is_whole", "plain"]
+__all__ = ["is_number", "is_whole", "plain", "plain_text"]
 
 T = TypeVar("T")
 
@@ -26,6 +26,11 @@ def plain(value: T) -> T:
     if isinstance(value, float):
         return float.__float__(value)  # type: ignore[return-value]  # likewise
     return value
+
+
+def plain_text(value: str) -> str:
+    """The same for text, as a converter of which type checkers know what it takes."""
+    return value if type(value) is str else plain(value)
 
 
 def is_whole(value: object) -> TypeGuard[int]:

@@ -3,20 +3,23 @@
 Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code` for `failCode`).
 """
 
-import io
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, TypeGuard, get_args
-from urllib.parse import urlsplit
 
 import attrs
 
 from flux2_async._shown.frames import showable
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models.image_sources import Buffer, ContentSource, content_of, how_to_give, is_content
-from flux2_async.models.plain import plain
+from flux2_async.models.image_sources import (
+    PLAIN_ADDRESS,
+    ContentSource,
+    ImageSource,
+    UploadedFile,
+    check_picture,
+    is_single,
+    plain_picture,
+)
+from flux2_async.models.plain import plain, plain_text
 from flux2_async.models.plain_json import check_text, plain_object, shown
 
 __all__ = [
@@ -54,15 +57,9 @@ TIERS: Final[tuple[Tier, ...]] = get_args(Tier)
 MAX_MODEL: Final = 200
 
 _TEXT: Final = frozenset({str})
-# What nearly every address looks like; the others are taken apart.
-_PLAIN_ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.-]*[A-Za-z0-9](?:/[!-~]*)?")
 
 
-def _text(value: str) -> str:
-    return value if type(value) is str else plain(value)
-
-
-# The same, one for each type, since type checkers take the type of an argument from its converter.
+# Of `plain`, one for each type, since type checkers take the type of an argument from its converter.
 def _aspect_ratio(value: AspectRatio) -> AspectRatio:
     return plain(value)
 
@@ -77,39 +74,6 @@ def _resolution(value: Resolution) -> Resolution:
 
 def _tier(value: Tier) -> Tier:
     return plain(value)
-
-
-@attrs.frozen
-class UploadedFile:
-    """A file the service keeps for us.
-
-    Attributes:
-        url: Its address, percent-encoded, as `images` takes it.
-        file_name: Its name at the service.
-        size: Bytes.
-        mime_type: `image/jpeg`, `image/png` or `image/webp`.
-        expires_at: When the service deletes it, or None when it did not say (documented: 3 days).
-    """
-
-    url: str = attrs.field(converter=_text)
-    file_name: str = attrs.field(converter=_text)
-    size: int
-    mime_type: str
-    expires_at: datetime | None = None
-
-
-ImageSource = str | os.PathLike[str] | bytes | UploadedFile
-"""A reference picture: an http(s) address, a path, the encoded picture itself, or an uploaded file."""
-
-
-def is_url(source: object) -> bool:
-    """Whether a picture is given by address rather than by path or content."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
-
-
-def is_plain_address(source: object) -> TypeGuard[str]:
-    """Whether it is an http(s) address in which there is nothing to look at closely; there are other good ones."""
-    return isinstance(source, str) and _PLAIN_ADDRESS.fullmatch(source) is not None
 
 
 def _one_of(allowed: tuple[str, ...]) -> Any:
@@ -164,80 +128,20 @@ def _images_to_tuple(value: Iterable[ImageSource | ContentSource]) -> tuple[Imag
         if _TEXT.issuperset(map(type, value)):
             # As in most requests.
             return tuple(value)  # type: ignore[arg-type]  # looked at in the line above
-    elif _is_single(value):
+    elif is_single(value):
         raise InvalidRequestError(
             f"images: {type(value).__name__} given, it must be a list of 1 to {MAX_IMAGES} pictures; "
             "put a single one into a list: images=[picture]"
         )
-    return tuple(
-        [
-            _content(f"images[{number}]", image) if isinstance(image, Buffer) else plain(image)
-            for number, image in enumerate(value)
-        ]
-    )
-
-
-def _is_single(value: object) -> bool:
-    # Files, arrays and the like can be iterated over as well, and hold no pictures then.
-    one = isinstance(value, str | os.PathLike | UploadedFile) or is_content(value) or how_to_give(value)
-    return bool(one) or not isinstance(value, Iterable)
-
-
-def _content(name: str, image: Buffer) -> bytes:
-    try:
-        content = content_of(image)
-    except ValueError as error:
-        raise InvalidRequestError(f"{name}: the {type(image).__name__} cannot be read ({error})") from None
-    if not content and isinstance(image, io.BytesIO) and image.tell():
-        raise InvalidRequestError(f"{name}: the BytesIO stands at its end, call seek(0) first")
-    return content
+    return tuple([plain_picture(f"images[{number}]", image) for number, image in enumerate(value)])
 
 
 def _check_images(_: object, __: "attrs.Attribute[Any]", value: tuple[object, ...]) -> None:
     if not 1 <= len(value) <= MAX_IMAGES:
         raise InvalidRequestError(f"images: {len(value)} given, allowed are 1 to {MAX_IMAGES}")
-    if not (_TEXT.issuperset(map(type, value)) and all(map(_PLAIN_ADDRESS.fullmatch, value))):  # type: ignore[arg-type]  # text
+    if not (_TEXT.issuperset(map(type, value)) and all(map(PLAIN_ADDRESS.fullmatch, value))):  # type: ignore[arg-type]  # text
         for number, image in enumerate(value):
-            _check_image(f"images[{number}]", image)
-
-
-def _check_image(name: str, image: object) -> None:
-    if not isinstance(image, str | bytes | os.PathLike | UploadedFile):
-        advice = how_to_give(image) or "allowed are an http(s) address, a path, bytes or an UploadedFile"
-        raise InvalidRequestError(f"{name}: {type(image).__name__} given, {advice}")
-    if isinstance(image, UploadedFile):
-        _check_address(f"{name}.url", image.url)
-    elif isinstance(image, bytes) and not image:
-        raise InvalidRequestError(f"{name}: 0 bytes given, it must be the content of a JPEG, PNG or WebP file")
-    elif isinstance(image, str):
-        _check_name(name, image)
-
-
-def _check_name(name: str, image: str) -> None:
-    if is_url(image):
-        _check_address(name, image)
-    elif not image.strip() or "\0" in image:
-        raise InvalidRequestError(f"{name}: {image!r} given, it must be an http(s) address or the path of a file")
-    elif image.lower().startswith("data:"):
-        raise InvalidRequestError(f"{name}: a data: address given; pass the decoded bytes instead")
-    elif "://" in image:
-        scheme = image.partition("://")[0]
-        raise InvalidRequestError(f"{name}: an address with {scheme}:// given, allowed are http:// and https://")
-
-
-def _check_address(name: str, url: object) -> None:
-    if not isinstance(url, str) or not is_url(url) or not _has_host(url) or any(map(str.isspace, url)):
-        raise InvalidRequestError(f"{name}: not a complete address, it must look like https://host/picture.jpg")
-    check_text(name, url)
-
-
-def _has_host(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        # Reading the port is what checks it.
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+            check_picture(f"images[{number}]", image)
 
 
 def _lengths(value: str) -> str:
@@ -247,7 +151,7 @@ def _lengths(value: str) -> str:
 # Made for its subclasses alone, each of which makes its methods anew.
 @attrs.frozen(init=False, eq=False, repr=False)
 class _Request:
-    prompt: str = attrs.field(converter=_text, validator=_check_prompt, repr=_lengths)
+    prompt: str = attrs.field(converter=plain_text, validator=_check_prompt, repr=_lengths)
     aspect_ratio: AspectRatio = attrs.field(
         default="1:1", converter=_aspect_ratio, validator=_check_aspect_ratio, kw_only=True
     )
@@ -362,11 +266,11 @@ def _job_input(value: Any, job: Any) -> dict[str, Any]:
 
 def _job_pictures(name: str, value: Any) -> "ImageSource | tuple[ImageSource, ...]":
     """Give a picture, or several where there is a list."""
-    one = type(value) not in (list, tuple) and _is_single(value)
+    one = type(value) not in (list, tuple) and is_single(value)
     named = {name: value} if one else {f"{name}[{number}]": each for number, each in enumerate(value)}
-    taken = [_content(each, image) if isinstance(image, Buffer) else plain(image) for each, image in named.items()]
+    taken = [plain_picture(each, image) for each, image in named.items()]
     for each, image in zip(named, taken, strict=True):
-        _check_image(each, image)
+        check_picture(each, image)
     return taken[0] if one else tuple(taken)
 
 
@@ -403,7 +307,7 @@ class JobRequest:
     """
 
     image_fields: tuple[str, ...] = attrs.field(default=(), converter=_field_names, kw_only=True)
-    model: str = attrs.field(converter=_text, validator=_check_model)
+    model: str = attrs.field(converter=plain_text, validator=_check_model)
     input: dict[str, Any] = attrs.field(
         converter=attrs.Converter(_job_input, takes_self=True),  # type: ignore[misc]  # mypy's plugin knows plain functions
         hash=False,

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from flux2_async.batch.outcomes import Outcome
-from flux2_async.models.requests import is_url
+from flux2_async.models.image_sources import is_url
 
 Picture: TypeAlias = dict[str, str]
 """How the page can show a picture: its `name`, and where there is one the `href` of its file and its `thumb`nail."""

@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
-from flux2_async.coordination.budget_state import Own, Told
 from flux2_async.coordination.contract import Claim, Message, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
@@ -21,6 +21,7 @@ from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.polls import Records
 from flux2_async.tasks.watcher import Watcher
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -44,6 +45,8 @@ class Sharing:
         records: Reads those of tasks.
 
     Attributes:
+        watcher: See above.
+        coordinator: What can be asked, by `ask`.
         limiter: Lets submissions through.
         on_callback: Called with ref and task id of such a callback.
     """
@@ -57,15 +60,15 @@ class Sharing:
         watcher: Watcher,
         records: Records,
     ) -> None:
-        self._coordinator = Coordinator(coordination, account, terms)
+        self.coordinator: Coordinator = Coordinator(coordination, account, terms)
         self.limiter: SharedLimiter = SharedLimiter(
-            self._coordinator, terms, may_degrade=coordination.on_failure == "degrade"
+            self.coordinator, terms, may_degrade=coordination.on_failure == "degrade"
         )
         self.on_callback: Callable[[str, str], None] = lambda _, task_id: watcher.hint(task_id)
-        self._watcher = watcher
+        self.watcher: Watcher = watcher
         self._records = records
-        self._key_news: dict[str, asyncio.Event] = {}
-        self._interested: Counter[str] = Counter()
+        # Of keys for which somebody waits.
+        self._key_news = WeakValueDictionary[str, asyncio.Event]()
         # What others are to know of callbacks, and what becomes of keys by them.
         self._relays: set[asyncio.Task[None]] = set()
         self._overflowed = False
@@ -98,7 +101,7 @@ class Sharing:
         Returns:
             Whether that was done in a few seconds.
         """
-        tell = partial(self.ask, partial(self._coordinator.pass_on, ref, task_id))
+        tell = partial(self.ask, self.coordinator.pass_on, ref, task_id)
         if (job := self._in_background(tell, self._relays)) is None:
             if not self._overflowed:
                 self._overflowed = True
@@ -115,20 +118,12 @@ class Sharing:
 
     def disproved(self, ref: str, task_id: str) -> None:
         """Keep a callback no longer: the service does not know its task, and everybody who asks would poll it anew."""
-        self._in_background(partial(self.ask, partial(self._coordinator.drop_callback, ref, task_id)), self._doubts)
+        self._in_background(partial(self.ask, self.coordinator.drop_callback, ref, task_id), self._doubts)
 
     async def recovered(self, ref: str, task_id: str) -> None:
         """Let the key of a submission stand for the task that a callback told; later, if that takes long."""
         if (job := self._in_background(partial(self.end_doubt, ref, task_id), self._doubts)) is not None:
             await asyncio.wait([job], timeout=CLOSE_TIMEOUT)
-
-    async def callback_of(self, ref: str) -> str | None:
-        """Give the task that a callback told of a submission of some process, or None.
-
-        Raises:
-            CoordinationError: The shared state cannot be asked.
-        """
-        return await self.ask(partial(self._coordinator.callback_of, ref))
 
     async def end_doubt(self, ref: str, task_id: str) -> bool:
         """Bind a key of which its process, which may have died, does not tell what became; False: there is no task.
@@ -136,34 +131,25 @@ class Sharing:
         Raises:
             Flux2Error: It cannot be known now.
         """
-        while wait := await self.ask(partial(self._coordinator.unknown_in, ref)):  # noqa: ASYNC110  the dead set no event
+        while wait := await self.ask(self.coordinator.unknown_in, ref):  # noqa: ASYNC110  the dead set no event
             await asyncio.sleep(min(wait, LOOK_EVERY))
         if wait is None or await self._records.record(task_id) is None:
             return False
-        await self.ask(partial(self._coordinator.resolve, ref, task_id))
+        await self.ask(self.coordinator.resolve, ref, task_id)
         return True
 
     def key(self, key: str, fingerprint: str, ref: str, request: Request) -> "SharedKey":
         """Give a submission's claim to a key."""
         digest = hashlib.sha256(key.encode()).hexdigest()
-        return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request, self._watcher)
+        return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request)
 
-    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask about a key, or say something of it at once.
-
-        Raises:
-            CoordinationError: The shared state cannot be asked.
-        """
-        return await self.limiter.membership.ask(question)
-
-    async def spend(self, name: str, member: str, own: Own, *, price: float, cap: float, per: float | None) -> Told:
-        """Tell what this process has spent and reserved under a budget.
+    async def ask(self, question: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
+        """Ask the coordinator something, or tell it at once, by one of its methods.
 
         Raises:
             CoordinationError: The shared state cannot be asked.
         """
-        told = partial(self._coordinator.spend, name, member, own, price=price, cap=cap, per=per)
-        return await self.limiter.membership.ask(told)
+        return await self.limiter.membership.ask(question, *args, **options)
 
     def hold(self, claim: Claim) -> None:
         """Renew the reservation of a key until `let_go`: only who has died leaves it in doubt."""
@@ -186,17 +172,9 @@ class Sharing:
     async def news_of(self, key: str, seconds: float) -> None:
         """Wait until somebody says something of a key, or so long."""
         event = self._key_news.setdefault(key, asyncio.Event())
-        self._interested[key] += 1
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._interested[key] -= 1
-            if not self._interested[key]:
-                del self._interested[key]
-                self._key_news.pop(key, None)
 
     def _hear(self, message: Message) -> None:
         match message.kind:
@@ -216,7 +194,7 @@ class Sharing:
         while True:
             await asyncio.sleep(self._hold_every)
             with suppress(CoordinationError):
-                await self.ask(partial(self._coordinator.reserve, claim))
+                await self.ask(self.coordinator.reserve, claim)
 
     async def _tell(self) -> None:
         while self._to_tell:
@@ -258,16 +236,14 @@ class SharedKey:
         claim: Under which name.
         key: For error texts.
         request: For `AmbiguousSubmitError`.
-        watcher: Looks after the task that another process submitted.
     """
 
-    def __init__(self, sharing: Sharing, claim: Claim, key: str, request: Request, watcher: Watcher) -> None:
+    def __init__(self, sharing: Sharing, claim: Claim, key: str, request: Request) -> None:
         self._sharing = sharing
-        self._coordinator = sharing._coordinator  # noqa: SLF001  one thing in two classes
+        self._coordinator = sharing.coordinator
         self._claim = claim
         self._key = key
         self._request = request
-        self._watcher = watcher
         self._reserved = False
         self._heard = asyncio.Event()
 
@@ -280,7 +256,7 @@ class SharedKey:
             CoordinationError: The shared state cannot be asked.
         """
         while True:
-            entry = await self._sharing.ask(partial(self._coordinator.look, self._claim.key))
+            entry = await self._sharing.ask(self._coordinator.look, self._claim.key)
             if entry is None:
                 return None
             if entry.fingerprint != self._claim.fingerprint:
@@ -288,7 +264,7 @@ class SharedKey:
                     f"key: {self._key!r} already stands for another request; give each piece of work a key of its own"
                 )
             if entry.state == "bound":
-                return self._watcher.attach(entry.task_id)
+                return self._sharing.watcher.attach(entry.task_id)
             if entry.state == "unknown":
                 if await self._told(entry.ref):
                     continue
@@ -302,7 +278,7 @@ class SharedKey:
 
     async def _told(self, ref: str) -> bool:
         """Use a callback that was taken before its process, or the one that took it, died."""
-        task_id = await self._sharing.callback_of(ref)
+        task_id = await self._sharing.ask(self._coordinator.callback_of, ref)
         try:
             return task_id is not None and await self._sharing.end_doubt(ref, task_id)
         except CoordinationError:
@@ -320,7 +296,7 @@ class SharedKey:
         """
         # Also when no answer comes: it may be reserved.
         self._reserved = True
-        self._reserved = await self._sharing.ask(partial(self._coordinator.reserve, self._claim)) is None
+        self._reserved = await self._sharing.ask(self._coordinator.reserve, self._claim) is None
         if self._reserved:
             # What is told of the POST, or a refusal that is not certain yet, may take longer than a reservation lasts.
             self._sharing.hold(self._claim)
@@ -330,7 +306,7 @@ class SharedKey:
         """Free the key while this submission waits for another try."""
         self._sharing.let_go(self._claim)
         try:
-            await self._sharing.ask(partial(self._coordinator.free, self._claim))
+            await self._sharing.ask(self._coordinator.free, self._claim)
         except CoordinationError:
             # It stays ours, and nobody is to be in doubt of it before the next try.
             self._sharing.hold(self._claim)
@@ -355,7 +331,7 @@ class SharedKey:
     def unclear(self) -> None:
         """Say that nobody knows whether it exists."""
         self._sharing.let_go(self._claim)
-        self._sharing.tell_later(partial(self._coordinator.doubt, self._claim))
+        self._sharing.tell_later(partial(self._coordinator.bind, self._claim, None))
 
     def freed(self) -> None:
         """Say that nothing was created."""

@@ -3,7 +3,7 @@
 All times are seconds from now or ago, never clock readings, since each side has a clock of its own.
 """
 
-from typing import Literal
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -12,18 +12,14 @@ from flux2_async._limiter.windows import rates_of
 from flux2_async._protocol.told_limits import Told
 from flux2_async.models import RateLimit
 
-__all__ = [
-    "Answer",
-    "Claim",
-    "Hint",
-    "KeyEntry",
-    "Message",
-    "PermitEvent",
-    "Settlement",
-    "Terms",
-    "decode_message",
-    "encode_message",
-]
+# What belongs to each kind of message.
+_PARTS: Final[dict[str, tuple[str, ...]]] = {
+    "wake": (),
+    "pause": ("seconds",),
+    "callback": ("ref", "task_id"),
+    "key": ("key",),
+    "peers": ("peers",),
+}
 
 
 @attrs.frozen
@@ -165,36 +161,20 @@ class Message:
     ref: str = ""
     task_id: str = ""
     key: str = ""
-    seconds: float = 0.0
-    peers: int = 0
+    seconds: float = attrs.field(default=0.0, converter=float, validator=attrs.validators.ge(0.0))
+    peers: int = attrs.field(default=1, converter=int, validator=attrs.validators.ge(1))
 
 
 def encode_message(sender: str, message: Message) -> str:
     """Give a message as one line: sender, kind, and what belongs to the kind; none of them holds a blank."""
-    parts: dict[str, tuple[str, ...]] = {
-        "wake": (),
-        "pause": (repr(message.seconds),),
-        "callback": (message.ref, message.task_id),
-        "key": (message.key,),
-        "peers": (str(message.peers),),
-    }
-    return " ".join((sender, message.kind, *parts[message.kind]))
+    return " ".join((sender, message.kind, *(str(getattr(message, part)) for part in _PARTS[message.kind])))
 
 
 def decode_message(line: str) -> tuple[str, Message] | None:
     """Give the sender and the message, or None for what no version of this library that we know has sent."""
     try:
-        match line.split(" "):
-            case [sender, "wake"]:
-                return sender, Message("wake")
-            case [sender, "pause", seconds] if float(seconds) >= 0.0:
-                return sender, Message("pause", seconds=float(seconds))
-            case [sender, "callback", ref, task_id]:
-                return sender, Message("callback", ref=ref, task_id=task_id)
-            case [sender, "key", key]:
-                return sender, Message("key", key=key)
-            case [sender, "peers", peers] if int(peers) > 0:
-                return sender, Message("peers", peers=int(peers))
-    except ValueError:
-        pass
-    return None
+        sender, *words = line.split(" ")
+        told: dict[str, Any] = dict(zip(("kind", *_PARTS[words[0]]), words, strict=True))
+        return sender, Message(**told)
+    except (ValueError, LookupError):
+        return None

@@ -33,7 +33,7 @@ from flux2_async.coordination.contract import (
     encode_message,
 )
 from flux2_async.coordination.key_state import KeyRow
-from flux2_async.coordination.store import Coordination, Kept, Life, finish
+from flux2_async.coordination.store import Change, Coordination, Kept, Life, finish
 from flux2_async.errors import CoordinationError
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class Coordinator:
         # A session's own questions would only be in each other's way.
         self._turn = asyncio.Lock()
         self._beating: asyncio.Task[None] | None = None
-        self._on_message: Callable[[Message], None] = _ignore
+        self._on_message: Callable[[Message], None] = lambda _: None
 
     async def open(self, on_message: Callable[[Message], None]) -> None:
         """Start to listen for messages, and check what can be checked once.
@@ -162,18 +162,16 @@ class Coordinator:
 
     async def pass_on(self, ref: str, task_id: str) -> None:
         """Keep for a day what a callback told of a submission, and tell the others, who may not be there to hear it."""
-        await self._store.update(_callback_name(ref), lambda _, __: Kept(task_id, CALLBACK_KEPT, None))
+        await self._update(f"callback:{ref}", lambda _, __: Kept(task_id, CALLBACK_KEPT, None))
         await self.publish(Message("callback", ref=ref, task_id=task_id))
 
     async def callback_of(self, ref: str) -> str | None:
         """Give the task that a callback which was passed on has told of a submission."""
-        return await self._store.update(_callback_name(ref), lambda text, _: Kept(text, 0.0, text))
+        return await self._text(f"callback:{ref}")
 
     async def drop_callback(self, ref: str, task_id: str) -> None:
         """Keep what a callback told of a submission no longer, unless another one has told something else."""
-        await self._store.update(
-            _callback_name(ref), lambda text, _: Kept(None if text == task_id else text, 0.0, None)
-        )
+        await self._update(f"callback:{ref}", lambda text, _: Kept(None if text == task_id else text, 0.0, None))
 
     async def tell(self, message: Message) -> None:
         """Publish what costs time and nothing else if it is lost; never raises."""
@@ -192,18 +190,13 @@ class Coordinator:
         own, lease, ttl = self._own(claim), self._terms.lease, self._terms.key_ttl
         entry = await self._key(claim.key, lambda row, now: key_state.reserve(row, own, now, lease=lease, ttl=ttl))
         if entry is None:
-            await self._store.update(_ref_name(claim.ref), lambda _, __: Kept(claim.key, ttl, None))
+            await self._update(f"ref:{claim.ref}", lambda _, __: Kept(claim.key, ttl, None))
         return entry
 
-    async def bind(self, claim: Claim, task_id: str) -> None:
-        """Let a reserved key stand for a task."""
+    async def bind(self, claim: Claim, task_id: str | None) -> None:
+        """Let a reserved key stand for a task; None: nobody knows whether there is one."""
         own, ttl = self._own(claim), self._terms.key_ttl
         await self._say(claim.key, lambda row, now: key_state.bind(row, own, task_id, now, ttl=ttl))
-
-    async def doubt(self, claim: Claim) -> None:
-        """Say of a reserved key that nobody knows whether its task exists."""
-        own, ttl = self._own(claim), self._terms.key_ttl
-        await self._say(claim.key, lambda row, now: key_state.doubt(row, own, now, ttl=ttl))
 
     async def free(self, claim: Claim) -> None:
         """Free a reserved key: certainly nothing was created."""
@@ -219,17 +212,17 @@ class Coordinator:
                 )
             )
 
-        return await self._store.update(f"{FORMAT}:budget:{name}", change)
+        return await self._update(f"budget:{name}", change)
 
     async def unknown_in(self, ref: str) -> float | None:
         """Give the seconds until the key that `ref` reserved is unknown, 0 if it is; None: there is none, or a task."""
-        key = await self._key_of(ref)
+        key = await self._text(f"ref:{ref}")
         entry = await self.look(key) if key else None
         return entry.wait if entry and entry.ref == ref and entry.state != "bound" else None
 
     async def resolve(self, ref: str, task_id: str) -> None:
         """Bind the key that `ref` reserved, if its state is unknown: a callback told the task."""
-        if key := await self._key_of(ref):
+        if key := await self._text(f"ref:{ref}"):
             await self._say(key, lambda row, now: key_state.resolve(row, ref, task_id, now))
 
     async def aclose(self) -> None:
@@ -252,6 +245,12 @@ class Coordinator:
         """Whether nobody can tell that this member lives."""
         return self._store.life_of(self._member) is Life.UNKNOWN
 
+    async def _update(self, name: str, change: Change[T]) -> T:
+        return await self._store.update(f"{FORMAT}:{name}", change)
+
+    async def _text(self, name: str) -> str | None:
+        return await self._update(name, lambda text, _: Kept(text, 0.0, text))
+
     async def _change(self, act: Callable[[AccountState, float], T]) -> tuple[T, float, float]:
         """Carry out a step of the rules; give its result, when the time was asked for, and when it was known."""
         wakes = False
@@ -272,7 +271,7 @@ class Coordinator:
                 wakes = state.wakes
                 return Kept(json.dumps(state.dump()), state.lives_for, (result, begun, asked_at))
 
-            result = await self._store.update(f"{FORMAT}:account", change)
+            result = await self._update("account", change)
             if wakes:
                 # Within the turn: what was lent is used, and counted as running, before the next one begins.
                 await self.tell(Message("wake"))
@@ -338,7 +337,7 @@ class Coordinator:
                 return Kept(text, 0.0, result)
             return Kept(after.dump(), after.expires_at - now, result) if after else Kept(None, 0.0, result)
 
-        return await self._store.update(f"{FORMAT}:key:{key}", change)
+        return await self._update(f"key:{key}", change)
 
     def _row(self, text: str | None, now: float) -> KeyRow | None:
         if text is None:
@@ -355,18 +354,3 @@ class Coordinator:
 
         if await self._key(key, act):
             await self.tell(Message("key", key=key))
-
-    async def _key_of(self, ref: str) -> str | None:
-        return await self._store.update(_ref_name(ref), lambda text, _: Kept(text, 0.0, text))
-
-
-def _ref_name(ref: str) -> str:
-    return f"{FORMAT}:ref:{ref}"
-
-
-def _callback_name(ref: str) -> str:
-    return f"{FORMAT}:callback:{ref}"
-
-
-def _ignore(_: Message) -> None:
-    """Before it is open."""

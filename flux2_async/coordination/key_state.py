@@ -75,14 +75,17 @@ def reserve(
     return KeyRow(claim.fingerprint, claim.ref, claim.owner, "sending", "", now + lease, now + ttl), None
 
 
-def bind(row: KeyRow | None, claim: Claim, task_id: str, now: float, *, ttl: float) -> KeyRow | None:
-    """Let the key stand for a task; what somebody else's claim made of it stays."""
-    return _told(row, claim, "bound", task_id, now, ttl=ttl)
+def bind(row: KeyRow | None, claim: Claim, task_id: str | None, now: float, *, ttl: float) -> KeyRow | None:
+    """Let the key stand for a task, or say that nobody knows whether there is one (None).
 
-
-def doubt(row: KeyRow | None, claim: Claim, now: float, *, ttl: float) -> KeyRow | None:
-    """Say that nobody knows whether the task exists."""
-    return _told(row, claim, "unknown", "", now, ttl=ttl)
+    What somebody else's claim made of it stays.
+    """
+    state: Literal["unknown", "bound"] = "unknown" if task_id is None else "bound"
+    if view(row, now) is None:
+        return KeyRow(claim.fingerprint, claim.ref, claim.owner, state, task_id or "", now, now + ttl)
+    if row is None or row.owner != claim.owner:
+        return row
+    return attrs.evolve(row, state=state, task_id=task_id or "")
 
 
 def free(row: KeyRow | None, claim: Claim) -> KeyRow | None:
@@ -96,13 +99,3 @@ def resolve(row: KeyRow | None, ref: str, task_id: str, now: float) -> KeyRow | 
     if row is None or entry is None or row.ref != ref or entry.state != "unknown":
         return row
     return attrs.evolve(row, state="bound", task_id=task_id)
-
-
-def _told(
-    row: KeyRow | None, claim: Claim, state: Literal["unknown", "bound"], task_id: str, now: float, *, ttl: float
-) -> KeyRow | None:
-    if view(row, now) is None:
-        return KeyRow(claim.fingerprint, claim.ref, claim.owner, state, task_id, now, now + ttl)
-    if row is None or row.owner != claim.owner:
-        return row
-    return attrs.evolve(row, state=state, task_id=task_id)

@@ -6,15 +6,17 @@ it tries to join, first without delay, since a connection that broke is no outag
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 from flux2_async.coordination.contract import Answer, Message, Settlement
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.store import finish
 from flux2_async.errors import CoordinationError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -23,7 +25,7 @@ FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 2.0
 # More questions at once would only queue elsewhere.
 MAX_QUESTIONS: Final = 8
-# When a session that never heard of the others heard of them last.
+# When a session that could not join at first heard of the others last.
 NEVER: Final = -1e9
 
 
@@ -63,8 +65,8 @@ class Membership:
         self.member: Member = member
         self._patience = min(patience, LAST_RETRY)
         self._loop = asyncio.get_running_loop()
-        self._heard_at = NEVER
-        self._away = False
+        # Infinity before it tries to join for the first time.
+        self._heard_at = math.inf
         self._rejoining: asyncio.Task[None] | None = None
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._warned = False
@@ -83,11 +85,11 @@ class Membership:
             await self._join()
         except CoordinationError as error:
             self._warn(error)
-            self._away = True
+            self._heard_at = NEVER
             self._rejoin_soon()
 
-    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask the shared state something.
+    async def ask(self, question: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
+        """Ask the shared state something, by a method of the coordinator.
 
         Raises:
             CoordinationError: It cannot be asked, or the session was no member any more when the answer came.
@@ -99,7 +101,7 @@ class Membership:
                 )
             term, begun = self.term, self._loop.time()
             try:
-                answer = await question()
+                answer = await question(*args, **options)
             except CoordinationError:
                 if term == self.term:
                     self._lose()
@@ -117,7 +119,7 @@ class Membership:
         await self._coordinator.aclose()
 
     def _lose(self) -> None:
-        self.joined, self._away = False, True
+        self.joined = False
         self.term += 1
         self.member.on_lost()
         self._rejoin_soon()
@@ -141,9 +143,8 @@ class Membership:
         held, keeps = self.member.possessions()
         now = self._loop.time()
         # Others may have noticed earlier than this session, but none before it heard the last answer.
-        alone = now - self._heard_at if self._away else 0.0
-        answer = await self._coordinator.join(held, keeps, alone)
-        self.joined, self._away, self._heard_at = True, False, now
+        answer = await self._coordinator.join(held, keeps, alone=max(now - self._heard_at, 0.0))
+        self.joined, self._heard_at = True, now
         if self._warned:
             self._warned = False
             logger.info("the shared state of this account is back")

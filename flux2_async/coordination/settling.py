@@ -73,7 +73,7 @@ class Settling:
                 now = self._loop.time()
                 told = [attrs.evolve(news, ago=max(now - at, 0.0)) for at, news in batch]
                 try:
-                    pause = await self._membership.ask(lambda told=told: self._coordinator.settle(told))  # type: ignore[misc]  # mypy knows no default there
+                    pause = await self._membership.ask(self._coordinator.settle, told)
                 except CoordinationError:
                     break
                 for _, news in batch:

@@ -301,7 +301,7 @@ class SharedLimiter(Gate):
         first = [digest(name) for name, _, goes_first in waiting if goes_first]
         self._known.told = {name for name, count, _ in waiting if count}
         try:
-            answer = await self.membership.ask(lambda: self._coordinator.acquire(want, groups, first))
+            answer = await self.membership.ask(self._coordinator.acquire, want, groups, first)
         except CoordinationError:
             return 0.0
         now = self._home.time()

@@ -195,9 +195,9 @@ class Budgets:
         assert self._sharing is not None  # noqa: S101  both callers have looked
         # One at a time: what was seen before something was reserved must not be told after it.
         async with self._turn:
-            own = ledger.snapshot(_now())
-            fits, ledger.elsewhere = await self._sharing.spend(
-                self._names[ledger], self._member, own, price=price, cap=budget.credits, per=budget.per
+            told = self._names[ledger], self._member, ledger.snapshot(_now())
+            fits, ledger.elsewhere = await self._sharing.ask(
+                self._sharing.coordinator.spend, *told, price=price, cap=budget.credits, per=budget.per
             )
         return fits
 

@@ -10,7 +10,8 @@ from emulated import error_of
 from memory_coordination import Memory, MemoryStore
 from seats import BACK, CLAIM, PERIOD, Seat, taken
 
-from flux2_async.coordination.contract import KeyEntry, Message, PermitEvent, Settlement, Terms
+from flux2_async._limiter.window import PermitEvent
+from flux2_async.coordination.contract import KeyEntry, Message, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.store import Life
 from flux2_async.errors import CoordinationError
@@ -270,7 +271,7 @@ async def test_doubtful_key_waits_for_its_callback() -> None:
         await first.coordinator.reserve(CLAIM)
         assert await second.coordinator.unknown_in(CLAIM.ref) == pytest.approx(70.0, abs=0.1)
         await second.coordinator.resolve(CLAIM.ref, "early")
-        await first.coordinator.doubt(CLAIM)
+        await first.coordinator.bind(CLAIM, None)
         unknown = await second.coordinator.look(CLAIM.key)
         await second.coordinator.resolve("ref-2", "another")
         unknown_in = [await second.coordinator.unknown_in(ref) for ref in (CLAIM.ref, "ref-2")]

@@ -1,7 +1,7 @@
 """What a key stands for, from its reservation to its end."""
 
 from flux2_async.coordination.contract import Claim, KeyEntry
-from flux2_async.coordination.key_state import KeyRow, bind, doubt, free, reserve, resolve, view
+from flux2_async.coordination.key_state import KeyRow, bind, free, reserve, resolve, view
 
 MINE = Claim("key", "print", "mine", "o1")
 OTHER = Claim("key", "print", "mine", "o2")
@@ -36,8 +36,8 @@ def test_owner_tells_the_task() -> None:
     """A bound key stands for its task, whatever was believed before."""
     for row in (
         reserved(),
-        doubt(reserved(), MINE, 1.0, ttl=DAY),
-        resolve(doubt(reserved(), MINE, 1.0, ttl=DAY), "mine", "t0", 2.0),
+        bind(reserved(), MINE, None, 1.0, ttl=DAY),
+        resolve(bind(reserved(), MINE, None, 1.0, ttl=DAY), "mine", "t0", 2.0),
     ):
         assert view(bind(row, MINE, "t1", 3.0, ttl=DAY), 100.0) == KeyEntry("print", "mine", "bound", "t1")
 
@@ -48,7 +48,7 @@ def test_owner_reserves_again() -> None:
 
     assert entry is None
     assert view(row, 100.0) == KeyEntry("print", "mine", "sending", wait=70.0)
-    assert reserve(doubt(row, MINE, 100.0, ttl=DAY), MINE, 101.0, lease=70.0, ttl=DAY)[1] == KeyEntry(
+    assert reserve(bind(row, MINE, None, 100.0, ttl=DAY), MINE, 101.0, lease=70.0, ttl=DAY)[1] == KeyEntry(
         "print", "mine", "unknown"
     )
 
@@ -66,7 +66,7 @@ def test_only_the_owner_frees() -> None:
 
 def test_callback_resolves_only_what_is_unknown() -> None:
     """A callback tells the task of an unknown key, not of one whose reply may still come, and not of another ref's."""
-    row, unknown = reserved(), doubt(reserved(), MINE, 1.0, ttl=DAY)
+    row, unknown = reserved(), bind(reserved(), MINE, None, 1.0, ttl=DAY)
 
     assert resolve(row, "mine", "t1", 1.0) is row
     assert resolve(unknown, "other", "t1", 1.0) is unknown
@@ -77,5 +77,5 @@ def test_callback_resolves_only_what_is_unknown() -> None:
 def test_lost_row_is_written_anew() -> None:
     """What an owner knows survives a state that was lost in between."""
     assert view(bind(None, MINE, "t1", 5.0, ttl=DAY), 6.0) == KeyEntry("print", "mine", "bound", "t1")
-    assert view(doubt(None, MINE, 5.0, ttl=DAY), 6.0) == KeyEntry("print", "mine", "unknown")
+    assert view(bind(None, MINE, None, 5.0, ttl=DAY), 6.0) == KeyEntry("print", "mine", "unknown")
     assert free(None, MINE) is None

@@ -16,9 +16,10 @@ from rate_servers import SlidingLog, Wire
 from raw_server import answer, raw_server
 
 from flux2_async import Flux2Session, RateLimit, TextToImage
+from flux2_async._limiter.window import PermitEvent
 from flux2_async._protocol.told_limits import Told
 from flux2_async.coordination.account_state import AccountState, Known
-from flux2_async.coordination.contract import Hint, PermitEvent, Settlement, Terms
+from flux2_async.coordination.contract import Hint, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import RateLimitedError

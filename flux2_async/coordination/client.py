@@ -101,8 +101,8 @@ class Sharing:
         Returns:
             Whether that was done in a few seconds.
         """
-        tell = partial(self.ask, self.coordinator.pass_on, ref, task_id)
-        if (job := self._in_background(tell, self._relays)) is None:
+        job = self._in_background(lambda: self.ask(self.coordinator.pass_on, ref, task_id), self._relays)
+        if job is None:
             if not self._overflowed:
                 self._overflowed = True
                 logger.warning(
@@ -118,7 +118,7 @@ class Sharing:
 
     def disproved(self, ref: str, task_id: str) -> None:
         """Keep a callback no longer: the service does not know its task, and everybody who asks would poll it anew."""
-        self._in_background(partial(self.ask, self.coordinator.drop_callback, ref, task_id), self._doubts)
+        self._in_background(lambda: self.ask(self.coordinator.drop_callback, ref, task_id), self._doubts)
 
     async def recovered(self, ref: str, task_id: str) -> None:
         """Let the key of a submission stand for the task that a callback told; later, if that takes long."""

@@ -5,7 +5,7 @@ can point here (an attacker's name that resolves to 127.0.0.1 is DNS rebinding),
 its buttons take a POST of its own origin only, as browsers tell it in Sec-Fetch-Site and Origin. Programs that are no
 browsers send neither, and need none of this protection.
 
-Knows nothing of the API: the pages of the emulator and of the report have this in common, and no other code.
+Knows nothing of the API: the pages of the emulator and of the report have this in common, with how they look.
 """
 
 import asyncio
@@ -35,6 +35,9 @@ HEADERS: Final = {
 }
 """What goes with everything that a page is made of."""
 
+# What the style sheet and the script of every page begin with.
+STYLE: Final = Path(__file__).with_name("page") / "base.css"
+SCRIPT: Final = STYLE.with_name("base.js")
 TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Seconds between two signs of life, by which the server notices who has gone.
 ALIVE: Final = 15.0
@@ -85,9 +88,9 @@ def _is_own(host: str, own_names: frozenset[str]) -> bool:
     return True
 
 
-def file_of(path: Path) -> Handler:
-    """Give a handler that serves one file of this package, which is read now."""
-    body, content_type = path.read_bytes(), TYPES[path.suffix]
+def file_of(*paths: Path) -> Handler:
+    """Give a handler that serves files of this package, which are read now, as one."""
+    body, content_type = b"".join(path.read_bytes() for path in paths), TYPES[paths[0].suffix]
 
     async def serve(_: web.Request) -> web.StreamResponse:
         return web.Response(body=body, content_type=content_type, charset="utf-8", headers=HEADERS)

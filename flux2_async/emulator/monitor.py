@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 from aiohttp import web
 
-from flux2_async._shown.local_page import HEADERS, event_stream, file_of, guarded
+from flux2_async._shown.local_page import HEADERS, SCRIPT, STYLE, event_stream, file_of, guarded
 from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.files import Files
@@ -43,8 +43,8 @@ class Monitor:
         """Add the page to the emulator's addresses."""
         routes = (
             ("GET", "/", file_of(PAGE / "index.html")),
-            ("GET", "/page/page.css", file_of(PAGE / "page.css")),
-            ("GET", "/page/page.js", file_of(PAGE / "page.js")),
+            ("GET", "/page/page.css", file_of(STYLE, PAGE / "page.css")),
+            ("GET", "/page/page.js", file_of(SCRIPT, PAGE / "page.js")),
             ("GET", "/page/icon.svg", file_of(PAGE / "icon.svg")),
             ("GET", "/page/shown{path:/.+}", self._shown),
             ("GET", "/events", self._events),

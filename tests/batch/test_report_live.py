@@ -40,7 +40,7 @@ def served(watched: Watched, folder: Path) -> Iterator[Page]:
     watched.page.set_viewport_size({"width": 1280, "height": 800})
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(serve_report(folder)) as address:
         watched.page.goto(address)
-        expect(watched.page.locator("#live-text")).not_to_have_text("connecting")
+        expect(watched.page.locator("#link-text")).not_to_have_text("connecting")
         yield watched.page
         assert watched.page.evaluate("window.pwned") is None
         assert watched.asked_elsewhere(address) == []
@@ -69,13 +69,13 @@ def test_rows_arrive_and_change(only_page: Watched, changes: Changes) -> None:
     with served(only_page, changes.directory) as page:
         expect(page.locator("#waiting")).to_be_visible()
         expect(page.locator("#tools")).to_be_hidden()
-        expect(page.locator("#live-text")).to_have_text("not running · no request yet")
+        expect(page.locator("#link-text")).to_have_text("not running · no request yet")
         changes.add(submitted(3))
         changes.add(submitted(1))
         expect(page.locator(".card")).to_have_count(2)
         assert ids(page) == ["shot-1", "shot-3"]
         expect(page.locator("#waiting")).to_be_hidden()
-        expect(page.locator("#live-text")).to_contain_text("running · last change")
+        expect(page.locator("#link-text")).to_contain_text("running · last change")
 
         painted(changes.directory / "images/3.jpg", (640, 480), "seagreen")
         changes.add(done(3, files=("images/3.jpg",)))
@@ -140,7 +140,7 @@ def test_how_long_it_still_takes(only_page: Watched, changes: Changes) -> None:
         expect(page.locator(".card")).to_have_count(7)
         expect(page.locator("#summary")).not_to_contain_text("left")
         changes.end(remove=False)
-        expect(page.locator("#live-text")).to_contain_text("not running")
+        expect(page.locator("#link-text")).to_contain_text("not running")
         expect(page.locator(".card").nth(5)).to_contain_text("The service has accepted it.")
 
 
@@ -198,13 +198,13 @@ def test_the_report_of_a_batch_in_another_process(only_page: Watched, tmp_path: 
         account = {"APIKLEY_API_KEY": emulator.api_key, "APIKLEY_BASE_URL": emulator.base_url}
         with program("batch", str(jobs), "--out", str(results), "--no-report", **account) as batch:
             expect(page.locator(".card")).to_have_count(6)
-            expect(page.locator("#live-text")).to_contain_text("running · last change")
+            expect(page.locator("#link-text")).to_contain_text("running · last change")
             for task_id in emulator.ledger.accepted:
                 emulator.finish(task_id)
             _, told = batch.communicate(timeout=90)
             assert batch.returncode == 0, told
         expect(page.locator("#summary")).to_contain_text("6\u00a0of\u00a06\u00a0requests\u00a0done")
-        expect(page.locator("#live-text")).to_contain_text("not running")
+        expect(page.locator("#link-text")).to_contain_text("not running")
         expect(page.locator(".card .output img").first).to_be_visible()
         page.goto("about:blank")
         server.send_signal(signal.SIGINT)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._http.atomic_file import replacing
+from flux2_async._shown.local_page import SCRIPT, STYLE
 from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.report.rows import link_to, report_row
 from flux2_async.batch.report.thumbnails import Thumbnails
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
 NAME: Final = "report.html"
 PAGE: Final = Path(__file__).with_name("page")
-STYLE: Final = ("report.css",)
-# One script to the browser, in this order.
-SCRIPT: Final = ("rows.js", "grid.js", "viewer.js", "controls.js", "start.js")
-SERVED_SCRIPT: Final = ("rows.js", "grid.js", "viewer.js", "controls.js", "live.js", "start.js")
 MISSING: Final = 'the report needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
 
 
@@ -78,7 +75,7 @@ def write_report(
 
 def served_page(title: str) -> tuple[str, str]:
     """Give the page without rows, for a server that sends them as `events`, and its Content-Security-Policy."""
-    assets = _assets(SERVED_SCRIPT)
+    assets = _assets(live=True)
     policy = (
         f"default-src 'none'; script-src '{assets['script_hash']}'; style-src '{assets['style_hash']}'; "
         "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -100,13 +97,16 @@ def _template() -> "Template":
     return environment.get_template("report.html.jinja")
 
 
-def _assets(script: tuple[str, ...] = SCRIPT) -> dict[str, Any]:
+def _assets(*, live: bool = False) -> dict[str, Any]:
     """Give script and style sheet as they are, and the hashes by which the page's policy knows them."""
     from markupsafe import Markup  # noqa: PLC0415  comes with Jinja2
 
     assets: dict[str, Any] = {}
-    for kind, files in (("style", STYLE), ("script", script)):
-        text = "".join((PAGE / file).read_text("utf-8") for file in files)
+    # One script to the browser, in this order.
+    names = ("rows", "grid", "viewer", "controls", *(["live"] if live else []), "start")
+    scripts = [SCRIPT, *(PAGE / f"{name}.js" for name in names)]
+    for kind, files in (("style", [STYLE, PAGE / "report.css"]), ("script", scripts)):
+        text = "".join(file.read_text("utf-8") for file in files)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assets[kind] = Markup(text)  # noqa: S704  part of this package
         assets[f"{kind}_hash"] = f"sha256-{digest}"

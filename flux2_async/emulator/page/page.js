@@ -1,24 +1,7 @@
-"use strict";
-
-// Whatever clients sent, prompts above all, reaches the page as text, through textContent and through own paths only.
-
-const $ = (id) => document.getElementById(id);
 const SHOWN = 200, MOST_CELLS = 60, WAIT = 4000, QUIETLY = 10000;
 const tasks = new Map();
 let ahead = 0, accepted = 0, ended = 0, told = 0, summing = null, hush;
 
-function make(tag, { text, ...properties } = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name in element && name !== "role") element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  if (text !== undefined) element.textContent = text;
-  element.append(...children);
-  return element;
-}
-
-const number = (value) => value.toLocaleString("en-GB", { maximumFractionDigits: 2 });
 const now = () => Date.now() + ahead;
 // Asked for as a client does, a picture would count as a client's call, and meet the faults that are meant for one.
 const shown = (path) => `/page/shown${path}`;
@@ -28,7 +11,7 @@ const clock = (moment) => new Date(moment).toLocaleTimeString("en-GB");
 
 function say(text, { quietly = false } = {}) {
   const said = $("said");
-  said.classList.toggle("quietly", quietly);
+  said.className = quietly ? "heard" : "said";
   said.textContent = text;
   clearTimeout(hush);
   hush = setTimeout(() => { said.textContent = ""; }, WAIT);
@@ -248,17 +231,12 @@ function showExports(key) {
 
 // The events
 
-function link(state, text) {
-  $("link").dataset.state = state;
-  $("link-text").textContent = text;
-}
-
 function follow() {
   const source = new EventSource("/events");
   source.addEventListener("message", (event) => {
     const news = JSON.parse(event.data);
     ahead = news.now - Date.now();
-    link("live", "live");
+    showLink("live", "live");
     if (news.key) showExports(news.key);
     if (news.ledger) showLedger(news.ledger);
     if ("limit" in news) showLimit(news.limit);
@@ -271,9 +249,9 @@ function follow() {
     tasks.clear();
     ended = 0;
     $("tasks").replaceChildren();
-    link("live", "live");
+    showLink("live", "live");
   });
-  source.addEventListener("error", () => link("lost", `no connection since ${clock(Date.now())}`));
+  source.addEventListener("error", () => showLink("lost", `no connection since ${clock(Date.now())}`));
 }
 
 $("fault").addEventListener("submit", armFault);

@@ -5,7 +5,7 @@ function fillControls() {
   fillSort();
   const credits = rows.reduce((sum, row) => sum + (row.credits ?? 0), 0);
   const told = [requests(), moment(Date.parse($("summary").dataset.written) / 1000, "short")];
-  if (credits) told.splice(1, 0, `${rounded(credits)} credits`);
+  if (credits) told.splice(1, 0, `${number(credits)} credits`);
   $("summary").textContent = told.map((text) => text.replaceAll(" ", "\u00a0")).join(" · ");
 }
 
@@ -26,7 +26,7 @@ function fillStates() {
       button = chip(state, total ?? 0);
       before ? before.after(button) : $("states").prepend(button);
     }
-    button.querySelector(".total").textContent = count(total ?? 0);
+    button.querySelector(".total").textContent = number(total ?? 0);
     button.hidden = !total && !chosen.has(state);
     before = button;
   }
@@ -44,7 +44,7 @@ function fillSort() {
 
 function chip(state, total) {
   const button = make("button", { type: "button", "aria-pressed": "false", "data-state": state },
-    make("span", { className: "dot", "data-state": state }), state, make("span", { className: "total", text: count(total) }));
+    make("span", { className: "dot", "data-state": state }), state, make("span", { className: "total", text: number(total) }));
   button.addEventListener("click", () => {
     if (!chosen.delete(state)) chosen.add(state);
     button.setAttribute("aria-pressed", chosen.has(state));

@@ -30,12 +30,12 @@ function cardHeight() {
 }
 
 function tell() {
-  let text = shown.length === rows.length ? "" : `${count(shown.length)} of ${requests()}`;
-  if (reachable < shown.length) text = `The first ${count(reachable)} of ${count(shown.length)}; search for the others`;
+  let text = shown.length === rows.length ? "" : `${number(shown.length)} of ${requests()}`;
+  if (reachable < shown.length) text = `The first ${number(reachable)} of ${number(shown.length)}; search for the others`;
   $("count").textContent = text;
 }
 
-const requests = () => (rows.length === 1 ? "1 request" : `${count(rows.length)} requests`);
+const requests = () => (rows.length === 1 ? "1 request" : `${number(rows.length)} requests`);
 
 function paint() {
   const top = -grid.getBoundingClientRect().top;
@@ -96,7 +96,7 @@ function draw(row) {
   const well = make("span", { className: "well", "data-state": row.state });
   if (row.inputs.length) well.append(sources(row.inputs));
   well.append(output(row));
-  const figures = [row.credits === undefined ? "" : `${rounded(row.credits)} cr`, row.took === undefined ? "" : span(row.took)];
+  const figures = [row.credits === undefined ? "" : `${number(row.credits)} cr`, row.took === undefined ? "" : span(row.took)];
   const line = make("span", { className: "line" },
     badge(row.state),
     make("span", { className: "id", text: row.id, dir: "auto" }),

@@ -103,8 +103,8 @@ function showSummary() {
   const credits = rows.reduce((sum, row) => sum + (row.credits ?? 0), 0);
   $("tools").hidden = !rows.length;
   $("waiting").hidden = rows.length > 0;
-  const parts = [`${count(done)} of ${total === 1 ? "1 request" : `${count(total)} requests`} done`];
-  if (credits) parts.push(`${rounded(credits)} credits`);
+  const parts = [`${number(done)} of ${total === 1 ? "1 request" : `${number(total)} requests`} done`];
+  if (credits) parts.push(`${number(credits)} credits`);
   const left = news.running && news.ends ? roughly(news.ends - Date.now() / 1000) : "";
   if (left) parts.push(left);
   $("summary").textContent = parts.map((text) => text.replaceAll(" ", "\u00a0")).join(" · ");
@@ -140,9 +140,4 @@ function speak(figures) {
     spoken = Date.now();
   };
   speaking ??= setTimeout(say, Math.max(0, spoken + SPOKEN - Date.now()));
-}
-
-function showLink(state, text) {
-  $("live").dataset.state = state;
-  $("live-text").textContent = text;
 }

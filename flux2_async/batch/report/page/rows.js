@@ -1,9 +1,4 @@
-"use strict";
-
-// Whatever is in the rows reaches the page as text, through textContent and through addresses that are looked at.
-
-const rows = JSON.parse(document.getElementById("rows").textContent);
-const $ = (id) => document.getElementById(id);
+const rows = JSON.parse($("rows").textContent);
 const grid = $("grid"), viewer = $("viewer"), search = $("search"), sort = $("sort"), direction = $("direction");
 
 const STATES = ["done", "failed", "unknown", "submitted", "submitting", "queued"];
@@ -23,21 +18,8 @@ const GAP = 20, NARROWEST = 300, AHEAD = 900, SOURCES = 3;
 // Browsers end a page at 17 million pixels or more.
 const TALLEST = 15e6;
 
-function make(tag, { text, ...properties } = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name in element && name !== "role") element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  if (text !== undefined) element.textContent = text;
-  element.append(...children);
-  return element;
-}
-
 const safe = (address) => (/^(https?:\/\/|\.\.?\/)/i.test(address ?? "") ? address : undefined);
 const moment = (seconds, timeStyle = "medium") => new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle });
-const count = (number) => number.toLocaleString("en-GB");
-const rounded = (number) => Number(number.toFixed(2)).toLocaleString("en-GB");
 
 function span(seconds) {
   if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
@@ -51,7 +33,7 @@ const COLUMNS = [
   ["Id", (row) => row.id],
   ["State", (row) => row.state],
   ["Prompt", (row) => row.prompt],
-  ["Credits", (row) => row.credits, rounded],
+  ["Credits", (row) => row.credits, number],
   ["Time taken", (row) => row.took, span],
   ["Accepted", (row) => row.submitted, moment],
   ["Finished", (row) => row.finished, moment],

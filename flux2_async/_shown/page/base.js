@@ -1,0 +1,22 @@
+"use strict";
+
+// What others wrote, prompts above all, reaches a page as text, through textContent and through addresses that are looked at.
+
+const $ = (id) => document.getElementById(id);
+const number = (value) => value.toLocaleString("en-GB", { maximumFractionDigits: 2 });
+
+function make(tag, { text, ...properties } = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element && name !== "role") element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  if (text !== undefined) element.textContent = text;
+  element.append(...children);
+  return element;
+}
+
+function showLink(state, text) {
+  $("link").dataset.state = state;
+  $("link-text").textContent = text;
+}

@@ -80,7 +80,7 @@ async def ask(method: str, url: str, **options: Any) -> Answer:
 
 
 # What to install, how to start, what it is.
-HEAD = re.compile(r'# Install: pip install (.+)\n# Start it: (.+)\n"""[A-Z].+')
+HEAD = re.compile(r'# Install in a virtual environment: pip install (.+)\n# Start it: (.+)\n"""[A-Z].+')
 TESTED = re.compile(r'\b(?:recipe|started)\("([a-z]+)"')
 
 
@@ -293,9 +293,13 @@ async def test_fastapi_knows_no_such_id(
 ) -> None:
     """An id that nobody knows is answered after one look, and holds no place; one from before a restart is found."""
     earlier = await create(listener)
-    answers = [await ask("GET", f"{address(listener)}/pictures/{name}") for name in ("nonsense", earlier.json()["id"])]
+    polls, answers = [], []
+    for name in ("nonsense", earlier.json()["id"]):
+        before = flux2_emulator.ledger.polls
+        answers.append(await ask("GET", f"{address(listener)}/pictures/{name}"))
+        polls.append(flux2_emulator.ledger.polls - before)
 
-    assert [answer.status for answer in answers] == [404, 200]
+    assert ([answer.status for answer in answers], polls) == ([404, 200], [1, 1])
     assert "nonsense" in answers[0].text
     assert answers[1].json() == earlier.json()
     assert fastapi_recipe["flux"].tasks() == ()
@@ -342,7 +346,7 @@ async def test_prometheus_reads_what_pictures_cost(
     assert values["flux2_client_lag_seconds_count"] == 1
     assert values["flux2_client_credits_total"] == flux2_emulator.ledger.charged
     assert values["flux2_client_running"] == values["flux2_client_waiting"] == 0
-    assert 'gen_ai_request_model="flux-2/flex-text-to-image"' in metrics
+    assert 'gen_ai_request_model="flux-2/pro-text-to-image"' in metrics
     assert "kettle" not in metrics
 
 
@@ -408,7 +412,7 @@ async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulato
 
     states = [key for key, _ in itertools.groupby(event["state"] for event in seen)]
     assert (states[0], states[-4:]) == ("queued", ["waiting", "queuing", "generating", "success"])
-    assert {event["credits"] for event in seen} == {14.0}
+    assert {event["credits"] for event in seen} == {5.0}
     queued = [event for event in seen if event["state"] == "queued"]
     assert len(queued) >= 5
     assert {event["position"] for event in queued} == {0}
@@ -486,7 +490,7 @@ async def test_aiogram_is_fair_and_has_a_budget(telegram: BotApi, flux2_emulator
     told = [str(each.text) for each in sent if each.text is not None]
     assert told == ["These are all of your pictures for today. Send this one again in 24 h."] * 2
     assert all(each.chat == 1 for each in sent if each.text is not None)
-    assert ledger.charged == 8 * 14
+    assert ledger.charged == 8 * 5
 
 
 def test_aiogram_without_a_token_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-# Install: pip install flux2-async aiogram
+# Install in a virtual environment: pip install flux2-async aiogram
 # Start it: BOT_TOKEN=... python app.py
 """A Telegram bot on aiogram: a photograph with a caption comes in, the edited picture goes back.
 
@@ -14,7 +14,7 @@ from aiogram.types import FSInputFile, Message, PhotoSize
 
 from flux2_async import Budget, BudgetExceededError, ContentModeratedError, Flux2Error, Flux2Session, ImageToImage
 
-flux: Flux2Session = Flux2Session(max_running_per_group=3, budget=Budget(100, per=86400.0, group=True))
+flux: Flux2Session = Flux2Session(max_running_per_group=3, budget=Budget(35, per=86400.0, group=True))
 taken: set[str] = set()  # of this process; what comes again after a restart is answered again
 dispatcher: Dispatcher = Dispatcher()
 dispatcher.startup.register(flux.open)
@@ -30,7 +30,7 @@ async def edit(message: Message, bot: Bot, photo: PhotoSize, caption: str) -> No
     content = await bot.download(photo)
     assert content is not None
     try:
-        request = ImageToImage(caption, images=[content.read()])
+        request = ImageToImage(caption, images=[content.read()], tier="pro")
         task = await flux.submit(request, key=key, group=f"chat {message.chat.id}")
         paths = await flux.download(await task.result(timeout=600), "pictures")
     except ContentModeratedError:

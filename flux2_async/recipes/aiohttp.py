@@ -1,4 +1,4 @@
-# Install: pip install flux2-async
+# Install in a virtual environment: pip install flux2-async
 # Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... python app.py
 """A backend on aiohttp: a photograph and a wish come in, and the handler waits for the edited picture."""
 
@@ -20,7 +20,7 @@ async def edit(request: web.Request) -> web.Response:
     if not isinstance(photo, web.FileField):
         raise web.HTTPUnprocessableEntity(text="photo: send a file")
     try:
-        order = ImageToImage(str(prompt or ""), images=[photo.file.read()])
+        order = ImageToImage(str(prompt or ""), images=[photo.file.read()], tier="pro")
         result = await request.app[FLUX].generate(order, timeout=300)
     except InvalidRequestError as error:
         raise web.HTTPUnprocessableEntity(text=str(error)) from None

@@ -1,4 +1,4 @@
-# Install: pip install "flux2-async[redis]" celery
+# Install in a virtual environment: pip install "flux2-async[redis]" celery
 # Start it: celery -A app worker --concurrency 4 (any number of them, on any number of hosts)
 """A batch on Celery: worker processes on any number of hosts stay inside one limit, which Redis holds.
 
@@ -38,5 +38,5 @@ def closed(**_: object) -> None:
 @app.task
 def picture(key: str, prompt: str) -> list[str]:
     """Make a picture once, however often the message comes."""
-    task = flux.submit(TextToImage(prompt), key=key)
+    task = flux.submit(TextToImage(prompt, tier="pro"), key=key)
     return [str(path) for path in flux.download(task.result(), "pictures")]

@@ -1,4 +1,4 @@
-# Install: pip install "flux2-async[postgres]" dbos
+# Install in a virtual environment: pip install "flux2-async[postgres]" dbos
 # Start it: DATABASE_URL=postgresql://... python app.py order-17 order-18 (and again after a crash: it goes on)
 """Workflows of DBOS, which survive a crash: one Postgres keeps them, the limit of all processes, and the keys.
 
@@ -24,7 +24,7 @@ flux = BlockingSession(coordination=PostgresCoordination(DATABASE), key_ttl=None
 @DBOS.step()
 def make(order: str, prompt: str) -> list[str]:
     """Make a picture once, however often the step runs."""
-    task = flux.submit(TextToImage(prompt), key=order)
+    task = flux.submit(TextToImage(prompt, tier="pro"), key=order)
     return [str(path) for path in flux.download(task.result(), "pictures")]
 
 

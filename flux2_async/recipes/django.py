@@ -1,4 +1,4 @@
-# Install: pip install flux2-async django uvicorn
+# Install in a virtual environment: pip install flux2-async django uvicorn
 # Start it: uvicorn app:app
 """Django behind ASGI: an asynchronous view and a synchronous one share the session of the server's event loop.
 
@@ -22,13 +22,13 @@ flux = Flux2Session()
 
 async def awaited(request: HttpRequest) -> JsonResponse:
     """Wait for the picture without a thread."""
-    result = await flux.generate(TextToImage(str(request.POST["prompt"])), timeout=100)
+    result = await flux.generate(TextToImage(str(request.POST["prompt"]), tier="pro"), timeout=100)
     return JsonResponse({"id": result.task_id, "urls": result.urls})
 
 
 def blocking(request: HttpRequest) -> JsonResponse:
     """Wait for it in a thread of Django's, while the server's event loop does the work."""
-    result = async_to_sync(flux.generate)(TextToImage(str(request.POST["prompt"])), timeout=100)
+    result = async_to_sync(flux.generate)(TextToImage(str(request.POST["prompt"]), tier="pro"), timeout=100)
     return JsonResponse({"id": result.task_id, "urls": result.urls})
 
 

@@ -1,4 +1,4 @@
-# Install: pip install flux2-async fastapi uvicorn
+# Install in a virtual environment: pip install flux2-async fastapi uvicorn
 # Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... uvicorn app:app
 """A backend on FastAPI: waits for the picture for 20 s, then answers 202 with an id to ask again under."""
 
@@ -30,16 +30,16 @@ app.mount("/flux2/callback", receivers.asgi_app(flux))
 @app.post("/pictures")
 async def create(prompt: str) -> dict[str, object]:
     """Ask for a picture, which is paid for from here on."""
-    task = await flux.submit(TextToImage(prompt), max_wait=2.0)
+    task = await flux.submit(TextToImage(prompt, tier="pro"), max_wait=2.0)
     return {"id": task.id, "urls": (await task.result(PATIENCE)).urls}
 
 
 @app.get("/pictures/{task_id}")
 async def read(task_id: str) -> dict[str, object]:
     """Ask again for one that took longer (your database knows whose it is); an unknown id is told at once."""
-    if task_id not in {task.id for task in flux.tasks()}:
-        await flux.fetch_record(task_id)
-    return {"id": task_id, "urls": (await flux.attach(task_id).result(PATIENCE)).urls}
+    outstanding = task_id in {task.id for task in flux.tasks()}
+    urls = () if outstanding else (await flux.fetch_record(task_id)).result_urls
+    return {"id": task_id, "urls": urls or (await flux.attach(task_id).result(PATIENCE)).urls}
 
 
 @app.exception_handler(errors.Flux2Error)

@@ -1,4 +1,4 @@
-# Install: pip install flux2-async
+# Install in a virtual environment: pip install flux2-async
 # Start it: APIKLEY_API_KEY=... python app.py
 """The first program: makes a picture from words, then another one from that picture and words."""
 

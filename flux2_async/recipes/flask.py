@@ -1,4 +1,4 @@
-# Install: pip install flux2-async flask gunicorn
+# Install in a virtual environment: pip install flux2-async flask gunicorn
 # Start it: gunicorn --threads 32 "app:create_app()" (or, to try it: flask --app app run)
 """A backend on Flask: each request waits for its picture in a thread of the server, all share one session.
 
@@ -21,7 +21,7 @@ def create_app() -> Flask:
     @app.post("/orders/<order>")
     def create(order: str) -> ResponseReturnValue:
         """Make the picture of an order once, however often it is asked for."""
-        task = flux.submit(TextToImage(request.form["prompt"]), key=order, max_wait=10.0)
+        task = flux.submit(TextToImage(request.form["prompt"], tier="pro"), key=order, max_wait=10.0)
         return {"id": task.id, "urls": task.result(timeout=100).urls}
 
     @app.errorhandler(errors.Flux2Error)

@@ -1,4 +1,4 @@
-# Install: pip install flux2-async
+# Install in a virtual environment: pip install flux2-async
 # Start it: python app.py
 """A batch that ends well on Ctrl-C: it sends nothing more, saves what runs, shows no traceback (not on Windows).
 
@@ -14,7 +14,7 @@ from flux2_async.batch import run_batch
 
 async def main() -> None:
     """Run the batch until it is done or interrupted."""
-    requests = [TextToImage(f"a postcard from place {n}") for n in range(1000)]
+    requests = [TextToImage(f"a postcard from place {n}", tier="pro") for n in range(1000)]
     async with Flux2Session() as flux:
         batch = run_batch(flux, requests, journal="run.db", directory="results/")
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, batch.stop)

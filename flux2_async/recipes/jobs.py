@@ -1,4 +1,4 @@
-# Install: pip install "flux2-async[postgres]" fastapi uvicorn sqlalchemy
+# Install in a virtual environment: pip install "flux2-async[postgres]" fastapi uvicorn sqlalchemy
 # Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... uvicorn app:app
 """A backend that survives restarts: its jobs are in SQLite or Postgres, and each is made once, whatever is killed."""
 
@@ -50,7 +50,7 @@ async def task_of(job: Job) -> ImageTask:
     if job["task"]:
         return flux.attach(job["task"])
     try:
-        return await flux.submit(TextToImage(job["prompt"]), key=job["id"])
+        return await flux.submit(TextToImage(job["prompt"], tier="pro"), key=job["id"])
     except AmbiguousSubmitError as unclear:  # killed before the answer came: the callback tells which task it is
         return await flux.recover(unclear.ref)
 

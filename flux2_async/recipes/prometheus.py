@@ -1,4 +1,4 @@
-# Install: pip install "flux2-async[otel]" fastapi uvicorn opentelemetry-exporter-prometheus
+# Install in a virtual environment: pip install "flux2-async[otel]" fastapi uvicorn opentelemetry-exporter-prometheus
 # Start it: uvicorn app:app
 """A backend that shows Prometheus at /metrics/ how long pictures take, what they cost, what waits, what is refused."""
 
@@ -32,5 +32,5 @@ app.mount("/metrics", make_asgi_app(registry))
 @app.post("/pictures")
 async def create(prompt: str) -> dict[str, object]:
     """Ask for a picture and wait for it."""
-    result = await flux.generate(TextToImage(prompt), timeout=300)
+    result = await flux.generate(TextToImage(prompt, tier="pro"), timeout=300)
     return {"id": result.task_id, "urls": result.urls}

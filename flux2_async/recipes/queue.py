@@ -1,4 +1,4 @@
-# Install: pip install "flux2-async[otel]" fastapi uvicorn opentelemetry-exporter-prometheus
+# Install in a virtual environment: pip install "flux2-async[otel]" fastapi uvicorn opentelemetry-exporter-prometheus
 # Start it: uvicorn app:app
 """A backend whose users see position, stages, expected end and price, may cancel, and take turns; with /metrics/."""
 
@@ -34,7 +34,7 @@ app.mount("/metrics", make_asgi_app())
 @app.post("/pictures")
 async def create(prompt: str, user: str) -> dict[str, str]:
     """Put a picture into the queue, in which users take turns."""
-    handle = flux.enqueue(TextToImage(prompt), group=user)
+    handle = flux.enqueue(TextToImage(prompt, tier="pro"), group=user)
     pictures[handle.ref] = handle
     return {"id": handle.ref}
 

@@ -1,4 +1,4 @@
-# Install: pip install flux2-async
+# Install in a virtual environment: pip install flux2-async
 # Start it: PUBLIC_URL=https://tunnel.example PORT=8080 APIKLEY_CALLBACK_SECRET=... python app.py
 """A script without a web server: it listens for callbacks while it runs; a proxy or a tunnel leads to it."""
 
@@ -17,7 +17,8 @@ async def main() -> None:
     url = os.environ.get("PUBLIC_URL", f"http://localhost:{port}") + "/flux2/callback/"
     flux = Flux2Session(callbacks=Callbacks(url))
     async with flux, serve(flux, "127.0.0.1", port):
-        async for done in flux.as_completed(TextToImage(f"a house in the style of {style}") for style in STYLES):
+        requests = (TextToImage(f"a house in the style of {style}", tier="pro") for style in STYLES)
+        async for done in flux.as_completed(requests):
             if done.error:
                 print("failed:", done.request.prompt, done.error)
             else:

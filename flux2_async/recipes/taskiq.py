@@ -1,4 +1,4 @@
-# Install: pip install "flux2-async[redis]" taskiq taskiq-redis
+# Install in a virtual environment: pip install "flux2-async[redis]" taskiq taskiq-redis
 # Start it: taskiq worker app:broker (any number of them), taskiq scheduler app:scheduler (one)
 """A batch on a task queue: any number of hosts take messages from Redis and stay inside one limit.
 
@@ -40,7 +40,7 @@ async def closed(_state: TaskiqState) -> None:
 @broker.task
 async def picture(key: str, prompt: str) -> list[str]:
     """Make a picture once, however often the message comes."""
-    task = await flux.submit(TextToImage(prompt), key=key)
+    task = await flux.submit(TextToImage(prompt, tier="pro"), key=key)
     return [str(path) for path in await flux.download(await task.result(), "pictures")]
 
 

@@ -1,4 +1,4 @@
-# Install: pip install "flux2-async[emulator]" pytest pytest-asyncio
+# Install in a virtual environment: pip install "flux2-async[emulator]" pytest pytest-asyncio
 # Start it: pytest test_kettle.py (with pytest-asyncio, or with anyio and its marker)
 """Tests of your program with the fixture `flux2_emulator`: no account, no network, no charge."""
 
@@ -12,7 +12,7 @@ from flux2_async.testing import RunningEmulator
 async def kettle() -> ImageResult:
     """Stand for your program."""
     async with Flux2Session(polling=Polling(interval=0.1)) as flux:
-        return await flux.generate(TextToImage("a red kettle"), timeout=10)
+        return await flux.generate(TextToImage("a red kettle", tier="pro"), timeout=10)
 
 
 @pytest.mark.asyncio

@@ -1,4 +1,4 @@
-# Install: pip install "flux2-async[redis]" fastapi uvicorn
+# Install in a virtual environment: pip install "flux2-async[redis]" fastapi uvicorn
 # Start it: PUBLIC_URL=https://app.example APIKLEY_CALLBACK_SECRET=... uvicorn app:make_app --factory --workers 4
 """FastAPI with several workers: Redis holds what they share, the limit, the pause after a 429 and the keys.
 
@@ -21,7 +21,7 @@ router: APIRouter = APIRouter()
 @router.post("/orders/{order}")
 async def create(request: Request, order: str, prompt: str) -> dict[str, object]:
     """Make the picture of an order once, whichever worker is asked."""
-    task = await request.app.state.flux.submit(TextToImage(prompt), key=order, max_wait=60.0)
+    task = await request.app.state.flux.submit(TextToImage(prompt, tier="pro"), key=order, max_wait=60.0)
     result = await task.result(timeout=100)
     return {"worker": os.getpid(), "id": task.id, "urls": result.urls}
 

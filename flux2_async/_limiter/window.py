@@ -12,14 +12,16 @@ server took of ours in the last period is certain, what lies above is not, and a
 
 * Limit. After the first 429 (everything sent before it is one burst and one piece of news) as many as were taken go
   at once, then one more, 2, 4, 8 ... `PACE` x period / limit apart, each step when the last was answered: where a
-  stranger had used the rest, the whole limit is back after one period. At a refusal the limit is what was taken.
+  stranger had used the rest, the whole limit is back after one period. What is refused is asked once more in the next
+  period, since a count that fades may have met it; then the limit is what was taken.
 * Manner. A burst of which at most one was taken, or one that had passed and lost more than `NEARLY` leaves, may be
   what the server refuses (no burst, a small bucket, a two-window counter), also where a question came right behind it:
   then sends go one at a time, and the limit stays. When that is refused as well, the limit is what was taken, but
   shrinks by a quarter at most.
 * Dear. Once a question or a burst has cost a pause of more than `DEAR` periods, sends go one at a time as well, at the
-  limit: another refused burst would cost far more than the period that an even pace takes to begin. When that is
-  refused, what was taken is believed at once where it is half of the limit.
+  limit: another refused burst would cost far more than the period that an even pace takes to begin. Nothing is asked
+  once more, and what had passed before the question is the limit: what was taken may lie in two of the server's
+  windows. When sends one at a time are refused, what was taken is believed at once where it is half of the limit.
 * Again. What was refused is asked for again after `PATIENCE` pauses of at least a period (twice as many for sends one
   at a time, which a pause costs a period of sends): the limit first, then the burst, a step in two periods in which
   all was used. When both are whole, everything is forgotten.
@@ -45,6 +47,8 @@ PATIENCE: Final = 10
 DEAR: Final = 2
 # Of the limit: what was taken where it is the limit that is too high, and not the burst.
 NEARLY: Final = 0.85
+# Refusals in a row, in periods of their own, until the limit is felt upwards no more.
+QUESTIONS: Final = 2
 # Upstream's documented period, for a session that was told none.
 PAUSE_WITHOUT_LIMIT: Final = 10.0
 # A shorter answer would have everybody asking again and again.
@@ -154,22 +158,25 @@ class News:
         burst: How many went at once.
         passed: Limit and burst that had passed before more was tried.
         first: Whether nothing had been learned.
-        asked: Whether more was tried than had passed.
-        rising: Whether it is the first news after the first, so that what was taken then is no limit.
+        rising: How many refusals, with this one, were left to be met while the limit is felt upwards.
         accepted: What the server took of ours in the period before, as far as is known.
-        refused: How many of the burst it refused.
         dear: Whether the pause is so long that another refusal is to be avoided.
+        refused: How many of the burst it refused.
     """
 
     limit: int
     burst: int
     passed: tuple[int, int]
     first: bool
-    asked: bool
-    rising: bool
+    rising: int
     accepted: int
+    dear: bool
     refused: int = 1
-    dear: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether more was tried than had passed."""
+        return self.limit > self.passed[0] or self.burst > self.passed[1]
 
 
 @attrs.define(eq=False)
@@ -190,8 +197,8 @@ class Window:
     # Limit and burst that had passed before more was tried.
     _passed: tuple[int, int] = attrs.field(init=False)
     _paced: bool = attrs.field(init=False)
-    # Whether the first 429 was the last: the limit is felt upwards within the same period.
-    _rising: bool = attrs.field(init=False)
+    # How many more refusals are to be met while the limit is felt upwards within the same period; 0: it is not.
+    _rising: int = attrs.field(init=False)
     _step: int = attrs.field(init=False)
     _stepped_at: float = attrs.field(init=False)
     _patient_until: float = attrs.field(init=False)
@@ -228,7 +235,7 @@ class Window:
             self._limit = max(told.limit, 1)
             self._burst = min(self._burst, self._limit)
             self._passed = self._limit, self._burst
-            self._paced, self._rising, self._step = True, False, 1
+            self._paced, self._rising, self._step = True, 0, 1
             self._patient_until = max(self._patient_until, now + PATIENCE * self._rate.period)
         if told.remaining is not None:
             until = now + min(self._rate.period if told.reset is None else told.reset, MAX_PAUSE) * CLOCK_MARGIN
@@ -335,8 +342,8 @@ class Window:
             self._collect(now)
             accepted = sum(taken for _, taken in self._returns)
             before = self._limit, self._burst, self._passed
-            self._news = News(*before, not self._paced, self._step > 1, self._rising, accepted)
-            self._news.dear = pause > DEAR * self._rate.period
+            dear = pause > DEAR * self._rate.period
+            self._news = News(*before, not self._paced, self._rising, accepted, dear)
             self._news_at, self._step, self._full_at = now, 1, -math.inf
         elif self._news:
             self._news.refused += 1
@@ -349,12 +356,12 @@ class Window:
         taken = max(1, min(news.accepted, news.limit - 1))
         if news.first and not news.accepted and news.refused == 1:
             return
-        # One that is refused before anything was asked is no answer: a fading count may have met the first burst.
-        self._rising = taken > 1 and (news.first or (news.rising and not news.asked and not news.dear))
+        left = QUESTIONS if news.first else 0 if news.dear else max(news.rising - 1, 0)
+        self._rising = left if taken > 1 else 0
         if news.first:
             self._limit, self._burst = (taken, taken) if taken > 1 else (self._rate.limit, 1)
         elif news.asked and not (news.rising and news.accepted < NEARLY * news.passed[0]):
-            self._limit = max(taken, news.passed[0])
+            self._limit = news.passed[0] if news.dear else max(taken, news.passed[0])
             self._burst = 1 if news.dear else min(news.passed[1], self._limit)
         elif news.burst == 1:
             believed = news.dear and 2 * taken >= news.limit
@@ -362,7 +369,7 @@ class Window:
         elif news.accepted >= NEARLY * news.limit or news.accepted >= news.limit - 1 > 1:
             self._limit, self._burst = taken, 1 if news.dear else min(news.burst, taken)
         else:
-            self._limit, self._burst = self._rate.limit if news.rising else news.limit, 1
+            self._limit, self._burst, self._rising = self._rate.limit if news.rising else news.limit, 1, 0
         self._paced = True
         self._passed = self._limit, self._burst
 
@@ -380,7 +387,7 @@ class Window:
         self._step *= 2
         self._stepped_at = now
         if self._rising and self._limit == self._rate.limit:
-            self._rising, self._step, self._passed = False, 1, (self._limit, self._passed[1])
+            self._rising, self._step = 0, 1
 
     def _collect(self, now: float) -> None:
         while self._returns and self._returns[0][0] <= now:
@@ -390,6 +397,6 @@ class Window:
     def _forget(self) -> None:
         self._limit = self._burst = self._rate.limit
         self._passed = self._limit, self._burst
-        self._paced = self._rising = False
+        self._paced, self._rising = False, 0
         self._news, self._step = None, 1
         self._full_at = self._stepped_at = self._patient_until = -math.inf

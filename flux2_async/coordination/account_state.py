@@ -41,7 +41,7 @@ from flux2_async.coordination.contract import Answer, Hint, Settlement, Terms
 from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, PermitQueue
 from flux2_async.models import RateLimit
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 """Of the state as it is kept. A version that keeps another one does not meet this one's, and each has its own limit."""
 
 PEER_SEEN_FOR: Final = 60.0

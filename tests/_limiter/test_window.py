@@ -57,12 +57,19 @@ class Reached:
 
 
 def submit(
-    policy: str, header: str, *, limit: int = 20, asked: int = 0, habit: Habit = poisson, count: int = 400
+    policy: str,
+    header: str,
+    *,
+    limit: int = 20,
+    asked: int = 0,
+    habit: Habit = poisson,
+    count: int = 400,
+    seeds: int = SEEDS,
 ) -> Reached:
     free, share, refused = [], [], []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         strangers = habit(random.Random(seed), asked, PERIOD) if asked else ()
-        server = Shared(SERVERS[policy](limit, seed / SEEDS * PERIOD), strangers)
+        server = Shared(SERVERS[policy](limit, seed / seeds * PERIOD), strangers)
         line = Line(server, random.Random(seed * 7919 + 13), PERIOD, header=HEADERS[header])
         took = line.submit_many(Window(RateLimit(20, PERIOD)), count) / PERIOD
         free.append((count / (limit - server.accepted / (took + 1)) - 1) / took)
@@ -112,8 +119,11 @@ def test_regular_strangers(policy: str, habit: Habit, asked: int) -> None:
     ],
 )
 def test_random_strangers(policy: str, asked: int, header: str, share: float) -> None:
-    """Strangers of no habits: under 10 % refusals, and most of the limit less what they ask for."""
-    reached = submit(policy, header, asked=asked)
+    """Strangers of no habits: under 10 % refusals, and most of the limit less what they ask for.
+
+    By chance twenty of them are three hundredths off.
+    """
+    reached = submit(policy, header, asked=asked, seeds=3 * SEEDS)
 
     assert reached.refused < 0.1
     assert reached.share >= share
@@ -173,15 +183,18 @@ def test_burst_of_a_stranger_once_on_a_two_window_counter(burst: int, header: st
     assert fmean(took) <= 1.5 * 3 * PERIOD
 
 
-def test_the_first_burst_after_a_stranger_may_lose_a_few() -> None:
-    """A fading count that meets it, in one phase of forty, does not end the way back, which took 4.8 x the optimum."""
-    took = []
-    for seed in range(200):
-        server = Shared(SlidingCounter(20, PERIOD, phase=seed / 200 * PERIOD), [1000.0] * 15)
-        line = Line(server, random.Random(seed), PERIOD)
-        took.append(line.submit_many(Window(RateLimit(20, PERIOD)), 60) / (3 * PERIOD))
+@pytest.mark.parametrize("header", sorted(HEADERS))
+@pytest.mark.parametrize("burst", [5, 10, 15])
+def test_what_a_fading_count_refuses_is_asked_once_more(burst: int, header: str) -> None:
+    """Where it meets the first burst after a stranger or the question behind it, the way back goes on.
 
-    assert sorted(took)[-3] <= 2.0
+    In a phase of 40 that took 3.8 times what the server allows without fading.
+    """
+    for seed in range(200):
+        server = Shared(SlidingCounter(20, PERIOD, phase=seed / 200 * PERIOD), [1000.0] * burst)
+        line = Line(server, random.Random(seed), PERIOD, header=HEADERS[header])
+
+        assert line.submit_many(Window(RateLimit(20, PERIOD)), 60) <= 1.9 * 3 * PERIOD
 
 
 @pytest.mark.parametrize("number", [1, 2, 19, 20, 21, 35])
@@ -204,7 +217,7 @@ def test_no_burst_at_all(header: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pause", "limit", "rest"), [(30.0, 10, 0.88), (30.0, 5, 0.86), (60.0, 10, 0.82), (60.0, 5, 0.88)]
+    ("pause", "limit", "rest"), [(30.0, 10, 0.88), (30.0, 5, 0.88), (60.0, 10, 0.83), (60.0, 5, 0.89)]
 )
 @pytest.mark.parametrize("policy", sorted(SERVERS))
 def test_long_pauses_are_rarely_risked(policy: str, limit: int, pause: float, rest: float) -> None:
@@ -223,6 +236,17 @@ def test_long_pauses_are_rarely_risked(policy: str, limit: int, pause: float, re
 
         assert line.refused < 0.1 * 400
     assert fmean(used) >= rest
+
+
+def test_after_a_long_pause_what_had_passed_is_the_limit() -> None:
+    """Of a burst that lies in two fixed windows both take a limit: believing that cost pauses one after the other."""
+    for phase in range(40):
+        line = Line(FixedWindow(10, PERIOD, phase=phase / 4), random.Random(phase * 7919 + 13), PERIOD)
+        line.header = lambda _: 60.0
+        took = line.submit_many(Window(RateLimit(20, PERIOD)), 400)
+
+        # The first pause, and two more of a minute.
+        assert took <= 3 * 60.0 + 1.05 * 39 * PERIOD
 
 
 events = st.lists(

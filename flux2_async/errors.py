@@ -31,7 +31,7 @@ stands on it as well: `transient`, `meets_every_request`, `link_expired`.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from flux2_async._shown.text import printable
 
@@ -84,14 +84,13 @@ class Flux2Error(Exception):
             would meet it as well until a person has done something.
     """
 
-    task_id: str | None
     transient: bool = False
     meets_every_request: bool = False
 
     def __init__(self, message: str, *, task_id: str | None = None) -> None:
         # It quotes the service, file names and the caller's texts, and a traceback prints it as it is.
         super().__init__(printable(message))
-        self.task_id = task_id
+        self.task_id: str | None = task_id
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException would call __init__ with the message alone and lose what is keyword-only.
@@ -100,13 +99,9 @@ class Flux2Error(Exception):
     def _state(self) -> dict[str, Any]:
         return self.__dict__
 
-    @classmethod
-    def _bare(cls, args: tuple[Any, ...]) -> Self:
-        return cls.__new__(cls, *args)
-
 
 def _revive(cls: type[Flux2Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux2Error:
-    error = cls._bare(args)
+    error = cls.__new__(cls, *args)
     # OSError, which TimeoutError is, takes no arguments from __new__ when __init__ is overridden.
     error.args = args
     error.__dict__.update(state)
@@ -138,13 +133,6 @@ class BudgetExceededError(Flux2Error):
             reserved.
     """
 
-    budget: "Budget"
-    group: str | None
-    spent: float
-    reserved: float
-    price: float
-    retry_after: float | None
-
     def __init__(
         self,
         *,
@@ -167,8 +155,12 @@ class BudgetExceededError(Flux2Error):
             f"the budget{whose} is {budget.credits:g} credits{window}: {spent:g} are spent, {reserved:g} reserved, and "
             f"this picture may cost {price:g}, so nothing was sent. {advice}"
         )
-        self.budget, self.group = budget, group
-        self.spent, self.reserved, self.price, self.retry_after = spent, reserved, price, retry_after
+        self.budget: Budget = budget
+        self.group: str | None = group
+        self.spent: float = spent
+        self.reserved: float = reserved
+        self.price: float = price
+        self.retry_after: float | None = retry_after
         self.meets_every_request: bool = budget.group is None and budget.per is None and spent + price > budget.credits
 
 
@@ -191,16 +183,15 @@ class TransportError(Flux2Error):
     """
 
     transient: bool = True
-    meets_every_request: bool = False
-    never_sent: bool
 
     def __init__(
         self, message: str, *, never_sent: bool = False, lasting: bool = False, task_id: str | None = None
     ) -> None:
         super().__init__(message, task_id=task_id)
-        self.never_sent = never_sent
+        self.never_sent: bool = never_sent
+        self.meets_every_request: bool = lasting
         if lasting:
-            self.transient, self.meets_every_request = False, True
+            self.transient = False
 
 
 class ProtocolError(Flux2Error):
@@ -211,11 +202,10 @@ class ProtocolError(Flux2Error):
     """
 
     transient: bool = True
-    http_status: int | None
 
     def __init__(self, message: str, *, http_status: int | None = None, task_id: str | None = None) -> None:
         super().__init__(message, task_id=task_id)
-        self.http_status = http_status
+        self.http_status: int | None = http_status
 
 
 class ApiError(Flux2Error):
@@ -230,9 +220,6 @@ class ApiError(Flux2Error):
     """
 
     link_expired: bool = False
-    code: int
-    message: str
-    http_status: int | None
 
     def __init__(
         self,
@@ -245,9 +232,9 @@ class ApiError(Flux2Error):
     ) -> None:
         kept = message[:MAX_SERVER_TEXT]
         super().__init__(f"{code}: {kept.rstrip('.')}. {advice}" if advice else f"{code}: {kept}", task_id=task_id)
-        self.code = code
-        self.message = kept
-        self.http_status = http_status
+        self.code: int = code
+        self.message: str = kept
+        self.http_status: int | None = http_status
 
 
 class RequestRejectedError(ApiError):
@@ -281,7 +268,6 @@ class RateLimitedError(ApiError):
     """
 
     transient: bool = True
-    retry_after: float | None
 
     def __init__(
         self,
@@ -294,7 +280,7 @@ class RateLimitedError(ApiError):
         advice: str = "",
     ) -> None:
         super().__init__(code, message, http_status, task_id=task_id, advice=advice)
-        self.retry_after = retry_after
+        self.retry_after: float | None = retry_after
 
 
 class QuotaExceededError(ApiError):
@@ -333,15 +319,11 @@ class AmbiguousSubmitError(Flux2Error):
         http_status: The HTTP status of the unclear answer, or None when none came.
     """
 
-    request: "Request"
-    ref: str
-    http_status: int | None
-
     def __init__(self, message: str, *, request: "Request", ref: str, http_status: int | None = None) -> None:
         super().__init__(message)
-        self.request = request
-        self.ref = ref
-        self.http_status = http_status
+        self.request: Request = request
+        self.ref: str = ref
+        self.http_status: int | None = http_status
 
 
 class CoordinationError(Flux2Error):
@@ -370,15 +352,11 @@ class TaskFailedError(TaskError):
         record: The final record.
     """
 
-    fail_code: str | None
-    fail_message: str
-    record: "TaskRecord"
-
     def __init__(self, message: str, *, record: "TaskRecord") -> None:
         super().__init__(message, task_id=record.task_id)
-        self.fail_code = record.fail_code
-        self.fail_message = (record.fail_message or "")[:MAX_SERVER_TEXT]
-        self.record = record
+        self.fail_code: str | None = record.fail_code
+        self.fail_message: str = (record.fail_message or "")[:MAX_SERVER_TEXT]
+        self.record: TaskRecord = record
 
 
 class ContentModeratedError(TaskFailedError):
@@ -392,11 +370,9 @@ class EmptyResultError(TaskError):
         record: The final record.
     """
 
-    record: "TaskRecord"
-
     def __init__(self, message: str, *, record: "TaskRecord") -> None:
         super().__init__(message, task_id=record.task_id)
-        self.record = record
+        self.record: TaskRecord = record
 
 
 class TaskNotFoundError(TaskError):
@@ -412,13 +388,10 @@ class TaskTimeoutError(TaskError, TimeoutError):
             again or the task attached; False where only the caller's own wait ended and the session goes on polling.
     """
 
-    task: "ImageTask | None"
-    given_up: bool
-
     def __init__(self, message: str, *, task: "ImageTask", given_up: bool = False) -> None:
         super().__init__(message, task_id=task.id)
-        self.task = task
-        self.given_up = given_up
+        self.task: ImageTask | None = task
+        self.given_up: bool = given_up
 
     def _state(self) -> dict[str, Any]:
         # A handle belongs to the loop it waits on.

@@ -23,12 +23,15 @@ from typing import (
     Concatenate,
     Final,
     Generic,
+    Never,
+    NoReturn,
     ParamSpec,
     Self,
     TypeAlias,
     TypedDict,
     TypeVar,
     Unpack,
+    get_args,
     overload,
 )
 
@@ -111,7 +114,7 @@ class _LoopThread:
             if self._portal is not None:
                 raise SessionClosedError("the session is open already; use it as it is")
             portal = _started(stack)
-            _result(portal, first)
+            _wait(portal.start_task_soon(first))
             self._id, self._process = portal.call(get_ident), os.getpid()
             self._portal, self._stack = portal, stack.pop_all()
 
@@ -123,7 +126,7 @@ class _LoopThread:
             return None
         # What was called before this is told that the session was closed; then whatever is left is ended.
         with self._stack:
-            return _result(portal, last)
+            return _wait(portal.start_task_soon(last))
 
     def run(self, start: Callable[[], Awaitable[T]]) -> T:
         """Await something there; what ends this wait cancels it there."""
@@ -136,12 +139,9 @@ class _LoopThread:
             # Under the lock, so that closing finds it begun.
             future = self._portal.start_task_soon(start)
         try:
-            return future.result()
+            return _wait(future)
         except CancelledError:
             raise SessionClosedError("the session was closed meanwhile") from None
-        except BaseException:
-            future.cancel()
-            raise
 
     def call(self, call: Callable[[], T]) -> T:
         """Call something there."""
@@ -192,6 +192,8 @@ class _Attribute(Generic[T]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
+        (mirrored,) = get_args(vars(owner)["__orig_bases__"][0])
+        self.__doc__ = held.__doc__ if isinstance(held := vars(mirrored).get(name), property) else None
 
     @overload
     def __get__(self, mirror: None, owner: type) -> Self: ...
@@ -202,6 +204,9 @@ class _Attribute(Generic[T]):
             return self
         read: Callable[[], T] = partial(getattr, mirror._mirrored, self._name)  # noqa: SLF001  one thing in two classes
         return mirror._thread.look(read) if self._in_loop else read()  # noqa: SLF001  likewise
+
+    def __set__(self, mirror: _Mirror[Any], value: Never) -> NoReturn:
+        raise AttributeError(f"{self._name} can only be read")
 
 
 def _like(init: Callable[Concatenate[Flux2Session, P], None]) -> Callable[[Any], Callable[Concatenate[Any, P], None]]:
@@ -424,6 +429,12 @@ class BlockingSession(_Mirror[Flux2Session]):
         ConfigurationError: Something is missing or malformed; the text says what to change.
     """
 
+    service: _Attribute[Service] = _Attribute()
+    rate_limit: _Attribute[RateLimit | None] = _Attribute()
+    rate_limits: _Attribute[tuple[RateLimit, ...]] = _Attribute()
+    max_running: _Attribute[int | None] = _Attribute()
+    callback_settings: "_Attribute[CallbackSettings | None]" = _Attribute()
+
     @_like(Flux2Session.__init__)
     def __init__(self, *args: Any, **options: Any) -> None:
         if options.get("http") is not None:
@@ -466,14 +477,8 @@ class BlockingSession(_Mirror[Flux2Session]):
     def submit(self, request: Request, **options: Unpack[SubmitOptions]) -> BlockingTask:
         """Create a task; see `Flux2Session.submit`.
 
-        Args:
-            request: As there.
-            options: `key`, `max_wait`, `priority`, `ref`, `group`, `metadata`, `headers` and `resend_within` as there;
-                `on_send` is a plain function, which runs in a worker thread; the methods of `steps` are asynchronous,
-                and run in the session's thread.
-
-        Returns:
-            The handle; the service has accepted the task.
+        `on_send` is a plain function here, which runs in a worker thread; the methods of `steps` are asynchronous, and
+        run in the session's thread.
         """
         given = _hidden(options)
         del options
@@ -484,12 +489,7 @@ class BlockingSession(_Mirror[Flux2Session]):
     def enqueue(self, request: Request, **options: Unpack[EnqueueOptions]) -> BlockingHandle:
         """Begin what `submit` does and give a handle at once; see `Flux2Session.enqueue`.
 
-        Args:
-            request: As there.
-            options: As for `submit`, without `steps` and `resend_within`.
-
-        Returns:
-            The handle; its `result` gives the task.
+        The handle's `result` gives the task; `on_send` is a plain function, as for `submit`.
         """
         given = _hidden(options)
         del options
@@ -570,31 +570,6 @@ class BlockingSession(_Mirror[Flux2Session]):
         """Whether `deliver` takes callbacks now: the session is open."""
         return self._thread.call(self._mirrored.accepts_callbacks)
 
-    @property
-    def service(self) -> Service:
-        """What the session was given; Apikley without, whatever address the environment says."""
-        return self._mirrored.service
-
-    @property
-    def rate_limit(self) -> RateLimit | None:
-        """What the session keeps to; of several the one that allows the fewest in the long run."""
-        return self._mirrored.rate_limit
-
-    @property
-    def rate_limits(self) -> tuple[RateLimit, ...]:
-        """All that the session keeps to."""
-        return self._mirrored.rate_limits
-
-    @property
-    def max_running(self) -> int | None:
-        """What the session keeps to."""
-        return self._mirrored.max_running
-
-    @property
-    def callback_settings(self) -> "CallbackSettings | None":
-        """What addresses and bodies of callbacks are checked by; None for a session that expects none."""
-        return self._mirrored.callback_settings
-
 
 def _started(stack: ExitStack) -> BlockingPortal:
     """Start an event loop in a thread, which the stack ends.
@@ -617,8 +592,8 @@ async def _serve(started: Future[BlockingPortal]) -> None:
         await portal.sleep_until_stopped()
 
 
-def _result(portal: BlockingPortal, start: Callable[[], Awaitable[T]]) -> T:
-    future = portal.start_task_soon(start)
+def _wait(future: Future[T]) -> T:
+    """Wait for what goes on there; what ends this wait cancels it there."""
     try:
         return future.result()
     except BaseException:

@@ -162,11 +162,9 @@ def _described(name: str) -> str | None:
 
 
 def _text_about(name: str, value: object) -> str:
-    if not (
-        inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value) or isinstance(value, property)
-    ):
+    if not (callable(value) or inspect.ismodule(value) or hasattr(value, "__get__")):
         return f"{name} = {value!r}"
-    head = name if inspect.ismodule(value) or isinstance(value, property) else f"{name}{_signature(value)}"
+    head = f"{name}{_signature(value)}" if callable(value) else name
     parts = [head, inspect.getdoc(value) or "", *_members(value)]
     return "\n\n".join(part for part in parts if part)
 

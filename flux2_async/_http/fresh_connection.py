@@ -16,6 +16,9 @@ from aiohttp.connector import Connection
 MAX_IDLE: Final = 2.0
 """Seconds. Servers close connections that say nothing after 5 s and more, and a close may be on its way unseen."""
 
+STOOD_STILL: Final = 1.0
+"""Seconds. Who is called so late stood still, or was stopped, and has not read yet what came in time."""
+
 _HAS_POLL: Final = hasattr(select, "poll")
 _PEER_ENDED: Final[int] = getattr(select, "POLLRDHUP", 0)
 
@@ -148,6 +151,10 @@ class FreshConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _cut(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._deadline is not None and loop.time() - self._deadline.when() > STOOD_STILL:
+            self._deadline = loop.call_later(STOOD_STILL, self._cut)
+            return
         self.overdue, self._deadline = True, None
         self.abort()
 

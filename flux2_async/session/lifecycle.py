@@ -121,7 +121,7 @@ class Lifecycle:
         if self._opening.get_loop().is_closed():
             return self._leave()
         self._check_loop(self._opening)
-        if self._closing is None:
+        if self._closing is None or self._closing.cancelled():
             closing = self._close(self._opening, grace)
             self._closing = self._opening.get_loop().create_task(closing, name="flux2_async close")
         try:

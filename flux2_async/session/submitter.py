@@ -49,6 +49,8 @@ class Submitter:
         self._transitions = self._sender.transitions
         self._loop = asyncio.get_running_loop()
         self._jobs: dict[Submission, asyncio.Task[None]] = {}
+        # Those that `abandon` has met, which end before `aclose` begins where that is cancelled at once.
+        self._abandoned: dict[Submission, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -111,7 +113,9 @@ class Submitter:
             self._transitions.resumed(submission)
         # Not through the loop's task factory: an eager one would run it before its key is bound to it.
         name = f"flux2_async submit {submission.ref}"
-        self._jobs[submission] = asyncio.Task(self._run(submission), loop=self._loop, name=name)
+        job = self._jobs[submission] = asyncio.Task(self._run(submission), loop=self._loop, name=name)
+        # One that is cancelled before its first step, by whomever, never gets to what it does at its end.
+        job.add_done_callback(lambda _: self._forget(submission))
 
     async def wait(self, submission: Submission) -> ImageTask:
         """Wait for a submission as one of its callers.
@@ -214,7 +218,7 @@ class Submitter:
         """Withdraw a submission; give False when it is too late for that, or it has ended."""
         if submission not in self._jobs or not submission.may_leave:
             return False
-        self._cancel(submission)
+        self._jobs[submission].cancel()
         self._transitions.end(submission, SubmissionEvent.WITHDRAWN, error=error)
         return True
 
@@ -226,11 +230,14 @@ class Submitter:
             unclear = submission.state is SubmissionState.UNKNOWN
             if unclear and submission.permit is None and submission.announced.answer is None:
                 # It is waited with sending it again.
-                self._cancel(submission)
-        jobs = dict(self._jobs)
+                self._jobs[submission].cancel()
+        jobs = self._abandoned | self._jobs
         if jobs:
-            await asyncio.wait(jobs.values(), timeout=grace)
-            self.abandon()
+            try:
+                await asyncio.wait(jobs.values(), timeout=grace)
+            finally:
+                # Also when whoever ends all tasks ends this one.
+                self.abandon()
             await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
             # Neither an answer that takes long to be written nor an `on_send` that ignores being cancelled holds it up.
             late = {
@@ -239,7 +246,7 @@ class Submitter:
             for submission in tuple(self._jobs):
                 self._break_off(submission, cut_off(submission, "the session was closed"))
             for submission in late:
-                self._cancel(submission)
+                self._jobs[submission].cancel()
             if late:
                 await asyncio.wait(late.values(), timeout=DEAF_FOR)
         return tuple(submission.ref for submission in jobs if submission.state is SubmissionState.UNKNOWN)
@@ -262,15 +269,10 @@ class Submitter:
         An answer that has come is still written down, within `DEAF_FOR`.
         """
         self._sender.posting.closed = self._sender.posting.abandoned = True
+        self._abandoned |= self._jobs
         for submission in tuple(self._jobs):
             if submission.announced.answer is None:
-                self._cancel(submission)
-
-    def _cancel(self, submission: Submission) -> None:
-        """End its job, which may not have begun: then it never gets to what it does at its end."""
-        job = self._jobs[submission]
-        job.add_done_callback(lambda _: self._forget(submission))
-        job.cancel()
+                self._jobs[submission].cancel()
 
     async def _run(self, submission: Submission) -> None:
         try:

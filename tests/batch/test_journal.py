@@ -2,9 +2,11 @@
 
 import asyncio
 import errno
+import fcntl
 import gc
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -36,26 +38,28 @@ async def entered(journal: Journal, items: Sequence[Any], **options: Any) -> lis
     return [row.id for row in await journal.take(Work.QUEUED, None, 1000)]
 
 
+OPEN = """
+import asyncio, sys
+from flux2_async.batch import Journal, JournalError
+try:
+    asyncio.run(Journal(sys.argv[1]).open())
+except JournalError as error:
+    print(error)
+"""
+
+
+async def check_used(path: Path) -> None:
+    """Another process is told that the journal is in use."""
+    command = [sys.executable, "-c", OPEN, str(path)]
+    other = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True)
+    assert "is being used by another process; wait until it is finished" in other.stdout
+
+
 async def test_a_second_journal_is_refused(tmp_path: Path) -> None:
     """Another process, and another batch of this one, is told that the journal is in use; the first goes on."""
-    code = (
-        "import asyncio, sys\n"
-        "from flux2_async.batch import Journal, JournalError\n"
-        "try:\n"
-        "    asyncio.run(Journal(sys.argv[1]).open())\n"
-        "except JournalError as error:\n"
-        "    print(error)\n"
-    )
     async with Journal(tmp_path / "run.db") as journal:
         for _ in range(2):
-            other = await asyncio.to_thread(
-                subprocess.run,
-                [sys.executable, "-c", code, str(tmp_path / "run.db")],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            assert "is being used by another process; wait until it is finished" in other.stdout
+            await check_used(tmp_path / "run.db")
         with pytest.raises(JournalError, match="is being used"):
             await Journal(tmp_path / "run.db").open()
         with pytest.raises(JournalError, match="open already"):
@@ -63,6 +67,18 @@ async def test_a_second_journal_is_refused(tmp_path: Path) -> None:
         assert len(await entered(journal, list(requests(3)))) == 3
     async with Journal(tmp_path / "run.db") as journal:
         assert len([outcome async for outcome in journal.outcomes()]) == 3
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_OFD_SETLK"), reason="a lock that Linux alone has")
+async def test_who_copies_a_journal_does_not_unlock_it(tmp_path: Path) -> None:
+    """A process that closes another descriptor of its journal, as to copy it does, goes on keeping others out."""
+    async with Journal(tmp_path / "run.db") as journal:
+        await entered(journal, list(requests(1)))
+        shutil.copy(tmp_path / "run.db", tmp_path / "copy.db")
+        await check_used(tmp_path / "run.db")
+        with pytest.raises(JournalError, match="is being used"):
+            await Journal(tmp_path / "run.db").open()
+        await check_used(tmp_path / "run.db")
 
 
 async def test_a_cancelled_opening_leaves_the_journal_free(tmp_path: Path) -> None:

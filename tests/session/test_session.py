@@ -851,6 +851,29 @@ async def test_closing_again_after_a_cancelled_close() -> None:
     assert unsettled.refs == ("mine",)
 
 
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("who", ["caller", "closing"])
+async def test_closing_again_after_a_close_that_was_cancelled_at_once(steps: int, who: str) -> None:
+    """However early a close is cancelled, by its caller or whoever ends all tasks: the next one tells what is left."""
+    async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
+        flux = session_for(emulator)
+        await flux.open()
+        submitting = asyncio.create_task(error_of(flux.submit(REQUEST, ref="mine")))
+        await asyncio.sleep(1)
+        closing = asyncio.create_task(flux.aclose(grace=1000))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        named = [task for task in asyncio.all_tasks() if task.get_name() == "flux2_async close"]
+        for task in named if who == "closing" and named else [closing]:
+            task.cancel()
+        await asyncio.wait([closing])
+        unsettled = await flux.aclose(grace=0.0)
+
+        assert isinstance(await submitting, AmbiguousSubmitError)
+        assert unsettled.refs == ("mine",)
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("flux2_async")]
+
+
 async def test_a_cancelled_scope_leaves_the_grace() -> None:
     """A scope of anyio, which cancels every wait within it, does not cut off a POST under way."""
     async with Emulator(Script(latency=2.0, render=False)) as emulator:

@@ -45,6 +45,38 @@ async def test_accepted_once() -> None:
         assert flux.tasks() == (task,)
 
 
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("key", [None, "order-1"])
+async def test_a_job_that_somebody_else_cancels(steps: int, key: str | None) -> None:
+    """Whenever foreign code cancels the session's own asyncio task, the caller is told, and the key is free."""
+    async with emulated() as (flux, emulator):
+        submitting = asyncio.create_task(error_of(flux.submit(REQUEST, key=key)))
+        while not (jobs := [task for task in asyncio.all_tasks() if "flux2_async submit" in task.get_name()]):  # noqa: ASYNC110  no step is to be missed
+            await asyncio.sleep(0)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        jobs[0].cancel()
+        caught = await asyncio.wait_for(submitting, 1)
+
+        assert isinstance(caught, SessionClosedError), caught
+        assert emulator.ledger.accepted == []
+        assert flux.statistics().waiting == 0
+        await flux.submit(REQUEST, key=key)
+
+
+async def test_an_answer_that_came_while_the_loop_stood_still() -> None:
+    """A process that was stopped for longer than createTask may take reads what came meanwhile, and judges that."""
+
+    async def stop_with(writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(402, {"code": 402, "msg": "no credits"}))
+        loop: Any = asyncio.get_running_loop()
+        loop.jump(3600.0)
+
+    async with raw_server([stop_with]) as server, Flux2Session("key", base_url=server.url) as flux:
+        assert isinstance(await error_of(flux.submit(REQUEST)), InsufficientCreditsError)
+        assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("kind", ["cut_before", "cut_after", "cut_body", "hang", "html", "broken_json"])
 @pytest.mark.parametrize("accepted", [False, True])
 async def test_an_unclear_answer_is_never_sent_again(kind: Any, accepted: bool) -> None:

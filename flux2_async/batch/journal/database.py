@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import attrs
 
 from flux2_async.batch.ended import ended
+from flux2_async.batch.journal.lock import locked
 from flux2_async.batch.journal.place import Place
 from flux2_async.batch.journal.room import MissingRoomError, Room, begin_anew
 from flux2_async.batch.journal.schema import JournalError, connect, transaction
@@ -191,12 +192,17 @@ class Database:
 
 
 def _opened(path: Path) -> tuple[sqlite3.Connection, Place, Room]:
-    connection = connect(path)
-    try:
-        return connection, Place.of(path, connection), Room(path.open("r+b", buffering=0))
-    except BaseException:
-        connection.close()
-        raise
+    with ExitStack() as opening:
+        try:
+            # Before SQLite, which takes the log of a journal for its own where the first lock was given up.
+            file = opening.enter_context(locked(path))
+        except OSError:
+            # There is none yet, or what is there is no file: said below.
+            file = None
+        connection = opening.enter_context(closing(connect(path)))
+        opened = connection, Place.of(path, connection), Room(file or locked(path))
+        opening.pop_all()
+        return opened
 
 
 def _close(opening: "Future[tuple[sqlite3.Connection, Place, Room]]") -> None:

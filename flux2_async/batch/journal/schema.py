@@ -203,12 +203,17 @@ def _usual_shape() -> list[Any]:
 def _explained(error: sqlite3.Error, path: Path) -> JournalError:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return JournalError(
-            f"journal: {str(path)!r} is being used by another process; wait until it is finished, or end it"
-        )
+        return in_use(path)
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "Could not decode" in str(error):
         return _torn(path, str(error))
     return JournalError(f"journal: {str(path)!r} cannot be used ({error})")
+
+
+def in_use(path: Path) -> JournalError:
+    """The error of who comes second."""
+    return JournalError(
+        f"journal: {str(path)!r} is being used by another process; wait until it is finished, or end it"
+    )
 
 
 def _torn(path: Path, finding: str) -> JournalError:

@@ -12,16 +12,17 @@ server took of ours in the last period is certain, what lies above is not, and a
 
 * Limit. After the first 429 (everything sent before it is one burst and one piece of news) as many as were taken go
   at once, then one more, 2, 4, 8 ... `PACE` x period / limit apart, each step when the last was answered: where a
-  stranger had used the rest, the whole limit is back after one period. What is refused is asked once more in the next
-  period, since a count that fades may have met it; then the limit is what was taken.
+  stranger had used the rest, the whole limit is back after one period. At a refusal the limit is what was taken. Only
+  where the burst itself was refused, or a question for a pause that `PATIENCE` allows to ask for again by then, the
+  next period asks once more: a count that fades may have met it.
 * Manner. A burst of which at most one was taken, or one that had passed and lost more than `NEARLY` leaves, may be
   what the server refuses (no burst, a small bucket, a two-window counter), also where a question came right behind it:
   then sends go one at a time, and the limit stays. When that is refused as well, the limit is what was taken, but
   shrinks by a quarter at most.
 * Dear. Once a question or a burst has cost a pause of more than `DEAR` periods, sends go one at a time as well, at the
-  limit: another refused burst would cost far more than the period that an even pace takes to begin. Nothing is asked
-  once more, and what had passed before the question is the limit: what was taken may lie in two of the server's
-  windows. When sends one at a time are refused, what was taken is believed at once where it is half of the limit.
+  limit: another refused burst would cost far more than the period that an even pace takes to begin. The limit is what
+  had passed before the question, since what was taken then may lie in two of the server's windows. When sends one at a
+  time are refused as well, what was taken is believed at once where it is half of the limit.
 * Again. What was refused is asked for again after `PATIENCE` pauses of at least a period (twice as many for sends one
   at a time, which a pause costs a period of sends): the limit first, then the burst, a step in two periods in which
   all was used. When both are whole, everything is forgotten.
@@ -47,7 +48,7 @@ PATIENCE: Final = 10
 DEAR: Final = 2
 # Of the limit: what was taken where it is the limit that is too high, and not the burst.
 NEARLY: Final = 0.85
-# Refusals in a row, in periods of their own, until the limit is felt upwards no more.
+# Periods in which the limit is felt upwards and something refused, at most.
 QUESTIONS: Final = 2
 # Upstream's documented period, for a session that was told none.
 PAUSE_WITHOUT_LIMIT: Final = 10.0
@@ -160,7 +161,7 @@ class News:
         first: Whether nothing had been learned.
         rising: How many refusals, with this one, were left to be met while the limit is felt upwards.
         accepted: What the server took of ours in the period before, as far as is known.
-        dear: Whether the pause is so long that another refusal is to be avoided.
+        pause: That of its first 429, in periods.
         refused: How many of the burst it refused.
     """
 
@@ -170,13 +171,18 @@ class News:
     first: bool
     rising: int
     accepted: int
-    dear: bool
+    pause: float
     refused: int = 1
 
     @property
     def asked(self) -> bool:
         """Whether more was tried than had passed."""
         return self.limit > self.passed[0] or self.burst > self.passed[1]
+
+    @property
+    def dear(self) -> bool:
+        """Whether the pause is so long that another refusal is to be avoided."""
+        return self.pause > DEAR
 
 
 @attrs.define(eq=False)
@@ -342,8 +348,7 @@ class Window:
             self._collect(now)
             accepted = sum(taken for _, taken in self._returns)
             before = self._limit, self._burst, self._passed
-            dear = pause > DEAR * self._rate.period
-            self._news = News(*before, not self._paced, self._rising, accepted, dear)
+            self._news = News(*before, not self._paced, self._rising, accepted, pause / self._rate.period)
             self._news_at, self._step, self._full_at = now, 1, -math.inf
         elif self._news:
             self._news.refused += 1
@@ -356,7 +361,8 @@ class Window:
         taken = max(1, min(news.accepted, news.limit - 1))
         if news.first and not news.accepted and news.refused == 1:
             return
-        left = QUESTIONS if news.first else 0 if news.dear else max(news.rising - 1, 0)
+        again = not news.dear and (not news.asked or PATIENCE * news.pause <= 1)
+        left = QUESTIONS if news.first else max(news.rising - 1, 0) * again
         self._rising = left if taken > 1 else 0
         if news.first:
             self._limit, self._burst = (taken, taken) if taken > 1 else (self._rate.limit, 1)

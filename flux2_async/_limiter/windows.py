@@ -98,11 +98,15 @@ class Windows:
             window.believe(told, now)
 
     def _meant(self, told: Told) -> list[Window]:
-        """Give whose limit it may be; without its seconds of several that of the same number, or that lasts as long."""
+        """Give whose limit it may be; without its seconds of several that of the same number, or that lasts as long.
+
+        What lasts longer than all of them is told of the longest.
+        """
         if told.seconds is not None:
             return [each for each in self.windows if math.isclose(each.rate.period, told.seconds)]
-        lasting = [each for each in self.windows if (told.reset or 0.0) <= each.rate.period * CLOCK_MARGIN]
-        return [each for each in lasting if each.rate.limit == told.limit] or lasting or self.windows
+        reset = min(told.reset or 0.0, self.longest)
+        lasting = [each for each in self.windows if reset <= each.rate.period * CLOCK_MARGIN]
+        return [each for each in lasting if each.rate.limit == told.limit] or lasting
 
     @property
     def rates(self) -> tuple[RateLimit, ...]:

@@ -68,6 +68,16 @@ def test_of_several_the_one_of_the_same_number_is_meant() -> None:
     assert set(windows.rates) == {SECOND, MINUTE}
 
 
+@pytest.mark.parametrize("limits", [[SECOND], [SECOND, MINUTE]])
+@pytest.mark.parametrize("limit", [None, 5, 100])
+def test_nothing_is_left_for_longer_than_any_limit_lasts(limits: list[RateLimit], limit: int | None) -> None:
+    """Of one limit or of several: a header without its seconds holds everybody, for an hour at most."""
+    windows = Windows(limits)
+    windows.believe(Told(limit=limit, remaining=0, reset=86_400.0), 0.0)
+    assert windows.ready_at(0.0) == pytest.approx(3600.0, rel=0.01)
+    assert set(windows.rates) == set(limits)
+
+
 def test_what_only_the_service_told_it_may_raise() -> None:
     """Of a limit that nobody configured its last word counts, also where that is more."""
     windows = Windows([RateLimit(20, 10.0)])

@@ -66,31 +66,58 @@ class Waiter(Generic[T]):
 
 
 class _Heap(Generic[T]):
-    def __init__(self, key: Callable[[Waiter[T]], tuple[Any, ...]]) -> None:
+    """Items by a key, the least first, without those of which it is None.
+
+    That a key has grown, or is None, is noticed when the item comes to the head; whose key shrank is put again.
+    """
+
+    def __init__(self, key: Callable[[T], tuple[float, ...] | None]) -> None:
         self._key = key
-        self._entries: list[tuple[tuple[Any, ...], int, Waiter[T]]] = []
+        self._numbers = itertools.count()
+        self._entries: list[tuple[tuple[float, ...], int, T]] = []
 
-    def push(self, waiter: Waiter[T]) -> None:
-        heapq.heappush(self._entries, (self._key(waiter), waiter.number, waiter))
+    def put(self, item: T) -> None:
+        if (key := self._key(item)) is not None:
+            heapq.heappush(self._entries, (key, next(self._numbers), item))
 
-    def head(self) -> Waiter[T] | None:
-        while self._entries and self._entries[0][2].gone:
-            heapq.heappop(self._entries)
-        return self._entries[0][2] if self._entries else None
+    def head(self) -> T | None:
+        while self._entries:
+            was, number, item = self._entries[0]
+            key = self._key(item)
+            if key == was:
+                return item
+            if key is None:
+                heapq.heappop(self._entries)
+            else:
+                heapq.heapreplace(self._entries, (key, number, item))
+        return None
 
     def pop(self) -> None:
         heapq.heappop(self._entries)
 
     def compact(self, live: int) -> None:
+        """Drop what is not there any more, or twice, where it outweighs the rest."""
         if len(self._entries) > 2 * live + 64:
             self.renew()
 
     def renew(self) -> None:
-        self._entries = [(self._key(each), each.number, each) for _, _, each in self._entries if not each.gone]
-        heapq.heapify(self._entries)
+        there = list(self)
+        self._entries.clear()
+        for item in there:
+            self.put(item)
 
-    def __iter__(self) -> Iterator[Waiter[T]]:
-        return (waiter for _, _, waiter in self._entries)
+    def __iter__(self) -> Iterator[T]:
+        """Give each once, in no order."""
+        return (item for item in dict.fromkeys(item for *_, item in self._entries) if self._key(item) is not None)
+
+
+def _by(rank: Callable[[Waiter[Any]], float]) -> Callable[[Waiter[Any]], tuple[float, ...] | None]:
+    return lambda waiter: None if waiter.gone else (rank(waiter), waiter.number)
+
+
+_PRIORITY: Final = _by(lambda waiter: -waiter.priority)
+_AGE: Final = _by(lambda waiter: waiter.since)
+_DEADLINE: Final = _by(lambda waiter: waiter.deadline)
 
 
 class _Group(Generic[T]):
@@ -102,51 +129,11 @@ class _Group(Generic[T]):
         self.name = name
         self.turn = turn
         self.live = 0
-        self.by_priority = _Heap[T](lambda waiter: (-waiter.priority,))
-        self.impatient = _Heap[T](lambda waiter: (waiter.since,))
+        self.by_priority = _Heap[Waiter[T]](_PRIORITY)
+        self.impatient = _Heap[Waiter[T]](_AGE)
 
     def head(self) -> Waiter[T] | None:
         return self.impatient.head() or self.by_priority.head()
-
-    def waiting(self) -> Iterator[Waiter[T]]:
-        return (waiter for waiter in self.by_priority if not waiter.gone)
-
-
-class _Groups(Generic[T]):
-    """Groups by a key that only `put` makes smaller; else it may grow, or become None for those to be left out."""
-
-    def __init__(self, key: Callable[[_Group[T]], tuple[int, ...] | None]) -> None:
-        self._key = key
-        self._numbers = itertools.count()
-        # The number of the entry that counts of each group.
-        self._counts: dict[_Group[T], int] = {}
-        self._entries: list[tuple[tuple[int, ...], int, _Group[T]]] = []
-
-    def put(self, group: _Group[T]) -> None:
-        if (key := self._key(group)) is not None:
-            number = self._counts[group] = next(self._numbers)
-            heapq.heappush(self._entries, (key, number, group))
-            if len(self._entries) > 2 * len(self._counts) + 64:
-                self._entries = [entry for entry in self._entries if self._counts.get(entry[2]) == entry[1]]
-                heapq.heapify(self._entries)
-
-    def forget(self, group: _Group[T]) -> None:
-        self._counts.pop(group, None)
-
-    def head(self) -> _Group[T] | None:
-        while self._entries:
-            was, number, group = self._entries[0]
-            counts = self._counts.get(group) == number
-            key = self._key(group) if counts else None
-            if key == was:
-                return group
-            if key is not None:
-                heapq.heapreplace(self._entries, (key, number, group))
-                continue
-            heapq.heappop(self._entries)
-            if counts:
-                del self._counts[group]
-        return None
 
 
 class WaitQueue(Generic[T]):
@@ -162,12 +149,12 @@ class WaitQueue(Generic[T]):
         self._live = 0
         self._groups: dict[str | None, _Group[T]] = {}
         self._kept_back = kept_back
-        self._first = _Heap[T](lambda waiter: (-waiter.priority,))
-        self._by_age = _Heap[T](lambda waiter: (waiter.since,))
-        self._by_deadline = _Heap[T](lambda waiter: (waiter.deadline,))
-        self._by_priority = _Groups[T](self._priority_of)
+        self._first = _Heap[Waiter[T]](_PRIORITY)
+        self._by_age = _Heap[Waiter[T]](_AGE)
+        self._by_deadline = _Heap[Waiter[T]](_DEADLINE)
+        self._by_priority = _Heap[_Group[T]](self._priority_of)
         # Those with impatient ones.
-        self._by_turn = _Groups[T](self._turn_of)
+        self._by_turn = _Heap[_Group[T]](self._turn_of)
 
     def __len__(self) -> int:
         return self._live
@@ -195,11 +182,11 @@ class WaitQueue(Generic[T]):
         waiter = Waiter(future, next(self._numbers), priority, since, limit, deadline, first, owner, group)
         self._live += 1
         if first:
-            self._first.push(waiter)
+            self._first.put(waiter)
         else:
             self._join(waiter)
         if limit < math.inf:
-            self._by_deadline.push(waiter)
+            self._by_deadline.put(waiter)
         return waiter
 
     def next(self, now: float) -> Waiter[T] | None:
@@ -215,13 +202,13 @@ class WaitQueue(Generic[T]):
 
     def next_of(self, name: str | None) -> Waiter[T] | None:
         """Who of a group is next, whoever's turn it is."""
-        refused = (waiter for waiter in self._first if waiter.group == name and not waiter.gone)
+        refused = (waiter for waiter in self._first if waiter.group == name)
         group = self._groups.get(name)
         return next(refused, None if group is None else group.head())
 
     def wants(self, now: float) -> Iterator[tuple[str | None, int, bool]]:
         """Give of each group, in turns: how many could pass now, 0 where others go before; whether it goes first."""
-        refused = Counter(waiter.group for waiter in self._first if not waiter.gone)
+        refused = Counter(waiter.group for waiter in self._first)
         if len(names := self._groups.keys() | refused.keys()) <= 1:
             yield from ((name, self._live, bool(refused)) for name in names)
             return
@@ -230,17 +217,17 @@ class WaitQueue(Generic[T]):
         top = max((head.priority for group in groups if (head := group.by_priority.head())), default=0)
         for group in groups:
             if group.name not in refused:
-                urgent = (each.priority == top or each.since + IMPATIENT_AFTER <= now for each in group.waiting())
+                urgent = (each.priority == top or each.since + IMPATIENT_AFTER <= now for each in group.by_priority)
                 yield group.name, 0 if refused else sum(urgent), False
 
     def prioritise(self, owner: object, priority: int) -> None:
         for heap in (self._first, *(group.by_priority for group in self._groups.values())):
             for waiter in heap:
-                if waiter.owner is owner and not waiter.gone:
+                if waiter.owner is owner:
                     waiter.priority = priority
                     heap.renew()
                     if waiter.line is not None:
-                        self._by_priority.put(waiter.line)
+                        self._put(waiter.line)
                     return
 
     def remove(self, waiter: Waiter[T]) -> None:
@@ -258,8 +245,6 @@ class WaitQueue(Generic[T]):
             self._by_age.compact(self._live)
             if not group.live:
                 del self._groups[group.name]
-                self._by_priority.forget(group)
-                self._by_turn.forget(group)
         self._by_deadline.compact(self._live)
 
     def had_turn(self, waiter: Waiter[T]) -> None:
@@ -270,8 +255,7 @@ class WaitQueue(Generic[T]):
     def let_in(self, name: str | None) -> None:
         """A group is kept back no more."""
         if (group := self._groups.get(name)) is not None:
-            self._by_priority.put(group)
-            self._by_turn.put(group)
+            self._put(group)
 
     def _join(self, waiter: Waiter[T]) -> None:
         name = waiter.group
@@ -281,18 +265,23 @@ class WaitQueue(Generic[T]):
         before = group.by_priority.head()
         waiter.line = group
         group.live += 1
-        group.by_priority.push(waiter)
-        self._by_age.push(waiter)
+        group.by_priority.put(waiter)
+        self._by_age.put(waiter)
         if before is None or before.priority < waiter.priority:
-            self._by_priority.put(group)
+            self._put(group)
 
     def _lose_patience(self, waiter: Waiter[T]) -> None:
         group = waiter.line
         if group is not None:
             alone = group.impatient.head() is None
-            group.impatient.push(waiter)
+            group.impatient.put(waiter)
             if alone:
-                self._by_turn.put(group)
+                self._put(group)
+
+    def _put(self, group: _Group[T]) -> None:
+        for groups in (self._by_priority, self._by_turn):
+            groups.put(group)
+            groups.compact(len(self._groups))
 
     def _priority_of(self, group: _Group[T]) -> tuple[int, ...] | None:
         head = group.by_priority.head()

@@ -37,14 +37,14 @@ async def batch(
     """
     if options.dry_run:
         return await dry_run(screen, wanted, options, service, _journal_path(options, emulated=service.emulate))
-    limit = service.check()
+    service.check()
     callbacks = options.callbacks()
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"--out: {str(options.out)!r} is a file, it must be a folder")
     if options.retry_unknown:
         screen.note("--retry-unknown: what was accepted unseen is paid a second time", "yellow")
     async with AsyncExitStack() as stack:
-        flux = await stack.enter_async_context(opened(service, limit, callbacks and callbacks[0], Polling()))
+        flux = await stack.enter_async_context(opened(service, callbacks and callbacks[0], Polling()))
         if callbacks:
             try:
                 await stack.enter_async_context(serve(flux, *callbacks[1:]))
@@ -156,50 +156,56 @@ async def _balance(flux: Flux2Session, *, needed: bool = False) -> float | None:
 
 @attrs.define
 class _Interrupts:
-    """Ctrl-C: once ends the sending, twice all of it."""
+    """Ctrl-C: once ends the sending, twice, or so many seconds later, all of it."""
 
     batch: Batch
     board: BatchBoard
+    left: int
     count: int = 0
-    countdown: "asyncio.Task[None] | None" = None
 
     def strike(self) -> None:
         """Take one."""
         self.count += 1
+        self.batch.stop(now=self.count > 1)
         if self.count == 1:
-            self.batch.stop()
-            self.countdown = asyncio.get_running_loop().create_task(self._count_down())
+            self._count_down()
         else:
-            self.batch.stop(now=True)
             self.board.say("stopping now; what runs at the service is found by the next run")
 
-    async def _count_down(self) -> None:
-        for left in range(PATIENCE, 0, -1):
-            progress = self.batch.progress
-            running = 0 if progress is None else progress.running + progress.sending
-            self.board.stopping = (
-                f"nothing more is sent; {running} tasks are waited for, at most {left} s more; "
-                "Ctrl-C again stops at once"
-            )
-            if left % 10 == 0:
-                # A terminal that is gone cannot be told.
-                with suppress(OSError):
-                    self.board.tell_stop()
+    async def tick(self) -> None:
+        """Tell every second how far it is, and for how long it still waits."""
+        while True:
             await asyncio.sleep(1)
-        self.batch.stop(now=True)
+            # A terminal that is gone cannot be told.
+            with suppress(OSError):
+                self.board.tick()
+            if self.count and self.left >= 0:
+                self._count_down()
+
+    def _count_down(self) -> None:
+        progress = self.batch.progress
+        running = 0 if progress is None else progress.running + progress.sending
+        self.board.stopping = (
+            f"nothing more is sent; {running} tasks are waited for, at most {self.left} s more; "
+            "Ctrl-C again stops at once"
+        )
+        if self.left % 10 == 0:
+            with suppress(OSError):
+                self.board.log(self.board.stopping)
+        if self.left == 0:
+            self.batch.stop(now=True)
+        self.left -= 1
 
 
 @contextmanager
 def _interrupts(batch: Batch, board: BatchBoard) -> Iterator[_Interrupts]:
-    interrupts = _Interrupts(batch, board)
-    ticking = asyncio.get_running_loop().create_task(_tick(board))
+    interrupts = _Interrupts(batch, board, PATIENCE)
+    ticking = asyncio.create_task(interrupts.tick())
     try:
         with _on_interrupt(interrupts.strike):
             yield interrupts
     finally:
         ticking.cancel()
-        if interrupts.countdown is not None:
-            interrupts.countdown.cancel()
 
 
 @contextmanager
@@ -221,9 +227,3 @@ def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
         if command is not None:
             for number in others:
                 loop.add_signal_handler(number, command.cancel)
-
-
-async def _tick(board: BatchBoard) -> None:
-    while True:
-        await asyncio.sleep(1)
-        board.tick()

@@ -13,7 +13,7 @@ from rich.text import Text
 from flux2_async._shown.text import printable
 from flux2_async.batch import Batch, Outcome, Progress, State
 from flux2_async.cli.board import LiveBoard
-from flux2_async.cli.screen import Screen, counted, one_line, print_words, with_options
+from flux2_async.cli.screen import Screen, counted, one_line, with_options
 from flux2_async.session.session import Flux2Session
 
 # Seconds between two lines where nothing is redrawn.
@@ -34,8 +34,7 @@ class BatchBoard(LiveBoard):
         self.stopping = ""
         self._batch = batch
         self._flux = flux
-        self._begun = time.monotonic()
-        self._told_at = self._begun
+        self._told_at = time.monotonic()
         self._told: list[str] = []
         self._ended: deque[float] = deque()
         self._errors: deque[str] = deque(maxlen=ERRORS)
@@ -72,24 +71,11 @@ class BatchBoard(LiveBoard):
                 for text in hindrances:
                     self.say(text)
 
-    def say(self, text: str) -> None:
-        """Tell something in a line of its own."""
-        if self._live is None:
-            self._screen.note(f"{time.monotonic() - self._begun:6.1f} s  {text}")
-        else:
-            print_words(self._live.console, Text(text))
-
-    def tell_stop(self) -> None:
-        """Tell of a stop under way where nothing is redrawn."""
-        if self._live is None:
-            self.say(self.stopping)
-
     def _complain(self, text: str) -> None:
         self._error_count += 1
         self._errors.append(text)
-        if self._live is None and self._error_count <= ERROR_LINES:
-            rest = "; further ones are in results.jsonl" if self._error_count == ERROR_LINES else ""
-            self.say(text + rest)
+        if self._error_count <= ERROR_LINES:
+            self.log(text + "; further ones are in results.jsonl" * (self._error_count == ERROR_LINES))
 
     def _counts(self, progress: Progress) -> list[str]:
         waiting = self._flux.statistics().waiting

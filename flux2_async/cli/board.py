@@ -57,6 +57,7 @@ class LiveBoard(ABC):
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
+        self._begun = time.monotonic()
         self._live: Live | None = None
         if screen.live:
             self._live = Live(self, console=screen.err, refresh_per_second=REFRESH, transient=True)
@@ -70,6 +71,18 @@ class LiveBoard(ABC):
         if self._live:
             self._live.stop()
 
+    def log(self, text: str) -> None:
+        """Tell something in a line of its own; only where nothing is redrawn."""
+        if self._live is None:
+            self.say(text)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Tell something in a line of its own, above what is redrawn."""
+        if self._live is None:
+            self._screen.note(f"{time.monotonic() - self._begun:6.1f} s  {text}")
+        else:
+            print_words(self._live.console, Text(printable(text), style=style))
+
     @abstractmethod
     def __rich__(self) -> RenderableType: ...
 
@@ -80,7 +93,6 @@ class Board(LiveBoard):
     def __init__(self, screen: Screen, rows: Sequence[Row], footer: Callable[[], str] = str) -> None:
         self._rows = rows
         self._footer = footer
-        self._begun = time.monotonic()
         self._spinner = Spinner("dots", style="cyan")
         super().__init__(screen)
 
@@ -92,18 +104,6 @@ class Board(LiveBoard):
         if state != row.state:
             row.state = state
             self.log(f"{row.title}: {state}")
-
-    def log(self, text: str) -> None:
-        """Tell something in a line of its own; only where nothing is redrawn."""
-        if self._live is None:
-            self.say(text)
-
-    def say(self, text: str, style: str = "") -> None:
-        """Tell something in a line of its own, above what is redrawn."""
-        if self._live is None:
-            self._screen.note(f"{time.monotonic() - self._begun:5.1f} s  {text}")
-        else:
-            print_words(self._live.console, Text(printable(text), style=style))
 
     def __rich__(self) -> RenderableType:
         if len(self._rows) == 1:

@@ -165,13 +165,13 @@ def status(
     json: Json = False,
 ) -> int:
     """Run `flux2 status`."""
-    from flux2_async.cli.run import look, resume
+    from flux2_async.cli.run import fetch, look
 
     async def go(screen: Screen) -> int:
         check_key()
         if not wait and output is None:
             return int(not await look(screen, task_id))
-        await resume(screen, task_id, output=output, timeout=check_timeout(timeout))
+        await fetch(screen, task_id, output=output, timeout=check_timeout(timeout))
         return 0
 
     return _done(go, machine=json)
@@ -262,12 +262,12 @@ def _make(
     request: Callable[[], Request], service: Service, output: str | None, timeout: float, *, machine: bool
 ) -> int:
     """Make one picture; what cannot be asked for is said before the account is looked at."""
-    from flux2_async.cli.run import make
+    from flux2_async.cli.run import fetch
 
     async def go(screen: Screen) -> None:
         wanted = request()
-        limit = service.check()
-        await make(screen, wanted, service, limit, output=output, timeout=check_timeout(timeout))
+        service.check()
+        await fetch(screen, wanted, service, output=output, timeout=check_timeout(timeout))
 
     return _done(go, machine=machine)
 

@@ -5,6 +5,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from rich.text import Text
 
 from flux2_async._http.atomic_file import replacing
 from flux2_async.cli.board import Board, Row, told_left
+from flux2_async.cli.options import Target
 from flux2_async.cli.run import followed
+from flux2_async.cli.save import save
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, error_document
 from flux2_async.cli.script import PHOTOS, WISHES, Wish, demo_script
 from flux2_async.cli.service import LIMIT, emulated
 from flux2_async.cli.sheet import Card, draw_card, draw_sheet
 from flux2_async.emulator import Emulator
 from flux2_async.errors import ContentModeratedError, Flux2Error
-from flux2_async.models import ImageResult, RateLimit, TaskRecord, UploadedFile
+from flux2_async.models import RateLimit, TaskRecord, UploadedFile
+from flux2_async.models.events import SessionEvent, SubmissionChanged
+from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.session import Flux2Session
 
 SHEET = "contact-sheet.png"
@@ -37,7 +42,7 @@ class Show:
 
     Attributes:
         sends: How often createTask was called for it.
-        refused_at: When a 429 came, in seconds of the loop's clock, or None.
+        refused_at: When a 429 came, or None.
         waited: Seconds from the 429 to the next try.
         card: Its part of the contact sheet, once it has ended.
     """
@@ -46,7 +51,7 @@ class Show:
     wish: Wish
     row: Row
     sends: int = 0
-    refused_at: float | None = None
+    refused_at: datetime | None = None
     waited: float = 0.0
     record: TaskRecord | None = None
     picture: Path | None = None
@@ -76,7 +81,7 @@ async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
     shows = [Show(n, wish, Row(f"{n:>2} {wish.prompt}", wish.facts)) for n, wish in enumerate(WISHES, start=1)]
     async with Emulator(demo_script(LIMIT)) as emulator, emulated(emulator, limit) as flux:
         try:
-            await _perform(screen, emulator, flux, shows, out)
+            await _perform(screen, emulator.base_url, flux, shows, out)
         except asyncio.CancelledError:
             raise CommandError("interrupted; the emulated service ended with its tasks", code=INTERRUPTED) from None
     seconds = time.monotonic() - begun
@@ -98,54 +103,49 @@ def _prepare(out: Path) -> None:
         raise UsageError(f"--out: {str(out)!r} cannot be written ({error.strerror}); give another folder") from None
 
 
-async def _perform(screen: Screen, emulator: Emulator, flux: Flux2Session, shows: Sequence[Show], out: Path) -> None:
+async def _perform(screen: Screen, address: str, flux: Flux2Session, shows: Sequence[Show], out: Path) -> None:
     def footer() -> str:
         done = sum(show.row.ended is not None for show in shows)
         running = f"{flux.statistics().running} running{told_left(flux.remaining())}"
         return f" {done} of {len(shows)} finished, {running}; emulated, so it costs nothing"
 
     with Board(screen, [show.row for show in shows], footer) as board:
-        board.log(f"emulator at {emulator.base_url}")
+        by_prompt = {show.wish.prompt: show for show in shows}
+        flux.observe(lambda event: _hear(event, by_prompt, board))
+        board.log(f"emulator at {address}")
         names = sorted(PHOTOS)
         uploaded = dict(zip(names, await asyncio.gather(*(flux.upload(PHOTOS[name]) for name in names)), strict=True))
         for name, file in uploaded.items():
             board.log(f"uploaded {PHOTOS[name].name}, {file.size:,} bytes")
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(_watch_refusals(emulator, shows, board))
-            async with asyncio.TaskGroup() as plays:
-                for show in shows:
-                    plays.create_task(_play(flux, show, uploaded, board, out))
-            watching.cancel()
+        async with asyncio.TaskGroup() as plays:
+            for show in shows:
+                plays.create_task(_play(flux, show, uploaded, board, out))
 
 
-async def _watch_refusals(emulator: Emulator, shows: Sequence[Show], board: Board) -> None:
+def _hear(event: SessionEvent, shows: Mapping[str, Show], board: Board) -> None:
     """Tell of each 429 when it comes: the session itself just waits and tries again."""
-    by_prompt = {show.wish.prompt: show for show in shows}
-    seen = 0
-    while True:
-        for call in emulator.ledger.requests[seen:]:
-            seen += 1
-            if call.outcome == "refused" and call.body is not None:
-                show = by_prompt[call.body["input"]["prompt"]]
-                show.refused_at = call.time
-                board.change(show.row, REFUSED)
-        await asyncio.sleep(0.05)
+    if not isinstance(event, SubmissionChanged):
+        return
+    show = shows[event.request.prompt]
+    if event.event is SubmissionEvent.THROTTLED:
+        show.refused_at = event.time
+        board.change(show.row, REFUSED)
+    elif event.event is SubmissionEvent.POSTED:
+        show.sends += 1
+        show.waited = (event.time - show.refused_at).total_seconds() if show.refused_at else 0.0
+        board.change(show.row, "sending")
 
 
 async def _play(flux: Flux2Session, show: Show, uploaded: Mapping[str, UploadedFile], board: Board, out: Path) -> None:
-    async def on_send(_: str) -> None:
-        show.sends += 1
-        if show.refused_at is not None:
-            show.waited = asyncio.get_running_loop().time() - show.refused_at
-        board.change(show.row, "sending")
-
     try:
-        task = await flux.submit(show.wish.request(uploaded), on_send=on_send)
+        task = await flux.submit(show.wish.request(uploaded))
         board.change(show.row, "accepted")
         result = await followed(task, board, show.row, None)
         show.record = result.record
         board.change(show.row, "downloading")
-        show.picture = await _downloaded(flux, result, out, show)
+        words = re.findall(r"[a-z0-9]+", show.wish.prompt.lower())
+        # A name that the next run uses again.
+        [show.picture] = await save(flux, result, Target(out, f"{show.number:02}-{'-'.join(words[:6])}.jpg"))
         board.change(show.row, "done", ended=True)
     except (Flux2Error, OSError) as error:
         show.error = error
@@ -154,14 +154,6 @@ async def _play(flux: Flux2Session, show: Show, uploaded: Mapping[str, UploadedF
         board.change(show.row, "moderated" if moderated else "failed", ended=True)
     # While others still run: nobody has to wait for the whole sheet at the end.
     show.card = await anyio.to_thread.run_sync(draw_card, _card(show))
-
-
-async def _downloaded(flux: Flux2Session, result: ImageResult, out: Path, show: Show) -> Path:
-    """Save the picture under a name that the next run uses again."""
-    words = re.findall(r"[a-z0-9]+", show.wish.prompt.lower())
-    with tempfile.TemporaryDirectory(prefix=".flux2-", dir=out) as scratch:
-        [file] = await flux.download(result, scratch)
-        return file.replace(out / f"{show.number:02}-{'-'.join(words[:6])}{file.suffix}")
 
 
 def _card(show: Show) -> Card:

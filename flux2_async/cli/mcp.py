@@ -85,12 +85,12 @@ async def serve(screen: Screen, service: Service, folder: Path, max_credits: flo
         budget = None if max_credits is None else Budget(max_credits, per=DAY)
     except ConfigurationError as error:
         raise UsageError(str(error).replace("Budget.credits", "--max-credits")) from None
-    limit = service.check()
+    service.check()
     target = _writable(folder)
     # stdout belongs to the protocol.
     logging.basicConfig(level=logging.WARNING)
     try:
-        async with opened(service, limit, polling=Polling(), coordination=HostCoordination(), budget=budget) as flux:
+        async with opened(service, polling=Polling(), coordination=HostCoordination(), budget=budget) as flux:
             server = Agent(flux, target).server()
             serving = asyncio.create_task(server.run_stdio_async(show_banner=False, log_level="WARNING"))
             await asyncio.wait([serving])

@@ -96,12 +96,11 @@ class Service:
     emulate: Annotated[bool, flag("Use the embedded emulator: no account, no charge, no real picture.")] = False
     rate_limit: RateLimitText = RATE_LIMIT
 
-    def check(self) -> RateLimit | None:
-        """Give the limit, after a look whether there is a key where one is needed."""
-        limit = parse_rate_limit(self.rate_limit)
+    def check(self) -> None:
+        """Look whether the limit makes sense, and whether there is a key where one is needed."""
+        parse_rate_limit(self.rate_limit)
         if not self.emulate:
             check_key(EMULATE)
-        return limit
 
 
 def check_key(instead: str = EMULATOR) -> None:

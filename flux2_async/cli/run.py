@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any, Final
@@ -25,7 +25,7 @@ from flux2_async.errors import (
     TaskNotFoundError,
     TransportError,
 )
-from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
+from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.models.events import Polled, SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.arguments import too_late
@@ -109,7 +109,7 @@ class Job:
         self.board.change(self.row, "accepted")
         return task
 
-    async def attach(self, task_id: str) -> ImageTask:
+    def attach(self, task_id: str) -> ImageTask:
         """Take up a task that was made earlier."""
         task = self.flux.attach(task_id)
         self.board.change(self.row, "polling")
@@ -166,40 +166,24 @@ class Job:
         return "interrupted; nothing was sent"
 
 
-async def make(
-    screen: Screen, request: Request, service: Service, limit: RateLimit | None, *, output: str | None, timeout: float
+async def fetch(
+    screen: Screen, wanted: Request | str, service: Service | None = None, *, output: str | None, timeout: float
 ) -> None:
-    """Submit a request, wait for its picture and save it; UsageError: it cannot be written, and nothing was sent."""
-    target, session, lasting = Target.parse(output), opened(service, limit), not service.emulate
-    async with _begun(screen, session, Row("request"), target, timeout, lasting=lasting) as job:
-        result, files = await job.finish(await job.submit(request))
-    _tell(screen, result, files)
+    """Submit a request, or take up a task by its id, wait for its picture and save it.
 
-
-async def resume(screen: Screen, task_id: str, *, output: str | None, timeout: float) -> None:
-    """Wait for a task that was made earlier, and save its picture; UsageError: it cannot be written."""
-    target, row = Target.parse(output), Row(f"task {task_id}")
-    async with _begun(screen, opened(), row, target, timeout) as job:
-        result, files = await job.finish(await job.attach(task_id))
-    _tell(screen, result, files)
-
-
-@asynccontextmanager
-async def _begun(
-    screen: Screen,
-    session: AbstractAsyncContextManager[Flux2Session],
-    row: Row,
-    target: Target,
-    timeout: float,
-    *,
-    lasting: bool = True,
-) -> AsyncIterator[Job]:
-    async with session as flux:
+    UsageError: it cannot be written, and nothing was sent.
+    """
+    target = Target.parse(output)
+    row = Row("request" if isinstance(wanted, Request) else f"task {wanted}")
+    async with opened(service) as flux:
         with Board(screen, [row]) as board:
-            job = Job(flux, board, row, target, None if math.isinf(timeout) else timeout, lasting)
+            patience = None if math.isinf(timeout) else timeout
+            job = Job(flux, board, row, target, patience, lasting=not (service and service.emulate))
             flux.observe(job.hear)
             async with job.ends_told():
-                yield job
+                task = await job.submit(wanted) if isinstance(wanted, Request) else job.attach(wanted)
+                result, files = await job.finish(task)
+    _tell(screen, result, files)
 
 
 async def look(screen: Screen, task_id: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Final
 
 import aiohttp
 
-from flux2_async.cli.options import CREDITS, Service, named_service
+from flux2_async.cli.options import CREDITS, Service, named_service, parse_rate_limit
 from flux2_async.coordination.store import Coordination
 from flux2_async.emulator import Emulator, Limit, Plan, Script
 from flux2_async.models import Callbacks, Polling, RateLimit
@@ -24,7 +24,6 @@ EMULATED_POLLING: Final = Polling(interval=0.3)
 @asynccontextmanager
 async def opened(
     service: Service | None = None,
-    limit: RateLimit | None = None,
     callbacks: Callbacks | None = None,
     polling: Polling = PATIENT,
     *,
@@ -33,8 +32,9 @@ async def opened(
 ) -> AsyncIterator[Flux2Session]:
     """Open a session as the options say, with an emulated service, which ends with it, or the environment's account.
 
-    `limit` is what `service.check` gave, `polling` and `coordination` for the real service.
+    `polling` and `coordination` are for the real service.
     """
+    limit = parse_rate_limit(service.rate_limit) if service else None
     if service and service.emulate:
         script = Script(plans=Plan(duration=3.0), limit=LIMIT, credits=CREDITS)
         async with Emulator(script) as emulator, emulated(emulator, limit, callbacks, budget) as flux:

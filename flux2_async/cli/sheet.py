@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import attrs
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from flux2_async.emulator.lettering import wrapped
 
@@ -73,8 +73,9 @@ def draw_sheet(cards: Sequence[Image.Image], *, title: str, subtitle: str, remar
     for index, card in enumerate(cards):
         row, column = divmod(index, COLUMNS)
         place = (MARGIN + column * (WIDTH + GAP), HEADER + row * (HEIGHT + GAP))
-        sheet.paste(card, place, _rounded(card.size, RADIUS))
-        _outline(sheet, place, card.size)
+        sheet.paste(EDGE, (*place, place[0] + WIDTH, place[1] + HEIGHT), _rounded(card.size, RADIUS))
+        inner = card.crop((1, 1, WIDTH - 1, HEIGHT - 1))
+        sheet.paste(inner, (place[0] + 1, place[1] + 1), _rounded(inner.size, RADIUS - 1))
     return sheet
 
 
@@ -128,13 +129,6 @@ def _pill(image: Image.Image, note: str) -> None:
     pill = Image.new("RGB", size, AMBER)
     ImageDraw.Draw(pill).text((size[0] / 2, size[1] / 2), note, BROWN, font, anchor="mm")
     image.paste(pill, (12, 12), _rounded(size, 15))
-
-
-def _outline(sheet: Image.Image, place: tuple[int, int], size: tuple[int, int]) -> None:
-    outer = _rounded(size, RADIUS)
-    inner = Image.new("L", size, 0)
-    inner.paste(_rounded((size[0] - 2, size[1] - 2), RADIUS - 1), (1, 1))
-    sheet.paste(EDGE, (*place, place[0] + size[0], place[1] + size[1]), ImageChops.subtract(outer, inner))
 
 
 @functools.lru_cache(maxsize=64)

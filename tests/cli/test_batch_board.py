@@ -158,7 +158,7 @@ def test_elsewhere_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monke
                 shown.progress = attrs.evolve(PROGRESS, done=78)
             if second >= 16:
                 told.tell(FAILED)
-        told.tell_stop()
+        told.log(told.stopping)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""

@@ -177,7 +177,7 @@ def _estimate(preview: Preview, options: Options, rate_limit: RateLimit | None) 
         failed=states[State.FAILED],
         unknown=states[State.UNKNOWN],
         spent=sum(tally.credits for tally in preview.tallies),
-        invalid=preview.entered.bad,
+        invalid=tuple(preview.entered.bad),
         invalid_count=preview.entered.bad_count,
     )
 

@@ -176,7 +176,7 @@ class Batch:
         # Nothing is to be paid for that cannot be saved.
         await anyio.to_thread.run_sync(prepare_folder, self._directory / IMAGES)
         entered = await journal.enter(self._requests, options, flux.service.max_image_bytes, self.ready)
-        self.invalid, self.invalid_count = entered.bad, entered.bad_count
+        self.invalid, self.invalid_count = tuple(entered.bad), entered.bad_count
         start = await journal.begin(
             options, lambda name: seconds_left(name, flux.service, time.time()) > 0, self._directory
         )

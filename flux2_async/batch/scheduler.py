@@ -116,9 +116,9 @@ class Scheduler:
             if seconds_left(row.ref, self._flux.service, time.time()):
                 resent.add(row.number)
                 await self._take(row)
-        async for row in self._rows(Work.UNCLEAR, MAX_SEARCHED):
-            if row.number not in resent:
-                self._search(self._worker(row))
+        async for row in self._rows(Work.UNCLEAR):
+            if row.number not in resent and not self._search(self._worker(row)):
+                return
 
     def _worker(self, row: Row) -> Worker:
         waiting = row.state is State.QUEUED
@@ -173,15 +173,11 @@ class Scheduler:
         self.state.pricing = None
         return True
 
-    async def _rows(self, work: str, most: int | None = None) -> AsyncIterator[Row]:
+    async def _rows(self, work: str) -> AsyncIterator[Row]:
         last: Row | None = None
-        given = 0
         while rows := await self._journal.take(work, last, PAGE):
             for row in rows:
-                if given == most:
-                    return
                 yield row
-                given += 1
             last = rows[-1]
 
     async def _job(self, work: Callable[[], Awaitable[Outcome | None]]) -> Outcome | None:

@@ -25,13 +25,9 @@ class Watched(Journal):
     moment: Callable[[], object] | None = None
     wanted: tuple[str, Any] = ("", None)
 
-    async def _change(self, row: Row, **values: Any) -> None:
+    async def _change(self, row: Row, given: Any, **values: Any) -> Any:
         self.look(values)
-        await super()._change(row, **values)
-
-    async def _update(self, row: Row, **values: Any) -> Outcome:
-        self.look(values)
-        return await super()._update(row, **values)
+        return await super()._change(row, given, **values)
 
     def look(self, values: dict[str, Any]) -> None:
         if self.moment is not None and self.wanted in values.items():

@@ -39,13 +39,9 @@ class Counted(Journal):
     left = -1
     moment: Callable[[], object] | None = None
 
-    async def _change(self, row: Row, **values: Any) -> None:
+    async def _change(self, row: Row, given: Any, **values: Any) -> Any:
         self.count()
-        await super()._change(row, **values)
-
-    async def _update(self, row: Row, **values: Any) -> Outcome:
-        self.count()
-        return await super()._update(row, **values)
+        return await super()._change(row, given, **values)
 
     def count(self) -> None:
         self.left -= 1

@@ -32,39 +32,70 @@ class _Write:
     done: "asyncio.Future[Any]"
 
 
+@attrs.frozen(eq=False)
+class _File:
+    """The journal's file, open, and the thread for all that is done with it."""
+
+    thread: ThreadPoolExecutor
+    connection: sqlite3.Connection
+    place: Place
+    room: Room
+
+    @classmethod
+    def of(cls, thread: ThreadPoolExecutor, path: Path) -> "_File":
+        with ExitStack() as opening:
+            try:
+                # Before SQLite, which takes the log of a journal for its own where the first lock was given up.
+                file = opening.enter_context(locked(path))
+            except OSError:
+                # There is none yet, or what is there is no file: said below.
+                file = None
+            connection = opening.enter_context(closing(connect(path)))
+            opened = cls(thread, connection, Place.of(path, connection), Room(file or locked(path)))
+            opening.pop_all()
+            return opened
+
+    def close(self) -> None:
+        self.connection.close()
+        self.room.file.close()
+
+
 class Database:
-    """The journal's file, open."""
+    """The journal's file; what was closed may be opened again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flux2 journal")
-        self._connection: sqlite3.Connection | None = None
-        self._place: Place | None = None
-        self._room: Room | None = None
+        self._file: _File | None = None
         self._waiting: list[_Write] = []
         self._committing: asyncio.Future[list[Any]] | None = None
-        self._closed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used."""
+        return self._file is not None
 
     async def open(self) -> None:
         """Open the file; JournalError: it cannot be used."""
-        opening = self._thread.submit(_opened, self._path)
+        if self._file is not None:
+            raise JournalError(f"journal: {str(self._path)!r} is open already")
+        thread = ThreadPoolExecutor(1, thread_name_prefix="flux2 journal")
+        opening = thread.submit(_File.of, thread, self._path)
         try:
-            opened = await asyncio.shield(asyncio.wrap_future(opening))
-            self._connection, self._place, self._room = opened
+            self._file = await asyncio.shield(asyncio.wrap_future(opening))
         except BaseException:
             # The thread goes on when we are cancelled, and what it opens would keep the file locked.
-            closing = asyncio.wrap_future(self._thread.submit(_close, opening))
-            self._thread.shutdown(wait=False)
+            closing = asyncio.wrap_future(thread.submit(_close, opening))
+            thread.shutdown(wait=False)
             await asyncio.wait([closing])
             raise
 
     async def aclose(self) -> None:
         """Write what is waiting, and unlock the file, also when that is cancelled meanwhile."""
-        self._closed = True
-        closing = self._loop.create_task(self._finish())
-        await ended(closing)
-        closing.result()
+        file, self._file = self._file, None
+        if file is not None:
+            closing = asyncio.create_task(self._finish(file))
+            await ended(closing)
+            closing.result()
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Ask something, or change much in a transaction of its own, after all that `write` was asked for before.
@@ -72,12 +103,12 @@ class Database:
         `query` is called with the connection in the thread, between two commits. OSError: the disk is full or broken;
         JournalError: the file is torn or closed.
         """
-        connection = self._open()
+        file = self._opened()
         if self._waiting:
             # Whoever asked for what fails is told.
             with suppress(Exception):
                 await self.write(lambda _: None)
-        return await self._run(partial(self._guarded, query, connection))
+        return await _run(file, partial(self._guarded, partial(query, file.connection)))
 
     def write(self, change: Change, *, durable: bool = False, answer: bool = False) -> "asyncio.Future[Any]":
         """Change something; it is on its way when this returns, and a cancelled waiter does not stop it.
@@ -87,48 +118,36 @@ class Database:
         failure once it is awaited; it raises JournalError, and is made all the same, where the file is not in its place
         any more. The `answer` of a POST has its room on a full disk: all else that is durable raises when it has none.
         """
-        self._open()
-        done: asyncio.Future[Any] = self._loop.create_future()
+        file = self._opened()
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Write(change, durable, answer, done))
         if self._committing is None:
-            self._commit_waiting()
+            self._commit_waiting(file)
         return done
 
     async def check_place(self) -> None:
         """Raise JournalError where the next run would not find the file."""
-        await self._run(self._check_place)
+        file = self._opened()
+        await _run(file, file.place.check)
 
-    def _check_place(self) -> None:
-        if self._place is not None:
-            self._place.check()
-
-    async def _finish(self) -> None:
+    async def _finish(self, file: _File) -> None:
         while self._committing is not None:
             await asyncio.wait([self._committing])
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            await self._run(connection.close)
-            if self._room is not None:
-                self._room.file.close()
-        self._thread.shutdown(wait=False)
+        await _run(file, file.close)
+        file.thread.shutdown(wait=False)
 
-    def _open(self) -> sqlite3.Connection:
-        if self._closed or self._connection is None:
+    def _opened(self) -> _File:
+        if self._file is None:
             raise JournalError(f"journal: {str(self._path)!r} is not open; use `async with Journal(path) as journal`")
-        return self._connection
+        return self._file
 
-    async def _run(self, call: Callable[[], T]) -> T:
-        # A cancelled waiter leaves at once and the thread goes on, so that calls keep their order.
-        return await asyncio.shield(self._loop.run_in_executor(self._thread, call))
-
-    def _commit_waiting(self) -> None:
-        assert self._connection is not None, "not open"  # noqa: S101  `write` has looked
+    def _commit_waiting(self, file: _File) -> None:
         writes, self._waiting = self._waiting, []
-        commit = partial(self._guarded, partial(self._commit, writes), self._connection)
-        self._committing = self._loop.run_in_executor(self._thread, commit)
-        self._committing.add_done_callback(partial(self._committed, writes))
+        commit = partial(self._guarded, partial(self._commit, writes, file))
+        self._committing = asyncio.get_running_loop().run_in_executor(file.thread, commit)
+        self._committing.add_done_callback(partial(self._committed, writes, file))
 
-    def _committed(self, writes: Sequence[_Write], commit: "asyncio.Future[list[Any]]") -> None:
+    def _committed(self, writes: Sequence[_Write], file: _File, commit: "asyncio.Future[list[Any]]") -> None:
         self._committing = None
         error = commit.exception()
         for number, write in enumerate(writes):
@@ -141,75 +160,64 @@ class Database:
             else:
                 write.done.set_result(result)
         if self._waiting:
-            self._commit_waiting()
+            self._commit_waiting(file)
 
-    def _commit(self, writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
+    def _commit(self, writes: Sequence[_Write], file: _File) -> list[Any]:
         try:
-            results = self._together(writes, connection)
+            results = _together(writes, file)
         except (sqlite3.OperationalError, OSError) as error:
             if not _is_full(error):
                 raise
             # What waits may be the id of a paid task.
             order = sorted(range(len(writes)), key=lambda number: not writes[number].answer)
-            alone = {number: self._alone(writes[number], connection) for number in order}
+            alone = {number: self._alone(writes[number], file) for number in order}
             results = [alone[number] for number in range(len(writes))]
         # Behind the commit: what is found here now is found by the next run.
         try:
             if any(write.durable for write in writes):
-                self._check_place()
+                file.place.check()
         except JournalError as error:
             return [error if write.durable else result for write, result in zip(writes, results, strict=True)]
         return results
 
-    def _together(self, writes: Sequence[_Write], connection: sqlite3.Connection) -> list[Any]:
-        room = self._room
-        if room is None or all(write.answer for write in writes):
-            return _transaction(writes, connection, nullcontext())
-        while True:
-            try:
-                return _transaction(writes, connection, room.kept(connection))
-            except MissingRoomError as error:
-                missing = error.pages
-            room.make(connection, missing)
-
-    def _alone(self, write: _Write, connection: sqlite3.Connection) -> Any:
+    def _alone(self, write: _Write, file: _File) -> Any:
         """Commit one that others shall not take along; give its result or its error."""
         try:
-            begin_anew(connection)
-            [result] = self._together([write], connection)
+            begin_anew(file.connection)
+            [result] = _together([write], file)
         except (sqlite3.OperationalError, OSError) as error:
             if not _is_full(error):
                 raise
             return _explained(error, self._path)
         return result
 
-    def _guarded(self, query: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+    def _guarded(self, call: Callable[[], T]) -> T:
         try:
-            return query(connection)
+            return call()
         except sqlite3.Error as error:
             reason = error
         raise _explained(reason, self._path)
 
 
-def _opened(path: Path) -> tuple[sqlite3.Connection, Place, Room]:
-    with ExitStack() as opening:
-        try:
-            # Before SQLite, which takes the log of a journal for its own where the first lock was given up.
-            file = opening.enter_context(locked(path))
-        except OSError:
-            # There is none yet, or what is there is no file: said below.
-            file = None
-        connection = opening.enter_context(closing(connect(path)))
-        opened = connection, Place.of(path, connection), Room(file or locked(path))
-        opening.pop_all()
-        return opened
+async def _run(file: _File, call: Callable[[], T]) -> T:
+    # A cancelled waiter leaves at once and the thread goes on, so that calls keep their order.
+    return await asyncio.shield(asyncio.get_running_loop().run_in_executor(file.thread, call))
 
 
-def _close(opening: "Future[tuple[sqlite3.Connection, Place, Room]]") -> None:
+def _close(opening: "Future[_File]") -> None:
     if opening.exception() is None:
-        connection, _, room = opening.result()
-        connection.close()
-        room.file.close()
+        opening.result().close()
+
+
+def _together(writes: Sequence[_Write], file: _File) -> list[Any]:
+    if all(write.answer for write in writes):
+        return _transaction(writes, file.connection, nullcontext())
+    while True:
+        try:
+            return _transaction(writes, file.connection, file.room.kept(file.connection))
+        except MissingRoomError as error:
+            missing = error.pages
+        file.room.make(file.connection, missing)
 
 
 def _is_full(error: sqlite3.OperationalError | OSError) -> bool:

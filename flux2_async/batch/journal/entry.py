@@ -50,21 +50,16 @@ def _twice(name: str, line: int) -> str:
     return f"id: {name!r} stands in line {line} as well; give each line its own"
 
 
-@attrs.frozen
-class Entered:
-    """What became of the input: requests in the journal now, and lines left out, of which `bad` has a hundred."""
-
-    taken: int
-    bad: tuple[BadLine, ...] = ()
-    bad_count: int = 0
-
-
 @attrs.define
 class Entry:
-    """One run's input on its way into the journal, within one transaction; see `Entered`.
+    """One run's input on its way into the journal, within one transaction, and what became of it.
 
     Files of requests that the run may send must be there. A shuffled order has nothing to do with that of the input,
     and is the same in every run.
+
+    Attributes:
+        taken: Requests that are in the journal now.
+        bad: Lines that were left out, the first hundred of `bad_count`.
     """
 
     connection: sqlite3.Connection
@@ -81,10 +76,6 @@ class Entry:
 
     def __attrs_post_init__(self) -> None:
         self._sendable = self.options.sendable()
-
-    def entered(self) -> Entered:
-        """Give what became of the input."""
-        return Entered(self.taken, tuple(self.bad), self.bad_count)
 
     def begin(self) -> None:
         """Open the transaction, and give the run its number."""

@@ -24,7 +24,7 @@ from flux2_async._shown.frames import showable
 from flux2_async.batch.jobs import InvalidInputError
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_requests
-from flux2_async.batch.journal.entry import Entered, Entry
+from flux2_async.batch.journal.entry import Entry
 from flux2_async.batch.journal.rows import Row, outcome_of, row_of, stored
 from flux2_async.batch.journal.schema import JournalError
 from flux2_async.batch.journal.start import WANTED, Start, Tally, begin, forget_unfinished, seconds_taken
@@ -43,7 +43,7 @@ CHUNK: Final = 500
 class Preview:
     """What a run would find, with what would become of its input; `seconds` as `seconds_taken` has them."""
 
-    entered: Entered
+    entered: Entry
     tallies: tuple[Tally, ...]
     seconds: float | None
 
@@ -69,10 +69,10 @@ class Journal:
         self.path: Path = check_path("journal", path)
         self.changed: Callable[[Outcome], None] | None = None
         self.working: bool = False
-        self._database: Database | None = None
+        self._database = Database(self.path)
 
     def __repr__(self) -> str:
-        return f"<Journal {str(self.path)!r} {'open' if self._database else 'not open'}>"
+        return f"<Journal {str(self.path)!r} {'open' if self._database.is_open else 'not open'}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -87,17 +87,11 @@ class Journal:
         Raises:
             JournalError: It is another process's, no journal, torn, of a newer version, or cannot be opened.
         """
-        if self._database is not None:
-            raise JournalError(f"journal: {str(self.path)!r} is open already")
-        database = Database(self.path)
-        await database.open()
-        self._database = database
+        await self._database.open()
 
     async def aclose(self) -> None:
         """Close the file; calling it again does nothing."""
-        database, self._database = self._database, None
-        if database is not None:
-            await database.aclose()
+        await self._database.aclose()
 
     async def outcomes(self, *, state: State | None = None) -> AsyncIterator[Outcome]:
         """Read what there is.
@@ -180,7 +174,7 @@ class Journal:
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Ask something in the journal's thread; see `Database.read`."""
-        return await self._open().read(query)
+        return await self._database.read(query)
 
     async def enter(
         self,
@@ -188,7 +182,7 @@ class Journal:
         options: Options,
         max_image_bytes: int = MAX_PICTURE,
         ready: Callable[[], Awaitable[object]] | None = None,
-    ) -> Entered:
+    ) -> Entry:
         """Take the input, all of it or nothing, see `Entry`: `InvalidInputError` changes nothing.
 
         Nor does what `ready` raises, which is awaited when all of the input was checked.
@@ -197,7 +191,7 @@ class Journal:
             if ready is not None:
                 await ready()
             await self.read(lambda _: entry.end())
-        return entry.entered()
+        return entry
 
     async def preview(self, requests: Iterable[object] | AsyncIterable[object], options: Options) -> Preview:
         """Tell what a run would find, and leave the journal as it is; see `enter` and `begin`."""
@@ -206,7 +200,7 @@ class Journal:
         def look(connection: sqlite3.Connection) -> Preview:
             entry.cut()
             start = begin(connection, options)
-            return Preview(entry.entered(), start.tallies, seconds_taken(connection))
+            return Preview(entry, start.tallies, seconds_taken(connection))
 
         async with self._entry(requests, options, MAX_PICTURE) as entry:
             return await self.read(look)
@@ -246,12 +240,12 @@ class Journal:
         nobody looks.
         """
         change = partial(begin, options=options, resendable=resendable, directory=directory)
-        start: Start = await self._open().write(change, durable=True)
+        start: Start = await self._database.write(change, durable=True)
         return start
 
     async def forget_unfinished(self, directory: Path) -> None:
         """Send again what has no picture in the folder: the service, an emulated one, and all its tasks are gone."""
-        await self._open().write(partial(forget_unfinished, directory=directory), durable=True)
+        await self._database.write(partial(forget_unfinished, directory=directory), durable=True)
 
     async def take(self, work: str, after: Row | None, most: int) -> list[Row]:
         """Give rows to work on, in the order of sending, behind the one given last."""
@@ -268,91 +262,81 @@ class Journal:
 
     async def check_place(self) -> None:
         """Raise JournalError where the next run would not find the file."""
-        await self._open().check_place()
+        await self._database.check_place()
 
     async def sending(self, row: Row, ref: str) -> None:
         """A POST is about to leave; on disk when this returns, and found there by the next run."""
-        await self._change(row, durable=True, state=State.SUBMITTING, ref=ref, sent_at=time.time())
+        await self._change(row, _nothing, durable=True, state=State.SUBMITTING, ref=ref, sent_at=time.time())
 
     async def refused(self, row: Row) -> None:
         """The POST was certainly not accepted."""
-        await self._change(row, answer=True, state=State.QUEUED)
+        await self._change(row, _nothing, answer=True, state=State.QUEUED)
 
     async def accepted(self, row: Row, task_id: str) -> None:
         """The POST, or the lost one, became this task; on disk when this returns."""
-        # Who is told has it read back.
-        change = self._change if self.changed is None else self._update
-        values: dict[str, Any] = {
-            "state": State.SUBMITTED,
-            "task_id": task_id,
-            "submitted_at": time.time(),
-            "error": None,
-        }
-        await change(row, durable=True, answer=True, **values)
+        given: Callable[[sqlite3.Row], object] = _nothing if self.changed is None else self._told
+        values = {"state": State.SUBMITTED, "task_id": task_id, "submitted_at": time.time(), "error": None}
+        await self._change(row, given, durable=True, answer=True, **values)
 
     async def unclear(self, row: Row, failure: Failure) -> Outcome:
         """It is not known whether there is a task."""
         # Given up now, it may have been accepted just before; see `sent_at`.
-        return await self._update(row, state=State.UNKNOWN, error=failure, sent_at=time.time())
+        return await self._change(row, self._told, state=State.UNKNOWN, error=failure, sent_at=time.time())
 
     async def failed(self, row: Row, failure: Failure, record: TaskRecord | None = None) -> Outcome:
         """The service refused it, or its task failed."""
-        return await self._update(row, state=State.FAILED, error=failure, finished_at=time.time(), **_facts(record))
+        return await self._change(
+            row, self._told, state=State.FAILED, error=failure, finished_at=time.time(), **_facts(record)
+        )
 
     async def finished(self, row: Row, record: TaskRecord, download: Download) -> Outcome:
         """The picture is made."""
         # The id as well: it may have come when the disk was full.
         values = _facts(record) | {"task_id": record.task_id, "urls": list(record.result_urls), "error": None}
-        told = download is Download.OFF
-        return await self._update(
-            row, told=told, state=State.DONE, download=download, finished_at=time.time(), **values
-        )
+        given = self._told if download is Download.OFF else outcome_of
+        return await self._change(row, given, state=State.DONE, download=download, finished_at=time.time(), **values)
 
     async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
         """The pictures are in the folder."""
-        return await self._update(row, files=list(files), download=Download.SAVED, saved_at=time.time(), error=None)
+        return await self._change(
+            row, self._told, files=list(files), download=Download.SAVED, saved_at=time.time(), error=None
+        )
 
     async def not_saved(self, row: Row, download: Download, failure: Failure) -> Outcome:
         """The pictures are not in the folder."""
-        return await self._update(row, download=download, error=failure)
+        return await self._change(row, self._told, download=download, error=failure)
 
     async def waiting(self, row: Row, failure: Failure) -> Outcome:
         """The task is not finished, and is no longer waited for in this run."""
-        return await self._update(row, error=failure)
+        return await self._change(row, self._told, error=failure)
 
-    async def _change(self, row: Row, *, durable: bool = False, answer: bool = False, **values: Any) -> None:
-        """Change a row that nobody is told of."""
-        statement, given = _updating(row, values)
+    async def _change(
+        self, row: Row, given: Callable[[sqlite3.Row], T], *, durable: bool = False, answer: bool = False, **values: Any
+    ) -> T:
+        """Change a row, and give what `given` makes of the changed one in the journal's thread."""
+        columns = ", ".join(f"{name} = ?" for name in values)
+        stored_values = [*map(stored, values.values()), row.number]
 
-        def change(connection: sqlite3.Connection) -> None:
-            [_] = connection.execute(f"{statement} RETURNING number", given).fetchall()
+        def change(connection: sqlite3.Connection) -> T:
+            [changed] = connection.execute(
+                f"UPDATE requests SET {columns} WHERE number = ? RETURNING *",  # noqa: S608  names from this module
+                stored_values,
+            ).fetchall()
+            return given(changed)
 
-        await self._open().write(change, durable=durable, answer=answer)
+        result: T = await self._database.write(change, durable=durable, answer=answer)
+        return result
 
-    async def _update(
-        self, row: Row, *, durable: bool = False, answer: bool = False, told: bool = True, **values: Any
-    ) -> Outcome:
-        statement, given = _updating(row, values)
-
-        def change(connection: sqlite3.Connection) -> Outcome:
-            [changed] = connection.execute(f"{statement} RETURNING *", given).fetchall()
-            outcome, tell = outcome_of(changed), self.changed
-            if told and tell is not None:
-                tell(outcome)
-            return outcome
-
-        outcome: Outcome = await self._open().write(change, durable=durable, answer=answer)
+    def _told(self, changed: sqlite3.Row) -> Outcome:
+        """Read a row, and tell who is to be told."""
+        outcome = outcome_of(changed)
+        if self.changed is not None:
+            self.changed(outcome)
         return outcome
 
-    def _open(self) -> Database:
-        if self._database is None:
-            raise JournalError(f"journal: {str(self.path)!r} is not open; use `async with Journal(path) as journal`")
-        return self._database
 
-
-def _updating(row: Row, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    columns = ", ".join(f"{name} = ?" for name in values)
-    return f"UPDATE requests SET {columns} WHERE number = ?", [*map(stored, values.values()), row.number]  # noqa: S608  names from this module
+def _nothing(_: sqlite3.Row) -> None:
+    """What a change gives that nobody is told of."""
 
 
 def _select_wanted(

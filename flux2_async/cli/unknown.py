@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +11,7 @@ from typing import Any, Final
 import anyio
 import attrs
 
-from flux2_async.batch import Journal, Outcome, UnknownRequest, document
+from flux2_async.batch import Failure, Journal, Outcome, UnknownRequest, document
 from flux2_async.cli.options import key_variable, task_log
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, counted, one_line, with_options
 from flux2_async.cli.service import opened
@@ -63,10 +63,8 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
             await _ask_all(screen, journal, check=decisions.check)
         left = await journal.unknown()
     if not ask or decided:
-        before: UnknownRequest | None = None
-        for number, request in enumerate(left, 1):
-            screen.result("\n".join(_told(request, f"{number} of {len(left)}", before)))
-            before = request
+        for text in _told(left):
+            screen.result(text)
     _tell_end(screen, len(decided), len(left), ask=ask)
     screen.document(
         {"unknown": [_document(request) for request in left], "decided": [outcome.id for outcome in decided]}
@@ -111,10 +109,8 @@ async def _ask_all(screen: Screen, journal: Journal, *, check: bool) -> None:
         screen.note(
             f"{_may_have_been(len(requests))}. Look for each in {task_log()}: is there a task of that time and prompt?"
         )
-    before: UnknownRequest | None = None
-    for number, request in enumerate(requests, 1):
-        screen.result("\n".join(_told(request, f"{number} of {len(requests)}", before)))
-        before = request
+    for request, text in zip(requests, _told(requests), strict=True):
+        screen.result(text)
         if not await _ask(screen, journal, request.outcome.id, check=check):
             return
 
@@ -167,18 +163,21 @@ async def _answer(screen: Screen) -> str:
     return line.strip() if line else "q"
 
 
-def _told(request: UnknownRequest, place: str, before: UnknownRequest | None) -> Sequence[str]:
-    """Give the lines about a request; why nobody knows is left out where it was told of the one before."""
-    outcome = request.outcome
-    same = before is not None and before.outcome.error == outcome.error
-    sent = f"{request.sent_at.astimezone():%d %b %Y %H:%M:%S %Z}" if request.sent_at else "at an unknown time"
-    lines = [f"{place}: {outcome.id} (line {outcome.line}), sent {sent}, {outcome.model} {outcome.resolution}"]
-    lines += [f"    {one_line(outcome.prompt)}"]
-    lines += [f"    picture: {image}" for image in outcome.images]
-    lines += [f"    submission: {outcome.ref}"] if outcome.ref else []
-    lines += [f"    task: {outcome.task_id}, which the service did not know"] if outcome.task_id else []
-    lines += [f"    {with_options(one_line(outcome.error.message))}"] if outcome.error and not same else []
-    return lines
+def _told(requests: Sequence[UnknownRequest]) -> Iterator[str]:
+    """Give the lines about each; why nobody knows is left out where it was told of the one before."""
+    before: Failure | None = None
+    for number, request in enumerate(requests, 1):
+        outcome = request.outcome
+        sent = f"{request.sent_at.astimezone():%d %b %Y %H:%M:%S %Z}" if request.sent_at else "at an unknown time"
+        what = f"{outcome.id} (line {outcome.line}), sent {sent}, {outcome.model} {outcome.resolution}"
+        lines = [f"{number} of {len(requests)}: {what}", f"    {one_line(outcome.prompt)}"]
+        lines += [f"    picture: {image}" for image in outcome.images]
+        lines += [f"    submission: {outcome.ref}"] if outcome.ref else []
+        lines += [f"    task: {outcome.task_id}, which the service did not know"] if outcome.task_id else []
+        if outcome.error and outcome.error != before:
+            lines.append(f"    {with_options(one_line(outcome.error.message))}")
+        before = outcome.error
+        yield "\n".join(lines)
 
 
 def _tell_end(screen: Screen, decided: int, left: int, *, ask: bool) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from itertools import count
 
 import attrs
 from aiohttp import web
@@ -11,34 +12,18 @@ from flux2_async.emulator.script import Endpoint, Fault, Script
 from flux2_async.emulator.tasks import under_escaped
 
 
-@attrs.define
-class _Armed:
-    """A fault and how often it has matched so far."""
-
-    fault: Fault
-    matched: int = 0
-
-    def strikes(self, endpoint: Endpoint, index: int | None) -> bool:
-        """Count a call that it is about, see `Faults.take`, and tell whether it is one of those to strike."""
-        fault = self.fault
-        if fault.on != endpoint or fault.task not in {None, index}:
-            return False
-        self.matched += 1
-        return self.matched > fault.after and (fault.times is None or self.matched <= fault.after + fault.times)
-
-
 class Faults:
-    """The faults of one emulator."""
+    """The faults of one emulator, each with how often it has matched so far."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
-        self._armed = [_Armed(fault) for fault in faults]
+        self._armed = [(fault, count(1)) for fault in faults]
 
     def __bool__(self) -> bool:
         return bool(self._armed)
 
     def add(self, fault: Fault) -> None:
         """One more; earlier ones come first."""
-        self._armed.append(_Armed(fault))
+        self._armed.append((fault, count(1)))
 
     def clear(self) -> None:
         """Drop them all."""
@@ -49,7 +34,12 @@ class Faults:
 
         `index` is the number of the createTask call, elsewhere of the task; None where there is none.
         """
-        return next((armed.fault for armed in self._armed if armed.strikes(endpoint, index)), None)
+        for fault, matched in self._armed:
+            if fault.on == endpoint and fault.task in {None, index}:
+                number = next(matched) - fault.after
+                if number > 0 and (fault.times is None or number <= fault.times):
+                    return fault
+        return None
 
 
 def undone(fault: Fault, script: Script, here: str) -> Reply:

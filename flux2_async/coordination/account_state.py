@@ -11,9 +11,9 @@ Nobody polls: the answer says when to ask again, which is when the permit comes 
 What is in flight now comes back in a period at the earliest, so asking a period later misses nothing; what comes back
 at once instead is told by a wake. Who does not ask at the promised time has `grace`, then is passed over.
 
-Running. A process with a bound tells with every question how many of each group run there, those that have a permit
-included. So many count until it tells otherwise, leaves, or is forgotten; for the bound of all until a minute after it
-was last heard of, since they run on at the service.
+Running. A process tells with every question how many of each group run there, or in all where it has no bound, those
+that have a permit included. So many count until it tells otherwise, leaves, or is forgotten; for the bound of all until
+a minute after it was last heard of, since they run on at the service.
 
 Clock. The time is a server's, which somebody may set. Back costs nothing; forward by more than a process has counted
 since its last answer is noticed by it, and no permit comes back earlier. Where none had asked before, one step lets at
@@ -47,7 +47,7 @@ FORMAT: Final = 6
 PEER_SEEN_FOR: Final = 60.0
 """Seconds after which a process that says nothing is no longer counted."""
 
-# No name of a group: of those whose process is gone.
+# No name of a group: of those whose process is gone, or does not say.
 LEFT: Final = "-"
 
 # An answer that names a time closer than this part of the period would make many ask for what few can have.
@@ -118,7 +118,7 @@ class AccountState:
         self._leases: dict[str, _Lease] = {}
         self._peers: dict[str, float] = {}
         self._queue = PermitQueue()
-        # Of processes that have a bound, by group; and of those that are gone, with the time until which they count.
+        # By process and group; and of processes that are gone, with the time until which they count.
         self._running: dict[str, dict[str, int]] = {}
         self._left: list[tuple[float, int]] = []
 
@@ -243,8 +243,7 @@ class AccountState:
                 peer, lambda number: self._windows.ready_at(now, number) <= now, now, self._alive()
             )
         leases = tuple(self._lend(peer, now) for _ in share)
-        if bound is not None or most is not None:
-            self._running[peer] = dict(Counter(self._running.get(peer)) + Counter(share))
+        self._running[peer] = dict(Counter(self._running.get(peer)) + Counter(share))
         wait = 0.0
         if self._queue.wants(peer):
             wait = self._postpone(peer, kept, now) - now

@@ -42,11 +42,6 @@ class Terms:
     per_group: int | None = None
     max_running: int | None = None
 
-    @property
-    def bounded(self) -> bool:
-        """Whether it matters how many tasks run."""
-        return self.per_group is not None or self.max_running is not None
-
 
 @attrs.frozen
 class Answer:
@@ -64,7 +59,7 @@ class Answer:
         supply: When there will be permits for all of them.
         groups: For whom each lease is, as the process has named them.
         kept_back: Of which groups so many run that they have to wait.
-        running: How many run in all processes that have a bound.
+        running: How many run in all processes.
     """
 
     leases: tuple[str, ...]

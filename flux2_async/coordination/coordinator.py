@@ -54,7 +54,7 @@ class Coordinator:
         terms: On what terms permits are lent.
 
     Attributes:
-        running: Gives how many tasks run here of which groups, where `terms` bound those.
+        running: Gives how many tasks run here of which groups.
     """
 
     def __init__(self, coordination: Coordination, account: str, terms: Terms) -> None:
@@ -257,7 +257,7 @@ class Coordinator:
         async with self._turn:
             asked_at = self._store.elapsed()
             # What is lent by one question is counted here before the next one begins.
-            running = self.running() if self._terms.bounded else None
+            running = self.running()
 
             def change(text: str | None, now: float) -> Kept[tuple[T, float, float]]:
                 nonlocal asked_at, wakes
@@ -265,8 +265,7 @@ class Coordinator:
                 begun, asked_at = asked_at, self._store.elapsed()
                 state = self._load(text, now)
                 time = state.tell_time(now, self._known, begun - self._asked_at, begun - self._known_at)
-                if running is not None:
-                    state.run(self._peer, running)
+                state.run(self._peer, running)
                 result = act(state, time)
                 wakes = state.wakes
                 return Kept(json.dumps(state.dump()), state.lives_for, (result, begun, asked_at))

@@ -24,6 +24,7 @@ from flux2_async._limiter.slots import Slots, all_are_full, group_is_full
 from flux2_async._limiter.window import MAX_PAUSE, MIN_PAUSE, PermitEvent, Supply
 from flux2_async._limiter.windows import Windows, tightest
 from flux2_async._protocol.told_limits import Told
+from flux2_async.coordination.account_state import LEFT
 from flux2_async.coordination.contract import Answer, Hint, Message, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.fallback_quota import Fallback, FallbackQuota
@@ -254,10 +255,9 @@ class SharedLimiter(Gate):
         super()._on_room()
 
     def follow(self, slots: Slots) -> None:
-        """See `Gate`; where that matters the others hear how many tasks run here."""
+        """See `Gate`; the others hear how many tasks run here."""
         super().follow(slots)
-        if self._terms.bounded:
-            slots.on_release = self._on_release
+        slots.on_release = self._on_release
 
     def _on_release(self) -> None:
         if self._fallback.quota is not None:
@@ -283,6 +283,9 @@ class SharedLimiter(Gate):
 
     def _running(self) -> Mapping[str, int]:
         running = {} if self._slots is None else self._slots.running()
+        if self._places == math.inf and self._terms.per_group is None:
+            # There may be any number of them, of any number of groups, which others write down each time.
+            return {LEFT: sum(running.values())}
         return {digest(group): count for group, count in running.items()}
 
     async def _pause_asking(self, seconds: float) -> None:

@@ -78,6 +78,25 @@ async def test_a_bound_of_each_and_of_a_group_hold_together() -> None:
             assert small.statistics().submitted <= 3
 
 
+@pytest.mark.parametrize("group", [None, "alice"])
+async def test_tasks_of_a_process_without_a_bound_count_for_the_others(group: str | None) -> None:
+    """What runs there fills the places of those that have a bound, and leaves them when it ends, idle as it may be."""
+    async with Emulator(Script(plans=Plan(duration=20.0), credits=1e6)) as emulator:
+        options: dict[str, Any] = {"coordination": Memory()}
+        async with (
+            session_for(emulator, max_running=2, **options) as bound,
+            session_for(emulator, max_running=None, **options) as free,
+        ):
+            for _ in range(3):
+                await free.submit(REQUEST, group=group)
+            handle = bound.enqueue(REQUEST, group=group)
+            await asyncio.sleep(10)
+            assert handle.state is SubmissionState.QUEUED
+            await free.drain()
+            await asyncio.sleep(0.1)
+            assert handle.state is SubmissionState.ACCEPTED
+
+
 async def test_tasks_of_a_dead_process_count_for_a_minute() -> None:
     """They run on at the service; a minute after it was last heard of the next one is sent."""
     memory = Memory()

@@ -40,21 +40,20 @@ class FallbackQuota:
     Args:
         rates: The session's part of each limit.
         now: The time.
+
+    Attributes:
+        windows: See above.
     """
 
     def __init__(self, rates: Iterable[RateLimit], now: float) -> None:
-        self._windows = Windows(rates)
-        self._windows.use_up(now)
+        self.windows: Windows = Windows(rates)
+        self.windows.use_up(now)
         self._numbers = itertools.count(1)
         self._taken: dict[int, _Taken] = {}
 
-    def ready_at(self, now: float) -> float:
-        """See `Windows.ready_at`."""
-        return self._windows.ready_at(now)
-
     def take(self, now: float) -> int:
         """Take a permit and give its number."""
-        number, tickets = next(self._numbers), self._windows.take(now)
+        number, tickets = next(self._numbers), self.windows.take(now)
         if tickets.parts:
             self._taken[number] = _Taken(tickets)
         return number
@@ -65,26 +64,18 @@ class FallbackQuota:
         Of a 429 `pause` is what the service named; 0: nothing.
         """
         taken = self._taken.get(number)
-        pause = (pause or self._windows.pause_of(None, now)) if event is PermitEvent.THROTTLED else 0.0
+        pause = (pause or self.windows.pause_of(None, now)) if event is PermitEvent.THROTTLED else 0.0
         if taken is not None:
-            self._windows.settle(taken.tickets, event, now, pause)
+            self.windows.settle(taken.tickets, event, now, pause)
             if event in HELD_FOR:
                 taken.event, taken.at = event, now
             elif not pause:
                 del self._taken[number]
         return pause
 
-    def hold(self, event: PermitEvent, at: float) -> None:
-        """See `Windows.hold`."""
-        self._windows.hold(event, at)
-
-    def believe(self, told: Told, now: float) -> None:
-        """See `Windows.believe`; of what is told it is the session's part as well."""
-        self._windows.believe(told, now)
-
     def held(self, now: float) -> dict[int, Settlement]:
         """Give, by number, what was taken and is not back yet; what is under way may take two periods."""
-        longest = self._windows.longest * CLOCK_MARGIN
+        longest = self.windows.longest * CLOCK_MARGIN
         for number, taken in list(self._taken.items()):
             if taken.at is not None and taken.at + HELD_FOR[taken.event] * longest <= now:
                 del self._taken[number]
@@ -143,7 +134,7 @@ class Fallback:
         if self.quota is not None:
             limit = None if told.limit is None else quota_of(told.limit, self._peers)
             remaining = None if told.remaining is None else told.remaining // (self._peers or ASSUMED_PEERS)
-            self.quota.believe(attrs.evolve(told, limit=limit, remaining=remaining), now)
+            self.quota.windows.believe(attrs.evolve(told, limit=limit, remaining=remaining), now)
 
     def declare(self, now: float) -> tuple[Settlement, ...]:
         """Give what was taken and is not back yet."""

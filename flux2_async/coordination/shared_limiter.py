@@ -187,7 +187,7 @@ class SharedLimiter(Gate):
         quota = self._fallback.quota
         if quota is None or not self._may_degrade or self._running_here >= self._fallback.part(self._places):
             return math.inf
-        return max(self._until, quota.ready_at(now))
+        return max(self._until, quota.windows.ready_at(now))
 
     def _next(self, now: float, /) -> Waiter[Permit] | None:
         waiter = super()._next(now)
@@ -213,7 +213,7 @@ class SharedLimiter(Gate):
         return passed >= self._terms.lease - self._terms.post
 
     def _next_at(self, now: float, /) -> float:
-        return self._fallback.quota.ready_at(now) if self._fallback.quota else self._known.ask_at
+        return self._fallback.quota.windows.ready_at(now) if self._fallback.quota else self._known.ask_at
 
     def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
         if waiter.group in self._known.kept_back and self._until <= now:
@@ -345,7 +345,7 @@ class SharedLimiter(Gate):
             return
         if self._fallback.quota is not None:
             # What came back was sent before that began.
-            self._fallback.quota.hold(PermitEvent.ANSWERED, self._home.time())
+            self._fallback.quota.windows.hold(PermitEvent.ANSWERED, self._home.time())
         self._settling.report(Settlement(lease, event, 0.0))
 
     def _settle_own(self, quota: FallbackQuota, number: int, event: PermitEvent, retry_after: float | None) -> None:

@@ -12,7 +12,7 @@ from flux2_async.models import RateLimit
 def share(limit: int = 3) -> FallbackQuota:
     """A share that has waited long enough to begin."""
     made = FallbackQuota([RateLimit(limit, PERIOD)], -2 * BACK)
-    assert made.ready_at(0.0) == 0.0
+    assert made.windows.ready_at(0.0) == 0.0
     return made
 
 
@@ -26,7 +26,7 @@ def test_begins_used_up() -> None:
     """Nothing may be sent before what was sent earlier is certainly over."""
     made = FallbackQuota([RateLimit(3, PERIOD)], 5.0)
 
-    assert made.ready_at(6.0) == 5.0 + 2 * BACK
+    assert made.windows.ready_at(6.0) == 5.0 + 2 * BACK
 
 
 def test_declares_what_became_of_each() -> None:
@@ -59,5 +59,5 @@ def test_no_limit_is_no_share() -> None:
     made = FallbackQuota([], 0.0)
     made.settle(made.take(0.0), PermitEvent.ANSWERED, 1.0)
 
-    assert made.ready_at(0.0) == 0.0
+    assert made.windows.ready_at(0.0) == 0.0
     assert made.held(1.0) == {}

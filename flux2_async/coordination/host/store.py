@@ -32,10 +32,6 @@ def _check_path(path: str | os.PathLike[str] | None) -> Path | None:
         raise ConfigurationError(f"path: {path!r} given, it must be the path of a file, or None") from None
 
 
-def _check_on_failure(_: object, __: object, value: object) -> None:
-    check_settings(value)
-
-
 @showable
 @attrs.frozen
 class HostCoordination(Coordination):
@@ -60,7 +56,9 @@ class HostCoordination(Coordination):
     """
 
     path: Path | None = attrs.field(default=None, converter=_check_path)
-    on_failure: Literal["degrade", "fail"] = attrs.field(default="degrade", kw_only=True, validator=_check_on_failure)
+    on_failure: Literal["degrade", "fail"] = attrs.field(
+        default="degrade", kw_only=True, validator=lambda _, __, value: check_settings(value)
+    )
 
     def store(self, account: str, member: str) -> "HostStore":
         """Make the store of a session, see `Coordination.store`."""
@@ -83,7 +81,7 @@ class HostStore(Store):
         self._account = account
         self._sockets = HostSockets(account, member)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"flux2_async host {member}")
-        self._on_line: Callable[[str], None] | None = None
+        self._on_line: Callable[[str], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listening: socket.socket | None = None
         self._closed = False
@@ -107,10 +105,8 @@ class HostStore(Store):
 
     async def aclose(self) -> None:
         """Leave, see `Store.aclose`."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._loop is None:
+        closed, self._closed = self._closed, True
+        if closed or self._loop is None:
             return
         self._read(self._loop, None)
         try:
@@ -162,7 +158,7 @@ class HostStore(Store):
 
     def _hear(self, listening: socket.socket) -> None:
         for line in receive(listening):
-            if line and self._on_line is not None:
+            if line:
                 self._on_line(line)
 
     def _leave(self) -> None:

@@ -8,22 +8,30 @@ import ssl
 from collections.abc import Iterator
 from typing import Any, Final
 
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    AuthorizationError,
-    ClusterError,
-    MasterDownError,
-    NoPermissionError,
-    ReadOnlyError,
-    ResponseError,
-)
+from redis.exceptions import MasterDownError, ResponseError
 
 from flux2_async.coordination.store import HopelessError
 from flux2_async.errors import ConfigurationError, CoordinationError
 
 OLDEST_VERSION: Final = (6, 0)
 _CLUSTER: Final = "redis: this is a node of a cluster, and clusters are not supported; use a server of its own"
+# By the names of the package's classes, and by the server's words: that of Redis 6 for what a script may not do has no
+# class of its own.
+_HOPELESS: Final = {
+    r"\bNoPermissionError|NOPERM|user executing the script can't": (
+        "redis: the user lacks {lacks}; see RedisCoordination for the rights that are needed"
+    ),
+    r"\b(AuthenticationError|AuthorizationError|NOAUTH|WRONGPASS)\b": (
+        "redis refuses the user or the password; check them in the url"
+    ),
+    r"\b(AskError|ClusterError)\b": _CLUSTER,
+    r"\bReadOnlyError\b": "redis takes no writes here; give the address of the server that does",
+    "DB index is out of range": "redis has no database of the number in the url",
+    "unknown command": (
+        "redis does not know a command that is needed; use a Redis or Valkey server, no proxy or Sentinel"
+    ),
+}
+_LACKS: Final = "a right: to a command within scripts, or to the namespace's keys or channels"
 
 
 def check_server(info: dict[str, Any]) -> None:
@@ -50,44 +58,18 @@ def check_server(info: dict[str, Any]) -> None:
 
 def told(error: Exception) -> CoordinationError:
     """Say what a failure means."""
-    causes = tuple(_causes(error))
-    kinds = ", ".join(type(cause).__name__ for cause in causes if isinstance(cause, ssl.SSLError | PermissionError))
-    hopeless = (
-        _of_a_user(error, str(error))
-        or _of_a_command(error, str(error))
-        or (f"redis: the connection is refused ({kinds}); check scheme, certificates and rights" if kinds else "")
-    )
-    if hopeless:
-        return HopelessError(hopeless)
+    told = " ".join([*(kind.__name__ for kind in type(error).__mro__), str(error)])
+    for words, hopeless in _HOPELESS.items():
+        if re.search(words, told) and not isinstance(error, MasterDownError):
+            command = re.search(r"'([a-z|]{2,20})' command", told)
+            return HopelessError(hopeless.format(lacks=f"+{command[1]}" if command else _LACKS))
+    causes = [type(cause).__name__ for cause in _causes(error) if isinstance(cause, ssl.SSLError | PermissionError)]
+    if causes:
+        kinds = ", ".join(causes)
+        return HopelessError(f"redis: the connection is refused ({kinds}); check scheme, certificates and rights")
     if isinstance(error, ResponseError):
         return CoordinationError(f"redis answers {_first_word(error)}")
     return CoordinationError(f"redis cannot be reached ({type(error).__name__})")
-
-
-def _of_a_user(error: Exception, text: str) -> str:
-    # The one of Redis 6 for what a script may not do has no class of its own.
-    if isinstance(error, NoPermissionError) or "user executing the script can't" in text or "NOPERM" in text:
-        command = re.search(r"'([a-z|]{2,20})' command", text)
-        lacks = (
-            f"+{command[1]}"
-            if command
-            else "a right: to a command within scripts, or to the namespace's keys or channels"
-        )
-        return f"redis: the user lacks {lacks}; see RedisCoordination for the rights that are needed"
-    refused = isinstance(error, AuthenticationError | AuthorizationError) or text.startswith(("NOAUTH", "WRONGPASS"))
-    return "redis refuses the user or the password; check them in the url" if refused else ""
-
-
-def _of_a_command(error: Exception, text: str) -> str:
-    if isinstance(error, AskError | ClusterError) and not isinstance(error, MasterDownError):
-        return _CLUSTER
-    if isinstance(error, ReadOnlyError):
-        return "redis takes no writes here; give the address of the server that does"
-    if "DB index is out of range" in text:
-        return "redis has no database of the number in the url"
-    if "unknown command" in text:
-        return "redis does not know a command that is needed; use a Redis or Valkey server, no proxy or Sentinel"
-    return ""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -32,20 +32,16 @@ class _Place:
 
 @attrs.define
 class _Line:
-    """The places of a group, whoever is next first, and how many rounds it has had."""
+    """The places of a group by process, whoever is next first, and how many rounds it has had."""
 
     rounds: int
-    places: list[_Place] = attrs.field(factory=list)
+    places: dict[str, _Place] = attrs.field(factory=dict)
 
-    def of(self, peer: str) -> _Place | None:
-        """Give the place of a process, or None."""
-        return next((place for place in self.places if place.peer == peer), None)
-
-    def had_turn(self, place: _Place) -> None:
-        """Let a place be the last one, and count the round."""
-        self.places.remove(place)
-        self.places.append(place)
+    def had_turn(self, peer: str) -> _Place:
+        """Let the place of a process be the last one, and count the round."""
+        place = self.places[peer] = self.places.pop(peer)
         self.rounds += 1
+        return place
 
 
 @attrs.define
@@ -102,14 +98,12 @@ class PermitQueue:
         fewest = min((line.rounds for line in self._lines.values()), default=0)
         for group, count in groups.items():
             line = self._lines.setdefault(group, _Line(fewest))
-            if (place := line.of(peer)) is None:
-                line.places.append(_Place(peer, count))
-            else:
-                place.want, place.kept_back = count, False
+            place = line.places.setdefault(peer, _Place(peer, count))
+            place.want, place.kept_back = count, False
         for group in first:
             line = self._lines[group]
             line.rounds = fewest
-            line.places.sort(key=lambda place: place.peer != peer)
+            line.places = {peer: line.places[peer], **line.places}
             self._lines = {group: line, **self._lines}
 
     def leave(self, peer: str) -> None:
@@ -161,9 +155,8 @@ class PermitQueue:
             # Who might have had them, and could not come.
             line.rounds = max(line.rounds, rounds - kept[group])
         alive = Counter(running) + Counter(own)
-        for group, line in self._lines.items():
-            if (place_of := line.of(peer)) is not None:
-                place_of.kept_back = place_of.want > 0 and self._is_kept_back(group, peer, alive)
+        for group, place in self._places_of(peer).items():
+            place.kept_back = place.want > 0 and self._is_kept_back(group, peer, alive)
         return own, kept.total()
 
     def ahead(self, peer: str, running: Mapping[str, int]) -> int | None:
@@ -192,7 +185,7 @@ class PermitQueue:
         return [
             group
             for group, line in self._lines.items()
-            if any(place.kept_back and peer in (None, place.peer) for place in line.places)
+            if any(place.kept_back and peer in (None, place.peer) for place in line.places.values())
         ]
 
     def is_freed(self, running: Mapping[str, int]) -> bool:
@@ -200,34 +193,33 @@ class PermitQueue:
         return any(
             place.kept_back and not self._is_kept_back(group, place.peer, running)
             for group, line in self._lines.items()
-            for place in line.places
+            for place in line.places.values()
         )
 
     def share(self, peer: str) -> int:
         """One in how many permits is for a process."""
-        lines = [[place.peer for place in line.places if place.want] for line in self._lines.values()]
+        lines = [[place.peer for place in line.places.values() if place.want] for line in self._lines.values()]
         lines = [line for line in lines if line]
         own = sum(1 / len(line) for line in lines if peer in line)
         return max(round(len(lines) / own), 1) if own else len(self._peers)
 
     def _places_of(self, peer: str) -> dict[str, _Place]:
-        return {group: place for group, line in self._lines.items() if (place := line.of(peer)) is not None}
+        return {group: line.places[peer] for group, line in self._lines.items() if peer in line.places}
 
     def _remove(self, peer: str, groups: Iterable[str]) -> None:
         for group in tuple(groups):
             line = self._lines[group]
-            line.places = [place for place in line.places if place.peer != peer]
+            line.places.pop(peer, None)
             if not line.places:
                 del self._lines[group]
 
     def _had_turn(self, group: str, peer: str) -> None:
         line = self._lines[group] = self._lines.pop(group)
-        if (place := line.of(peer)) is not None:
-            line.had_turn(place)
-            place.want -= 1
-            self._peers[peer].want -= 1
-            if not place.want:
-                self._remove(peer, [group])
+        place = line.had_turn(peer)
+        place.want -= 1
+        self._peers[peer].want -= 1
+        if not place.want:
+            self._remove(peer, [group])
 
     def _in_turn(self, running: Mapping[str, int], now: float | None = None) -> Iterator[tuple[str, _Place, int]]:
         """Give whose the permits are that come, one by one; of those whose turn it is by now, or of all.
@@ -237,10 +229,12 @@ class PermitQueue:
         wants: dict[_Place, int] = {}
         lines: dict[str, _Line] = {}
         for group, line in self._lines.items():
-            places = [
-                each for each in line.places if now is None or each.kept_back or self._peers[each.peer].turn <= now
-            ]
-            wants |= {place: place.want for place in places}
+            places = {
+                peer: each
+                for peer, each in line.places.items()
+                if now is None or each.kept_back or self._peers[peer].turn <= now
+            }
+            wants |= {place: place.want for place in places.values()}
             lines[group] = _Line(line.rounds, places)
         left = {peer: waiting.want for peer, waiting in self._peers.items()}
         alive = Counter(running)
@@ -248,7 +242,7 @@ class PermitQueue:
             group, line = min(lines.items(), key=lambda item: item[1].rounds)
             able = (
                 each
-                for each in line.places
+                for each in line.places.values()
                 if wants[each] and left[each.peer] and not self._is_kept_back(group, each.peer, alive)
             )
             if (place := next(able, None)) is None:
@@ -256,7 +250,7 @@ class PermitQueue:
                 continue
             yield group, place, line.rounds
             lines[group] = lines.pop(group)
-            line.had_turn(place)
+            line.had_turn(place.peer)
             wants[place] -= 1
             left[place.peer] -= 1
             alive[group] += 1
@@ -269,7 +263,9 @@ class PermitQueue:
 
     def dump(self) -> list[Any]:
         """Give it as plain data."""
-        lines = {group: [line.rounds, *map(_values_of_place, line.places)] for group, line in self._lines.items()}
+        lines = {
+            group: [line.rounds, *map(_values_of_place, line.places.values())] for group, line in self._lines.items()
+        }
         return [{peer: _values_of_waiting(waiting) for peer, waiting in self._peers.items()}, lines]
 
     @classmethod
@@ -279,7 +275,8 @@ class PermitQueue:
         peers, lines = state
         made._peers = {peer: _Waiting(*waiting) for peer, waiting in peers.items()}
         made._lines = {
-            group: _Line(rounds, [_Place(*place) for place in places]) for group, (rounds, *places) in lines.items()
+            group: _Line(rounds, {place[0]: _Place(*place) for place in places})
+            for group, (rounds, *places) in lines.items()
         }
         return made
 

@@ -3,26 +3,24 @@
 import asyncio
 import logging
 import os
-import re
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import pytest
-from emulated import error_of, free_port, session_for, until
+from emulated import error_of, free_port, until
+from opening import SECRET, assert_hopeless, opened
 from postgres_server import OWNERS_PASSWORD, PostgresServer, unprivileged
 from preloaded import NO_ROOM, preloaded
 from programs import program
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from flux2_async import ConfigurationError, CoordinationError, TextToImage
+from flux2_async import CoordinationError
 from flux2_async.coordination import Kept, PostgresCoordination, Store
-from flux2_async.emulator import Emulator, Plan, Script
 
 pytestmark = pytest.mark.real_time
 
-SECRET = "s3cr3t-password"
 SHORT: dict[str, Any] = {"timeout": 0.3}
 
 
@@ -32,29 +30,8 @@ def server() -> Iterator[PostgresServer]:
         yield server
 
 
-async def opened(coordination: PostgresCoordination) -> Exception | None:
-    """Open a session, make a picture under a key, and give the error, if there is one."""
-    async with Emulator(Script(plans=Plan(duration=0.05), render=False)) as emulator:
-        flux = session_for(emulator, coordination=coordination)
-        try:
-            await flux.open()
-            await (await flux.submit(TextToImage("a red kettle"), key="k")).result()
-        except Exception as error:  # noqa: BLE001  it is what is looked at
-            return error
-        finally:
-            await flux.aclose()
-    return None
-
-
 async def opened_by(dsn: str, **options: Any) -> Exception | None:
     return await opened(PostgresCoordination(dsn, on_failure="fail", **options))
-
-
-def assert_hopeless(error: Exception | None, says: str) -> None:
-    assert isinstance(error, ConfigurationError)
-    assert re.search(says, str(error)), error
-    assert SECRET not in repr(error)
-    assert error.__cause__ is None
 
 
 @asynccontextmanager
@@ -312,34 +289,6 @@ async def test_forms_of_an_address_work(server: PostgresServer, form: str) -> No
     """Everything that libpq documents, and what other libraries write for their drivers."""
     server.empty()
     assert await opened_by(ADDRESSES[form](server)) is None
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"dsn": f"http://user:{SECRET}@host"},
-        {"dsn": f"postgresql://user:{SECRET}/x@host"},
-        {"dsn": f"postgresql://user:x@{SECRET}@host"},
-        {"dsn": f"host=h password={SECRET} no_such_option=1"},
-        {"dsn": SECRET},
-        {"dsn": " "},
-        {"dsn": None},
-        {"dsn": b"host=h"},
-        {"dsn": "host=h", "schema": ""},
-        {"dsn": "host=h", "schema": None},
-        {"dsn": "host=h", "schema": "ü" * 32},
-        {"dsn": "host=h", "timeout": 0},
-        {"dsn": "host=h", "timeout": "1"},
-        {"dsn": "host=h", "on_failure": "hope"},
-    ],
-)
-def test_bad_arguments_are_told(arguments: dict[str, Any]) -> None:
-    """What cannot be used is told when it is made, without showing a password."""
-    with pytest.raises(ConfigurationError) as caught:
-        PostgresCoordination(**arguments)
-
-    assert SECRET not in str(caught.value)
-    assert caught.value.__cause__ is None
 
 
 def test_nothing_shows_the_password() -> None:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -98,6 +98,13 @@ class Team:
             await worker.says("ready")
         return hired
 
+    async def let(self, workers: Sequence[Worker], come_to: str) -> None:
+        """Give workers their word, and wait until they say that they have come so far."""
+        for worker in workers:
+            worker.tell()
+        for worker in workers:
+            await worker.says(come_to)
+
     async def kill(self, worker: Worker) -> None:
         self.alive.remove(worker)
         await worker.kill()
@@ -135,10 +142,7 @@ async def test_four_processes_use_up_one_limit(coordination: Coordination) -> No
     period = 0.5
     async with team(coordination, 20, period) as crew:
         workers = await crew.hire(4, "submit", number=30)
-        for worker in workers:
-            worker.tell()
-        for worker in workers:
-            await worker.says("done")
+        await crew.let(workers, "done")
         ledger = crew.emulator.ledger
 
     assert len(ledger.accepted) == 120
@@ -150,16 +154,12 @@ async def test_four_processes_stay_within_one_budget(coordination: Coordination)
     """Four processes that want 40 pictures make the seven that 100 credits are enough for, also once one is killed."""
     async with team(coordination, 20, 0.5, plans=Plan(duration=1000.0)) as crew:
         workers = await crew.hire(4, "spend", number=10, budget=Budget(100))
-        for worker in workers:
-            worker.tell()
-        for worker in workers:
-            await worker.says("done")
+        await crew.let(workers, "done")
         assert len(crew.emulator.ledger.accepted) == 7
 
         await crew.kill(workers[0])
         (late,) = await crew.hire(1, "spend", number=10, budget=Budget(115))
-        late.tell()
-        await late.says("done")
+        await crew.let([late], "done")
         assert len(crew.emulator.ledger.accepted) == 8
         assert crew.emulator.ledger.refused == 0
 
@@ -169,10 +169,7 @@ async def test_pause_of_one_process_holds_all(coordination: Coordination) -> Non
     fault = Fault("createTask", "refuse", after=5, code=429, retry_after=1)
     async with team(coordination, 1, 0.1, faults=[fault]) as crew:
         workers = await crew.hire(4, "submit", number=3)
-        for worker in workers:
-            worker.tell()
-        for worker in workers:
-            await worker.says("done")
+        await crew.let(workers, "done")
         calls = crew.emulator.ledger.requests
 
     refused_at = calls[5].time
@@ -193,14 +190,11 @@ def contains(emulator: Emulator, group: str) -> bool:
 async def test_one_among_five_hundred(coordination: Coordination) -> None:
     """Who has one request waits for two permits behind 500 in three processes, beside them or elsewhere."""
     async with team(coordination, 1, 1.0, plans=Plan(duration=1000.0)) as crew:
-        for worker in await crew.hire(3, "groups", groups={"alice": 170}):
-            worker.tell()
-            await worker.says("asked")
+        await crew.let(await crew.hire(3, "groups", groups={"alice": 170}), "asked")
         for groups in ({"bob": 1}, {"alice": 30, "carol": 1}):
-            (worker,) = await crew.hire(1, "groups", groups=groups)
+            workers = await crew.hire(1, "groups", groups=groups)
             await until(lambda: len(groups_of(crew.emulator)) >= 3)
-            worker.tell()
-            await worker.says("asked")
+            await crew.let(workers, "asked")
             before, single = len(groups_of(crew.emulator)), list(groups)[-1]
             await until(partial(contains, crew.emulator, single))
             assert groups_of(crew.emulator).index(single) - before <= 2
@@ -211,10 +205,7 @@ async def test_process_whose_turn_it_is_is_killed(coordination: Coordination) ->
     """Of three that take turns one is killed: the others go on at once, and nobody waits for the end of a lease."""
     async with team(coordination, 1, 0.4, plans=Plan(duration=1000.0)) as crew:
         workers = [(await crew.hire(1, "groups", groups={group: 50}))[0] for group in ("alice", "bob", "carol")]
-        for worker in workers:
-            worker.tell()
-        for worker in workers:
-            await worker.says("asked")
+        await crew.let(workers, "asked")
         # Two after bob's last one it is bob's turn again.
         await until(lambda: groups_of(crew.emulator)[-3:-2] == ["bob"])
         await crew.kill(workers[1])
@@ -232,10 +223,7 @@ async def test_bound_of_a_group_holds_in_all(coordination: Coordination) -> None
     duration = 0.3
     async with team(coordination, 20, 0.2, plans=Plan(duration=duration)) as crew:
         workers = await crew.hire(2, "groups", groups={"alice": 4}, per_group=1, interval=0.05)
-        for worker in workers:
-            worker.tell()
-        for worker in workers:
-            await worker.says("asked")
+        await crew.let(workers, "asked")
         for worker in workers:
             await worker.says("done")
         times = crew.emulator.ledger.accepted_at
@@ -249,10 +237,7 @@ async def test_so_many_tasks_run_in_all(coordination: Coordination) -> None:
     duration = 0.4
     async with team(coordination, 20, 0.2, plans=Plan(duration=duration)) as crew:
         workers = await crew.hire(3, "groups", groups={"alice": 6}, max_running=3, interval=0.05)
-        for worker in workers:
-            worker.tell()
-        for worker in workers:
-            await worker.says("asked")
+        await crew.let(workers, "asked")
         await until(lambda: len(crew.emulator.ledger.accepted) >= 6)
         await crew.kill(workers[0])
         for worker in workers[1:]:
@@ -362,8 +347,7 @@ async def test_permits_of_a_stopped_process_are_used_once(coordination: Coordina
     async with team(coordination, limit, period) as crew:
         (stopped,) = await crew.hire(1, "stop", number=limit, inside=inside, **options)
         (other,) = await crew.hire(1, "endless", number=2 * limit, **options)
-        stopped.tell()
-        await stopped.says("stops")
+        await crew.let([stopped], "stops")
         other.tell()
         ledger = crew.emulator.ledger
         # Nothing of it has left, so what is accepted from here on goes by its permits, whose leases are over.
@@ -380,12 +364,10 @@ async def test_callback_reaches_the_process_that_waits(host: Coordination) -> No
     async with team(host, 100, 1.0, plans=Plan(duration=0.05)) as crew:
         port = free_port()
         address = f"http://127.0.0.1:{port}/callback"
-        (receiver,) = await crew.hire(1, "receive", port=port, callbacks=address)
-        receiver.tell()
-        await receiver.says("done")
-        (waiter,) = await crew.hire(1, "await", number=10, callbacks=address)
-        waiter.tell()
-        await waiter.says("done")
+        receiver = await crew.hire(1, "receive", port=port, callbacks=address)
+        await crew.let(receiver, "done")
+        waiter = await crew.hire(1, "await", number=10, callbacks=address)
+        await crew.let(waiter, "done")
         ledger = crew.emulator.ledger
 
     # Without a callback the first look comes after a thousand seconds.

@@ -10,50 +10,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
 from emulated import error_of, free_port, session_for, until
+from opening import SECRET, assert_hopeless, opened
 from redis_server import RedisServer
 
-from flux2_async import ConfigurationError, CoordinationError, RateLimit, TextToImage
+from flux2_async import ConfigurationError, CoordinationError, RateLimit
 from flux2_async.coordination import RedisCoordination
 from flux2_async.coordination.contract import Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.redis import refusals
 from flux2_async.coordination.redis import store as redis_store
 from flux2_async.coordination.redis.refusals import check_server
-from flux2_async.emulator import Emulator, Plan, Script
+from flux2_async.emulator import Emulator, Script
 
 pytestmark = pytest.mark.real_time
 
-SECRET = "s3cr3t-password"
 # The lines of the docstring that stand apart.
 RIGHTS = " ".join(re.findall(r"^ {4,}([~+].*)$", inspect.getdoc(RedisCoordination) or "", re.MULTILINE)).split()
 RIGHTS_OF_DATABASES = "+select"
 PERIOD = 0.5
 
 
-async def opened(url: str) -> Exception | None:
-    """Open a session, make a picture under a key, and give the error, if there is one."""
-    async with Emulator(Script(plans=Plan(duration=0.05), render=False)) as emulator:
-        flux = session_for(emulator, coordination=RedisCoordination(url, on_failure="fail"))
-        try:
-            await flux.open()
-            await (await flux.submit(TextToImage("a red kettle"), key="k")).result()
-        except Exception as error:  # noqa: BLE001  it is what is looked at
-            return error
-        finally:
-            await flux.aclose()
-    return None
-
-
-def assert_hopeless(error: Exception | None, says: str) -> None:
-    assert isinstance(error, ConfigurationError)
-    assert re.search(says, str(error))
-    assert SECRET not in repr(error)
-    assert error.__cause__ is None
+async def opened_at(url: str) -> Exception | None:
+    return await opened(RedisCoordination(url, on_failure="fail"))
 
 
 # --- Rights ---
@@ -71,8 +53,8 @@ async def test_documented_rights_suffice(caplog: pytest.LogCaptureFixture) -> No
     """A user with the rights that the docstring names, and no other, opens, submits, is heard and closes."""
     caplog.set_level(logging.DEBUG, "flux2_async")
     with RedisServer() as server:
-        assert await opened(give(server, *RIGHTS)) is None
-        assert await opened(f"{give(server, *RIGHTS, RIGHTS_OF_DATABASES)}/3") is None
+        assert await opened_at(give(server, *RIGHTS)) is None
+        assert await opened_at(f"{give(server, *RIGHTS, RIGHTS_OF_DATABASES)}/3") is None
         with server.client() as client:
             denied = client.acl_log()
 
@@ -86,7 +68,7 @@ async def test_every_documented_right_is_needed() -> None:
     assert len(RIGHTS) == 13
     with RedisServer() as server:
         for left_out in RIGHTS:
-            error = await opened(give(server, *(right for right in RIGHTS if right != left_out)))
+            error = await opened_at(give(server, *(right for right in RIGHTS if right != left_out)))
             assert error is not None, left_out
             # Of what a script does the server does not say which command it was.
             assert_hopeless(error, rf"lacks ({re.escape(left_out)};|a right: to a command within scripts)")
@@ -99,10 +81,10 @@ async def test_node_of_a_cluster_is_refused() -> None:
     """A node that would take everything is one of a cluster all the same, and so is one that serves no slot."""
     # The port of its bus is 10,000 above its own unless told, and there may be no such port.
     with RedisServer("--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
-        assert_hopeless(await opened(server.url), "clusters are not supported")
+        assert_hopeless(await opened_at(server.url), "clusters are not supported")
         with server.client() as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        assert_hopeless(await opened(server.url), "clusters are not supported")
+        assert_hopeless(await opened_at(server.url), "clusters are not supported")
 
 
 @pytest.mark.parametrize("options", [(), ("--replica-read-only", "no"), ("--replica-serve-stale-data", "no")])
@@ -110,7 +92,7 @@ async def test_replica_is_refused(options: tuple[str, ...]) -> None:
     """What a replica takes, if it does, nobody else sees."""
     with RedisServer() as server, RedisServer("--replicaof", "127.0.0.1", str(server.port), *options) as replica:
         assert_hopeless(
-            await opened(replica.url), "this is a replica; give the address of the server that takes writes"
+            await opened_at(replica.url), "this is a replica; give the address of the server that takes writes"
         )
 
 
@@ -118,8 +100,8 @@ async def test_replica_is_refused(options: tuple[str, ...]) -> None:
 async def test_port_of_a_sentinel_is_refused(tmp_path: Path, database: str) -> None:
     """A Sentinel answers as a server does, and holds no keys."""
     with RedisServer() as server, sentinel(server, tmp_path) as port:
-        assert await opened(server.url) is None
-        assert_hopeless(await opened(f"redis://127.0.0.1:{port}{database}"), "Sentinel")
+        assert await opened_at(server.url) is None
+        assert_hopeless(await opened_at(f"redis://127.0.0.1:{port}{database}"), "Sentinel")
 
 
 @contextmanager
@@ -155,23 +137,26 @@ def wait_for_port(port: int) -> None:
         (f"redis://:{SECRET}@127.0.0.1:{{port}}/99", "no database of the number"),
     ],
 )
-async def test_wrong_login_and_database_are_told(address: str, says: str) -> None:
-    """A password that is missing or wrong, a user and a database that do not exist."""
+async def test_wrong_login_and_database_are_told(address: str, says: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A password that is missing or wrong, a user and a database that do not exist; nothing shows a password."""
+    caplog.set_level(logging.DEBUG)
     with RedisServer("--requirepass", SECRET) as server:
-        assert_hopeless(await opened(address.format(port=server.port)), says)
+        url = address.format(port=server.port)
+        assert_hopeless(await opened_at(url), says)
+        assert SECRET not in f"{RedisCoordination(url)!r} {caplog.text}"
 
 
 async def test_password_that_nobody_asked_for_is_told() -> None:
     """A server without passwords refuses who gives one."""
     with RedisServer() as server:
-        assert_hopeless(await opened(f"redis://:{SECRET}@127.0.0.1:{server.port}"), "the user or the password")
+        assert_hopeless(await opened_at(f"redis://:{SECRET}@127.0.0.1:{server.port}"), "the user or the password")
 
 
 @pytest.mark.parametrize("command", ["EVALSHA", "PUBLISH"])
 async def test_command_that_was_taken_away_is_told(command: str) -> None:
     """Some who rent out servers rename or remove commands."""
     with RedisServer("--rename-command", command, "") as server:
-        assert_hopeless(await opened(server.url), "does not know a command|rights")
+        assert_hopeless(await opened_at(server.url), "does not know a command|rights")
 
 
 async def test_full_server_is_an_outage() -> None:
@@ -180,7 +165,7 @@ async def test_full_server_is_an_outage() -> None:
         with server.client() as client:
             client.config_set("maxmemory", 1)
             client.config_set("maxmemory-policy", "noeviction")
-        error = await opened(server.url)
+        error = await opened_at(server.url)
 
     assert isinstance(error, CoordinationError)
 
@@ -222,14 +207,14 @@ async def test_tls_of_a_trusted_server_works(files: Path) -> None:
     """`rediss://` and Valkey's own word for it."""
     with tls_server(files) as port:
         for scheme in ("rediss", "valkeys"):
-            assert await opened(f"{scheme}://localhost:{port}?ssl_ca_certs={files / 'ca.pem'}") is None
+            assert await opened_at(f"{scheme}://localhost:{port}?ssl_ca_certs={files / 'ca.pem'}") is None
 
 
 @pytest.mark.parametrize("trusted", ["", "?ssl_ca_certs={}/stranger.pem"])
 async def test_certificate_that_is_not_trusted_is_told(files: Path, trusted: str) -> None:
     """It will not be trusted tomorrow either."""
     with tls_server(files) as port:
-        error = await opened(f"rediss://localhost:{port}{trusted.format(files)}")
+        error = await opened_at(f"rediss://localhost:{port}{trusted.format(files)}")
 
     assert_hopeless(error, "SSLCertVerificationError")
 
@@ -255,7 +240,7 @@ async def test_forms_of_an_address_work(form: str, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     with RedisServer("--unixsocket", str(path)) as server:
         give(server, *RIGHTS, RIGHTS_OF_DATABASES)
-        assert await opened(ADDRESSES[form](server.port, path)) is None
+        assert await opened_at(ADDRESSES[form](server.port, path)) is None
 
 
 @pytest.mark.parametrize(
@@ -337,39 +322,6 @@ async def test_process_of_another_version_that_comes_later_is_warned_of(
     assert "run one version in all processes" in caplog.text
 
 
-async def test_wrong_password_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A password that is wrong or missing ends `open` with an error that says so, and shows no password."""
-    caplog.set_level(logging.DEBUG)
-    with RedisServer("--requirepass", SECRET) as server:
-        async with Emulator(Script(render=False)) as emulator:
-            for url in (server.url, f"redis://:{SECRET}x@127.0.0.1:{server.port}"):
-                coordination = RedisCoordination(url)
-                error = await error_of(session_for(emulator, coordination=coordination).open())
-                assert isinstance(error, ConfigurationError)
-                assert "password" in str(error)
-                assert SECRET not in f"{coordination!r} {error!r} {error.__cause__!r} {caplog.text}"
-            async with session_for(emulator, coordination=RedisCoordination(url.replace("x@", "@"))):
-                pass
-
-
-@pytest.mark.parametrize(
-    "rights", ["~flux2:* resetchannels +@all", "~flux2:* &* +@all -subscribe", "~other:* &* +@all", "~flux2:* &* +info"]
-)
-async def test_missing_right_is_told_at_once(rights: str) -> None:
-    """A user who may not use the keys, the channels or the commands learns it from `open`, not by lost callbacks."""
-    with RedisServer() as server, server.client() as client:
-        client.acl_setuser("little", enabled=True, passwords=[f"+{SECRET}"])
-        client.execute_command("ACL", "SETUSER", "little", *rights.split())
-        async with Emulator(Script(render=False)) as emulator:
-            coordination = RedisCoordination(f"redis://little:{SECRET}@127.0.0.1:{server.port}")
-            error = await error_of(session_for(emulator, coordination=coordination).open())
-            assert isinstance(error, ConfigurationError)
-            assert "right" in str(error)
-            client.execute_command("ACL", "SETUSER", "little", "resetchannels", "~flux2:*", "&flux2:*", "+@all")
-            async with session_for(emulator, coordination=coordination):
-                pass
-
-
 @pytest.mark.parametrize(("version", "fits"), [("5.0.14", False), ("6.0.0", True), ("7.2.4", True), ("10.0", True)])
 def test_old_versions_are_refused(version: str, *, fits: bool) -> None:
     """A server before 6.0 is told apart; Valkey names itself as a Redis of 7.2."""
@@ -378,25 +330,3 @@ def test_old_versions_are_refused(version: str, *, fits: bool) -> None:
     else:
         with pytest.raises(ConfigurationError, match=r"5\.0\.14 is too old"):
             check_server({"redis_version": version})
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"url": f"http://user:{SECRET}@host"},
-        {"url": f"redis://user:{SECRET}@host:port"},
-        {"url": None},
-        {"url": "redis://host", "namespace": "two words"},
-        {"url": "redis://host", "namespace": None},
-        {"url": "redis://host", "timeout": 0},
-        {"url": "redis://host", "timeout": "1"},
-        {"url": "redis://host", "on_failure": "hope"},
-    ],
-)
-def test_bad_arguments_are_told(arguments: dict[str, Any]) -> None:
-    """What cannot be used is told when it is made, without showing a password."""
-    with pytest.raises(ConfigurationError) as caught:
-        RedisCoordination(**arguments)
-
-    assert SECRET not in str(caught.value)
-    assert caught.value.__cause__ is None

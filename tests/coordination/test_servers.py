@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from emulated import error_of, session_for
+from opening import SECRET
 from postgres_server import PostgresServer
 from preloaded import SET_CLOCK, preloaded
 from redis_server import RedisServer
@@ -25,7 +26,7 @@ from flux2_async import (
     TextToImage,
 )
 from flux2_async._limiter.window import PermitEvent
-from flux2_async.coordination import Coordination
+from flux2_async.coordination import Coordination, PostgresCoordination, RedisCoordination
 from flux2_async.coordination.contract import Message, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.postgres import connection as postgres_connection
@@ -323,6 +324,46 @@ async def test_nothing_listens(make: type[Server]) -> None:
         strict = session_for(emulator, coordination=server.coordination(on_failure="fail"))
         with pytest.raises(CoordinationError, match="cannot be reached"):
             await strict.open()
+
+
+BAD_ARGUMENTS: dict[type[Coordination], list[dict[str, Any]]] = {
+    RedisCoordination: [
+        {"url": f"http://user:{SECRET}@host"},
+        {"url": f"redis://user:{SECRET}@host:port"},
+        {"url": None},
+        {"url": "redis://host", "namespace": "two words"},
+        {"url": "redis://host", "namespace": None},
+        {"url": "redis://host", "timeout": 0},
+        {"url": "redis://host", "timeout": "1"},
+        {"url": "redis://host", "on_failure": "hope"},
+    ],
+    PostgresCoordination: [
+        {"dsn": f"http://user:{SECRET}@host"},
+        {"dsn": f"postgresql://user:{SECRET}/x@host"},
+        {"dsn": f"postgresql://user:x@{SECRET}@host"},
+        {"dsn": f"host=h password={SECRET} no_such_option=1"},
+        {"dsn": SECRET},
+        {"dsn": " "},
+        {"dsn": None},
+        {"dsn": b"host=h"},
+        {"dsn": "host=h", "schema": ""},
+        {"dsn": "host=h", "schema": None},
+        {"dsn": "host=h", "schema": "ü" * 32},
+        {"dsn": "host=h", "timeout": 0},
+        {"dsn": "host=h", "timeout": "1"},
+        {"dsn": "host=h", "on_failure": "hope"},
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "given"), [(kind, each) for kind, bad in BAD_ARGUMENTS.items() for each in bad])
+def test_bad_arguments_are_told(kind: type[Coordination], given: dict[str, Any]) -> None:
+    """What cannot be used is told when it is made, without showing a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        kind(**given)
+
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize(("name", "extra"), [("RedisCoordination", "redis"), ("PostgresCoordination", "postgres")])

@@ -23,6 +23,10 @@ POLLS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 # Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
 OLD: Final = 120.0
 OLDER: Final = 1.5
+# Seconds between the moments at which a few polls leave together: a process that wakes up for one alone finds its caches
+# cold, and takes twice as long for it. Not more, since a service may mind bursts.
+BEAT: Final = 0.1
+ON_A_BEAT: Final = 5
 # Of so many tasks the average lag is known.
 REMEMBERED_LAGS: Final = 10
 
@@ -90,6 +94,8 @@ class Timing:
         # Loop time at the epoch of the service's clock, or None before a task that was created here was seen.
         self._epoch: float | None = None
         self._longest = 0.0
+        # Polls that were planned on each beat to come.
+        self._beats: dict[int, int] = {}
         self.lag: float = 0.0
 
     def begin(self, task: ImageTask, schedule: Schedule | None, now: float) -> Watched:
@@ -98,8 +104,17 @@ class Timing:
         return Watched(task, schedule or self._schedules.unknown, now, created, visible=now, due=now)
 
     def wait(self, watched: Watched, at: float) -> float:
-        """Give the usual seconds from a time to the next poll."""
-        return self._wait(watched, at, self._random.random())
+        """Give the usual seconds from a time to the next poll: any that the schedule allows, if it can be on a beat."""
+        soonest, latest = self._wait(watched, at, 0.0), self._wait(watched, at, 1.0)
+        wait = soonest + (latest - soonest) * self._random.random()
+        beat = round((at + wait) / BEAT)
+        polls = self._beats.get(beat, 0)
+        if polls == ON_A_BEAT or not soonest <= beat * BEAT - at <= latest:
+            return wait
+        if not polls:
+            self._beats = {each: count for each, count in self._beats.items() if each * BEAT > at}
+        self._beats[beat] = polls + 1
+        return beat * BEAT - at
 
     def followed(self, watched: Watched, wait: float) -> float:
         """Shorten a wait from one poll to the next to what those who follow the task want."""

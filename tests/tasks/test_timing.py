@@ -158,7 +158,7 @@ async def test_the_age_of_an_attached_task_is_found_out() -> None:
 
     assert attached.schedule is room.pupil
     assert attached.created == pytest.approx(93.0)
-    assert room.pupil.asked == pytest.approx([19.0])
+    assert room.pupil.asked == pytest.approx([19.0, 19.0])
     assert [what for what, *_ in room.pupil.lessons[1:]] == ["ran", "ended"]
     assert [seconds for _, *seconds in room.pupil.lessons[1:]] == [
         pytest.approx([0.0, 19.0]),

@@ -732,7 +732,7 @@ async def test_learns_from_its_tasks(make: Callable[..., World]) -> None:
 
 
 async def test_a_burst_is_not_looked_at_in_a_burst(make: Callable[..., World]) -> None:
-    """Tasks that were created at once are looked at one by one, also when all is learned."""
+    """Tasks that were created at once are looked at by few at a time, also when all is learned."""
     world = make(Polling(max_concurrency=1000), latency=0.0)
     for number in range(30):
         await world.watch(f"before {number}", 12.0)
@@ -742,6 +742,15 @@ async def test_a_burst_is_not_looked_at_in_a_burst(make: Callable[..., World]) -
 
     assert first[-1] - first[0] > 0.5
     assert max(Counter(round(at, 2) for at in first).values()) <= 10
+
+
+async def test_a_few_polls_of_a_burst_leave_together(make: Callable[..., World]) -> None:
+    """A process that watches some tasks wakes up for several of them at once, round after round."""
+    world = make(Polling())
+    await asyncio.gather(*(world.watch(str(number), 12.0) for number in range(20)))
+    moments = {round(at, 3) for at, _ in world.service.looks}
+
+    assert len(moments) <= 0.6 * len(world.service.looks)
 
 
 async def test_attached_tasks_are_looked_at_soon_and_spread(make: Callable[..., World]) -> None:

@@ -23,8 +23,8 @@ POLLS_AFTER_HINT: Final = (0.5, 1.0, 2.0)
 # Seconds; a task that runs is news when it is as old, and so many times as old as any was that ended.
 OLD: Final = 120.0
 OLDER: Final = 1.5
-# Seconds between the moments at which a few polls leave together: a process that wakes up for one alone finds its caches
-# cold, and takes twice as long for it. Not more, since a service may mind bursts.
+# Seconds between the moments at which a few polls leave together: a process that wakes up for one alone finds its
+# caches cold, and takes twice as long for it. Not more of them, since a service may mind bursts.
 BEAT: Final = 0.1
 ON_A_BEAT: Final = 5
 # Of so many tasks the average lag is known.

@@ -37,7 +37,7 @@ import attrs
 
 from flux2_async._limiter.window import CLOCK_MARGIN, News, PermitEvent, Ticket, Window
 from flux2_async._limiter.windows import Tickets, Windows
-from flux2_async.coordination.contract import Answer, Hint, Settlement, Terms
+from flux2_async.coordination.contract import Answer, Hint, Known, Settlement, Terms
 from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, PermitQueue
 from flux2_async.models import RateLimit
 
@@ -56,34 +56,6 @@ GRACE_MIN: Final = 0.1
 GRACE_MAX: Final = 0.5
 # By how many seconds a question may take longer than the one before it.
 JITTER: Final = 0.25
-
-
-@attrs.frozen
-class Known:
-    """What a process remembers of the state, to notice that it was lost.
-
-    Attributes:
-        epoch: The state's name, or empty for a process that has never asked.
-        number: The highest number of a lease it has heard of.
-        seen: The state's time in the last answer.
-    """
-
-    epoch: str = ""
-    number: int = 0
-    seen: float = math.inf
-
-
-@attrs.frozen
-class Reply:
-    """An answer, and what to remember of the state.
-
-    Attributes:
-        answer: To be handed on.
-        known: To be told with the next question.
-    """
-
-    answer: Answer
-    known: Known
 
 
 @attrs.frozen
@@ -159,7 +131,7 @@ class AccountState:
         keeps: Sequence[str] = (),
         alone: float = 0.0,
         seen_for: float = PEER_SEEN_FOR,
-    ) -> Reply | None:
+    ) -> Answer | None:
         """Let a process take part, at first or again; None: it has joined under a later name already.
 
         Args:
@@ -190,7 +162,7 @@ class AccountState:
             self._windows.hold(settlement.event, now - settlement.ago)
         return self._reply(now, (), 0.0)
 
-    def touch(self, peer: str, known: Known, now: float) -> Reply | None:
+    def touch(self, peer: str, known: Known, now: float) -> Answer | None:
         """Hear that a process is still there; None: it has to join."""
         return self._reply(now, (), 0.0) if self._is_there(peer, known, now) else None
 
@@ -219,7 +191,7 @@ class AccountState:
         first: Iterable[str] = (),
         bound: int | None = None,
         most: int | None = None,
-    ) -> Reply | None:
+    ) -> Answer | None:
         """Lend permits to a process, as many as are its share now; None: it has to join.
 
         Args:
@@ -391,9 +363,9 @@ class AccountState:
 
     def _reply(
         self, now: float, leases: tuple[str, ...], wait: float, *, peer: str = "", groups: tuple[str, ...] = ()
-    ) -> Reply:
+    ) -> Answer:
         supply = self._windows.supply(now, self._until).shared(1, -now)
-        answer = Answer(
+        return Answer(
             leases,
             wait,
             paused=max(self._until - now, 0.0),
@@ -405,8 +377,8 @@ class AccountState:
             groups=groups,
             kept_back=tuple(self._queue.kept_back(peer)),
             running=self._alive().total(),
+            known=Known(self.epoch, self.number, now),
         )
-        return Reply(answer, Known(self.epoch, self.number, now))
 
     def dump(self) -> dict[str, Any]:
         """Give the state as plain data that JSON keeps exactly (with `allow_nan`, its default)."""

@@ -3,6 +3,7 @@
 All times are seconds from now or ago, never clock readings, since each side has a clock of its own.
 """
 
+import math
 from typing import Any, Final, Literal
 
 import attrs
@@ -44,6 +45,21 @@ class Terms:
 
 
 @attrs.frozen
+class Known:
+    """What a process remembers of the state, to notice that it was lost.
+
+    Attributes:
+        epoch: The state's name, or empty for a process that has never asked.
+        number: The highest number of a lease it has heard of.
+        seen: The state's time in the last answer, of which the state alone makes something.
+    """
+
+    epoch: str = ""
+    number: int = 0
+    seen: float = math.inf
+
+
+@attrs.frozen
 class Answer:
     """What the shared state says to a process that asks for permits.
 
@@ -59,6 +75,7 @@ class Answer:
         supply: When there will be permits for all of them.
         groups: For whom each lease is, as the process has named them.
         kept_back: Of which groups so many run that they have to wait.
+        known: To be told with the next question.
         running: How many run in all processes.
     """
 
@@ -73,6 +90,7 @@ class Answer:
     groups: tuple[str, ...] = ()
     kept_back: tuple[str, ...] = ()
     running: int = 0
+    known: Known = attrs.field(default=Known(), repr=False, eq=False)
 
 
 @attrs.frozen

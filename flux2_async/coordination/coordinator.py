@@ -19,13 +19,14 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from flux2_async.coordination import budget_state, key_state
-from flux2_async.coordination.account_state import FORMAT, PEER_SEEN_FOR, AccountState, Known, Reply
+from flux2_async.coordination.account_state import FORMAT, PEER_SEEN_FOR, AccountState
 from flux2_async.coordination.budget_state import Own, Told
 from flux2_async.coordination.contract import (
     Answer,
     Claim,
     Hint,
     KeyEntry,
+    Known,
     Message,
     Settlement,
     Terms,
@@ -101,7 +102,7 @@ class Coordinator:
         """
         self._joins += 1
 
-        def enter(state: AccountState, now: float) -> Reply | None:
+        def enter(state: AccountState, now: float) -> Answer | None:
             self._search(state, now)
             return self._enter(state, now, held=held, replaces=f"{self._member}.", keeps=keeps, alone=alone)
 
@@ -121,15 +122,15 @@ class Coordinator:
         terms = self._terms
         asked: dict[str, Any] = {"groups": groups, "first": first, "bound": terms.per_group, "most": terms.max_running}
 
-        def lend(state: AccountState, now: float) -> Reply | None:
+        def lend(state: AccountState, now: float) -> Answer | None:
             self._search(state, now)
-            reply = state.acquire(self._peer, self._known, want, now, **asked)
-            if reply is None and self._joins:
+            answer = state.acquire(self._peer, self._known, want, now, **asked)
+            if answer is None and self._joins:
                 # The state was lost meanwhile, or the others thought this one gone.
                 self._enter(state, now)
-                reply = state.acquire(self._peer, self._known, want, now, **asked)
-            self._unheard = reply.answer.leases if reply else ()
-            return reply
+                answer = state.acquire(self._peer, self._known, want, now, **asked)
+            self._unheard = answer.leases if answer else ()
+            return answer
 
         answer = await self._ask(lend)
         self._unheard = ()
@@ -276,12 +277,12 @@ class Coordinator:
                 await self.tell(Message("wake"))
         return result
 
-    async def _ask(self, question: Callable[[AccountState, float], Reply | None]) -> Answer:
-        reply, asked_at, known_at = await self._change(question)
-        if reply is None:
+    async def _ask(self, question: Callable[[AccountState, float], Answer | None]) -> Answer:
+        answer, asked_at, known_at = await self._change(question)
+        if answer is None:
             raise CoordinationError("this session has not joined the others of its account")
-        self._known, self._asked_at, self._known_at = reply.known, asked_at, known_at
-        return reply.answer
+        self._known, self._asked_at, self._known_at = answer.known, asked_at, known_at
+        return answer
 
     def _load(self, text: str | None, now: float) -> AccountState:
         if text is None:
@@ -293,7 +294,7 @@ class Coordinator:
                 "the shared state of this account cannot be read; remove it when no process uses it"
             ) from error
 
-    def _enter(self, state: AccountState, now: float, **options: Any) -> Reply | None:
+    def _enter(self, state: AccountState, now: float, **options: Any) -> Answer | None:
         # Who can be asked whether it lives need not say so.
         seen_for = PEER_SEEN_FOR if self._must_say_so else math.inf
         return state.join(self._peer, self._known, now, terms=self._terms, seen_for=seen_for, **options)

@@ -16,8 +16,8 @@ from rate_servers import SlidingLog
 from seats import BACK, PERIOD
 
 from flux2_async._limiter.window import PermitEvent
-from flux2_async.coordination.account_state import AccountState, Known
-from flux2_async.coordination.contract import Answer, Settlement, Terms
+from flux2_async.coordination.account_state import AccountState
+from flux2_async.coordination.contract import Answer, Known, Settlement, Terms
 from flux2_async.models import RateLimit
 
 TERMS = Terms(RateLimit(20, PERIOD), 70.0)
@@ -36,7 +36,7 @@ def ask(
 ) -> Answer:
     reply = book.acquire(peer, known or Known(), want, now, first=[""] if first else [])
     assert reply is not None
-    return reply.answer
+    return reply
 
 
 def take(shared: AccountState, peer: str, want: int, now: float) -> tuple[str, ...]:
@@ -310,7 +310,7 @@ def test_state_that_replaces_a_lost_one_waits_two_periods() -> None:
     assert shared.acquire("old", Known("lost", 7), 1, 102.0) is None
     reply = shared.join("old", Known("lost", 7), 103.0, terms=TERMS)
     assert reply is not None
-    assert reply.answer.paused == pytest.approx(2 * BACK - 3.0)
+    assert reply.paused == pytest.approx(2 * BACK - 3.0)
     assert take(shared, "a", 1, 119.0) == ()
     assert len(take(shared, "old", 1, 100.0 + 2 * BACK)) == 1
 
@@ -325,7 +325,7 @@ def test_state_that_was_set_back_waits_two_periods() -> None:
     answer = ask(copy, "a", 1, 5.0, known=reply.known)
     assert answer.paused == pytest.approx(2 * BACK)
     (lease,) = ask(copy, "a", 1, 5.0 + 2 * BACK, known=reply.known).leases
-    assert lease not in reply.answer.leases
+    assert lease not in reply.leases
 
 
 def test_return_of_a_process_that_was_alone_holds_all() -> None:
@@ -463,7 +463,7 @@ def test_dump_and_load_keep_everything(seed: int) -> None:
             peer, want = rng.choice("abc"), rng.randrange(4)
             reply = kept.acquire(peer, Known("e"), want, now)
             assert written.acquire(peer, Known("e"), want, now) == reply
-            leases += reply.answer.leases if reply else ()
+            leases += reply.leases if reply else ()
 
 
 class Client:
@@ -480,9 +480,9 @@ class Client:
         reply = self.shared.acquire(self.name, self.known, want, told)
         assert reply is not None
         self.known, self.asked_at = reply.known, now
-        for lease in reply.answer.leases:
+        for lease in reply.leases:
             self.shared.settle(answered(lease), told)
-        return len(reply.answer.leases)
+        return len(reply.leases)
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.9])

@@ -14,8 +14,8 @@ from rate_servers import SlidingLog
 from seats import PERIOD
 
 from flux2_async._limiter.window import PermitEvent
-from flux2_async.coordination.account_state import PEER_SEEN_FOR, AccountState, Known
-from flux2_async.coordination.contract import Settlement, Terms
+from flux2_async.coordination.account_state import PEER_SEEN_FOR, AccountState
+from flux2_async.coordination.contract import Known, Settlement, Terms
 from flux2_async.models import RateLimit
 
 PEERS = ("a.1", "b.1", "c.1")
@@ -97,13 +97,13 @@ class World:
             peer, Known(), min(groups.total(), 100), self.now, groups=groups, bound=self.bound, most=self.places
         )
         assert reply is not None
-        for lease, group in zip(reply.answer.leases, reply.answer.groups, strict=True):
+        for lease, group in zip(reply.leases, reply.groups, strict=True):
             self.grants.append((self.now, group))
             process.waiting[group] -= 1
             process.alive[group] += 1
             self.at(self.now + self.delay(), "count", peer, group, lease)
-        if reply.answer.wait > 0:
-            self.at(self.now + reply.answer.wait + self.delay(), "ask", peer, str(process.asked))
+        if reply.wait > 0:
+            self.at(self.now + reply.wait + self.delay(), "ask", peer, str(process.asked))
         elif process.waiting.total():
             self.at(self.now + self.delay(), "ask", peer, "")
 
@@ -242,7 +242,7 @@ def test_who_lets_another_have_the_last_place_is_next() -> None:
     def ask(peer: str, **waiting: int) -> tuple[str, ...]:
         reply = state.acquire(peer, Known(), sum(waiting.values()), 1.0, groups=waiting, most=1)
         assert reply is not None
-        return reply.answer.groups
+        return reply.groups
 
     assert ask("a.1", x=1) == ("x",)
     assert (ask("b.1", y=2), ask("c.1", z=1)) == ((), ())

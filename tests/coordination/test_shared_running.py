@@ -18,8 +18,8 @@ from memory_coordination import Memory
 
 from flux2_async import RateLimit, RateLimitedError, TextToImage
 from flux2_async._limiter.window import PermitEvent
-from flux2_async.coordination.account_state import PEER_SEEN_FOR, AccountState, Known
-from flux2_async.coordination.contract import Settlement, Terms
+from flux2_async.coordination.account_state import PEER_SEEN_FOR, AccountState
+from flux2_async.coordination.contract import Known, Settlement, Terms
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models.submission_state import SubmissionState
 
@@ -199,11 +199,11 @@ def test_never_more_run_than_may(*, seed: int, most: int, seen: bool) -> None:
             seen_for = PEER_SEEN_FOR if seen else math.inf
             state.join(peer, Known("e", state.number), now, terms=terms, replaces=f"{name}.", seen_for=seen_for)
             return 0.0
-        for lease in reply.answer.leases:
+        for lease in reply.leases:
             state.settle(Settlement(lease, PermitEvent.ANSWERED, 0.0), now)
             process.running.append(now + rng.uniform(0.5, 20.0))
-        process.waiting -= len(reply.answer.leases)
-        return reply.answer.wait
+        process.waiting -= len(reply.leases)
+        return reply.wait
 
     waits = dict.fromkeys(processes, 0.0)
     for step in itertools.count():

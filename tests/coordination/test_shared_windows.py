@@ -18,8 +18,8 @@ from raw_server import answer, raw_server
 from flux2_async import Flux2Session, RateLimit, TextToImage
 from flux2_async._limiter.window import PermitEvent
 from flux2_async._protocol.told_limits import Told
-from flux2_async.coordination.account_state import AccountState, Known
-from flux2_async.coordination.contract import Hint, Settlement, Terms
+from flux2_async.coordination.account_state import AccountState
+from flux2_async.coordination.contract import Hint, Known, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import RateLimitedError
@@ -95,11 +95,11 @@ class SharedWindows(RuleBasedStateMachine):
     def ask(self, peer: str, want: int, lost: bool) -> Any:
         reply = self.state.acquire(f"{peer}.{self.names[peer]}", Known("e"), want, self.now)
         assert reply is not None
-        assert not reply.answer.leases or reply.answer.paused == 0.0
+        assert not reply.leases or reply.paused == 0.0
         if lost:
             self.join(peer)
             return multiple()
-        requests = [Sent(lease, peer) for lease in reply.answer.leases]
+        requests = [Sent(lease, peer) for lease in reply.leases]
         self.under_way += requests
         return multiple(*requests)
 
@@ -157,7 +157,7 @@ class SharedWindows(RuleBasedStateMachine):
         if hasattr(self, "state"):
             reply = self.state.touch(f"a.{self.names['a']}", Known("e"), self.now)
             assert reply is not None
-            believed = {rate.period: rate.limit for rate in reply.answer.rates}
+            believed = {rate.period: rate.limit for rate in reply.rates}
             assert believed.keys() == {rate.period for rate in self.rates}
             assert all(1 <= believed[rate.period] <= rate.limit for rate in self.rates)
 
@@ -171,8 +171,8 @@ class SharedWindows(RuleBasedStateMachine):
         while got < most:
             reply = self.state.acquire(f"b.{self.names['b']}", Known("e"), most - got, self.now)
             assert reply is not None
-            got, most = got + len(reply.answer.leases), min(rate.limit for rate in reply.answer.rates)
-            self.now += reply.answer.wait
+            got, most = got + len(reply.leases), min(rate.limit for rate in reply.rates)
+            self.now += reply.wait
         assert self.now - begun <= 1.2 * self.rates[-1].period
 
 

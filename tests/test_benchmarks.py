@@ -4,8 +4,8 @@ Peers' clients are not installed where tests run; what is here needs none of the
 time of their own, and no figure is looked at that a busy machine could change.
 """
 
+import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,10 +47,21 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has an interpreter of its own, so that figures are nobody else's, runs in this one."""
+
+    def call(function: Callable[..., Any], /, **arguments: Any) -> Any:
+        return json.loads(json.dumps(asyncio.run(function(**json.loads(json.dumps(arguments))))))
+
+    monkeypatch.setattr(alone, "call", call)
+
+
 def positive(values: Any) -> bool:
     return all(isinstance(value, float | int) and value > 0 for value in values)
 
 
+@pytest.mark.usefixtures("here")
 def test_cpu_compares_the_floor_with_us() -> None:
     """Each contender takes its tasks from creation to picture, with both requests; a floor is 1 of itself."""
     table = cpu.measure([FLOOR, FRESH, OURS], repeats=1, count=1, at_once=2)
@@ -97,6 +108,7 @@ def test_memory_is_measured_with_and_without_waiters() -> None:
     assert len(table.rows[0]) == len(table.columns)
 
 
+@pytest.mark.usefixtures("here")
 def test_optimum_and_cost_of_what_else_refuses() -> None:
     """The optimum follows from what is known, and who is refused for another's sake loses nothing."""
     strangers, stray, no_burst = limit.SITUATIONS
@@ -109,6 +121,7 @@ def test_optimum_and_cost_of_what_else_refuses() -> None:
     assert refused >= 1
 
 
+@pytest.mark.usefixtures("here")
 def test_known_limit_is_never_refused() -> None:
     """Told the limit we lose nothing and are refused nothing; told the double, we lose nothing."""
     known, wrong = (limit.run(limit.Case(OURS, believed, says_when=True), 1.0, 25) for believed in (20, 40))
@@ -118,6 +131,7 @@ def test_known_limit_is_never_refused() -> None:
     assert wrong[3] >= 1
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("price", [None, 0.03])
 def test_looks_under_a_limit_are_known(price: float | None) -> None:
     """Where looks are refused we lose nothing, and the optimum is computed."""
@@ -130,6 +144,7 @@ def test_looks_under_a_limit_are_known(price: float | None) -> None:
     assert row[8] > 0
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("name", "reads"), [("by hand", False), ("ours", True)])
 def test_every_callback_reaches_its_waiter(name: str, reads: bool) -> None:
     """A receiver hands each callback to the coroutine that waits for it."""
@@ -161,6 +176,7 @@ def test_imports_are_compared_with_aiohttp() -> None:
     assert all(positive(row[1:2]) for row in table.rows)
 
 
+@pytest.mark.usefixtures("here")
 def test_batch_measures_each_tenth() -> None:
     """A batch is measured from its first tenth to its last."""
     table = batch.measure(20)
@@ -169,6 +185,7 @@ def test_batch_measures_each_tenth() -> None:
     assert all(positive(row[3:]) for row in table.rows)
 
 
+@pytest.mark.usefixtures("here")
 def test_batch_is_compared_with_its_requests_alone() -> None:
     """There is a figure for a request in a batch and one for the same in `as_completed`."""
     table = batch.measure_beside(1, 20)
@@ -178,6 +195,7 @@ def test_batch_is_compared_with_its_requests_alone() -> None:
     assert all(positive(row[1:]) for row in table.rows)
 
 
+@pytest.mark.usefixtures("here")
 def test_cold_start_compares_the_loop_with_us() -> None:
     """The first tasks of a process are measured in real time, with the looks that they took."""
     table = cold.measure([FRESH, OURS], 1, duration=0.2, tasks=2, interval=0.1)
@@ -186,6 +204,7 @@ def test_cold_start_compares_the_loop_with_us() -> None:
     assert all(positive(row[1:4]) and row[2] >= 1 for row in table.rows)
 
 
+@pytest.mark.usefixtures("here")
 def test_stream_compares_sizes() -> None:
     """All requests of either size come back with a picture."""
     table = stream.measure(1, (5, 20))
@@ -214,6 +233,7 @@ def test_service_answers_in_each_dialect(dialect: dialects.Dialect) -> None:
     assert dialects.picture("a1") in finished
 
 
+@pytest.mark.usefixtures("here")
 def test_service_counts_what_it_refuses() -> None:
     """Above the limit a creation is refused, and the books say so."""
     with service.running(limit=1, period=60.0) as running:
@@ -270,12 +290,13 @@ def test_the_figures_of_the_readme_are_measured_by_one_choice(monkeypatch: pytes
     assert everything.CHOICES.keys() - everything.PARTS.keys() == {"readme"}
 
 
-def test_command_prints_json() -> None:
+@pytest.mark.usefixtures("here")
+def test_command_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`--json` prints the tables and what they were made with."""
-    command = [sys.executable, "-m", "benchmarks", "decode", "--repeats", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  our own module
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "decode", "--repeats", "1", "--json"])
+    everything.main()
 
-    document = json.loads(done.stdout)
+    document = json.loads(capsys.readouterr().out)
     assert document["aiohttp"]
     assert [table["title"] for table in document["tables"]] == ["Decoding one recordInfo reply, µs"]
     assert {"json by hand", OURS} <= {row[0] for row in document["tables"][0]["rows"]}

@@ -484,7 +484,7 @@ async def test_a_gateways_code_does_not_pay_again(tmp_path: Path, code: int) -> 
 async def test_a_task_that_never_ends_is_left_to_the_next_run(tmp_path: Path) -> None:
     """After `task_timeout` it is submitted and not failed, makes room for others, and is paid once."""
     script = Script(plans=[Plan(duration=1000.0), Plan(duration=2.0)])
-    async with emulated(script, max_running=1) as (flux, emulator):
+    async with emulated(script, max_running=1, polling=Polling(interval=5.0)) as (flux, emulator):
         first = await run(tmp_path, flux, requests(3), task_timeout=60)
         again = await run(tmp_path, flux, requests(3), task_timeout=60, retry_failed=True)
         last = await run(tmp_path, flux, requests(3))

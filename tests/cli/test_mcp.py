@@ -56,7 +56,9 @@ def started(
 
 
 @asynccontextmanager
-async def connected(script: Script, folder: Path) -> AsyncIterator[tuple["Client[Any]", Emulator]]:
+async def connected(
+    script: Script, folder: Path, *extensions: "ClientExtension"
+) -> AsyncIterator[tuple["Client[Any]", Emulator]]:
     """A client of the same tools within this process, and the emulator behind them."""
     from fastmcp import Client  # noqa: PLC0415  see above
 
@@ -65,7 +67,7 @@ async def connected(script: Script, folder: Path) -> AsyncIterator[tuple["Client
     async with (
         Emulator(script) as emulator,
         session_for(emulator, polling=Polling(interval=0.05)) as flux,
-        Client(Agent(flux, folder).server()) as client,
+        Client(Agent(flux, folder).server(), extensions=extensions or None) as client,
     ):
         yield client, emulator
 
@@ -84,10 +86,13 @@ async def error_of(client: "Client[Any]", tool: str, arguments: dict[str, Any]) 
 
 
 async def test_a_time_out_and_a_new_server_pay_once(tmp_path: Path) -> None:
-    """The call that is repeated on a new server gives the picture of the first, which a ceiling of one allows."""
+    """The call that is repeated on a new server gives the picture of the first, which a ceiling of one allows.
+
+    Over the ceiling nothing is sent, and the refusal tells what is spent; looking stays free.
+    """
     from fastmcp.exceptions import McpError  # noqa: PLC0415  see above
 
-    async with Emulator(Script(plans=Plan(duration=4.0), render=False)) as emulator:
+    async with Emulator(Script(plans=Plan(duration=4.0), render=False, credits=300.0)) as emulator:
         async with started(emulator, tmp_path, "--max-credits", "14") as client:
             call = asyncio.create_task(client.call_tool("generate", KETTLE, timeout=60))
             async with asyncio.timeout(60):
@@ -100,26 +105,35 @@ async def test_a_time_out_and_a_new_server_pay_once(tmp_path: Path) -> None:
                 await client.call_tool("generate", KETTLE, timeout=0.2)
         async with started(emulator, tmp_path, "--max-credits", "14") as client:
             _, data = await called(client, "generate", KETTLE)
-            another = await error_of(client, "generate", KETTLE | {"request_id": "another"})
+            refused = [
+                await error_of(client, "generate", KETTLE | {"request_id": "another"}),
+                await error_of(client, "edit", KETTLE | {"images": ["https://example.org/kettle.png"]}),
+            ]
+            _, balance = await called(client, "credits", {})
+            _, estimate = await called(client, "estimate", {"pictures": 3, "tier": "pro", "resolution": "2K"})
 
         (task_id,) = emulator.ledger.accepted
         assert emulator.ledger.calls["createTask"] == 1
     assert (data["task_id"], data["state"], data["credits"]) == (task_id, "success", 14.0)
     assert [Path(file).parent for file in data["files"]] == [tmp_path / "flux2-pictures"]
-    assert "the budget is 14 credits per 86400 s: 14 are spent" in another
+    for error in refused:
+        assert "the budget is 14 credits per 86400 s: 14 are spent, 0 reserved, and this picture may cost 14" in error
+        assert error.endswith("the budget is --max-credits of this server, and only the user can raise it")
+    assert balance == {"credits": 286.0}
+    assert (estimate["requests"], estimate["credits"]) == (3, 21.0)
 
 
 async def test_a_client_that_speaks_tasks_polls_instead_of_waiting(tmp_path: Path) -> None:
     """It is given the id at once, sees the stages, and gets in the end what the call would have given."""
-    from mcp_tasks_client import SpeaksTasks  # noqa: PLC0415  see above
+    from fastmcp import Client  # noqa: PLC0415  see above
+    from mcp_tasks_client import SpeaksTasks  # noqa: PLC0415  likewise
 
     extension = SpeaksTasks()
-    async with Emulator(Script(plans=Plan(duration=3.0), render=False)) as emulator:
-        async with started(emulator, tmp_path, extension=extension) as client:
-            _, data = await called(client, "generate", KETTLE)
-            _, again = await called(client, "generate", KETTLE)
-        async with started(emulator, tmp_path) as client:
-            _, plain = await called(client, "wait", {"task_id": data["task_id"]})
+    async with connected(Script(plans=Plan(duration=3.0), render=False), tmp_path, extension) as (client, emulator):
+        _, data = await called(client, "generate", KETTLE)
+        _, again = await called(client, "generate", KETTLE)
+        async with Client(client.transport) as other:
+            _, plain = await called(other, "wait", {"task_id": data["task_id"]})
         assert emulator.ledger.calls["createTask"] == 1
 
     assert extension.given[0].task_id == data["task_id"]
@@ -130,7 +144,7 @@ async def test_a_client_that_speaks_tasks_polls_instead_of_waiting(tmp_path: Pat
     assert all(seen["resultType"] == "complete" for seen in extension.seen)
     assert not any("result" in seen for seen in extension.seen[:-1])
     assert data == again == plain
-    assert [Path(file).parent for file in data["files"]] == [tmp_path / "flux2-pictures"]
+    assert [Path(file).parent for file in data["files"]] == [tmp_path]
 
 
 async def test_a_client_that_reconnects_polls_the_same_task(tmp_path: Path) -> None:
@@ -191,25 +205,6 @@ async def test_what_a_client_may_ask_of_tasks(tmp_path: Path) -> None:
     assert len(picture["files"]) == 1
     assert (failed["status"], failed["result"]["isError"]) == ("completed", True)
     assert "CONTENT_POLICY_BLOCKED" in failed["result"]["content"][0]["text"]
-
-
-async def test_over_the_ceiling_nothing_is_sent(tmp_path: Path) -> None:
-    """A picture that costs more than the ceiling leaves is refused with what is spent; looking stays free."""
-    async with Emulator(Script(render=False, credits=300.0)) as emulator:
-        async with started(emulator, tmp_path, "--max-credits", "13") as client:
-            errors = [
-                await error_of(client, "generate", KETTLE),
-                await error_of(client, "edit", KETTLE | {"images": ["https://example.org/kettle.png"]}),
-            ]
-            _, balance = await called(client, "credits", {})
-            _, estimate = await called(client, "estimate", {"pictures": 3, "tier": "pro", "resolution": "2K"})
-
-        assert emulator.ledger.calls["createTask"] == 0
-    for error in errors:
-        assert "the budget is 13 credits per 86400 s: 0 are spent, 0 reserved, and this picture may cost 14" in error
-        assert error.endswith("the budget is --max-credits of this server, and only the user can raise it")
-    assert balance == {"credits": 300.0}
-    assert (estimate["requests"], estimate["credits"]) == (3, 21.0)
 
 
 async def test_a_picture_comes_as_a_resource(tmp_path: Path) -> None:
@@ -373,7 +368,7 @@ def test_without_the_extra_it_says_what_to_install(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--max-credits", "-1"], "-1.0 given, it must be a number of 0 or more"),
+        (["--max-credits", "-1"], "flux2: --max-credits: -1.0 given, it must be a number of 0 or more"),
         (["--out", "file/below"], "cannot be made (Not a directory)"),
     ],
 )

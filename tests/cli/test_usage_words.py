@@ -10,7 +10,6 @@ from flux2_async.cli.app import run
     [
         (["--foo"], 'flux2: Unknown option: "--foo"; see flux2 --help\n'),
         (["foo"], 'flux2: Unknown command "foo".'),
-        (["mcp", "--max-credits", "-1", "--emulate"], "flux2: --max-credits: -1.0 given, it must be a number of 0 or"),
     ],
 )
 def test_words_by_their_name(capsys: pytest.CaptureFixture[str], words: list[str], reason: str) -> None:

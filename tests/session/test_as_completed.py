@@ -227,8 +227,8 @@ async def test_flat_memory() -> None:
         tracemalloc.stop()
         return size
 
-    await peak(50)
-    small, large = await peak(100), await peak(1000)
+    await peak(20)
+    small, large = await peak(50), await peak(500)
     assert large < small * 3
 
 

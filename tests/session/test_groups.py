@@ -16,6 +16,7 @@ from virtual_time import VirtualClockLoop
 from flux2_async import (
     Flux2Session,
     InvalidRequestError,
+    Polling,
     Queued,
     RateLimit,
     RateLimitedError,
@@ -31,6 +32,8 @@ from flux2_async.emulator import Emulator, Limit, Plan, Script
 
 RICH = 1e6
 LONG = Script(plans=Plan(duration=60.0), credits=RICH)
+# Looks are not what is measured here.
+SELDOM = Polling(interval=10.0)
 
 
 def request_of(name: str) -> TextToImage:
@@ -69,7 +72,8 @@ async def test_one_among_five_hundred(after: float, duration: float) -> None:
     """Who has one request waits for two permits at most, whenever it comes, also when all slots are out."""
     alive = Alive()
     script = Script(plans=Plan(duration=duration), credits=RICH)
-    async with emulated(script, rate_limit=RateLimit(20, 10.0), observers=[alive]) as (flux, emulator):
+    options: dict[str, Any] = {"rate_limit": RateLimit(20, 10.0), "polling": Polling(interval=duration / 6)}
+    async with emulated(script, observers=[alive], **options) as (flux, emulator):
         enqueue(flux, 500, "alice")
         await asyncio.sleep(after)
         before = len(emulator.ledger.accepted)
@@ -87,7 +91,8 @@ async def test_one_among_five_hundred(after: float, duration: float) -> None:
 async def test_turns_go_on() -> None:
     """Two who want much get one by turns, though one of them had taken all slots; nobody exceeds `max_running`."""
     alive = Alive()
-    async with emulated(LONG, rate_limit=RateLimit(10, 10.0), max_running=30, observers=[alive]) as (flux, emulator):
+    options: dict[str, Any] = {"rate_limit": RateLimit(10, 10.0), "max_running": 30, "polling": SELDOM}
+    async with emulated(LONG, observers=[alive], **options) as (flux, emulator):
         enqueue(flux, 60, "alice")
         await asyncio.sleep(5)
         enqueue(flux, 60, "bob")
@@ -201,7 +206,7 @@ async def test_one_among_five_hundred_in_coordination(*, beside: bool, faults: i
         Emulator(Script(plans=Plan(duration=30.0), credits=RICH, render=False)) as emulator,
         AsyncExitStack() as stack,
     ):
-        options: dict[str, Any] = {"rate_limit": RateLimit(1, 1.0), "coordination": memory}
+        options: dict[str, Any] = {"rate_limit": RateLimit(1, 1.0), "coordination": memory, "polling": SELDOM}
         *opened, last = [await stack.enter_async_context(session_for(emulator, **options)) for _ in range(5)]
         for flux in opened:
             enqueue(flux, 125, "alice")
@@ -252,7 +257,7 @@ async def test_groups_share_alike_in_coordination() -> None:
 async def test_who_has_waited_a_minute_takes_turns_in_coordination() -> None:
     """Behind higher priorities in its own process and another user elsewhere one gets a permit after a minute."""
     async with Emulator(LONG) as emulator:
-        options: dict[str, Any] = {"rate_limit": RateLimit(1, 5.0), "coordination": Memory()}
+        options: dict[str, Any] = {"rate_limit": RateLimit(1, 5.0), "coordination": Memory(), "polling": SELDOM}
         async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
             enqueue(one, 40, "alice", priority=1)
             enqueue(two, 40, "carol")
@@ -269,7 +274,7 @@ async def test_who_has_waited_a_minute_takes_turns_in_coordination() -> None:
 async def test_priority_is_of_a_process() -> None:
     """Priorities hold within each process, and what waits there behind them keeps its turn among the others."""
     async with Emulator(LONG) as emulator:
-        options: dict[str, Any] = {"rate_limit": RateLimit(1, 5.0), "coordination": Memory()}
+        options: dict[str, Any] = {"rate_limit": RateLimit(1, 5.0), "coordination": Memory(), "polling": SELDOM}
         async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
             enqueue(one, 3, "alice")
             await asyncio.sleep(0.5)

@@ -299,6 +299,6 @@ class HonouringMachine(Machine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 TestHonouringMachine = HonouringMachine.TestCase
-TestHonouringMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestHonouringMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)

@@ -616,7 +616,8 @@ async def test_slot_then_upload_then_permit() -> None:
     """A picture is uploaded once its task has a slot and before it has a permit, which others could use meanwhile."""
     one, other = (ImageToImage("make it red", images=[PNG + end]) for end in (b"1", b"2"))
     script = Script(plans=Plan(duration=600.0))
-    async with emulated(script, max_running=2, rate_limit=RateLimit(1, 100.0)) as (flux, emulator):
+    options: dict[str, Any] = {"max_running": 2, "rate_limit": RateLimit(1, 100.0), "polling": Polling(interval=20.0)}
+    async with emulated(script, **options) as (flux, emulator):
         await flux.submit(REQUEST)
         waiting = [asyncio.create_task(flux.submit(request)) for request in (one, other)]
         await asyncio.sleep(90)

@@ -39,8 +39,8 @@ FILES: Final = JSONL + JSON + CSV
 """Ends of the names of lists."""
 
 
-def rows_of(path: Path) -> Iterator[tuple[int, object]]:
-    """Read a file row by row.
+def rows_of(path: Path, needed: str = "prompt") -> Iterator[tuple[int, object]]:
+    """Read a file row by row; of CSV the header names `needed`.
 
     Yields:
         The line of a row, and its fields, or the `InvalidRequestError` that says what is wrong with it.
@@ -53,7 +53,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, object]]:
     if kind not in FILES:
         raise InvalidRequestError(f"{str(path)!r}: its name must end in one of {', '.join(FILES)}")
     with _opened(path) as file:
-        yield from _array_rows(file) if kind in JSON else _json_rows(file) if kind in JSONL else _csv_rows(file)
+        yield from _array_rows(file) if kind in JSON else _json_rows(file) if kind in JSONL else _csv_rows(file, needed)
 
 
 def _json_rows(file: TextIO) -> Iterator[tuple[int, object]]:
@@ -114,7 +114,7 @@ def _no_constant(name: str) -> None:
     raise _constant_error(name)
 
 
-def _csv_rows(file: TextIO) -> Iterator[tuple[int, object]]:
+def _csv_rows(file: TextIO, needed: str) -> Iterator[tuple[int, object]]:
     bad: list[tuple[int, InvalidRequestError]] = []
     # A cell may hold line ends, so that one row may be several lines.
     taken: list[tuple[int, str]] = []
@@ -128,7 +128,7 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, object]]:
                 yield line
 
     lines = good()
-    delimiter, header = _header(lines)
+    delimiter, header = _header(lines, needed)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         taken.clear()
@@ -145,20 +145,20 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, object]]:
             yield taken[0][0], _fields(header, row)
 
 
-def _header(lines: Iterator[str]) -> tuple[str, list[str]]:
+def _header(lines: Iterator[str], needed: str) -> tuple[str, list[str]]:
     """Give what separates cells, and the names of the columns: ours as we write them, others as they are."""
     first = next(lines, "")
     if told := SEPARATOR.fullmatch(first):
         first = next(lines, "")
     candidates = [told[1]] if told else [",", ";", "\t"]
     headers = {each: _names(first, each) for each in candidates}
-    delimiter = next((each for each, names in headers.items() if "prompt" in names), candidates[0])
+    delimiter = next((each for each, names in headers.items() if needed in names), candidates[0])
     header = headers[delimiter]
-    if "prompt" not in header:
-        close = get_close_matches("prompt", [name for names in headers.values() for name in names], n=1, cutoff=0.8)
+    if needed not in header:
+        close = get_close_matches(needed, [name for names in headers.values() for name in names], n=1, cutoff=0.8)
         raise InvalidRequestError(
-            f"line 1: the header of a CSV file must name its columns, prompt among them, not {first.strip()!r:.99}"
-            + "".join(f"; do you mean prompt by {name!r}?" for name in close)
+            f"line 1: the header of a CSV file must name its columns, {needed} among them, not {first.strip()!r:.99}"
+            + "".join(f"; do you mean {needed} by {name!r}?" for name in close)
         )
     if len(set(header)) < len(header):
         raise InvalidRequestError("line 1: two columns of the CSV file have the same name")

@@ -79,7 +79,8 @@ class Outcome:
         urls: Their addresses at the service, which live about 24 hours (documented).
         download: Whether the pictures are here, or None until the task is done.
         credits: What the service says the task cost, or None when it did not say.
-        submitted_at: When the service accepted it by this machine's clock, aware, or None.
+        sent_at: When its last createTask left, or was given up, by this machine's clock, aware, or None.
+        submitted_at: When the service accepted it, likewise.
         finished_at: When its end was seen, likewise.
         saved_at: When its pictures were here, likewise.
         create_time: When the service took the task by the service's clock, aware, or None.
@@ -104,6 +105,7 @@ class Outcome:
     urls: tuple[str, ...] = attrs.field(default=(), repr=lambda value: f"<{len(value)} addresses>")
     download: Download | None = None
     credits: float | None = None
+    sent_at: datetime | None = attrs.field(default=None, repr=False)
     submitted_at: datetime | None = attrs.field(default=None, repr=False)
     finished_at: datetime | None = attrs.field(default=None, repr=False)
     saved_at: datetime | None = attrs.field(default=None, repr=False)

@@ -69,8 +69,9 @@ def outcome_from(line: dict[str, Any]) -> Outcome:
     fields = {name: value for name, value in line.items() if name != "group"}
     for name in ("images", "files", "urls"):
         fields[name] = tuple(fields[name])
-    for name in ("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"):
-        fields[name] = fields[name] and datetime.fromisoformat(fields[name])
+    for name in ("sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time"):
+        # That of an earlier version has no `sent_at`.
+        fields[name] = (told := fields.get(name)) and datetime.fromisoformat(told)
     fields["state"] = State(fields["state"])
     fields["download"] = fields["download"] and Download(fields["download"])
     fields["error"] = fields["error"] and Failure(**fields["error"])

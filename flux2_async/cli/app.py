@@ -74,7 +74,8 @@ _register(
     "commands:decide",
     """List the requests of a batch that may have been accepted, and say what became of each.
 
-    On a terminal it asks about each; a script says it with --task and --never-made, which may be given several times.
+    On a terminal it asks about each; a script says it with --task and --never-made, which may be given several times,
+    or with --decisions, a list such as `flux2 unknown results/ --json | jq -c '.unknown[]'` begins.
     What is not decided stays as it is. The next run of `flux2 batch` acts on it. Exit code 1 while some are left.
 
     Example: flux2 unknown results/ --task shot-5=281e5b0f9a --never-made shot-6

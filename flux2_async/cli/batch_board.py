@@ -60,9 +60,11 @@ class BatchBoard(LiveBoard):
         if kind and kind not in self._pricing:
             self._pricing.add(kind)
             self.say(f"finding out the price of {kind}: one picture goes ahead, the others wait for what it costs")
-        if self._live is None and time.monotonic() - self._told_at >= EVERY:
+        progress = self._batch.progress
+        # The first counts are told at once.
+        every = EVERY if self._told or progress is None else 0.0
+        if self._live is None and time.monotonic() - self._told_at >= every:
             self._told_at = time.monotonic()
-            progress = self._batch.progress
             counts = ["reading the requests"] if progress is None else self._counts(progress)
             hindrances = [] if progress is None else [", ".join(words) for words in self._hindrances(progress)]
             if counts != self._told:

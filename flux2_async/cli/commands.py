@@ -140,6 +140,10 @@ def decide(
     never_made: Annotated[
         tuple[str, ...], flag("ID: the request was certainly not accepted, so that it is sent again.")
     ] = (),
+    decisions: Annotated[
+        Path | None,
+        told("A list, CSV or JSON, with the columns id and task_id: the task's, or `never made`; empty: asked later."),
+    ] = None,
     check: Annotated[
         bool, told("Where there is a key, check that the service knows the task and made it from that prompt.")
     ] = True,
@@ -149,10 +153,10 @@ def decide(
     """Run `flux2 unknown`."""
     from flux2_async.cli.unknown import Decisions, unknown
 
-    decisions = Decisions(task, never_made, check)
-    ask = not (json or task or never_made) and sys.stdin.isatty() and sys.stderr.isatty()
+    decided = Decisions(task, never_made, decisions, check)
+    ask = not (json or task or never_made or decisions) and sys.stdin.isatty() and sys.stderr.isatty()
     path = journal or folder / "run.db"
-    return _done(lambda screen: unknown(screen, path, decisions, ask=ask), machine=json)
+    return _done(lambda screen: unknown(screen, path, decided, ask=ask), machine=json)
 
 
 def status(

@@ -1,20 +1,23 @@
 """`flux2 report`: the page of a batch, as a file or served while the batch runs."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 
-from flux2_async.batch import Outcome
+from flux2_async.batch import Journal, JournalError, Outcome
 from flux2_async.batch.report import serve_report, write_report
 from flux2_async.batch.report.following import Following
-from flux2_async.batch.results import RESULTS
+from flux2_async.batch.results import RESULTS, write_results
 from flux2_async.cli.screen import Screen, UsageError, counted
 from flux2_async.cli.serve import check_port, interrupted, listening
 
 
 async def report(screen: Screen, folder: Path, title: str) -> None:
     """Write the page; UsageError: there is no batch in the folder."""
+    await _bring_up_to_date(folder)
     outcomes = await anyio.to_thread.run_sync(_outcomes, folder)
     if not outcomes:
         raise UsageError(f"{str(folder)!r} has no {RESULTS}; name the folder that flux2 batch was given as --out")
@@ -31,6 +34,7 @@ async def serve(screen: Screen, folder: Path, title: str, host: str, port: int) 
     check_port(port)
     if not os.path.isdir(folder):  # noqa: PTH112, ASYNC240  before anything else runs
         raise UsageError(f"there is no folder {str(folder)!r}; name the one that flux2 batch was given as --out")
+    await _bring_up_to_date(folder)
     async with listening(serve_report(folder, host=host, port=port, title=title), host, port) as address:
         screen.note("The report is at the address below, and its rows arrive there; Ctrl-C ends it.", "dim")
         screen.result(address)
@@ -38,6 +42,15 @@ async def serve(screen: Screen, folder: Path, title: str, host: str, port: int) 
         await interrupted(screen)
         screen.note("stopped")
     return 0
+
+
+async def _bring_up_to_date(folder: Path) -> None:
+    """Write what a run that was killed could not: its journal, whose log lies beside it, knows all of its requests."""
+    for log in [path async for path in anyio.Path(folder).glob("*.db-wal")]:
+        # One that runs, or is none of ours, is left alone.
+        with suppress(JournalError):
+            async with Journal(log.with_suffix(".db")) as journal:
+                await write_results(journal, folder)
 
 
 def _outcomes(folder: Path) -> list[Outcome]:

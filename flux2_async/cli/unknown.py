@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,36 +13,59 @@ import anyio
 import attrs
 
 from flux2_async.batch import Failure, Journal, Outcome, UnknownRequest, document
+from flux2_async.batch.lists import rows_of
 from flux2_async.cli.options import key_variable, task_log
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, counted, one_line, with_options
 from flux2_async.cli.service import opened
 from flux2_async.errors import ApiError, InvalidRequestError, TaskNotFoundError, TransportError
 from flux2_async.models import TaskRecord
 
+NEVER_MADE: Final = "never made"
 NEVERTHELESS: Final = "nothing was changed; --no-check takes it nevertheless"
 WAYS: Final = "t TASK_ID: it is this task   n: it was never made, send it again   l: ask me later   q: stop asking"
 
 
 @attrs.frozen
 class Decisions:
-    """What was decided on the command line: `ID=TASK_ID` each, and ids of requests; `check` as of the command."""
+    """What was decided: `ID=TASK_ID` each, ids of requests, and a file of both; `check` as of the command."""
 
     tasks: tuple[str, ...] = ()
     never_made: tuple[str, ...] = ()
+    file: Path | None = None
     check: bool = True
 
-    def found(self) -> dict[str, str]:
-        """Give the tasks by the ids of their requests."""
+    def taken(self) -> tuple[dict[str, str], list[str]]:
+        """Give the tasks by the ids of their requests, and the ids of those that were never made."""
         found: dict[str, str] = {}
+        never_made = list(self.never_made)
+        for where, name, task_id in chain(self._said(), self._read()):
+            if task_id == NEVER_MADE:
+                never_made.append(name)
+            elif name in found:
+                raise UsageError(f"{where}: {name!r} is given two tasks; a request became one of them at most")
+            else:
+                found[name] = task_id
+        return found, never_made
+
+    def _said(self) -> Iterator[tuple[str, str, str]]:
         for text in self.tasks:
             # Ids of requests may have any sign in them, those of tasks have none.
             name, _, task_id = text.rpartition("=")
             if not name or not task_id:
                 raise UsageError(f"--task: {text!r} given, it must look like ID=TASK_ID")
-            if name in found:
-                raise UsageError(f"--task: {name!r} is given two tasks; a request became one of them at most")
-            found[name] = task_id
-        return found
+            yield "--task", name, task_id
+
+    def _read(self) -> Iterator[tuple[str, str, str]]:
+        for line, row in rows_of(self.file, "task_id") if self.file else ():
+            where = f"--decisions: line {line}"
+            if isinstance(row, InvalidRequestError):
+                raise UsageError(f"{where}: {row}")
+            fields: Mapping[str, Any] = row if isinstance(row, Mapping) else {}
+            name, task_id = fields.get("id"), fields.get("task_id") or ""
+            if not name or not isinstance(name, str) or not isinstance(task_id, str):
+                raise UsageError(f'{where}: it must have an id, and as task_id a task, "{NEVER_MADE}" or nothing')
+            if task_id := task_id.strip():
+                yield where, name, task_id
 
 
 async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool) -> int:
@@ -52,13 +76,13 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
     """
     if not await anyio.Path(path).is_file():
         raise UsageError(f"there is no journal {str(path)!r}; name the folder that flux2 batch was given as --out")
-    found = decisions.found()
+    found, never_made = decisions.taken()
     async with Journal(path) as journal:
         decided = []
-        if found or decisions.never_made:
+        if found or never_made:
             if decisions.check:
                 await _check(screen, journal, found)
-            decided = await journal.resolve_unknown(found=found, never_made=decisions.never_made)
+            decided = await journal.resolve_unknown(found=found, never_made=never_made)
         elif ask:
             await _ask_all(screen, journal, check=decisions.check)
         left = await journal.unknown()
@@ -188,7 +212,7 @@ def _tell_end(screen: Screen, decided: int, left: int, *, ask: bool) -> None:
     elif not ask:
         screen.note(
             f"{_may_have_been(left)}: check {task_log()}, and say what became of each with --task ID=TASK_ID or "
-            "--never-made ID"
+            "--never-made ID, or of many with --decisions FILE"
         )
 
 
@@ -197,6 +221,6 @@ def _may_have_been(count: int) -> str:
 
 
 def _document(request: UnknownRequest) -> dict[str, Any]:
-    told = document(request.outcome) | {"sent_at": request.sent_at and request.sent_at.isoformat()}
+    told = document(request.outcome)
     names = ("id", "line", "sent_at", "prompt", "images", "model", "resolution", "ref", "task_id", "error")
     return {name: told[name] for name in names}

@@ -2,10 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import attrs
 
@@ -142,13 +143,24 @@ def ledger_document(core: Core, balance: float) -> dict[str, Any]:
         "calls": dict(ledger.calls),
         "polls": ledger.polls,
         "poll_times": {task: [clock.iso(moment) for moment in times] for task, times in ledger.poll_times.items()},
-        "requests": [timed(call, clock) | {"body": sendable(call.body)} for call in ledger.requests],
+        "requests": [
+            timed(call, clock) | {"submission": submission_of(call.body), "body": sendable(call.body)}
+            for call in ledger.requests
+        ],
         "uploads": [timed(call, clock) for call in ledger.uploads],
         "callbacks": [timed(call, clock) for call in ledger.callbacks],
         "authorization_seen": sorted(ledger.authorization_seen),
         "in_flight": dict(ledger.in_flight),
         "max_in_flight": dict(ledger.max_in_flight),
     }
+
+
+def submission_of(body: Mapping[str, Any] | None) -> str | None:
+    """The client's own name of a request, which only its callback address carries: `ref`; None without one."""
+    address = (body or {}).get("callBackUrl")
+    with suppress(ValueError):
+        return parse_qs(urlsplit(address).query).get("ref", [None])[-1] if isinstance(address, str) else None
+    return None
 
 
 def sendable(body: Any) -> Any:

@@ -1,6 +1,7 @@
 """The served report in a real browser: rows arrive while somebody looks, and what is looked at stays."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,15 +134,20 @@ def test_how_long_it_still_takes(only_page: Watched, changes: Changes) -> None:
     changes.ends_at = now.timestamp() + 430
     changes.add(attrs.evolve(submitted(6), submitted_at=now - timedelta(seconds=400)))
     with served(only_page, changes.directory) as page:
-        expect(page.locator("#summary")).to_contain_text("about\u00a07\u00a0min\u00a0left")
-        expect(page.locator(".card").nth(5)).to_contain_text("about 10 min left")
+        expect(page.locator("#summary")).to_contain_text("about\u00a07\u00a0min\u00a0left,\u00a0until\u00a0")
+        # With the time zone.
+        until = re.compile(r"^6 min 4\d s so far, about 10 min left, until \d\d:\d\d:\d\d \S+$")
+        expect(page.locator(".card").nth(5).locator(".reason span")).to_have_text(until)
+        changes.add(attrs.evolve(submitted(8), state=State.QUEUED, submitted_at=None))
+        expect(page.locator(".card").nth(6)).to_contain_text("All are expected to have ended by ")
         changes.ends_at = None
         changes.add(submitted(7))
-        expect(page.locator(".card")).to_have_count(7)
+        expect(page.locator(".card")).to_have_count(8)
         expect(page.locator("#summary")).not_to_contain_text("left")
         changes.end(remove=False)
         expect(page.locator("#link-text")).to_contain_text("not running")
-        expect(page.locator(".card").nth(5)).to_contain_text("The service has accepted it.")
+        expect(page.locator(".card").nth(5)).to_contain_text("The service has accepted it. 6 min 4")
+        assert page.locator(".card").nth(6).inner_text().count("expected") == 1
 
 
 def test_a_picture_that_cannot_be_shown_small_says_so(only_page: Watched, changes: Changes) -> None:

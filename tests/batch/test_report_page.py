@@ -3,9 +3,11 @@
 import re
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
 import browser
 import pytest
 from batch_outcomes import done, failed, painted, queued
@@ -119,6 +121,28 @@ def test_the_gallery_shows_inputs_beside_outputs(watched: Watched, gallery: Path
     assert source["x"] + source["width"] < output["x"]
     expect(page.locator("h1")).to_have_text("Winter")
     expect(page.locator("#summary")).to_have_text(re.compile(r"7\s+requests · 22\.5\s+credits · "))
+
+
+def test_what_runs_says_when_it_is_expected(watched: Watched, tmp_path: Path) -> None:
+    """By nine in ten of those that are done, or what is documented; with the time zone, and what to do when late."""
+    now = datetime.now(UTC)
+    timed = dict.fromkeys(("create_time", "complete_time"))
+
+    def written(count: int) -> Page:
+        ended = [done(n, submitted_at=now, finished_at=now + timedelta(seconds=600), **timed) for n in range(1, count)]
+        runs = done(9, state=State.SUBMITTED, download=None, finished_at=None, **timed)
+        return watched.open(
+            write_report([*ended, attrs.evolve(runs, submitted_at=now - timedelta(seconds=300))], tmp_path)
+        )
+
+    clock = r"\d\d:\d\d:\d\d \S+"
+    words = written(6).locator(".card .reason span").last
+    expect(words).to_have_text(re.compile(rf"^The service has accepted it. 5 min \d+ s so far, expected by {clock}\.$"))
+    words = written(5).locator(".card .reason span").last
+    again = "the same command again goes on with it."
+    expect(words).to_have_text(re.compile(rf"^The service has accepted it. It was expected by {clock}; {again}$"))
+    watched.page.locator(".card button").last.click()
+    expect(watched.page.locator("#facts")).to_have_text(re.compile(rf"Expected end{clock}"))
 
 
 def test_a_request_without_a_picture_says_why(watched: Watched, gallery: Path) -> None:

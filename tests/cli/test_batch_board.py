@@ -109,6 +109,20 @@ def test_before_the_first_request() -> None:
     assert drawn(board(Shown(None))) == ["reading the requests"]
 
 
+def test_the_first_line_comes_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is redrawn: the counts as soon as they are known, then every ten seconds what has changed."""
+    now = 100.0
+    monkeypatch.setattr("flux2_async.cli.batch_board.time.monotonic", lambda: now)
+    session = Shown(None)
+    with BatchBoard(Screen(), cast("Batch", session), cast("Flux2Session", session)) as told:
+        for progress in (None, PROGRESS, attrs.evolve(PROGRESS, done=78)):
+            session.progress = progress
+            now += 1.0
+            told.tick()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "   2.0 s  77 of 300 done, 20 running, 12 waiting for the limit, 2 failed, 1 unknown, 1078 credits"
+
+
 def test_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The speed is that of the last two minutes, and where the session knows nothing the time left goes by it."""
     now = 100.0
@@ -146,7 +160,7 @@ def test_time_left_by_what_the_session_expects(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_elsewhere_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe gets a line every ten seconds where something has changed, each error once, and not for ever."""
+    """A pipe gets a line at once, and every ten seconds where something has changed; each error once, not for ever."""
     now = 100.0
     monkeypatch.setattr("flux2_async.cli.batch_board.time.monotonic", lambda: now)
     shown = Shown()
@@ -162,10 +176,11 @@ def test_elsewhere_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monke
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
+    counts = [line for line in lines if "of 300 done" in line]
     assert (
-        lines[0] == "  10.0 s  77 of 300 done, 20 running, 12 waiting for the limit, 2 failed, 1 unknown, 1078 credits"
+        counts[0] == "   0.0 s  77 of 300 done, 20 running, 12 waiting for the limit, 2 failed, 1 unknown, 1078 credits"
     )
-    assert len([line for line in lines if "of 300 done" in line]) == 2
+    assert [line[:17] for line in counts] == ["   0.0 s  77 of 3", "  20.0 s  78 of 3"]
     errors = [line for line in lines if "line 17" in line]
     assert len(errors) == 20
     assert errors[-1].endswith("; further ones are in results.jsonl")

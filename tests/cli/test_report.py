@@ -1,13 +1,19 @@
 """`flux2 report`: the page of a batch written anew, and served."""
 
+import asyncio
 import json
 import re
+import shutil
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 from batch_outcomes import done, painted
 
+from flux2_async import TextToImage
+from flux2_async.batch import Journal
+from flux2_async.batch.options import Options
 from flux2_async.batch.results import Changes
 from flux2_async.cli.app import run
 
@@ -43,6 +49,38 @@ def test_the_page_is_written_anew(here: Path, capsys: pytest.CaptureFixture[str]
     assert "2 requests; --serve shows them while a batch runs" in err
     assert run(["report", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"report": str(page), "requests": 2}
+
+
+def test_all_that_a_killed_run_knew_is_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was not sent stands in the journal alone, whose log is what a killed process leaves behind."""
+
+    def counted() -> int:
+        assert run(["report", "results", "--json"]) == 0
+        return int(json.loads(capsys.readouterr().out)["requests"])
+
+    ready, end = threading.Event(), threading.Event()
+    running = threading.Thread(target=lambda: asyncio.run(held(here, ready, end)))
+    running.start()
+    try:
+        assert ready.wait(30)
+        # While it runs its journal is not touched.
+        assert counted() == 2
+    finally:
+        end.set()
+        running.join()
+    for name in ("run.db", "run.db-wal"):
+        shutil.move(here / name, here / "results" / name)
+    assert [counted(), counted()] == [32, 32]
+
+
+async def held(here: Path, ready: threading.Event, end: threading.Event) -> None:
+    """Hold a journal of thirty requests, and put a copy beside it of what a kill would leave."""
+    async with Journal(here / "results/run.db") as journal:
+        await journal.enter([TextToImage(f"a lake, number {number}") for number in range(30)], Options())
+        for name in ("run.db", "run.db-wal"):
+            shutil.copy(here / "results" / name, here / name)
+        ready.set()
+        await asyncio.to_thread(end.wait, 60)
 
 
 def test_a_written_page_asks_no_server(here: Path) -> None:

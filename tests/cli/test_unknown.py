@@ -90,6 +90,58 @@ def test_a_script_lists_and_decides(batch: RunningEmulator, capsys: pytest.Captu
     assert len(batch.ledger.accepted) == before + 1
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_list_decides_many(batch: RunningEmulator, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    """A task, one that was never made, and one that is left for later; such a list begins as what --json gives."""
+    assert run(["unknown", "results", "--json"]) == 1
+    listed = json.loads(capsys.readouterr().out)["unknown"]
+    given = zip(listed, [batch.ledger.accepted[0], "never made", ""], strict=True)
+    rows = [request | {"task_id": said} for request, said in given]
+    if kind == "csv":
+        text = "id;task_id\n" + "".join(f"{row['id']};{row['task_id']}\n" for row in rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    Path(f"decisions.{kind}").write_text(text)
+
+    assert run(["unknown", "results", "--decisions", f"decisions.{kind}"]) == 1
+    assert "2 requests decided" in capsys.readouterr().err
+    assert list(ids().values()) == ["submitted", "queued", "unknown", "done"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,prompt\n", "the header of a CSV file must name its columns, task_id among them"),
+        ("id,task_id\nshot=0,f00\nshot=0,f01\n", "--decisions: line 3: 'shot=0' is given two tasks"),
+        ("id,task_id\n,f00\n", '--decisions: line 2: it must have an id, and as task_id a task, "never made" or'),
+        ("id,task_id\nshot=0\n", "--decisions: line 2: 1 cells given, the header names 2"),
+    ],
+)
+def test_a_wrong_list_changes_nothing(
+    batch: RunningEmulator, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    """It is told which line says what."""
+    before = ids()
+    Path("decisions.csv").write_text(text)
+    assert run(["unknown", "results", "--decisions", "decisions.csv", "--no-check"]) == 2
+    assert message in capsys.readouterr().err
+    assert ids() == before
+
+
+def test_results_say_when_an_unknown_request_was_sent(
+    batch: RunningEmulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The moment to look for in the task log; it was not accepted as far as anybody knows."""
+    assert run(["unknown", "results", "--json"]) == 1
+    listed = {request["id"]: request["sent_at"] for request in json.loads(capsys.readouterr().out)["unknown"]}
+    results = {
+        result["id"]: result for result in map(json.loads, Path("results/results.jsonl").read_text().splitlines())
+    }
+    assert {name: results[name]["sent_at"] for name in listed} == listed
+    assert [results[name]["submitted_at"] for name in listed] == [None] * 3
+    assert results["shot=3"]["sent_at"] <= results["shot=3"]["submitted_at"]
+
+
 def test_the_end_of_a_batch_names_the_command(ended: tuple[RunningEmulator, Path, str]) -> None:
     """Before the way that may pay twice."""
     assert "say what became of each with: flux2 unknown results. --retry-unknown sends all of them again" in ended[2]

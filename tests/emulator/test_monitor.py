@@ -258,7 +258,18 @@ async def test_the_ledger_is_json() -> None:
     [call] = document["requests"]
     assert (call["outcome"], call["body"]["input"]["prompt"]) == ("accepted", "naïve \ud800")
     assert call["time"].endswith("Z")
+    assert call["submission"] is None
     assert document["balance"] == 997.0
+
+
+async def test_the_ledger_tells_submissions_apart() -> None:
+    """What a client calls a request stands in its callback address; with it one that the client lost is found."""
+    async with emulated(ENDLESS) as raw:
+        for url in ("http://127.0.0.1:9/a?x=1&ref=mine&sig=f00", "http://127.0.0.1:9/a", "http://[", 7):
+            await raw.create(text_to_image() | {"callBackUrl": url})
+        document = await (await raw.http.get(raw.emulator.base_url + "/ledger")).json()
+
+    assert [call["submission"] for call in document["requests"]] == ["mine", None, None, None]
 
 
 @pytest.mark.parametrize("body", [b'{"a": NaN, "b": -Infinity}', b'{"a":' + b"[" * 800 + b"]" * 800 + b"}"])

@@ -4,7 +4,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 import attrs
@@ -27,19 +27,20 @@ class UnknownRequest:
     Attributes:
         outcome: The request as its journal knows it; `task_id` of a task that the service did not know when it was
             asked for, else None.
-        sent_at: When its last createTask left, or was given up, aware; None when that is not known.
     """
 
     outcome: Outcome
-    sent_at: datetime | None
+
+    @property
+    def sent_at(self) -> datetime | None:
+        """When its last createTask left, or was given up, aware; None when that is not known."""
+        return self.outcome.sent_at
 
 
 def unknown_requests(connection: sqlite3.Connection) -> list[UnknownRequest]:
     """Read them, in the order of the input."""
     rows = connection.execute(f"SELECT * FROM requests WHERE {UNKNOWN} ORDER BY line, number")  # noqa: S608  a constant
-    return [
-        UnknownRequest(outcome_of(row), row["sent_at"] and datetime.fromtimestamp(row["sent_at"], UTC)) for row in rows
-    ]
+    return [UnknownRequest(outcome_of(row)) for row in rows]
 
 
 def decide(connection: sqlite3.Connection, found: Mapping[str, str], never_made: Collection[str]) -> list[Outcome]:

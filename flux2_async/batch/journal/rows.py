@@ -103,7 +103,7 @@ in_utc: Final[Callable[[float], datetime]] = partial(datetime.fromtimestamp, tz=
 # Columns that hold something else than the field of `Outcome`.
 READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("images", "files", "urls"), _strings),
-    **dict.fromkeys(("submitted_at", "finished_at", "saved_at", "create_time", "complete_time"), in_utc),
+    **dict.fromkeys(("sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time"), in_utc),
     "state": State,
     "download": Download,
     "error": lambda text: Failure(**json.loads(text)),

@@ -148,5 +148,14 @@ function preview(picture, row) {
 
 function reason(row, error) {
   const [title, usual] = REASONS[row.state === "done" ? row.download : row.state] ?? REASONS.done;
-  return make("span", { className: "reason" }, make("b", { text: title }), make("span", { text: error ?? usual, dir: "auto" }));
+  const words = error ?? (UNFINISHED.has(row.state) ? expectation(row) : usual);
+  return make("span", { className: "reason" }, make("b", { text: title }), make("span", { text: words, dir: "auto" }));
+}
+
+// Time passes without news as well.
+function showExpectations() {
+  for (const card of cards.values()) {
+    const words = UNFINISHED.has(card.row.state) && !card.row.error && card.querySelector(".reason span");
+    if (words) words.textContent = expectation(card.row);
+  }
 }

@@ -1,8 +1,8 @@
 // While the batch runs: rows arrive, and whatever somebody looks at stays where it is.
 
-const OFTEN = 500, COUNTED = 2000, SPOKEN = 10000;
+const OFTEN = 500, SPOKEN = 10000;
 const known = new Map();
-let arriving = [], news = {}, due = null, told = 0;
+let arriving = [], due = null, told = 0;
 let saying = "", speaking = null, spoken = 0;
 
 function follow(address) {
@@ -106,28 +106,12 @@ function showSummary() {
   const parts = [`${number(done)} of ${total === 1 ? "1 request" : `${number(total)} requests`} done`];
   if (credits) parts.push(`${number(credits)} credits`);
   const left = news.running && news.ends ? roughly(news.ends - Date.now() / 1000) : "";
-  if (left) parts.push(left);
+  if (left) parts.push(`${left}, until ${clock(news.ends)}`);
   $("summary").textContent = parts.map((text) => text.replaceAll(" ", "\u00a0")).join(" · ");
   const last = news.changed ? `last change ${new Date(news.changed * 1000).toLocaleTimeString("en-GB")}` : "no request yet";
   showLink(news.running ? "live" : "ended", `${news.running ? "running" : "not running"} · ${last}`);
   speak(parts[0]);
-  const took = rows.filter((row) => row.state === "done" && row.took).map((row) => row.took).sort((one, other) => one - other);
-  for (const card of cards.values()) if (card.row.state === "submitted") showLeft(card, took);
-}
-
-// By those that took longer than it has run; the first few tell too little.
-function showLeft(card, took) {
-  const age = Date.now() / 1000 - card.row.submitted;
-  const longer = took.filter((seconds) => seconds > age);
-  const left = news.running && longer.length >= 5 ? roughly(longer[Math.floor(longer.length / 2)] - age) : "";
-  const words = card.querySelector(".reason span");
-  if (words) words.textContent = left || REASONS.submitted[1];
-}
-
-function roughly(seconds) {
-  if (!(seconds >= 1)) return "";
-  if (seconds < 60) return `about ${seconds < 20 ? Math.ceil(seconds) : 5 * Math.ceil(seconds / 5)} s left`;
-  return seconds < 6000 ? `about ${Math.round(seconds / 60)} min left` : `about ${(seconds / 3600).toFixed(1)} h left`;
+  showExpectations();
 }
 
 // Now and then is enough to be read aloud, and the last word comes always.

@@ -2,6 +2,7 @@ const rows = JSON.parse($("rows").textContent);
 const grid = $("grid"), viewer = $("viewer"), search = $("search"), sort = $("sort"), direction = $("direction");
 
 const STATES = ["done", "failed", "unknown", "submitted", "submitting", "queued"];
+const UNFINISHED = new Set(["submitted", "submitting", "queued"]);
 // What stands where the picture would be: by state, and where it is done by what became of the download.
 const REASONS = {
   failed: ["No picture", "The service refused it, or failed."],
@@ -15,15 +16,54 @@ const REASONS = {
   done: ["No preview", "The file cannot be shown small."],
 };
 const GAP = 20, NARROWEST = 300, AHEAD = 900, SOURCES = 3;
+// Documented, in seconds: so long a task takes where too few have told.
+const QUICKEST = 8, SLOWEST = 95, ENOUGH = 5;
+const COUNTED = 2000;
 // Browsers end a page at 17 million pixels or more.
 const TALLEST = 15e6;
 
+// What the server told last; a file has none.
+let news = {};
+// How long those took that are done, the quickest first.
+let took = [];
+
 const safe = (address) => (/^(https?:\/\/|\.\.?\/)/i.test(address ?? "") ? address : undefined);
 const moment = (seconds, timeStyle = "medium") => new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle });
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB", { timeZoneName: "short" });
 
 function span(seconds) {
   if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+function roughly(seconds) {
+  if (!(seconds >= 1)) return "";
+  if (seconds < 60) return `about ${seconds < 20 ? Math.ceil(seconds) : 5 * Math.ceil(seconds / 5)} s left`;
+  return seconds < 6000 ? `about ${Math.round(seconds / 60)} min left` : `about ${(seconds / 3600).toFixed(1)} h left`;
+}
+
+// When one is expected to have ended: half of those that took longer than it has run have by then, or, where nobody
+// knows whether the batch goes on, nine in ten of all. The first few tell too little.
+function expectedEnd(row) {
+  if (row.state === "queued" || row.state === "submitting") return news.running && news.ends ? news.ends : undefined;
+  if (row.state !== "submitted" || row.submitted === undefined) return undefined;
+  if (!news.running) return row.submitted + (took.length < ENOUGH ? SLOWEST : took[Math.floor(0.9 * took.length)]);
+  const longer = took.filter((seconds) => seconds > Date.now() / 1000 - row.submitted);
+  return longer.length < ENOUGH ? undefined : row.submitted + longer[Math.floor(longer.length / 2)];
+}
+
+// What stands in the place of a picture that is not made yet.
+function expectation(row) {
+  const now = Date.now() / 1000, end = expectedEnd(row), [, usual] = REASONS[row.state];
+  if (row.state !== "submitted" || row.submitted === undefined) return end ? `${usual} All are expected to have ended by ${clock(end)}.` : usual;
+  if (!news.running) {
+    const past = `It was expected by ${clock(end)}; the same command again goes on with it.`;
+    return `${usual} ${end < now ? past : `${span(now - row.submitted)} so far, expected by ${clock(end)}.`}`;
+  }
+  const left = roughly((end ?? 0) - now);
+  if (left) return `${span(now - row.submitted)} so far, ${left}, until ${clock(end)}`;
+  const most = took.length < ENOUGH ? `, of usually ${QUICKEST} to ${SLOWEST} s` : ", longer than most";
+  return `${span(now - row.submitted)} so far${most}`;
 }
 
 // Columns: label, value to compare, text to show
@@ -37,6 +77,7 @@ const COLUMNS = [
   ["Time taken", (row) => row.took, span],
   ["Accepted", (row) => row.submitted, moment],
   ["Finished", (row) => row.finished, moment],
+  ["Expected end", expectedEnd, clock],
   ["Model", (row) => row.model],
   ["Tier", (row) => row.tier],
   ["Aspect ratio", (row) => row.ratio],
@@ -64,6 +105,7 @@ function prepareRow(row, index) {
 }
 
 function findColumns() {
+  took = rows.filter((row) => row.state === "done" && row.took).map((row) => row.took).sort((one, other) => one - other);
   const extra = new Set(rows.flatMap((row) => [...row.extra.keys()]));
   COLUMNS.length = KNOWN;
   for (const name of extra) COLUMNS.push([name, (row) => row.extra.get(name)]);

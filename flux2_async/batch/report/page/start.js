@@ -3,4 +3,5 @@ prepare();
 fillControls();
 listen();
 select();
+setInterval(showExpectations, COUNTED);
 if (document.body.dataset.events) follow(document.body.dataset.events);

@@ -409,9 +409,19 @@ class SubmitOptions(EnqueueOptions, total=False):
     resend_within: float | None
 
 
+class _Settings(_Mirror[Flux2Session]):
+    """What a session keeps to."""
+
+    service: _Attribute[Service] = _Attribute()
+    rate_limit: _Attribute[RateLimit | None] = _Attribute()
+    rate_limits: _Attribute[tuple[RateLimit, ...]] = _Attribute()
+    max_running: _Attribute[int | None] = _Attribute()
+    callback_settings: "_Attribute[CallbackSettings | None]" = _Attribute()
+
+
 @showable
 @made_without_frames
-class BlockingSession(_Mirror[Flux2Session]):
+class BlockingSession(_Settings):
     """Creates tasks within the account's limit and waits for their pictures, in code without an event loop.
 
     Use it as `with BlockingSession() as flux:`, or call `open` and `close`; one that is left open is closed when the
@@ -428,12 +438,6 @@ class BlockingSession(_Mirror[Flux2Session]):
     Raises:
         ConfigurationError: Something is missing or malformed; the text says what to change.
     """
-
-    service: _Attribute[Service] = _Attribute()
-    rate_limit: _Attribute[RateLimit | None] = _Attribute()
-    rate_limits: _Attribute[tuple[RateLimit, ...]] = _Attribute()
-    max_running: _Attribute[int | None] = _Attribute()
-    callback_settings: "_Attribute[CallbackSettings | None]" = _Attribute()
 
     @_like(Flux2Session.__init__)
     def __init__(self, *args: Any, **options: Any) -> None:

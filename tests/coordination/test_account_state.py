@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from rate_servers import SlidingLog
 from seats import BACK, PERIOD
 
-from flux2_async._limiter.window import PermitEvent
 from flux2_async.coordination.account_state import AccountState
-from flux2_async.coordination.contract import Answer, Known, Settlement, Terms
+from flux2_async.coordination.contract import Answer, Known, PermitEvent, Settlement, Terms
 from flux2_async.models import RateLimit
 
 TERMS = Terms(RateLimit(20, PERIOD), 70.0)

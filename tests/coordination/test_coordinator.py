@@ -10,8 +10,7 @@ from emulated import error_of
 from memory_coordination import Memory, MemoryStore
 from seats import BACK, CLAIM, PERIOD, Seat, taken
 
-from flux2_async._limiter.window import PermitEvent
-from flux2_async.coordination.contract import KeyEntry, Message, Settlement, Terms
+from flux2_async.coordination.contract import KeyEntry, Message, PermitEvent, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.store import Life
 from flux2_async.errors import CoordinationError

@@ -3,8 +3,7 @@
 import pytest
 from seats import BACK, PERIOD
 
-from flux2_async._limiter.window import PermitEvent
-from flux2_async.coordination.contract import Settlement
+from flux2_async.coordination.contract import PermitEvent, Settlement
 from flux2_async.coordination.fallback_quota import FallbackQuota, quota_of
 from flux2_async.models import RateLimit
 

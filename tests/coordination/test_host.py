@@ -19,10 +19,9 @@ from emulated import REQUEST, error_of, session_for, until
 from fresh_interpreter import forked, in_fresh_interpreter
 from seats import BACK, CLAIM, PERIOD, Seat, taken
 
-from flux2_async._limiter.window import PermitEvent
 from flux2_async.coordination import Coordination, HostCoordination
 from flux2_async.coordination.account_state import FORMAT
-from flux2_async.coordination.contract import Message, Settlement, Terms
+from flux2_async.coordination.contract import Message, PermitEvent, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.host import file as host_file
 from flux2_async.coordination.host import store as host_store

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from rate_servers import SlidingLog
 from seats import PERIOD
 
-from flux2_async._limiter.window import PermitEvent
 from flux2_async.coordination.account_state import PEER_SEEN_FOR, AccountState
-from flux2_async.coordination.contract import Known, Settlement, Terms
+from flux2_async.coordination.contract import Known, PermitEvent, Settlement, Terms
 from flux2_async.models import RateLimit
 
 PEERS = ("a.1", "b.1", "c.1")

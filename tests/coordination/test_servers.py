@@ -25,9 +25,8 @@ from flux2_async import (
     RateLimit,
     TextToImage,
 )
-from flux2_async._limiter.window import PermitEvent
 from flux2_async.coordination import Coordination, PostgresCoordination, RedisCoordination
-from flux2_async.coordination.contract import Message, Settlement, Terms
+from flux2_async.coordination.contract import Message, PermitEvent, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.postgres import connection as postgres_connection
 from flux2_async.coordination.redis import store as redis_store

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from memory_coordination import Memory
 
 from flux2_async import RateLimit, RateLimitedError, TextToImage
-from flux2_async._limiter.window import PermitEvent
 from flux2_async.coordination.account_state import PEER_SEEN_FOR, AccountState
-from flux2_async.coordination.contract import Known, Settlement, Terms
+from flux2_async.coordination.contract import Known, PermitEvent, Settlement, Terms
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models.submission_state import SubmissionState
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -68,7 +69,7 @@ def _json_rows(file: TextIO) -> Iterator[tuple[int, object]]:
 
 def _array_rows(file: TextIO) -> Iterator[tuple[int, object]]:
     try:
-        items = json.loads(file.read(), object_pairs_hook=_object_or_error, parse_constant=_constant_error)
+        items = json.loads(file.read(), object_pairs_hook=_object, parse_constant=_constant)
     except UnicodeError as error:
         raise InvalidRequestError(f"not {_encoding(file)} ({error})") from None
     except json.JSONDecodeError as error:
@@ -83,35 +84,29 @@ def _array_rows(file: TextIO) -> Iterator[tuple[int, object]]:
 
 def _json(line: str) -> object:
     try:
-        return json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
-    except InvalidRequestError as error:
-        return error
+        value = json.loads(line, object_pairs_hook=_object, parse_constant=_constant)
+        return next(_errors(value), value)
     except (ValueError, RecursionError) as error:
         return InvalidRequestError(f"not JSON ({error})")
 
 
-def _object_or_error(pairs: list[tuple[str, Any]]) -> object:
-    """In an array, one bad request is not to hide the others."""
-    errors = [value for _, value in pairs if isinstance(value, InvalidRequestError)]
-    try:
-        return errors[0] if errors else _object(pairs)
-    except InvalidRequestError as error:
-        return error
-
-
-def _constant_error(name: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name} given, which is not JSON")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> object:
+    """Give an object, or the first error in it: in an array, one bad request is not to hide the others."""
     fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise InvalidRequestError("a field is given twice")
-    return fields
+    twice = [InvalidRequestError("a field is given twice")] if len(fields) < len(pairs) else []
+    return next(chain(_errors([value for _, value in pairs]), twice), fields)
 
 
-def _no_constant(name: str) -> None:
-    raise _constant_error(name)
+def _errors(value: object) -> Iterator[InvalidRequestError]:
+    if isinstance(value, InvalidRequestError):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _errors(each)
+
+
+def _constant(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} given, which is not JSON")
 
 
 def _csv_rows(file: TextIO, needed: str) -> Iterator[tuple[int, object]]:

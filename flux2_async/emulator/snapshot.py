@@ -134,13 +134,9 @@ def limit_row(window: Window | None) -> dict[str, Any] | None:
 def ledger_document(core: Core, balance: float) -> dict[str, Any]:
     """The whole ledger as JSON has it; times are ISO 8601."""
     ledger, clock = core.ledger, core.clock
-    return {
-        "accepted": list(ledger.accepted),
+    return attrs.asdict(ledger, recurse=False) | {
         "accepted_at": [clock.iso(moment) for moment in ledger.accepted_at],
-        "charged": ledger.charged,
         "balance": balance,
-        "refused": ledger.refused,
-        "calls": dict(ledger.calls),
         "polls": ledger.polls,
         "poll_times": {task: [clock.iso(moment) for moment in times] for task, times in ledger.poll_times.items()},
         "requests": [
@@ -150,8 +146,6 @@ def ledger_document(core: Core, balance: float) -> dict[str, Any]:
         "uploads": [timed(call, clock) for call in ledger.uploads],
         "callbacks": [timed(call, clock) for call in ledger.callbacks],
         "authorization_seen": sorted(ledger.authorization_seen),
-        "in_flight": dict(ledger.in_flight),
-        "max_in_flight": dict(ledger.max_in_flight),
     }
 
 

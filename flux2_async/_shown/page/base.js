@@ -16,6 +16,18 @@ function make(tag, { text, ...properties } = {}, ...children) {
   return element;
 }
 
+// Now and then is enough to be read aloud, and the last word comes always.
+const SPOKEN = 10000;
+let speaking = null, spoken = 0;
+
+function speak(say) {
+  speaking ??= setTimeout(() => {
+    speaking = null;
+    spoken = Date.now();
+    say();
+  }, Math.max(0, spoken + SPOKEN - Date.now()));
+}
+
 function showLink(state, text) {
   $("link").dataset.state = state;
   $("link-text").textContent = text;

@@ -20,7 +20,7 @@ class Row:
     """A request of the journal that is to be worked on, as it was when it was taken.
 
     The journal knows it by its `number`, and its caller by its `id`; `place` is where it stands among those of its
-    state, `sent_at` when its last POST left, or was given up, in seconds since 1970.
+    state.
     """
 
     number: int
@@ -30,7 +30,6 @@ class Row:
     request: Request
     ref: str | None
     task_id: str | None
-    sent_at: float | None
     urls: tuple[str, ...]
     extra: Mapping[str, Any] = attrs.field(repr=False)
 
@@ -58,7 +57,7 @@ def row_of(row: sqlite3.Row) -> Row:
     """Read a row to work on."""
     facts = {name: row[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
     return Row(
-        **{name: row[name] for name in ("number", "place", "id", "ref", "task_id", "sent_at")},
+        **{name: row[name] for name in ("number", "place", "id", "ref", "task_id")},
         state=State(row["state"]),
         request=request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")}),
         urls=_strings(row["urls"]),

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,22 +59,18 @@ async def serve_report(
     text, policy = served_page(title)
     folder = Path(os.path.realpath(directory))  # noqa: ASYNC240  before anything else runs
     closing = asyncio.Event()
-    with Thumbnails(folder) as thumbnails:
+    async with AsyncExitStack() as stack:
+        thumbnails = stack.enter_context(Thumbnails(folder))
         report = Report(folder, text, policy, thumbnails, closing, frozenset({host.lower()}))
         runner = web.AppRunner(report.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        stack.push_async_callback(runner.cleanup)
+        stack.callback(closing.set)
         await runner.setup()
-        try:
-            site = web.TCPSite(runner, host, port)
-            await site.start()
-            looking = asyncio.create_task(report.follow())
-            try:
-                yield f"http://{f'[{host}]' if ':' in host else host}:{runner.addresses[0][1]}/"
-            finally:
-                looking.cancel()
-                await asyncio.wait([looking])
-        finally:
-            closing.set()
-            await runner.cleanup()
+        await web.TCPSite(runner, host, port).start()
+        looking = asyncio.create_task(report.follow())
+        stack.push_async_callback(asyncio.wait, [looking])
+        stack.callback(looking.cancel)
+        yield f"http://{f'[{host}]' if ':' in host else host}:{runner.addresses[0][1]}/"
 
 
 @attrs.define

@@ -1,6 +1,6 @@
-const SHOWN = 200, MOST_CELLS = 60, WAIT = 4000, QUIETLY = 10000;
+const SHOWN = 200, MOST_CELLS = 60, WAIT = 4000;
 const tasks = new Map();
-let ahead = 0, accepted = 0, ended = 0, told = 0, summing = null, hush;
+let ahead = 0, accepted = 0, ended = 0, hush;
 
 const now = () => Date.now() + ahead;
 // Asked for as a client does, a picture would count as a client's call, and meet the faults that are meant for one.
@@ -17,14 +17,9 @@ function say(text, { quietly = false } = {}) {
   hush = setTimeout(() => { said.textContent = ""; }, WAIT);
 }
 
-// Now and then is enough to be read aloud, and the last word comes always.
 function summary() {
-  summing ??= setTimeout(() => {
-    summing = null;
-    told = Date.now();
-    if ($("said").textContent) summary();
-    else say(`${number(accepted)} tasks accepted, ${number(ended)} of those shown have ended`, { quietly: true });
-  }, Math.max(0, told + QUIETLY - Date.now()));
+  if ($("said").textContent) speak(summary);
+  else say(`${number(accepted)} tasks accepted, ${number(ended)} of those shown have ended`, { quietly: true });
 }
 
 async function press(path, body) {
@@ -242,7 +237,7 @@ function follow() {
     if ("limit" in news) showLimit(news.limit);
     if (news.connections) showConnections(news.connections);
     if (news.tasks) showTasks(news.tasks);
-    if (news.tasks) summary();
+    if (news.tasks) speak(summary);
   });
   source.addEventListener("open", () => {
     // All of it comes anew; an emulator that was started again has other tasks.

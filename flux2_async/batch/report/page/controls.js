@@ -11,24 +11,14 @@ function fillControls() {
 
 // Both are filled again while rows arrive: what is there stays, with its focus and its choice.
 
+const chips = new Map(STATES.map((state) => [state, $("states").appendChild(chip(state))]));
+
 function fillStates() {
-  const totals = new Map();
-  for (const row of rows) totals.set(row.state, (totals.get(row.state) ?? 0) + 1);
-  const states = [...STATES, ...[...totals.keys()].filter((state) => !STATES.includes(state))];
-  const chips = new Map([...$("states").children].map((button) => [button.dataset.state, button]));
-  let before = null;
-  for (const state of states) {
-    const total = totals.get(state);
-    let button = chips.get(state);
-    // The last request has left a state that is still chosen.
-    if (!total && !button) continue;
-    if (!button) {
-      button = chip(state, total ?? 0);
-      before ? before.after(button) : $("states").prepend(button);
-    }
-    button.querySelector(".total").textContent = number(total ?? 0);
+  for (const [state, button] of chips) {
+    const total = rows.filter((row) => row.state === state).length;
+    button.querySelector(".total").textContent = number(total);
+    // The last request may have left a state that is still chosen.
     button.hidden = !total && !chosen.has(state);
-    before = button;
   }
 }
 
@@ -42,9 +32,9 @@ function fillSort() {
   if (again) sort.value = again[0];
 }
 
-function chip(state, total) {
+function chip(state) {
   const button = make("button", { type: "button", "aria-pressed": "false", "data-state": state },
-    make("span", { className: "dot", "data-state": state }), state, make("span", { className: "total", text: number(total) }));
+    make("span", { className: "dot", "data-state": state }), state, make("span", { className: "total" }));
   button.addEventListener("click", () => {
     if (!chosen.delete(state)) chosen.add(state);
     button.setAttribute("aria-pressed", chosen.has(state));
@@ -56,7 +46,7 @@ function chip(state, total) {
 function reset() {
   search.value = "";
   chosen.clear();
-  for (const button of $("states").children) button.setAttribute("aria-pressed", "false");
+  for (const button of chips.values()) button.setAttribute("aria-pressed", "false");
   select();
   search.focus();
 }

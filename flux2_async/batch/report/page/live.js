@@ -1,9 +1,9 @@
 // While the batch runs: rows arrive, and whatever somebody looks at stays where it is.
 
-const OFTEN = 500, SPOKEN = 10000;
+const OFTEN = 500;
 const known = new Map();
 let arriving = [], due = null, told = 0;
-let saying = "", speaking = null, spoken = 0;
+let saying = "";
 
 function follow(address) {
   const source = new EventSource(address);
@@ -110,18 +110,9 @@ function showSummary() {
   $("summary").textContent = parts.map((text) => text.replaceAll(" ", "\u00a0")).join(" · ");
   const last = news.changed ? `last change ${new Date(news.changed * 1000).toLocaleTimeString("en-GB")}` : "no request yet";
   showLink(news.running ? "live" : "ended", `${news.running ? "running" : "not running"} · ${last}`);
-  speak(parts[0]);
+  if (rows.length) {
+    saying = news.running ? parts[0] : `${parts[0]}; the batch does not run`;
+    speak(() => { if ($("said").textContent !== saying) $("said").textContent = saying; });
+  }
   showExpectations();
-}
-
-// Now and then is enough to be read aloud, and the last word comes always.
-function speak(figures) {
-  if (!rows.length) return;
-  saying = news.running ? figures : `${figures}; the batch does not run`;
-  const say = () => {
-    speaking = null;
-    if ($("said").textContent !== saying) $("said").textContent = saying;
-    spoken = Date.now();
-  };
-  speaking ??= setTimeout(say, Math.max(0, spoken + SPOKEN - Date.now()));
 }

@@ -72,7 +72,6 @@ if SYSTEM:
         "cattrs.preconf.json",
         "cyclopts",
         "hypothesis",
-        "jinja2",
         "multiprocessing",
         "orjson",
         "PIL.Image",

@@ -24,5 +24,5 @@ def test_the_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
     }
     assert expected - names == set()
     pages = {f"flux2_async/emulator/page/{name}" for name in ("index.html", "page.css", "page.js", "icon.svg")}
-    pages |= {f"flux2_async/batch/report/page/{name}" for name in ("report.html.jinja", "report.css", "rows.js")}
+    pages |= {f"flux2_async/batch/report/page/{name}" for name in ("report.html", "report.css", "rows.js")}
     assert pages <= names

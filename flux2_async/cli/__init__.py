@@ -3,7 +3,6 @@
 import os
 import sys
 from contextlib import suppress
-from importlib import import_module
 
 from flux2_async._version import VERSION
 
@@ -68,9 +67,7 @@ def _without_extra(words: list[str]) -> int:
 
 def _with_extra(words: list[str]) -> int:
     try:
-        # What is not installed is missed before the work begins, since each command imports what it needs.
-        for name in EXTRA:
-            import_module(name)
+        _check_extra()
         from flux2_async.cli.app import run  # noqa: PLC0415  the library itself does not need these packages
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
@@ -78,3 +75,12 @@ def _with_extra(words: list[str]) -> int:
         print(MISSING, file=sys.stderr)  # noqa: T201  rich may be what is missing
         return 2
     return run(words)
+
+
+def _check_extra() -> None:
+    """Miss what is not installed before the work begins, since each command imports what it needs."""
+    from importlib.util import find_spec  # noqa: PLC0415  a version is asked for by scripts, often
+
+    for name in EXTRA:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)

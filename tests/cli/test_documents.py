@@ -49,7 +49,7 @@ def test_help_imports_neither_network_nor_pictures(words: list[str]) -> None:
     loaded = imported_by(*words, code=2 * (words == ["nothing"]))
 
     assert "cyclopts" in loaded
-    assert not {"aiohttp", "PIL", "anyio", "cattrs", "jinja2", "sqlite3", "ssl"} & loaded
+    assert not {"aiohttp", "PIL", "anyio", "cattrs", "sqlite3", "ssl"} & loaded
     # The overview does without the options of the commands as well.
     assert words not in ([], ["--help"]) or "flux2_async.models" not in loaded
 

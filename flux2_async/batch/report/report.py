@@ -7,12 +7,15 @@ pictures that lie beside it.
 
 import base64
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from string import Template
+from typing import Final
 
 from flux2_async._http.atomic_file import replacing
 from flux2_async._shown.local_page import SCRIPT, STYLE
@@ -20,10 +23,9 @@ from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.report.rows import link_to, report_row
 from flux2_async.batch.report.thumbnails import Thumbnails
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 NAME: Final = "report.html"
+# A text with `</script` in it would end the block of rows.
+ESCAPED: Final = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&"})
 PAGE: Final = Path(__file__).with_name("page")
 MISSING: Final = 'the report needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
 
@@ -53,65 +55,53 @@ def write_report(
         ImportError: The extra `cli` is missing; the text says how to install it.
         OSError: The folder cannot be written to.
     """
-    template = _template()
+    head, tail, _ = _page(title)
     folder = Path(directory).resolve()
 
     def known(path: Path) -> dict[str, str | None]:
         return {"href": link_to(path, folder), "thumb": thumbnails.make(path)}
 
     with Thumbnails(folder) as thumbnails:
-        content = template.generate(
-            rows=(report_row(outcome, folder, known) for outcome in outcomes),
-            title=title,
-            written=_now(),
-            events="",
-            **_assets(),
-        )
         with replacing(folder / NAME) as file:
-            file.writelines(text.encode("utf-8", "replace") for text in content)
+            file.write(head)
+            for number, outcome in enumerate(outcomes):
+                row = json.dumps(report_row(outcome, folder, known), separators=(",", ":"), allow_nan=False)
+                file.write(b",\n" * (number > 0) + row.translate(ESCAPED).encode())
+            file.write(tail)
         thumbnails.forget_others()
     return folder / NAME
 
 
 def served_page(title: str) -> tuple[str, str]:
     """Give the page without rows, for a server that sends them as `events`, and its Content-Security-Policy."""
-    assets = _assets(live=True)
+    head, tail, words = _page(title, live=True)
     policy = (
-        f"default-src 'none'; script-src '{assets['script_hash']}'; style-src '{assets['style_hash']}'; "
+        f"default-src 'none'; script-src '{words['script_hash']}'; style-src '{words['style_hash']}'; "
         "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types 'none'"
     )
-    return _template().render(rows=(), title=title, written=_now(), events="./events", **assets), policy
+    return (head + tail).decode(), policy
 
 
-def _template() -> "Template":
-    try:
-        from jinja2 import Environment, FileSystemLoader  # noqa: PLC0415  comes with the extra
-    except ModuleNotFoundError as missing:
-        raise ImportError(MISSING) from missing
+def _page(title: str, *, live: bool = False) -> tuple[bytes, bytes, dict[str, str]]:
+    """Give the page up to its rows, what comes behind them, and the words that were put into it."""
     # The worker would only say that it has ended.
     if find_spec("PIL") is None:
         raise ImportError(MISSING)
-    environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True)
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment.get_template("report.html.jinja")
-
-
-def _assets(*, live: bool = False) -> dict[str, Any]:
-    """Give script and style sheet as they are, and the hashes by which the page's policy knows them."""
-    from markupsafe import Markup  # noqa: PLC0415  comes with Jinja2
-
-    assets: dict[str, Any] = {}
+    words = {
+        "title": escape(title),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "events": "./events" if live else "",
+        "connect": " connect-src 'self';" if live else "",
+    }
     # One script to the browser, in this order.
     names = ("rows", "grid", "viewer", "controls", *(["live"] if live else []), "start")
     scripts = [SCRIPT, *(PAGE / f"{name}.js" for name in names)]
     for kind, files in (("style", [STYLE, PAGE / "report.css"]), ("script", scripts)):
-        text = "".join(file.read_text("utf-8") for file in files)
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        assets[kind] = Markup(text)  # noqa: S704  part of this package
-        assets[f"{kind}_hash"] = f"sha256-{digest}"
-    return assets
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        words[kind] = "".join(file.read_text("utf-8") for file in files)
+        digest = hashlib.sha256(words[kind].encode()).digest()
+        # By which the page's policy knows it.
+        words[f"{kind}_hash"] = f"sha256-{base64.b64encode(digest).decode()}"
+    head, _, tail = (PAGE / "report.html").read_text("utf-8").partition("$rows")
+    top, end = (Template(text).substitute(words).encode("utf-8", "replace") for text in (head, tail))
+    return top, end, words

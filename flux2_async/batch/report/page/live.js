@@ -6,6 +6,7 @@ let arriving = [], due = null, told = 0;
 let saying = "";
 
 function follow(address) {
+  $("link").hidden = false;
   const source = new EventSource(address);
   source.addEventListener("message", (event) => {
     news = JSON.parse(event.data);

@@ -31,8 +31,9 @@ from benchmarks import (
     receiving,
     service,
     stream,
+    telemetry,
 )
-from benchmarks.contenders import FLOOR, FRESH, OURS, Setting
+from benchmarks.contenders import FLOOR, FRESH, OBSERVED, OURS, Setting
 from benchmarks.table import Table
 
 BOTH = [FLOOR, OURS]

@@ -6,7 +6,7 @@ recorded and goes to an exporter that does nothing with it.
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
@@ -28,7 +28,7 @@ async def seconds(name: str, setting: dict[str, Any], tasks: int, first: int) ->
         return (time.process_time() - before) / tasks
 
 
-def measure(
+def measure_cpu(
     repeats: int, tasks: int = TASKS, first: int = cold.TASKS, duration: float = cold.DURATION, **defaults: float
 ) -> Table:
     """Compare a session that is observed with one that is not, in turns, so that a busy machine hits both alike."""
@@ -53,7 +53,7 @@ def measure(
     )
 
 
-def tables(repeats: int) -> Iterable[Table]:
-    """Give both."""
+def measure(repeats: int) -> Iterator[Table]:
+    """Compare both."""
     yield instructions.measure([OURS, OBSERVED])
-    yield measure(repeats)
+    yield measure_cpu(repeats)

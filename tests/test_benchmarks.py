@@ -205,6 +205,15 @@ def test_cold_start_compares_the_loop_with_us() -> None:
     assert all(positive(row[1:4]) and row[2] >= 1 for row in table.rows)
 
 
+def test_telemetry_is_compared_in_turns() -> None:
+    """A session that is observed and one that is not, in real time, and how much more it takes."""
+    table = telemetry.measure_cpu(1, tasks=2, first=1, duration=0.2)
+
+    assert [row[0] for row in table.rows[:2]] == [OURS, OBSERVED]
+    assert all(positive(row[1:]) for row in table.rows[:2])
+    assert len(table.rows) == 3
+
+
 @pytest.mark.usefixtures("here")
 def test_stream_compares_sizes() -> None:
     """All requests of either size come back with a picture."""

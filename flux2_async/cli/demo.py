@@ -5,7 +5,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from flux2_async.models import RateLimit, TaskRecord, UploadedFile
 from flux2_async.models.events import SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.session import Flux2Session
+from flux2_async.tasks.handle import ImageTask
 
 SHEET = "contact-sheet.png"
 REFUSED = "refused by 429, waits"
@@ -44,6 +45,7 @@ class Show:
         sends: How often createTask was called for it.
         refused_at: When a 429 came, or None.
         waited: Seconds from the 429 to the next try.
+        task: Once it is accepted, or None.
         card: Its part of the contact sheet, once it has ended.
     """
 
@@ -53,6 +55,7 @@ class Show:
     sends: int = 0
     refused_at: datetime | None = None
     waited: float = 0.0
+    task: ImageTask | None = None
     record: TaskRecord | None = None
     picture: Path | None = None
     card: Image.Image | None = None
@@ -83,6 +86,8 @@ async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
         try:
             await _perform(screen, emulator.base_url, flux, shows, out)
         except asyncio.CancelledError:
+            await anyio.to_thread.run_sync(_draw_unfinished, shows, out / SHEET, time.monotonic() - begun)
+            screen.result(f"Contact sheet: {out / SHEET}")
             raise CommandError("interrupted; the emulated service ended with its tasks", code=INTERRUPTED) from None
     seconds = time.monotonic() - begun
     sheet = out / SHEET
@@ -138,9 +143,9 @@ def _hear(event: SessionEvent, shows: Mapping[str, Show], board: Board) -> None:
 
 async def _play(flux: Flux2Session, show: Show, uploaded: Mapping[str, UploadedFile], board: Board, out: Path) -> None:
     try:
-        task = await flux.submit(show.wish.request(uploaded))
+        show.task = await flux.submit(show.wish.request(uploaded))
         board.change(show.row, "accepted")
-        result = await followed(task, board, show.row, None)
+        result = await followed(show.task, board, show.row, None)
         show.record = result.record
         board.change(show.row, "downloading")
         words = re.findall(r"[a-z0-9]+", show.wish.prompt.lower())
@@ -156,8 +161,16 @@ async def _play(flux: Flux2Session, show: Show, uploaded: Mapping[str, UploadedF
     show.card = await anyio.to_thread.run_sync(draw_card, _card(show))
 
 
+def _draw_unfinished(shows: Sequence[Show], path: Path, seconds: float) -> None:
+    for show in shows:
+        show.card = show.card or draw_card(_card(show))
+    draw_result(shows, path, seconds)
+
+
 def _card(show: Show) -> Card:
+    ended = show.picture or show.error
     return Card(
+        running="" if ended else "Being made" if show.task else "Waiting",
         prompt=show.wish.prompt,
         inputs=[PHOTOS[name] for name in show.wish.photos],
         picture=show.picture,
@@ -183,7 +196,11 @@ def draw_result(shows: Sequence[Show], path: Path, seconds: float) -> None:
 def _reason(show: Show) -> str:
     if isinstance(show.error, ContentModeratedError):
         return f"Moderation refused it, as the demo wanted, at no charge: {show.error.fail_message}"
-    return str(show.error or "")
+    if show.error or show.task is None:
+        return str(show.error or "It was not sent yet.")
+    expected = show.task.expectation()
+    end = datetime.now().astimezone() + timedelta(seconds=expected.remaining or 0.0)
+    return f"{expected.elapsed or 0.0:.1f} s so far; it was expected at {end:%H:%M:%S %Z}."
 
 
 def _summary(shows: Sequence[Show], seconds: float) -> str:

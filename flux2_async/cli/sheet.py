@@ -47,6 +47,8 @@ BOLD: Final = 0.55
 class Card:
     """One task: the picture, or the reason in its place, with the reference pictures, shown small, below.
 
+    Of one that has not ended `running` says where it is, and the reason when it was expected.
+
     The prompt is shortened to two lines; the facts stand to the left in the line below it, the figures to the right,
     and the note, a few words, in the corner of the picture.
     """
@@ -55,6 +57,7 @@ class Card:
     inputs: Sequence[Path] = ()
     picture: Path | None = None
     reason: str = ""
+    running: str = ""
     facts: str = ""
     figures: str = ""
     note: str = ""
@@ -84,7 +87,7 @@ def draw_card(card: Card) -> Image.Image:
     image = Image.new("RGB", (WIDTH, HEIGHT), CARD)
     draw = ImageDraw.Draw(image)
     if card.picture is None:
-        _reason(draw, card.reason)
+        _reason(draw, card)
     else:
         image.paste(STAGE, (0, 0, WIDTH, STAGE_HEIGHT))
         picture = _thumbnail(card.picture, (WIDTH - 2 * PAD, STAGE_HEIGHT - 2 * PAD))
@@ -113,14 +116,15 @@ def _inputs(image: Image.Image, inputs: Sequence[Path]) -> None:
         x += thumbnail.width + 8
 
 
-def _reason(draw: ImageDraw.ImageDraw, reason: str) -> None:
-    draw.rectangle((0, 0, WIDTH, STAGE_HEIGHT), BLUSH)
-    lines = wrapped(reason, _font(18), WIDTH - 4 * PAD, 5)
+def _reason(draw: ImageDraw.ImageDraw, card: Card) -> None:
+    paper, ink = (STAGE, QUIET) if card.running else (BLUSH, BRICK)
+    draw.rectangle((0, 0, WIDTH, STAGE_HEIGHT), paper)
+    lines = wrapped(card.reason, _font(18), WIDTH - 4 * PAD, 5)
     y = STAGE_HEIGHT / 2 - 13 * len(lines)
-    draw.text((WIDTH / 2, y - 14), "No picture", BRICK, _font(24), anchor="ms", stroke_width=BOLD)
+    draw.text((WIDTH / 2, y - 14), card.running or "No picture", ink, _font(24), anchor="ms", stroke_width=BOLD)
     for line in lines:
         y += 26
-        draw.text((WIDTH / 2, y), line, BRICK, _font(18), anchor="ms")
+        draw.text((WIDTH / 2, y), line, ink, _font(18), anchor="ms")
 
 
 def _pill(image: Image.Image, note: str) -> None:

@@ -14,11 +14,13 @@ import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 from emulated import look_often
+from PIL import Image
 
 from flux2_async.cli import demo, script
 from flux2_async.cli.app import run
 from flux2_async.cli.run import followed
 from flux2_async.cli.screen import Screen
+from flux2_async.cli.sheet import BLUSH, STAGE
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.session.session import Flux2Session
 
@@ -199,14 +201,20 @@ def test_the_emulator_takes_it_as_its_end(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_an_interrupted_demo_says_that_nothing_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path
 ) -> None:
-    """The demo's tasks end with it."""
+    """The demo's tasks end with it; the contact sheet shows what ran, and not as failed."""
     seen = threading.Event()
     _set_when_called(monkeypatch, "flux2_async.cli.demo.followed", seen, followed)
     with ctrl_c_when(seen.is_set):
         assert run(["demo"]) == 130
-    assert capsys.readouterr().err.endswith("flux2: interrupted; the emulated service ended with its tasks\n")
+    out, err = capsys.readouterr()
+    assert err.endswith("flux2: interrupted; the emulated service ended with its tasks\n")
+    assert out == "Contact sheet: flux2-demo/contact-sheet.png\n"
+    with Image.open(here / "flux2-demo/contact-sheet.png") as drawn:
+        colours = {colour for _, colour in drawn.getcolors(1 << 24) or []}
+    assert STAGE in colours
+    assert BLUSH not in colours
 
 
 def test_a_demo_that_fails_where_it_should_not_is_a_failure(

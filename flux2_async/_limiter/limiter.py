@@ -17,9 +17,9 @@ from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.turnstile import Turnstile
 from flux2_async._limiter.window import MAX_PAUSE, PermitEvent, Supply
 from flux2_async._limiter.windows import Tickets, Windows, rates_of, tightest
-from flux2_async._protocol.told_limits import Told
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
+from flux2_async.models.settings import Told
 
 
 class Gate(Turnstile[Permit]):

@@ -37,8 +37,8 @@ from typing import Final
 
 import attrs
 
-from flux2_async._protocol.told_limits import Told
 from flux2_async.models import RateLimit
+from flux2_async.models.settings import Told
 
 CLOCK_MARGIN: Final = 1.001
 # Jitter would meet a server that takes exactly one per period / limit.

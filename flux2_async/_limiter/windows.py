@@ -22,8 +22,8 @@ from flux2_async._limiter.window import (
     Window,
     pause_after,
 )
-from flux2_async._protocol.told_limits import Told
 from flux2_async.models import RateLimit
+from flux2_async.models.settings import Told
 
 # More than any service tells; each is asked for every permit.
 MAX_WINDOWS: Final = 8

@@ -17,9 +17,10 @@ from flux2_async._protocol import lenient_json
 from flux2_async._protocol.codec import Reply, code_of, message_of
 from flux2_async._protocol.records import task_id_of
 from flux2_async._protocol.refusals import Proof, meaning_of, refusal, retry_after
-from flux2_async._protocol.told_limits import Told, told_limits
+from flux2_async._protocol.told_limits import told_limits
 from flux2_async.errors import AmbiguousSubmitError, ApiError, RateLimitedError, TransportError
 from flux2_async.models import Request
+from flux2_async.models.settings import Told
 
 UNCLEAR: Final = (
     "the task may exist and cost money, so it was not sent again; check the task log of your account before you "

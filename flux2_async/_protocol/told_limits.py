@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-import attrs
-
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.refusals import header, http_date
 from flux2_async.models.plain import is_number, is_whole
+from flux2_async.models.settings import Told
 
 _ITEM: Final = re.compile(r'"?([\w.-]*)"?\s*((?:;\s*\w+\s*=\s*"?[\w.]+"?\s*)+)')
 _PARAMETER: Final = re.compile(r';\s*(\w+)\s*=\s*"?([0-9]{1,12})(?:\.[0-9]+)?"?')
@@ -23,23 +22,6 @@ _NUMBER: Final = re.compile(r"\s*([0-9]{1,13})(?:\.[0-9]+)?\s*(?:[,;].*)?")
 # Seconds; a larger one is a moment, in seconds or milliseconds since 1970.
 _A_MOMENT: Final = 1e9
 _IN_MILLISECONDS: Final = 1e12
-
-
-@attrs.frozen
-class Told:
-    """One limit as the service tells it.
-
-    Attributes:
-        limit: New tasks per window, or None.
-        seconds: Of the window; None: not told.
-        remaining: How many more it takes before `reset`, or None.
-        reset: Seconds until it takes all again; None: not told.
-    """
-
-    limit: int | None = None
-    seconds: float | None = None
-    remaining: int | None = None
-    reset: float | None = None
 
 
 def told_limits(headers: Mapping[str, str], now: datetime, body: bytes = b"") -> tuple[Told, ...]:

@@ -11,8 +11,8 @@ import attrs
 from flux2_async._limiter.window import PermitEvent as PermitEvent  # noqa: PLC0414  a settlement is told by it
 from flux2_async._limiter.window import Supply
 from flux2_async._limiter.windows import rates_of
-from flux2_async._protocol.told_limits import Told
 from flux2_async.models import RateLimit
+from flux2_async.models.settings import Told
 
 # What belongs to each kind of message.
 _PARTS: Final[dict[str, tuple[str, ...]]] = {

@@ -9,9 +9,9 @@ import attrs
 
 from flux2_async._limiter.window import CLOCK_MARGIN, HELD_FOR, PermitEvent
 from flux2_async._limiter.windows import Tickets, Windows
-from flux2_async._protocol.told_limits import Told
 from flux2_async.coordination.contract import Answer, Settlement
 from flux2_async.models import RateLimit
+from flux2_async.models.settings import Told
 
 # For a session that has never seen the others.
 ASSUMED_PEERS: Final = 8

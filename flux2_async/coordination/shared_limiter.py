@@ -23,7 +23,6 @@ from flux2_async._limiter.queue import Waiter
 from flux2_async._limiter.slots import Slots, all_are_full, group_is_full
 from flux2_async._limiter.window import MAX_PAUSE, MIN_PAUSE, PermitEvent, Supply
 from flux2_async._limiter.windows import Windows, tightest
-from flux2_async._protocol.told_limits import Told
 from flux2_async.coordination.account_state import LEFT
 from flux2_async.coordination.contract import Answer, Hint, Message, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
@@ -32,6 +31,7 @@ from flux2_async.coordination.membership import Membership
 from flux2_async.coordination.settling import Settling
 from flux2_async.coordination.store import finish
 from flux2_async.errors import CoordinationError, RateLimitedError
+from flux2_async.models.settings import Told
 
 MAX_WANT: Final = 100
 # The others are told of so many groups that wait here, by turns: what they are told they all keep.

@@ -80,6 +80,23 @@ class RateLimit:
     period: float = attrs.field(converter=_number, validator=finite())
 
 
+@attrs.frozen
+class Told:
+    """One limit as the service tells it.
+
+    Attributes:
+        limit: New tasks per window, or None.
+        seconds: Of the window; None: not told.
+        remaining: How many more it takes before `reset`, or None.
+        reset: Seconds until it takes all again; None: not told.
+    """
+
+    limit: int | None = None
+    seconds: float | None = None
+    remaining: int | None = None
+    reset: float | None = None
+
+
 @attrs.frozen(kw_only=True)
 class Polling:
     """How often to poll whether a task is finished.

@@ -8,9 +8,9 @@ from raw_server import answer, raw_server
 
 from flux2_async import Flux2Session, RateLimit, TextToImage
 from flux2_async._limiter.windows import Windows, tightest
-from flux2_async._protocol.told_limits import Told
 from flux2_async.coordination.contract import PermitEvent
 from flux2_async.errors import RateLimitedError
+from flux2_async.models.settings import Told
 
 SECOND, MINUTE = RateLimit(5, 1.0), RateLimit(30, 60.0)
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux2_async._protocol.told_limits import Told, told_limits
+from flux2_async._protocol.told_limits import told_limits
+from flux2_async.models.settings import Told
 
 NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
 MOMENT = int(NOW.timestamp())

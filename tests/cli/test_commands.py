@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import attrs
@@ -16,7 +17,6 @@ from anyio.from_thread import start_blocking_portal
 from emulated import look_often
 from PIL import Image
 
-from flux2_async._version import VERSION
 from flux2_async.cli import options
 from flux2_async.cli.app import _told, run
 from flux2_async.cli.screen import with_options
@@ -727,7 +727,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     """`--version` prints the version alone."""
     assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"{VERSION}\n"
+    assert capsys.readouterr().out == f"{version('flux2-async')}\n"
 
 
 @pytest.mark.parametrize("command", ["generate", "edit"])

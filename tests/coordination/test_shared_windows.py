@@ -16,12 +16,12 @@ from rate_servers import SlidingLog, Wire
 from raw_server import answer, raw_server
 
 from flux2_async import Flux2Session, RateLimit, TextToImage
-from flux2_async._protocol.told_limits import Told
 from flux2_async.coordination.account_state import AccountState
 from flux2_async.coordination.contract import Hint, Known, PermitEvent, Settlement, Terms
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import RateLimitedError
+from flux2_async.models.settings import Told
 
 REQUEST = TextToImage("a red kettle")
 SECOND, HALF_MINUTE = RateLimit(4, 1.0), RateLimit(20, 30.0)

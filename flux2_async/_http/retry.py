@@ -1,11 +1,14 @@
 """Trying again what costs nothing to repeat: uploads and downloads. Never createTask."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import anyio
 
 from flux2_async.errors import Flux2Error, RateLimitedError
+
+logger: logging.Logger = logging.getLogger("flux2_async.transfers")
 
 T = TypeVar("T")
 
@@ -35,7 +38,9 @@ async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
             asked = _asked_for(error)
             if not error.transient or asked > MAX_RETRY_AFTER:
                 raise
-        await anyio.sleep(max(pause, asked))
+            wait = max(pause, asked)
+            logger.info("%s; trying again in %g s", str(error).rstrip("."), wait)
+        await anyio.sleep(wait)
     return await attempt()
 
 

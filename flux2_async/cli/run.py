@@ -1,15 +1,17 @@
 """One task from the request to the file, and where a task is that was made earlier."""
 
 import asyncio
+import logging
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any, Final
 
 import attrs
 
+from flux2_async._http.retry import logger as transfers
 from flux2_async.cli.board import Board, Row
 from flux2_async.cli.options import Service, Target, log_address, task_log
 from flux2_async.cli.save import save
@@ -36,6 +38,29 @@ from flux2_async.tasks.handle import ImageTask
 
 SLOW: Final = 3.0
 ENDED: Final = "the emulated service ended with this command"
+
+
+class Retries(logging.Handler):
+    """Says on the board which upload or download is tried again; that may go on for twenty seconds."""
+
+    def __init__(self, board: Board) -> None:
+        super().__init__()
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell a line of the library's."""
+        self._board.say(record.getMessage(), "yellow")
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Do so meanwhile."""
+        transfers.addHandler(self)
+        transfers.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            transfers.removeHandler(self)
+            transfers.setLevel(logging.NOTSET)
 
 
 @attrs.define
@@ -176,7 +201,7 @@ async def fetch(
     target = Target.parse(output)
     row = Row("request" if isinstance(wanted, Request) else f"task {wanted}")
     async with opened(service) as flux:
-        with Board(screen, [row]) as board:
+        with Board(screen, [row]) as board, Retries(board).told():
             patience = None if math.isinf(timeout) else timeout
             job = Job(flux, board, row, target, patience, lasting=not (service and service.emulate))
             flux.observe(job.hear)

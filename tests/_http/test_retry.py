@@ -56,6 +56,16 @@ async def test_transient_failures_are_tried_again(error: Flux2Error) -> None:
     assert attempts.pauses == [0.5, 1.5]
 
 
+async def test_each_further_try_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """At INFO, with what went wrong and when it goes on; what fails for good is its caller's to tell."""
+    caplog.set_level("INFO", "flux2_async.transfers")
+
+    assert await persist(Attempts(TransportError("cut."), TransportError("no answer"))) == "done"
+    with pytest.raises(InvalidRequestError):
+        await persist(Attempts(InvalidRequestError("empty")))
+    assert caplog.messages == ["cut; trying again in 0.5 s", "no answer; trying again in 1.5 s"]
+
+
 async def test_the_nature_of_an_error_decides() -> None:
     """A class that nobody here knows is tried again where it says that it passes."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
-from emulated import look_often
+from emulated import free_port, look_often
 from PIL import Image
 
 from flux2_async.cli import options
@@ -143,6 +143,21 @@ def test_emulate_needs_no_account_and_ignores_the_environment(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert run(["edit", "Make it blue", PHOTO, "--emulate", "-o", "out.jpg"]) == 0
     assert capsys.readouterr().out == "out.jpg\n"
+
+
+def test_an_upload_that_is_refused_is_told_at_once(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which address refuses, and that it is tried again; the last line says that nothing was paid."""
+    serve()
+    monkeypatch.setenv("APIKLEY_UPLOAD_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("flux2_async._http.retry.PAUSES", (0.01,))
+    assert run(["edit", "Make it blue", PHOTO]) == 1
+    told = capsys.readouterr().err.splitlines()
+    [line] = [line for line in told if line.endswith("; trying again in 0.01 s")]
+    assert re.search(r" s  the connection was refused; check the address, .* \(127\.0\.0\.1:\d+: ", line)
+    assert told[-1].endswith("; no task was made, so nothing was paid")
+    assert logging.getLogger("flux2_async.transfers").handlers == []
 
 
 def test_a_real_command_goes_through_the_proxy_of_the_environment(

@@ -79,7 +79,7 @@ class Memory(Coordination):
     def _count(self, name: str, text: str | None, kept: Kept[Any]) -> None:
         if name.endswith(":account") and text and kept.text:
             before, after = json.loads(text), json.loads(kept.text)
-            self.asks += any(before[part] != after[part] for part in ("number", "queue"))
+            self.asks += any(before[part] != after[part] for part in ("number", "_queue"))
 
     def say(self, sender: "MemoryStore", line: str) -> None:
         for store in self.stores:

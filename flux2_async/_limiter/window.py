@@ -226,10 +226,6 @@ class Window:
     def learned_limit(self) -> int | None:
         return self._limit if self._limit < self._rate.limit else None
 
-    def pause_of(self, retry_after: float | None) -> float:
-        """Give the pause after a 429; see `pause_after`."""
-        return pause_after(self._rate, retry_after)
-
     def believe(self, told: Told, now: float) -> None:
         """Keep to what the service tells of its limit, where that is less; it is felt upwards again like a learned one.
 

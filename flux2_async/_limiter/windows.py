@@ -51,21 +51,24 @@ class Tickets:
     parts: Mapping[float, Ticket]
 
 
+@attrs.define(eq=False)
 class Windows:
     """Starts that are within each of several windows; of two limits with one period the lower counts.
 
     Args:
-        rates: The limits.
+        given: The limits.
 
     Attributes:
         windows: One for each limit, and for each that only the service told.
         told: The periods of the latter.
     """
 
-    def __init__(self, rates: Iterable[RateLimit] = ()) -> None:
-        self.windows: list[Window] = []
-        self.told: set[float] = set()
-        self.change(rates, 0.0)
+    _given: tuple[RateLimit, ...] = attrs.field(default=(), converter=rates_of)
+    windows: list[Window] = attrs.field(init=False, factory=list)
+    told: set[float] = attrs.field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self.change(self._given, 0.0)
 
     def change(self, rates: Iterable[RateLimit], now: float) -> None:
         """Believe in other limits from now on; what is out stays out, and counts for those that are new."""

@@ -34,12 +34,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
+from cattrs.preconf.json import make_converter
 
-from flux2_async._limiter.window import CLOCK_MARGIN, News, PermitEvent, Ticket, Window
+from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
 from flux2_async._limiter.windows import Tickets, Windows
 from flux2_async.coordination.contract import Answer, Hint, Known, Settlement, Terms
 from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, PermitQueue
-from flux2_async.models import RateLimit
 
 FORMAT: Final = 6
 """Of the state as it is kept. A version that keeps another one does not meet this one's, and each has its own limit."""
@@ -65,34 +66,38 @@ class _Lease:
     expires_at: float
 
 
+@attrs.define(eq=False)
 class AccountState:
     """The shared state of one account.
 
     Args:
         epoch: A name that no other state has.
         terms: As the first process knows them.
-        now: The time.
+        born: The time.
 
     Attributes:
+        number: How many permits it has lent.
         wakes: Whether those who wait should ask again now.
     """
 
-    def __init__(self, epoch: str, terms: Terms, now: float) -> None:
-        self.epoch = epoch
-        self.number: int = 0
-        self.wakes: bool = False
-        self._born = now
-        self._seen = now
-        self._set_back = 0.0
-        self._until = -math.inf
-        self._terms = terms
-        self._windows = Windows(terms.rates)
-        self._leases: dict[str, _Lease] = {}
-        self._peers: dict[str, float] = {}
-        self._queue = PermitQueue()
-        # By process and group; and of processes that are gone, with the time until which they count.
-        self._running: dict[str, dict[str, int]] = {}
-        self._left: list[tuple[float, int]] = []
+    epoch: str
+    _terms: Terms
+    _born: float
+    number: int = attrs.field(init=False, default=0)
+    wakes: bool = attrs.field(init=False, default=False)
+    _seen: float = attrs.field(init=False)
+    _set_back: float = attrs.field(init=False, default=0.0)
+    _until: float = attrs.field(init=False, default=-math.inf)
+    _windows: Windows = attrs.field(init=False)
+    _leases: dict[str, _Lease] = attrs.field(init=False, factory=dict)
+    _peers: dict[str, float] = attrs.field(init=False, factory=dict)
+    _queue: PermitQueue = attrs.field(init=False, factory=PermitQueue)
+    # By process and group; and of processes that are gone, with the time until which they count.
+    _running: dict[str, dict[str, int]] = attrs.field(init=False, factory=dict)
+    _left: list[tuple[float, int]] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self._seen, self._windows = self._born, Windows(self._terms.rates)
 
     @property
     def lives_for(self) -> float:
@@ -382,49 +387,15 @@ class AccountState:
 
     def dump(self) -> dict[str, Any]:
         """Give the state as plain data that JSON keeps exactly (with `allow_nan`, its default)."""
-        return {
-            "epoch": self.epoch,
-            "number": self.number,
-            "born": self._born,
-            "seen": self._seen,
-            "set_back": self._set_back,
-            "until": self._until,
-            "rates": [(rate.limit, rate.period) for rate in self._terms.rates],
-            "lease": self._terms.lease,
-            "windows": [attrs.asdict(each) for each in self._windows.windows],
-            "told": list(self._windows.told),
-            "leases": {name: _written(lease) for name, lease in self._leases.items()},
-            "peers": self._peers,
-            "queue": self._queue.dump(),
-            "running": {peer: running for peer, running in self._running.items() if running and peer in self._peers},
-            "left": self._left,
-        }
+        self.wakes = False
+        self._running = {peer: running for peer, running in self._running.items() if running and peer in self._peers}
+        kept: dict[str, Any] = _converter.unstructure(self)
+        return kept
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> "AccountState":
         """Make a state from what `dump` gave."""
-        rates = tuple(RateLimit(*rate) for rate in state["rates"])
-        made = cls(state["epoch"], Terms(rates, state["lease"]), state["born"])
-        made.number, made._until = state["number"], state["until"]
-        made._seen, made._set_back = state["seen"], state["set_back"]
-        made._windows.windows = [_window_of(each) for each in state["windows"]]
-        made._windows.told = set(state["told"])
-        made._leases = {name: _lease_of(*lease) for name, lease in state["leases"].items()}
-        made._peers = dict(state["peers"])
-        made._queue, made._running = PermitQueue.load(state["queue"]), state["running"]
-        made._left = [(until, count) for until, count in state["left"]]
-        return made
-
-
-# Ten times as fast as `attrs.astuple`, and there may be a hundred.
-def _written(lease: _Lease) -> tuple[Any, ...]:
-    parts = [(period, part.last, part.spacing) for period, part in lease.tickets.parts.items()]
-    return lease.owner, lease.expires_at, lease.tickets.sent_at, parts
-
-
-def _lease_of(owner: str, expires_at: float, sent_at: float, parts: list[tuple[float, bool, float]]) -> _Lease:
-    tickets = Tickets(sent_at, {period: Ticket(sent_at, last, spacing) for period, last, spacing in parts})
-    return _Lease(owner, tickets, expires_at)
+        return _converter.structure(state, cls)
 
 
 def _later(name: str, other: str) -> bool:
@@ -437,13 +408,10 @@ def _number(name: str) -> int:
     return int(number[:18]) if number.isdecimal() else 0
 
 
-def _window_of(state: dict[str, Any]) -> Window:
-    window = Window(RateLimit(**state["_rate"]))
-    for name, value in state.items():
-        if name == "_news":
-            window._news = News(**value) if value else None  # noqa: SLF001  a window knows nothing of being written down
-        elif name == "_returns":
-            window._returns = [(at, taken) for at, taken in value]  # noqa: SLF001  as above; a heap stays a heap
-        elif name != "_rate":
-            setattr(window, name, value)
-    return window
+_converter: Final = make_converter(detailed_validation=False)
+_converter.register_structure_hook_factory(
+    attrs.has, lambda kind: make_dict_structure_fn(kind, _converter, _cattrs_include_init_false=True)
+)
+_converter.register_unstructure_hook_factory(
+    attrs.has, lambda kind: make_dict_unstructure_fn(kind, _converter, _cattrs_include_init_false=True)
+)

@@ -12,8 +12,7 @@ that were to come after it come at once.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
@@ -55,13 +54,13 @@ class _Waiting:
     most: int | None
 
 
+@attrs.define(eq=False)
 class PermitQueue:
     """The queue of all processes of an account."""
 
-    def __init__(self) -> None:
-        # Whose last turn is longest ago first.
-        self._lines: dict[str, _Line] = {}
-        self._peers: dict[str, _Waiting] = {}
+    # Whose last turn is longest ago first.
+    _lines: dict[str, _Line] = attrs.field(init=False, factory=dict)
+    _peers: dict[str, _Waiting] = attrs.field(init=False, factory=dict)
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -260,27 +259,3 @@ class PermitQueue:
         if waiting.most is not None and sum(running.values()) >= waiting.most:
             return True
         return waiting.bound is not None and running.get(group, 0) >= waiting.bound
-
-    def dump(self) -> list[Any]:
-        """Give it as plain data."""
-        lines = {
-            group: [line.rounds, *map(_values_of_place, line.places.values())] for group, line in self._lines.items()
-        }
-        return [{peer: _values_of_waiting(waiting) for peer, waiting in self._peers.items()}, lines]
-
-    @classmethod
-    def load(cls, state: list[Any]) -> "PermitQueue":
-        """Make one of what `dump` gave."""
-        made = cls()
-        peers, lines = state
-        made._peers = {peer: _Waiting(*waiting) for peer, waiting in peers.items()}
-        made._lines = {
-            group: _Line(rounds, {place[0]: _Place(*place) for place in places})
-            for group, (rounds, *places) in lines.items()
-        }
-        return made
-
-
-# Ten times as fast as `attrs.astuple`.
-_values_of_place = attrgetter(*attrs.fields_dict(_Place))
-_values_of_waiting = attrgetter(*attrs.fields_dict(_Waiting))

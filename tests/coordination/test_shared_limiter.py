@@ -487,7 +487,7 @@ async def test_what_was_sent_alone_is_declared() -> None:
         memory.down = False
         await until(lambda: limiter.membership.joined)
         assert memory.account is not None
-        held = [at - now() for at, _ in memory.account["windows"][0]["_returns"]]
+        held = [at - now() for at, _ in memory.account["_windows"]["windows"][0]["_returns"]]
         under_way.answered()
 
     assert sorted(held) == [pytest.approx(seconds, abs=3.0) for seconds in (0.5 * PERIOD, 1.5 * PERIOD, 2 * PERIOD)]

@@ -47,7 +47,8 @@ def test_all_others_hear(folder: Path) -> None:
     with ExitStack() as stack:
         (first, own), (_, second), (_, third) = [stack.enter_context(seated(folder, seat)) for seat in "abc"]
         _, stranger = stack.enter_context(seated(folder, "d", "cd" * 32))
-        first.tell(["a wake", "a key k"])
+        first.tell("a wake")
+        first.tell("a key k")
         heard = [list(receive(listening)) for listening in (own, second, third, stranger)]
 
     assert heard == [[], ["a wake", "a key k"], ["a wake", "a key k"], []]
@@ -118,7 +119,7 @@ def test_who_does_not_read_is_not_waited_for_again(folder: Path) -> None:
         for _ in range(2):
             began, heard = time.monotonic(), 0
             for _ in range(700):
-                sockets.tell(["a wake"])
+                sockets.tell("a wake")
                 heard += len(list(receive(good)))
             took = time.monotonic() - began
             kept = list(receive(deaf))
@@ -137,7 +138,7 @@ def test_long_path_is_no_obstacle(tmp_path: Path, length: int) -> None:
         folder.mkdir(exist_ok=True)
         folder /= "y" * min(50, max(1, length - len(str(folder)) - 1))
     with seated(folder, "a") as (sockets, _), seated(folder, "b") as (_, listening):
-        sockets.tell(["a wake"])
+        sockets.tell("a wake")
         assert list(receive(listening)) == ["a wake"]
         assert sockets.life_of("b") == Life.ALIVE
 
@@ -161,7 +162,7 @@ def test_removed_socket_is_noticed(folder: Path, removed: str) -> None:
         if removed == "folder":
             folder.rmdir()
         assert not sockets.bound
-        sockets.tell(["a wake"])
+        sockets.tell("a wake")
         with sockets.bind(folder), seated(folder, "b") as (other, _):
             assert sockets.bound
             assert other.life_of("a") == Life.ALIVE

@@ -84,15 +84,17 @@ class HostFile:
             ConfigurationError: The file can never be used.
             CoordinationError: It cannot be used now.
         """
-        with _using, self._translated():
-            connection = self._connected()
-            connection.execute("BEGIN IMMEDIATE")
+        with _using:
             try:
+                connection = self._connected()
+                connection.execute("BEGIN IMMEDIATE")
                 yield connection, self._clock() + self._ahead
                 connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
+            except BaseException as error:
+                # That undoes what was written; whatever it was, the next use begins with what lies at the path then.
+                self._close()
+                if isinstance(error, sqlite3.Error | OSError):
+                    raise explained(error, self._path) from error
                 raise
 
     def update(self, name: str, change: Change[T]) -> T:
@@ -124,17 +126,6 @@ class HostFile:
         """Close the file; it may be used again."""
         with _using:
             self._close()
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (Flux2Error, sqlite3.Error, OSError) as error:
-            # Whatever it was, the next use begins with what lies at the path then.
-            self._close()
-            if isinstance(error, Flux2Error):
-                raise
-            raise explained(error, self._path) from error
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None or self._identity != _identity(self._path):

@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -87,11 +87,10 @@ class HostSockets:
             os.close(self._folder_fd)
         self._folder, self._folder_fd, self._sending = None, -1, None
 
-    def tell(self, lines: Iterable[str]) -> None:
-        """Send lines to all others of the account who listen."""
-        for line in lines:
-            for name in self._others():
-                self._send(name, line)
+    def tell(self, line: str) -> None:
+        """Send a line to all others of the account who listen."""
+        for name in self._others():
+            self._send(name, line)
 
     def life_of(self, member: str) -> Life:
         """Tell whether a process lives."""

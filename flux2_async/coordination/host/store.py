@@ -97,7 +97,7 @@ class HostStore(Store):
 
     async def publish(self, line: str) -> None:
         """Tell the other processes, see `Store.publish`."""
-        await self._later(self._sockets.tell, [line])
+        await self._later(self._sockets.tell, line)
 
     def life_of(self, member: str) -> Life:
         """Tell whether a member lives, see `Store.life_of`."""

@@ -58,6 +58,13 @@ async def claim_of_the_dead(key: str) -> Claim:
     return Claim(hashlib.sha256(key.encode()).hexdigest(), await fingerprint(REQUEST), "dead-ref", "dead")
 
 
+async def owner_that_died(memory: Memory, lease: float) -> Coordinator:
+    """Reserve the key `k` as a process that is not heard of again; it counts as alive for so long."""
+    dead = Coordinator(memory, "account", Terms(None, lease))
+    assert await dead.reserve(await claim_of_the_dead("k")) is None
+    return dead
+
+
 def told_by_callbacks(memory: Memory) -> list[tuple[str, str]]:
     """What is kept of callbacks: names and task ids."""
     return [(name, text) for name, (text, _) in memory.texts.items() if ":callback:" in name]
@@ -302,9 +309,7 @@ async def test_owner_that_died_leaves_unknown(*, exists: bool) -> None:
     memory = Memory()
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
-        claim = await claim_of_the_dead("k")
-        dead = Coordinator(memory, "account", Terms(None, 70.0))
-        assert await dead.reserve(claim) is None
+        await owner_that_died(memory, 70.0)
         begun = asyncio.get_running_loop().time()
         error = await error_of(other.submit(REQUEST, key="k"))
         assert isinstance(error, AmbiguousSubmitError)
@@ -326,8 +331,7 @@ async def test_callback_while_the_service_cannot_be_asked(kind: FaultKind) -> No
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
         await task.result(60)
-        dead = Coordinator(memory, "account", Terms(None, 0.0))
-        assert await dead.reserve(await claim_of_the_dead("k")) is None
+        await owner_that_died(memory, 0.0)
         before = other.statistics().callbacks
         emulator.inject(Fault("recordInfo", kind, code=455, times=3))
         await one.deliver("dead-ref", Callback(task.id, None))
@@ -343,9 +347,7 @@ async def test_callback_before_its_owner_is_known_to_be_dead() -> None:
     memory = Memory()
     async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
         task = await one.submit(REQUEST)
-        claim = await claim_of_the_dead("k")
-        dead = Coordinator(memory, "account", Terms(None, 70.0))
-        assert await dead.reserve(claim) is None
+        await owner_that_died(memory, 70.0)
         await asyncio.sleep(20.0)
         await one.deliver("dead-ref", Callback(task.id, None))
         await asyncio.sleep(60.0)
@@ -385,8 +387,7 @@ async def test_recovering_tells_the_others() -> None:
         await asyncio.sleep(1.0)
         # Else it would be enough that the callback came.
         memory.texts = {name: text for name, text in memory.texts.items() if ":callback:" not in name}
-        dead = Coordinator(memory, "account", Terms(None, 0.0))
-        assert await dead.reserve(await claim_of_the_dead("k")) is None
+        await owner_that_died(memory, 0.0)
         assert isinstance(await error_of(other.submit(REQUEST, key="k")), AmbiguousSubmitError)
         assert (await one.recover("dead-ref")).id == task.id
 
@@ -527,8 +528,7 @@ async def test_callback_that_came_while_nobody_waited() -> None:
     async with processes(1, memory=memory, callbacks=CALLBACKS) as (emulator, (one,)):
         task = await one.submit(REQUEST)
         await task.result(60)
-        dead = Coordinator(memory, "account", Terms(None, 70.0))
-        assert await dead.reserve(await claim_of_the_dead("k")) is None
+        await owner_that_died(memory, 70.0)
         await one.deliver("dead-ref", Callback(task.id, None))
         await one.deliver("of-an-earlier-session", Callback("t-9", None))
         await one.aclose()
@@ -546,8 +546,7 @@ async def test_callback_of_a_task_that_cannot_be_looked_up() -> None:
     async with processes(1, memory=memory, callbacks=CALLBACKS) as (emulator, (one,)):
         task = await one.submit(REQUEST)
         await task.result(60)
-        dead = Coordinator(memory, "account", Terms(None, 0.0))
-        assert await dead.reserve(await claim_of_the_dead("k")) is None
+        dead = await owner_that_died(memory, 0.0)
         await dead.pass_on("dead-ref", task.id)
         emulator.inject(Fault("recordInfo", "html", times=None))
         assert isinstance(await error_of(one.submit(REQUEST, key="k")), AmbiguousSubmitError)

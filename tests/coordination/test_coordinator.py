@@ -20,10 +20,8 @@ OTHER = attrs.evolve(CLAIM, ref="ref-2", owner="claim-2")
 
 
 @asynccontextmanager
-async def seats(
-    memory: Memory, number: int, *, limit: int | None = 20, lease: float = 70.0
-) -> AsyncIterator[Sequence[Seat]]:
-    terms = Terms(RateLimit(limit, PERIOD) if limit else None, lease)
+async def seats(memory: Memory, number: int, limit: int = 20, lease: float = 70.0) -> AsyncIterator[Sequence[Seat]]:
+    terms = Terms(RateLimit(limit, PERIOD), lease)
     async with taken([Seat(Coordinator(memory, "account", terms)) for _ in range(number)]) as made:
         yield made
 
@@ -87,17 +85,6 @@ async def test_what_one_publishes_reaches_all_others() -> None:
 
         assert [other.heard for other in others] == [[Message("wake"), message], [message]]
         assert sender.heard == []
-
-
-async def test_no_limit_still_shares_the_pause() -> None:
-    """Without a limit everybody gets what it wants, except during a pause."""
-    async with seats(Memory(), 2, limit=None) as (first, second):
-        leases = await first.take(70)
-        assert len(leases) == 70
-        await first.settle(leases[0], PermitEvent.THROTTLED, pause=5.0)
-        assert await second.take(1) == ()
-        await asyncio.sleep(5.0)
-        assert len(await second.take(1)) == 1
 
 
 async def test_silent_process_says_that_it_is_there() -> None:

@@ -106,19 +106,13 @@ def _connection_options(url: object, timeout: float) -> dict[str, Any]:
     return options
 
 
-def _parse(url: object) -> dict[str, Any]:
-    if not isinstance(url, str):
-        raise TypeError
+def _parse(url: Any) -> dict[str, Any]:
     # What the clients of Valkey call them.
     url = re.sub(r"^valkey(s?)://", r"redis\1://", url.strip())
     options: dict[str, Any] = {**parse_url(url)}
-    path = urlsplit(url).path
-    if options.get("connection_class") is redis.asyncio.UnixDomainSocketConnection:
-        usable = bool(path)
-    else:
-        # Another word for a database would be taken for 0.
-        usable = re.fullmatch(r"/?[0-9]*", path) is not None
-    if not usable:
+    is_file = options.get("connection_class") is redis.asyncio.UnixDomainSocketConnection
+    # Another word for a database would be taken for 0.
+    if not re.fullmatch(r".+" if is_file else r"/?[0-9]*", urlsplit(url).path):
         raise ValueError
     return options
 

@@ -74,7 +74,8 @@ class RedisStore(RemoteStore):
         )
         try:
             check_server(await self._call(self._client.info))
-            await self._call(self._use_all_rights)
+            await self._call(self._listen_once)
+            await self.try_rights()
             if await self._others_are_there():
                 raise ConfigurationError(OTHERS_ARE_THERE)
         except HopelessError as error:
@@ -121,15 +122,10 @@ class RedisStore(RemoteStore):
             failure = told(error)
         raise failure
 
-    async def _use_all_rights(self) -> None:
-        """Do once whatever may be forbidden: who may not listen would else miss every callback, and never know."""
+    async def _listen_once(self) -> None:
         async with self._subscription() as pubsub:
             await pubsub.ping()
             await pubsub.get_message(timeout=2 * self._timeout)
-            await self.publish("can it be said?")
-        name = f"check:{secrets.token_hex(8)}"
-        for text in ("can it be written?", None):
-            await self.update(name, lambda _, __, text=text: Kept(text, 1.0, None))  # type: ignore[misc]  # mypy knows no default there
 
     async def _others_are_there(self) -> bool:
         left: int = await self._call(partial(self._client.pttl, f"{self._prefix}:{STATE_OF_0_1_0}"))

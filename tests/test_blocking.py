@@ -419,6 +419,25 @@ def test_a_program_that_forgets_to_close_ends_and_names_what_was_left(flux2_emul
     assert "Traceback" not in log
 
 
+@pytest.mark.flux2_script(Script(plans=Plan(duration=60.0), render=False))
+def test_threads_that_outlive_the_main_one_share_an_account(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
+    """What a thread submits under a key behind the end of the main one is known to the next process."""
+    code = f"""
+        import threading, time
+        from flux2_async.coordination import HostCoordination
+        flux = BlockingSession(coordination=HostCoordination({str(tmp_path / "shared.sqlite")!r}))
+        flux.open()
+        def late():
+            time.sleep(0.3)
+            print(flux.submit(KETTLE, key="order-1").id)
+        threading.Thread(target=late).start()
+        """
+    for _ in range(2):
+        printed, log = started(code).communicate(timeout=30)
+        assert flux2_emulator.ledger.accepted == [printed.strip()]
+        assert "Traceback" not in log
+
+
 def test_after_a_fork_it_says_so(flux2_emulator: RunningEmulator) -> None:
     """In the child every call says to open a new session, which works; the parent's goes on."""
     program = started(

@@ -5,7 +5,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from flux2_async._http.one_thread import OneThread
 from flux2_async.batch.ended import ended
 from flux2_async.batch.journal.lock import locked
 from flux2_async.batch.journal.place import Place
@@ -36,13 +37,13 @@ class _Write:
 class _File:
     """The journal's file, open, and the thread for all that is done with it."""
 
-    thread: ThreadPoolExecutor
+    thread: OneThread
     connection: sqlite3.Connection
     place: Place
     room: Room
 
     @classmethod
-    def of(cls, thread: ThreadPoolExecutor, path: Path) -> "_File":
+    def of(cls, thread: OneThread, path: Path) -> "_File":
         with ExitStack() as opening:
             try:
                 # Before SQLite, which takes the log of a journal for its own where the first lock was given up.
@@ -78,7 +79,7 @@ class Database:
         """Open the file; JournalError: it cannot be used."""
         if self._file is not None:
             raise JournalError(f"journal: {str(self._path)!r} is open already")
-        thread = ThreadPoolExecutor(1, thread_name_prefix="flux2 journal")
+        thread = OneThread("flux2 journal")
         opening = thread.submit(_File.of, thread, self._path)
         try:
             self._file = await asyncio.shield(asyncio.wrap_future(opening))

@@ -4,13 +4,13 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import attrs
 
+from flux2_async._http.one_thread import OneThread
 from flux2_async._shown.frames import showable
 from flux2_async.coordination.host.file import HostFile, explained
 from flux2_async.coordination.host.sockets import HAS_SOCKETS, HostSockets, receive
@@ -80,7 +80,7 @@ class HostStore(Store):
         self._file = file
         self._account = account
         self._sockets = HostSockets(account, member)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"flux2_async host {member}")
+        self._worker = OneThread(f"flux2_async host {member}")
         self._on_line: Callable[[str], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listening: socket.socket | None = None

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -65,6 +66,16 @@ async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
     async with asyncio.timeout(limit):
         while not condition():  # noqa: ASYNC110  what is waited for has no event
             await asyncio.sleep(0.01)
+
+
+async def most_at_once(emulator: Emulator, seconds: float) -> Counter[str]:
+    """Watch how many tasks of each prompt run at the service at most."""
+    most: Counter[str] = Counter()
+    for _ in range(int(seconds / 0.1)):
+        tasks = map(emulator.task, emulator.ledger.accepted)
+        most |= Counter(task.body["input"]["prompt"] for task in tasks if task.state not in ("success", "fail"))
+        await asyncio.sleep(0.1)
+    return most
 
 
 def parts_of(flux: Flux2Session) -> Parts:

@@ -4,40 +4,22 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import pytest
 from emulated import error_of, until
 from memory_coordination import Memory
 from rate_servers import Shared, SlidingLog, Wire, exact
+from shared_limiters import PERIOD, limiters, run_all
 
 from flux2_async.coordination.contract import Message, Terms
-from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import CoordinationError, RateLimitedError, SessionClosedError
 from flux2_async.models import RateLimit
 
-PERIOD = 10.0
-TERMS = Terms(RateLimit(20, PERIOD), 70.0)
-
 
 def now() -> float:
     return asyncio.get_running_loop().time()
-
-
-@asynccontextmanager
-async def limiters(memory: Memory, count: int = 1, terms: Terms = TERMS) -> AsyncIterator[list[SharedLimiter]]:
-    """Open limiters of so many processes."""
-    async with AsyncExitStack() as stack:
-        opened = []
-        for _ in range(count):
-            made = SharedLimiter(
-                Coordinator(memory, "account", terms), terms, may_degrade=memory.on_failure == "degrade"
-            )
-            await made.open()
-            stack.push_async_callback(made.aclose)
-            opened.append(made)
-        yield opened
 
 
 async def take(limiter: SharedLimiter, count: int = 1) -> None:
@@ -48,15 +30,6 @@ async def take(limiter: SharedLimiter, count: int = 1) -> None:
 
 def wire(limit: int = 20, seed: int = 1, rtt: float = 0.05) -> Wire:
     return Wire(SlidingLog(limit, PERIOD), random.Random(seed), rtt)
-
-
-async def run_all(wire: Wire, shares: list[tuple[SharedLimiter, int]]) -> float:
-    begun = now()
-    async with asyncio.TaskGroup() as group:
-        for limiter, count in shares:
-            for _ in range(count):
-                group.create_task(wire.submit(limiter))
-    return wire.last_at - begun
 
 
 @asynccontextmanager

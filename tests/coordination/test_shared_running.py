@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from emulated import error_of, session_for
+from emulated import error_of, most_at_once, session_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_coordination import Memory
@@ -23,16 +23,6 @@ from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models.submission_state import SubmissionState
 
 REQUEST = TextToImage("a red kettle")
-
-
-async def most_at_once(emulator: Emulator, seconds: float) -> int:
-    """Watch how many tasks run at the service at most."""
-    most = 0
-    for _ in range(int(seconds / 0.1)):
-        tasks = map(emulator.task, emulator.ledger.accepted)
-        most = max(most, sum(task.state not in ("success", "fail") for task in tasks))
-        await asyncio.sleep(0.1)
-    return most
 
 
 @pytest.mark.parametrize("faults", [0, 3])
@@ -56,7 +46,7 @@ async def test_so_many_run_together_and_no_more(*, faults: int, mute: bool) -> N
             assert min(flux.statistics().submitted for flux in (one, two)) >= 4
             await asyncio.gather(one.drain(), two.drain())
 
-            assert await watching == 3
+            assert await watching == {REQUEST.prompt: 3}
             assert len(emulator.ledger.accepted) == 18
 
 

@@ -14,11 +14,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from memory_coordination import Memory
 from rate_servers import SlidingLog, Wire
 from raw_server import answer, raw_server
+from shared_limiters import limiters, run_all
 
 from flux2_async import Flux2Session, RateLimit, TextToImage
 from flux2_async.coordination.account_state import AccountState
 from flux2_async.coordination.contract import Hint, Known, PermitEvent, Settlement, Terms
-from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.errors import RateLimitedError
 from flux2_async.models.settings import Told
@@ -179,31 +179,18 @@ SharedWindows.TestCase.settings = settings(max_examples=60, stateful_step_count=
 TestSharedWindows = SharedWindows.TestCase
 
 
-async def shared(memory: Memory, count: int) -> list[SharedLimiter]:
-    made = [SharedLimiter(Coordinator(memory, "account", TERMS), TERMS, may_degrade=True) for _ in range(count)]
-    for limiter in made:
-        await limiter.open()
-    return made
-
-
-async def send_all(wire: Wire, limiters: list[Any], count: int) -> float:
-    begun = asyncio.get_running_loop().time()
-    async with asyncio.TaskGroup() as group:
-        for number in range(count):
-            group.create_task(wire.submit(limiters[number % len(limiters)]))
-    return wire.last_at - begun
+async def send_all(wire: Wire, opened: list[SharedLimiter], count: int) -> float:
+    return await run_all(wire, [(each, count // len(opened)) for each in opened])
 
 
 async def test_several_limits_are_used_up_together() -> None:
     """Three processes are refused by neither limit, and take no longer than one alone."""
     rates, took = (SECOND, HALF_MINUTE), []
     for processes in (1, 3):
-        limiters = await shared(Memory(), processes)
         wire = Wire(All(*rates), random.Random(1), 0.05)
-        took.append(await send_all(wire, limiters, 90))
+        async with limiters(Memory(), processes, TERMS) as opened:
+            took.append(await send_all(wire, opened, 90))
         assert (wire.accepted, wire.refused) == (90, 0)
-        for limiter in limiters:
-            await limiter.aclose()
 
     assert took[1] <= 1.02 * took[0] + 1.0
 
@@ -213,19 +200,17 @@ async def test_several_limits_survive_outages(seed: int) -> None:
     """The state is away, forgets everything, or loses answers: neither limit refuses anybody."""
     random.seed(seed)
     rng, memory, wire = random.Random(seed), Memory(), Wire(All(SECOND, HALF_MINUTE), random.Random(seed), 0.05)
-    limiters = await shared(memory, 3)
-    job = asyncio.create_task(send_all(wire, limiters, 300))
-    while not job.done():
-        await asyncio.sleep(rng.uniform(1.0, 100.0))
-        trouble = rng.choice(["down", "lost", "empty", "empty and down"])
-        memory.lost_answers = 3 if trouble == "lost" else 0
-        memory.down = "down" in trouble
-        if "empty" in trouble:
-            memory.empty()
-        await asyncio.sleep(rng.choice([0.5, 5.0, 100.0]) if memory.down else 0.0)
-        memory.down = False
-    for limiter in limiters:
-        await limiter.aclose()
+    async with limiters(memory, 3, TERMS) as opened:
+        job = asyncio.create_task(send_all(wire, opened, 300))
+        while not job.done():
+            await asyncio.sleep(rng.uniform(1.0, 100.0))
+            trouble = rng.choice(["down", "lost", "empty", "empty and down"])
+            memory.lost_answers = 3 if trouble == "lost" else 0
+            memory.down = "down" in trouble
+            if "empty" in trouble:
+                memory.empty()
+            await asyncio.sleep(rng.choice([0.5, 5.0, 100.0]) if memory.down else 0.0)
+            memory.down = False
 
     assert (wire.accepted, wire.refused) == (300, 0)
 
@@ -233,52 +218,46 @@ async def test_several_limits_survive_outages(seed: int) -> None:
 @pytest.mark.parametrize(("retry_after", "seconds"), [(None, 30.0), (0.5, 1.0), (12.0, 12.0)])
 async def test_a_429_pauses_all_for_the_limit_that_is_full(retry_after: float | None, seconds: float) -> None:
     """Where the service names no pause, the fuller limit's period holds all, he who met the refusal included."""
-    limiters = await shared(Memory(), 2)
-    for _ in range(19):
-        (await limiters[0].acquire()).answered()
-    (await limiters[0].acquire()).throttled(retry_after)
-    begun = asyncio.get_running_loop().time()
-    await asyncio.sleep(0.5)
+    async with limiters(Memory(), 2, TERMS) as opened:
+        for _ in range(19):
+            (await opened[0].acquire()).answered()
+        (await opened[0].acquire()).throttled(retry_after)
+        begun = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.5)
 
-    for limiter in limiters:
-        assert limiter.paused_until == pytest.approx(begun + seconds, abs=0.1)
-        await limiter.aclose()
+        assert [limiter.paused_until for limiter in opened] == pytest.approx(2 * [begun + seconds], abs=0.1)
 
 
 async def test_limit_told_to_one_holds_for_all() -> None:
     """One process reads a lower limit and what is left of it: another one obeys at once, and asks upwards again."""
-    one, other = limiters = await shared(Memory(), 2)
-    (await one.acquire()).answered()
-    one.believe([Told(limit=6, seconds=30.0, remaining=1, reset=8.0)])
-    await asyncio.sleep(0.1)
-    (await other.acquire(max_wait=0.0)).answered()
-    assert other.learned_limit == 6
-    begun = asyncio.get_running_loop().time()
-    (await other.acquire()).answered()
-    assert asyncio.get_running_loop().time() - begun == pytest.approx(8.0, abs=0.2)
+    async with limiters(Memory(), 2, TERMS) as opened:
+        one, other = opened
+        (await one.acquire()).answered()
+        one.believe([Told(limit=6, seconds=30.0, remaining=1, reset=8.0)])
+        await asyncio.sleep(0.1)
+        (await other.acquire(max_wait=0.0)).answered()
+        assert other.learned_limit == 6
+        begun = asyncio.get_running_loop().time()
+        (await other.acquire()).answered()
+        assert asyncio.get_running_loop().time() - begun == pytest.approx(8.0, abs=0.2)
 
-    wire = Wire(All(SECOND, HALF_MINUTE), random.Random(2), 0.05)
-    await send_all(wire, limiters, 160)
-    assert other.learned_limit is None
-    for limiter in limiters:
-        await limiter.aclose()
+        await send_all(Wire(All(SECOND, HALF_MINUTE), random.Random(2), 0.05), opened, 160)
+        assert other.learned_limit is None
 
 
 async def test_limit_told_while_alone_is_for_the_share() -> None:
     """A process that the others cannot hear keeps to its part of what it is told."""
     memory = Memory()
-    one, _ = limiters = await shared(memory, 2)
-    memory.down = True
-    one.pause(0.1)
-    await asyncio.sleep(61.0)
-    assert not one.membership.joined
-    one.believe([Told(limit=4, seconds=30.0)])
-    begun = asyncio.get_running_loop().time()
-    for _ in range(3):
-        (await one.acquire()).answered()
-    assert asyncio.get_running_loop().time() - begun >= 30.0
-    for limiter in limiters:
-        await limiter.aclose()
+    async with limiters(memory, 2, TERMS) as (one, _):
+        memory.down = True
+        one.pause(0.1)
+        await asyncio.sleep(61.0)
+        assert not one.membership.joined
+        one.believe([Told(limit=4, seconds=30.0)])
+        begun = asyncio.get_running_loop().time()
+        for _ in range(3):
+            (await one.acquire()).answered()
+        assert asyncio.get_running_loop().time() - begun >= 30.0
 
 
 async def test_headers_of_one_session_hold_another() -> None:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from emulated import emulated, error_of, session_for
+from emulated import emulated, error_of, most_at_once, session_for
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from memory_coordination import Memory
@@ -286,18 +286,6 @@ async def test_priority_is_of_a_process() -> None:
             assert accepted(emulator) == ["alice", "bob", "carol", "bob", "carol", "alice", "alice"]
 
 
-async def alive_of(emulator: Emulator, seconds: float) -> Counter[str]:
-    """Watch how many tasks of each group run at the service at most."""
-    most: Counter[str] = Counter()
-    for _ in range(int(seconds / 0.1)):
-        running = [
-            task for task in map(emulator.task, emulator.ledger.accepted) if task.state not in ("success", "fail")
-        ]
-        most |= Counter(task.body["input"]["prompt"].removeprefix("a picture for ") for task in running)
-        await asyncio.sleep(0.1)
-    return most
-
-
 @pytest.mark.parametrize("faults", [0, 3])
 @pytest.mark.parametrize("mute", [False, True])
 async def test_bound_of_a_group_in_coordination(*, faults: int, mute: bool) -> None:
@@ -309,7 +297,7 @@ async def test_bound_of_a_group_in_coordination(*, faults: int, mute: bool) -> N
         async with session_for(emulator, **options) as one, session_for(emulator, **options) as two:
             for flux in (one, two):
                 enqueue(flux, 8, "alice")
-            watching = asyncio.create_task(alive_of(emulator, 60.0))
+            watching = asyncio.create_task(most_at_once(emulator, 60.0))
             await asyncio.sleep(1)
             error = await error_of(two.submit(request_of("alice"), group="alice", max_wait=0))
             assert isinstance(error, RateLimitedError)
@@ -322,7 +310,7 @@ async def test_bound_of_a_group_in_coordination(*, faults: int, mute: bool) -> N
             assert min(flux.statistics().submitted for flux in (one, two)) >= 2
             await asyncio.gather(one.drain(), two.drain())
 
-            assert await watching == {"alice": 2, "bob": 2}
+            assert await watching == {"a picture for alice": 2, "a picture for bob": 2}
             assert Counter(accepted(emulator)) == {"alice": 16, "bob": 2}
 
 

@@ -1,0 +1,41 @@
+"""Limiters of several processes that share an account in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from memory_coordination import Memory
+from rate_servers import Wire
+
+from flux2_async.coordination.contract import Terms
+from flux2_async.coordination.coordinator import Coordinator
+from flux2_async.coordination.shared_limiter import SharedLimiter
+from flux2_async.models import RateLimit
+
+PERIOD = 10.0
+TERMS = Terms(RateLimit(20, PERIOD), 70.0)
+
+
+@asynccontextmanager
+async def limiters(memory: Memory, count: int = 1, terms: Terms = TERMS) -> AsyncIterator[list[SharedLimiter]]:
+    """Open limiters of so many processes."""
+    async with AsyncExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            made = SharedLimiter(
+                Coordinator(memory, "account", terms), terms, may_degrade=memory.on_failure == "degrade"
+            )
+            await made.open()
+            stack.push_async_callback(made.aclose)
+            opened.append(made)
+        yield opened
+
+
+async def run_all(wire: Wire, shares: Sequence[tuple[SharedLimiter, int]]) -> float:
+    """Send so many requests by each; gives the seconds until the last one was answered."""
+    begun = asyncio.get_running_loop().time()
+    async with asyncio.TaskGroup() as group:
+        for limiter, count in shares:
+            for _ in range(count):
+                group.create_task(wire.submit(limiter))
+    return wire.last_at - begun

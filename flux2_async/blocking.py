@@ -31,6 +31,7 @@ from typing import (
     TypedDict,
     TypeVar,
     Unpack,
+    cast,
     get_args,
     overload,
 )
@@ -185,7 +186,10 @@ class _Mirror(Generic[M]):
 
 
 class _Attribute(Generic[T]):
-    """An attribute of what is mirrored, read `in_loop` where it is worked out from what changes there."""
+    """An attribute of what is mirrored, read `in_loop` where it is worked out from what changes there.
+
+    A task is mirrored as well.
+    """
 
     def __init__(self, *, in_loop: bool = False) -> None:
         self._in_loop = in_loop
@@ -202,8 +206,9 @@ class _Attribute(Generic[T]):
     def __get__(self, mirror: _Mirror[Any] | None, owner: type) -> Self | T:
         if mirror is None:
             return self
-        read: Callable[[], T] = partial(getattr, mirror._mirrored, self._name)  # noqa: SLF001  one thing in two classes
-        return mirror._thread.look(read) if self._in_loop else read()  # noqa: SLF001  likewise
+        thread, read = mirror._thread, partial(getattr, mirror._mirrored, self._name)  # noqa: SLF001  one thing in two classes
+        value: Any = thread.look(read) if self._in_loop else read()
+        return cast("T", BlockingTask(thread, value)) if isinstance(value, ImageTask) else value
 
     def __set__(self, mirror: _Mirror[Any], value: Never) -> NoReturn:
         raise AttributeError(f"{self._name} can only be read")
@@ -331,12 +336,7 @@ class BlockingCompletion(_Mirror[Completion]):
     metadata: _Attribute[Mapping[str, Any] | None] = _Attribute()
     error: _Attribute[Exception | None] = _Attribute()
     result: _Attribute[ImageResult] = _Attribute()
-
-    @property
-    def task(self) -> BlockingTask | None:
-        """Its handle, or None when it was not accepted."""
-        task = self._mirrored.task
-        return None if task is None else BlockingTask(self._thread, task)
+    task: _Attribute[BlockingTask | None] = _Attribute()
 
 
 class BlockingHandle(_Mirror[SubmissionHandle]):
@@ -350,14 +350,9 @@ class BlockingHandle(_Mirror[SubmissionHandle]):
     position: _Attribute[int | None] = _Attribute(in_loop=True)
     expected_start: _Attribute[datetime | None] = _Attribute(in_loop=True)
     error: _Attribute[Exception | None] = _Attribute(in_loop=True)
+    task: _Attribute[BlockingTask | None] = _Attribute(in_loop=True)
     expectation: Final = _plain(SubmissionHandle.expectation, also_closed=True)
     withdraw: Final = _plain(SubmissionHandle.withdraw, also_closed=True)
-
-    @property
-    def task(self) -> BlockingTask | None:
-        """Its task, without waiting; None as long as there is none, or where it ended without one."""
-        task = self._thread.look(lambda: self._mirrored.task)
-        return None if task is None else BlockingTask(self._thread, task)
 
     @property
     def priority(self) -> int:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,8 @@ import attrs
 
 from flux2_async.batch.jobs import BadLine, Job
 from flux2_async.batch.journal import Journal
-from flux2_async.batch.journal.journal import Preview
+from flux2_async.batch.journal.entry import Entry
+from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import State
 from flux2_async.models import RateLimit, Request
@@ -121,8 +122,8 @@ async def estimate_batch(
         skip_invalid=skip_invalid,
     )
     async with _opened(journal) as opened:
-        preview = await opened.preview(requests, options)
-    return _estimate(preview, options, rate_limit)
+        entry, start, taken = await opened.preview(requests, options)
+    return _estimate(entry, start.tallies, taken, options, rate_limit)
 
 
 @asynccontextmanager
@@ -140,11 +141,13 @@ async def _opened(journal: str | os.PathLike[str] | Journal | None) -> AsyncIter
             yield own
 
 
-def _estimate(preview: Preview, options: Options, rate_limit: RateLimit | None) -> BatchEstimate:
+def _estimate(
+    entry: Entry, tallies: Sequence[Tally], taken: float | None, options: Options, rate_limit: RateLimit | None
+) -> BatchEstimate:
     states: Counter[State] = Counter()
     queued: Counter[Kind] = Counter()
     seen: dict[Kind, float] = {}
-    for tally in preview.tallies:
+    for tally in tallies:
         kind = (tally.model, tally.resolution)
         states[tally.state] += tally.wanted
         if tally.state is State.QUEUED:
@@ -163,22 +166,22 @@ def _estimate(preview: Preview, options: Options, rate_limit: RateLimit | None) 
         if count
     )
     number = sum(kind.requests for kind in kinds)
-    seconds = (preview.seconds, preview.seconds) if preview.seconds is not None else TASK_SECONDS
+    least, most = TASK_SECONDS if taken is None else (taken, taken)
     return BatchEstimate(
         requests=number,
         credits=sum(kind.requests * kind.price for kind in kinds),
         seconds=(
-            seconds_of(number, seconds[0], rate_limit, options.max_running),
-            seconds_of(number, seconds[1], rate_limit, options.max_running),
+            seconds_of(number, least, rate_limit, options.max_running),
+            seconds_of(number, most, rate_limit, options.max_running),
         ),
         kinds=kinds,
         done=states[State.DONE],
         waiting=states[State.SUBMITTED],
         failed=states[State.FAILED],
         unknown=states[State.UNKNOWN],
-        spent=sum(tally.credits for tally in preview.tallies),
-        invalid=tuple(preview.entered.bad),
-        invalid_count=preview.entered.bad_count,
+        spent=sum(tally.credits for tally in tallies),
+        invalid=tuple(entry.bad),
+        invalid_count=entry.bad_count,
     )
 
 

@@ -64,7 +64,8 @@ def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, Any]) -
     seen: set[str] = set()
     number = 0
     for pattern in patterns:
-        names = [name for name in _matching(pattern) if not Path(name).is_dir()]
+        found = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob knows no absolute patterns
+        names = [name for name in found if not Path(name).is_dir()]
         if not names:
             number += 1
             folder = f"; it is a folder, so name its pictures: {os.path.join(pattern, '*')!r}" * Path(pattern).is_dir()  # noqa: PTH118  as it was given
@@ -78,12 +79,6 @@ def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, Any]) -
                 yield Job(ImageToImage(prompt, images=[name], **shape), line=number)
             except InvalidRequestError as error:
                 yield BadLine(number, str(error))
-
-
-def _matching(pattern: str) -> list[str]:
-    if os.path.lexists(pattern):
-        return [pattern]
-    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob knows no absolute patterns
 
 
 def _job(fields: object, line: int, folder: Path) -> Job:

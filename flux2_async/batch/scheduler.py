@@ -27,7 +27,8 @@ GRACE: Final = 5.0
 # Callbacks are waited for in coroutines.
 MAX_SEARCHED: Final = 2000
 
-Job = asyncio.Task[Outcome | None]
+# What a worker does, and gives.
+Working = asyncio.Task[Outcome | None]
 
 
 class Scheduler:
@@ -42,7 +43,7 @@ class Scheduler:
         self._over = False
         self._room = asyncio.Semaphore(options.max_running or (flux.max_running or MAX_RUNNING) + SPARE)
         self._outcomes: asyncio.Queue[tuple[Outcome, bool] | None] = asyncio.Queue()
-        self._workers: dict[Job, Worker] = {}
+        self._workers: dict[Working, Worker] = {}
         self._search_until = asyncio.get_running_loop().time() + options.recover_timeout
         self._intake: asyncio.Task[None] | None = None
 
@@ -143,7 +144,7 @@ class Scheduler:
         self._workers[job] = worker
         job.add_done_callback(partial(self._left, worker, holds_room=holds_room))
 
-    def _left(self, worker: Worker, job: Job, *, holds_room: bool) -> None:
+    def _left(self, worker: Worker, job: Working, *, holds_room: bool) -> None:
         # Here and not in `_job`, which a job that is cancelled before its first step never enters.
         del self._workers[job]
         self.state.searching.discard(worker)

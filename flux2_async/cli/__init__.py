@@ -62,7 +62,8 @@ def _without_extra(words: list[str]) -> int:
         return 0
     from flux2_async.cli import documents  # noqa: PLC0415  a version is asked for by scripts, often
 
-    return documents.shown(getattr(documents, words[0]), words[1:])
+    code: int = getattr(documents, words[0])(*words[1:])
+    return code
 
 
 def _with_extra(words: list[str]) -> int:

@@ -23,7 +23,7 @@ from flux2_async.cli.save import save
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, error_document
 from flux2_async.cli.script import PHOTOS, WISHES, Wish, demo_script
 from flux2_async.cli.service import LIMIT, emulated
-from flux2_async.cli.sheet import Card, draw_card, draw_sheet
+from flux2_async.cli.sheet import draw_card, draw_sheet
 from flux2_async.emulator import Emulator
 from flux2_async.errors import ContentModeratedError, Flux2Error
 from flux2_async.models import RateLimit, TaskRecord, UploadedFile
@@ -158,22 +158,22 @@ async def _play(flux: Flux2Session, show: Show, uploaded: Mapping[str, UploadedF
         moderated = isinstance(error, ContentModeratedError)
         board.change(show.row, "moderated" if moderated else "failed", ended=True)
     # While others still run: nobody has to wait for the whole sheet at the end.
-    show.card = await anyio.to_thread.run_sync(draw_card, _card(show))
+    show.card = await anyio.to_thread.run_sync(_card, show)
 
 
 def _draw_unfinished(shows: Sequence[Show], path: Path, seconds: float) -> None:
     for show in shows:
-        show.card = show.card or draw_card(_card(show))
+        show.card = show.card or _card(show)
     draw_result(shows, path, seconds)
 
 
-def _card(show: Show) -> Card:
+def _card(show: Show) -> Image.Image:
     ended = show.picture or show.error
-    return Card(
+    return draw_card(
+        show.wish.prompt,
+        [PHOTOS[name] for name in show.wish.photos],
+        show.picture,
         running="" if ended else "Being made" if show.task else "Waiting",
-        prompt=show.wish.prompt,
-        inputs=[PHOTOS[name] for name in show.wish.photos],
-        picture=show.picture,
         reason=_reason(show),
         facts=show.wish.long_facts,
         figures=f"{show.row.seconds or 0.0:.1f} s · {show.credits:g} credits",

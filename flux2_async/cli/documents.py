@@ -81,15 +81,10 @@ def recipe(name: str | None = None, /) -> int:
     return 0
 
 
-def shown(command: Callable[[str | None], int], words: Sequence[str]) -> int:
-    """Run `docs` or `recipe` with the one word behind it, or none, without a parser; give the exit code."""
+def _say(text: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A program that is written to a file is read as UTF-8, whatever the terminal speaks.
         sys.stdout.reconfigure(encoding="utf-8")
-    return command(*words)
-
-
-def _say(text: str) -> None:
     print(text)  # noqa: T201  rich may be missing, and would wrap programs
 
 

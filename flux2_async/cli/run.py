@@ -64,7 +64,7 @@ class Retries(logging.Handler):
 
 
 @attrs.define
-class Job:
+class Fetch:
     """One task of a command on its way, told in a row of the board.
 
     Attributes:
@@ -203,7 +203,7 @@ async def fetch(
     async with opened(service) as flux:
         with Board(screen, [row]) as board, Retries(board).told():
             patience = None if math.isinf(timeout) else timeout
-            job = Job(flux, board, row, target, patience, lasting=not (service and service.emulate))
+            job = Fetch(flux, board, row, target, patience, lasting=not (service and service.emulate))
             flux.observe(job.hear)
             async with job.ends_told():
                 task = await job.submit(wanted) if isinstance(wanted, Request) else job.attach(wanted)

@@ -2,11 +2,9 @@
 
 import functools
 from collections.abc import Sequence
-from itertools import starmap
 from pathlib import Path
 from typing import Final, TypeAlias
 
-import attrs
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from flux2_async.emulator.lettering import wrapped
@@ -43,26 +41,6 @@ FACTS_SIZE: Final = 15
 BOLD: Final = 0.55
 
 
-@attrs.frozen(kw_only=True)
-class Card:
-    """One task: the picture, or the reason in its place, with the reference pictures, shown small, below.
-
-    Of one that has not ended `running` says where it is, and the reason when it was expected.
-
-    The prompt is shortened to two lines; the facts stand to the left in the line below it, the figures to the right,
-    and the note, a few words, in the corner of the picture.
-    """
-
-    prompt: str
-    inputs: Sequence[Path] = ()
-    picture: Path | None = None
-    reason: str = ""
-    running: str = ""
-    facts: str = ""
-    figures: str = ""
-    note: str = ""
-
-
 def draw_sheet(cards: Sequence[Image.Image], *, title: str, subtitle: str, remark: str) -> Image.Image:
     """Put cards that `draw_card` gave together in reading order, under a title, a line and a remark; blocks."""
     rows = -(-len(cards) // COLUMNS)
@@ -82,26 +60,42 @@ def draw_sheet(cards: Sequence[Image.Image], *, title: str, subtitle: str, remar
     return sheet
 
 
-def draw_card(card: Card) -> Image.Image:
-    """Draw one card; blocks. OSError: a picture cannot be read."""
+def draw_card(
+    prompt: str,
+    inputs: Sequence[Path] = (),
+    picture: Path | None = None,
+    *,
+    reason: str = "",
+    running: str = "",
+    facts: str = "",
+    figures: str = "",
+    note: str = "",
+) -> Image.Image:
+    """Draw one task: the picture, or the reason in its place, with the reference pictures, shown small, below; blocks.
+
+    Of one that has not ended `running` says where it is, and the reason when it was expected.
+
+    The prompt is shortened to two lines; the facts stand to the left in the line below it, the figures to the right,
+    and the note, a few words, in the corner of the picture. OSError: a picture cannot be read.
+    """
     image = Image.new("RGB", (WIDTH, HEIGHT), CARD)
     draw = ImageDraw.Draw(image)
-    if card.picture is None:
-        _reason(draw, card)
+    if picture is None:
+        _reason(draw, reason, running)
     else:
         image.paste(STAGE, (0, 0, WIDTH, STAGE_HEIGHT))
-        picture = _thumbnail(card.picture, (WIDTH - 2 * PAD, STAGE_HEIGHT - 2 * PAD))
-        image.paste(picture, ((WIDTH - picture.width) // 2, (STAGE_HEIGHT - picture.height) // 2))
-    if card.note:
-        _pill(image, card.note)
-    _inputs(image, card.inputs)
+        shown = _thumbnail(picture, (WIDTH - 2 * PAD, STAGE_HEIGHT - 2 * PAD))
+        image.paste(shown, ((WIDTH - shown.width) // 2, (STAGE_HEIGHT - shown.height) // 2))
+    if note:
+        _pill(image, note)
+    _inputs(image, inputs)
     y = STAGE_HEIGHT + 20 + STRIP + 34
-    for line in wrapped(card.prompt, _font(PROMPT_SIZE), WIDTH - 2 * PAD, PROMPT_LINES):
+    for line in wrapped(prompt, _font(PROMPT_SIZE), WIDTH - 2 * PAD, PROMPT_LINES):
         draw.text((PAD, y), line, INK, _font(PROMPT_SIZE), anchor="ls", stroke_width=BOLD / 4)
         y += LEADING
     base = HEIGHT - PAD
-    draw.text((PAD, base), card.facts, QUIET, _font(FACTS_SIZE), anchor="ls")
-    draw.text((WIDTH - PAD, base), card.figures, INK, _font(FACTS_SIZE), anchor="rs", stroke_width=BOLD / 4)
+    draw.text((PAD, base), facts, QUIET, _font(FACTS_SIZE), anchor="ls")
+    draw.text((WIDTH - PAD, base), figures, INK, _font(FACTS_SIZE), anchor="rs", stroke_width=BOLD / 4)
     return image
 
 
@@ -111,17 +105,18 @@ def _inputs(image: Image.Image, inputs: Sequence[Path]) -> None:
         ImageDraw.Draw(image).text((x, y + STRIP / 2), "from words alone", QUIET, _font(FACTS_SIZE), anchor="lm")
         return
     # All of one height, so that the row is a line; four landscapes just fit.
-    for thumbnail in starmap(_thumbnail, ((path, (WIDTH, STRIP)) for path in inputs)):
+    for path in inputs:
+        thumbnail = _thumbnail(path, (WIDTH, STRIP))
         image.paste(thumbnail, (x, y), _rounded(thumbnail.size, 5))
         x += thumbnail.width + 8
 
 
-def _reason(draw: ImageDraw.ImageDraw, card: Card) -> None:
-    paper, ink = (STAGE, QUIET) if card.running else (BLUSH, BRICK)
+def _reason(draw: ImageDraw.ImageDraw, reason: str, running: str) -> None:
+    paper, ink = (STAGE, QUIET) if running else (BLUSH, BRICK)
     draw.rectangle((0, 0, WIDTH, STAGE_HEIGHT), paper)
-    lines = wrapped(card.reason, _font(18), WIDTH - 4 * PAD, 5)
+    lines = wrapped(reason, _font(18), WIDTH - 4 * PAD, 5)
     y = STAGE_HEIGHT / 2 - 13 * len(lines)
-    draw.text((WIDTH / 2, y - 14), card.running or "No picture", ink, _font(24), anchor="ms", stroke_width=BOLD)
+    draw.text((WIDTH / 2, y - 14), running or "No picture", ink, _font(24), anchor="ms", stroke_width=BOLD)
     for line in lines:
         y += 26
         draw.text((WIDTH / 2, y), line, ink, _font(18), anchor="ms")

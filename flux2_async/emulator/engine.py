@@ -13,7 +13,7 @@ from flux2_async.emulator.core import Core
 from flux2_async.emulator.limits import Policy, policy_for
 from flux2_async.emulator.replies import Refusal
 from flux2_async.emulator.script import Limit, Plan
-from flux2_async.emulator.store import Reference, ResultRef, StoredFile, Unloadable, kind_of
+from flux2_async.emulator.store import Reference, ResultRef, StoredFile, kind_of
 from flux2_async.emulator.tasks import Task, record
 from flux2_async.emulator.validation import PRICES, check, is_address
 
@@ -163,7 +163,7 @@ class Engine:
         ref = self.core.links.result_ref(url)
         if ref is not None:
             return ref if self.finished(ref) else None
-        return Unloadable(url)
+        return url
 
 
 def reference_urls(body: Mapping[str, Any]) -> list[str]:

@@ -14,9 +14,9 @@ from aiohttp import web
 
 from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
-from flux2_async.emulator.render import Job, draw
+from flux2_async.emulator.render import Drawing, draw
 from flux2_async.emulator.replies import Reply
-from flux2_async.emulator.store import UPLOADS, ResultRef, StoredFile, Unloadable, kind_of, ref_of
+from flux2_async.emulator.store import UPLOADS, Reference, ResultRef, StoredFile, kind_of, ref_of
 from flux2_async.emulator.tasks import Task
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -99,7 +99,7 @@ class Files:
         try:
             task = self.engine.tasks[ref.task_id]
             ratio, resolution = task.shape
-            job = Job(
+            job = Drawing(
                 prompt=task.prompt,
                 ratio=ratio,
                 resolution=resolution,
@@ -116,14 +116,14 @@ class Files:
         finally:
             del self._drawing[ref]
 
-    async def _reference(self, reference: StoredFile | ResultRef | Unloadable) -> bytes | str:
+    async def _reference(self, reference: Reference) -> bytes | str:
         match reference:
             case StoredFile():
                 return reference.content
             case ResultRef():
                 return await self.picture(reference)
-            case Unloadable():
-                return reference.url
+            case str():
+                return reference
 
     def _link_is_good(self, request: web.Request, task: Task) -> bool:
         now = self.core.clock.now()

@@ -39,7 +39,7 @@ MISSING = 'drawing a picture needs Pillow: pip install "flux2-async[emulator]" (
 
 
 @attrs.frozen
-class Job:
+class Drawing:
     """What to draw: the prompt is written in the caption, above the label, and is the seed of colours and shapes.
 
     `references` are encoded pictures, or the addresses of those that cannot be had; `number` is which picture of its
@@ -55,7 +55,7 @@ class Job:
     format: Literal["jpeg", "png"] = "jpeg"
 
 
-def draw(job: Job) -> bytes:
+def draw(job: Drawing) -> bytes:
     """Draw a picture, a JPEG or a PNG; the ImportError without Pillow says how to get it."""
     try:
         from flux2_async.emulator import lettering, painting  # noqa: PLC0415  Pillow comes with an extra

@@ -14,7 +14,7 @@ from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.connections import Connection
 from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine, Window
-from flux2_async.emulator.store import UPLOADS, ResultRef, StoredFile, Unloadable
+from flux2_async.emulator.store import UPLOADS, Reference, ResultRef, StoredFile
 from flux2_async.emulator.tasks import Task
 
 SHOWN = 200
@@ -111,14 +111,14 @@ def task_row(task: Task, clock: Clock) -> dict[str, Any]:
     }
 
 
-def reference_path(reference: StoredFile | ResultRef | Unloadable) -> str | None:
+def reference_path(reference: Reference) -> str | None:
     """Where the page finds a reference picture; None for one of another host, which the page does not ask."""
     match reference:
         case StoredFile():
             return UPLOADS + quote(reference.path)
         case ResultRef():
             return f"/results/{reference.task_id}/{reference.number}.jpg"
-        case Unloadable():
+        case str():
             return None
 
 

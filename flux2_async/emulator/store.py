@@ -50,14 +50,8 @@ class ResultRef:
     number: int
 
 
-@attrs.frozen
-class Unloadable:
-    """A picture of somebody else's host, which the emulator does not go and get."""
-
-    url: str
-
-
-Reference: TypeAlias = StoredFile | ResultRef | Unloadable
+Reference: TypeAlias = StoredFile | ResultRef | str
+"""A picture; as text the address of one of somebody else's host, which the emulator does not go and get."""
 
 
 @attrs.define

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from flux2_async.cli import sheet
-from flux2_async.cli.sheet import Card, draw_card, draw_sheet
+from flux2_async.cli.sheet import draw_card, draw_sheet
 from flux2_async.emulator.lettering import wrapped
 
 GREEN = (20, 160, 60)
@@ -28,7 +28,7 @@ def box_of(image: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, 
 @pytest.mark.parametrize("size", [(1280, 720), (720, 1280), (1024, 1024), (2496, 1664)])
 def test_a_picture_keeps_its_ratio_and_stands_in_the_middle(tmp_path: Path, size: tuple[int, int]) -> None:
     """The thumbnail fills its stage in one direction, in its own ratio, with equal borders."""
-    card = draw_card(Card(prompt="x", picture=painted(tmp_path / "a.png", size, GREEN)))
+    card = draw_card("x", picture=painted(tmp_path / "a.png", size, GREEN))
     box = box_of(card, GREEN)
     assert box is not None
     left, top, right, bottom = box
@@ -46,7 +46,7 @@ def test_a_picture_keeps_its_ratio_and_stands_in_the_middle(tmp_path: Path, size
 def test_the_inputs_stand_under_the_picture(tmp_path: Path) -> None:
     """Every reference picture is shown small, in order, within the card."""
     inputs = [painted(tmp_path / f"{n}.png", (640, 427), (200, 40 * n, 10)) for n in range(4)]
-    card = draw_card(Card(prompt="x", inputs=inputs, picture=painted(tmp_path / "a.png", (100, 100), GREEN)))
+    card = draw_card("x", inputs=inputs, picture=painted(tmp_path / "a.png", (100, 100), GREEN))
     boxes = [box_of(card, (200, 40 * n, 10)) for n in range(4)]
     assert all(box is not None and box[1] >= sheet.STAGE_HEIGHT and box[2] <= sheet.WIDTH for box in boxes)
     assert [box[0] for box in boxes if box] == sorted(box[0] for box in boxes if box)
@@ -54,17 +54,17 @@ def test_the_inputs_stand_under_the_picture(tmp_path: Path) -> None:
 
 def test_a_failed_task_shows_its_reason_in_place_of_a_picture() -> None:
     """Without a picture the stage is tinted and written on."""
-    card = draw_card(Card(prompt="x", reason="refused by moderation"))
+    card = draw_card("x", reason="refused by moderation")
     assert card.getpixel((5, 5)) == sheet.BLUSH
     assert box_of(card, sheet.BRICK) is not None
-    assert box_of(draw_card(Card(prompt="x")), sheet.STAGE) is None
+    assert box_of(draw_card("x"), sheet.STAGE) is None
 
 
 def test_a_note_is_a_pill_in_the_corner(tmp_path: Path) -> None:
     """A note is drawn over the upper left corner, and only when there is one."""
     picture = painted(tmp_path / "a.png", (800, 600), BLUE)
-    assert box_of(draw_card(Card(prompt="x", picture=picture)), sheet.AMBER) is None
-    box = box_of(draw_card(Card(prompt="x", picture=picture, note="429 first")), sheet.AMBER)
+    assert box_of(draw_card("x", picture=picture), sheet.AMBER) is None
+    box = box_of(draw_card("x", picture=picture, note="429 first"), sheet.AMBER)
     assert box is not None
     assert max(box[3], box[0]) < 60
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flux2_async.emulator import lettering
-from flux2_async.emulator.render import SIZES_1K, Job, draw, size_of
+from flux2_async.emulator.render import SIZES_1K, Drawing, draw, size_of
 
 RIBBON = (250, 204, 21)
 
@@ -20,7 +20,7 @@ def encoded(colour: str, size: tuple[int, int] = (400, 300), kind: str = "PNG") 
     return buffer.getvalue()
 
 
-def drawn(job: Job) -> Image.Image:
+def drawn(job: Drawing) -> Image.Image:
     return Image.open(io.BytesIO(draw(job))).convert("RGB")
 
 
@@ -68,7 +68,7 @@ def test_auto_takes_the_first_pictures_ratio(first: tuple[int, int] | None, size
 def test_a_picture_has_the_format_and_size_asked_for(kind: Literal["jpeg", "png"], name: str, resolution: str) -> None:
     """JPEG or PNG, 1K or 2K, with and without references."""
     for references in ((), (encoded("teal"),)):
-        job = Job("a quiet harbour", "3:2", resolution, references=references, format=kind)
+        job = Drawing("a quiet harbour", "3:2", resolution, references=references, format=kind)
         picture = Image.open(io.BytesIO(draw(job)))
 
         assert (picture.format, picture.size) == (name, size_of("3:2", resolution))
@@ -76,13 +76,13 @@ def test_a_picture_has_the_format_and_size_asked_for(kind: Literal["jpeg", "png"
 
 def test_the_same_job_gives_the_same_bytes_and_another_prompt_others() -> None:
     """So a cached picture can be dropped and drawn again."""
-    assert draw(Job("one")) == draw(Job("one"))
-    assert len({draw(Job("one")), draw(Job("two")), draw(Job("one", number=1))}) == 3
+    assert draw(Drawing("one")) == draw(Drawing("one"))
+    assert len({draw(Drawing("one")), draw(Drawing("two")), draw(Drawing("one", number=1))}) == 3
 
 
 def test_two_pictures_stand_side_by_side() -> None:
     """Red at the left and blue at the right stay recognisable, and flow into each other in the middle."""
-    picture = drawn(Job("both", "16:9", references=(encoded("red"), encoded("blue"))))
+    picture = drawn(Drawing("both", "16:9", references=(encoded("red"), encoded("blue"))))
     left, middle, right = (pixel(picture, x, 0.5) for x in (0.15, 0.5, 0.85))
 
     assert left[0] > 2 * left[2]
@@ -92,7 +92,7 @@ def test_two_pictures_stand_side_by_side() -> None:
 
 def test_upright_pictures_are_stacked() -> None:
     """In 9:16 the first is above the second."""
-    picture = drawn(Job("both", "9:16", references=(encoded("red"), encoded("blue"))))
+    picture = drawn(Drawing("both", "9:16", references=(encoded("red"), encoded("blue"))))
     top, bottom = pixel(picture, 0.3, 0.25), pixel(picture, 0.3, 0.75)
 
     assert top[0] > 2 * top[2]
@@ -114,7 +114,7 @@ def test_one_to_eight_references_all_appear(count: int, ratio: str) -> None:
         (0, 0, 0),
     )
     references = tuple(encoded(f"rgb{colour}") for colour in corners[:count])
-    seen = set(colours(drawn(Job("all", ratio, references=references)).resize((48, 48))))
+    seen = set(colours(drawn(Drawing("all", ratio, references=references)).resize((48, 48))))
 
     for colour in corners[:count]:
         # The tint moves every colour a little, less than half-way to another corner of the cube.
@@ -123,7 +123,7 @@ def test_one_to_eight_references_all_appear(count: int, ratio: str) -> None:
 
 def test_every_picture_is_marked_as_emulated() -> None:
     """The yellow ribbon crosses the upper right corner, and the caption darkens the lower edge."""
-    for job in (Job("a view"), Job("a picture", references=(encoded("white"),))):
+    for job in (Drawing("a view"), Drawing("a picture", references=(encoded("white"),))):
         picture = drawn(job)
         corner = picture.crop((picture.width * 3 // 4, 0, picture.width, picture.height // 4))
         yellow = [spot for spot in colours(corner) if near(spot, RIBBON, 40)]
@@ -149,7 +149,7 @@ def test_the_caption_writes_the_prompt() -> None:
 @pytest.mark.filterwarnings("error")
 def test_any_prompt_can_be_drawn(prompt: str) -> None:
     """One endless word, other scripts, control characters, lone surrogates."""
-    assert drawn(Job(prompt)).size == (1024, 1024)
+    assert drawn(Drawing(prompt)).size == (1024, 1024)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_any_prompt_can_be_drawn(prompt: str) -> None:
 )
 def test_what_cannot_be_loaded_is_replaced_by_a_neutral_picture(reference: bytes | str) -> None:
     """A light placeholder stands in its place, without the internet and without an error."""
-    picture = drawn(Job("edit this", references=(reference,)))
+    picture = drawn(Drawing("edit this", references=(reference,)))
 
     assert min(pixel(picture, 0.3, 0.3)) > 90
 
@@ -174,7 +174,7 @@ def test_a_huge_picture_is_not_opened() -> None:
     bomb = bytearray(encoded("red", (8, 8)))
     bomb[16:24] = (60000).to_bytes(4) * 2
 
-    assert min(pixel(drawn(Job("edit this", references=(bytes(bomb),))), 0.3, 0.3)) > 90
+    assert min(pixel(drawn(Drawing("edit this", references=(bytes(bomb),))), 0.3, 0.3)) > 90
 
 
 def test_a_photograph_is_turned_upright() -> None:
@@ -183,7 +183,7 @@ def test_a_photograph_is_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (300, 200), "red").save(buffer, "JPEG", exif=exif)
-    picture = drawn(Job("edit this", "auto", references=(buffer.getvalue(),)))
+    picture = drawn(Drawing("edit this", "auto", references=(buffer.getvalue(),)))
 
     assert picture.width < picture.height
 
@@ -193,4 +193,4 @@ def test_transparent_and_grey_pictures_are_taken(tmp_path: Path) -> None:
     for mode, name in (("RGBA", "a.png"), ("L", "b.png"), ("P", "c.png"), ("RGB", "d.webp")):
         Image.new(mode, (40, 40)).save(tmp_path / name)
 
-        assert drawn(Job("edit this", references=((tmp_path / name).read_bytes(),))).size == (1024, 1024)
+        assert drawn(Drawing("edit this", references=((tmp_path / name).read_bytes(),))).size == (1024, 1024)

@@ -57,16 +57,10 @@ def damaged_rows(connection: sqlite3.Connection) -> list[int]:
         # Damaged text may be no UTF-8 any more, which a function in SQL is not given. Row by row takes twice as long.
         connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
         try:
-            return _damaged_rows(connection)
+            rows = connection.execute(QUERY)
+            return list(islice((number for number, kept, *values in rows if kept != checksum(*values)), MAX_DAMAGED))
         finally:
             connection.text_factory = str
-
-
-def _damaged_rows(connection: sqlite3.Connection) -> list[int]:
-    cursor = connection.cursor()
-    cursor.row_factory = None
-    rows = cursor.execute(QUERY)
-    return list(islice((number for number, kept, *values in rows if kept != checksum(*values)), MAX_DAMAGED))
 
 
 def _add_function(connection: sqlite3.Connection) -> None:

@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-import attrs
-
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async._shown.frames import showable
 from flux2_async.batch.jobs import InvalidInputError
@@ -27,7 +25,7 @@ from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_
 from flux2_async.batch.journal.entry import Entry
 from flux2_async.batch.journal.rows import Row, outcome_of, row_of, stored
 from flux2_async.batch.journal.schema import JournalError
-from flux2_async.batch.journal.start import WANTED, Start, Tally, begin, forget_unfinished, seconds_taken
+from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinished, seconds_taken
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
@@ -37,15 +35,6 @@ from flux2_async.session.as_completed import in_chunks
 T = TypeVar("T")
 
 CHUNK: Final = 500
-
-
-@attrs.frozen
-class Preview:
-    """What a run would find, with what would become of its input; `seconds` as `seconds_taken` has them."""
-
-    entered: Entry
-    tallies: tuple[Tally, ...]
-    seconds: float | None
 
 
 @showable
@@ -193,14 +182,15 @@ class Journal:
             await self.read(lambda _: entry.end())
         return entry
 
-    async def preview(self, requests: Iterable[object] | AsyncIterable[object], options: Options) -> Preview:
-        """Tell what a run would find, and leave the journal as it is; see `enter` and `begin`."""
+    async def preview(
+        self, requests: Iterable[object] | AsyncIterable[object], options: Options
+    ) -> tuple[Entry, Start, float | None]:
+        """Tell what `enter`, `begin` and `seconds_taken` would give, and leave the journal as it is."""
         self._check_idle()
 
-        def look(connection: sqlite3.Connection) -> Preview:
+        def look(connection: sqlite3.Connection) -> tuple[Entry, Start, float | None]:
             entry.cut()
-            start = begin(connection, options)
-            return Preview(entry, start.tallies, seconds_taken(connection))
+            return entry, begin(connection, options), seconds_taken(connection)
 
         async with self._entry(requests, options, MAX_PICTURE) as entry:
             return await self.read(look)

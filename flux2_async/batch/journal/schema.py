@@ -168,8 +168,10 @@ def _check_content(connection: sqlite3.Connection, path: Path) -> None:
             raise _torn(path, finding.splitlines()[-1])
     if connection.execute("PRAGMA user_version").fetchone()[0] < VERSION:
         _migrate(connection)
-    if _shape(connection) != _usual_shape():
-        raise _torn(path, "its tables are not those of a journal")
+    with closing(sqlite3.connect(":memory:")) as usual:
+        _make(usual)
+        if _shape(connection) != _shape(usual):
+            raise _torn(path, "its tables are not those of a journal")
     # Pages that a killed process had no time to free, see `Room`.
     connection.execute("DELETE FROM runs WHERE number = 0")
     if connection.execute("SELECT count(*) <> coalesce(max(number), 0) FROM runs").fetchone()[0]:
@@ -192,12 +194,6 @@ def _shape(connection: sqlite3.Connection) -> list[Any]:
     names = [tuple(row) for row in connection.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2")]
     ways = {"table": "table_xinfo", "index": "index_xinfo"}
     return [names, *([*map(tuple, connection.execute(f"PRAGMA {ways[kind]}({name})"))] for kind, name, _ in names)]
-
-
-def _usual_shape() -> list[Any]:
-    with closing(sqlite3.connect(":memory:")) as connection:
-        _make(connection)
-        return _shape(connection)
 
 
 def _explained(error: sqlite3.Error, path: Path) -> JournalError:

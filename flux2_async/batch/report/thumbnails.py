@@ -111,17 +111,13 @@ class Thumbnails:
 
     def _end_worker(self) -> None:
         worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        with suppress(OSError):
-            worker.stdin.close() if worker.stdin else None
-        try:
-            worker.wait(WAIT)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
-        if worker.stdout:
-            worker.stdout.close()
+        if worker is not None:
+            try:
+                # It ends with its standard input.
+                worker.communicate(timeout=WAIT)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.communicate()
 
 
 def _ask(worker: "subprocess.Popen[str]", source: Path) -> str:

@@ -35,20 +35,16 @@ def publish(file: Path, name: Path) -> Path:
     try:
         with Image.open(file) as picture:
             if picture.format != kind:
-                _convert(picture, kind, name)
+                picture.load()
+                profile = picture.info.get("icc_profile")
+                with replacing(name) as other:
+                    _for(kind, picture).save(other, kind, quality=QUALITY, icc_profile=profile)
                 return name
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         kept = name.with_name(file.name)
         file.replace(kept)
         raise OSError(f"the picture cannot be made a {kind} ({error}); it is kept as {kept}") from None
     return file.replace(name)
-
-
-def _convert(picture: Image.Image, kind: str, name: Path) -> None:
-    picture.load()
-    profile = picture.info.get("icc_profile")
-    with replacing(name) as other:
-        _for(kind, picture).save(other, kind, quality=QUALITY, icc_profile=profile)
 
 
 def _for(kind: str, picture: Image.Image) -> Image.Image:

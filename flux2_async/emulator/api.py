@@ -133,10 +133,9 @@ class Api:
             if hindrance is not None:
                 return hindrance
             reply = await handler(call)
-        except Refusal as refusal:
+        except (Refusal, web.HTTPRequestEntityTooLarge) as error:
+            refusal = error if isinstance(error, Refusal) else Refusal(413)
             reply = refused(refusal, self.core.script.error_style, upload=call.endpoint == "upload")
-        except web.HTTPRequestEntityTooLarge:
-            reply = refused(Refusal(413), self.core.script.error_style, upload=call.endpoint == "upload")
         return reply if call.fault is None else distorted(reply, call.fault, self._detour(call))
 
     def _number(self, call: Call) -> int | None:

@@ -18,7 +18,7 @@ from string import Template
 from typing import Final
 
 from flux2_async._http.atomic_file import replacing
-from flux2_async._shown.local_page import SCRIPT, STYLE
+from flux2_async._shown.local_page import HEADERS, SCRIPT, STYLE
 from flux2_async.batch.outcomes import Outcome
 from flux2_async.batch.report.rows import link_to, report_row
 from flux2_async.batch.report.thumbnails import Thumbnails
@@ -75,11 +75,9 @@ def write_report(
 def served_page(title: str) -> tuple[str, str]:
     """Give the page without rows, for a server that sends them as `events`, and its Content-Security-Policy."""
     head, tail, words = _page(title, live=True)
-    policy = (
-        f"default-src 'none'; script-src '{words['script_hash']}'; style-src '{words['style_hash']}'; "
-        "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-        "require-trusted-types-for 'script'; trusted-types 'none'"
-    )
+    policy = HEADERS["Content-Security-Policy"]
+    for kind in ("script", "style"):
+        policy = policy.replace(f"{kind}-src 'self'", f"{kind}-src '{words[f'{kind}_hash']}'")
     return (head + tail).decode(), policy
 
 

@@ -355,7 +355,7 @@ async def test_a_file_that_changes_meanwhile_is_not_passed_off(
     assert (await uploads.bring(read_picture("images[2]", path), None)).size == 1004
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.floats(0, 10), st.none() | st.floats(0, 20)), min_size=1, max_size=12),
     # With a fifth one somebody's five tries could be used up.

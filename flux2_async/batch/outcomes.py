@@ -7,6 +7,7 @@ says what they are; None is null, times are ISO 8601 with offset, and an error h
 import enum
 from collections.abc import Mapping
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final
 
 import attrs
@@ -137,15 +138,17 @@ def document(outcome: Outcome) -> dict[str, Any]:
         Plain JSON: text, numbers, lists, dictionaries and None; times in ISO 8601.
     """
     # Not attrs.asdict, which would walk through `extra` as well, however deep that is.
-    return {name: _plain(getattr(outcome, name)) for name in KEYS} | {"group": outcome.group}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Failure):
-        return attrs.asdict(value)
-    return list(value) if isinstance(value, tuple) else value
+    told: dict[str, Any] = dict(zip(KEYS, _VALUES(outcome), strict=True))
+    for name in LISTS:
+        told[name] = list(told[name])
+    for name in TIMES:
+        if told[name] is not None:
+            told[name] = told[name].isoformat()
+    told["error"] = outcome.error and attrs.asdict(outcome.error)
+    return told | {"group": outcome.group}
 
 
 KEYS: Final = tuple(field.name for field in attrs.fields(Outcome) if field.init)
+LISTS: Final = ("images", "files", "urls")
+TIMES: Final = ("sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time")
+_VALUES: Final = attrgetter(*KEYS)

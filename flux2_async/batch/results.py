@@ -19,7 +19,7 @@ import attrs
 
 from flux2_async._http.atomic_file import replacing
 from flux2_async.batch.journal import Journal
-from flux2_async.batch.outcomes import Download, Failure, Outcome, State, document
+from flux2_async.batch.outcomes import LISTS, TIMES, Download, Failure, Outcome, State, document
 from flux2_async.models.plain_json import utf8_json
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -67,9 +67,9 @@ def outcome_from(line: dict[str, Any]) -> Outcome:
     """Read a request as a line holds it, see `document`; raise what Python does for what is no such line."""
     # The group says again what stands in `extra`.
     fields = {name: value for name, value in line.items() if name != "group"}
-    for name in ("images", "files", "urls"):
+    for name in LISTS:
         fields[name] = tuple(fields[name])
-    for name in ("sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time"):
+    for name in TIMES:
         # That of an earlier version has no `sent_at`.
         fields[name] = (told := fields.get(name)) and datetime.fromisoformat(told)
     fields["state"] = State(fields["state"])

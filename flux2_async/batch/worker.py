@@ -127,10 +127,10 @@ class Worker:
             raise
         self.state.sent()
 
-    async def answer(self, _: str, event: SubmissionEvent, task_id: str | None) -> None:
+    async def answer(self, ref: str, event: SubmissionEvent, task_id: str | None) -> None:
         """Write down what became of it: which task, or that nothing was created."""
         if event is SubmissionEvent.ACCEPTED and task_id is not None:
-            await self._accepted(task_id)
+            await self._accepted(ref, task_id)
             return
         self.refusals += 1
         self.state.refused(self)
@@ -141,8 +141,8 @@ class Worker:
         """Whether it is to be sent again after a pause that the service asks for."""
         return not self.state.stopping.done()
 
-    async def _accepted(self, task_id: str) -> None:
-        self.row = attrs.evolve(self.row, task_id=task_id)
+    async def _accepted(self, ref: str, task_id: str) -> None:
+        self.row = attrs.evolve(self.row, ref=ref, task_id=task_id)
         self.state.accepted(self)
         await self._written(self.journal.accepted(self.row, task_id))
 
@@ -177,7 +177,6 @@ class Worker:
 
     async def _submit(self) -> ImageTask | Outcome | None:
         ref = new_name(self.flux.service, time.time())
-        self.row = attrs.evolve(self.row, ref=ref)
         while True:
             self.waiting = True
             refusals = self.refusals
@@ -187,6 +186,7 @@ class Worker:
                 await self.state.breaker.passed(self)
                 return await self._send(ref)
             except AmbiguousSubmitError as error:
+                self.row = attrs.evolve(self.row, ref=ref)
                 await self._unclear(error)
                 return None
             except CircuitOpen:
@@ -227,7 +227,7 @@ class Worker:
             raise Stopped from None
         if self.row.task_id is None:
             # The reply was lost, and a callback had come before.
-            await self._accepted(task.id)
+            await self._accepted(ref, task.id)
         return task
 
     async def _unclear(self, error: AmbiguousSubmitError) -> None:

@@ -84,9 +84,12 @@ def shown(value: object) -> str:
 def utf8_json(value: object) -> bytes:
     """Write JSON for other programs, in one line; text that is no Unicode, of an old journal, with escapes."""
     try:
-        return json.dumps(value, ensure_ascii=False).encode()
+        return _UTF8.encode(value).encode()
     except UnicodeEncodeError:
         return json.dumps(value).encode()
+
+
+_UTF8: Final = json.JSONEncoder(ensure_ascii=False)
 
 
 class _Copy:

@@ -5,11 +5,12 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 import attrs
 
-from flux2_async.batch.outcomes import KEYS, Download, Failure, Outcome, State, group_of
+from flux2_async.batch.outcomes import KEYS, LISTS, TIMES, Download, Failure, Outcome, State, group_of
 from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.models.requests import request_of
@@ -67,10 +68,11 @@ def row_of(row: sqlite3.Row) -> Row:
 
 def outcome_of(row: sqlite3.Row) -> Outcome:
     """Read a row to show."""
-    told = {name: row[name] for name in KEYS}
+    # Each request is shown several times, and of most the columns in JSON are empty.
+    told: dict[str, Any] = dict(zip(KEYS, _COLUMNS(row), strict=True))
     for name, read in READERS.items():
-        if told[name] is not None:
-            told[name] = read(told[name])
+        if (value := told[name]) is not None:
+            told[name] = read(value)
     return Outcome(**told)
 
 
@@ -95,16 +97,22 @@ def stored(value: Any) -> Any:
 
 
 def _strings(text: str) -> tuple[str, ...]:
-    return tuple(json.loads(text))
+    return () if text == "[]" else tuple(json.loads(text))
+
+
+def _extra(text: str) -> dict[str, Any]:
+    extra: dict[str, Any] = {} if text == "{}" else json.loads(text)
+    return extra
 
 
 in_utc: Final[Callable[[float], datetime]] = partial(datetime.fromtimestamp, tz=UTC)
 # Columns that hold something else than the field of `Outcome`.
 READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    **dict.fromkeys(("images", "files", "urls"), _strings),
-    **dict.fromkeys(("sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time"), in_utc),
+    **dict.fromkeys(LISTS, _strings),
+    **dict.fromkeys(TIMES, in_utc),
     "state": State,
     "download": Download,
     "error": lambda text: Failure(**json.loads(text)),
-    "extra": json.loads,
+    "extra": _extra,
 }
+_COLUMNS: Final = itemgetter(*KEYS)

@@ -16,7 +16,8 @@ import attrs
 
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.permit import Permit
-from flux2_async._limiter.window import PermitEvent, Ticket, Window, pause_after
+from flux2_async._limiter.probing import Ticket
+from flux2_async._limiter.window import PermitEvent, Window, pause_after
 
 STRAY_PAUSE = 1.0
 """Seconds that a 429 of nobody asks for: the shortest that are believed."""
@@ -298,7 +299,7 @@ class Line:
 
     def _refuse(self, window: Window, ticket: Ticket, now: float, retry_after: float) -> None:
         self.refused += 1
-        pause = pause_after(window._rate, self.header(retry_after))
+        pause = pause_after(window.rate, self.header(retry_after))
         window.settle(ticket, PermitEvent.THROTTLED, now, pause)
         window.settle(ticket, PermitEvent.REFUSED, now)
         self.gate = max(self.gate, now + pause)

@@ -11,6 +11,7 @@ from typing import Final
 
 import attrs
 
+from flux2_async._limiter.probing import Ticket
 from flux2_async._limiter.window import (
     CLOCK_MARGIN,
     HELD_FOR,
@@ -18,7 +19,6 @@ from flux2_async._limiter.window import (
     PAUSE_WITHOUT_LIMIT,
     PermitEvent,
     Supply,
-    Ticket,
     Window,
     pause_after,
 )

@@ -32,7 +32,8 @@ from rate_servers import (
     whole_seconds,
 )
 
-from flux2_async._limiter.window import PermitEvent, Ticket, Window
+from flux2_async._limiter.probing import Ticket
+from flux2_async._limiter.window import PermitEvent, Window
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0

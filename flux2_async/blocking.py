@@ -154,7 +154,13 @@ class _LoopThread:
 
     def look(self, call: Callable[[], T]) -> T:
         """Call something there as long as it runs, and here afterwards."""
-        return call() if self.ended else self.call(call)
+        if not self.ended:
+            return self.call(call)
+        try:
+            return call()
+        except SessionClosedError:
+            # In words for those who write `with`.
+            raise SessionClosedError(NOT_OPEN) from None
 
     def close(self, close: Callable[[], Awaitable[object]]) -> None:
         """Close what an iterator left open; with the session, or in a child process, there is nothing left to close."""

@@ -373,8 +373,9 @@ def test_a_session_that_cannot_be_opened_leaves_no_thread(monkeypatch: pytest.Mo
         with pytest.raises(ConfigurationError, match="APIKLEY_API_KEY"):
             flux.open()
     assert "flux2_async" not in [thread.name for thread in threading.enumerate()]
-    with pytest.raises(SessionClosedError):
-        flux.credits()
+    for call in (flux.credits, flux.statistics):
+        with pytest.raises(SessionClosedError, match=r"use `with BlockingSession\(...\)`"):
+            call()
 
 
 def until(condition: Callable[[], object], limit: float = 30.0) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -233,11 +234,10 @@ class Submitter:
                 self._jobs[submission].cancel()
         jobs = self._abandoned | self._jobs
         if jobs:
-            try:
+            with suppress(asyncio.CancelledError):
+                # Whoever ends all tasks wants this over, not undone: what is left is still told.
                 await asyncio.wait(jobs.values(), timeout=grace)
-            finally:
-                # Also when whoever ends all tasks ends this one.
-                self.abandon()
+            self.abandon()
             await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
             # Neither an answer that takes long to be written nor an `on_send` that ignores being cancelled holds it up.
             late = {

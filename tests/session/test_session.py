@@ -853,7 +853,9 @@ async def test_closing_again_after_a_cancelled_close() -> None:
 
 @pytest.mark.parametrize("steps", range(8))
 @pytest.mark.parametrize("who", ["caller", "closing"])
-async def test_closing_again_after_a_close_that_was_cancelled_at_once(steps: int, who: str) -> None:
+async def test_closing_again_after_a_close_that_was_cancelled_at_once(
+    steps: int, who: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """However early a close is cancelled, by its caller or whoever ends all tasks: the next one tells what is left."""
     async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
         flux = session_for(emulator)
@@ -871,6 +873,7 @@ async def test_closing_again_after_a_close_that_was_cancelled_at_once(steps: int
 
         assert isinstance(await submitting, AmbiguousSubmitError)
         assert unsettled.refs == ("mine",)
+        assert "may have been accepted: mine" in caplog.text
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("flux2_async")]
 
 

@@ -12,7 +12,7 @@ import attrs
 
 from flux2_async._http.credentials import Secret
 from flux2_async._http.post import Post
-from flux2_async._http.transport import Transport
+from flux2_async._http.transport import JSON, Transport
 from flux2_async._protocol.answers import judge
 from flux2_async._protocol.codec import decode_credits, decode_download_url, decode_record, decode_upload
 from flux2_async.errors import ProtocolError
@@ -100,7 +100,8 @@ class Api:
             ApiError, TransportError, ProtocolError: As `record` does.
         """
         body = json.dumps({"url": url}).encode()
-        return DOWNLOAD_URL.meaning(await self._transport.call(DOWNLOAD_URL.method, DOWNLOAD_URL.path, body=body))
+        reply = await self._transport.call(DOWNLOAD_URL.method, DOWNLOAD_URL.path, data=body, headers=JSON)
+        return DOWNLOAD_URL.meaning(reply)
 
     async def upload(self, form: aiohttp.FormData, *, size: int, mime_type: str) -> UploadedFile:
         """Send one file; sending it again costs nothing.

@@ -4,7 +4,6 @@
 error becomes a text where it is caught.
 """
 
-from collections.abc import Mapping
 from inspect import signature
 from typing import Any, Final
 
@@ -24,6 +23,8 @@ HEADER_LIMITS: Final[dict[str, Any]] = {
     # Older ones do not count them.
     **({"max_headers": 1024} if "max_headers" in signature(aiohttp.ClientSession.__init__).parameters else {}),
 }
+LIKE_OURS: Final = {"auto_decompress": True, **HEADER_LIMITS}
+"""Settings of our own sessions, which each call over a borrowed one is given."""
 
 
 @attrs.frozen
@@ -47,23 +48,20 @@ async def exchange(
     middleware: aiohttp.ClientMiddlewareType,
     redact: Redactor,
     timeout: aiohttp.ClientTimeout,
-    headers: Mapping[str, str] | None = None,
-    data: aiohttp.FormData | bytes | None = None,
-    params: Mapping[str, str] | None = None,
+    **content: Any,
 ) -> tuple[Reply | None, Failure | None]:
     """Send one request, whatever the settings of the session.
 
     Args:
-        http: The session.
+        http: The session, made with `HEADER_LIMITS` or given `LIKE_OURS` besides.
         method: HTTP's.
         url: Where to.
         middleware: Sees the request before a connection is asked for; adds the headers, and so the key, which no
             argument carries.
         redact: Takes the key out of texts of the server that are shown.
         timeout: Bounds it.
-        headers: What the middleware does not add, or None.
-        data: The body, or None.
-        params: Of the query, or None.
+        **content: What else aiohttp is to be told: `params` of the query, the body as `data`, `headers` which the
+            middleware does not add.
 
     Returns:
         The reply, and what failed; both where the reply broke off.
@@ -77,12 +75,8 @@ async def exchange(
             allow_redirects=False,
             middlewares=(middleware,),
             raise_for_status=False,
-            auto_decompress=True,
-            **HEADER_LIMITS,
             timeout=timeout,
-            headers=headers,
-            data=data,
-            params=params,
+            **content,
         ) as response:
             content = response.content
             while not content.at_eof():

@@ -1,6 +1,6 @@
 """The way to the service, over aiohttp: its connections, the key, and what a failed exchange means."""
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -9,7 +9,7 @@ from yarl import URL
 
 from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_connector, proxy_settings
 from flux2_async._http.credentials import Credentials
-from flux2_async._http.exchange import Failure, exchange
+from flux2_async._http.exchange import HEADER_LIMITS, LIKE_OURS, Failure, exchange
 from flux2_async._http.fresh_connector import FreshConnector
 from flux2_async._http.post import Route
 from flux2_async._protocol.codec import Reply
@@ -55,6 +55,7 @@ class Transport:
         self._private_downloads = private_downloads
         self._files: FileTransport | None = None
         self._borrowed = http
+        self._settings = {} if http is None else LIKE_OURS
         self._make_connector = connector
         self._http: aiohttp.ClientSession | None = None
         self._route: Route | None = None
@@ -78,6 +79,7 @@ class Transport:
             connector=connector,
             connector_owner=False,
             cookie_jar=aiohttp.DummyCookieJar(),
+            **HEADER_LIMITS,
             **proxy_settings(self._borrowed),
         )
         timeout = aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect)
@@ -85,6 +87,7 @@ class Transport:
         self._http = self._borrowed or aiohttp.ClientSession(
             connector=None if self._make_connector is None else make_connector(None, self._make_connector),
             cookie_jar=aiohttp.DummyCookieJar(),
+            **HEADER_LIMITS,
         )
 
     @property
@@ -132,28 +135,14 @@ class Transport:
             url = self._urls[path] = URL(f"{self._api_url}{path}")
         return url
 
-    def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: bytes | None = None,
-        params: Mapping[str, str] | None = None,
-    ) -> Coroutine[Any, Any, Reply]:
-        """Make one of the calls that cost nothing (all but createTask and uploads).
+    def call(self, method: str, path: str, **content: Any) -> Coroutine[Any, Any, Reply]:
+        """Make one of the calls that cost nothing (all but createTask and uploads); `content`: see `exchange`.
 
         Raises:
             TransportError: No complete answer came.
         """
         # Handed on instead of wrapped, as below: every poll would pay for it.
-        return self._reply(
-            method,
-            self.url(path),
-            timeout=self._record_timeout,
-            headers=None if body is None else JSON,
-            data=body,
-            params=params,
-        )
+        return self._reply(method, self.url(path), self._record_timeout, **content)
 
     def upload(self, path: str, content: aiohttp.FormData | bytes) -> Coroutine[Any, Any, Reply]:
         """Send one file as a form, or as JSON where the service is to find it.
@@ -161,24 +150,11 @@ class Transport:
         Raises:
             TransportError: No complete answer came; sending it again costs nothing.
         """
-        return self._reply(
-            "POST",
-            URL(f"{self._credentials.upload_url}{path}"),
-            timeout=aiohttp.ClientTimeout(total=self._timeouts.upload, sock_connect=self._timeouts.connect),
-            headers=JSON if isinstance(content, bytes) else None,
-            data=content,
-        )
+        url, headers = URL(f"{self._credentials.upload_url}{path}"), JSON if isinstance(content, bytes) else None
+        timeout = aiohttp.ClientTimeout(total=self._timeouts.upload, sock_connect=self._timeouts.connect)
+        return self._reply("POST", url, timeout, headers=headers, data=content)
 
-    async def _reply(
-        self,
-        method: str,
-        url: URL,
-        *,
-        timeout: aiohttp.ClientTimeout,
-        headers: Mapping[str, str] | None = None,
-        data: aiohttp.FormData | bytes | None = None,
-        params: Mapping[str, str] | None = None,
-    ) -> Reply:
+    async def _reply(self, method: str, url: URL, timeout: aiohttp.ClientTimeout, **content: Any) -> Reply:
         assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         self._check_usable(self._http)
         reply, failure = await exchange(
@@ -188,9 +164,8 @@ class Transport:
             middleware=self._with_key,
             redact=self._credentials.redact,
             timeout=timeout,
-            headers=headers,
-            data=data,
-            params=params,
+            **self._settings,
+            **content,
         )
         if failure is not None or reply is None:
             # What broke off because of the closing is told as such.

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import Enum
+from functools import cached_property
 from typing import Final
 from urllib.parse import unquote
 
@@ -33,12 +34,12 @@ _CLIENT_ERRORS: Final = range(400, 500)
 _CONFLICT: Final = 409
 _TASK_ID: Final = re.compile(r'(?<!\\)"task_?[iI]d"\s*:\s*(?:"([^"\\]+)"|([0-9]+)(?=\s*[,}]))')
 
-# Without these letters, or an escape that may stand for them, a request names neither an id nor a code.
-_MAY_NAME: Final = (b"task", b"code", b"\\u", b"%", b"&#")
+# Without the word of a key, or what may be an escape of it, a request does not name it.
+_ESCAPES: Final = (b"\\", b"%", b"&")
 _ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,128}")
-_ID_IN_ECHO: Final = re.compile(r"""task_?id["']\s*:\s*["']?([a-z0-9_-]*)""")
-_CODE_IN_ECHO: Final = re.compile(r"""code["']\s*:\s*["']?([0-9]*)""")
+_ID_IN_ECHO: Final = b"task", re.compile(r"""task_?id["']\s*:\s*["']?([a-z0-9_-]*)""")
+_CODE_IN_ECHO: Final = b"code", re.compile(r"""code["']\s*:\s*["']?([0-9]*)""")
 
 _SUCCESS: Final = re.compile(rb"HTTP/1\.[01] {1,9}2")
 _GIVEN_UP: Final = frozenset({408, 499})
@@ -205,19 +206,21 @@ class _Echo:
     """
 
     def __init__(self, sent: bytes) -> None:
-        self._text = ""
-        if not any(map(sent.lower().__contains__, _MAY_NAME)):
-            return
+        self._sent = sent
+
+    @cached_property
+    def _text(self) -> str:
         import html  # noqa: PLC0415  its long table is loaded at first need
 
-        text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), sent.decode("utf-8", "replace"))
-        self._text = html.unescape(unquote(text.replace("\\", ""))).lower()
+        text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), self._sent.decode("utf-8", "replace"))
+        return html.unescape(unquote(text.replace("\\", ""))).lower()
 
-    def may_be(self, value: str, key: re.Pattern[str]) -> bool:
+    def may_be(self, value: str, key: tuple[bytes, re.Pattern[str]]) -> bool:
         """Whether a value under a key may come from the request."""
-        if not self._text:
+        word, told = key
+        if word not in self._sent.lower() and not any(map(self._sent.__contains__, _ESCAPES)):
             return False
-        begun = [match[1] for match in key.finditer(self._text)]
+        begun = [match[1] for match in told.finditer(self._text)]
         value = value.lower()
         # A key at the end of an echo takes its value from what follows there.
         return bool(begun) and (value in self._text or any(map(value.startswith, begun)) or not _NAME.fullmatch(value))

@@ -151,7 +151,7 @@ def _sorted_out(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     extra: dict[str, Any] = {}
     for key, value in data.items():
         if key in _TAKEN:
-            if not (value is None or value == ""):
+            if value or not _empty(value):
                 payload[key] = value
         elif key not in _READ_APART:
             extra[key] = value

@@ -24,7 +24,11 @@ class TaskState(enum.StrEnum):
     @property
     def final(self) -> bool:
         """Whether nothing more will come."""
-        return self in (TaskState.SUCCESS, TaskState.FAIL)
+        return self in _FINAL
+
+
+# Python 3.11 takes as long to find a member in its class as to call a function.
+_FINAL: Final = (TaskState.SUCCESS, TaskState.FAIL)
 
 
 @attrs.define(eq=False)

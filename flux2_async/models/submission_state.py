@@ -99,6 +99,12 @@ class IllegalTransitionError(RuntimeError):
 
 _S, _E = SubmissionState, SubmissionEvent
 
+# The way of nearly every submission. Python 3.11 takes as long to find a member in its class as to call a function.
+GRANTED: Final = _E.GRANTED
+POSTED: Final = _E.POSTED
+ACCEPTED: Final = _E.ACCEPTED
+UNCLEAR: Final = _E.UNCLEAR
+
 TRANSITIONS: Final[Mapping[tuple[SubmissionState, SubmissionEvent], SubmissionState]] = MappingProxyType(
     {
         (_S.QUEUED, _E.GRANTED): _S.ARMED,

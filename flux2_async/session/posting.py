@@ -13,7 +13,7 @@ from flux2_async._limiter.permit import Permit
 from flux2_async._protocol.answers import UNCLEAR, Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
 from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError
 from flux2_async.models.service import resent_within
-from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+from flux2_async.models.submission_state import ACCEPTED, POSTED, SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Lifetime, Submission
@@ -179,8 +179,9 @@ class Posting:
         event, error = _meaning_of(answer)
         self._transitions.settle_permit(submission, event, error)
         self._believe(answer)
-        submission.announced.on_send = event is SubmissionEvent.LEASE_ENDED
-        if submission.announced.intent and event is not SubmissionEvent.UNCLEAR:
+        announced = submission.announced
+        announced.on_send = announced.on_send and event is SubmissionEvent.LEASE_ENDED
+        if announced.intent and event is not SubmissionEvent.UNCLEAR:
             await submission.tell_steps(event, answer.task_id if isinstance(answer, Accepted) else None)
         if submission.ended:
             # The session did not wait for the journal.
@@ -200,7 +201,7 @@ class Posting:
         # One that has ended stays so, whoever would not be interrupted in announcing it.
         if submission.state is not SubmissionState.ANNOUNCED or permit.lease_ended():
             return True
-        self._transitions.step(submission, SubmissionEvent.POSTED)
+        self._transitions.step(submission, POSTED)
         if self._shared.names_kept is not None and submission.name is None:
             submission.name = Lifetime(resent_within(self._shared.names_kept))
         return False
@@ -209,7 +210,7 @@ class Posting:
 def _meaning_of(answer: Answer) -> tuple[SubmissionEvent, Flux2Error | None]:
     match answer:
         case Accepted():
-            return SubmissionEvent.ACCEPTED, None
+            return ACCEPTED, None
         case Refused(RateLimitedError(code=429) as error):
             return SubmissionEvent.THROTTLED, error
         case Refused(error):

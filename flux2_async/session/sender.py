@@ -11,7 +11,7 @@ from flux2_async._protocol.codec import encode_request
 from flux2_async.errors import Flux2Error, RateLimitedError, TransportError
 from flux2_async.models import Request, UploadedFile
 from flux2_async.models.requests import images_of, names_of_images, with_images
-from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+from flux2_async.models.submission_state import ACCEPTED, GRANTED, SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import LONGEST_FREE_PAUSE, CircuitBreaker, CircuitOpen
 from flux2_async.session.posting import PAUSE_UNCONNECTED, Posting, TakenError, still_unclear
 from flux2_async.session.shared import Shared
@@ -98,11 +98,11 @@ class Sender:
             body = encode_request(asked.request, input_urls, address)
             if submission.doubt is None:
                 await self._try(submission, body)
-            if submission.state is SubmissionState.UNKNOWN and submission.doubt is not None:
+            if submission.doubt is not None and submission.state is SubmissionState.UNKNOWN:
                 await self._clear_up(submission, body)
         finally:
             # An accepted task keeps it.
-            if submission.last is not SubmissionEvent.ACCEPTED:
+            if submission.last is not ACCEPTED:
                 submission.has_slot = False
                 shared.slots.release(asked.group, early=not submission.let_through)
 
@@ -261,7 +261,7 @@ class Sender:
                 )
                 patience.waited += self._loop.time() - begun
             submission.permit, submission.let_through = permit, True
-            self.transitions.step(submission, SubmissionEvent.GRANTED)
+            self.transitions.step(submission, GRANTED)
             granted = self._loop.time()
             answer = await self.posting.send(submission, body, permit)
             match answer:

@@ -12,7 +12,7 @@ from flux2_async._http.credentials import Secret
 from flux2_async._limiter.permit import Permit
 from flux2_async.errors import AmbiguousSubmitError
 from flux2_async.models import Request
-from flux2_async.models.submission_state import TRANSITIONS, SubmissionEvent, SubmissionState, after
+from flux2_async.models.submission_state import TRANSITIONS, UNCLEAR, SubmissionEvent, SubmissionState, after
 from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
@@ -20,9 +20,8 @@ from flux2_async.tasks.outcome import Outcome, Signal
 # Seconds; what is never sent costs nothing, and who waits wants to know.
 TRY_FOR: Final = 60.0
 WITHDRAWABLE: Final = frozenset({SubmissionState.QUEUED, SubmissionState.ARMED})
-ENDED: Final = frozenset(
-    {SubmissionState.ACCEPTED, SubmissionState.REFUSED, SubmissionState.UNKNOWN, SubmissionState.WITHDRAWN}
-)
+KNOWN: Final = frozenset({SubmissionState.ACCEPTED, SubmissionState.REFUSED, SubmissionState.WITHDRAWN})
+ENDED: Final = KNOWN | {SubmissionState.UNKNOWN}
 PRIVATE: Final = frozenset({SubmissionEvent.FAILED, SubmissionEvent.EXPIRED})
 
 OnSend = Callable[[str], Awaitable[object]]
@@ -288,7 +287,7 @@ class Submission:
         if self.outcome.done:
             self.outcome = Outcome()
         # While it is sent again its callers wait.
-        if event is not SubmissionEvent.UNCLEAR or self.doubt is None:
+        if self.doubt is None or event is not UNCLEAR:
             self.outcome.settle(task, error)
 
     async def tell_steps(self, event: SubmissionEvent, task_id: str | None = None) -> None:
@@ -341,7 +340,7 @@ class Submission:
     @property
     def known(self) -> bool:
         """Whether it has ended, and it is certain how."""
-        return self.ended and self.state is not SubmissionState.UNKNOWN
+        return self.state in KNOWN
 
     @property
     def private(self) -> bool:

@@ -9,7 +9,7 @@ import logging
 from typing import Final
 
 from flux2_async.errors import RateLimitedError
-from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+from flux2_async.models.submission_state import ACCEPTED, SubmissionEvent, SubmissionState
 from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
@@ -63,7 +63,7 @@ class Transitions:
         if inbox is not None:
             inbox.accepted(asked.ref, task)
         logger.debug("task %s accepted (submission %s)", task_id, asked.ref)
-        self.end(submission, SubmissionEvent.ACCEPTED, task=task)
+        self.end(submission, ACCEPTED, task=task)
         return new
 
     def end(
@@ -81,17 +81,16 @@ class Transitions:
         # Before a callback that came early makes something else of it.
         if shared.budgets is not None:
             shared.budgets.ended(submission, event, task)
-        if submission.state is SubmissionState.UNKNOWN:
-            # It may have been accepted, so it keeps its key.
-            if shared.inbox is not None:
+        if submission.state in KEPT:
+            if task is None and shared.inbox is not None:
                 shared.inbox.unclear(submission)
-        elif task is None:
+            # It was accepted, or may have been, so it keeps its key.
+            shared.keys.ended(submission)
+        else:
             if asked.key is not None:
                 shared.keys.free(asked.key, submission)
             if shared.inbox is not None:
                 shared.inbox.ended()
-        if submission.state in KEPT:
-            shared.keys.ended(submission)
         self._observers.stepped(asked, submission.state, event, error, None if task is None else task.id)
 
     def throttled(self, submission: Submission, error: Exception | None) -> None:
@@ -108,11 +107,11 @@ class Transitions:
         if permit is None or permit.settled:
             return
         match event:
-            case SubmissionEvent.THROTTLED:
-                permit.throttled(_retry_after(error))
             case SubmissionEvent.ACCEPTED | SubmissionEvent.REFUSED:
                 permit.answered()
                 self._see_limit()
+            case SubmissionEvent.THROTTLED:
+                permit.throttled(_retry_after(error))
             case SubmissionEvent.UNCLEAR:
                 permit.unclear()
             case _:

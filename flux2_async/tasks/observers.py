@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 
 from flux2_async.models import Request
-from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
+from flux2_async.models.submission_state import UNCLEAR, SubmissionEvent, SubmissionState
 
 if TYPE_CHECKING:
     from flux2_async.models.events import Observer, SessionEvent
@@ -123,7 +123,7 @@ class Observers:
         """A submission made a step."""
         self.steps[event] += 1
         wanted = self._observers and (self._wanted is None or event in self._wanted)
-        if wanted or event is SubmissionEvent.UNCLEAR:
+        if wanted or event is UNCLEAR:
             self.tell(
                 "SubmissionChanged",
                 asked,
@@ -136,7 +136,7 @@ class Observers:
 
     def tell(self, kind: _Kind, about: Named | None = None, **facts: Any) -> None:
         """Tell of an event of a kind, which is not loaded before somebody observes; `about`: whose it is, or None."""
-        logged = kind in LOGGED or facts.get("event") is SubmissionEvent.UNCLEAR
+        logged = kind in LOGGED or facts.get("event") is UNCLEAR
         if not logged and self._wanted is not None and kind not in self._wanted:
             return
         if about is not None:

@@ -62,7 +62,7 @@ class Judge:
         if watched.empty_since is None:
             # Else its end is known already.
             self._timing.learn(watched, record, now)
-        if record.state is TaskState.SUCCESS and not record.result_urls:
+        if not record.result_urls and record.state is TaskState.SUCCESS:
             if watched.empty_since is None:
                 watched.empty_since = watched.polled
             if (left := watched.empty_since + EMPTY_FOR - now) > 0:

@@ -48,7 +48,7 @@ async def exchange(
     middleware: aiohttp.ClientMiddlewareType,
     redact: Redactor,
     timeout: aiohttp.ClientTimeout,
-    **content: Any,
+    **options: Any,
 ) -> tuple[Reply | None, Failure | None]:
     """Send one request, whatever the settings of the session.
 
@@ -60,7 +60,7 @@ async def exchange(
             argument carries.
         redact: Takes the key out of texts of the server that are shown.
         timeout: Bounds it.
-        **content: What else aiohttp is to be told: `params` of the query, the body as `data`, `headers` which the
+        **options: What else aiohttp is to be told: `params` of the query, the body as `data`, `headers` which the
             middleware does not add.
 
     Returns:
@@ -76,7 +76,7 @@ async def exchange(
             middlewares=(middleware,),
             raise_for_status=False,
             timeout=timeout,
-            **content,
+            **options,
         ) as response:
             content = response.content
             while not content.at_eof():

@@ -135,14 +135,14 @@ class Transport:
             url = self._urls[path] = URL(f"{self._api_url}{path}")
         return url
 
-    def call(self, method: str, path: str, **content: Any) -> Coroutine[Any, Any, Reply]:
-        """Make one of the calls that cost nothing (all but createTask and uploads); `content`: see `exchange`.
+    def call(self, method: str, path: str, **options: Any) -> Coroutine[Any, Any, Reply]:
+        """Make one of the calls that cost nothing (all but createTask and uploads); `options`: see `exchange`.
 
         Raises:
             TransportError: No complete answer came.
         """
         # Handed on instead of wrapped, as below: every poll would pay for it.
-        return self._reply(method, self.url(path), self._record_timeout, **content)
+        return self._reply(method, self.url(path), self._record_timeout, **options)
 
     def upload(self, path: str, content: aiohttp.FormData | bytes) -> Coroutine[Any, Any, Reply]:
         """Send one file as a form, or as JSON where the service is to find it.
@@ -154,7 +154,7 @@ class Transport:
         timeout = aiohttp.ClientTimeout(total=self._timeouts.upload, sock_connect=self._timeouts.connect)
         return self._reply("POST", url, timeout, headers=headers, data=content)
 
-    async def _reply(self, method: str, url: URL, timeout: aiohttp.ClientTimeout, **content: Any) -> Reply:
+    async def _reply(self, method: str, url: URL, timeout: aiohttp.ClientTimeout, **options: Any) -> Reply:
         assert self._http is not None, "not open"  # noqa: S101  the session opens before it sends
         self._check_usable(self._http)
         reply, failure = await exchange(
@@ -165,7 +165,7 @@ class Transport:
             redact=self._credentials.redact,
             timeout=timeout,
             **self._settings,
-            **content,
+            **options,
         )
         if failure is not None or reply is None:
             # What broke off because of the closing is told as such.

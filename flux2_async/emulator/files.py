@@ -6,6 +6,7 @@ import logging
 import struct
 import zlib
 from collections import OrderedDict
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -14,7 +15,7 @@ from aiohttp import web
 
 from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
-from flux2_async.emulator.render import Drawing, draw
+from flux2_async.emulator.render import draw
 from flux2_async.emulator.replies import Reply
 from flux2_async.emulator.store import UPLOADS, Reference, ResultRef, StoredFile, kind_of, ref_of
 from flux2_async.emulator.tasks import Task
@@ -99,16 +100,17 @@ class Files:
         try:
             task = self.engine.tasks[ref.task_id]
             ratio, resolution = task.shape
-            job = Drawing(
-                prompt=task.prompt,
-                ratio=ratio,
-                resolution=resolution,
+            drawing = partial(
+                draw,
+                task.prompt,
+                ratio,
+                resolution,
                 label=f"{task.body['model']} · {ratio} · {resolution}",
-                references=tuple([await self._reference(reference) for reference in task.references]),
+                references=[await self._reference(reference) for reference in task.references],
                 number=ref.number,
-                format=self.core.script.picture_format,
+                kind=self.core.script.picture_format,
             )
-            content = await anyio.to_thread.run_sync(draw, job, limiter=self._threads)
+            content = await anyio.to_thread.run_sync(drawing, limiter=self._threads)
             self._cache[ref] = content
             while sum(map(len, self._cache.values())) > CACHE_BYTES:
                 self._cache.popitem(last=False)

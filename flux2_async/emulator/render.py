@@ -1,6 +1,6 @@
 """Drawing a result: a collage of the reference pictures, or an abstract landscape out of the prompt.
 
-Everything follows from the job alone, so the same job gives the same bytes. Pillow is imported when the first picture
+Everything follows from what is asked for, so the same gives the same bytes. Pillow is imported when the first picture
 is drawn, and only here and in the two modules that paint and write.
 
 Sizes are multiples of 16 and exactly in the ratio. `auto` takes the ratio of the first reference picture (at most 3:1),
@@ -10,11 +10,9 @@ at about 1 or 4 megapixels.
 import hashlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Literal
-
-import attrs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,35 +36,32 @@ MOST_PIXELS = 100_000_000
 MISSING = 'drawing a picture needs Pillow: pip install "flux2-async[emulator]" (or use Script(render=False))'
 
 
-@attrs.frozen
-class Drawing:
-    """What to draw: the prompt is written in the caption, above the label, and is the seed of colours and shapes.
+def draw(
+    prompt: str,
+    ratio: str = "1:1",
+    resolution: str = "1K",
+    *,
+    label: str = "",
+    references: Sequence[bytes | str] = (),
+    number: int = 0,
+    kind: Literal["jpeg", "png"] = "jpeg",
+) -> bytes:
+    """Draw a picture, a JPEG or a PNG; the ImportError without Pillow says how to get it.
 
-    `references` are encoded pictures, or the addresses of those that cannot be had; `number` is which picture of its
-    task it is, from 0: each differs a little.
+    The prompt is written in the caption, above the label, and is the seed of colours and shapes. `references` are
+    encoded pictures, or the addresses of those that cannot be had; `number` is which picture of its task it is, from 0:
+    each differs a little.
     """
-
-    prompt: str
-    ratio: str = "1:1"
-    resolution: str = "1K"
-    label: str = ""
-    references: tuple[bytes | str, ...] = ()
-    number: int = 0
-    format: Literal["jpeg", "png"] = "jpeg"
-
-
-def draw(job: Drawing) -> bytes:
-    """Draw a picture, a JPEG or a PNG; the ImportError without Pillow says how to get it."""
     try:
         from flux2_async.emulator import lettering, painting  # noqa: PLC0415  Pillow comes with an extra
     except ModuleNotFoundError as missing:
         raise ImportError(MISSING) from missing
-    seed = hashlib.sha256(f"{job.number}\n{job.prompt}".encode(errors="surrogatepass")).digest()
+    seed = hashlib.sha256(f"{number}\n{prompt}".encode(errors="surrogatepass")).digest()
     random = Random(seed)  # noqa: S311  colours are no secrets
-    references = [_opened(reference) for reference in job.references]
-    size = size_of(job.ratio, job.resolution, references[0].size if references else None)
-    picture = painting.collage(references, size, random) if references else painting.landscape(size, random)
-    return _encoded(lettering.mark(picture, job.prompt, job.label), job.format)
+    pictures = [_opened(reference) for reference in references]
+    size = size_of(ratio, resolution, pictures[0].size if pictures else None)
+    picture = painting.collage(pictures, size, random) if pictures else painting.landscape(size, random)
+    return _encoded(lettering.mark(picture, prompt, label), kind)
 
 
 def size_of(ratio: str, resolution: str, first: tuple[int, int] | None = None) -> tuple[int, int]:

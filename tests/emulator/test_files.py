@@ -431,8 +431,8 @@ async def test_a_picture_is_drawn_once_for_many_who_ask(monkeypatch: pytest.Monk
     """Concurrent and later GETs share one drawing, so a Range after a break fits to what came before."""
     drawn: list[str] = []
 
-    def draw(job: Any) -> bytes:
-        drawn.append(job.prompt)
+    def draw(prompt: str, *_: object, **__: object) -> bytes:
+        drawn.append(prompt)
         return JPEG
 
     monkeypatch.setattr("flux2_async.emulator.files.draw", draw)

@@ -1,6 +1,7 @@
 """The emulator's pictures: sizes, colours, marks, and what happens with references that are no pictures."""
 
 import io
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from flux2_async.emulator import lettering
-from flux2_async.emulator.render import SIZES_1K, Drawing, draw, size_of
+from flux2_async.emulator.render import SIZES_1K, draw, size_of
 
 RIBBON = (250, 204, 21)
 
@@ -20,8 +21,8 @@ def encoded(colour: str, size: tuple[int, int] = (400, 300), kind: str = "PNG") 
     return buffer.getvalue()
 
 
-def drawn(job: Drawing) -> Image.Image:
-    return Image.open(io.BytesIO(draw(job))).convert("RGB")
+def drawn(prompt: str, ratio: str = "1:1", references: Sequence[bytes | str] = ()) -> Image.Image:
+    return Image.open(io.BytesIO(draw(prompt, ratio, references=references))).convert("RGB")
 
 
 def colours(picture: Image.Image) -> list[tuple[int, int, int]]:
@@ -68,21 +69,21 @@ def test_auto_takes_the_first_pictures_ratio(first: tuple[int, int] | None, size
 def test_a_picture_has_the_format_and_size_asked_for(kind: Literal["jpeg", "png"], name: str, resolution: str) -> None:
     """JPEG or PNG, 1K or 2K, with and without references."""
     for references in ((), (encoded("teal"),)):
-        job = Drawing("a quiet harbour", "3:2", resolution, references=references, format=kind)
-        picture = Image.open(io.BytesIO(draw(job)))
+        content = draw("a quiet harbour", "3:2", resolution, references=references, kind=kind)
+        picture = Image.open(io.BytesIO(content))
 
         assert (picture.format, picture.size) == (name, size_of("3:2", resolution))
 
 
 def test_the_same_job_gives_the_same_bytes_and_another_prompt_others() -> None:
     """So a cached picture can be dropped and drawn again."""
-    assert draw(Drawing("one")) == draw(Drawing("one"))
-    assert len({draw(Drawing("one")), draw(Drawing("two")), draw(Drawing("one", number=1))}) == 3
+    assert draw("one") == draw("one")
+    assert len({draw("one"), draw("two"), draw("one", number=1)}) == 3
 
 
 def test_two_pictures_stand_side_by_side() -> None:
     """Red at the left and blue at the right stay recognisable, and flow into each other in the middle."""
-    picture = drawn(Drawing("both", "16:9", references=(encoded("red"), encoded("blue"))))
+    picture = drawn("both", "16:9", references=(encoded("red"), encoded("blue")))
     left, middle, right = (pixel(picture, x, 0.5) for x in (0.15, 0.5, 0.85))
 
     assert left[0] > 2 * left[2]
@@ -92,7 +93,7 @@ def test_two_pictures_stand_side_by_side() -> None:
 
 def test_upright_pictures_are_stacked() -> None:
     """In 9:16 the first is above the second."""
-    picture = drawn(Drawing("both", "9:16", references=(encoded("red"), encoded("blue"))))
+    picture = drawn("both", "9:16", references=(encoded("red"), encoded("blue")))
     top, bottom = pixel(picture, 0.3, 0.25), pixel(picture, 0.3, 0.75)
 
     assert top[0] > 2 * top[2]
@@ -114,7 +115,7 @@ def test_one_to_eight_references_all_appear(count: int, ratio: str) -> None:
         (0, 0, 0),
     )
     references = tuple(encoded(f"rgb{colour}") for colour in corners[:count])
-    seen = set(colours(drawn(Drawing("all", ratio, references=references)).resize((48, 48))))
+    seen = set(colours(drawn("all", ratio, references=references).resize((48, 48))))
 
     for colour in corners[:count]:
         # The tint moves every colour a little, less than half-way to another corner of the cube.
@@ -123,8 +124,7 @@ def test_one_to_eight_references_all_appear(count: int, ratio: str) -> None:
 
 def test_every_picture_is_marked_as_emulated() -> None:
     """The yellow ribbon crosses the upper right corner, and the caption darkens the lower edge."""
-    for job in (Drawing("a view"), Drawing("a picture", references=(encoded("white"),))):
-        picture = drawn(job)
+    for picture in (drawn("a view"), drawn("a picture", references=(encoded("white"),))):
         corner = picture.crop((picture.width * 3 // 4, 0, picture.width, picture.height // 4))
         yellow = [spot for spot in colours(corner) if near(spot, RIBBON, 40)]
 
@@ -149,7 +149,7 @@ def test_the_caption_writes_the_prompt() -> None:
 @pytest.mark.filterwarnings("error")
 def test_any_prompt_can_be_drawn(prompt: str) -> None:
     """One endless word, other scripts, control characters, lone surrogates."""
-    assert drawn(Drawing(prompt)).size == (1024, 1024)
+    assert drawn(prompt).size == (1024, 1024)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_any_prompt_can_be_drawn(prompt: str) -> None:
 )
 def test_what_cannot_be_loaded_is_replaced_by_a_neutral_picture(reference: bytes | str) -> None:
     """A light placeholder stands in its place, without the internet and without an error."""
-    picture = drawn(Drawing("edit this", references=(reference,)))
+    picture = drawn("edit this", references=(reference,))
 
     assert min(pixel(picture, 0.3, 0.3)) > 90
 
@@ -174,7 +174,7 @@ def test_a_huge_picture_is_not_opened() -> None:
     bomb = bytearray(encoded("red", (8, 8)))
     bomb[16:24] = (60000).to_bytes(4) * 2
 
-    assert min(pixel(drawn(Drawing("edit this", references=(bytes(bomb),))), 0.3, 0.3)) > 90
+    assert min(pixel(drawn("edit this", references=(bytes(bomb),)), 0.3, 0.3)) > 90
 
 
 def test_a_photograph_is_turned_upright() -> None:
@@ -183,7 +183,7 @@ def test_a_photograph_is_turned_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (300, 200), "red").save(buffer, "JPEG", exif=exif)
-    picture = drawn(Drawing("edit this", "auto", references=(buffer.getvalue(),)))
+    picture = drawn("edit this", "auto", references=(buffer.getvalue(),))
 
     assert picture.width < picture.height
 
@@ -193,4 +193,4 @@ def test_transparent_and_grey_pictures_are_taken(tmp_path: Path) -> None:
     for mode, name in (("RGBA", "a.png"), ("L", "b.png"), ("P", "c.png"), ("RGB", "d.webp")):
         Image.new(mode, (40, 40)).save(tmp_path / name)
 
-        assert drawn(Drawing("edit this", references=((tmp_path / name).read_bytes(),))).size == (1024, 1024)
+        assert drawn("edit this", references=((tmp_path / name).read_bytes(),)).size == (1024, 1024)

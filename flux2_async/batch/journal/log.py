@@ -14,8 +14,6 @@ from array import array
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import attrs
-
 HEADER: Final = 32
 FRAME_HEADER: Final = 24
 BIG_ENDIAN_WORDS: Final = 0x377F0683
@@ -25,22 +23,6 @@ BLOCK: Final = 4096
 MASK: Final = 0xFFFFFFFF
 
 Sums = tuple[int, int]
-
-
-@attrs.frozen
-class _Frame:
-    """One page of the database as the log has it; `sums`, over all frames up to this one, are about `content`."""
-
-    content: bytes
-    salts: bytes
-    commits: bool
-    sums: Sums
-
-    @classmethod
-    def of(cls, raw: bytes) -> "_Frame":
-        """Read one, header and page."""
-        page, size, first, second = struct.unpack(">II8xII", raw[:FRAME_HEADER])
-        return cls(raw[:8] + raw[FRAME_HEADER:], raw[8:16], bool(page and size), (first, second))
 
 
 def damaged_frame(log: Path) -> int | None:
@@ -68,16 +50,18 @@ def _damaged_frame(file: BinaryIO) -> int | None:
     number = 0
     while len(raw := file.read(FRAME_HEADER + page_size)) == FRAME_HEADER + page_size:
         number += 1
-        frame = _Frame.of(raw)
-        fits = bad is None and _sums(sums, frame.content, little=little) == frame.sums
-        if frame.salts != salts:
+        page, size, first, second = struct.unpack(">II8xII", raw[:FRAME_HEADER])
+        # Its checksum is about all frames up to this one, without their salts.
+        fits = bad is None and _sums(sums, raw[:8] + raw[FRAME_HEADER:], little=little) == (first, second)
+        if raw[8:16] != salts:
             # Of an earlier log, and no part of this one; unless it is just its salt that is damaged.
             return number if fits else None
         if not fits:
             bad = bad or number
-            if frame.commits:
+            if page and size:
+                # It commits.
                 return bad
-        sums = frame.sums
+        sums = first, second
     return None
 
 

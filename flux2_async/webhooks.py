@@ -193,7 +193,7 @@ def public_urls(record: TaskRecord) -> bool:
         written number, by a single word, or below `localhost`, `local`, `internal` and the like. True when there are
         no addresses.
     """
-    return all(is_public_address(url) for url in record.result_urls)
+    return all(map(is_public_address, record.result_urls))
 
 
 def _check_address(url: str) -> None:

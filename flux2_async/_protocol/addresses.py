@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -103,6 +104,8 @@ def _is_public_v6(text: str) -> bool:
     return number.is_global and number in GLOBAL_UNICAST and number not in SIX_TO_FOUR
 
 
+# A service's pictures lie on one host, or a few.
+@lru_cache(maxsize=16)
 def _is_public_host(host: str) -> bool:
     labels = host.split(".")
     if NUMBER.fullmatch(labels[-1]):

@@ -1,5 +1,6 @@
 """How much memory is kept for what may be asked for once more: the oldest gives way. Pure."""
 
+import math
 import sys
 from collections import OrderedDict
 from typing import Any
@@ -17,17 +18,16 @@ class ByteBound:
 
     def __init__(self, most: int, *, names: int | None = None) -> None:
         self._most = most
-        self._names = names
+        self._names = math.inf if names is None else names
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._total = 0
 
     def keep(self, name: str, size: int = 0) -> list[str]:
         """Count a name as the newest; give the oldest ones, perhaps itself, that must give way."""
-        self.discard(name)
+        self._total += size - self._sizes.pop(name, 0)
         self._sizes[name] = size
-        self._total += size
         gone: list[str] = []
-        while self._total > self._most or (self._names is not None and len(self._sizes) > self._names):
+        while self._total > self._most or len(self._sizes) > self._names:
             oldest, freed = self._sizes.popitem(last=False)
             self._total -= freed
             gone.append(oldest)

@@ -119,42 +119,43 @@ class CallbackEntries:
     def outstanding(self, ref: str, task: ImageTask, told: Told | None) -> None:
         """A submission is a task; `told`: where a callback alone says so."""
         self._refs[task.id] = ref
-        self._change(ref, task=task, told=told)
+        entry = self._of(ref)
+        entry.task, entry.told = task, told
 
     def ended(self, ref: str, task: ImageTask, *, exists: bool) -> None:
         """A task is not outstanding any more; `exists`: it has ended, else the service does not know it."""
         del self._refs[task.id]
-        entry = self[ref]
+        entry = self._of(ref)
         entry.told, entry.task = None, None if entry.task is task else entry.task
         if exists:
             self.settled(ref, task)
         else:
-            self._change(ref)
+            self._without(ref, "told")
 
     def settled(self, ref: str, task: ImageTask) -> None:
         """A submission was a task that has ended."""
-        self._change(ref, settled=Settled(task.id, task.request is not None, weakref.ref(task)))
+        self._of(ref).settled = Settled(task.id, task.request is not None, weakref.ref(task))
         for oldest in self._settled.keep(ref):
-            self._change(oldest, settled=None)
+            self._without(oldest, "settled")
 
     def unclear(self, submission: Submission) -> None:
         """Nobody knows whether a submission was accepted."""
-        self._change(submission.ref, unclear=submission)
+        self._of(submission.ref).unclear = submission
         for oldest in self._unclear.keep(submission.ref, memory_of_request(submission.request)):
-            self._change(oldest, unclear=None)
+            self._without(oldest, "unclear")
 
     def found(self, ref: str) -> None:
         """It is known now."""
         self._unclear.discard(ref)
-        self._change(ref, unclear=None)
+        self._without(ref, "unclear")
 
     def early(self, ref: str, early: Early) -> None:
         """A callback came for nobody yet; it takes the place of an earlier one."""
-        self._change(ref, early=early)
+        self._of(ref).early = early
         record = early.callback.record
         for oldest in self._early_records.keep(ref, 0 if record is None else memory_of(record, MAX_RECORD)):
             if (kept := self[oldest].early) is not None:
-                self._change(oldest, early=Early(kept.until, Callback(kept.callback.task_id, None)))
+                self._of(oldest).early = Early(kept.until, Callback(kept.callback.task_id, None))
         for oldest in self._early.keep(ref):
             self.take_early(oldest)
 
@@ -164,15 +165,18 @@ class CallbackEntries:
         if early is not None:
             self._early.discard(ref)
             self._early_records.discard(ref)
-            self._change(ref, early=None)
+            self._without(ref, "early")
         return early
 
-    def _change(self, ref: str, **facts: Any) -> None:
+    def _of(self, ref: str) -> Entry:
+        """Give the entry of a ref, for a fact that comes."""
         if (entry := self._entries.get(ref)) is None:
-            entry = Entry()
-        for name, fact in facts.items():
-            setattr(entry, name, fact)
-        if entry:
-            self._entries[ref] = entry
-        else:
-            self._entries.pop(ref, None)
+            entry = self._entries[ref] = Entry()
+        return entry
+
+    def _without(self, ref: str, fact: str) -> None:
+        """Forget a fact, and with the last one the ref."""
+        if (entry := self._entries.get(ref)) is not None:
+            setattr(entry, fact, None)
+            if not entry:
+                del self._entries[ref]

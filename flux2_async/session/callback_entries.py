@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import attrs
 

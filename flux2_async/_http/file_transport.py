@@ -21,6 +21,7 @@ from yarl import URL
 from flux2_async._http.borrowed import route_of
 from flux2_async._http.exchange import HEADER_LIMITS
 from flux2_async._http.failures import failure_text
+from flux2_async._http.pooled_connector import PooledConnector
 from flux2_async._protocol.addresses import is_public_address, is_public_number, redirected, split_address
 from flux2_async._version import USER_AGENT
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TransportError
@@ -196,7 +197,7 @@ class FileTransport:
         if self._public is None:
             route = route_of(http.connector)
             inner = route.pop("socket_factory", None)
-            connector = aiohttp.TCPConnector(**route, socket_factory=_public_sockets(inner))
+            connector = PooledConnector(**route, socket_factory=_public_sockets(inner))
             self._public = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._public
 

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 from weakref import WeakValueDictionary
 
 from flux2_async.coordination.contract import Claim, Message, Terms
 from flux2_async.coordination.coordinator import Coordinator
+from flux2_async.coordination.membership import Membership
 from flux2_async.coordination.shared_limiter import SharedLimiter
 from flux2_async.coordination.store import Coordination, finish
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
@@ -20,9 +21,6 @@ from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.polls import Records
 from flux2_async.tasks.watcher import Watcher
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
@@ -46,7 +44,8 @@ class Sharing:
 
     Attributes:
         watcher: See above.
-        coordinator: What can be asked, by `ask`.
+        coordinator: What can be asked, by the membership.
+        membership: Asks it.
         limiter: Lets submissions through.
         on_callback: Called with ref and task id of such a callback.
     """
@@ -64,10 +63,11 @@ class Sharing:
         self.limiter: SharedLimiter = SharedLimiter(
             self.coordinator, terms, may_degrade=coordination.on_failure == "degrade"
         )
+        self.membership: Membership = self.limiter.membership
         self.on_callback: Callable[[str, str], None] = lambda _, task_id: watcher.hint(task_id)
         self.watcher: Watcher = watcher
         self._records = records
-        # Of keys for which somebody waits.
+        # Of keys; each goes with the last who waits for it.
         self._key_news = WeakValueDictionary[str, asyncio.Event]()
         # What others are to know of callbacks, and what becomes of keys by them.
         self._relays: set[asyncio.Task[None]] = set()
@@ -83,13 +83,13 @@ class Sharing:
         try:
             await self.limiter.open(self._hear)
         except BaseException:
-            await self.limiter.membership.aclose()
+            await self.membership.aclose()
             raise
 
     async def aclose(self) -> None:
         """Tell what is left to tell, and leave."""
         last_words = [*self._relays, *([] if self._telling is None else [self._telling])]
-        if last_words and self.limiter.membership.joined:
+        if last_words and self.membership.joined:
             await asyncio.wait(last_words, timeout=CLOSE_TIMEOUT)
         for job in (*last_words, *self._doubts, *self._holds.values()):
             await finish(job)
@@ -101,7 +101,7 @@ class Sharing:
         Returns:
             Whether that was done in a few seconds.
         """
-        job = self._in_background(lambda: self.ask(self.coordinator.pass_on, ref, task_id), self._relays)
+        job = self._in_background(lambda: self.membership.ask(self.coordinator.pass_on, ref, task_id), self._relays)
         if job is None:
             if not self._overflowed:
                 self._overflowed = True
@@ -118,7 +118,7 @@ class Sharing:
 
     def disproved(self, ref: str, task_id: str) -> None:
         """Keep a callback no longer: the service does not know its task, and everybody who asks would poll it anew."""
-        self._in_background(lambda: self.ask(self.coordinator.drop_callback, ref, task_id), self._doubts)
+        self._in_background(lambda: self.membership.ask(self.coordinator.drop_callback, ref, task_id), self._doubts)
 
     async def recovered(self, ref: str, task_id: str) -> None:
         """Let the key of a submission stand for the task that a callback told; later, if that takes long."""
@@ -131,25 +131,17 @@ class Sharing:
         Raises:
             Flux2Error: It cannot be known now.
         """
-        while wait := await self.ask(self.coordinator.unknown_in, ref):  # noqa: ASYNC110  the dead set no event
+        while wait := await self.membership.ask(self.coordinator.unknown_in, ref):  # noqa: ASYNC110  the dead set no event
             await asyncio.sleep(min(wait, LOOK_EVERY))
         if wait is None or await self._records.record(task_id) is None:
             return False
-        await self.ask(self.coordinator.resolve, ref, task_id)
+        await self.membership.ask(self.coordinator.resolve, ref, task_id)
         return True
 
     def key(self, key: str, fingerprint: str, ref: str, request: Request) -> "SharedKey":
         """Give a submission's claim to a key."""
         digest = hashlib.sha256(key.encode()).hexdigest()
         return SharedKey(self, Claim(digest, fingerprint, ref, uuid.uuid4().hex), key, request)
-
-    async def ask(self, question: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
-        """Ask the coordinator something, or tell it at once, by one of its methods.
-
-        Raises:
-            CoordinationError: The shared state cannot be asked.
-        """
-        return await self.limiter.membership.ask(question, *args, **options)
 
     def hold(self, claim: Claim) -> None:
         """Renew the reservation of a key until `let_go`: only who has died leaves it in doubt."""
@@ -194,12 +186,12 @@ class Sharing:
         while True:
             await asyncio.sleep(self._hold_every)
             with suppress(CoordinationError):
-                await self.ask(self.coordinator.reserve, claim)
+                await self.membership.ask(self.coordinator.reserve, claim)
 
     async def _tell(self) -> None:
         while self._to_tell:
             try:
-                await self.ask(self._to_tell[0])
+                await self.membership.ask(self._to_tell[0])
             except CoordinationError:
                 await asyncio.sleep(0.1)
             else:
@@ -256,7 +248,7 @@ class SharedKey:
             CoordinationError: The shared state cannot be asked.
         """
         while True:
-            entry = await self._sharing.ask(self._coordinator.look, self._claim.key)
+            entry = await self._sharing.membership.ask(self._coordinator.look, self._claim.key)
             if entry is None:
                 return None
             if entry.fingerprint != self._claim.fingerprint:
@@ -278,7 +270,7 @@ class SharedKey:
 
     async def _told(self, ref: str) -> bool:
         """Use a callback that was taken before its process, or the one that took it, died."""
-        task_id = await self._sharing.ask(self._coordinator.callback_of, ref)
+        task_id = await self._sharing.membership.ask(self._coordinator.callback_of, ref)
         try:
             return task_id is not None and await self._sharing.end_doubt(ref, task_id)
         except CoordinationError:
@@ -296,7 +288,7 @@ class SharedKey:
         """
         # Also when no answer comes: it may be reserved.
         self._reserved = True
-        self._reserved = await self._sharing.ask(self._coordinator.reserve, self._claim) is None
+        self._reserved = await self._sharing.membership.ask(self._coordinator.reserve, self._claim) is None
         if self._reserved:
             # What is told of the POST, or a refusal that is not certain yet, may take longer than a reservation lasts.
             self._sharing.hold(self._claim)
@@ -306,7 +298,7 @@ class SharedKey:
         """Free the key while this submission waits for another try."""
         self._sharing.let_go(self._claim)
         try:
-            await self._sharing.ask(self._coordinator.free, self._claim)
+            await self._sharing.membership.ask(self._coordinator.free, self._claim)
         except CoordinationError:
             # It stays ours, and nobody is to be in doubt of it before the next try.
             self._sharing.hold(self._claim)

@@ -196,7 +196,7 @@ class Budgets:
         # One at a time: what was seen before something was reserved must not be told after it.
         async with self._turn:
             told = self._names[ledger], self._member, ledger.snapshot(_now())
-            fits, ledger.elsewhere = await self._sharing.ask(
+            fits, ledger.elsewhere = await self._sharing.membership.ask(
                 self._sharing.coordinator.spend, *told, price=price, cap=budget.credits, per=budget.per
             )
         return fits

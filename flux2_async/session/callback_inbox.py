@@ -211,7 +211,8 @@ class CallbackInbox:
             await self._news.wait()
             return
         with suppress(CoordinationError):
-            task_id, entry = await self._sharing.ask(self._sharing.coordinator.callback_of, ref), self.entries[ref]
+            task_id = await self._sharing.membership.ask(self._sharing.coordinator.callback_of, ref)
+            entry = self.entries[ref]
             if task_id is not None and entry.unclear is not None and not self.entries.is_of_another(task_id, ref):
                 self._found(entry.unclear, Callback(task_id, None))
                 return

@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from functools import partial, wraps
@@ -41,6 +41,7 @@ import anyio.to_thread
 from anyio.from_thread import BlockingPortal
 
 from flux2_async._http.credentials import Secret
+from flux2_async._http.one_thread import OneThread
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError, InvalidRequestError, SessionClosedError
 from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
@@ -591,7 +592,20 @@ def _started(stack: ExitStack) -> BlockingPortal:
     return portal
 
 
+class _Threads(ThreadPoolExecutor):
+    """Finds hosts by their names also when the main thread has ended: the usual one takes no call any more then."""
+
+    def submit(self, call: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> Future[T]:
+        """See `Executor`."""
+        thread = OneThread("flux2_async call")
+        try:
+            return thread.submit(call, *args, **options)
+        finally:
+            thread.shutdown(wait=False)
+
+
 async def _serve(started: Future[BlockingPortal]) -> None:
+    asyncio.get_running_loop().set_default_executor(_Threads())
     async with BlockingPortal() as portal:
         started.set_result(portal)
         await portal.sleep_until_stopped()

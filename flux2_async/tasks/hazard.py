@@ -107,7 +107,7 @@ class Hazard:
         begin = _bin(age)
         if begin >= BINS:
             return math.inf
-        survival, area = self._at(begin, age)
+        survival, area = self.at(begin, age)
         # Expected lag if the poll is at t: t - age - (area - area at t) / survival. It is sought between two edges.
         due = age + price + area / survival
         low, high = begin, BINS
@@ -118,7 +118,7 @@ class Hazard:
             else:
                 high = middle
         start = max(age, EDGES[low])
-        at_start, area = self._at(low, start)
+        at_start, area = self.at(low, start)
         missing = due - start - area / survival
         ended = 1.0 - at_start / survival
         density = (self._survival[low] - self._survival[low + 1]) / WIDTHS[low] / survival
@@ -139,8 +139,8 @@ class Hazard:
         self._fold()
         return self._faded(most)
 
-    def _at(self, bin_: int, age: float) -> tuple[float, float]:
-        """The share of tasks that outlive an age, and its integral from there on."""
+    def at(self, bin_: int, age: float) -> tuple[float, float]:
+        """Give the share of tasks that outlive an age (in the bin of this number), and its integral from there on."""
         if not self._planned:
             self._plan()
         survival, area = self._survival[bin_], self._area[bin_]

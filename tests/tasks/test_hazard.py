@@ -33,7 +33,7 @@ def after(durations: list[float], hazard: Hazard | None = None) -> Hazard:
 
 def survival(hazard: Hazard, age: float) -> float:
     bin_ = next(j for j, (begin, end) in enumerate(pairwise(EDGES)) if begin <= age < end)
-    return hazard._at(bin_, age)[0]
+    return hazard.at(bin_, age)[0]
 
 
 @pytest.mark.parametrize("price", [0.03, 0.3, 3.0])

@@ -132,12 +132,10 @@ async def _opened(journal: str | os.PathLike[str] | Journal | None) -> AsyncIter
         yield journal
         return
     path = None if journal is None else check_path("journal", journal)
-    if path is not None and await anyio.Path(path).is_file():
-        async with Journal(path) as own:
-            yield own
-        return
     with tempfile.TemporaryDirectory(prefix="flux2-estimate-") as folder:
-        async with Journal(Path(folder) / "run.db") as own:
+        if path is None or not await anyio.Path(path).is_file():
+            path = Path(folder) / "run.db"
+        async with Journal(path) as own:
             yield own
 
 

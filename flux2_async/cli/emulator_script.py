@@ -19,7 +19,8 @@ FAULT: Final = re.compile(r"([A-Za-z-]+):([a-z_]+)(?::([1-9][0-9]{0,8}))?")
 ENDPOINT: Final = re.compile(r"^on:")
 MODEL: Final = re.compile(r"(\S+):([0-9]{1,9}(?:\.[0-9]+)?)")
 OUTAGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)-([0-9]{1,9}(?:\.[0-9]+)?)")
-SHARES: Final = ("moderate", "fail", "empty")
+# Options that give shares of the tasks, and how those tasks end.
+SHARES: Final[Mapping[str, Any]] = {"moderate": "moderated", "fail": "fail", "empty": "empty"}
 # A task without an end waits for the button of the page.
 ENDLESS: Final = ("duration",)
 
@@ -99,17 +100,13 @@ def _plan(options: EmulatorOptions) -> Any:
     """Give one plan, or where shares of the tasks differ a function that gives each task the same in every run."""
     callback: Any = options.callback_fault if options.callback_fault in PLANNED else "once"
     plan = Plan(**_alike(options, Plan) | {"credits": options.price, "callback": callback})
-    shares: list[tuple[Any, float]] = [
-        ("moderated", options.moderate),
-        ("fail", options.fail),
-        ("empty", options.empty),
-    ]
-    if not any(share for _, share in shares):
+    shares = {outcome: getattr(options, name) for name, outcome in SHARES.items()}
+    if not any(shares.values()):
         return plan
 
     def plan_of(index: int, _: Mapping[str, Any]) -> Plan:
         left = random.Random(index).random()  # noqa: S311  a lot, no secret
-        for outcome, share in shares:
+        for outcome, share in shares.items():
             if left < share:
                 return attrs.evolve(plan, outcome=outcome)
             left -= share

@@ -108,17 +108,19 @@ class Hazard:
         if begin >= BINS:
             return math.inf
         survival, area = self.at(begin, age)
-        # Expected lag if the poll is at t: t - age - (area - area at t) / survival. It is sought between two edges.
+        # Expected lag if the poll is at t: t - age - (area - area at t) / survival. It is sought between two edges, of
+        # which the first is not beyond `due`.
         due = age + price + area / survival
-        low, high = begin, BINS
+        low, high = begin, min(_bin(due) + 1, BINS)
         while high - low > 1:
             middle = (low + high) // 2
             if EDGES[middle] + self._area[middle] / survival <= due:
                 low = middle
             else:
                 high = middle
-        start = max(age, EDGES[low])
-        at_start, area = self.at(low, start)
+        start, at_start = age, survival
+        if low > begin:
+            start, at_start, area = EDGES[low], self._survival[low], self._area[low]
         missing = due - start - area / survival
         ended = 1.0 - at_start / survival
         density = (self._survival[low] - self._survival[low + 1]) / WIDTHS[low] / survival

@@ -18,7 +18,7 @@ import attrs
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.addresses import is_public_address
 from flux2_async._protocol.converter import http_address
-from flux2_async._protocol.records import record_from_payload, task_id_of
+from flux2_async._protocol.records import record_of, task_id_of
 from flux2_async._protocol.refusals import ENDS_TASK
 from flux2_async._shown.frames import without_frames
 from flux2_async.errors import ConfigurationError, InvalidRequestError, ProtocolError
@@ -95,7 +95,7 @@ def verify_url(query: str, secret: str | bytes) -> str | None:
     """
     if (only := _ONLY_OWN.fullmatch(query)) is not None:
         ref, sig = only.groups()
-        return ref if hmac.compare_digest(_url_signature(ref, secret), sig) else None
+        return ref if hmac.compare_digest(_hmac(secret, ref, "secret").hexdigest(), sig) else None
     raw = query.partition("#")[0].partition("?")[2] if is_url(query) else query
     own = [pair for pair in _parameters(raw) if pair[0] in OWN_PARAMETERS]
     found = dict(own)
@@ -252,7 +252,7 @@ def _record(task_id: str, message: Mapping[str, Any], fields: Mapping[str, Any])
         reason = {"failCode": fields.get("failCode") or code, "failMsg": fields.get("failMsg") or message.get("msg")}
         told = {**fields, "state": TaskState.FAIL.value, **reason}
     try:
-        return record_from_payload(told, task_id)
+        return record_of(told, task_id)
     except ProtocolError:
         # The id is certain, so there is something to poll.
         return None

@@ -72,15 +72,20 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
     named = task_id_of(data)
     if task_id is not None and named not in (None, task_id):
         raise ProtocolError("data.taskId: the record of another task came; poll again", task_id=task_id)
+    return record_of(data, task_id or named)
+
+
+def record_of(data: Mapping[str, Any], task_id: str | None) -> TaskRecord:
+    """Read a record of which it is known whose it is; see `record_from_payload`."""
     payload, extra = _sorted_out(data)
-    if task_id or named:
-        payload["taskId"] = task_id or named
+    if task_id:
+        payload["taskId"] = task_id
     payload["extra"] = redacted(extra) if extra else extra
     try:
         return read_record(payload)
     except Exception:  # noqa: BLE001, S110  whatever it is, the converter tells below which field it is about
         pass
-    return _record_without_unreadable(data, payload, extra, task_id or named)
+    return _record_without_unreadable(data, payload, extra, task_id)
 
 
 def _record_without_unreadable(

@@ -56,7 +56,6 @@ async def respond(flux: CallbackTarget, request: web.BaseRequest, *, unpacks: bo
         # Where nothing is left, the request has kept what was read before.
         body = await request.read() if content.at_eof() else content.read_nowait()
     query, packing = request.rel_url.raw_query_string, headers.get("Content-Encoding")
-    # What is here tells its length by itself.
     length = declared_length(headers.get("Content-Length")) if body is None else None
     read = partial(_read, content)
     answer = await handle(flux, Incoming(request.method, query, headers, length, read, body, unpacks, packing))

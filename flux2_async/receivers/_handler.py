@@ -61,7 +61,7 @@ class Incoming:
         method: In capitals.
         query: As it came, percent-encoded.
         headers: The case of their names does not matter.
-        content_length: Bytes as declared, or None.
+        content_length: Bytes as declared, or None; what is here already tells its length by itself.
         read: Reads the body, where it is not here.
         body: The body where all of it is here already, so that reading it need not wait; else None.
         unpacks: Whether the server unpacks bodies by itself, as far as it can, and leaves the header that says how.
@@ -146,16 +146,23 @@ async def handle(flux: CallbackTarget, incoming: Incoming) -> Answer:
 async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callback]:
     if incoming.method != "POST":
         _refuse(HTTPStatus.METHOD_NOT_ALLOWED)
-    _check_size(incoming.content_length or 0)
-    body = await _read(incoming.read) if incoming.body is None else incoming.body
-    _check_size(len(body or b""))
+    body = incoming.body
+    if body is None:
+        _check_size(incoming.content_length or 0)
+        body = await _read(incoming.read)
+    if body is not None and len(body) > MAX_BODY:
+        _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     settings = settings_of(flux)
     ref = verify_url(incoming.query, settings.secret)
     if ref is None:
         _refuse(HTTPStatus.UNAUTHORIZED, "wrong or no signature in the address")
-    body = _unpacked(incoming, body)
+    if body is None or incoming.packing is not None:
+        body = _unpacked(incoming, body)
     # What a large one says of its task is not worth its memory: polling tells the same.
-    callback = _parse(ref, body, read_record=not settings.confirm and len(body) <= MAX_RECORD)
+    try:
+        callback = parse_callback(body, read_record=not settings.confirm and len(body) <= MAX_RECORD)
+    except ProtocolError:
+        _refuse(HTTPStatus.BAD_REQUEST, f"submission {ref}: no JSON that names a task")
     if settings.hmac_key is not None and not _is_signed(callback.task_id, incoming.headers, settings.hmac_key):
         _refuse(
             HTTPStatus.UNAUTHORIZED,
@@ -187,8 +194,6 @@ async def _read(read: Read) -> bytes | None:
 
 
 def _unpacked(incoming: Incoming, body: bytes | None) -> bytes:
-    if incoming.packing is None and body is not None:
-        return body
     words = (incoming.packing or "").lower().replace(" ", "").split(",")
     packing = [word for word in words if word not in ("", "identity")]
     if packing and packing not in (["gzip"], ["x-gzip"], ["deflate"]):
@@ -231,13 +236,6 @@ def _decompressed(body: bytes, *, deflate: bool) -> bytes:
             return bytes(unpacked)
         body = member.unused_data
     raise zlib.error("too many members")
-
-
-def _parse(ref: str, body: bytes, *, read_record: bool) -> Callback:
-    try:
-        return parse_callback(body, read_record=read_record)
-    except ProtocolError:
-        _refuse(HTTPStatus.BAD_REQUEST, f"submission {ref}: no JSON that names a task")
 
 
 def _is_signed(task_id: str, headers: Mapping[str, str], hmac_key: str) -> bool:

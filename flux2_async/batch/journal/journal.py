@@ -304,12 +304,12 @@ class Journal:
         self, row: Row, given: Callable[[sqlite3.Row], T], *, durable: bool = False, answer: bool = False, **values: Any
     ) -> T:
         """Change a row, and give what `given` makes of the changed one in the journal's thread."""
-        columns = ", ".join(f"{name} = ?" for name in values)
+        columns, wanted = ", ".join(f"{name} = ?" for name in values), "number" if given is _nothing else "*"
         stored_values = [*map(stored, values.values()), row.number]
 
         def change(connection: sqlite3.Connection) -> T:
             [changed] = connection.execute(
-                f"UPDATE requests SET {columns} WHERE number = ? RETURNING *",  # noqa: S608  names from this module
+                f"UPDATE requests SET {columns} WHERE number = ? RETURNING {wanted}",  # noqa: S608  names from this module
                 stored_values,
             ).fetchall()
             return given(changed)

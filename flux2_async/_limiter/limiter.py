@@ -15,7 +15,7 @@ from flux2_async._limiter.permit import Permit
 from flux2_async._limiter.queue import Waiter, Wish
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.turnstile import Turnstile
-from flux2_async._limiter.window import MAX_PAUSE, PermitEvent, Supply
+from flux2_async._limiter.window import DROPPED, MAX_PAUSE, THROTTLED, PermitEvent, Supply
 from flux2_async._limiter.windows import Tickets, Windows, rates_of, tightest
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit
@@ -217,11 +217,11 @@ class Limiter(Gate):
         return f"the limit of {self.learned_limit or self._rate.limit} per {self._rate.period:g} s is used up"
 
     def _settle(self, ticket: Tickets, event: PermitEvent, retry_after: float | None) -> None:
-        if event is PermitEvent.DROPPED:
+        if event is DROPPED:
             self._settle_soon(partial(self._settle, ticket))
             return
         now = asyncio.get_running_loop().time()
-        pause = self._windows.pause_of(retry_after, now) if event is PermitEvent.THROTTLED else 0.0
+        pause = self._windows.pause_of(retry_after, now) if event is THROTTLED else 0.0
         self._windows.settle(ticket, event, now, pause)
         if pause:
             self._close_gate(now + pause)

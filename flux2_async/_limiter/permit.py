@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Self
 
-from flux2_async._limiter.window import PermitEvent
+from flux2_async._limiter.window import ANSWERED, PermitEvent
 
 
 class Permit:
@@ -44,7 +44,7 @@ class Permit:
 
     def answered(self) -> None:
         """An answer came, success or not, other than 429: back `period` (and 0.1 %) from now."""
-        self._once(PermitEvent.ANSWERED)
+        self._once(ANSWERED)
 
     def unclear(self) -> None:
         """Given up or broken off, so it may be counted later: back two periods from now."""

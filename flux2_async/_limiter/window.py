@@ -40,7 +40,12 @@ class PermitEvent(enum.Enum):
     DROPPED = "dropped"
 
 
-HELD_FOR: Final = {PermitEvent.ANSWERED: 1, PermitEvent.UNCLEAR: 2, PermitEvent.DROPPED: 2}
+# Asked for at every request; Python 3.11 takes as long to find a member in its class as to call a function.
+ANSWERED: Final = PermitEvent.ANSWERED
+THROTTLED: Final = PermitEvent.THROTTLED
+DROPPED: Final = PermitEvent.DROPPED
+
+HELD_FOR: Final = {ANSWERED: 1, PermitEvent.UNCLEAR: 2, DROPPED: 2}
 """Periods after which the permit of a request comes back; of other requests it does at once."""
 
 

@@ -17,6 +17,7 @@ from flux2_async._limiter.window import (
     HELD_FOR,
     MIN_PAUSE,
     PAUSE_WITHOUT_LIMIT,
+    THROTTLED,
     PermitEvent,
     Supply,
     Window,
@@ -169,7 +170,7 @@ class Windows:
 
     def settle(self, tickets: Tickets, event: PermitEvent, now: float, pause: float = 0.0) -> None:
         """Take a permit back, or learn from a 429, see `Window`."""
-        taught = [self._blamed(pause)] if event is PermitEvent.THROTTLED else self.windows
+        taught = [self._blamed(pause)] if event is THROTTLED else self.windows
         for window in self.windows:
             part = tickets.parts.get(window.rate.period)
             if part is None:

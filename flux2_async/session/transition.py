@@ -122,10 +122,12 @@ class Transitions:
         return 0.0 if until is None else max(until - asyncio.get_running_loop().time(), 0.0)
 
     def _see_limit(self) -> None:
+        if (rate_limit := self._shared.rate_limit) is None:
+            return
         learned = self._shared.limiter.learned_limit
-        if learned != self._learned and self._shared.rate_limit is not None:
+        if learned != self._learned:
             self._learned = learned
-            self._observers.tell("LimitLearned", limit=learned, rate_limit=self._shared.rate_limit)
+            self._observers.tell("LimitLearned", limit=learned, rate_limit=rate_limit)
 
 
 def _retry_after(error: Exception | None) -> float | None:

@@ -80,6 +80,10 @@ class Hazard:
         self._known = sum(self._ends)
         self._fold()
 
+    def plan_seldom(self) -> None:
+        """Take in from the first task on what was counted as seldom as of a kind that is well known."""
+        self._known = POLLS
+
     def ran(self, begin: float, end: float) -> None:
         """Count a task that was seen to run from one age to another, in seconds."""
         first, last = _bin(begin), _bin(end)

@@ -53,7 +53,7 @@ _NAMES_OF_ADDRESSES: Final = ("url", "downloadUrl", "fileUrl", "imageUrl")
 # The echo as the service writes it, JSON text in JSON text, where neither has braces within. What the prompt quotes has
 # more backslashes before it. Two steps, each of them linear: an echo may have megabytes.
 # What stands before a name is looked at behind it, since a pattern that begins with plain text is sought much faster.
-_INPUT: Final = re.compile(r'"input"(?<!\\"input")\s*+:\s*+"\{([^{}]*+)\}"')
+_INPUT: Final = re.compile(r'"input"(?<!\\"input")\s*+:\s*+"\{')
 _RESOLUTION: Final = re.compile(
     r'\\"resolution\\"(?:(?<=^\\"resolution\\")|(?<=[,\s]\\"resolution\\"))\s*+:\s*+\\"(\w+)\\"'
 )
@@ -245,10 +245,11 @@ def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
 def resolution_of(record: TaskRecord) -> str | None:
     """The resolution that a record's echo of the request names, or None; the rest of the echo is not read for it."""
     held = PARAM.held(record)
-    written = _INPUT.search(held.raw) if isinstance(held, Echo) and isinstance(held.raw, str) else None
-    if written and (named := _RESOLUTION.findall(written[1])):
-        # Of several of one name the last one counts.
-        return str(named[-1])
+    if isinstance(held, Echo) and isinstance(held.raw, str) and (begun := _INPUT.search(held.raw)):
+        written, ended, _ = held.raw[begun.end() :].partition('}"')
+        if ended and "{" not in written and "}" not in written and (named := _RESOLUTION.findall(written)):
+            # Of several of one name the last one counts.
+            return str(named[-1])
     request = (record.param or {}).get("input")
     resolution = request.get("resolution") if isinstance(request, Mapping) else None
     return resolution if isinstance(resolution, str) else None

@@ -5,8 +5,9 @@ from typing import Final
 
 _HEAD: Final = re.compile(rb"HTTP/1\.[01] +(\d{3})[^\n]*\n((?:[^\r\n][^\n]*\n)*)\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] {1,9}\d{3}")
-_LENGTH: Final = re.compile(rb"^content-length:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
-_CHUNKED: Final = re.compile(rb"^transfer-encoding:.*\bchunked[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+# Of fields in small letters, each behind a line break: what begins with fixed letters is found sooner.
+_LENGTH: Final = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?$", re.MULTILINE)
+_CHUNKED: Final = re.compile(rb"\ntransfer-encoding:.*\bchunked[ \t]*\r?$", re.MULTILINE)
 _CHUNK: Final = re.compile(rb"([0-9a-f]{1,8})(?:[ \t;][^\n]*|\r?)\n", re.IGNORECASE)
 _LINE_END: Final = re.compile(rb"\r?\n")
 _TRAILERS: Final = re.compile(rb"(?:[^\r\n][^\n]*\n)*\r?\n")
@@ -33,9 +34,10 @@ def behind_reply(heard: bytes) -> bytes:
     body = heard[head.end() :]
     if head[1] in _WITHOUT_BODY:
         return body
-    if _CHUNKED.search(head[2]):
+    fields = b"\n" + head[2].lower()
+    if _CHUNKED.search(fields):
         return _behind_chunks(body)
-    if length := _LENGTH.search(head[2]):
+    if length := _LENGTH.search(fields):
         return body[int(length[1]) :]
     another = _STATUS_LINE.search(body)
     return b"" if another is None else body[another.start() :]

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def ended(task: "asyncio.Task[Any]") -> None:
-    """Wait for a task that ends soon; who is cancelled meanwhile waits all the same, and is cancelled then."""
+async def ended(task: "asyncio.Future[Any]") -> None:
+    """Wait for what ends soon; who is cancelled meanwhile waits all the same, and is cancelled then."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

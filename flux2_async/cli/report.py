@@ -46,11 +46,28 @@ async def serve(screen: Screen, folder: Path, title: str, host: str, port: int) 
 
 async def _bring_up_to_date(folder: Path) -> None:
     """Write what a run that was killed could not: its journal, whose log lies beside it, knows all of its requests."""
-    for log in [path async for path in anyio.Path(folder).glob("*.db-wal")]:
+    for path in await anyio.to_thread.run_sync(_left_behind, folder):
         # One that runs, or is none of ours, is left alone.
         with suppress(JournalError):
-            async with Journal(log.with_suffix(".db")) as journal:
+            async with Journal(path) as journal:
                 await write_results(journal, folder)
+            return
+
+
+def _left_behind(folder: Path) -> list[Path]:
+    """Give the journals with a log that is not older than `results.jsonl`, the last one that was written first."""
+    written = _written_at(folder / RESULTS)
+    logs = {log: at for log in folder.glob("*.db-wal") if (at := _written_at(log)) >= written}
+    paths = [log.with_suffix(".db") for log in sorted(logs, key=logs.__getitem__, reverse=True)]
+    # Where somebody has moved the journal, a new one would take its place, and the log with it.
+    return [path for path in paths if path.is_file()]
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _outcomes(folder: Path) -> list[Outcome]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import socket
@@ -14,6 +15,7 @@ from batch_outcomes import done, painted
 from flux2_async import TextToImage
 from flux2_async.batch import Journal
 from flux2_async.batch.options import Options
+from flux2_async.batch.outcomes import document
 from flux2_async.batch.results import Changes
 from flux2_async.cli.app import run
 
@@ -71,6 +73,25 @@ def test_all_that_a_killed_run_knew_is_counted(here: Path, capsys: pytest.Captur
     for name in ("run.db", "run.db-wal"):
         shutil.move(here / name, here / "results" / name)
     assert [counted(), counted()] == [32, 32]
+
+
+@pytest.mark.parametrize("gone", ["run.db", None], ids=["its journal was moved", "another run came later"])
+def test_a_log_that_tells_nothing_new_is_left_alone(here: Path, gone: str | None) -> None:
+    """Neither does a new journal take the place of one that was moved, nor are the last results those of an old run."""
+    ready, end = threading.Event(), threading.Event()
+    end.set()
+    asyncio.run(held(here, ready, end))
+    results, log = here / "results/results.jsonl", here / "results/run.db-wal"
+    for name in ("run.db", "run.db-wal"):
+        shutil.move(here / name, here / "results" / name)
+    results.write_text(json.dumps(document(done(1))) + "\n")
+    before, left = results.read_bytes(), log.read_bytes()
+    os.utime(results, (log.stat().st_mtime + (-10 if gone else 10),) * 2)
+    if gone:
+        (here / "results" / gone).unlink()
+    assert run(["report", "results"]) == 0
+    assert (results.read_bytes(), log.read_bytes()) == (before, left)
+    assert (here / "results/run.db").exists() is (gone is None)
 
 
 async def held(here: Path, ready: threading.Event, end: threading.Event) -> None:

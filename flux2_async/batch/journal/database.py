@@ -87,7 +87,7 @@ class Database:
             # The thread goes on when we are cancelled, and what it opens would keep the file locked.
             closing = asyncio.wrap_future(thread.submit(_close, opening))
             thread.shutdown(wait=False)
-            await asyncio.wait([closing])
+            await ended(closing)
             raise
 
     async def aclose(self) -> None:

@@ -217,7 +217,11 @@ class Probing:
 
     def _ask(self, now: float) -> None:
         """Try more after all that was allowed has passed."""
-        if not self._rising and now < max(self._patient_until, self._stepped_at + 2 * self._rate.period):
+        # Earlier, what was taken may lie in two of the server's windows.
+        is_certain = now >= self._stepped_at + 2 * self._rate.period
+        if is_certain:
+            self._passed = self.limit, self.burst
+        if not (self._rising or (is_certain and now >= self._patient_until)):
             return
         if self.limit < self._rate.limit:
             self.limit = min(self.limit + self._step, self._rate.limit)

@@ -250,6 +250,17 @@ def test_after_a_long_pause_what_had_passed_is_the_limit() -> None:
         assert took <= 3 * 60.0 + 1.05 * 39 * PERIOD
 
 
+def test_a_limit_that_has_passed_since_is_kept_after_a_long_pause() -> None:
+    """What a stranger left in one burst is no limit where all has passed for periods, until the next one comes."""
+    for seed in range(SEEDS):
+        window, server = Window(RateLimit(20, PERIOD)), Shared(SlidingLog(20, PERIOD), [1000.0] * 15 + [1080.0] * 15)
+        line = Line(server, random.Random(seed), PERIOD)
+        assert line.submit_many(window, 100) < 75.0
+        line.now, line.header = 1080.0, lambda _: 60.0
+
+        assert line.submit_many(window, 400) <= 60.0 + 1.3 * 20 * PERIOD
+
+
 events = st.lists(
     st.tuples(
         st.sampled_from(

@@ -394,7 +394,10 @@ class AccountState:
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> "AccountState":
-        """Make a state from what `dump` gave."""
+        """Make a state from what `dump` gave; all else raises what Python, cattrs or a setting does for it."""
+        # A part that is missing would be taken for an empty one, and its permits for free ones.
+        if state.keys() != attrs.fields_dict(cls).keys():
+            raise ValueError
         return _converter.structure(state, cls)
 
 

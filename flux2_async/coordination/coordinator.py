@@ -35,7 +35,7 @@ from flux2_async.coordination.contract import (
 )
 from flux2_async.coordination.key_state import KeyRow
 from flux2_async.coordination.store import Change, Coordination, Kept, Life, finish
-from flux2_async.errors import CoordinationError
+from flux2_async.errors import ConfigurationError, CoordinationError
 
 T = TypeVar("T")
 
@@ -289,7 +289,7 @@ class Coordinator:
             return AccountState(secrets.token_hex(8), self._terms, now)
         try:
             return AccountState.load(json.loads(text))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ConfigurationError) as error:
             raise CoordinationError(
                 "the shared state of this account cannot be read; remove it when no process uses it"
             ) from error

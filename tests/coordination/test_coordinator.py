@@ -1,6 +1,7 @@
 """What sessions ask and tell of a state they share, by the rules, on a store in memory and in virtual time."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -154,12 +155,22 @@ async def test_state_that_was_lost_is_made_anew_with_a_pause() -> None:
         assert (await first.coordinator.acquire(1)).peers == 2
 
 
-async def test_state_that_cannot_be_read_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ('[{]"epoch"', '{"x": 1, "epoch"'),
+        ('"_leases"', '"leases"'),
+        ('"limit": [0-9]+', '"limit": -1'),
+        ('"limit": [0-9]+', '"limit": Infinity'),
+    ],
+)
+async def test_state_that_cannot_be_read_is_an_error(part: str, instead: str) -> None:
     """A text that makes no sense is told, and kept."""
     memory = Memory()
     async with seats(memory, 1) as (seat,):
         await seat.coordinator.reserve(CLAIM)
-        texts = {name: ('{"epoch": 1}', until) for name, (_, until) in memory.texts.items()}
+        [state] = [re.sub(part, instead, text) for text, _ in memory.texts.values() if re.search(part, text)]
+        texts = {name: (state, until) for name, (_, until) in memory.texts.items()}
         memory.texts = dict(texts)
         for question in (seat.take(1), seat.coordinator.look(CLAIM.key)):
             error = await error_of(question)

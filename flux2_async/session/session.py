@@ -391,6 +391,7 @@ class Flux2Session:
         self,
         request: Request,
         *,
+        key: str | None = None,
         timeout: float | None = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -400,6 +401,7 @@ class Flux2Session:
 
         Args:
             request: What to make.
+            key: As for `submit`: called again with it, such as after a time-out, this waits for the same task.
             timeout: Seconds for the wait for a slot, a permit and the picture together. None: as long as it takes.
             group: As for `submit`.
             metadata: As for `submit`.
@@ -416,7 +418,9 @@ class Flux2Session:
         check_seconds("timeout", timeout)
         begun = asyncio.get_running_loop().time()
         try:
-            task = await self.submit(request, max_wait=timeout, group=group, metadata=metadata, headers=given.reveal())
+            task = await self.submit(
+                request, key=key, max_wait=timeout, group=group, metadata=metadata, headers=given.reveal()
+            )
         except RateLimitedError as error:
             raise error if timeout is None else too_late(error, f"timeout={timeout:g}") from None
         passed = asyncio.get_running_loop().time() - begun

@@ -162,3 +162,14 @@ def test_a_time_that_cannot_be_kept_is_refused(value: Any) -> None:
     """The error says what is allowed."""
     with pytest.raises(ConfigurationError, match="key_ttl"):
         Flux2Session("key", key_ttl=value)
+
+
+async def test_a_picture_asked_for_twice_by_one_key_is_paid_once() -> None:
+    """`generate` with a key whose picture did not come in time waits for the same task when it is called again."""
+    async with emulated(Script(plans=Plan(duration=30.0))) as (flux, emulator):
+        late = await error_of(flux.generate(REQUEST, key="night", timeout=5.0))
+        first, second = await asyncio.gather(*[flux.generate(REQUEST, key="night") for _ in range(2)])
+
+    assert isinstance(late, TimeoutError)
+    assert first.task_id == second.task_id
+    assert len(emulator.ledger.accepted) == 1

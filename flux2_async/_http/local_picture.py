@@ -100,8 +100,10 @@ def _reasons(field: str, source: Path | bytes) -> Iterator[None]:
     except InvalidRequestError:
         raise
     except (FileNotFoundError, NotADirectoryError):
+        home = isinstance(source, Path) and str(source).startswith("~")
+        hint = "; ~ is not expanded, give Path(...).expanduser()" if home else ""
         raise InvalidRequestError(
-            f"{field}: neither an existing file nor an address with http:// or https://{_where(source)}"
+            f"{field}: neither an existing file nor an address with http:// or https://{_where(source)}{hint}"
         ) from None
     except (OSError, ValueError) as error:
         raise InvalidRequestError(f"{field}: the file cannot be read: {reason_of(error)}{_where(source)}") from None

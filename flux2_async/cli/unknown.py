@@ -34,18 +34,28 @@ class Decisions:
     file: Path | None = None
     check: bool = True
 
-    def taken(self) -> tuple[dict[str, str], list[str]]:
-        """Give the tasks by the ids of their requests, and the ids of those that were never made."""
+    def taken(self) -> tuple[dict[str, str], list[str], dict[str, str]]:
+        """Give the tasks by the ids of their requests, the ids of those that were never made, and where each stands."""
         found: dict[str, str] = {}
         never_made = list(self.never_made)
+        places: dict[str, str] = {}
+        owners: dict[str, str] = {}
         for where, name, task_id in chain(self._said(), self._read()):
             if task_id == NEVER_MADE:
                 never_made.append(name)
             elif name in found:
-                raise UsageError(f"{where}: {name!r} is given two tasks; a request became one of them at most")
+                raise UsageError(
+                    f"{where}: {name!r} is given two tasks, the other one by {places[name]}; a request became one of "
+                    "them at most"
+                )
+            elif (other := owners.setdefault(task_id, name)) != name:
+                raise UsageError(
+                    f"{where}: task {task_id} is given to {name!r}, and by {places[other]} to {other!r}; a task was "
+                    "made of one request"
+                )
             else:
-                found[name] = task_id
-        return found, never_made
+                found[name], places[name] = task_id, where
+        return found, never_made, places
 
     def _said(self) -> Iterator[tuple[str, str, str]]:
         for text in self.tasks:
@@ -76,12 +86,12 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
     """
     if not await anyio.Path(path).is_file():
         raise UsageError(f"there is no journal {str(path)!r}; name the folder that flux2 batch was given as --out")
-    found, never_made = decisions.taken()
+    found, never_made, places = decisions.taken()
     async with Journal(path) as journal:
         decided = []
         if found or never_made:
             if decisions.check:
-                await _check(screen, journal, found)
+                await _check(screen, journal, found, places)
             decided = await journal.resolve_unknown(found=found, never_made=never_made)
         elif ask:
             await _ask_all(screen, journal, check=decisions.check)
@@ -96,26 +106,33 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
     return int(bool(left))
 
 
-async def _check(screen: Screen, journal: Journal, found: Mapping[str, str]) -> None:
-    """Look at tasks where there is a key: the picture of a wrong one would be saved as that of the request."""
+async def _check(screen: Screen, journal: Journal, found: Mapping[str, str], places: Mapping[str, str]) -> None:
+    """Look at tasks where there is a key: the picture of a wrong one would be saved as that of the request.
+
+    `places`: where each was given, by the ids of the requests; empty where a person has just typed it.
+    """
     wanted = {request.outcome.id: request.outcome for request in await journal.unknown()}
     looked_at = {name: task_id for name, task_id in found.items() if name in wanted}
     if not looked_at or not os.environ.get(key_variable(), "").strip():
         return
     async with opened() as flux:
         for name, task_id in looked_at.items():
+            where = f"{places[name]}: " if name in places else ""
             try:
                 record = await flux.fetch_record(task_id)
             except TaskNotFoundError as error:
-                raise InvalidRequestError(f"{error}; {NEVERTHELESS}") from None
+                raise InvalidRequestError(f"{where}{name!r}: {error}; {NEVERTHELESS}") from None
             except (ApiError, TransportError) as error:
                 screen.note(
                     f"task {task_id} could not be checked ({one_line(str(error))}); it is taken as given", "yellow"
                 )
                 continue
             if (prompt := _other_prompt(record, wanted[name])) is not None:
+                same = [repr(other) for other, outcome in wanted.items() if one_line(outcome.prompt) == prompt]
+                meant = f", the prompt of {' or '.join(same[:3])}: give it to that one" if same else ""
                 raise InvalidRequestError(
-                    f"task {task_id} is not this request; it was made of {prompt!r:.80}; {NEVERTHELESS}"
+                    f"{where}task {task_id} is not that of {name!r}; it was made of {prompt!r:.80}{meant}; "
+                    f"{NEVERTHELESS}"
                 )
 
 
@@ -148,7 +165,7 @@ async def _ask(screen: Screen, journal: Journal, name: str, *, check: bool) -> b
             match word.lower(), rest.strip():
                 case "t", task_id if task_id:
                     if check:
-                        await _check(screen, journal, {name: task_id})
+                        await _check(screen, journal, {name: task_id}, {})
                     await journal.resolve_unknown(found={name: task_id})
                     screen.note("kept: the next run waits for this task", "green")
                 case "n", "":

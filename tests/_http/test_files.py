@@ -65,13 +65,14 @@ async def test_good_pictures_pass_the_check(files: Files, photos: list[Path]) ->
             "example.com/a.jpg",
             r"neither an existing file nor an address with http:// or https:// \('example.com/a.jpg'\)",
         ),
-        (Path("missing.png"), "neither an existing file"),
+        (Path("missing.png"), r"neither an existing file .* \('missing.png'\)$"),
+        ("~/x.png", r"neither an existing .* \('~/x.png'\); ~ is not expanded, give Path\(...\).expanduser\(\)$"),
         (Path("/"), "a folder given"),
         (b"GIF89a", "GIF given, allowed are JPEG, PNG and WebP"),
         (picture(11_000_000), r"11000000 bytes given, allowed are 1 to 10000000 \(10 MB\)"),
         (b"", "0 bytes given"),
     ],
-    ids=["name", "missing", "folder", "gif", "11 MB", "empty"],
+    ids=["name", "missing", "home", "folder", "gif", "11 MB", "empty"],
 )
 async def test_a_bad_picture_is_named_before_anything_is_sent(
     emulator: Emulator, files: Files, photos: list[Path], image: ImageSource, text: str

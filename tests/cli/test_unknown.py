@@ -112,7 +112,14 @@ def test_a_list_decides_many(batch: RunningEmulator, capsys: pytest.CaptureFixtu
     ("text", "message"),
     [
         ("id,prompt\n", "the header of a CSV file must name its columns, task_id among them"),
-        ("id,task_id\nshot=0,f00\nshot=0,f01\n", "--decisions: line 3: 'shot=0' is given two tasks"),
+        (
+            "id,task_id\nshot=0,f00\nshot=0,f01\n",
+            "--decisions: line 3: 'shot=0' is given two tasks, the other one by --decisions: line 2;",
+        ),
+        (
+            "id,task_id\nshot=0,f00\nshot=1,f01\nshot=2,f00\n",
+            "--decisions: line 4: task f00 is given to 'shot=2', and by --decisions: line 2 to 'shot=0';",
+        ),
         ("id,task_id\n,f00\n", '--decisions: line 2: it must have an id, and as task_id a task, "never made" or'),
         ("id,task_id\nshot=0\n", "--decisions: line 2: 1 cells given, the header names 2"),
     ],
@@ -167,6 +174,7 @@ def test_a_list_for_people(batch: RunningEmulator, capsys: pytest.CaptureFixture
         (["results", "--task", "shot=0"], "request 'shot' is given|no request of the journal has the id 'shot'"),
         (["results", "--task", "nonsense"], "--task: 'nonsense' given, it must look like ID=TASK_ID"),
         (["results", "--task", "a=b", "--task", "a=c"], "--task: 'a' is given two tasks"),
+        (["results", "--task", "a=b", "--task", "c=b"], "--task: task b is given to 'c', and by --task to 'a'"),
         (["results", "--never-made", "shot=3"], "request 'shot=3' is done, and only unknown ones are decided"),
         (["nowhere"], "there is no journal 'nowhere/run.db'; name the folder"),
     ],
@@ -193,7 +201,15 @@ def test_a_task_is_looked_at_before_it_is_written_down(
     assert run(["unknown", "results", "--task", f"shot=0={'0' * 32}"]) == 2
     assert f"does not know task {'0' * 32}" in capsys.readouterr().err
     assert run(["unknown", "results", "--task", f"shot=0={other}", "--never-made", "shot=1"]) == 2
-    assert f"task {other} is not this request; it was made of 'A lighthouse, number 1" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"--task: task {other} is not that of 'shot=0'; it was made of 'A lighthouse, number 1" in told
+    Path("wrong.csv").write_text(f"id,task_id\nshot=2,{batch.ledger.accepted[2]}\nshot=0,{other}\n")
+    assert run(["unknown", "results", "--decisions", "wrong.csv"]) == 2
+    told = capsys.readouterr().err
+    assert f"--decisions: line 3: task {other} is not that of 'shot=0'; it was made of 'A lighthouse, number 1" in told
+    assert told.rstrip().endswith(
+        ", the prompt of 'shot=1': give it to that one; nothing was changed; --no-check takes it nevertheless"
+    )
     assert list(ids().values()) == ["unknown", "unknown", "unknown", "done"]
     assert run(["unknown", "results", "--task", f"shot=0={other}", "--no-check"]) == 1
     batch.inject(Fault("recordInfo", "html", times=1))
@@ -274,7 +290,8 @@ def test_each_is_asked_for(batch: RunningEmulator) -> None:
             terminal.until("> ")
         terminal.type(f"t {taken}")
         told = " ".join(terminal.until("> ").split())
-        assert "is not this request; it was made of 'A lighthouse, number 3" in told
+        assert "is not that of 'shot=0'; it was made of 'A lighthouse, number 3" in told
+        assert "give it to that one" not in told
         terminal.type("l")
         assert "A lighthouse, number 1" in terminal.until("> ")
         terminal.type(f"t {second}")

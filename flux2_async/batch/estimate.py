@@ -17,6 +17,7 @@ from flux2_async.batch.journal.entry import Entry
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import State
+from flux2_async.batch.spending import BatchSpending
 from flux2_async.models import RateLimit, Request
 from flux2_async.models.budget import seconds_of
 from flux2_async.models.prices import documented_price
@@ -61,6 +62,8 @@ class BatchEstimate:
         failed: Requests that failed and are not sent again.
         unknown: Requests that may have been accepted and are not sent again.
         spent: Credits that records say were charged in earlier runs.
+        least_max_credits: The least `max_credits` with which one request of each kind can be sent now: the first of a
+            kind whose price the journal has not seen counts with the dearest documented price.
         invalid: What cannot be used of the input, at most a hundred lines of it.
         invalid_count: All of it.
     """
@@ -74,6 +77,7 @@ class BatchEstimate:
     failed: int
     unknown: int
     spent: float
+    least_max_credits: float = 0.0
     invalid: tuple[BadLine, ...] = ()
     invalid_count: int = 0
 
@@ -164,6 +168,8 @@ def _estimate(
         if count
     )
     number = sum(kind.requests for kind in kinds)
+    # Any cap: without one a kind counts with its documented price.
+    spending = BatchSpending.of(tallies, 0.0)
     least, most = TASK_SECONDS if taken is None else (taken, taken)
     return BatchEstimate(
         requests=number,
@@ -177,7 +183,8 @@ def _estimate(
         waiting=states[State.SUBMITTED],
         failed=states[State.FAILED],
         unknown=states[State.UNKNOWN],
-        spent=sum(tally.credits for tally in tallies),
+        spent=spending.spent,
+        least_max_credits=max((spending.needed((kind.model, kind.resolution)) for kind in kinds), default=0.0),
         invalid=tuple(entry.bad),
         invalid_count=entry.bad_count,
     )

@@ -164,10 +164,7 @@ class Scheduler:
         spending, cap = self.state.spending, self._options.max_credits
         while not spending.allows(row.kind):
             if len(self._workers) == len(self.state.searching):
-                self.state.stopped = (
-                    f"max_credits={cap:g}: {spending.spent:g} are spent, {spending.reserved:g} reserved for what is "
-                    f"running or unknown, and one more picture may cost {spending.price(row.kind):g}"
-                )
+                self.state.stopped = f"max_credits={cap:g}: {spending.why_not(row.kind)}"
                 return False
             self.state.pricing = " ".join(row.kind) if spending.waits_for_price(row.kind) else None
             await self.state.changed.wait()

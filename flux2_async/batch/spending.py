@@ -43,4 +43,21 @@ class BatchSpending(Spending):
             return True
         if self.waits_for_price(kind):
             return False
-        return self.spent + self.reserved + self.price(kind) <= self.cap
+        return self.needed(kind) <= self.cap
+
+    def needed(self, kind: Kind) -> float:
+        """Give the least cap with which one more task of a kind can be started now."""
+        return self.spent + self.reserved + self.price(kind)
+
+    def why_not(self, kind: Kind) -> str:
+        """Say why one more task of a kind does not stay within the cap."""
+        text = (
+            f"{self.spent:g} are spent, {self.reserved:g} reserved for what is running or unknown, and one more "
+            f"picture may cost {self.price(kind):g}"
+        )
+        if kind in self.prices:
+            return text
+        return (
+            f"{text}: no price of {' '.join(kind)} was seen yet in this batch, so its first picture counts with the "
+            f"dearest documented price; it is sent with max_credits={self.needed(kind):g} or more"
+        )

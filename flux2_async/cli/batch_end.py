@@ -68,6 +68,8 @@ async def tell_end(screen: Screen, journal: Journal, end: End) -> None:
     screen.result(_summary(end))
     for outcome in unknown[:LISTED]:
         screen.note(f"unknown: line {outcome.line} ({outcome.id}), submission {outcome.ref}", "yellow")
+    if len(unknown) > LISTED:
+        screen.note(f"unknown: {len(unknown) - LISTED} more", "yellow")
     for words in _advice(end, journal.path):
         screen.note(words)
     if end.failure is not None:

@@ -11,7 +11,7 @@ from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service, parse_rate_limit
 from flux2_async.cli.screen import Screen, UsageError, counted
 from flux2_async.models import RateLimit
-from flux2_async.models.prices import PRICES_FROM, documented_price
+from flux2_async.models.prices import DEAREST, PRICES_FROM, documented_price
 
 SHOWN: Final = 20
 """Faults that are shown."""
@@ -104,7 +104,8 @@ def _advice(estimate: BatchEstimate, options: BatchOptions) -> list[str]:
     found = []
     if any(not kind.seen for kind in estimate.kinds):
         found.append(
-            "Apikley publishes no prices: the first picture shows the price, and --max-credits is kept at any."
+            "Apikley publishes no prices, so yours may differ from these: the first picture that is done tells the "
+            "real one, and --max-credits goes by that."
         )
     kinds = [kind for kind in estimate.kinds if "/flex-" in kind.model]
     flex = sum(kind.requests * kind.price for kind in kinds)
@@ -113,7 +114,15 @@ def _advice(estimate: BatchEstimate, options: BatchOptions) -> list[str]:
         found.append(
             f"flex, the default tier, is the expensive one: as pro these {flex:.10g} credits would be {pro:.10g}."
         )
-    if options.max_credits is not None and estimate.spent + estimate.credits > options.max_credits:
+    if options.max_credits is None:
+        return found
+    if estimate.least_max_credits > options.max_credits:
+        found.append(
+            f"--max-credits {options.max_credits:g} is too little to begin with: a first picture, whose price was not "
+            f"seen yet in this batch, counts with the dearest documented price, {DEAREST:g}. Give "
+            f"--max-credits {estimate.least_max_credits:g} or more."
+        )
+    elif estimate.spent + estimate.credits > options.max_credits:
         found.append(f"--max-credits {options.max_credits:g} will stop it before its end.")
     return found
 

@@ -66,6 +66,8 @@ class Decisions:
             yield "--task", name, task_id
 
     def _read(self) -> Iterator[tuple[str, str, str]]:
+        if self.file and not self.file.exists():
+            raise UsageError(f"--decisions: there is no file {str(self.file)!r}")
         for line, row in rows_of(self.file, "task_id") if self.file else ():
             where = f"--decisions: line {line}"
             if isinstance(row, InvalidRequestError):

@@ -48,6 +48,30 @@ async def test_the_estimate_is_what_the_batch_then_sends_and_pays(tmp_path: Path
         assert len(emulator.ledger.requests) == 10
 
 
+async def test_the_least_cap_is_what_a_run_begins_with(tmp_path: Path) -> None:
+    """With less nothing is sent, and the reason names it; after the first picture its price counts."""
+    pro = [TextToImage(f"number {n}", tier="pro") for n in range(3)]
+    path = tmp_path / "run.db"
+    async with emulated() as (flux, emulator):
+        least = (await estimate_batch(pro, journal=path)).least_max_credits
+        assert least == DEAREST
+        short = batch_in(tmp_path, flux, pro, max_credits=least - 1)
+        assert await collect(short) == []
+        assert short.progress is not None
+        assert (short.progress.stopped or "").endswith(
+            "one more picture may cost 24: no price of flux-2/pro-text-to-image 1K was seen yet in this batch, so its "
+            "first picture counts with the dearest documented price; it is sent with max_credits=24 or more"
+        )
+        assert len(await run(tmp_path, flux, pro, max_credits=least, max_tasks=1)) == 1
+        assert (await estimate_batch(pro, journal=path)).least_max_credits == 10
+        second = batch_in(tmp_path, flux, pro, max_credits=9.0)
+        assert await collect(second) == []
+        assert second.progress is not None
+        assert (second.progress.stopped or "").endswith("one more picture may cost 5")
+        assert emulator.ledger.charged == 5
+    assert (await estimate_batch([])).least_max_credits == 0
+
+
 async def test_the_journal_is_as_it_was(tmp_path: Path) -> None:
     """Neither the input nor what would be sent again has entered it."""
     async with emulated(Script(plans=Plan(outcome="fail", duration=1.0))) as (flux, _):

@@ -346,6 +346,16 @@ def test_the_way_to_decide_names_the_journal(
     assert run(["unknown", "results", "--journal", "my runs.db", "--never-made", "a"]) == 0
 
 
+def test_many_unknown_requests(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first ones are named, and it is told that there are more."""
+    account.inject(Fault("createTask", "cut_after", times=12))
+    write(here, 12)
+    assert flux2("--no-report", "--max-tasks", "12") == 1
+    listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unknown: ")]
+    assert len(listed) == 11
+    assert listed[-1] == "unknown: 2 more"
+
+
 def test_unknown_requests_are_listed(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Who may have paid unseen is told which, where to look, and what a retry may cost; the hint repeats no retry."""
     write(here, 2, id="a")
@@ -529,15 +539,32 @@ def test_a_dry_run_tells_requests_credits_and_hours(here: Path, capsys: pytest.C
         "  300 of flux-2/flex-text-to-image 1K at 14: as documented upstream, seen 2026-11-22",
         "about 1 min to 5 min, without a limit on this side",
     ]
-    assert "Apikley publishes no prices" in err
+    assert "Apikley publishes no prices, so yours may differ from these: the first picture that is done tells" in err
     assert "flex, the default tier, is the expensive one: as pro these 4200 credits would be 1500." in err
     assert [path.name for path in here.iterdir()] == ["jobs.jsonl"]
-    assert run(["batch", "jobs.jsonl", "--dry-run", "--json", "--max-credits", "10"]) == 0
+    assert run(["batch", "jobs.jsonl", "--dry-run", "--json", "--max-credits", "100"]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert (document["requests"], document["credits"]) == (300, 4200)
     assert document["hours"] == pytest.approx([148 / 3600, 285 / 3600])
-    assert "--max-credits 10 will stop it before its end." in err
+    assert "--max-credits 100 will stop it before its end." in err
+
+
+def test_a_cap_below_the_first_picture(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--dry-run warns of it, and the run says why it has sent nothing and what is enough."""
+    write(here, 3, tier="pro")
+    assert flux2("--dry-run", "--max-credits", "15") == 0
+    assert (
+        "--max-credits 15 is too little to begin with: a first picture, whose price was not seen yet in this batch, "
+        "counts with the dearest documented price, 24. Give --max-credits 24 or more.\n" in capsys.readouterr().err
+    )
+    assert flux2("--max-credits", "15", "--no-report") == 1
+    err = capsys.readouterr().err
+    assert "so its first picture counts with the dearest documented price; it is sent with --max-credits 24" in err
+    assert account.ledger.accepted == []
+    assert flux2("--max-credits", "24", "--no-report") == 0
 
 
 def test_a_dry_run_goes_by_what_the_batch_has_seen(

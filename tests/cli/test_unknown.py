@@ -135,6 +135,12 @@ def test_a_wrong_list_changes_nothing(
     assert ids() == before
 
 
+def test_a_list_that_is_not_there(batch: RunningEmulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is a mistake of the command line, as it is for `flux2 batch`."""
+    assert run(["unknown", "results", "--decisions", "nofile.csv"]) == 2
+    assert "--decisions: there is no file 'nofile.csv'" in capsys.readouterr().err
+
+
 def test_results_say_when_an_unknown_request_was_sent(
     batch: RunningEmulator, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,7 +128,8 @@ class BudgetExceededError(Flux2Error):
         spent: Credits that were paid under it, as far as records have told.
         reserved: Credits that it may cost besides: what waits, runs, is unclear, or ended without `creditsConsumed`.
         price: Credits that this picture may cost.
-        retry_after: Seconds until enough has left the budget's window, or None where that is not known.
+        retry_after: Seconds until enough has left the budget's window, or None where that is not known: what is
+            reserved may leave room when it ends, since a task that fails costs nothing.
         meets_every_request: Whether no other request of this price will fit either, whatever becomes of what is
             reserved.
     """
@@ -147,8 +148,11 @@ class BudgetExceededError(Flux2Error):
         window = "" if budget.per is None else f" per {budget.per:g} s"
         if retry_after is not None:
             advice = f"Enough is free again in {math.ceil(retry_after)} s"
-        elif reserved > 0:
-            advice = "Wait for what is reserved to end, or raise the budget"
+        elif reserved > 0 and (budget.per is not None or spent + price <= budget.credits):
+            advice = (
+                "Room may come when those that wait or run end, since what fails costs nothing: try again then, or "
+                "raise the budget"
+            )
         else:
             advice = "Raise the budget to go on"
         super().__init__(

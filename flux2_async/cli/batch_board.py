@@ -133,7 +133,8 @@ class BatchBoard(LiveBoard):
         if figures.learned_limit is not None:
             refusals = f"{counted(figures.refused, 'refusal')} by 429"
             taken = f"the limit is taken to be {figures.learned_limit} for now"
-            found.append([refusals, taken, "another program may use this account"])
+            others = "another program may use this account"
+            found.append([refusals, taken, others, "give each its share by --rate-limit"])
         if progress.pricing is not None:
             found.append([f"waiting for the price of {progress.pricing}"])
         if progress.away is not None:

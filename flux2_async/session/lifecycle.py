@@ -195,26 +195,27 @@ async def _close(parts: "Parts", grace: float) -> Unsettled:
     """
     refs: tuple[str, ...] = ()
     task_ids: tuple[str, ...] = ()
+    unseen: set[str] = set()
     try:
         async with parts.opened:
             try:
                 refs = await parts.submitter.aclose(grace)
                 await parts.enqueued.aclose()
             finally:
+                unseen = _unseen(parts)
                 task_ids = await parts.watcher.aclose()
     finally:
-        _log_left("session closed; tasks not finished, to be attached in a new session", task_ids)
-        _log_left("session closed; submissions that may have been accepted", refs)
+        _log_all_left("session closed", task_ids, unseen, refs)
     return Unsettled(task_ids, refs)
 
 
 def _leave(parts: "Parts") -> Unsettled:
     """Do what can be done without the event loop, which was closed while the session was open in it."""
-    refs, task_ids = parts.submitter.leave(), parts.watcher.leave()
+    refs, unseen = parts.submitter.leave(), _unseen(parts)
+    task_ids = parts.watcher.leave()
     parts.enqueued.leave()
     _alone.discard(parts)
-    _log_left("the event loop was closed; tasks not finished, to be attached in a new session", task_ids)
-    _log_left("the event loop was closed; submissions that may have been accepted", refs)
+    _log_all_left("the event loop was closed", task_ids, unseen, refs)
     return Unsettled(task_ids, refs)
 
 
@@ -243,6 +244,20 @@ async def _keep_what_was_learned(parts: "Parts") -> None:
         # Closing is bounded in time, whatever disk the folder is on.
         with anyio.move_on_after(KEEPING_MAX, shield=True):
             await anyio.to_thread.run_sync(parts.remembered.keep, knowledge, abandon_on_cancel=True)
+
+
+def _unseen(parts: "Parts") -> set[str]:
+    return {task.id for task in parts.watcher.tasks() if parts.watcher.unseen(task)}
+
+
+def _log_all_left(why: str, task_ids: tuple[str, ...], unseen: set[str], refs: tuple[str, ...]) -> None:
+    known = tuple(task_id for task_id in task_ids if task_id not in unseen)
+    _log_left(f"{why}; tasks not finished, to be attached in a new session", known)
+    _log_left(
+        f"{why}; tasks that the service did not know when last polled, to be attached likewise unless the id is wrong",
+        tuple(task_id for task_id in task_ids if task_id in unseen),
+    )
+    _log_left(f"{why}; submissions that may have been accepted", refs)
 
 
 def _log_left(what: str, names: tuple[str, ...]) -> None:

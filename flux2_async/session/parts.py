@@ -64,7 +64,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     # What the service counts, and what keys stand for, does not end with the session; but another key may stand in the
     # environment by now.
     before = before if before is not None and before.account == account else None
-    observers.begin()
+    observers.begin(shared=options.coordination is not None)
     transport = Transport(
         credentials, options.timeouts, options.http, options.connector, private_downloads=options.private_downloads
     )

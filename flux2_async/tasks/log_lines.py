@@ -12,8 +12,17 @@ logger: logging.Logger = logging.getLogger("flux2_async")
 class LogLines:
     """Writes at INFO 429s, pauses, what they teach, and when that is over; as warnings what a person should know."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        """Begin; `shared`: the limit is shared by a coordination, so that none need be advised."""
         self._hinted = False
+        self._hint = (
+            "createTask was refused by 429 although this session was given %d in %g s: a program outside the shared "
+            "state uses this account as well, the account's limit is lower, or processes that share it were given "
+            "different limits, of which that of the last one opened counts; give all the same, or a lower one"
+            if shared
+            else "createTask was refused by 429 although this session keeps to %d in %g s: something else uses this "
+            "account as well, or its limit is lower; share the limit by coordination=..., or give a lower one"
+        )
 
     def __call__(self, event: SessionEvent) -> None:
         """Write what is worth a line."""
@@ -39,9 +48,4 @@ class LogLines:
         logger.info("submission %s was refused by 429: all submissions pause for %.1f s", event.ref, event.seconds)
         if event.rate_limit is not None and not self._hinted:
             self._hinted = True
-            logger.warning(
-                "createTask was refused by 429 although this session keeps to %d in %g s: something else uses this "
-                "account as well, or its limit is lower; share the limit by coordination=..., or give a lower one",
-                event.rate_limit.limit,
-                event.rate_limit.period,
-            )
+            logger.warning(self._hint, event.rate_limit.limit, event.rate_limit.period)

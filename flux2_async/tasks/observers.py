@@ -72,16 +72,17 @@ class Observers:
         self.prices: dict[tuple[str, str], float] = {}
         self._observe(tuple(observers))
         self._log: LogLines | None = None
+        self._shared = False
         self._failed: set[int] = set()
 
     def __bool__(self) -> bool:
         """Whether anybody is there for whom an event has to be made."""
         return bool(self._observers)
 
-    def begin(self) -> None:
-        """The session is opened, perhaps again: count anew."""
+    def begin(self, *, shared: bool = False) -> None:
+        """The session is opened, perhaps again: count anew; `shared`: its limit is shared by a coordination."""
         self.steps.clear()
-        self._log = None
+        self._log, self._shared = None, shared
 
     def add(self, observer: "Observer") -> None:
         """Tell one more from now on."""
@@ -143,7 +144,7 @@ class Observers:
             facts |= {"ref": about.ref, "key": about.key, "group": about.group, "metadata": about.metadata}
         event = _kinds()[kind](time=datetime.now(UTC), **facts)
         if logged:
-            self._log = self._log or _log_lines()
+            self._log = self._log or _log_lines(shared=self._shared)
             self._log(event)
         for observer in self._observers:
             try:
@@ -162,7 +163,7 @@ def _kinds() -> "dict[str, Callable[..., SessionEvent]]":
     return {name: getattr(events, name) for name in get_args(_Kind)}
 
 
-def _log_lines() -> "LogLines":
+def _log_lines(*, shared: bool) -> "LogLines":
     from flux2_async.tasks.log_lines import LogLines  # noqa: PLC0415
 
-    return LogLines()
+    return LogLines(shared=shared)

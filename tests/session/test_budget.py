@@ -62,7 +62,8 @@ async def test_what_exceeds_it_is_not_sent() -> None:
         assert error.budget == Budget(30)
         assert str(error) == (
             "the budget is 30 credits: 0 are spent, 28 reserved, and this picture may cost 14, so nothing was "
-            "sent. Wait for what is reserved to end, or raise the budget"
+            "sent. Room may come when those that wait or run end, since what fails costs nothing: try again then, or "
+            "raise the budget"
         )
         assert not error.meets_every_request
         assert isinstance(await error_of(flux.enqueue(REQUEST)), BudgetExceededError)
@@ -411,6 +412,23 @@ async def test_no_room_that_others_have() -> None:
             await asyncio.sleep(1)
             await two.submit(REQUEST, group="alice")
         assert len(emulator.ledger.accepted) == 3
+
+
+@pytest.mark.parametrize(
+    ("per", "spent", "reserved", "advice"),
+    [
+        (None, 10.0, 14.0, "Room may come when those that wait or run end"),
+        (None, 20.0, 10.0, "Raise the budget to go on"),
+        (60.0, 20.0, 10.0, "Room may come when those that wait or run end"),
+        (60.0, 30.0, 0.0, "Raise the budget to go on"),
+    ],
+)
+def test_waiting_is_advised_only_where_room_may_come(
+    per: float | None, spent: float, reserved: float, advice: str
+) -> None:
+    """Where what was paid leaves too little for ever, no end of another picture helps."""
+    error = BudgetExceededError(budget=Budget(30, per=per), group=None, spent=spent, reserved=reserved, price=14.0)
+    assert f"so nothing was sent. {advice}" in str(error)
 
 
 async def test_estimate() -> None:

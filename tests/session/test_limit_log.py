@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from emulated import emulated, session_for
+from memory_coordination import Memory
 
 from flux2_async.emulator import Limit, Plan, Script
 from flux2_async.models import RateLimit, TextToImage
@@ -50,3 +51,14 @@ async def test_without_a_limit_nobody_is_suspected(caplog: pytest.LogCaptureFixt
             await asyncio.gather(*(flux.submit(TextToImage(f"number {n}")) for n in range(6)))
     assert any("refused by 429" in message for message in caplog.messages)
     assert "something else uses this account" not in caplog.text
+
+
+async def test_who_shares_a_limit_is_not_advised_to(caplog: pytest.LogCaptureFixture) -> None:
+    """With a coordination the reason is elsewhere: a stranger, a lower limit, or processes with different ones."""
+    script = Script(plans=Plan(duration=1.0), limit=Limit(4, 10.0), render=False)
+    async with emulated(script, rate_limit=RateLimit(8, 10.0), coordination=Memory()) as (flux, _):
+        await asyncio.gather(*(flux.submit(TextToImage(f"number {n}")) for n in range(6)))
+    [hint] = [message for message in caplog.messages if "refused by 429 although" in message]
+    assert "although this session was given 8 in 10 s: a program outside the shared state uses this account" in hint
+    assert "processes that share it were given different limits" in hint
+    assert "coordination=" not in hint

@@ -197,6 +197,18 @@ async def test_unknown_task() -> None:
         assert isinstance(await error_of(flux.attach("0" * 32).result()), TaskNotFoundError)
 
 
+async def test_closing_tells_wrong_ids_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """An id of which the service said that it does not know it is not named among the tasks that run."""
+    async with emulated(Script(plans=Plan(duration=60.0))) as (flux, _):
+        task = await flux.submit(REQUEST)
+        flux.attach("nonsense")
+        await asyncio.sleep(5)
+        assert (await flux.aclose()).task_ids == (task.id, "nonsense")
+    assert f"session closed; tasks not finished, to be attached in a new session: {task.id}" in caplog.messages
+    [told] = [message for message in caplog.messages if "nonsense" in message]
+    assert "did not know when last polled, to be attached likewise unless the id is wrong: nonsense" in told
+
+
 async def test_account_calls() -> None:
     """Balance, record and direct link are one call each."""
     async with emulated(Script(credits=812.5)) as (flux, emulator):

@@ -57,6 +57,7 @@ class RunState:
         self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stopped: str | None = None
         self.pricing: str | None = None
+        self._spent_before = self.spending.spent
         self._max_failed = max_failed
         self._ended = 0
         self._failed = 0
@@ -178,6 +179,7 @@ class RunState:
             unknown=states[State.UNKNOWN],
             **{name: getattr(self.count, name) for name in ("submitted", "downloaded", "not_downloaded", "expired")},
             spent=self.spending.spent,
+            spent_before=self._spent_before,
             reserved=self.spending.reserved,
             away=None if self.breaker.reason is None else str(self.breaker.reason),
             stopped=self.stopped,

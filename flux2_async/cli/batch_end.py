@@ -99,7 +99,8 @@ def _summary(end: End) -> str:
 
 
 def _money(end: End) -> str:
-    words = f"{end.progress.spent:.10g} credits"
+    spent, before = end.progress.spent, end.progress.spent_before
+    words = f"{spent:.10g} credits" + f" in all runs, {spent - before:.10g} of them in this one" * bool(before)
     if end.progress.reserved:
         parts = {"running": end.progress.running + end.progress.sending, "unknown": end.progress.unknown}
         told = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
@@ -149,6 +150,7 @@ def _document(end: End, unknown: list[Outcome]) -> dict[str, Any]:
         "expired": progress.expired,
         "skipped": end.skipped,
         "credits": progress.spent,
+        "credits_before": progress.spent_before,
         "credits_reserved": progress.reserved,
         "balance_before": end.balance_before,
         "balance_after": end.balance_after,

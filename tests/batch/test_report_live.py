@@ -89,6 +89,32 @@ def test_rows_arrive_and_change(only_page: Watched, changes: Changes) -> None:
         expect(page.get_by_role("status").last).to_contain_text("of 40 requests done")
 
 
+def test_before_the_server_has_told(only_page: Watched, changes: Changes) -> None:
+    """No figure is shown that nobody knows yet, and nothing to sort."""
+    changes.add(submitted(1))
+    with served(only_page, changes.directory) as page:
+        expect(page.locator("#tools")).to_be_visible()
+        page.route("**/events", lambda _: None)
+        page.reload()
+        expect(page.locator("#link-text")).to_have_text("connecting")
+        expect(page.locator("#tools")).to_be_hidden()
+        expect(page.locator("#summary")).to_have_text("")
+        page.unroute("**/events")
+
+
+def test_a_task_is_late_when_its_end_would_have_been_heard_of(only_page: Watched, changes: Changes) -> None:
+    """Those that are done took 8 s by the service's clock; one of 12 s may have ended unheard, one of 30 s has not."""
+    now = datetime.now(UTC)
+    for number in range(1, 7):
+        changes.add(done(number, create_time=now - timedelta(seconds=8), complete_time=now))
+    changes.add(attrs.evolve(submitted(7), submitted_at=now - timedelta(seconds=12)))
+    changes.add(attrs.evolve(submitted(8), submitted_at=now - timedelta(seconds=30)))
+    with served(only_page, changes.directory) as page:
+        words = page.locator(".card .reason span")
+        expect(words.last).to_have_text(re.compile(r"^3\d s so far, longer than most$"))
+        expect(words.nth(6)).to_have_text(re.compile(r"^1\d s so far$"))
+
+
 def test_focus_filter_and_viewer_stay(only_page: Watched, changes: Changes) -> None:
     """Who has the focus keeps it, a filter holds for what arrives, and an open request is told its end."""
     for number in range(11, 15):

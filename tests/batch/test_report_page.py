@@ -15,6 +15,7 @@ from browser import new_page, until
 from playwright.sync_api import Page, expect
 
 from flux2_async.batch import Download, Failure, Outcome, State
+from flux2_async.batch.journal.start import CRASHED
 from flux2_async.batch.report import write_report
 
 SCRIPT = "<script>window.pwned=1</script>"
@@ -81,7 +82,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done(2, files=("images/2.jpg", "images/3.jpg"), prompt="Красный чайник", credits=14.0, extra={"size": "10"}),
         failed(3),
         done(4, files=("images/4.jpg",), images=("https://example.com/shelf.jpg",), extra={"size": "0.25"}),
-        Outcome(id="shot-5", state=State.UNKNOWN, prompt="a lost reply"),
+        Outcome(id="shot-5", state=State.UNKNOWN, prompt="a lost reply", error=CRASHED),
         Outcome(id="shot-6", state=State.QUEUED, prompt="a house, number 6"),
         done(7, download=Download.EXPIRED, urls=("https://files.example/7.png",), credits=0.5),
     ]
@@ -120,7 +121,9 @@ def test_the_gallery_shows_inputs_beside_outputs(watched: Watched, gallery: Path
     assert output is not None
     assert source["x"] + source["width"] < output["x"]
     expect(page.locator("h1")).to_have_text("Winter")
-    expect(page.locator("#summary")).to_have_text(re.compile(r"7\s+requests · 22\.5\s+credits · "))
+    expect(page.locator("#summary")).to_have_text(
+        re.compile(r"7\s+requests · 22\.5\s+credits · perhaps\s+more\s+\(1\s+unknown\) · ")
+    )
 
 
 def test_what_runs_says_when_it_is_expected(watched: Watched, tmp_path: Path) -> None:
@@ -151,12 +154,15 @@ def test_a_request_without_a_picture_says_why(watched: Watched, gallery: Path) -
     reasons = page.locator(".card .reason")
     assert reasons.all_inner_texts() == [
         "No picture\nrefused by the content filter",
-        "Not known\nIts reply was lost, so it may have been paid for.",
+        "Not known\nIt may have been accepted and paid for: flux2 unknown with this folder asks what became of it.",
         "Waiting\nIt was not sent yet.",
         "Expired\nThe service does not keep the picture any more.",
     ]
     page.locator(".card button").nth(3).click()
     expect(page.locator("#pictures a")).to_have_attribute("href", "https://example.com/shelf.jpg")
+    page.keyboard.press("Escape")
+    page.locator(".card button").nth(4).click()
+    expect(page.locator("#error")).to_contain_text("or send it again with --retry-unknown, which may pay twice")
 
 
 def test_filter_by_state(watched: Watched, gallery: Path) -> None:

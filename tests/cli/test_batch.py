@@ -331,6 +331,7 @@ def test_a_cap(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixtu
     assert flux2("--max-tasks", "1", "--no-report") == 1
     out, err = capsys.readouterr()
     assert out.startswith("5 requests · 3 done · 2 not sent\n")
+    assert "\n42 credits in all runs, 14 of them in this one · balance 972 before, 958 now\n" in out
     assert "Stopped by --max-tasks 1: so many were started.\nGo on with: flux2 batch jobs.jsonl" in err
     assert account.ledger.charged == 42
 

@@ -36,6 +36,8 @@ def report_row(outcome: Outcome, folder: Path, known: Callable[[Path], dict[str,
 def page_row(outcome: Outcome, inputs: Sequence[Picture], outputs: Sequence[Picture]) -> dict[str, Any]:
     """Say what became of a request, with its reference pictures and its own; what is not known is left out."""
     failure = outcome.error
+    # In the word of the command, which the page names beside it.
+    message = failure.message.replace("with retry_unknown", "with --retry-unknown") if failure else ""
     entry = {
         "id": _text(outcome.id),
         "state": _text(outcome.state),
@@ -51,7 +53,7 @@ def page_row(outcome: Outcome, inputs: Sequence[Picture], outputs: Sequence[Pict
         "finished": _seconds(outcome.finished_at),
         "took": _took(outcome),
         "line": outcome.line or None,
-        "error": _text(failure.message if failure else ""),
+        "error": _text(message),
         "type": _text(failure.type if failure else ""),
         # Pairs, since a column may be called __proto__.
         "extra": [[_text(name), _text(value)] for name, value in outcome.extra.items() if value not in (None, "")],

@@ -3,9 +3,7 @@
 function fillControls() {
   fillStates();
   fillSort();
-  const credits = rows.reduce((sum, row) => sum + (row.credits ?? 0), 0);
-  const told = [requests(), moment(Date.parse($("summary").dataset.written) / 1000, "short")];
-  if (credits) told.splice(1, 0, `${number(credits)} credits`);
+  const told = [requests(), ...creditsTold(), moment(Date.parse($("summary").dataset.written) / 1000, "short")];
   $("summary").textContent = told.map((text) => text.replaceAll(" ", "\u00a0")).join(" · ");
 }
 

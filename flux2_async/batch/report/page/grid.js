@@ -134,7 +134,8 @@ function output(row) {
   const place = make("span", { className: "output" });
   const picture = row.outputs[0];
   if (picture?.thumb) place.append(preview(picture, row));
-  else place.append(reason(row, row.error));
+  // An error that tells of what is unknown is long, and what to do stands at its end.
+  else place.append(reason(row, row.state === "unknown" ? undefined : row.error));
   if (row.outputs.length > 1) place.append(make("span", { className: "many", text: `1 of ${row.outputs.length}` }));
   return place;
 }

@@ -7,6 +7,9 @@ let saying = "";
 
 function follow(address) {
   $("link").hidden = false;
+  // Nothing is known of the batch until the server has told.
+  $("tools").hidden = true;
+  $("summary").textContent = "";
   const source = new EventSource(address);
   source.addEventListener("message", (event) => {
     news = JSON.parse(event.data);
@@ -101,11 +104,9 @@ function rearrange(changed) {
 function showSummary() {
   const done = rows.filter((row) => row.state === "done").length;
   const total = Math.max(news.total ?? 0, rows.length);
-  const credits = rows.reduce((sum, row) => sum + (row.credits ?? 0), 0);
   $("tools").hidden = !rows.length;
   $("waiting").hidden = rows.length > 0;
-  const parts = [`${number(done)} of ${total === 1 ? "1 request" : `${number(total)} requests`} done`];
-  if (credits) parts.push(`${number(credits)} credits`);
+  const parts = [`${number(done)} of ${total === 1 ? "1 request" : `${number(total)} requests`} done`, ...creditsTold()];
   const left = news.running && news.ends ? roughly(news.ends - Date.now() / 1000) : "";
   if (left) parts.push(`${left}, until ${clock(news.ends)}`);
   $("summary").textContent = parts.map((text) => text.replaceAll(" ", "\u00a0")).join(" · ");

@@ -6,7 +6,7 @@ const UNFINISHED = new Set(["submitted", "submitting", "queued"]);
 // What stands where the picture would be: by state, and where it is done by what became of the download.
 const REASONS = {
   failed: ["No picture", "The service refused it, or failed."],
-  unknown: ["Not known", "Its reply was lost, so it may have been paid for."],
+  unknown: ["Not known", "It may have been accepted and paid for: flux2 unknown with this folder asks what became of it."],
   submitted: ["Being made", "The service has accepted it."],
   submitting: ["Being sent", "The service has not answered yet."],
   queued: ["Waiting", "It was not sent yet."],
@@ -18,6 +18,8 @@ const REASONS = {
 const GAP = 20, NARROWEST = 300, AHEAD = 900, SOURCES = 3;
 // Documented, in seconds: so long a task takes where too few have told.
 const QUICKEST = 8, SLOWEST = 95, ENOUGH = 5;
+// Seconds until the end of a task is seen by the batch and told here: so much later than that none is called late.
+const HEARD = 10;
 const COUNTED = 2000;
 // Browsers end a page at 17 million pixels or more.
 const TALLEST = 15e6;
@@ -62,8 +64,17 @@ function expectation(row) {
   }
   const left = roughly((end ?? 0) - now);
   if (left) return `${span(now - row.submitted)} so far, ${left}, until ${clock(end)}`;
-  const most = took.length < ENOUGH ? `, of usually ${QUICKEST} to ${SLOWEST} s` : ", longer than most";
-  return `${span(now - row.submitted)} so far${most}`;
+  if (took.length < ENOUGH) return `${span(now - row.submitted)} so far, of usually ${QUICKEST} to ${SLOWEST} s`;
+  const late = now - row.submitted > took[took.length - ENOUGH] + HEARD;
+  return `${span(now - row.submitted)} so far${late ? ", longer than most" : ""}`;
+}
+
+// What was charged, and that some of it may be untold; nothing where there is neither.
+function creditsTold() {
+  const credits = rows.reduce((sum, row) => sum + (row.credits ?? 0), 0);
+  const unknown = rows.filter((row) => row.state === "unknown").length;
+  if (!unknown) return credits ? [`${number(credits)} credits`] : [];
+  return [`${number(credits)} credits`, `perhaps more (${number(unknown)} unknown)`];
 }
 
 // Columns: label, value to compare, text to show

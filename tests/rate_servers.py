@@ -15,9 +15,9 @@ from typing import Protocol
 import attrs
 
 from flux2_async._limiter.limiter import Gate
-from flux2_async._limiter.permit import Permit
+from flux2_async._limiter.permit import Permit, PermitEvent
 from flux2_async._limiter.probing import Ticket
-from flux2_async._limiter.window import PermitEvent, Window, pause_after
+from flux2_async._limiter.window import Window, pause_after
 
 STRAY_PAUSE = 1.0
 """Seconds that a 429 of nobody asks for: the shortest that are believed."""

@@ -5,7 +5,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
 
-from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
+from flux2_async._limiter.permit import PermitEvent
+from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async.coordination.contract import Answer, Claim, Message, Settlement
 from flux2_async.coordination.coordinator import Coordinator
 

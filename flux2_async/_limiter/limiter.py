@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Unpack
 
-from flux2_async._limiter.permit import Permit
+from flux2_async._limiter.permit import DROPPED, THROTTLED, Permit, PermitEvent
 from flux2_async._limiter.queue import Waiter, Wish
 from flux2_async._limiter.slots import Slots
 from flux2_async._limiter.turnstile import Turnstile
-from flux2_async._limiter.window import DROPPED, MAX_PAUSE, THROTTLED, PermitEvent, Supply
+from flux2_async._limiter.window import MAX_PAUSE, Supply
 from flux2_async._limiter.windows import Tickets, Windows, rates_of, tightest
 from flux2_async.errors import RateLimitedError
 from flux2_async.models import RateLimit

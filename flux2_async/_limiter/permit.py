@@ -1,10 +1,26 @@
 """Leave to send one request."""
 
+import enum
 import warnings
 from collections.abc import Callable
-from typing import Self
+from typing import Final, Self
 
-from flux2_async._limiter.window import ANSWERED, PermitEvent
+
+class PermitEvent(enum.Enum):
+    """What became of a request that had a permit; `THROTTLED` is not the end: a 429 came, and whose it is is open."""
+
+    NEVER_SENT = "never_sent"
+    THROTTLED = "throttled"
+    ANSWERED = "answered"
+    UNCLEAR = "unclear"
+    REFUSED = "refused"
+    DROPPED = "dropped"
+
+
+# Asked for at every request; Python 3.11 takes as long to find a member in its class as to call a function.
+ANSWERED: Final = PermitEvent.ANSWERED
+THROTTLED: Final = PermitEvent.THROTTLED
+DROPPED: Final = PermitEvent.DROPPED
 
 
 class Permit:

@@ -8,7 +8,6 @@ either. Only the clocks' rates must agree (`CLOCK_MARGIN`). A request given up m
 2 P. What a 429 that comes nevertheless teaches stands in `probing`.
 """
 
-import enum
 import heapq
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Final
 
 import attrs
 
+from flux2_async._limiter.permit import ANSWERED, DROPPED, PermitEvent
 from flux2_async._limiter.probing import Probing, Ticket
 from flux2_async.models import RateLimit
 from flux2_async.models.settings import Told
@@ -28,22 +28,6 @@ MIN_PAUSE: Final = 1.0
 # An hour holds any real window; a longer answer is more likely a broken clock than a plan.
 MAX_PAUSE: Final = 3600.0
 
-
-class PermitEvent(enum.Enum):
-    """What became of a request that had a permit; `THROTTLED` is not the end: a 429 came, and whose it is is open."""
-
-    NEVER_SENT = "never_sent"
-    THROTTLED = "throttled"
-    ANSWERED = "answered"
-    UNCLEAR = "unclear"
-    REFUSED = "refused"
-    DROPPED = "dropped"
-
-
-# Asked for at every request; Python 3.11 takes as long to find a member in its class as to call a function.
-ANSWERED: Final = PermitEvent.ANSWERED
-THROTTLED: Final = PermitEvent.THROTTLED
-DROPPED: Final = PermitEvent.DROPPED
 
 HELD_FOR: Final = {ANSWERED: 1, PermitEvent.UNCLEAR: 2, DROPPED: 2}
 """Periods after which the permit of a request comes back; of other requests it does at once."""

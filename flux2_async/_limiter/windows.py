@@ -11,14 +11,13 @@ from typing import Final
 
 import attrs
 
+from flux2_async._limiter.permit import THROTTLED, PermitEvent
 from flux2_async._limiter.probing import Ticket
 from flux2_async._limiter.window import (
     CLOCK_MARGIN,
     HELD_FOR,
     MIN_PAUSE,
     PAUSE_WITHOUT_LIMIT,
-    THROTTLED,
-    PermitEvent,
     Supply,
     Window,
     pause_after,

@@ -114,8 +114,6 @@ _BY_CLASS: Final[Mapping[int, Meaning]] = {3: Meaning(ApiError, _REDIRECT), 5: M
 """By the class of HTTP."""
 
 _SIGNATURE: Final = re.compile(r"(?<=[?&]sig=)[^&\s\"'<>]+")
-# Characters; what is shorter is no secret.
-SECRET_LENGTH: Final = 12
 # What the nine digits below can say.
 MAX_HINT: Final = 1e9
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]+)?")
@@ -170,24 +168,6 @@ def refusal(
 def meaning_of(code: int) -> Meaning:
     """The row of a code; of one that stands in none, all that its class of HTTP says."""
     return _MEANINGS.get(code) or _BY_CLASS.get(code // 100, _ANY)
-
-
-@attrs.frozen
-class Redactor:
-    """Takes a key out of texts that are shown; data that is still to be read is left alone.
-
-    A short one, which test doubles have, is taken out as a word only: it is no secret, and part of many words.
-    """
-
-    _key: str = attrs.field(default="", repr=False)
-
-    def __call__(self, text: str) -> str:
-        """The text without the key."""
-        if not self._key or self._key not in text:
-            return text
-        if len(self._key) >= SECRET_LENGTH:
-            return text.replace(self._key, "<redacted>")
-        return re.sub(rf"(?<![\w-]){re.escape(self._key)}(?![\w-])", "<redacted>", text)
 
 
 def without_signature(text: str) -> str:

@@ -37,7 +37,8 @@ import attrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 from cattrs.preconf.json import make_converter
 
-from flux2_async._limiter.window import CLOCK_MARGIN, PermitEvent
+from flux2_async._limiter.permit import PermitEvent
+from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async._limiter.windows import Tickets, Windows
 from flux2_async.coordination.contract import Answer, Hint, Known, Settlement, Terms
 from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, PermitQueue

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from flux2_async._limiter.window import PermitEvent as PermitEvent  # noqa: PLC0414  a settlement is told by it
+from flux2_async._limiter.permit import PermitEvent as PermitEvent  # noqa: PLC0414  a settlement is told by it
 from flux2_async._limiter.window import Supply
 from flux2_async._limiter.windows import rates_of
 from flux2_async.models import RateLimit

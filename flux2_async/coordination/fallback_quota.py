@@ -7,7 +7,8 @@ from typing import Final
 
 import attrs
 
-from flux2_async._limiter.window import CLOCK_MARGIN, HELD_FOR, PermitEvent
+from flux2_async._limiter.permit import PermitEvent
+from flux2_async._limiter.window import CLOCK_MARGIN, HELD_FOR
 from flux2_async._limiter.windows import Tickets, Windows
 from flux2_async.coordination.contract import Answer, Settlement
 from flux2_async.models import RateLimit

@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from flux2_async._limiter.window import PermitEvent
+from flux2_async._limiter.permit import PermitEvent
 from flux2_async.coordination.contract import Hint, Settlement
 from flux2_async.coordination.coordinator import Coordinator
 from flux2_async.coordination.membership import Membership

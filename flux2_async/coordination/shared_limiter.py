@@ -18,10 +18,10 @@ from typing import Final
 import attrs
 
 from flux2_async._limiter.limiter import Gate
-from flux2_async._limiter.permit import Permit
+from flux2_async._limiter.permit import Permit, PermitEvent
 from flux2_async._limiter.queue import Waiter
 from flux2_async._limiter.slots import Slots, all_are_full, group_is_full
-from flux2_async._limiter.window import MAX_PAUSE, MIN_PAUSE, PermitEvent, Supply
+from flux2_async._limiter.window import MAX_PAUSE, MIN_PAUSE, Supply
 from flux2_async._limiter.windows import Windows, tightest
 from flux2_async.coordination.account_state import LEFT
 from flux2_async.coordination.contract import Answer, Hint, Message, Settlement, Terms

@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
-import anyio
-import anyio.to_thread
 import attrs
 
 from flux2_async._http.credentials import Credentials
@@ -165,6 +163,8 @@ async def _open(parts: "Parts") -> None:
 
     async with AsyncExitStack() as opening:
         if parts.remembered is not None:
+            import anyio.to_thread  # noqa: PLC0415  a session that remembers nothing does without
+
             await anyio.to_thread.run_sync(parts.remembered.restore, parts.schedules, abandon_on_cancel=True)
         await parts.transport.open()
         opening.push_async_callback(parts.transport.aclose)
@@ -224,7 +224,11 @@ def _shielded() -> AbstractContextManager[object]:
 
     Nobody can have such a scope before anyio's backend is loaded, and to load it takes longer than all other closing.
     """
-    return anyio.CancelScope(shield=True) if "anyio._backends._asyncio" in sys.modules else nullcontext()
+    if "anyio._backends._asyncio" not in sys.modules:
+        return nullcontext()
+    import anyio  # noqa: PLC0415  it is there
+
+    return anyio.CancelScope(shield=True)
 
 
 def _count(parts: "Parts") -> None:
@@ -241,6 +245,8 @@ def _count(parts: "Parts") -> None:
 async def _keep_what_was_learned(parts: "Parts") -> None:
     knowledge = parts.schedules.knowledge()
     if parts.remembered is not None and knowledge["kinds"]:
+        import anyio.to_thread  # noqa: PLC0415  loaded when it was opened
+
         # Closing is bounded in time, whatever disk the folder is on.
         with anyio.move_on_after(KEEPING_MAX, shield=True):
             await anyio.to_thread.run_sync(parts.remembered.keep, knowledge, abandon_on_cancel=True)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async import errors
-from flux2_async._protocol.refusals import Redactor, header, refusal, retry_after
+from flux2_async._protocol.refusals import header, refusal, retry_after
+from flux2_async._shown.redactor import Redactor
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

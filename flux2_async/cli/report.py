@@ -18,14 +18,15 @@ from flux2_async.cli.serve import check_port, interrupted, listening
 async def report(screen: Screen, folder: Path, title: str) -> None:
     """Write the page; UsageError: there is no batch in the folder."""
     await _bring_up_to_date(folder)
-    outcomes = await anyio.to_thread.run_sync(_outcomes, folder)
+    outcomes, total = await anyio.to_thread.run_sync(_outcomes, folder)
     if not outcomes:
         raise UsageError(f"{str(folder)!r} has no {RESULTS}; name the folder that flux2 batch was given as --out")
     written = await anyio.to_thread.run_sync(
         lambda: write_report(outcomes, folder, title=title), abandon_on_cancel=True
     )
     screen.result(str(folder / written.name))
-    screen.note(f"{counted(len(outcomes), 'request')}; --serve shows them while a batch runs", "dim")
+    others = f" of {total}, the rest was not sent yet" if total > len(outcomes) else ""
+    screen.note(f"{counted(len(outcomes), 'request')}{others}; --serve shows them while a batch runs", "dim")
     screen.document({"report": str(folder / written.name), "requests": len(outcomes)})
 
 
@@ -70,7 +71,9 @@ def _written_at(path: Path) -> float:
         return 0.0
 
 
-def _outcomes(folder: Path) -> list[Outcome]:
+def _outcomes(folder: Path) -> tuple[list[Outcome], int]:
+    """Give what is told of the batch in the folder, and how many requests it has."""
     following = Following(folder)
     following.news()
-    return sorted(following.outcomes.values(), key=lambda outcome: outcome.line)
+    outcomes = sorted(following.outcomes.values(), key=lambda outcome: outcome.line)
+    return outcomes, following.total or len(outcomes)

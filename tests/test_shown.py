@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from flux2_async._shown.text import json_escaped, printable
+from flux2_async._shown.text import Redactor, json_escaped, printable
 from flux2_async.cli.board import Board, Row
 from flux2_async.cli.screen import Screen
 from flux2_async.errors import ApiError, Flux2Error
@@ -106,3 +106,23 @@ def test_only_rich_steers() -> None:
     assert "\x1b]" not in written
     assert "\x9b" not in written
     assert "\x1b[2J" not in written
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "shown"),
+    [
+        ("sk-0123456789abcdef", "no key sk-0123456789abcdefs", "no key <redacted>s"),
+        (
+            "test",
+            "the key test, of the latest test-suite, tests",
+            "the key <redacted>, of the latest test-suite, tests",
+        ),
+        ("k", "bad key 'k'", "bad key '<redacted>'"),
+        (".", "a.b . c", "a.b <redacted> c"),
+        ("other", "nothing of it", "nothing of it"),
+    ],
+)
+def test_keys_in_texts(key: str, text: str, shown: str) -> None:
+    """A key is taken out of a text that is shown, a short one as a word alone; it shows in no repr."""
+    assert Redactor(key)(text) == shown
+    assert repr(Redactor(key)) == "Redactor()"

@@ -13,7 +13,7 @@ from yarl import URL
 
 from flux2_async._http.failures import bars_the_way, failure_text
 from flux2_async._protocol.codec import Reply
-from flux2_async._shown.redactor import Redactor
+from flux2_async._shown.text import Redactor
 
 MAX_REPLY: Final = 8 * 1024 * 1024
 # Eight times what aiohttp takes: gateways add policies and cookies, and behind them stands the id of a paid task.

@@ -16,7 +16,7 @@ from flux2_async._protocol import lenient_json
 from flux2_async._protocol.converter import converter, http_address
 from flux2_async._protocol.records import record_from_payload, task_id_of
 from flux2_async._protocol.refusals import ENDS_TASK, refusal, retry_after, without_signature
-from flux2_async._shown.redactor import Redactor
+from flux2_async._shown.text import Redactor
 from flux2_async.errors import ApiError, InvalidRequestError, ProtocolError, RateLimitedError, ServerError
 from flux2_async.models import Request, TaskRecord, TaskState, UploadedFile
 from flux2_async.models.plain import is_whole

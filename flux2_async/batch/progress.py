@@ -66,6 +66,7 @@ class Count:
     not_downloaded: int = 0
     expired: int = 0
     last_failure: Failure | None = None
+    spent_before: float = 0.0
 
     @classmethod
     def of(cls, tallies: Iterable[Tally]) -> "Count":
@@ -75,6 +76,7 @@ class Count:
             count.states[tally.state] += tally.wanted
             count.not_downloaded += tally.not_downloaded
             count.expired += tally.expired
+            count.spent_before += tally.credits
         return count
 
     def move(self, old: State, new: State) -> None:

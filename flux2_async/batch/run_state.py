@@ -3,6 +3,8 @@
 import asyncio
 from typing import Final, Protocol
 
+import attrs
+
 from flux2_async.batch.journal.rows import Row, failure_of
 from flux2_async.batch.journal.start import Start
 from flux2_async.batch.outcomes import Download, State
@@ -57,7 +59,6 @@ class RunState:
         self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stopped: str | None = None
         self.pricing: str | None = None
-        self._spent_before = self.spending.spent
         self._max_failed = max_failed
         self._ended = 0
         self._failed = 0
@@ -177,13 +178,11 @@ class RunState:
             done=states[State.DONE],
             failed=states[State.FAILED],
             unknown=states[State.UNKNOWN],
-            **{name: getattr(self.count, name) for name in ("submitted", "downloaded", "not_downloaded", "expired")},
+            **attrs.asdict(self.count, filter=attrs.filters.exclude("states"), recurse=False),
             spent=self.spending.spent,
-            spent_before=self._spent_before,
             reserved=self.spending.reserved,
             away=None if self.breaker.reason is None else str(self.breaker.reason),
             stopped=self.stopped,
-            last_failure=self.count.last_failure,
             pricing=self.pricing,
         )
 

@@ -32,9 +32,9 @@ from rate_servers import (
     whole_seconds,
 )
 
-from flux2_async._limiter.permit import PermitEvent
 from flux2_async._limiter.probing import Ticket
 from flux2_async._limiter.window import Window
+from flux2_async.coordination.contract import PermitEvent
 from flux2_async.models import RateLimit
 
 PERIOD = 10.0

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from flux2_async import errors
 from flux2_async._protocol.refusals import header, refusal, retry_after
-from flux2_async._shown.redactor import Redactor
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -194,23 +193,3 @@ def test_headers_ignore_case() -> None:
     """A header is found however it is spelt, and is empty when it is not there."""
     assert header({"X-A": "1", "ReTry-AFTER": "2"}, "retry-after") == "2"
     assert header({"X-A": "1"}, "retry-after") == ""
-
-
-@pytest.mark.parametrize(
-    ("key", "text", "shown"),
-    [
-        ("sk-0123456789abcdef", "no key sk-0123456789abcdefs", "no key <redacted>s"),
-        (
-            "test",
-            "the key test, of the latest test-suite, tests",
-            "the key <redacted>, of the latest test-suite, tests",
-        ),
-        ("k", "bad key 'k'", "bad key '<redacted>'"),
-        (".", "a.b . c", "a.b <redacted> c"),
-        ("other", "nothing of it", "nothing of it"),
-    ],
-)
-def test_keys_in_texts(key: str, text: str, shown: str) -> None:
-    """A key is taken out of a text that is shown, a short one as a word alone; it shows in no repr."""
-    assert Redactor(key)(text) == shown
-    assert repr(Redactor(key)) == "Redactor()"

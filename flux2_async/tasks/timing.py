@@ -94,8 +94,9 @@ class Timing:
         # Loop time at the epoch of the service's clock, or None before a task that was created here was seen.
         self._epoch: float | None = None
         self._longest = 0.0
-        # Polls that were planned on each beat to come.
+        # Polls that were planned on each beat to come. Processes of a host share its clock, but no beats.
         self._beats: dict[int, int] = {}
+        self._first_beat = self._random.random() * BEAT
         self.lag: float = 0.0
 
     def begin(self, task: ImageTask, schedule: Schedule | None, now: float) -> Watched:
@@ -107,14 +108,15 @@ class Timing:
         """Give the usual seconds from a time to the next poll: any that the schedule allows, if it can be on a beat."""
         soonest, latest = self._wait(watched, at, 0.0), self._wait(watched, at, 1.0)
         wait = soonest + (latest - soonest) * self._random.random()
-        beat = round((at + wait) / BEAT)
-        polls = self._beats.get(beat, 0)
-        if polls == ON_A_BEAT or not soonest <= beat * BEAT - at <= latest:
+        since = at - self._first_beat
+        beat = round((since + wait) / BEAT)
+        polls, on_beat = self._beats.get(beat, 0), beat * BEAT - since
+        if polls == ON_A_BEAT or not soonest <= on_beat <= latest:
             return wait
         if not polls:
-            self._beats = {each: count for each, count in self._beats.items() if each * BEAT > at}
+            self._beats = {each: count for each, count in self._beats.items() if each * BEAT > since}
         self._beats[beat] = polls + 1
-        return beat * BEAT - at
+        return on_beat
 
     def followed(self, watched: Watched, wait: float) -> float:
         """Shorten a wait from one poll to the next to what those who follow the task want."""

@@ -753,6 +753,16 @@ async def test_a_few_polls_of_a_burst_leave_together(make: Callable[..., World])
     assert len(moments) <= 0.6 * len(world.service.looks)
 
 
+async def test_processes_of_a_host_do_not_look_at_the_same_moments(make: Callable[..., World]) -> None:
+    """They share its clock, and the moments at which several polls leave are those of each process."""
+    worlds = [make(Polling(), latency=0.0) for _ in range(4)]
+    await asyncio.gather(*(world.watch(str(number), 12.0) for world in worlds for number in range(20)))
+    often = [Counter(round(at % 0.1, 6) for at, _ in world.service.looks).most_common(1)[0] for world in worlds]
+
+    assert all(count > 20 for _, count in often)
+    assert len({phase for phase, _ in often}) == 4
+
+
 async def test_attached_tasks_are_looked_at_soon_and_spread(make: Callable[..., World]) -> None:
     """They may have ended long ago: all are looked at within an interval of the documentation, not at one moment."""
     world = make(Polling(max_concurrency=1000), latency=0.0)

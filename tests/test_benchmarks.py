@@ -6,8 +6,9 @@ time of their own, and no figure is looked at that a busy machine could change.
 
 import asyncio
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,11 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(autouse=True)
-def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes of the benchmarks find their modules where the repository begins."""
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Processes of the benchmarks find their modules where the repository begins; their silence ends with the test."""
     monkeypatch.chdir(ROOT)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-import attrs
-
 # Characters; what is shorter is no secret.
 SECRET_LENGTH: Final = 12
 
@@ -63,14 +61,19 @@ def _with_printable_arguments(record: logging.LogRecord) -> bool:
 logging.getLogger("flux2_async").addFilter(_with_printable_arguments)
 
 
-@attrs.frozen
 class Redactor:
     """Takes a key out of texts that are shown; data that is still to be read is left alone.
 
     A short one, which test doubles have, is taken out as a word only: it is no secret, and part of many words.
     """
 
-    _key: str = attrs.field(default="", repr=False)
+    __slots__ = ("_key",)
+
+    def __init__(self, key: str = "") -> None:
+        self._key = key
+
+    def __repr__(self) -> str:
+        return "Redactor()"
 
     def __call__(self, text: str) -> str:
         """The text without the key."""

@@ -26,7 +26,7 @@ class Progress:
         not_downloaded: Requests whose pictures are made and not saved; the next run downloads them.
         expired: Requests whose pictures were made and are no longer available.
         spent: Credits that records say were charged, in all runs.
-        spent_before: Those of them that were told before this run.
+        spent_before: Credits of them that were charged before this run.
         reserved: Credits that what is running or unknown may cost besides; by what was seen, else by
             the documented prices, or under `max_credits` as there.
         away: Why nothing is sent at present, or None.

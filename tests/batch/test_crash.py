@@ -160,7 +160,7 @@ def test_the_service_is_killed_and_comes_back(case: Case) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_being_told_to_end(case: Case, name: str) -> None:
     """As a machine that shuts down, or a terminal that is closed, tells it: what runs is saved, nothing is unknown."""
-    case.write(50)
+    case.write(100)
     calls = case.calls()
     child = case.processes.start(*WORDS)
     while calls.total() < 60:
@@ -169,7 +169,7 @@ def test_being_told_to_end(case: Case, name: str) -> None:
     assert case.processes.code(child) == 130
     assert "interrupted; go on with: flux2 batch jobs.jsonl" in case.processes.said()
     assert {line["state"] for line in case.lines()} == {"done", "queued"}
-    case.finish(50)
+    case.finish(100)
     assert case.unknown == set()
 
 

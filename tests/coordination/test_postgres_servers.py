@@ -149,6 +149,8 @@ async def test_no_connection_left_is_an_outage(caplog: pytest.LogCaptureFixture)
     with PostgresServer(max_connections="3", superuser_reserved_connections="0") as server:
         server.run("CREATE ROLE app SUPERUSER LOGIN PASSWORD 'x'")
         dsn = server.url_for("app", "x")
+        # The server keeps the place of who has left for a moment.
+        await asyncio.sleep(0.2)
         async with listening(PostgresCoordination(dsn), 3):
             assert isinstance(await opened_by(dsn), CoordinationError)
             assert "no connection left" in caplog.text

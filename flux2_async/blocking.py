@@ -10,6 +10,7 @@ All that pays, waits and limits is `Flux2Session`; its docstrings hold here. Any
 import asyncio
 import atexit
 import os
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -605,7 +606,9 @@ class _Threads(ThreadPoolExecutor):
 
 
 async def _serve(started: Future[BlockingPortal]) -> None:
-    asyncio.get_running_loop().set_default_executor(_Threads())
+    # Python 3.12 starts no thread once the main one has ended, also not the one that would wait for these at the end.
+    if sys.version_info[:2] != (3, 12):
+        asyncio.get_running_loop().set_default_executor(_Threads())
     async with BlockingPortal() as portal:
         started.set_result(portal)
         await portal.sleep_until_stopped()

@@ -44,6 +44,7 @@ class _File:
 
     @classmethod
     def of(cls, thread: OneThread, path: Path) -> "_File":
+        """Open the file, in its thread; JournalError: it is being used, or is no journal."""
         with ExitStack() as opening:
             try:
                 # Before SQLite, which takes the log of a journal for its own where the first lock was given up.
@@ -57,6 +58,7 @@ class _File:
             return opened
 
     def close(self) -> None:
+        """Close and unlock it, in its thread; the lock of ours goes last, see `locked`."""
         self.connection.close()
         self.room.file.close()
 

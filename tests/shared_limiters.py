@@ -1,6 +1,7 @@
 """Limiters of several processes that share an account in memory."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -39,3 +40,16 @@ async def run_all(wire: Wire, shares: Sequence[tuple[SharedLimiter, int]]) -> fl
             for _ in range(count):
                 group.create_task(wire.submit(limiter))
     return wire.last_at - begun
+
+
+async def trouble(memory: Memory, jobs: Sequence[asyncio.Task[object]], rng: random.Random, longest: float) -> None:
+    """Until all has ended, lose the state's answers, the state itself, or be without it for up to so many seconds."""
+    while not all(job.done() for job in jobs):
+        await asyncio.sleep(rng.uniform(1.0, longest))
+        kind = rng.choice(["down", "lost", "empty", "empty and down"])
+        memory.lost_answers = 3 if kind == "lost" else 0
+        memory.down = "down" in kind
+        if "empty" in kind:
+            memory.empty()
+        await asyncio.sleep(rng.choice([0.5, 5.0, longest]) if memory.down else 0.0)
+        memory.down = False

@@ -10,7 +10,7 @@ import pytest
 from emulated import error_of, until
 from memory_coordination import Memory
 from rate_servers import Shared, SlidingLog, Wire, exact
-from shared_limiters import PERIOD, limiters, run_all
+from shared_limiters import PERIOD, limiters, run_all, trouble
 
 from flux2_async.coordination.contract import Message, Terms
 from flux2_async.coordination.shared_limiter import SharedLimiter
@@ -365,15 +365,7 @@ async def test_outages_and_losses_break_no_limit(seed: int) -> None:
     memory, server = Memory(), wire(seed=seed)
     async with limiters(memory, 4) as opened:
         jobs = [asyncio.create_task(server.submit(limiter)) for limiter in opened for _ in range(60)]
-        while not all(job.done() for job in jobs):
-            await asyncio.sleep(rng.uniform(1.0, 25.0))
-            trouble = rng.choice(["down", "lost", "empty", "empty and down"])
-            memory.lost_answers = 3 if trouble == "lost" else 0
-            memory.down = "down" in trouble
-            if "empty" in trouble:
-                memory.empty()
-            await asyncio.sleep(rng.choice([0.5, 5.0, 40.0]) if memory.down else 0.0)
-            memory.down = False
+        await trouble(memory, jobs, rng, 40.0)
 
     assert (server.accepted, server.refused) == (240, 0)
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from memory_coordination import Memory
 from rate_servers import SlidingLog, Wire
 from raw_server import answer, raw_server
-from shared_limiters import limiters, run_all
+from shared_limiters import limiters, run_all, trouble
 
 from flux2_async import Flux2Session, RateLimit, TextToImage
 from flux2_async.coordination.account_state import AccountState
@@ -202,15 +202,7 @@ async def test_several_limits_survive_outages(seed: int) -> None:
     rng, memory, wire = random.Random(seed), Memory(), Wire(All(SECOND, HALF_MINUTE), random.Random(seed), 0.05)
     async with limiters(memory, 3, TERMS) as opened:
         job = asyncio.create_task(send_all(wire, opened, 300))
-        while not job.done():
-            await asyncio.sleep(rng.uniform(1.0, 100.0))
-            trouble = rng.choice(["down", "lost", "empty", "empty and down"])
-            memory.lost_answers = 3 if trouble == "lost" else 0
-            memory.down = "down" in trouble
-            if "empty" in trouble:
-                memory.empty()
-            await asyncio.sleep(rng.choice([0.5, 5.0, 100.0]) if memory.down else 0.0)
-            memory.down = False
+        await trouble(memory, [job], rng, 100.0)
 
     assert (wire.accepted, wire.refused) == (300, 0)
 

@@ -47,7 +47,11 @@ def demo(
     rate_limit: RateLimitText = RATE_LIMIT,
     json: Json = False,
 ) -> int:
-    """Run `flux2 demo`."""
+    """Show the main job on the embedded emulator: no account, no charge.
+
+    Uploads photographs, submits 16 requests, waits for them and downloads the pictures. One is refused by
+    moderation and one by the rate limit, on purpose.
+    """
     from flux2_async.cli.demo import demo as run_demo
 
     return _done(lambda screen: run_demo(screen, out, parse_rate_limit(rate_limit)), machine=json)
@@ -63,7 +67,10 @@ def edit(
     service: Service = Service(),  # noqa: B008  frozen
     json: Json = False,
 ) -> int:
-    """Run `flux2 edit`."""
+    """Make a picture from words and pictures.
+
+    Example: flux2 edit "Put the cat on the sofa" cat.png sofa.jpg -o out.png
+    """
     from flux2_async.batch.jobs import check_files
 
     def request() -> ImageToImage:
@@ -91,7 +98,10 @@ def generate(
     service: Service = Service(),  # noqa: B008  frozen
     json: Json = False,
 ) -> int:
-    """Run `flux2 generate`."""
+    """Make a picture from words.
+
+    Example: flux2 generate "A lighthouse at dawn" --aspect-ratio 16:9 -o out.png
+    """
     return _make(lambda: TextToImage(prompt, **shape.fields("1:1")), service, output, timeout, machine=json)
 
 
@@ -105,7 +115,14 @@ def batch(
     service: Service = Service(),  # noqa: B008  frozen
     json: Json = False,
 ) -> int:
-    """Run `flux2 batch`."""
+    """Make many pictures; the same command again continues where it stopped, whatever stopped it.
+
+    A list has one request per line: prompt, images, aspect_ratio, resolution, tier, model, id; other columns are kept.
+    A model that is not Flux-2 is named by model and input, see `flux2 docs services`.
+    Ctrl-C once stops sending and waits for what runs, twice stops at once. Exit code 1 when a picture is missing.
+
+    Example: flux2 batch jobs.jsonl --out results/
+    """
     from flux2_async.cli.batch import batch as run_batch
 
     return _done(
@@ -113,7 +130,7 @@ def batch(
     )
 
 
-def show(
+def report(
     folder: Annotated[Path, told("The folder that flux2 batch was given as --out.")] = FOLDER,
     /,
     *,
@@ -123,7 +140,10 @@ def show(
     title: Annotated[str, told("The page's headline.")] = TITLE,
     json: Json = False,
 ) -> int:
-    """Run `flux2 report`."""
+    """Write report.html anew, or serve it while the batch runs in another terminal; Ctrl-C ends it.
+
+    Example: flux2 report results/ --serve
+    """
     from flux2_async.cli.report import report as write_report
     from flux2_async.cli.report import serve as serve_report
 
@@ -132,7 +152,7 @@ def show(
     return _done(lambda screen: write_report(screen, folder, title), machine=json)
 
 
-def decide(
+def unknown(
     folder: Annotated[Path, told("The folder that flux2 batch was given as --out.")] = FOLDER,
     /,
     *,
@@ -150,13 +170,21 @@ def decide(
     journal: Annotated[Path | None, told("The journal's file; run.db in the folder without it.")] = None,
     json: Json = False,
 ) -> int:
-    """Run `flux2 unknown`."""
-    from flux2_async.cli.unknown import Decisions, unknown
+    """List the requests of a batch that may have been accepted, and say what became of each.
+
+    On a terminal it asks about each; a script says it with --task and --never-made, which may be given several times,
+    or with --decisions, a list such as `flux2 unknown results/ --json | jq -c '.unknown[]'` begins.
+    What is not decided stays as it is. The next run of `flux2 batch` acts on it. Exit code 1 while some are left.
+
+    Example: flux2 unknown results/ --task shot-5=281e5b0f9a --never-made shot-6
+    """
+    from flux2_async.cli.unknown import Decisions
+    from flux2_async.cli.unknown import unknown as decide
 
     decided = Decisions(task, never_made, decisions, check)
     ask = not (json or task or never_made or decisions) and sys.stdin.isatty() and sys.stderr.isatty()
     path = journal or folder / "run.db"
-    return _done(lambda screen: unknown(screen, path, decided, ask=ask), machine=json)
+    return _done(lambda screen: decide(screen, path, decided, ask=ask), machine=json)
 
 
 def status(
@@ -168,7 +196,10 @@ def status(
     timeout: Timeout = TIMEOUT,
     json: Json = False,
 ) -> int:
-    """Run `flux2 status`."""
+    """Show the state of a task; with --wait or -o wait for its picture and save it.
+
+    Exit code 1 when the task failed.
+    """
     from flux2_async.cli.run import fetch, look
 
     async def go(screen: Screen) -> int:
@@ -181,8 +212,8 @@ def status(
     return _done(go, machine=json)
 
 
-def balance(*, json: Json = False) -> int:
-    """Run `flux2 credits`."""
+def credits_(*, json: Json = False) -> int:
+    """Show the account's balance."""
     from flux2_async.cli.service import opened
 
     async def go(screen: Screen) -> None:
@@ -202,7 +233,10 @@ def doctor(
     ] = None,
     json: Json = False,
 ) -> int:
-    """Run `flux2 doctor`."""
+    """Check the key, the balance, the addresses, the clock and callbacks; costs nothing.
+
+    Exit code 1 when a check fails.
+    """
     from rich.text import Text
 
     from flux2_async.cli.doctor import checks
@@ -232,7 +266,13 @@ def emulator(
     log: Annotated[bool, told("Write a line on stderr for each request.")] = True,
     json: Json = False,
 ) -> int:
-    """Run `flux2 emulator`."""
+    """Run the service on this machine, for trying programs without an account; Ctrl-C ends it.
+
+    It admits 20 new tasks in any 10 seconds and answers 429 to the rest, as the real one does. A browser at its
+    address shows what happens, ends tasks and cuts connections; /ledger is what it accepted and charged, as JSON.
+
+    Example: flux2 emulator --duration 3 --moderate 0.1 --fault createTask:cut_after
+    """
     from flux2_async.cli.serve import serve
 
     return _done(lambda screen: serve(screen, host, port, options, log=log), machine=json)
@@ -244,7 +284,12 @@ def mcp(
     max_credits: Annotated[float | None, told("Credits to spend at most in any 24 hours, restarts included.")] = None,
     service: Service = Service(),  # noqa: B008  frozen
 ) -> int:
-    """Run `flux2 mcp`."""
+    """Serve agents as tools by the Model Context Protocol, over stdin and stdout; needs the extra `mcp`.
+
+    An agent makes, edits and fetches pictures with it; a call that is repeated is paid once. See `flux2 docs agents`.
+
+    Example: flux2 mcp --max-credits 200
+    """
     from importlib.util import find_spec
 
     async def go(screen: Screen) -> None:

@@ -61,7 +61,7 @@ def docs(name: str | None = None, /) -> int:
 
 
 def recipe(name: str | None = None, /) -> int:
-    """Print a whole program to begin with; without a name, list what there is.
+    """Print a whole program to start from; without a name, list them.
 
     Example: flux2 recipe fastapi > app.py
 

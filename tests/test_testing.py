@@ -8,6 +8,7 @@ import threading
 import aiohttp
 import pytest
 from documents import recipe
+from file_host import picture
 
 import flux2_async
 from flux2_async import Flux2Session, ImageResult, Polling, TextToImage
@@ -31,7 +32,7 @@ async def test_a_session_finds_the_emulator(flux2_emulator: RunningEmulator) -> 
     """A session that was told nothing talks to the emulator, uploads included."""
     async with Flux2Session(polling=OFTEN) as flux:
         result = await flux.generate(REQUEST)
-        uploaded = await flux.upload(b"\x89PNG\r\n\x1a\n" + bytes(100))
+        uploaded = await flux.upload(picture(100))
 
         assert [result.task_id] == flux2_emulator.ledger.accepted
         assert result.urls == flux2_emulator.task(result.task_id).result_urls

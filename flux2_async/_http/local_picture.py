@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 import attrs
 
-from flux2_async._protocol.file_types import HEAD, FileType, describe, picture_names, picture_type
+from flux2_async._protocol.file_types import HEAD, FileType, Walk, describe, picture_names, picture_type, seems_whole
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.errors import InvalidRequestError
 
@@ -67,13 +67,16 @@ class Picture:
 
 
 def check_picture(field: str, source: Path | bytes, most: int = MAX_PICTURE) -> None:
-    """Look whether a local picture of at most so many bytes can be uploaded, without reading it whole.
+    """Look whether a local picture of at most so many bytes can be uploaded; one that ends as it should is not read.
 
     Raises:
         InvalidRequestError: It cannot; the text names `field`, what was given and what is allowed.
     """
     with _reasons(field, source), _open(field, source) as file:
-        _judge(field, source, file, most)
+        head = _judge(field, source, file, most)
+        file.seek(-min(file.seek(0, os.SEEK_END), HEAD), os.SEEK_END)
+        if not seems_whole(head, file.read(), file.tell()):
+            _read_through(field, source, file)
 
 
 def read_picture(field: str, source: Path | bytes, most: int = MAX_PICTURE) -> Picture:
@@ -84,12 +87,8 @@ def read_picture(field: str, source: Path | bytes, most: int = MAX_PICTURE) -> P
     """
     with _reasons(field, source), _open(field, source) as file:
         stamp = _stamp(file)
-        media, size = _judge(field, source, file, most)
-        file.seek(0)
-        digest = hashlib.sha256()
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return Picture(field, source, media, size, digest.hexdigest(), stamp)
+        _judge(field, source, file, most)
+        return Picture(field, source, *_read_through(field, source, file), stamp)
 
 
 @contextmanager
@@ -120,18 +119,33 @@ def _open(field: str, source: Path | bytes) -> BinaryIO:
     return source.open("rb")
 
 
-def _judge(field: str, source: Path | bytes, file: BinaryIO, most: int) -> tuple[FileType, int]:
+def _judge(field: str, source: Path | bytes, file: BinaryIO, most: int) -> bytes:
+    """Look at size and format of a file; give its beginning."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if not 1 <= size <= most:
         allowed = f"allowed are 1 to {most} ({most / 1_000_000:.3g} MB)"
         raise InvalidRequestError(f"{field}: {size} bytes given, {allowed}{_where(source)}")
     head = file.read(HEAD)
-    media = picture_type(head)
-    if media is None:
+    if picture_type(head) is None:
         allowed = f"allowed are {picture_names('and')}"
         raise InvalidRequestError(f"{field}: {describe(head)} given, {allowed}{_where(source)}")
-    return media, size
+    return head
+
+
+def _read_through(field: str, source: Path | bytes, file: BinaryIO) -> tuple[FileType, int, str]:
+    """Read a picture to its end; give its format, bytes and hash."""
+    file.seek(0)
+    walk, digest = Walk(), hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        walk.feed(chunk)
+        digest.update(chunk)
+    if walk.type is None or not walk.is_ended:
+        raise InvalidRequestError(
+            f"{field}: the {walk.type.name if walk.type else 'file'} is not whole, its end is missing; nothing was "
+            f"sent: copy or download it again, or save it anew in a picture program{_where(source)}"
+        )
+    return walk.type, walk.received, digest.hexdigest()
 
 
 def _stamp(file: BinaryIO) -> tuple[int, ...]:

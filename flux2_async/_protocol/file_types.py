@@ -27,15 +27,17 @@ class FileType:
         name: As people write it.
         extension: Of file names, without a dot.
         mime_type: As the API writes it; empty for what it does not take.
+        ending: Its last bytes, where nothing stands behind them.
     """
 
     name: str
     extension: str
     mime_type: str = ""
+    ending: bytes = b""
 
 
-JPEG: Final = FileType("JPEG", "jpg", "image/jpeg")
-PNG: Final = FileType("PNG", "png", "image/png")
+JPEG: Final = FileType("JPEG", "jpg", "image/jpeg", b"\xff\xd9")
+PNG: Final = FileType("PNG", "png", "image/png", b"IEND\xaeB`\x82")
 WEBP: Final = FileType("WebP", "webp", "image/webp")
 
 # How files of each begin; the first that fits counts.
@@ -98,6 +100,14 @@ def picture_names(before_last: str) -> str:
     """Give the names of the formats that the API takes, with `and` or `or` before the last."""
     *names, last = (kind.name for _, kind in BEGINNINGS if kind.mime_type)
     return f"{', '.join(names)} {before_last} {last}"
+
+
+def seems_whole(head: bytes, tail: bytes, size: int) -> bool:
+    """Whether a picture of so many bytes ends as it should; only a `Walk` says for certain."""
+    kind = file_type(head)
+    if kind is WEBP:
+        return size >= 8 + int.from_bytes(head[4:8], "little")
+    return kind is not None and bool(kind.ending) and tail.endswith(kind.ending)
 
 
 def is_text(head: bytes) -> bool:

@@ -54,7 +54,7 @@ ADDRESS = "HTTPS://example.com/shelf.jpg"
 
 async def test_good_pictures_pass_the_check(files: Files, photos: list[Path]) -> None:
     """Paths as text and as objects, bytes, addresses and uploaded files can be sent."""
-    await files.check([photos[0], str(photos[1]), picture(9), ADDRESS, UPLOADED])
+    await files.check([photos[0], str(photos[1]), picture(99), ADDRESS, UPLOADED])
     await files.check([ADDRESS])
 
 
@@ -71,8 +71,12 @@ async def test_good_pictures_pass_the_check(files: Files, photos: list[Path]) ->
         (b"GIF89a", "GIF given, allowed are JPEG, PNG and WebP"),
         (picture(11_000_000), r"11000000 bytes given, allowed are 1 to 10000000 \(10 MB\)"),
         (b"", "0 bytes given"),
+        (
+            picture(999, magic=JPEG)[:-1],
+            "the JPEG is not whole, its end is missing; nothing was sent: copy or download",
+        ),
     ],
-    ids=["name", "missing", "home", "folder", "gif", "11 MB", "empty"],
+    ids=["name", "missing", "home", "folder", "gif", "11 MB", "empty", "cut"],
 )
 async def test_a_bad_picture_is_named_before_anything_is_sent(
     emulator: Emulator, files: Files, photos: list[Path], image: ImageSource, text: str

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_reads_type_size_and_hash_from_the_content(tmp_path: Path, magic: bytes,
             assert file.read() == content
 
 
-@pytest.mark.parametrize("size", [12, MAX_PICTURE])
+@pytest.mark.parametrize("size", [40, MAX_PICTURE])
 def test_the_largest_and_the_smallest_are_taken(size: int) -> None:
     """Ten million bytes are allowed, and so is next to nothing."""
     check_picture("images[0]", picture(size))
@@ -72,6 +73,52 @@ def test_content_that_the_api_refuses(
         look("images[3]", path if as_file else content)
     assert as_file == (repr(str(path)) in str(caught.value))
     assert "secret" not in str(caught.value)
+
+
+# A first part that holds a whole picture, as the thumbnails of cameras are held.
+THUMBNAIL = b"\xff\xd8\xff\xe1\x00\x2a" + picture(40, magic=JPEG)
+
+
+@pytest.mark.parametrize("look", [check_picture, read_picture])
+@pytest.mark.parametrize("as_file", [True, False], ids=["path", "bytes"])
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [
+        ("PNG", picture(600_000)),
+        ("JPEG", picture(600_000, magic=JPEG)),
+        ("JPEG", THUMBNAIL + picture(600_000, magic=JPEG)[2:]),
+        ("WebP", picture(600_000, magic=WEBP)),
+    ],
+    ids=["png", "jpeg", "jpeg with a thumbnail", "webp"],
+)
+def test_a_picture_that_was_cut_off_is_refused(
+    tmp_path: Path, look: Callable[[str, Path | bytes], object], kind: str, whole: bytes, *, as_file: bool
+) -> None:
+    """Wherever it was cut, also in the first bytes; whole, it is taken, and so is what stands behind its end."""
+    path = tmp_path / "photo.jpg"
+
+    def given(content: bytes) -> Path | bytes:
+        path.write_bytes(content)
+        return path if as_file else content
+
+    for size in (30, 300_000, len(whole) - 2):
+        with pytest.raises(InvalidRequestError, match=rf"^images\[0\]: the {kind} is not whole, .*download it again"):
+            look("images[0]", given(whole[:size]))
+    for behind in (b"", b"\0", b"ftypmp42" * 50_000):
+        look("images[0]", given(whole + behind))
+
+
+def test_a_cut_that_looks_like_an_end_is_found_when_it_is_read() -> None:
+    """A photograph of which only what ends with its thumbnail is there."""
+    with pytest.raises(InvalidRequestError, match=r"^images\[0\]: the JPEG is not whole"):
+        read_picture("images[0]", THUMBNAIL)
+
+
+def test_a_picture_that_ends_as_it_should_is_not_read_to_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of many photographs is checked by their first and last bytes."""
+    monkeypatch.setattr("flux2_async._http.local_picture.Walk", None)
+    for magic in (PNG, JPEG, WEBP):
+        check_picture("images[0]", picture(600_000, magic=magic))
 
 
 @pytest.mark.parametrize("name", ["missing.png", "example.com/a.jpg", "photo.dat/a.png", "broken", "nul\0"])

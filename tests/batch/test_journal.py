@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import emulated, until
+from file_host import picture
 
 from flux2_async.batch import Failure, InvalidInputError, Job, Journal, JournalError, State, run_batch
 from flux2_async.batch.journal import schema
@@ -29,7 +30,7 @@ from flux2_async.batch.options import Options
 from flux2_async.errors import ConfigurationError
 from flux2_async.models import ImageToImage, TextToImage, UploadedFile
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+PNG = picture(100)
 
 
 async def entered(journal: Journal, items: Sequence[Any], **options: Any) -> list[str]:

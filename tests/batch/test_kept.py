@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from batches import batch_in, collect, lines, run
 from emulated import emulated
+from file_host import picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ from flux2_async.batch.report import write_report
 from flux2_async.errors import ConfigurationError, InvalidRequestError
 from flux2_async.models import ImageToImage, TextToImage, UploadedFile
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+PNG = picture(100)
 
 
 class Colour(str, enum.Enum):  # noqa: UP042  what people have

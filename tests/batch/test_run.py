@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from batches import batch_in, collect, lines, prompts, requests, run
 from emulated import REQUEST, emulated, session_for, until
+from file_host import picture
 
 from flux2_async.batch import Download, Job, Journal, State, read_jobs, run_batch
 from flux2_async.batch.report.rows import page_row
@@ -25,7 +26,7 @@ from flux2_async.errors import (
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit
 from flux2_async.models.events import Queued, SessionEvent, Settled
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+PNG = picture(100)
 
 
 async def test_all_done(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from file_host import picture
 
 from flux2_async.cli import batch, commands, service
 from flux2_async.cli.app import run
@@ -121,7 +122,7 @@ def test_machines_get_one_document(account: RunningEmulator, here: Path, capsys:
 def test_csv_and_patterns(account: RunningEmulator, here: Path) -> None:
     """A spreadsheet, and a pattern with a prompt, are lists as well; paths begin at the list's folder."""
     (here / "lists").mkdir()
-    (here / "lists" / "a b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (here / "lists" / "a b.png").write_bytes(picture(100))
     with (here / "lists" / "jobs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("prompt", "images"), ("make it red", "a b.png")])
     assert run(["batch", "lists/jobs.csv", "--no-report", "--rate-limit", "none"]) == 0

@@ -14,6 +14,7 @@ import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 from emulated import look_often
+from file_host import picture
 from PIL import Image
 
 from flux2_async.cli import demo, script
@@ -166,7 +167,7 @@ def test_before_anything_was_sent_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path
 ) -> None:
     """Interrupted during the upload: nothing was accepted, and the words say that."""
-    (here / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (here / "a.png").write_bytes(picture(100))
     with account(monkeypatch, Fault("upload", "hang", times=None)) as emulator:
         with ctrl_c_when(lambda: emulator.ledger.in_flight["upload"] > 0):
             assert run(["edit", "Make it blue", "a.png"]) == 130

@@ -77,7 +77,8 @@ class Shape:
     """How the picture is to be."""
 
     aspect_ratio: Annotated[
-        str | None, told(f"{', '.join(RATIOS)}, or with pictures auto. Without it: auto with pictures, 1:1 without.")
+        str | None,
+        told(f"{', '.join(RATIOS)}, or with pictures auto. Without it: auto with pictures (in Python 1:1), else 1:1."),
     ] = None
     resolution: Annotated[str, told(f"{' or '.join(RESOLUTIONS)}.")] = "1K"
     tier: Annotated[str, told(f"{' or '.join(TIERS)}.")] = "flex"

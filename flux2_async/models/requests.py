@@ -216,7 +216,8 @@ class ImageToImage(_Request):
             as bytes, bytearray, memoryview or BytesIO (kept as bytes), or an `UploadedFile`; JPEG, PNG or WebP of at
             most 10 MB (documented). What is local is uploaded by `submit`.
         aspect_ratio: Width to height: `1:1`, `4:3`, `3:4`, `16:9`, `9:16`, `3:2`, `2:3`, or `auto` for the
-            ratio of the first picture.
+            ratio of the first picture. `1:1` unless given, as the API has it: a square, whatever shape that
+            picture has. `flux2 edit`, lists of batches and the tools of `flux2 mcp` take `auto` then.
         resolution: `1K` or `2K`.
         tier: `flex` or `pro`.
         extra_input: Further fields of the API's `input`, sent untouched.

@@ -56,6 +56,7 @@ class Coordinator:
 
     Attributes:
         running: Gives how many tasks run here of which groups.
+        on_loss: Called when the shared state may have forgotten what this session has told.
     """
 
     def __init__(self, coordination: Coordination, account: str, terms: Terms) -> None:
@@ -63,6 +64,7 @@ class Coordinator:
         self._store = coordination.store(account, self._member)
         self._terms = terms
         self.running: Callable[[], Mapping[str, int]] = dict
+        self.on_loss: Callable[[], None] = lambda: None
         self._joins = 0
         self._known = Known()
         # When that was asked for, and when it was known.
@@ -73,6 +75,8 @@ class Coordinator:
         # A session's own questions would only be in each other's way.
         self._turn = asyncio.Lock()
         self._beating: asyncio.Task[None] | None = None
+        self._beat_now = asyncio.Event()
+        self._peers = 1
         self._on_message: Callable[[Message], None] = lambda _: None
 
     async def open(self, on_message: Callable[[Message], None]) -> None:
@@ -107,7 +111,7 @@ class Coordinator:
             return self._enter(state, now, held=held, replaces=f"{self._member}.", keeps=keeps, alone=alone)
 
         answer = await self._ask(enter)
-        if self._beating is None and self._must_say_so:
+        if self._beating is None:
             self._beating = asyncio.get_running_loop().create_task(self._beat(), name="flux2_async heartbeat")
         return answer
 
@@ -228,8 +232,8 @@ class Coordinator:
 
     async def aclose(self) -> None:
         """Leave; never raises and never takes long."""
-        await finish(self._beating)
         try:
+            await finish(self._beating)
             if self._joins:
                 # Else it is forgotten in a while.
                 with suppress(CoordinationError):
@@ -281,7 +285,13 @@ class Coordinator:
         answer, asked_at, known_at = await self._change(question)
         if answer is None:
             raise CoordinationError("this session has not joined the others of its account")
+        is_lost = self._known.epoch not in ("", answer.known.epoch)
         self._known, self._asked_at, self._known_at = answer.known, asked_at, known_at
+        self._peers = answer.peers
+        if is_lost:
+            self.on_loss()
+            # Who asks for nothing has to tell anew what runs there, and what it has spent.
+            await self.tell(Message("peers", peers=answer.peers))
         return answer
 
     def _load(self, text: str | None, now: float) -> AccountState:
@@ -312,18 +322,28 @@ class Coordinator:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(HEARTBEAT)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT if self._must_say_so else None):
+                    await self._beat_now.wait()
+            self._beat_now.clear()
             # Whoever asks next finds out what is wrong, and joins again.
             with suppress(CoordinationError):
-                answer = await self._ask(lambda state, now: state.touch(self._peer, self._known, now))
+                answer = await self._ask(
+                    lambda state, now: state.touch(self._peer, self._known, now) or self._enter(state, now)
+                )
                 # Who asks for nothing would else not know how many there are when it has to do without the others.
                 self._on_message(Message("peers", peers=answer.peers))
 
     def _hear(self, line: str) -> None:
         if not line:
-            # Whoever waits should ask.
+            # The server may be another one by now. Whoever waits should ask.
+            self._beat_now.set()
+            self.on_loss()
             self._on_message(Message("wake"))
         elif (told := decode_message(line)) is not None and told[0] != self._member:
+            if told[1].kind == "peers" and told[1].peers < self._peers:
+                # This one may not be among them.
+                self._beat_now.set()
             self._on_message(told[1])
 
     def _own(self, claim: Claim) -> Claim:

@@ -62,13 +62,13 @@ class Budgets:
         """Go on in the running event loop, with these others."""
         self._sharing, self._turn, self._loop = sharing, asyncio.Lock(), asyncio.get_running_loop()
         self._to_tell.clear()
+        if sharing is not None:
+            sharing.coordinator.on_loss = self._tell_all
 
     def go_on_telling(self) -> None:
-        """Tell of budgets without a window again and again: what this session spent counts as long as it is open."""
+        """Tell of all budgets again and again: what this session spent counts as long as it is open."""
         assert self._loop is not None  # noqa: S101  it has begun
-        for (number, _), ledger in self._ledgers.items():
-            if self._budgets[number].per is None:
-                self._tell(self._budgets[number], ledger)
+        self._tell_all()
         self._timer = self._loop.call_later(TOLD_EVERY, self.go_on_telling)
 
     def end_telling(self) -> None:
@@ -200,6 +200,11 @@ class Budgets:
                 self._sharing.coordinator.spend, *told, price=price, cap=budget.credits, per=budget.per
             )
         return fits
+
+    def _tell_all(self) -> None:
+        for (number, _), ledger in self._ledgers.items():
+            if not ledger.is_empty(_now()):
+                self._tell(self._budgets[number], ledger)
 
     def _tell(self, budget: Budget, ledger: Ledger) -> None:
         # What an event loop that was closed has left behind is told by what is told next.

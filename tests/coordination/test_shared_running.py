@@ -117,6 +117,22 @@ async def test_tasks_of_a_closed_session_count_for_a_minute() -> None:
             assert [handle.state for handle in handles] == 2 * [SubmissionState.ACCEPTED]
 
 
+@pytest.mark.parametrize("mute", [False, True])
+async def test_what_runs_in_an_idle_process_counts_also_after_the_state_was_lost(*, mute: bool) -> None:
+    """It says anew what runs there, as soon as another one finds the loss, or else with its next sign of life."""
+    memory = Memory()
+    memory.mute = mute
+    async with Emulator(Script(plans=Plan(duration=1e4), credits=1e6)) as emulator:
+        options: dict[str, Any] = {"max_running": 3, "coordination": memory, "rate_limit": RateLimit(5, 1.0)}
+        async with session_for(emulator, **options) as idle, session_for(emulator, **options) as other:
+            for _ in range(3):
+                await idle.submit(REQUEST)
+            memory.empty()
+            await asyncio.sleep(25.0 if mute else 0.0)
+            assert isinstance(await error_of(other.submit(REQUEST, max_wait=30.0)), RateLimitedError)
+        assert len(emulator.ledger.accepted) == 3
+
+
 async def test_place_of_an_idle_process_is_used_at_once() -> None:
     """Whose task ends says so to those who wait elsewhere, also where nothing waits there."""
     async with Emulator(Script(plans=Plan(duration=5.0), credits=1e6)) as emulator:

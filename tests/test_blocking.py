@@ -109,10 +109,11 @@ def _names() -> dict[str, Any]:
     from flux2_async.models.image_sources import UploadSource  # noqa: PLC0415  likewise
     from flux2_async.session.as_completed import Requests  # noqa: PLC0415  likewise
     from flux2_async.session.callback_settings import CallbackSettings  # noqa: PLC0415  likewise
+    from flux2_async.session.submission import OnSend  # noqa: PLC0415  likewise
     from flux2_async.webhooks import Callback  # noqa: PLC0415  likewise
 
     names = {name: getattr(flux2_async, name) for name in flux2_async.__all__}
-    kinds = {"Coordination": Coordination, "CallbackSettings": CallbackSettings, "Callback": Callback}
+    kinds = {"Coordination": Coordination, "CallbackSettings": CallbackSettings, "Callback": Callback, "OnSend": OnSend}
     return names | kinds | {"UploadSource": UploadSource, "Requests": Requests}
 
 

@@ -240,7 +240,8 @@ def test_a_session_loads_only_what_it_needs() -> None:
     others = (
         "session.callback_inbox", "session.remembered", "coordination.client", "coordination.contract", "webhooks",
         "_http.uploads", "_http.downloads", "_http.file_transport", "_protocol.file_types", "session.as_completed",
-        "session.parts", "session.enqueued", "tasks.watcher",
+        "session.parts", "session.enqueued", "session.submission", "tasks.watcher", "tasks.handle", "models.records",
+        "models.callbacks", "models.statistics", "_limiter.permit",
     )  # fmt: skip
     assert not {f"flux2_async.{name}" for name in others} & loaded
     assert not {"cattrs", "importlib.metadata", "sqlite3"} & loaded

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Meaning = TypeVar("Meaning", bound=Callable[..., object])
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Call(Generic[Meaning]):
     """One call.
 

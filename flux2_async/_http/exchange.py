@@ -27,7 +27,7 @@ LIKE_OURS: Final = {"auto_decompress": True, **HEADER_LIMITS}
 """Settings of our own sessions, which each call over a borrowed one is given."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Failure:
     """What broke an exchange off.
 

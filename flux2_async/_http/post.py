@@ -30,7 +30,7 @@ MAX_SPOILED: Final = 5
 """Connections that the peer ends, or speaks on, before their first byte, until that is no accident."""
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Route:
     """The way that all createTasks of a session go.
 

@@ -42,7 +42,7 @@ QUESTIONS: Final = 2
 
 
 # Made twice as fast as a frozen one, for each request.
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Ticket:
     """One permit as the window keeps it, which does not change it.
 
@@ -57,7 +57,7 @@ class Ticket:
     spacing: float = 0.0
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class News:
     """One burst that met a 429, and what was believed before.
 
@@ -92,7 +92,7 @@ class News:
         return self.pause > DEAR
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Probing:
     """How many may be out at once, and how fast they may go, by what 429s have taught.
 

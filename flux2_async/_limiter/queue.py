@@ -42,7 +42,7 @@ class Wish(TypedDict, total=False):
     group: str | None
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Waiter(Generic[T]):
     """One task in the queue; `number` counts arrivals, times are loop times."""
 

@@ -49,7 +49,7 @@ def pause_after(rate: RateLimit | None, retry_after: float | None) -> float:
     return min(max(retry_after, floor), MAX_PAUSE)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Supply:
     """When there will be permits, where each is taken as soon as there is one; times as those of the window.
 
@@ -94,7 +94,7 @@ class Supply:
         return max(at, self.times[number] if number < most else taken[number - most] + self.period)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Window:
     """At most `rate.limit` counts in any `rate.period` on the server's side, less where a 429 taught so."""
 

@@ -43,7 +43,7 @@ def tightest(rates: Iterable[RateLimit]) -> RateLimit | None:
     return min(rates, key=lambda rate: rate.limit / rate.period, default=None)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Tickets:
     """One permit as several windows keep it, each known by its period; those made later have none."""
 
@@ -51,7 +51,7 @@ class Tickets:
     parts: Mapping[float, Ticket]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Windows:
     """Starts that are within each of several windows; of two limits with one period the lower counts.
 

@@ -47,7 +47,7 @@ _GIVEN_UP: Final = frozenset({408, 499})
 
 
 # Made twice as fast as a frozen one.
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Accepted:
     """The service made a task; nobody changes it.
 
@@ -58,11 +58,11 @@ class Accepted:
     """
 
     task_id: str
-    headers: Mapping[str, str] = attrs.field(repr=False)
+    headers: Mapping[str, str]
     told: tuple[Told, ...] = ()
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Refused:
     """The service made no task, and said so.
 
@@ -73,7 +73,7 @@ class Refused:
     """
 
     error: ApiError
-    headers: Mapping[str, str] = attrs.field(repr=False)
+    headers: Mapping[str, str]
     told: tuple[Told, ...] = ()
 
 
@@ -88,7 +88,7 @@ class Obstacle(Enum):
     """The permit's lease had ended: asked for anew, and sent then."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class NeverSent:
     """Nothing of the request left.
 
@@ -101,7 +101,7 @@ class NeverSent:
     obstacle: Obstacle = Obstacle.PASSING
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Unclear:
     """The task may exist.
 

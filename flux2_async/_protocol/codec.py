@@ -31,7 +31,7 @@ _LOST_RECORD: Final = re.compile(r"record\s*info\b.*\bnull", re.IGNORECASE | re.
 
 
 # Made twice as fast as a frozen one, for each call.
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Reply:
     """One HTTP answer, which nobody changes.
 
@@ -43,12 +43,12 @@ class Reply:
     """
 
     status: int
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    body: bytes = attrs.field(repr=lambda value: f"<{len(value)} bytes>")
-    redact: Redactor = attrs.field(factory=Redactor, repr=False)
+    headers: Mapping[str, str]
+    body: bytes
+    redact: Redactor = attrs.field(factory=Redactor)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Envelope:
     """What every JSON answer has in common.
 
@@ -57,8 +57,8 @@ class Envelope:
     """
 
     code: int
-    _body: Mapping[str, Any] = attrs.field(repr=False)
-    _redact: Redactor = attrs.field(repr=False)
+    _body: Mapping[str, Any]
+    _redact: Redactor
 
     @property
     def message(self) -> str:

@@ -6,9 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from http import HTTPStatus
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 from flux2_async._protocol import lenient_json
 from flux2_async.errors import (
@@ -53,8 +51,7 @@ class Proof(Enum):
     """A parameter was refused, unless the text says that the server failed."""
 
 
-@attrs.frozen
-class Meaning:
+class Meaning(NamedTuple):
     """One row: what a code means.
 
     Attributes:

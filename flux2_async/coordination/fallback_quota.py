@@ -135,7 +135,7 @@ class Fallback:
         if self.quota is not None:
             limit = None if told.limit is None else quota_of(told.limit, self._peers)
             remaining = None if told.remaining is None else told.remaining // (self._peers or ASSUMED_PEERS)
-            self.quota.windows.believe(attrs.evolve(told, limit=limit, remaining=remaining), now)
+            self.quota.windows.believe(told._replace(limit=limit, remaining=remaining), now)
 
     def declare(self, now: float) -> tuple[Settlement, ...]:
         """Give what was taken and is not back yet."""

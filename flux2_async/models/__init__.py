@@ -3,7 +3,9 @@
 Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code` for `failCode`).
 """
 
-from flux2_async.models.records import ImageResult, TaskRecord, TaskState
+from typing import TYPE_CHECKING
+
+from flux2_async._lazy import lazily
 from flux2_async.models.requests import (
     AspectRatio,
     FixedAspectRatio,
@@ -16,7 +18,12 @@ from flux2_async.models.requests import (
     Tier,
     UploadedFile,
 )
-from flux2_async.models.settings import Callbacks, Polling, RateLimit, SessionStatistics, Timeouts
+from flux2_async.models.settings import Polling, RateLimit, Timeouts
+
+if TYPE_CHECKING:
+    from flux2_async.models.callbacks import Callbacks
+    from flux2_async.models.records import ImageResult, TaskRecord, TaskState
+    from flux2_async.models.statistics import SessionStatistics
 
 __all__ = [
     "AspectRatio",
@@ -38,3 +45,15 @@ __all__ = [
     "Timeouts",
     "UploadedFile",
 ]
+
+# Before a session is open there is no need of these.
+__getattr__ = lazily(
+    __name__,
+    {
+        "Callbacks": "callbacks",
+        "ImageResult": "records",
+        "SessionStatistics": "statistics",
+        "TaskRecord": "records",
+        "TaskState": "records",
+    },
+)

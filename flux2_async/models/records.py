@@ -31,7 +31,7 @@ class TaskState(enum.StrEnum):
 _FINAL: Final = (TaskState.SUCCESS, TaskState.FAIL)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Echo:
     """A request as the service echoes it, not read yet: it is half of a record, and few ask for it.
 
@@ -40,8 +40,8 @@ class Echo:
         read: Reads that.
     """
 
-    raw: str | Mapping[str, Any] = attrs.field(repr=False)
-    read: Callable[[Any], Mapping[str, Any] | None] = attrs.field(repr=False)
+    raw: str | Mapping[str, Any]
+    read: Callable[[Any], Mapping[str, Any] | None]
 
 
 def _counted(urls: tuple[str, ...]) -> str:

@@ -1,21 +1,14 @@
-"""Settings and statistics of a session: frozen, checked when made."""
+"""Settings of every session: frozen, checked when made."""
 
 import math
-import re
-from datetime import datetime
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
 import attrs
 
-from flux2_async._shown.frames import made_without_frames, showable
-from flux2_async._shown.text import shown_address
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import is_number, is_whole, plain
 
-__all__ = ["Callbacks", "Polling", "RateLimit", "SessionStatistics", "Timeouts"]
-
-_SURROGATES: Final = re.compile("[\ud800-\udfff]")
+__all__ = ["Polling", "RateLimit", "Timeouts"]
 
 
 def _whole_number(value: int) -> int:
@@ -27,14 +20,6 @@ def _number(value: float) -> float:
 
 
 def _number_or_none(value: float | None) -> float | None:
-    return plain(value)
-
-
-def _text(value: str) -> str:
-    return plain(value)
-
-
-def _text_or_none(value: str | None) -> str | None:
     return plain(value)
 
 
@@ -57,7 +42,7 @@ def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -
         )
 
 
-def _yes_or_no(instance: object, attribute: "attrs.Attribute[bool]", value: object) -> None:
+def yes_or_no(instance: object, attribute: "attrs.Attribute[bool]", value: object) -> None:
     if not isinstance(value, bool):
         raise ConfigurationError(
             f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be True or False"
@@ -80,8 +65,7 @@ class RateLimit:
     period: float = attrs.field(converter=_number, validator=finite())
 
 
-@attrs.frozen
-class Told:
+class Told(NamedTuple):
     """One limit as the service tells it.
 
     Attributes:
@@ -130,76 +114,13 @@ class Polling:
     )
     max_concurrency: int = attrs.field(converter=_whole_number, default=32, validator=_whole)
     give_up_after: float | None = attrs.field(converter=_number_or_none, default=1200.0, validator=finite(none=True))
-    remember: bool = attrs.field(default=False, validator=_yes_or_no)
+    remember: bool = attrs.field(default=False, validator=yes_or_no)
 
     def __attrs_post_init__(self) -> None:
         if self.wait_min > self.wait_max:
             raise ConfigurationError(
                 f"Polling: wait_min is {self.wait_min!r} and wait_max {self.wait_max!r}; give both, the smaller first"
             )
-
-
-def _is_address(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
-
-
-def _check_callback_url(_: object, __: "attrs.Attribute[str]", value: object) -> None:
-    if not isinstance(value, str) or not _is_address(value):
-        raise ConfigurationError(
-            f"Callbacks.url: {_shown(value)} given, it must look like https://app.example/flux2/callback/"
-        )
-
-
-def _shown(value: object) -> str:
-    """What was given for an address, where nothing private can be in it."""
-    if not isinstance(value, str):
-        return type(value).__name__
-    return "an address with a user name or a query" if set("@?#") & set(value) else repr(value)
-
-
-def _secret_text(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if value is not None and (not isinstance(value, str) or not value.strip() or _SURROGATES.search(value)):
-        raise ConfigurationError(
-            f"{type(instance).__name__}.{attribute.name}: it must be text that is not blank and can be written as "
-            "UTF-8, or None"
-        )
-
-
-@made_without_frames
-@showable
-@attrs.frozen
-class Callbacks:
-    """Where the service tells that a task is finished.
-
-    Example:
-        flux = Flux2Session(callbacks=Callbacks("https://app.example/flux2/callback/"))
-
-    Attributes:
-        url: The public address of the receiver (see `flux2_async.receivers`); with a mount it ends in a slash. Every
-            task gets it with the name of its submission and a signature.
-        secret: Signs the addresses; the same in all processes that receive for each other. None: the environment
-            variable APIKLEY_CALLBACK_SECRET when the session is opened, and without that a random one per session.
-        hmac_key: The key of the service's own signature (X-Webhook-Signature), when the account has one; then a
-            callback without it is refused. None: not checked.
-        confirm: Read the record before a task is settled, since the service does not sign what the body says. False:
-            settle from the body.
-
-    Raises:
-        ConfigurationError: A value cannot be used.
-    """
-
-    url: str = attrs.field(converter=_text, validator=_check_callback_url, repr=lambda url: repr(shown_address(url)))
-    secret: str | None = attrs.field(
-        converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
-    )
-    hmac_key: str | None = attrs.field(
-        converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
-    )
-    confirm: bool = attrs.field(default=True, validator=_yes_or_no, kw_only=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -222,32 +143,3 @@ class Timeouts:
     record: float = attrs.field(converter=_number, default=30.0, validator=finite())
     upload: float = attrs.field(converter=_number, default=120.0, validator=finite())
     download: float = attrs.field(converter=_number, default=300.0, validator=finite())
-
-
-@attrs.frozen(kw_only=True)
-class SessionStatistics:
-    """A snapshot of a session.
-
-    Attributes:
-        running: Tasks that are not finished.
-        waiting: Submissions that wait for a slot, a permit, or a service that is away.
-        submitted: Tasks the service accepted.
-        refused: createTask calls answered by 429.
-        ambiguous: createTask calls whose outcome is not known.
-        polls: recordInfo calls made by the session itself.
-        callbacks: Hints that a task is finished (`notify`, callbacks).
-        repeated_settles: Final records that came after the task was settled.
-        learned_limit: New tasks per period that refusals have taught, or None while the configured limit holds.
-        paused_until: When submitting goes on after a 429, aware, or None when it is not paused.
-    """
-
-    running: int
-    waiting: int
-    submitted: int
-    refused: int
-    ambiguous: int
-    polls: int
-    callbacks: int
-    repeated_settles: int
-    learned_limit: int | None
-    paused_until: datetime | None

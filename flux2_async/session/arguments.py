@@ -17,11 +17,9 @@ import aiohttp
 
 from flux2_async._http.credentials import Secret
 from flux2_async.errors import ConfigurationError, InvalidRequestError, RateLimitedError
-from flux2_async.models import Callbacks, Polling, Request, Timeouts
+from flux2_async.models import Polling, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
-from flux2_async.models.requests import REQUESTS
 from flux2_async.models.service import Service, name_taken, wrong_header
-from flux2_async.session.submission import Asked, OnSend, SubmissionSteps, new_ref
 
 # Seconds: a century, which every store can count to.
 FOR_EVER: Final = 3_155_760_000.0
@@ -33,13 +31,17 @@ def check_settings(**settings: object) -> None:
         "service": (Service, "a Service such as KIE, or None"),
         "rate_limits": (tuple, "a list of RateLimit(20, 10.0)"),
         "polling": (Polling, "Polling(...)"),
-        "callbacks": (Callbacks, "Callbacks(...) or None"),
+        "callbacks": (type(None), "Callbacks(...) or None"),
         "coordination": (type(None), "HostCoordination(), RedisCoordination(...), PostgresCoordination(...) or None"),
         "http": (aiohttp.ClientSession, "an aiohttp.ClientSession or None"),
         "connector": (Callable, "a function without arguments that makes an aiohttp connector, or None"),
         "timeouts": (Timeouts, "Timeouts(...)"),
         "private_downloads": (bool, "True or False"),
     }
+    if settings.get("callbacks") is not None:
+        from flux2_async.models.callbacks import Callbacks  # noqa: PLC0415  most sessions poll alone
+
+        kinds["callbacks"] = (Callbacks, kinds["callbacks"][1])
     if settings.get("coordination") is not None:
         from flux2_async.coordination.store import Coordination  # noqa: PLC0415  most processes are alone
 
@@ -110,48 +112,18 @@ def too_late(error: RateLimitedError, bound: str) -> RateLimitedError:
     return RateLimitedError(error.code, error.message, retry_after=error.retry_after, advice=advice)
 
 
-def asked_for(
-    request: Any,
-    headers: Secret | None,
-    service: Service,
-    *,
-    key: Any,
-    max_wait: Any,
-    priority: Any,
-    ref: Any,
-    group: Any,
-    metadata: Any,
-    on_send: OnSend | None,
-    steps: SubmissionSteps | None = None,
-    resend_within: Any = None,
-) -> Asked:
-    """Give what `submit` was asked for; the content of the request is checked already."""
-    given = None if headers is None else check_headers(headers, service)
-    if resend_within is not None:
-        check_resend(resend_within, ref, service)
-    if not isinstance(request, Request):
-        raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
-    if key is not None and (not isinstance(key, str) or not key):
-        raise InvalidRequestError(f"key: {key!r} given, it must be text of at least one character, or None")
-    check_seconds("max_wait", max_wait)
-    check_priority(priority)
-    if ref is not None and (not isinstance(ref, str) or not re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", ref)):
+def check_key(value: object) -> None:
+    """Check the caller's name for a piece of work."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InvalidRequestError(f"key: {value!r} given, it must be text of at least one character, or None")
+
+
+def check_ref(value: object) -> None:
+    """Check the name of a submission."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", value):
         raise InvalidRequestError(
-            f"ref: {ref!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
+            f"ref: {value!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
         )
-    return Asked(
-        request,
-        key=plain(key),
-        max_wait=max_wait,
-        priority=priority,
-        on_send=on_send,
-        steps=steps,
-        group=check_group(group),
-        metadata=check_metadata(metadata),
-        headers=given,
-        resend_within=resend_within,
-        ref=new_ref() if ref is None else plain(ref),
-    )
 
 
 def check_priority(value: object) -> None:

@@ -26,7 +26,7 @@ HASH_IN_THREAD: Final = 1024 * 1024
 _ORDER: Final = ("model", "prompt", "aspect_ratio", "resolution", "extra_input", "images")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Bound:
     """What a key stands for.
 

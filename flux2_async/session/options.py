@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flux2_async.session.callback_settings import CallbackSettings
 
 
-@attrs.frozen(kw_only=True, repr=False)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Options:
     """What a session was given and is open with, checked; see `Flux2Session`, where a None means what it means here."""
 

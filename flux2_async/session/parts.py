@@ -5,22 +5,37 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from flux2_async._http.api import Api
-from flux2_async._http.credentials import Credentials
+from flux2_async._http.credentials import Credentials, Secret
 from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.slots import Slots
-from flux2_async.models import RateLimit, SessionStatistics
+from flux2_async.errors import InvalidRequestError
+from flux2_async.models import RateLimit, Request
+from flux2_async.models.plain import plain
+from flux2_async.models.requests import REQUESTS
+from flux2_async.models.service import Service
 from flux2_async.models.submission_state import SubmissionEvent
+from flux2_async.session.arguments import (
+    check_group,
+    check_headers,
+    check_key,
+    check_metadata,
+    check_priority,
+    check_ref,
+    check_resend,
+    check_seconds,
+)
 from flux2_async.session.enqueued import Enqueued
 from flux2_async.session.keys import Keys
 from flux2_async.session.options import Options
 from flux2_async.session.shared import Shared
+from flux2_async.session.submission import Asked, OnSend, SubmissionSteps, new_ref
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
 from flux2_async.tasks.observers import Observers
@@ -30,6 +45,7 @@ from flux2_async.tasks.watcher import Watcher
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
     from flux2_async.coordination.store import Coordination
+    from flux2_async.models import SessionStatistics
     from flux2_async.session.remembered import Remembered
 
 # Beyond what a POST may take: for what runs between permit and POST, such as `on_send`.
@@ -45,6 +61,7 @@ class Parts(Shared):
         opened: Closes what is open, in reverse.
     """
 
+    service: Service
     base_url: str
     account: str
     transport: Transport
@@ -55,6 +72,46 @@ class Parts(Shared):
         init=False, default=attrs.Factory(lambda self: Enqueued(self.submitter), takes_self=True)
     )
     opened: AsyncExitStack = attrs.field(init=False, factory=AsyncExitStack)
+
+    def asked_for(
+        self,
+        request: Any,
+        headers: Secret | None,
+        *,
+        key: Any,
+        max_wait: Any,
+        priority: Any,
+        ref: Any,
+        group: Any,
+        metadata: Any,
+        on_send: OnSend | None,
+        steps: SubmissionSteps | None = None,
+        resend_within: Any = None,
+    ) -> Asked:
+        """Give what `submit` was asked for; the content of the request is checked already."""
+        given = None if headers is None else check_headers(headers, self.service)
+        if resend_within is not None:
+            check_resend(resend_within, ref, self.service)
+        if not isinstance(request, Request):
+            raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
+        check_key(key)
+        check_seconds("max_wait", max_wait)
+        check_priority(priority)
+        if ref is not None:
+            check_ref(ref)
+        return Asked(
+            request,
+            key=plain(key),
+            max_wait=max_wait,
+            priority=priority,
+            on_send=on_send,
+            steps=steps,
+            group=check_group(group),
+            metadata=check_metadata(metadata),
+            headers=given,
+            resend_within=resend_within,
+            ref=new_ref() if ref is None else plain(ref),
+        )
 
 
 def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:
@@ -94,6 +151,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         if before is not None and before.inbox is not None:
             inbox.take_over(before.inbox)
     return Parts(
+        service=service,
         base_url=base_url,
         account=account,
         transport=transport,
@@ -115,8 +173,10 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     )
 
 
-def statistics_of(parts: Parts, steps: Mapping[SubmissionEvent, int]) -> SessionStatistics:
+def statistics_of(parts: Parts, steps: Mapping[SubmissionEvent, int]) -> "SessionStatistics":
     """Give a snapshot; `steps`: how often each event of the submissions' table happened."""
+    from flux2_async.models.statistics import SessionStatistics  # noqa: PLC0415  few ask
+
     paused_until = None
     if parts.limiter.paused_until is not None:
         left = parts.limiter.paused_until - parts.loop.time()

@@ -15,21 +15,10 @@ import aiohttp
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskNotFoundError
-from flux2_async.models import (
-    Callbacks,
-    ImageResult,
-    Polling,
-    RateLimit,
-    Request,
-    SessionStatistics,
-    TaskRecord,
-    Timeouts,
-    UploadedFile,
-)
+from flux2_async.models import Polling, RateLimit, Request, Timeouts, UploadedFile
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_limits, checked_user_agent, name_taken
 from flux2_async.session.arguments import (
-    asked_for,
     check_count,
     check_group,
     check_key_ttl,
@@ -43,12 +32,11 @@ from flux2_async.session.arguments import (
 )
 from flux2_async.session.lifecycle import NOT_OPEN, Lifecycle, Unsettled
 from flux2_async.session.options import Options
-from flux2_async.session.submission import OnSend, SubmissionSteps
-from flux2_async.tasks.handle import Completion, ImageTask, unfinished
 from flux2_async.tasks.observers import Observers
 
 if TYPE_CHECKING:
     from flux2_async.coordination.store import Coordination
+    from flux2_async.models import Callbacks, ImageResult, SessionStatistics, TaskRecord
     from flux2_async.models.budget import Budget, Estimate
     from flux2_async.models.events import Observer
     from flux2_async.models.image_sources import UploadSource
@@ -56,6 +44,8 @@ if TYPE_CHECKING:
     from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.session.enqueued import SubmissionHandle
+    from flux2_async.session.submission import OnSend, SubmissionSteps
+    from flux2_async.tasks import Completion, ImageTask
     from flux2_async.webhooks import Callback
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -132,7 +122,7 @@ class Flux2Session:
         max_running: int | Literal["service"] | None = "service",
         max_running_per_group: int | None = None,
         polling: Polling = Polling(),  # noqa: B008  frozen
-        callbacks: Callbacks | None = None,
+        callbacks: "Callbacks | None" = None,
         coordination: "Coordination | None" = None,
         http: aiohttp.ClientSession | None = None,
         connector: Callable[[], aiohttp.BaseConnector] | None = None,
@@ -254,13 +244,13 @@ class Flux2Session:
         max_wait: float | None = None,
         priority: int = 0,
         ref: str | None = None,
-        on_send: OnSend | None = None,
-        steps: SubmissionSteps | None = None,
+        on_send: "OnSend | None" = None,
+        steps: "SubmissionSteps | None" = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         resend_within: float | None = None,
-    ) -> ImageTask:
+    ) -> "ImageTask":
         """Create a task; local pictures are uploaded first.
 
         Cancelling the caller stops the submission where nothing is lost; a createTask call under way is
@@ -312,10 +302,9 @@ class Flux2Session:
         parts = self._life.usable()
         hidden = None if headers is None else Secret(headers)
         del headers
-        asked = asked_for(
+        asked = parts.asked_for(
             request,
             hidden,
-            self._service,
             key=key,
             max_wait=max_wait,
             priority=priority,
@@ -336,7 +325,7 @@ class Flux2Session:
         max_wait: float | None = None,
         priority: int = 0,
         ref: str | None = None,
-        on_send: OnSend | None = None,
+        on_send: "OnSend | None" = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -373,10 +362,9 @@ class Flux2Session:
         parts = self._life.usable()
         hidden = None if headers is None else Secret(headers)
         del headers
-        asked = asked_for(
+        asked = parts.asked_for(
             request,
             hidden,
-            self._service,
             key=key,
             max_wait=max_wait,
             priority=priority,
@@ -396,7 +384,7 @@ class Flux2Session:
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> ImageResult:
+    ) -> "ImageResult":
         """Submit a request and wait for its picture.
 
         Args:
@@ -425,6 +413,8 @@ class Flux2Session:
             raise error if timeout is None else too_late(error, f"timeout={timeout:g}") from None
         passed = asyncio.get_running_loop().time() - begun
         if timeout is not None and not await task.wait(max(timeout - passed, 0.0)):
+            from flux2_async.tasks.handle import unfinished  # noqa: PLC0415  loaded when there is a task
+
             raise unfinished(task, timeout)
         return await task.result()
 
@@ -434,7 +424,7 @@ class Flux2Session:
         *,
         max_running: int | None = None,
         group: str | None = None,
-    ) -> AsyncGenerator[Completion, None]:
+    ) -> AsyncGenerator["Completion", None]:
         """Submit many requests and yield each when it is finished, in bounded memory.
 
         One failed request never stops the rest. A refusal that would meet every request (401, 402, 433, 505) stops
@@ -469,7 +459,7 @@ class Flux2Session:
 
         return Completions(submitter=parts.submitter, limit=limit, group=check_group(group)).run(requests)
 
-    def attach(self, task_id: str) -> ImageTask:
+    def attach(self, task_id: str) -> "ImageTask":
         """Give a handle for a task that was submitted earlier or elsewhere, without asking the service.
 
         Args:
@@ -484,11 +474,11 @@ class Flux2Session:
         """
         return self._life.usable().watcher.attach(check_task_id(task_id), asked=True)
 
-    def tasks(self) -> tuple[ImageTask, ...]:
+    def tasks(self) -> tuple["ImageTask", ...]:
         """Give the handles of everything outstanding, also of what nobody waits for any more."""
         return self._life.usable().watcher.tasks()
 
-    async def recover(self, ref: str, *, timeout: float | None = None) -> ImageTask:
+    async def recover(self, ref: str, *, timeout: float | None = None) -> "ImageTask":
         """Wait for the callback that tells which task an unclear submission became.
 
         A submission that is still under way here is waited for as well: its answer may be the first to tell.
@@ -535,7 +525,7 @@ class Flux2Session:
             "callbacks=Callbacks(...), or check the task log of your account"
         )
 
-    async def fetch_record(self, task_id: str) -> TaskRecord:
+    async def fetch_record(self, task_id: str) -> "TaskRecord":
         """Ask for a task's record once.
 
         Args:
@@ -582,7 +572,7 @@ class Flux2Session:
             self._observers.tell("Uploaded", file=file)
         return file
 
-    async def download(self, result: ImageResult, directory: str | os.PathLike[str]) -> list[Path]:
+    async def download(self, result: "ImageResult", directory: str | os.PathLike[str]) -> list[Path]:
         """Save the pictures of a result as `<task id>-<n>.<ext>`; files appear whole or not at all.
 
         Args:
@@ -720,7 +710,7 @@ class Flux2Session:
             max_running=options.max_running,
         )
 
-    def statistics(self) -> SessionStatistics:
+    def statistics(self) -> "SessionStatistics":
         """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed.
 
         Raises:
@@ -767,7 +757,7 @@ class Flux2Session:
         check_seconds("seconds", seconds)
         self._life.usable().limiter.pause(seconds)
 
-    def give_up_after(self, task: ImageTask, seconds: float) -> None:
+    def give_up_after(self, task: "ImageTask", seconds: float) -> None:
         """Settle a task that is not finished in time, as `Polling(give_up_after=)` does for all.
 
         Args:
@@ -818,7 +808,7 @@ class Flux2Session:
         return parts is not None and parts.inbox is not None and await parts.inbox.deliver(ref, callback)
 
 
-def _settings_of(callbacks: Callbacks) -> "CallbackSettings":
+def _settings_of(callbacks: "Callbacks") -> "CallbackSettings":
     from flux2_async.session.callback_settings import CallbackSettings  # noqa: PLC0415  most sessions poll alone
 
     return CallbackSettings.of(callbacks)

@@ -110,7 +110,7 @@ def new_ref() -> str:
     return os.urandom(16).hex()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Asked:
     """What `submit` was asked for, see there; checked. A handle of `enqueue` may still change the priority."""
 
@@ -127,7 +127,7 @@ class Asked:
     resend_within: float | None = None
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Patience:
     """How long a submission waits, and for how long it has; all times are the loop's, in seconds.
 
@@ -160,7 +160,7 @@ class Patience:
         return None if self.max_wait is None else max(self.max_wait - self.waited, 0.0)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Lifetime:
     """So many seconds from now on, by whichever clock they are over first: the loop's may stand still in a sleep."""
 

@@ -1,5 +1,13 @@
 """Tasks that the service has accepted: their handles, when to poll them, and how they are settled."""
 
-from flux2_async.tasks.handle import Completion, ImageTask
+from typing import TYPE_CHECKING
+
+from flux2_async._lazy import lazily
+
+if TYPE_CHECKING:
+    from flux2_async.tasks.handle import Completion, ImageTask
 
 __all__ = ["Completion", "ImageTask"]
+
+# There are none before a session is open.
+__getattr__ = lazily(__name__, {"Completion": "handle", "ImageTask": "handle"})

@@ -67,7 +67,7 @@ class Schedule(Protocol):
         ...
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class DocumentedAdvice:
     """The intervals that the API's documentation advises, for tasks whose age is not known."""
 
@@ -99,12 +99,12 @@ class DocumentedAdvice:
         return _documented()
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class FixedInterval:
     """The same interval at any age, exactly; what tasks teach is for those who ask how long they take."""
 
     interval: float
-    hazard: Hazard = attrs.field(factory=lambda: Hazard(_PRIOR), repr=False)
+    hazard: Hazard = attrs.field(factory=lambda: Hazard(_PRIOR))
 
     def __attrs_post_init__(self) -> None:
         # It takes as long as half a poll, and nobody asks for plans.
@@ -136,7 +136,7 @@ class FixedInterval:
         return self.hazard.durations()
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class LearnedSchedule:
     """Polls when tasks of one kind use to end; before any was seen, and at ages never seen, as the API advises.
 

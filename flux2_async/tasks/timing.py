@@ -32,7 +32,7 @@ REMEMBERED_LAGS: Final = 10
 
 
 # Nothing refers weakly to it, and there may be many.
-@attrs.define(eq=False, weakref_slot=False)
+@attrs.define(eq=False, repr=False, weakref_slot=False)
 class Watched:
     """What a watcher knows of an outstanding task; all times are the loop's.
 

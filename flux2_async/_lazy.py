@@ -1,0 +1,23 @@
+"""Packages whose names are imported when they are first used."""
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+
+def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """Give what such a package has for `__getattr__`.
+
+    Args:
+        package: Its name.
+        homes: Its names, each with the module below it that has it.
+    """
+
+    def give(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return give

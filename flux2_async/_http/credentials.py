@@ -69,17 +69,19 @@ class Credentials:
         ConfigurationError: Something is missing or malformed.
     """
 
-    api_key: Secret = attrs.field(converter=_concealed)
+    api_key: Secret = attrs.field(repr=False, converter=_concealed)
     base_url: str
     upload_url: str
     service: Service = APIKLEY
     headers: Secret = attrs.field(factory=no_headers)
     user_agent: str = attrs.field(default=USER_AGENT, converter=_behind_ours)
     redact: Redactor = attrs.field(
-        init=False, default=attrs.Factory(lambda self: Redactor(self.api_key.reveal()), takes_self=True)
+        init=False, repr=False, default=attrs.Factory(lambda self: Redactor(self.api_key.reveal()), takes_self=True)
     )
     # All that `authorize` puts on, of the kind that a request holds, since each call needs it.
-    _put_on: Secret = attrs.field(init=False, default=attrs.Factory(lambda self: self._all_headers(), takes_self=True))
+    _put_on: Secret = attrs.field(
+        init=False, repr=False, default=attrs.Factory(lambda self: self._all_headers(), takes_self=True)
+    )
 
     def __attrs_post_init__(self) -> None:
         _check_key(self.api_key, self.service)

@@ -58,7 +58,7 @@ class Accepted:
     """
 
     task_id: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = attrs.field(repr=False)
     told: tuple[Told, ...] = ()
 
 
@@ -73,7 +73,7 @@ class Refused:
     """
 
     error: ApiError
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = attrs.field(repr=False)
     told: tuple[Told, ...] = ()
 
 

@@ -43,9 +43,9 @@ class Reply:
     """
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
-    redact: Redactor = attrs.field(factory=Redactor)
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=lambda value: f"<{len(value)} bytes>")
+    redact: Redactor = attrs.field(factory=Redactor, repr=False)
 
 
 @attrs.define(eq=False, repr=False)
@@ -57,8 +57,8 @@ class Envelope:
     """
 
     code: int
-    _body: Mapping[str, Any]
-    _redact: Redactor
+    _body: Mapping[str, Any] = attrs.field(repr=False)
+    _redact: Redactor = attrs.field(repr=False)
 
     @property
     def message(self) -> str:

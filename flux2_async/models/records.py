@@ -40,8 +40,8 @@ class Echo:
         read: Reads that.
     """
 
-    raw: str | Mapping[str, Any]
-    read: Callable[[Any], Mapping[str, Any] | None]
+    raw: str | Mapping[str, Any] = attrs.field(repr=False)
+    read: Callable[[Any], Mapping[str, Any] | None] = attrs.field(repr=False)
 
 
 def _counted(urls: tuple[str, ...]) -> str:

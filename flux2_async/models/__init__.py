@@ -3,7 +3,7 @@
 Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code` for `failCode`).
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flux2_async._lazy import lazily
 from flux2_async.models.requests import (
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 # Before a session is open there is no need of these.
-__getattr__ = lazily(
+__getattr__: Final = lazily(
     __name__,
     {
         "Callbacks": "callbacks",

@@ -1,6 +1,6 @@
 """The session manager: what a submission goes through, from a request to its task."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flux2_async._lazy import lazily
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Flux2Session", "SubmissionHandle", "SubmissionSteps", "Unsettled"]
 
 # Batches use parts of a session before there is one.
-__getattr__ = lazily(
+__getattr__: Final = lazily(
     __name__,
     {
         "Flux2Session": "session",

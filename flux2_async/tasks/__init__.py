@@ -1,6 +1,6 @@
 """Tasks that the service has accepted: their handles, when to poll them, and how they are settled."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flux2_async._lazy import lazily
 
@@ -10,4 +10,4 @@ if TYPE_CHECKING:
 __all__ = ["Completion", "ImageTask"]
 
 # There are none before a session is open.
-__getattr__ = lazily(__name__, {"Completion": "handle", "ImageTask": "handle"})
+__getattr__: Final = lazily(__name__, {"Completion": "handle", "ImageTask": "handle"})

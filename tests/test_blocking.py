@@ -418,7 +418,7 @@ def test_a_program_that_forgets_to_close_ends_and_names_what_was_left(flux2_emul
 
     assert program.returncode == 0
     assert flux2_emulator.ledger.accepted == [printed.strip()]
-    assert f"to be attached in a new session: {printed.strip()}" in log
+    assert f"by `flux.attach(task_id)` in a new session: {printed.strip()}" in log
     assert "Traceback" not in log
 
 

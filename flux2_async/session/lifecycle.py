@@ -62,6 +62,18 @@ class Lifecycle:
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[Unsettled] | None = None
 
+    def __del__(self) -> None:
+        """Name what a session leaves behind that was forgotten while it was open: nobody else can any more."""
+        if self.parts is None or self._opening is None or self._closing is not None:
+            return
+        if self.parts.loop.is_closed():
+            self._leave()
+        else:
+            task_ids = tuple(task.id for task in self.parts.watcher.tasks())
+            _log_all_left(
+                "a session was not closed, and nothing refers to it any more", task_ids, _unseen(self.parts), ()
+            )
+
     @property
     def closed(self) -> bool:
         """Whether it is closed, or about to be."""
@@ -258,7 +270,7 @@ def _unseen(parts: "Parts") -> set[str]:
 
 def _log_all_left(why: str, task_ids: tuple[str, ...], unseen: set[str], refs: tuple[str, ...]) -> None:
     known = tuple(task_id for task_id in task_ids if task_id not in unseen)
-    _log_left(f"{why}; tasks not finished, to be attached in a new session", known)
+    _log_left(f"{why}; tasks not finished, to be had by `flux.attach(task_id)` in a new session", known)
     _log_left(
         f"{why}; tasks that the service did not know when last polled, to be attached likewise unless the id is wrong",
         tuple(task_id for task_id in task_ids if task_id in unseen),

@@ -5,6 +5,7 @@ being told it is finished, anywhere before it is withdrawn, unless another calle
 """
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from flux2_async.tasks.outcome import Signal
 if TYPE_CHECKING:
     from flux2_async.models.expectation import Expectation
     from flux2_async.session.forecast import Forecast
+
+logger: logging.Logger = logging.getLogger("flux2_async")
 
 # The turn of a group of which nobody waits in a queue yet.
 LAST: Final = (2, 0)
@@ -286,6 +289,9 @@ class Submitter:
             what = "the session was closed" if self._sender.posting.closed else "the submission was cancelled"
             announced = submission.state is SubmissionState.ANNOUNCED
             self._break_off(submission, cut_off(submission, what), own=announced and not self._sender.posting.closed)
+            if submission.state is SubmissionState.UNKNOWN and not self._sender.posting.closed:
+                # By whoever ends all tasks of the event loop, its callers included, such as `asyncio.run`.
+                logger.warning("%s; submission that may have been accepted: %s", what, submission.ref)
             raise
         finally:
             self._forget(submission)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ from flux2_async.errors import (
     TaskTimeoutError,
 )
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TaskState, Timeouts
+from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.lifecycle import Unsettled
 from flux2_async.session.session import Flux2Session
 from flux2_async.testing import running_emulator
@@ -204,7 +206,10 @@ async def test_closing_tells_wrong_ids_apart(caplog: pytest.LogCaptureFixture) -
         flux.attach("nonsense")
         await asyncio.sleep(5)
         assert (await flux.aclose()).task_ids == (task.id, "nonsense")
-    assert f"session closed; tasks not finished, to be attached in a new session: {task.id}" in caplog.messages
+    assert (
+        f"session closed; tasks not finished, to be had by `flux.attach(task_id)` in a new session: {task.id}"
+        in caplog.messages
+    )
     [told] = [message for message in caplog.messages if "nonsense" in message]
     assert "did not know when last polled, to be attached likewise unless the id is wrong: nonsense" in told
 
@@ -953,8 +958,52 @@ def test_left_open_by_an_event_loop_that_ended(closes: bool, caplog: pytest.LogC
         gc.collect()
         assert len(emulator.ledger.accepted) == 2
 
-    assert f"to be attached in a new session: {left.id}" in caplog.text
+    assert f"by `flux.attach(task_id)` in a new session: {left.id}" in caplog.text
     assert "second session" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("keeps", [False, True], ids=["dropped in its loop", "kept until its loop has ended"])
+def test_a_session_that_is_forgotten_names_its_tasks(keeps: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Their ids are what their pictures can be had by; a session that was closed, or has none, says nothing."""
+    with running_emulator(Script(plans=Plan(duration=math.inf), render=False)) as emulator:
+        kept = [session_for(emulator), session_for(emulator), session_for(emulator)]
+
+        async def main() -> str:
+            # Each is dropped while its loop runs, or else after it has ended.
+            forgotten, idle, closed = kept if keeps else (kept.pop(), kept.pop(), kept.pop())
+            for each in (forgotten, idle, closed):
+                await each.open()
+            await closed.submit(REQUEST)
+            await closed.aclose()
+            caplog.clear()
+            return (await forgotten.submit(REQUEST)).id
+
+        task_id = asyncio.run(main())
+        kept.clear()
+        gc.collect()
+        why = "the event loop was closed" if keeps else "a session was not closed, and nothing refers to it any more"
+        what = "tasks not finished, to be had by `flux.attach(task_id)` in a new session"
+        assert [each.getMessage() for each in caplog.records if each.name == "flux2_async"] == [
+            f"{why}; {what}: {task_id}"
+        ]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_post_that_the_end_of_a_program_cuts_off_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """`asyncio.run` cancels everybody who could be told that it may have been accepted."""
+    with running_emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
+
+        async def main() -> None:
+            flux = session_for(emulator)
+            await flux.open()
+            sent.append(flux.enqueue(REQUEST))
+            await until(lambda: emulator.ledger.requests)
+
+        sent: list[SubmissionHandle] = []
+        asyncio.run(main())
+        assert f"the submission was cancelled; submission that may have been accepted: {sent[0].ref}" in caplog.messages
+        gc.collect()
 
 
 @pytest.mark.usefixtures("nothing_left_behind")

@@ -290,10 +290,12 @@ class AccountState:
         return epoch == self.epoch and number.isdecimal() and _number(number) <= self.number
 
     def _rename(self, old: str, new: str, keeps: Sequence[str], now: float) -> None:
+        # It has told by its new name what runs there, and may be here by that already.
+        running = self._running.pop(new, {})
         for peer in [peer for peer in self._peers if peer.startswith(old)]:
-            # It tells by its new name what runs there.
             self._running.pop(peer, None)
             self._forget(peer, now)
+        self._running[new] = running
         for name in [name for name, lease in self._leases.items() if lease.owner.startswith(old)]:
             if name in keeps:
                 self._leases[name] = attrs.evolve(self._leases[name], owner=new)

@@ -200,13 +200,11 @@ def test_never_more_run_than_may(*, seed: int, most: int, seen: bool) -> None:
         if reply is None or lost:
             process.joins += 1
             peer = f"{name}.{process.joins}"
-            state.run(peer, {"": len(process.running)})
             seen_for = PEER_SEEN_FOR if seen else math.inf
-            if rng.random() < 0.5:
-                # A sign of its life was faster.
-                state.join(peer, Known("e"), now, terms=terms, seen_for=seen_for)
+            # A sign of its life may be faster.
+            for replaces in rng.choice([[f"{name}."], ["", f"{name}."]]):
                 state.run(peer, {"": len(process.running)})
-            state.join(peer, Known("e", state.number), now, terms=terms, replaces=f"{name}.", seen_for=seen_for)
+                state.join(peer, Known("e", state.number), now, terms=terms, replaces=replaces, seen_for=seen_for)
             return 0.0
         for lease in reply.leases:
             state.settle(Settlement(lease, PermitEvent.ANSWERED, 0.0), now)

@@ -7,6 +7,7 @@ import math
 import random
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import attrs
@@ -201,10 +202,12 @@ def test_never_more_run_than_may(*, seed: int, most: int, seen: bool) -> None:
             process.joins += 1
             peer = f"{name}.{process.joins}"
             seen_for = PEER_SEEN_FOR if seen else math.inf
-            # A sign of its life may be faster.
-            for replaces in rng.choice([[f"{name}."], ["", f"{name}."]]):
-                state.run(peer, {"": len(process.running)})
-                state.join(peer, Known("e", state.number), now, terms=terms, replaces=replaces, seen_for=seen_for)
+            join = partial(state.join, peer, Known("e", state.number), now, terms=terms, seen_for=seen_for)
+            state.run(peer, {"": len(process.running)})
+            # A sign of its life may be faster, or its answer is lost again.
+            join(replaces=rng.choice(["", f"{name}."]))
+            state.run(peer, {"": len(process.running)})
+            join(replaces=f"{name}.")
             return 0.0
         for lease in reply.leases:
             state.settle(Settlement(lease, PermitEvent.ANSWERED, 0.0), now)

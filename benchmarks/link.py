@@ -4,15 +4,18 @@ import asyncio
 import json
 import ssl
 import statistics
+import time
+from collections import defaultdict
 from importlib import import_module
 from typing import Any, Final
 from unittest import mock
+from uuid import uuid4
 
 import aiohttp
 
 from benchmarks.slow_link import slow_link
 from benchmarks.table import Table
-from flux2_async import Flux2Session, Polling, RateLimit, TextToImage
+from flux2_async import Flux2Session, Polling, RateLimit, SubmissionChanged, SubmissionEvent, TextToImage
 from flux2_async.session.open_ahead import OpenAhead
 
 ONE_WAY: Final = 0.05
@@ -22,25 +25,31 @@ LIMIT: Final = RateLimit(5, 1.0)
 PERIOD: Final = 1.001 * LIMIT.period
 
 
-class Service:
-    """Accepts every createTask, and notes when it came."""
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Accept every createTask."""
+    try:
+        await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    else:
+        body = json.dumps({"code": 200, "data": {"taskId": f"task_{uuid4()}"}}).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+    finally:
+        writer.close()
+
+
+class Times:
+    """An observer that notes when answers came, and when first bytes were about to leave."""
+
+    wants = frozenset({"SubmissionChanged", SubmissionEvent.POSTED, SubmissionEvent.ACCEPTED})
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.at: dict[SubmissionEvent, list[float]] = defaultdict(list)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request."""
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        else:
-            if b"createTask" in head:
-                self.times.append(asyncio.get_running_loop().time())
-            body = json.dumps({"code": 200, "data": {"taskId": f"task_{len(self.times)}"}}).encode()
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
-        finally:
-            writer.close()
+    def __call__(self, event: object) -> None:
+        """Note one."""
+        if isinstance(event, SubmissionChanged):
+            self.at[event.event].append(time.perf_counter())
 
 
 def measure() -> Table:
@@ -61,24 +70,23 @@ def measure() -> Table:
 
 
 async def waits() -> tuple[float, float]:
-    """Milliseconds from a permit to the first byte: the median, and the most.
-
-    A permit is there a period after its answer, which takes one way, and the request takes the other one.
-    """
+    """Milliseconds from a permit, which is there a period after its answer, to the first byte: median and most."""
     server_side, client_side = certificates()
-    service = Service()
-    async with await asyncio.start_server(service.serve, "127.0.0.1", 0, ssl=server_side) as listener:
+    times = Times()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_side) as listener:
         url = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         looks = Polling(interval=3600.0)
         async with (
             slow_link(url, ONE_WAY) as link,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=client_side)) as http,
-            Flux2Session("key", base_url=link.url, http=http, rate_limit=LIMIT, polling=looks) as flux,
+            Flux2Session(
+                "key", base_url=link.url, http=http, rate_limit=LIMIT, polling=looks, observers=[times]
+            ) as flux,
         ):
             requests = [TextToImage(f"cup {number}") for number in range(WAVES * LIMIT.limit)]
             await asyncio.gather(*(flux.submit(request) for request in requests))
-    before = zip(service.times, service.times[LIMIT.limit :], strict=False)
-    found = [1000 * (later - earlier - PERIOD - 2 * ONE_WAY) for earlier, later in before]
+    pairs = zip(times.at[SubmissionEvent.ACCEPTED], times.at[SubmissionEvent.POSTED][LIMIT.limit :], strict=False)
+    found = [1000 * (posted - accepted - PERIOD) for accepted, posted in pairs]
     return statistics.median(found), max(found)
 
 

@@ -75,9 +75,9 @@ class Api:
             ("GET", RECORD, "recordInfo", self._record_info),
             ("GET", CREDIT, "credit", self._credit),
             ("POST", DOWNLOAD_URL, "download-url", self._download_url),
-            ("POST", STREAM, "upload", self._upload),
-            ("POST", BASE64, "upload", self._upload),
-            ("POST", URL, "upload", self._upload),
+            ("POST", STREAM, "upload", partial(self._upload, self.uploads.stream)),
+            ("POST", BASE64, "upload", partial(self._upload, self.uploads.base64)),
+            ("POST", URL, "upload", partial(self._upload, self.uploads.url)),
         )
         for method, path, endpoint, handler in routes:
             app.router.add_route(method, path, partial(self._serve, endpoint, handler))
@@ -114,28 +114,28 @@ class Api:
     def _tell(self, came: float, call: Call, reply: Reply | None) -> None:
         if self.core.log is None:
             return
-        fault = None if call.fault is None else call.fault.kind
-        seconds, transport = self.core.clock.now() - came, call.request.transport
-        answer: tuple[int | None, int | None, str | None] = None, None, None
+        fault, transport = call.fault.kind if call.fault else None, call.request.transport
+        told = Exchange(came, self.core.clock.now() - came, call.endpoint, None, None, call.task_id or None, fault)
         if reply is not None and transport is not None and not transport.is_closing() and fault not in CUTTING:
-            answer = reply.status, reply.code, reply.headers.get("Retry-After")
-        status, code, retry_after = answer
-        self.core.log(Exchange(came, seconds, call.endpoint, status, code, call.task_id or None, fault, retry_after))
+            again = reply.headers.get("Retry-After")
+            told = attrs.evolve(told, status=reply.status, code=reply.code, retry_after=again)
+        self.core.log(told)
 
     async def _judged(self, call: Call, handler: Handler) -> Reply:
         try:
             if call.endpoint in {"createTask", "download-url"}:
                 call.body = await call.request.read()
             # No await from here to the judgement, so that createTask calls are numbered as they are judged.
-            call.task_id = self._asked_for(call)
+            if call.endpoint == "recordInfo":
+                call.task_id = call.request.query.get("taskId", "")
+            elif call.endpoint == "file" and (ref := ref_of(call.request.path)):
+                call.task_id = ref.task_id
             call.fault = self.core.faults.take(call.endpoint, self._number(call)) if self.core.faults else None
-            hindrance = self._hindrance(call)
-            if hindrance is not None:
+            if (hindrance := self._hindrance(call)) is not None:
                 return hindrance
             reply = await handler(call)
         except (Refusal, web.HTTPRequestEntityTooLarge) as error:
-            refusal = error if isinstance(error, Refusal) else Refusal(413)
-            reply = refused(refusal, self.core.script.error_style, upload=call.endpoint == "upload")
+            reply = self._refused(error if isinstance(error, Refusal) else Refusal(413), call)
         return reply if call.fault is None else distorted(reply, call.fault, self._detour(call))
 
     def _number(self, call: Call) -> int | None:
@@ -146,17 +146,14 @@ class Api:
         task = self.engine.tasks.get(call.task_id or "")
         return task.index if task else None
 
-    def _asked_for(self, call: Call) -> str | None:
-        if call.endpoint == "recordInfo":
-            return call.request.query.get("taskId", "")
-        ref = ref_of(call.request.path) if call.endpoint == "file" else None
-        return None if ref is None else ref.task_id
-
     def _hindrance(self, call: Call) -> Reply | None:
         """The answer to a call that is not carried out because of an outage or a fault, else None."""
-        reply = self._outage(call.endpoint)
-        if reply is None and call.fault is not None and not call.fault.done:
-            reply = undone(call.fault, self.core.script, self._detour(call))
+        script, span, reply = self.core.script, self.core.script.outage, None
+        since_start = self.core.clock.now() - self.core.clock.started
+        if span is not None and call.endpoint in script.outage_on and span[0] <= since_start < span[1]:
+            reply = html(502) if script.outage_kind == "502" else self._refused(Refusal(455), call)
+        elif call.fault is not None and not call.fault.done:
+            reply = undone(call.fault, script, self._detour(call))
         if reply is not None and call.endpoint == "createTask":
             told = reply.code is not None and reply.code != 200  # noqa: PLR2004  the API's word for success
             self._note(call, "refused" if told else "cut", reply.code)
@@ -164,14 +161,8 @@ class Api:
             self.core.ledger.polled(call.task_id or "", self.core.clock.now())
         return reply
 
-    def _outage(self, endpoint: Endpoint) -> Reply | None:
-        script, span = self.core.script, self.core.script.outage
-        since_start = self.core.clock.now() - self.core.clock.started
-        if span is None or endpoint not in script.outage_on or not span[0] <= since_start < span[1]:
-            return None
-        if script.outage_kind == "502":
-            return html(502)
-        return refused(Refusal(455), script.error_style, upload=endpoint == "upload")
+    def _refused(self, refusal: Refusal, call: Call) -> Reply:
+        return refused(refusal, self.core.script.error_style, upload=call.endpoint == "upload")
 
     def _detour(self, call: Call) -> str:
         return call.request.path_qs if call.endpoint == "file" else self.core.links.base_url + REDIRECTED
@@ -217,13 +208,12 @@ class Api:
             raise Refusal(422, "url is required")
         return granted(self.files.signed(self.engine.generated(url)))
 
-    async def _upload(self, call: Call) -> Reply:
+    async def _upload(self, way: Callable[[web.Request], Awaitable[Reply]], call: Call) -> Reply:
         try:
             self._authorize(call.request)
         except Refusal:
             raise Refusal(401, "Authentication failed: Invalid API Key") from None
-        ways = {STREAM: self.uploads.stream, BASE64: self.uploads.base64, URL: self.uploads.url}
-        return await ways[call.request.path](call.request)
+        return await way(call.request)
 
     async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
         """What is none of ours gets a real status: it never reaches the service behind the edge."""

@@ -4,15 +4,16 @@ import asyncio
 import base64
 import hashlib
 import hmac
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import aiohttp
 import attrs
 
 from flux2_async.emulator.core import Core
+from flux2_async.emulator.faults import distorted
 from flux2_async.emulator.ledger import CallbackCall
-from flux2_async.emulator.replies import html, json_reply
+from flux2_async.emulator.replies import json_reply
 from flux2_async.emulator.script import Fault
 from flux2_async.emulator.tasks import Task, callback_body
 
@@ -36,12 +37,11 @@ class Callbacks:
         """Set the timer of an accepted task, or set it anew because the task ends at another time."""
         if task.callback_url is None or task.plan.callback in {"lost", "early"}:
             return
-        pending = self._timers.pop(task.id, None)
-        if pending is not None:
+        if (pending := self._timers.pop(task.id, None)) is not None:
             pending.cancel()
         due = task.finishes_at + task.plan.delay()
         if due != float("inf"):
-            self._timers[task.id] = asyncio.get_running_loop().call_at(due, self._due, task)
+            self._timers[task.id] = asyncio.get_running_loop().call_at(due, self._spawn, self._deliver, task)
 
     def resume(self, tasks: Iterable[Task]) -> None:
         """Set the timers of all tasks that have not ended, after a restart."""
@@ -53,7 +53,7 @@ class Callbacks:
     async def early(self, task: Task) -> None:
         """Tell the end now; return when the receiver has answered or its time is over."""
         if task.callback_url is not None and not await self._attempt(task, 1):
-            self._spawn(self._repeat(task))
+            self._spawn(self._repeat, task)
 
     async def close(self) -> None:
         """Stop telling."""
@@ -64,12 +64,9 @@ class Callbacks:
             delivery.cancel()
         await asyncio.gather(*self._deliveries, return_exceptions=True)
 
-    def _due(self, task: Task) -> None:
-        del self._timers[task.id]
-        self._spawn(self._deliver(task))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        delivery = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, work: Callable[[Task], Coroutine[Any, Any, None]], task: Task) -> None:
+        self._timers.pop(task.id, None)
+        delivery = asyncio.get_running_loop().create_task(work(task))
         self._deliveries.add(delivery)
         delivery.add_done_callback(self._deliveries.discard)
 
@@ -99,28 +96,20 @@ class Callbacks:
         return status is not None and 200 <= status < 300  # noqa: PLR2004  any success status counts as received
 
     async def _post(self, task: Task, fault: Fault | None) -> int | None:
-        reply = json_reply(callback_body(task, self.core.clock, self.core.script.callback_shape))
-        content, content_type = reply.body, reply.content_type
-        if fault is not None and fault.kind == "html":
-            content, content_type = html(fault.status).body, "text/html"
-        elif fault is not None and fault.kind == "broken_json":
-            content = content.rstrip(b"}")
-        headers = {"Content-Type": content_type} | self._signed(task)
-        timeout = aiohttp.ClientTimeout(total=self.core.script.callback_timeout)
-        url = task.callback_url or ""
+        script, clock = self.core.script, self.core.clock
+        sent = json_reply(callback_body(task, clock, script.callback_shape))
+        if fault is not None:
+            sent = distorted(sent, fault, "")
+        headers = {"Content-Type": sent.content_type}
+        if script.hmac_key is not None:
+            timestamp = str(int(clock.wall(clock.now())))
+            signed = signature(script.hmac_key, task.id, timestamp)
+            headers |= {"X-Webhook-Timestamp": timestamp, "X-Webhook-Signature": signed}
+        timeout, url = aiohttp.ClientTimeout(total=script.callback_timeout), task.callback_url or ""
         try:
             async with self.http.post(
-                url, data=content, headers=headers, timeout=timeout, allow_redirects=False
+                url, data=sent.body, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 return response.status
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
-
-    def _signed(self, task: Task) -> dict[str, str]:
-        if self.core.script.hmac_key is None:
-            return {}
-        timestamp = str(int(self.core.clock.wall(self.core.clock.now())))
-        return {
-            "X-Webhook-Timestamp": timestamp,
-            "X-Webhook-Signature": signature(self.core.script.hmac_key, task.id, timestamp),
-        }

@@ -45,9 +45,8 @@ class Connections:
 
     def leave(self, transport: asyncio.Transport | None) -> None:
         """A call was answered, or its connection is gone."""
-        connection = None if transport is None else self._known.get(transport)
-        if connection is not None:
-            connection.busy -= 1
+        if transport in self._known:
+            self._known[transport].busy -= 1
 
     def open(self) -> list[Connection]:
         """Those that are open, the newest first."""

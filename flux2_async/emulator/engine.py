@@ -114,14 +114,13 @@ class Engine:
         return Window(limit, self._policy.used(now), self._policy.wait(now))
 
     def _admit(self) -> None:
-        window = self.window()
+        window, clock = self.window(), self.core.clock
         if window is None or window.wait <= 0.0:
             return
         told: str | None = None
         if window.limit.retry_after == "seconds":
             told = str(math.ceil(window.wait))
         elif window.limit.retry_after == "date":
-            clock = self.core.clock
             told = formatdate(math.ceil(clock.wall(clock.now() + window.wait)), usegmt=True)
         raise Refusal(429, retry_after=told)
 
@@ -157,11 +156,9 @@ class Engine:
         return tuple(self.core.links.result(ResultRef(task_id, number), extension) for number in range(plan.pictures))
 
     def _reference(self, url: str) -> Reference | None:
-        path = self.core.links.upload_path(url)
-        if path is not None:
+        if (path := self.core.links.upload_path(url)) is not None:
             return self.core.store.find(path)
-        ref = self.core.links.result_ref(url)
-        if ref is not None:
+        if (ref := self.core.links.result_ref(url)) is not None:
             return ref if self.finished(ref) else None
         return url
 

@@ -73,7 +73,10 @@ async def deliver(
     if fault is not None and fault.kind == "hang":
         await closing.wait()
     if fault is not None and fault.kind in {"cut_before", "cut_after", "hang"}:
-        return _cut(request)
+        if request.transport is not None:
+            request.transport.abort()
+        # aiohttp wants an answer; there is no connection left to send it on.
+        return web.Response()
     if fault is not None and fault.kind == "cut_body":
         return await _cut_in_the_middle(request, reply)
     return web.Response(
@@ -83,13 +86,6 @@ async def deliver(
         charset="utf-8" if reply.content_type == "application/json" else None,
         headers=reply.headers,
     )
-
-
-def _cut(request: web.BaseRequest) -> web.Response:
-    if request.transport is not None:
-        request.transport.abort()
-    # aiohttp wants an answer; there is no connection left to send it on.
-    return web.Response()
 
 
 async def _cut_in_the_middle(request: web.BaseRequest, reply: Reply) -> web.StreamResponse:

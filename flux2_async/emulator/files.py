@@ -18,7 +18,6 @@ from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.render import draw
 from flux2_async.emulator.replies import Reply
 from flux2_async.emulator.store import UPLOADS, Reference, ResultRef, StoredFile, kind_of, ref_of
-from flux2_async.emulator.tasks import Task
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
@@ -52,7 +51,10 @@ class Files:
         task = self.engine.finished(ref)
         if task is None or self.core.clock.now() >= task.finishes_at + self.core.script.file_life:
             return error(404, "Not Found")
-        if not self._link_is_good(request, task):
+        now, until = self.core.clock.now(), task.finishes_at + self.core.script.result_life
+        if "signature" in request.query:
+            now, until = self.core.clock.milliseconds(now), self.core.links.expiry(request.path_qs) or 0
+        if now >= until:
             return error(403, "The link has expired")
         try:
             content = await self.picture(ref)
@@ -127,13 +129,6 @@ class Files:
             case str():
                 return reference
 
-    def _link_is_good(self, request: web.Request, task: Task) -> bool:
-        now = self.core.clock.now()
-        if "signature" in request.query:
-            expires = self.core.links.expiry(request.path_qs)
-            return expires is not None and self.core.clock.milliseconds(now) < expires
-        return now < task.finishes_at + self.core.script.result_life
-
     def _reply(self, request: web.Request, content: bytes, mime_type: str, modified: float) -> Reply:
         etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         date = self.core.clock.http_date(modified)
@@ -174,15 +169,13 @@ def error(status: int, text: str) -> Reply:
 
 def tiny_png(text: str) -> bytes:
     """A PNG of one grey pixel that carries a text, so that no two are the same; made without Pillow."""
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
     chunks = (
-        (b"IHDR", header),
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
         (b"tEXt", b"Comment\0" + text.encode()),
         (b"IDAT", zlib.compress(b"\0\x80")),
         (b"IEND", b""),
     )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )

@@ -70,16 +70,11 @@ def landscape(size: tuple[int, int], random: Random) -> Image.Image:
     """Hills under a sky with a sun or a moon, of this width and height; all else follows from `random`."""
     light, middle, dark = _harmony(random)
     horizon = random.uniform(0.5, 0.62)
-    picture = _sky(size, light, middle, horizon)
+    picture = Image.new("RGB", size, light)
+    sky = (size[0], round(size[1] * horizon))
+    picture.paste(_gradient(sky, _mixed(middle, (24, 24, 60), 0.3), light))
     _sun(picture, light, horizon, random)
     _hills(picture, (_mixed(middle, light, 0.35), dark), horizon, random)
-    return picture
-
-
-def _sky(size: tuple[int, int], light: Colour, middle: Colour, horizon: float) -> Image.Image:
-    width, height = size
-    picture = Image.new("RGB", size, light)
-    picture.paste(_gradient((width, round(height * horizon)), _mixed(middle, (24, 24, 60), 0.3), light))
     return picture
 
 
@@ -142,7 +137,13 @@ def _ridge(width: int, top: float, swing: float, random: Random) -> list[tuple[f
 def collage(references: Sequence[Image.Image], size: tuple[int, int], random: Random) -> Image.Image:
     """1 to 8 references side by side, flowing into each other along slanted seams; all else follows from `random`."""
     picture = _cover(references[0], size) if len(references) == 1 else _rows(references, size, random)
-    return _vignette(_tinted(picture, random))
+    # One light over all pictures, so that they belong together.
+    light, middle, dark = _harmony(random)
+    lit = ImageChops.soft_light(picture, _gradient(size, light, middle, random.choice((-25, 0, 25))))
+    shaded = ImageEnhance.Color(Image.blend(lit, Image.new("RGB", size, dark), 0.06)).enhance(1.1)
+    ring = Image.radial_gradient("L").point([round(max(0, value - 110) * 0.6) for value in range(256)])
+    vignette = ring.resize(size, Image.Resampling.BICUBIC)
+    return Image.composite(Image.new("RGB", size, (12, 10, 16)), shaded, vignette)
 
 
 def _rows(references: Sequence[Image.Image], size: tuple[int, int], random: Random) -> Image.Image:
@@ -205,18 +206,3 @@ def _top_fade(size: tuple[int, int], fade: int) -> Image.Image:
         part = line / (2 * fade)
         ramp.putpixel((0, line), round(255 * part * part * (3 - 2 * part)))
     return ramp.resize(size)
-
-
-def _tinted(picture: Image.Image, random: Random) -> Image.Image:
-    """One light over all pictures, so that they belong together."""
-    light, middle, dark = _harmony(random)
-    glow = _gradient(picture.size, light, middle, random.choice((-25, 0, 25)))
-    lit = ImageChops.soft_light(picture, glow)
-    shaded = Image.blend(lit, Image.new("RGB", picture.size, dark), 0.06)
-    return ImageEnhance.Color(shaded).enhance(1.1)
-
-
-def _vignette(picture: Image.Image) -> Image.Image:
-    ring = Image.radial_gradient("L").point([round(max(0, value - 110) * 0.6) for value in range(256)])
-    mask = ring.resize(picture.size, Image.Resampling.BICUBIC)
-    return Image.composite(Image.new("RGB", picture.size, (12, 10, 16)), picture, mask)

@@ -87,7 +87,10 @@ def draw_card(
         shown = _thumbnail(picture, (WIDTH - 2 * PAD, STAGE_HEIGHT - 2 * PAD))
         image.paste(shown, ((WIDTH - shown.width) // 2, (STAGE_HEIGHT - shown.height) // 2))
     if note:
-        _pill(image, note)
+        size = (round(_font(FACTS_SIZE).getlength(note)) + 26, 30)
+        pill = Image.new("RGB", size, AMBER)
+        ImageDraw.Draw(pill).text((size[0] / 2, size[1] / 2), note, BROWN, _font(FACTS_SIZE), anchor="mm")
+        image.paste(pill, (12, 12), _rounded(size, 15))
     _inputs(image, inputs)
     y = STAGE_HEIGHT + 20 + STRIP + 34
     for line in wrapped(prompt, _font(PROMPT_SIZE), WIDTH - 2 * PAD, PROMPT_LINES):
@@ -120,14 +123,6 @@ def _reason(draw: ImageDraw.ImageDraw, reason: str, running: str) -> None:
     for line in lines:
         y += 26
         draw.text((WIDTH / 2, y), line, ink, _font(18), anchor="ms")
-
-
-def _pill(image: Image.Image, note: str) -> None:
-    font = _font(FACTS_SIZE)
-    size = (round(font.getlength(note)) + 26, 30)
-    pill = Image.new("RGB", size, AMBER)
-    ImageDraw.Draw(pill).text((size[0] / 2, size[1] / 2), note, BROWN, font, anchor="mm")
-    image.paste(pill, (12, 12), _rounded(size, 15))
 
 
 @functools.lru_cache(maxsize=64)

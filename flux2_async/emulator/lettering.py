@@ -14,8 +14,31 @@ FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "Helvetica
 
 def mark(picture: Image.Image, prompt: str, label: str) -> Image.Image:
     """Write the caption, the prompt in two lines and a small label, over the lower edge, and the mark over a corner."""
-    _caption(picture, prompt, label)
-    _ribbon(picture)
+    width, height = picture.size
+    unit = max(12, round((width * height) ** 0.5 / 44))
+    text, small = _font(unit), _font(round(unit * 0.68))
+    lines = wrapped(prompt, text, width - 2 * unit, MOST_LINES)
+    strip = round(unit * (1.3 * len(lines) + 2.2))
+    shade = Image.new("RGB", (width, strip), (14, 14, 18))
+    ramp = Image.linear_gradient("L").point([min(190, value * 3) for value in range(256)]).resize((width, strip))
+    picture.paste(shade, (0, height - strip), ramp)
+    draw = ImageDraw.Draw(picture)
+    y = height - strip + unit * 0.7
+    for line in lines:
+        draw.text((unit, y), line, (245, 245, 247), text)
+        y += unit * 1.3
+    draw.text((unit, y), label, (190, 192, 200), small)
+    # The mark, on a ribbon.
+    unit = max(12, round(min(picture.size) / 34))
+    length, thickness = unit * 14, round(unit * 1.9)
+    ribbon = Image.new("RGBA", (length, length), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(ribbon)
+    top = (length - thickness) / 2
+    draw.rectangle((0, top, length, top + thickness), fill=(250, 204, 21, 235))
+    draw.text((length / 2, length / 2), " ".join(MARK), (40, 32, 0, 255), _font(unit), anchor="mm")
+    turned = ribbon.rotate(-45, Image.Resampling.BICUBIC)
+    distance = round(unit * 3.4)
+    picture.paste(turned, (picture.width - length // 2 - distance, distance - length // 2), turned)
     return picture
 
 
@@ -28,17 +51,12 @@ def placeholder(text: str) -> Image.Image:
     draw.ellipse((470, 190, 570, 290), fill=(236, 238, 241))
     draw.polygon([(110, 560), (310, 270), (500, 560)], fill=(178, 184, 193))
     draw.polygon([(360, 560), (510, 370), (660, 560)], fill=(190, 196, 204))
-    for number, line in enumerate(_address_lines(text)):
+    parts = urlsplit(text)
+    words = filter(None, (parts.hostname, parts.path.rpartition("/")[2])) if parts.hostname else [text]
+    for number, word in enumerate(words):
+        line = word if not parts.hostname or len(word) <= 28 else word[:12] + "…" + word[-14:]  # noqa: PLR2004
         draw.text((width / 2, height * 0.79 + 44 * number), line, (96, 102, 112), _font(30), anchor="mm")
     return picture
-
-
-def _address_lines(text: str) -> list[str]:
-    parts = urlsplit(text)
-    if not parts.hostname:
-        return [text]
-    name = parts.path.rpartition("/")[2]
-    return [line if len(line) <= 28 else line[:12] + "…" + line[-14:] for line in (parts.hostname, name) if line]  # noqa: PLR2004
 
 
 @functools.lru_cache(maxsize=32)
@@ -49,24 +67,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         except OSError:
             continue
     return ImageFont.load_default(size)
-
-
-def _caption(picture: Image.Image, prompt: str, label: str) -> None:
-    width, height = picture.size
-    unit = max(12, round((width * height) ** 0.5 / 44))
-    margin = unit
-    text, small = _font(unit), _font(round(unit * 0.68))
-    lines = wrapped(prompt, text, width - 2 * margin, MOST_LINES)
-    strip = round(unit * (1.3 * len(lines) + 2.2))
-    shade = Image.new("RGB", (width, strip), (14, 14, 18))
-    ramp = Image.linear_gradient("L").point([min(190, value * 3) for value in range(256)]).resize((width, strip))
-    picture.paste(shade, (0, height - strip), ramp)
-    draw = ImageDraw.Draw(picture)
-    y = height - strip + unit * 0.7
-    for line in lines:
-        draw.text((margin, y), line, (245, 245, 247), text)
-        y += unit * 1.3
-    draw.text((margin, y), label, (190, 192, 200), small)
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int) -> list[str]:
@@ -92,17 +92,3 @@ def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
     while line and font.getlength(line + "…") > width:
         line = line[:-1]
     return line.rstrip() + "…"
-
-
-def _ribbon(picture: Image.Image) -> None:
-    unit = max(12, round(min(picture.size) / 34))
-    font = _font(unit)
-    length, thickness = unit * 14, round(unit * 1.9)
-    ribbon = Image.new("RGBA", (length, length), (0, 0, 0, 0))
-    draw = ImageDraw.Draw(ribbon)
-    top = (length - thickness) / 2
-    draw.rectangle((0, top, length, top + thickness), fill=(250, 204, 21, 235))
-    draw.text((length / 2, length / 2), " ".join(MARK), (40, 32, 0, 255), font, anchor="mm")
-    turned = ribbon.rotate(-45, Image.Resampling.BICUBIC)
-    distance = round(unit * 3.4)
-    picture.paste(turned, (picture.width - length // 2 - distance, distance - length // 2), turned)

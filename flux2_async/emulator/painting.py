@@ -83,7 +83,12 @@ def _sun(picture: Image.Image, light: Colour, horizon: float, random: Random) ->
     radius = min(width, height) * random.uniform(0.07, 0.13)
     x = width * random.choice((random.uniform(0.2, 0.4), random.uniform(0.6, 0.8)))
     y = height * (horizon - random.uniform(0.08, 0.3))
-    glow = _glow(picture.size, (x, y), radius)
+    # Painted small, since what is blurred has no detail to lose.
+    scale = GLOW_SIDE / max(picture.size)
+    wide = radius * scale * 1.6
+    glow = Image.new("L", (max(1, round(width * scale)), max(1, round(height * scale))), 0)
+    ImageDraw.Draw(glow).ellipse((x * scale - wide, y * scale - wide, x * scale + wide, y * scale + wide), fill=210)
+    glow = glow.filter(ImageFilter.GaussianBlur(radius * scale * 1.1)).resize(picture.size, Image.Resampling.BICUBIC)
     shine, dark = (Image.new("RGB", picture.size, colour) for colour in (light, (0, 0, 0)))
     picture.paste(ImageChops.screen(picture, Image.composite(shine, dark, glow)))
     side = round(radius * 2)
@@ -91,14 +96,6 @@ def _sun(picture: Image.Image, light: Colour, horizon: float, random: Random) ->
     ImageDraw.Draw(disc).ellipse((0, 0, side * 4 - 1, side * 4 - 1), fill=255)
     disc = disc.resize((side, side), Image.Resampling.BOX)
     picture.paste(_mixed(light, (255, 255, 255), 0.75), (round(x - radius), round(y - radius)), disc)
-
-
-def _glow(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Image.Image:
-    scale = GLOW_SIDE / max(size)
-    small = Image.new("L", (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), 0)
-    x, y, wide = centre[0] * scale, centre[1] * scale, radius * scale * 1.6
-    ImageDraw.Draw(small).ellipse((x - wide, y - wide, x + wide, y + wide), fill=210)
-    return small.filter(ImageFilter.GaussianBlur(radius * scale * 1.1)).resize(size, Image.Resampling.BICUBIC)
 
 
 def _hills(picture: Image.Image, colours: tuple[Colour, Colour], horizon: float, random: Random) -> None:

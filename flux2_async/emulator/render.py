@@ -61,7 +61,9 @@ def draw(
     pictures = [_opened(reference) for reference in references]
     size = size_of(ratio, resolution, pictures[0].size if pictures else None)
     picture = painting.collage(pictures, size, random) if pictures else painting.landscape(size, random)
-    return _encoded(lettering.mark(picture, prompt, label), kind)
+    buffer, options = io.BytesIO(), {"compress_level": 1} if kind == "png" else {"quality": 90}
+    lettering.mark(picture, prompt, label).save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def size_of(ratio: str, resolution: str, first: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -95,12 +97,3 @@ def _opened(reference: bytes | str) -> "Image.Image":
         return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return lettering.placeholder("a picture that cannot be opened")
-
-
-def _encoded(picture: "Image.Image", kind: str) -> bytes:
-    buffer = io.BytesIO()
-    if kind == "png":
-        picture.save(buffer, "PNG", compress_level=1)
-    else:
-        picture.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()

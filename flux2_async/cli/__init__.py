@@ -32,7 +32,10 @@ def main() -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115  likewise
     words = sys.argv[1:]
     try:
-        code = _without_extra(words) if _needs_no_extra(words) else _with_extra(words)
+        # The few that need no parser; their own --help does.
+        plain = len(words) <= MOST and not any(word.startswith("-") for word in words[1:])
+        alone = words == ["--version"] or (plain and words[:1] in (["docs"], ["recipe"]))
+        code = _without_extra(words) if alone else _with_extra(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
         # What a command does once it has begun is told by itself; until then imports take their time.
@@ -50,12 +53,6 @@ def main() -> int:
     return code
 
 
-def _needs_no_extra(words: list[str]) -> bool:
-    """Tell whether it is one of the few that need no parser; their own --help does."""
-    plain = len(words) <= MOST and not any(word.startswith("-") for word in words[1:])
-    return words == ["--version"] or (plain and words[:1] in (["docs"], ["recipe"]))
-
-
 def _without_extra(words: list[str]) -> int:
     if words == ["--version"]:
         print(VERSION)  # noqa: T201  rich may be what is missing
@@ -67,21 +64,17 @@ def _without_extra(words: list[str]) -> int:
 
 
 def _with_extra(words: list[str]) -> int:
+    from importlib.util import find_spec  # noqa: PLC0415  a version is asked for by scripts, often
+
     try:
-        _check_extra()
+        # Before the work begins, since each command imports what it needs.
+        missing = not all(map(find_spec, EXTRA))
         from flux2_async.cli.app import run  # noqa: PLC0415  the library itself does not need these packages
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
+        missing = True
+    if missing:
         print(MISSING, file=sys.stderr)  # noqa: T201  rich may be what is missing
         return 2
     return run(words)
-
-
-def _check_extra() -> None:
-    """Miss what is not installed before the work begins, since each command imports what it needs."""
-    from importlib.util import find_spec  # noqa: PLC0415  a version is asked for by scripts, often
-
-    for name in EXTRA:
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(name=name)

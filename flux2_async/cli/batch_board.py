@@ -49,9 +49,11 @@ class BatchBoard(LiveBoard):
         self._ended.append(time.monotonic())
         if outcome.error is not None:
             state = "not downloaded" if outcome.state is State.DONE else outcome.state
-            self._complain(
-                f"line {outcome.line} ({outcome.id}) {state}: {with_options(one_line(outcome.error.message))}"
-            )
+            text = f"line {outcome.line} ({outcome.id}) {state}: {with_options(one_line(outcome.error.message))}"
+            self._errors.append(text)
+            self._error_count += 1
+            if self._error_count <= ERROR_LINES:
+                self.log(text + "; further ones are in results.jsonl" * (self._error_count == ERROR_LINES))
         self.tick()
 
     def tick(self) -> None:
@@ -72,12 +74,6 @@ class BatchBoard(LiveBoard):
                 self.say(", ".join(counts if progress is None else [*counts, *self._pace(progress)]))
                 for text in hindrances:
                     self.say(text)
-
-    def _complain(self, text: str) -> None:
-        self._error_count += 1
-        self._errors.append(text)
-        if self._error_count <= ERROR_LINES:
-            self.log(text + "; further ones are in results.jsonl" * (self._error_count == ERROR_LINES))
 
     def _counts(self, progress: Progress) -> list[str]:
         waiting = self._flux.statistics().waiting

@@ -139,24 +139,15 @@ def _advice(end: End, journal: Path) -> list[str]:
 
 def _document(end: End, unknown: list[Outcome]) -> dict[str, Any]:
     progress = end.progress
+    of_progress = ("total", "done", "failed", "unknown", "queued", "not_downloaded", "expired", "stopped")
+    of_end = ("skipped", "balance_before", "balance_after", "interrupted", "complete")
     return {
-        "total": progress.total,
-        "done": progress.done,
-        "failed": progress.failed,
-        "unknown": progress.unknown,
+        **{name: getattr(progress, name) for name in of_progress},
+        **{name: getattr(end, name) for name in of_end},
         "running": progress.running + progress.sending,
-        "queued": progress.queued,
-        "not_downloaded": progress.not_downloaded,
-        "expired": progress.expired,
-        "skipped": end.skipped,
         "credits": progress.spent,
         "credits_before": progress.spent_before,
         "credits_reserved": progress.reserved,
-        "balance_before": end.balance_before,
-        "balance_after": end.balance_after,
-        "stopped": progress.stopped,
-        "interrupted": end.interrupted,
-        "complete": end.complete,
         "results": str(end.folder / RESULTS),
         "report": end.report and str(end.report),
         "unknown_ids": [outcome.id for outcome in unknown],

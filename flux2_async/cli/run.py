@@ -253,18 +253,12 @@ async def followed(task: ImageTask, board: Board, row: Row, timeout: float | Non
 
 def _document(record: TaskRecord) -> dict[str, Any]:
     """Give a record for machines; the request's own words are not in it."""
-    return {
-        "task_id": record.task_id,
+    names = ("task_id", "model", "fail_code", "fail_message", "duration", "progress", "credits_consumed")
+    return {name: getattr(record, name) for name in names} | {
         "state": record.state_text,
-        "model": record.model,
         "urls": list(record.result_urls),
-        "fail_code": record.fail_code,
-        "fail_message": record.fail_message,
         "create_time": record.create_time and record.create_time.isoformat(),
         "complete_time": record.complete_time and record.complete_time.isoformat(),
-        "duration": record.duration,
-        "progress": record.progress,
-        "credits_consumed": record.credits_consumed,
     }
 
 

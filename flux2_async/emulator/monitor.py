@@ -64,8 +64,7 @@ class Monitor:
 
     async def _shown(self, request: web.Request) -> web.StreamResponse:
         content = await self.files.shown(request.match_info["path"])
-        kind = kind_of(content or b"")
-        if content is None or kind is None:
+        if (kind := kind_of(content or b"")) is None:
             return web.Response(status=404, text="there is no such picture\n", headers=HEADERS)
         return web.Response(body=content, content_type=f"image/{kind}", headers=HEADERS)
 

@@ -61,17 +61,14 @@ def _check_input(given: Mapping[str, Any], *, with_images: bool) -> None:
         raise Refusal(500, "prompt it must be a string")
     if not PROMPT_SHORTEST <= len(prompt) <= PROMPT_LONGEST:
         raise Refusal(422, f"prompt length must be between {PROMPT_SHORTEST} and {PROMPT_LONGEST} characters")
-    _check_choice("aspect_ratio", given["aspect_ratio"], (*RATIOS, "auto") if with_images else RATIOS)
-    _check_choice("resolution", given["resolution"], ("1K", "2K"))
+    choices = {"aspect_ratio": (*RATIOS, "auto") if with_images else RATIOS, "resolution": ("1K", "2K")}
+    for name, allowed in choices.items():
+        if given[name] not in allowed:
+            raise Refusal(422, f"{name} is not within the range of allowed options: {', '.join(allowed)}")
     if with_images:
         _check_images(given["input_urls"])
     if "nsfw_checker" in given and not isinstance(given["nsfw_checker"], bool):
         raise Refusal(500, "nsfw_checker it must be a boolean")
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise Refusal(422, f"{name} is not within the range of allowed options: {', '.join(allowed)}")
 
 
 def _check_images(addresses: object) -> None:

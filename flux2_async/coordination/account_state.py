@@ -152,7 +152,7 @@ class AccountState:
             seen_for: Seconds for which it counts without saying anything; infinity: until `leave`.
         """
         self._advance(now)
-        if replaces and any(name.startswith(replaces) and _later(name, peer) for name in self._peers):
+        if replaces and any(name.startswith(replaces) and _number(name) > _number(peer) for name in self._peers):
             return None
         self._compare(known, now)
         if terms.rates != self._terms.rates:
@@ -402,10 +402,6 @@ class AccountState:
         if state.keys() != attrs.fields_dict(cls).keys():
             raise ValueError
         return _converter.structure(state, cls)
-
-
-def _later(name: str, other: str) -> bool:
-    return _number(name) > _number(other)
 
 
 def _number(name: str) -> int:

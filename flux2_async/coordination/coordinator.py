@@ -14,6 +14,7 @@ import math
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -209,15 +210,9 @@ class Coordinator:
 
     async def spend(self, name: str, member: str, own: Own, *, price: float, cap: float, per: float | None) -> Told:
         """Tell what a process has spent and reserved under a budget; see `budget_state.spend`."""
-
-        def change(text: str | None, now: float) -> Kept[Told]:
-            return Kept(
-                *budget_state.spend(
-                    text, now, member=member, own=own, price=price, cap=cap, per=per, lease=self._terms.lease
-                )
-            )
-
-        return await self._update(f"budget:{name}", change)
+        lease = self._terms.lease
+        told = partial(budget_state.spend, member=member, own=own, price=price, cap=cap, per=per, lease=lease)
+        return await self._update(f"budget:{name}", lambda text, now: Kept(*told(text, now)))
 
     async def unknown_in(self, ref: str) -> float | None:
         """Give the seconds until the key that `ref` reserved is unknown, 0 if it is; None: there is none, or a task."""
@@ -313,7 +308,7 @@ class Coordinator:
         """Find out who has died."""
         self._search_at = now + SEARCH_EVERY
         for peer in state.peers():
-            match self._store.life_of(peer.partition(".")[0]):
+            match self._life_of(peer):
                 case Life.DEAD:
                     state.died(peer, now)
                 case Life.GONE:
@@ -351,7 +346,9 @@ class Coordinator:
 
     async def _key(self, key: str, act: Callable[[KeyRow | None, float], tuple[KeyRow | None, T]]) -> T:
         def change(text: str | None, now: float) -> Kept[T]:
-            row = self._row(text, now)
+            row = None if text is None else KeyRow.load(text)
+            if row and row.state == "sending" and self._life_of(row.owner) in (Life.DEAD, Life.GONE):
+                row = attrs.evolve(row, lapses_at=min(row.lapses_at, now))
             after, result = act(row, now)
             if after == row:
                 return Kept(text, 0.0, result)
@@ -359,13 +356,9 @@ class Coordinator:
 
         return await self._update(f"key:{key}", change)
 
-    def _row(self, text: str | None, now: float) -> KeyRow | None:
-        if text is None:
-            return None
-        row = KeyRow.load(text)
-        if row.state == "sending" and self._store.life_of(row.owner.partition(".")[0]) in (Life.DEAD, Life.GONE):
-            return attrs.evolve(row, lapses_at=min(row.lapses_at, now))
-        return row
+    def _life_of(self, name: str) -> Life:
+        """Tell whether the member of a session's name or a claim's lives."""
+        return self._store.life_of(name.partition(".")[0])
 
     async def _say(self, key: str, change: Callable[[KeyRow | None, float], KeyRow | None]) -> None:
         def act(row: KeyRow | None, now: float) -> tuple[KeyRow | None, bool]:

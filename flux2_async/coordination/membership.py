@@ -104,7 +104,10 @@ class Membership:
                 answer = await question(*args, **options)
             except CoordinationError:
                 if term == self.term:
-                    self._lose()
+                    self.joined = False
+                    self.term += 1
+                    self.member.on_lost()
+                    self._rejoin_soon()
                 raise
         if term != self.term:
             raise CoordinationError("the connection to the shared state was lost while it was asked; try again")
@@ -117,12 +120,6 @@ class Membership:
         self.joined = False
         await finish(self._rejoining)
         await self._coordinator.aclose()
-
-    def _lose(self) -> None:
-        self.joined = False
-        self.term += 1
-        self.member.on_lost()
-        self._rejoin_soon()
 
     def _rejoin_soon(self) -> None:
         if not self._closed and (self._rejoining is None or self._rejoining.done()):

@@ -149,7 +149,12 @@ class PermitQueue:
             else:
                 kept[group] += 1
         for group in own:
-            self._had_turn(group, peer)
+            line = self._lines[group] = self._lines.pop(group)
+            place = line.had_turn(peer)
+            place.want -= 1
+            self._peers[peer].want -= 1
+            if not place.want:
+                self._remove(peer, [group])
         for group, line in self._lines.items():
             # Who might have had them, and could not come.
             line.rounds = max(line.rounds, rounds - kept[group])
@@ -211,14 +216,6 @@ class PermitQueue:
             line.places.pop(peer, None)
             if not line.places:
                 del self._lines[group]
-
-    def _had_turn(self, group: str, peer: str) -> None:
-        line = self._lines[group] = self._lines.pop(group)
-        place = line.had_turn(peer)
-        place.want -= 1
-        self._peers[peer].want -= 1
-        if not place.want:
-            self._remove(peer, [group])
 
     def _in_turn(self, running: Mapping[str, int], now: float | None = None) -> Iterator[tuple[str, _Place, int]]:
         """Give whose the permits are that come, one by one; of those whose turn it is by now, or of all.

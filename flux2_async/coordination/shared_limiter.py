@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Final
 
@@ -240,7 +241,9 @@ class SharedLimiter(Gate):
                 continue
             wait = await self._ask()
             if wait > 0:
-                await self._pause_asking(wait)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._ask_now.wait()
             if wait > 0 or (self._want and self.membership.joined):
                 self._wanted.set()
 
@@ -287,13 +290,6 @@ class SharedLimiter(Gate):
             # There may be any number of them, of any number of groups, which others write down each time.
             return {LEFT: sum(running.values())}
         return {digest(group): count for group, count in running.items()}
-
-    async def _pause_asking(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._ask_now.wait()
-        except TimeoutError:
-            pass
 
     async def _ask(self) -> float:
         """Ask once and use the answer; give the seconds until it makes sense to ask again."""

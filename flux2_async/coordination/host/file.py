@@ -173,15 +173,14 @@ class HostFile:
 
 
 def _identity(path: Path) -> tuple[tuple[int, int] | None, ...]:
-    return tuple(_inode(path.with_name(path.name + suffix)) for suffix in ("", "-wal", "-shm"))
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+    found: list[tuple[int, int] | None] = []
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            status = path.with_name(path.name + suffix).stat()
+            found.append((status.st_dev, status.st_ino))
+        except FileNotFoundError:
+            found.append(None)
+    return tuple(found)
 
 
 def is_ours(connection: sqlite3.Connection, path: Path) -> bool:

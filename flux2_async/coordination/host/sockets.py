@@ -64,7 +64,11 @@ class HostSockets:
         self.close()
         self._folder = private_folder(folder)
         self._folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        self._sweep(folder)
+        oldest = time.time() - STALE_AFTER
+        for path in folder.iterdir():
+            with suppress(OSError):
+                if path.lstat().st_ctime < oldest and self._life_of(path.name) is Life.DEAD:
+                    path.unlink()
         self._sending = _new_socket()
         self._sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, SEND_TIMEOUT)
         listening = _new_socket()
@@ -89,8 +93,14 @@ class HostSockets:
 
     def tell(self, line: str) -> None:
         """Send a line to all others of the account who listen."""
-        for name in self._others():
-            self._send(name, line)
+        if self._folder is None or self._sending is None:
+            return
+        own, content = self._name(self._member), line.encode()
+        # Who has removed the folder learns it at the next question.
+        with suppress(OSError):
+            for name in sorted(path.name for path in self._folder.iterdir()):
+                if name.startswith(f"{self._account}.") and name != own:
+                    self._send(self._sending, name, content)
 
     def life_of(self, member: str) -> Life:
         """Tell whether a process lives."""
@@ -112,19 +122,9 @@ class HostSockets:
             )
         return f"/proc/self/fd/{self._folder_fd}/{name}"
 
-    def _others(self) -> Iterator[str]:
-        own = self._name(self._member)
-        # Who has removed the folder learns it at the next question.
-        with suppress(OSError):
-            if self._folder is not None:
-                names = sorted(path.name for path in self._folder.iterdir())
-                yield from (name for name in names if name.startswith(f"{self._account}.") and name != own)
-
-    def _send(self, name: str, line: str) -> None:
-        if self._sending is None:
-            return
+    def _send(self, sending: socket.socket, name: str, content: bytes) -> None:
         try:
-            self._sending.sendto(line.encode(), socket.MSG_DONTWAIT if name in self._silent else 0, self._address(name))
+            sending.sendto(content, socket.MSG_DONTWAIT if name in self._silent else 0, self._address(name))
         except BlockingIOError:
             self._silent.add(name)
         except OSError:
@@ -144,13 +144,6 @@ class HostSockets:
             except OSError:
                 return Life.UNKNOWN
         return Life.ALIVE
-
-    def _sweep(self, folder: Path) -> None:
-        oldest = time.time() - STALE_AFTER
-        for path in folder.iterdir():
-            with suppress(OSError):
-                if path.lstat().st_ctime < oldest and self._life_of(path.name) is Life.DEAD:
-                    path.unlink()
 
 
 def receive(listening: socket.socket) -> Iterator[str]:

@@ -127,22 +127,18 @@ class HostStore(Store):
     async def _work(self, work: Callable[..., T], *values: Any) -> T:
         if self._loop is None or self._closed:
             raise CoordinationError("the session's place among the processes of its account is not open")
-        return await self._loop.run_in_executor(self._worker, partial(self._work_bound, work, *values))
+        return await self._loop.run_in_executor(self._worker, partial(self._work_bound, self._loop, work, *values))
 
-    def _work_bound(self, work: Callable[..., T], *values: Any) -> T:
+    def _work_bound(self, loop: asyncio.AbstractEventLoop, work: Callable[..., T], *values: Any) -> T:
         if HAS_SOCKETS and not self._sockets.bound:
-            self._bind()
+            # The file's own checks come first, since their words are clearer.
+            path = self._file.check()
+            try:
+                listening = self._sockets.bind(path.with_name(path.name + FOLDER_SUFFIX))
+            except OSError as error:
+                raise explained(error, path) from error
+            loop.call_soon_threadsafe(self._read, loop, listening)
         return work(*values)
-
-    def _bind(self) -> None:
-        # The file's own checks come first, since their words are clearer.
-        path = self._file.check()
-        try:
-            listening = self._sockets.bind(path.with_name(path.name + FOLDER_SUFFIX))
-        except OSError as error:
-            raise explained(error, path) from error
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._read, self._loop, listening)
 
     def _read(self, loop: asyncio.AbstractEventLoop, listening: socket.socket | None) -> None:
         """Read another socket from now on, or none, and close that one."""

@@ -84,9 +84,10 @@ class PostgresStore(RemoteStore):
             await self._make_table()
             await self.try_rights()
         except MissingRightError:
-            missing = await self._missing()
+            ((user,),) = await self._connection.ask(sql.SQL("SELECT current_user::text"))
+            missing = sql.SQL("; ").join(self._sql(part, user) for part in (MAKE_SCHEMA, MAKE_TABLE, GRANT))
             raise ConfigurationError(
-                f"postgres: the user lacks a right; let the owner of the database run once: {missing}"
+                "postgres: the user lacks a right; let the owner of the database run once: " + missing.as_string(None)
             ) from None
         except HopelessError as error:
             raise ConfigurationError(str(error)) from None
@@ -122,11 +123,6 @@ class PostgresStore(RemoteStore):
             # Who may not make schemas may not make one that is there either.
             making = (ALONE, MAKE_TABLE) if schema else (ALONE, MAKE_SCHEMA, MAKE_TABLE)
             await self._connection.ask(sql.SQL("; ").join(self._sql(part) for part in making))
-
-    async def _missing(self) -> str:
-        ((user,),) = await self._connection.ask(sql.SQL("SELECT current_user::text"))
-        statements = sql.SQL("; ").join(self._sql(part, user) for part in (MAKE_SCHEMA, MAKE_TABLE, GRANT))
-        return statements.as_string(None)
 
     def _bytes(self, statement: LiteralString, *, awaited: bool = True) -> bytes:
         return self._sql(statement, written=sql.Literal(1) if awaited else NOT_AWAITED).as_bytes(None)

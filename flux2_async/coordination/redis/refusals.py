@@ -68,7 +68,8 @@ def told(error: Exception) -> CoordinationError:
         kinds = ", ".join(causes)
         return HopelessError(f"redis: the connection is refused ({kinds}); check scheme, certificates and rights")
     if isinstance(error, ResponseError):
-        return CoordinationError(f"redis answers {_first_word(error)}")
+        word = next(iter(str(error).split()), "")
+        return CoordinationError(f"redis answers {word if word.isupper() else type(error).__name__}")
     return CoordinationError(f"redis cannot be reached ({type(error).__name__})")
 
 
@@ -76,8 +77,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_word(error: Exception) -> str:
-    words = str(error).split()
-    return words[0] if words and words[0].isupper() else type(error).__name__

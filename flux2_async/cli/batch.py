@@ -44,7 +44,7 @@ async def batch(
     if options.retry_unknown:
         screen.note("--retry-unknown: what was accepted unseen is paid a second time", "yellow")
     async with AsyncExitStack() as stack:
-        flux = await stack.enter_async_context(opened(service, callbacks and callbacks[0], Polling()))
+        flux = await stack.enter_async_context(opened(service, callbacks=callbacks and callbacks[0], polling=Polling()))
         if callbacks:
             try:
                 await stack.enter_async_context(serve(flux, *callbacks[1:]))

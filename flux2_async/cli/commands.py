@@ -125,9 +125,9 @@ def batch(
     """
     from flux2_async.cli.batch import batch as run_batch
 
-    return _done(
-        lambda screen: run_batch(screen, jobs(sources, options, shape), options, service, _again()), machine=json
-    )
+    # The command to go on with, without what is meant to be done once.
+    again = shlex.join(["flux2", *(word for word in GIVEN.get() if word not in ONCE)])
+    return _done(lambda screen: run_batch(screen, jobs(sources, options, shape), options, service, again), machine=json)
 
 
 def report(
@@ -302,11 +302,6 @@ def mcp(
     return _done(go, machine=False)
 
 
-def _again() -> str:
-    """Give the command under way, without what is meant to be done once."""
-    return shlex.join(["flux2", *(word for word in GIVEN.get() if word not in ONCE)])
-
-
 def _make(
     request: Callable[[], Request], service: Service, output: str | None, timeout: float, *, machine: bool
 ) -> int:
@@ -352,10 +347,10 @@ async def _interruptible(command: Coroutine[Any, Any, int | None]) -> int | None
     import asyncio
 
     task = asyncio.current_task()
+    assert task is not None  # noqa: S101  a coroutine runs in one
     # A handler in the loop also lets every signal wake it; without one, a Ctrl-C in the instant in which the loop goes
     # to sleep is noticed only when something else wakes it. Windows has no handlers, and wakes by itself.
-    if task is not None:
-        with suppress(NotImplementedError):
-            for number in ending_signals():
-                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(NotImplementedError):
+        for number in ending_signals():
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     return await command

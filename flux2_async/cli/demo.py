@@ -86,7 +86,7 @@ async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
         try:
             await _perform(screen, emulator.base_url, flux, shows, out)
         except asyncio.CancelledError:
-            await anyio.to_thread.run_sync(_draw_unfinished, shows, out / SHEET, time.monotonic() - begun)
+            await anyio.to_thread.run_sync(draw_result, shows, out / SHEET, time.monotonic() - begun)
             screen.result(f"Contact sheet: {out / SHEET}")
             raise CommandError("interrupted; the emulated service ended with its tasks", code=INTERRUPTED) from None
     seconds = time.monotonic() - begun
@@ -161,12 +161,6 @@ async def _play(flux: Flux2Session, show: Show, uploaded: Mapping[str, UploadedF
     show.card = await anyio.to_thread.run_sync(_card, show)
 
 
-def _draw_unfinished(shows: Sequence[Show], path: Path, seconds: float) -> None:
-    for show in shows:
-        show.card = show.card or _card(show)
-    draw_result(shows, path, seconds)
-
-
 def _card(show: Show) -> Image.Image:
     ended = show.picture or show.error
     return draw_card(
@@ -182,9 +176,9 @@ def _card(show: Show) -> Image.Image:
 
 
 def draw_result(shows: Sequence[Show], path: Path, seconds: float) -> None:
-    """Draw the contact sheet of what has ended; blocks."""
+    """Draw the contact sheet; blocks."""
     sheet = draw_sheet(
-        [show.card for show in shows if show.card],
+        [show.card or _card(show) for show in shows],
         title="flux2 demo",
         subtitle=_summary(shows, seconds),
         remark="Drawn by the embedded emulator, not by a model",

@@ -28,8 +28,25 @@ ENDLESS: Final = ("duration",)
 def script_of(options: EmulatorOptions) -> Script:
     """Give what the emulator is to follow; UsageError: a value makes no sense."""
     _check(options)
-    given = _alike(options, Script) | {"models": _models(options), "limit": _limit(options)}
-    return Script(**given | {"outage": _outage(options), "faults": _faults(options), "plans": _plan(options)})
+    models = [_read(MODEL, "--model", text, "google/nano-banana:4") for text in options.model]
+    example = "10-30 (seconds after the start)"
+    outage = None if options.outage is None else _read(OUTAGE, "--outage", options.outage, example)
+    return Script(
+        **_alike(options, Script)
+        | {
+            "models": {each[1]: float(each[2]) for each in models},
+            "limit": _limit(options),
+            "outage": outage and (float(outage[1]), float(outage[2])),
+            "faults": _faults(options),
+            "plans": _plan(options),
+        }
+    )
+
+
+def _read(pattern: re.Pattern[str], option: str, text: str, example: str) -> re.Match[str]:
+    if (match := pattern.fullmatch(text)) is None:
+        raise UsageError(f"{option}: {text!r} given, it must look like {example}")
+    return match
 
 
 def _alike(options: EmulatorOptions, kind: type[Plan | Script]) -> dict[str, Any]:
@@ -62,33 +79,12 @@ def _limit(options: EmulatorOptions) -> Limit | None:
     return Limit(limit.limit, limit.period, options.policy, retry_after)
 
 
-def _models(options: EmulatorOptions) -> dict[str, float]:
-    models: dict[str, float] = {}
-    for text in options.model:
-        match = MODEL.fullmatch(text)
-        if match is None:
-            raise UsageError(f"--model: {text!r} given, it must look like google/nano-banana:4")
-        models[match[1]] = float(match[2])
-    return models
-
-
-def _outage(options: EmulatorOptions) -> tuple[float, float] | None:
-    if options.outage is None:
-        return None
-    match = OUTAGE.fullmatch(options.outage)
-    if match is None:
-        raise UsageError(f"--outage: {options.outage!r} given, it must look like 10-30 (seconds after the start)")
-    return float(match[1]), float(match[2])
-
-
 def _faults(options: EmulatorOptions) -> list[Fault]:
     # Any: `Fault` itself looks which words there are.
     kind: Any = options.callback_fault
     faults = [] if kind is None or kind in PLANNED else [Fault("callback", kind, times=None)]
     for text in options.fault:
-        match: Any = FAULT.fullmatch(text)
-        if match is None:
-            raise UsageError(f"--fault: {text!r} given, it must look like createTask:cut_after:2")
+        match: Any = _read(FAULT, "--fault", text, "createTask:cut_after:2")
         try:
             faults.append(Fault(match[1], match[2], int(match[3] or 1)))
         except ValueError as error:

@@ -208,7 +208,15 @@ async def fetch(
             async with job.ends_told():
                 task = await job.submit(wanted) if isinstance(wanted, Request) else job.attach(wanted)
                 result, files = await job.finish(task)
-    _tell(screen, result, files)
+    record = result.record
+    facts = [f"task {result.task_id}"]
+    if record.duration is not None:
+        facts.append(f"{record.duration:.1f} s")
+    if record.credits_consumed is not None:
+        facts.append(f"{record.credits_consumed:g} credits")
+    screen.note(", ".join(facts), "dim")
+    screen.result("\n".join(map(str, files)), whole=True)
+    screen.document(_document(record) | {"files": [str(file) for file in files]})
 
 
 async def look(screen: Screen, task_id: str) -> bool:
@@ -260,15 +268,3 @@ def _document(record: TaskRecord) -> dict[str, Any]:
         "create_time": record.create_time and record.create_time.isoformat(),
         "complete_time": record.complete_time and record.complete_time.isoformat(),
     }
-
-
-def _tell(screen: Screen, result: ImageResult, files: list[Path]) -> None:
-    record = result.record
-    facts = [f"task {result.task_id}"]
-    if record.duration is not None:
-        facts.append(f"{record.duration:.1f} s")
-    if record.credits_consumed is not None:
-        facts.append(f"{record.credits_consumed:g} credits")
-    screen.note(", ".join(facts), "dim")
-    screen.result("\n".join(map(str, files)), whole=True)
-    screen.document(_document(record) | {"files": [str(file) for file in files]})

@@ -76,16 +76,11 @@ def line_of(event: Exchange | CallbackCall, emulator: Emulator) -> str:
     words += [f"Retry-After: {event.retry_after}"] if event.retry_after else []
     words += [f"fault {event.fault}"] if event.fault else []
     words += [f"{event.seconds * 1000:.0f} ms"]
-    return f"{one_line(event.endpoint):<12} {_answer(event):<9} {'  '.join(filter(None, words))}"
-
-
-def _answer(event: Exchange) -> str:
-    if event.status is None:
-        return "cut"
-    if event.code is None or event.code == event.status:
-        return str(event.status)
-    # As upstream answers: the reason is in the body.
-    return f"{event.status}, {event.code}"
+    answer = "cut" if event.status is None else str(event.status)
+    if event.code not in (None, event.status):
+        # As upstream answers: the reason is in the body.
+        answer += f", {event.code}"
+    return f"{one_line(event.endpoint):<12} {answer:<9} {'  '.join(filter(None, words))}"
 
 
 def _about(event: Exchange, emulator: Emulator) -> str:

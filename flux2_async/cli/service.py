@@ -2,15 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
 from flux2_async.cli.options import CREDITS, Service, named_service, parse_rate_limit
 from flux2_async.coordination.store import Coordination
 from flux2_async.emulator import Emulator, Limit, Plan, Script
-from flux2_async.models import Callbacks, Polling, RateLimit
-from flux2_async.models.budget import Budget
+from flux2_async.models import Polling, RateLimit
 from flux2_async.session.session import Flux2Session
 
 # Upstream's figure, which real accounts are said to have.
@@ -24,11 +23,10 @@ EMULATED_POLLING: Final = Polling(interval=0.3)
 @asynccontextmanager
 async def opened(
     service: Service | None = None,
-    callbacks: Callbacks | None = None,
-    polling: Polling = PATIENT,
     *,
+    polling: Polling = PATIENT,
     coordination: Coordination | None = None,
-    budget: Budget | None = None,
+    **options: Any,
 ) -> AsyncIterator[Flux2Session]:
     """Open a session as the options say, with an emulated service, which ends with it, or the environment's account.
 
@@ -37,7 +35,7 @@ async def opened(
     limit = parse_rate_limit(service.rate_limit) if service else None
     if service and service.emulate:
         script = Script(plans=Plan(duration=3.0), limit=LIMIT, credits=CREDITS)
-        async with Emulator(script) as emulator, emulated(emulator, limit, callbacks, budget) as flux:
+        async with Emulator(script) as emulator, emulated(emulator, limit, **options) as flux:
             yield flux
         return
     # Through its proxies, as users of other commands expect; the library by itself reads no proxy settings.
@@ -46,19 +44,16 @@ async def opened(
         Flux2Session(
             service=named_service(),
             rate_limit=limit,
-            callbacks=callbacks,
             polling=polling,
             coordination=coordination,
-            budget=budget,
             http=http,
+            **options,
         ) as flux,
     ):
         yield flux
 
 
-def emulated(
-    emulator: Emulator, limit: RateLimit | None, callbacks: Callbacks | None = None, budget: Budget | None = None
-) -> Flux2Session:
+def emulated(emulator: Emulator, limit: RateLimit | None, **options: Any) -> Flux2Session:
     """Make a session with an emulator; nothing of the environment is read."""
     return Flux2Session(
         emulator.api_key,
@@ -66,6 +61,5 @@ def emulated(
         upload_url=emulator.upload_url,
         rate_limit=limit,
         polling=EMULATED_POLLING,
-        callbacks=callbacks,
-        budget=budget,
+        **options,
     )

@@ -20,6 +20,8 @@ from flux2_async.cli.service import opened
 from flux2_async.errors import ApiError, InvalidRequestError, TaskNotFoundError, TransportError
 from flux2_async.models import TaskRecord
 
+# What machines are told of each.
+FIELDS: Final = ("id", "line", "sent_at", "prompt", "images", "model", "resolution", "ref", "task_id", "error")
 NEVER_MADE: Final = "never made"
 NEVERTHELESS: Final = "nothing was changed; --no-check takes it nevertheless"
 WAYS: Final = "t TASK_ID: it is this task   n: it was never made, send it again   l: ask me later   q: stop asking"
@@ -103,7 +105,10 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
             screen.result(text)
     _tell_end(screen, len(decided), len(left), ask=ask)
     screen.document(
-        {"unknown": [_document(request) for request in left], "decided": [outcome.id for outcome in decided]}
+        {
+            "unknown": [{name: told[name] for name in FIELDS} for told in (document(each.outcome) for each in left)],
+            "decided": [outcome.id for outcome in decided],
+        }
     )
     return int(bool(left))
 
@@ -237,9 +242,3 @@ def _tell_end(screen: Screen, decided: int, left: int, *, ask: bool) -> None:
 
 def _may_have_been(count: int) -> str:
     return f"{counted(count, 'request')} may have been accepted and paid for, which nobody knows"
-
-
-def _document(request: UnknownRequest) -> dict[str, Any]:
-    told = document(request.outcome)
-    names = ("id", "line", "sent_at", "prompt", "images", "model", "resolution", "ref", "task_id", "error")
-    return {name: told[name] for name in names}

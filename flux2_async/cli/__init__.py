@@ -68,13 +68,13 @@ def _with_extra(words: list[str]) -> int:
 
     try:
         # Before the work begins, since each command imports what it needs.
-        missing = not all(map(find_spec, EXTRA))
+        complete = all(map(find_spec, EXTRA))
         from flux2_async.cli.app import run  # noqa: PLC0415  the library itself does not need these packages
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
-        missing = True
-    if missing:
-        print(MISSING, file=sys.stderr)  # noqa: T201  rich may be what is missing
-        return 2
-    return run(words)
+    else:
+        if complete:
+            return run(words)
+    print(MISSING, file=sys.stderr)  # noqa: T201  rich may be what is missing
+    return 2

@@ -175,10 +175,7 @@ class AccountState:
     def leave(self, peer: str, now: float, unheard: Sequence[str] = ()) -> None:
         """Forget a process that goes; what it has borrowed and not settled expires by itself.
 
-        Args:
-            peer: Its name.
-            now: The time.
-            unheard: Leases that it never heard of, if they were lent to it: they are free at once.
+        Of `unheard` it never knew: what was lent to it of these is free at once.
         """
         self._advance(now)
         for name in unheard:
@@ -200,15 +197,8 @@ class AccountState:
     ) -> Answer | None:
         """Lend permits to a process, as many as are its share now; None: it has to join.
 
-        Args:
-            peer: Its name.
-            known: What it remembers.
-            want: How many it can use; with 0 it leaves the queue.
-            now: The time.
-            groups: For whom, see `PermitQueue.enter`; None: all for those without a group.
-            first: See there.
-            bound: See there.
-            most: See there.
+        With 0 as `want` it leaves the queue. For the rest see `PermitQueue.enter`; without `groups` all are for those
+        that have none.
         """
         if not self._is_there(peer, known, now):
             return None

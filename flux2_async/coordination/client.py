@@ -43,7 +43,7 @@ class Sharing:
         records: Reads those of tasks.
 
     Attributes:
-        watcher: See above.
+        watcher: As given.
         coordinator: What can be asked, by the membership.
         membership: Asks it.
         limiter: Lets submissions through.
@@ -304,14 +304,15 @@ class SharedKey:
             self._sharing.hold(self._claim)
             logger.debug("a key could not be freed")
 
-    def bound(self, task_id: str) -> None:
-        """Say which task it is."""
+    def bound(self, task_id: str | None) -> None:
+        """Say which task it is; None: nobody knows whether there is one."""
         self._sharing.let_go(self._claim)
         self._sharing.tell_later(partial(self._bind, task_id))
 
-    async def _bind(self, task_id: str) -> None:
+    async def _bind(self, task_id: str | None) -> None:
         await self._coordinator.bind(self._claim, task_id)
-        self._heard.set()
+        if task_id is not None:
+            self._heard.set()
 
     async def heard(self) -> None:
         """Wait until the others know that, a few seconds at most: were this process to die now they would doubt it."""
@@ -319,11 +320,6 @@ class SharedKey:
             with suppress(TimeoutError):
                 async with asyncio.timeout(KEPT_WITHIN):
                     await self._heard.wait()
-
-    def unclear(self) -> None:
-        """Say that nobody knows whether it exists."""
-        self._sharing.let_go(self._claim)
-        self._sharing.tell_later(partial(self._coordinator.bind, self._claim, None))
 
     def freed(self) -> None:
         """Say that nothing was created."""

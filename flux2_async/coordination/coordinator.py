@@ -81,15 +81,7 @@ class Coordinator:
         self._on_message: Callable[[Message], None] = lambda _: None
 
     async def open(self, on_message: Callable[[Message], None]) -> None:
-        """Start to listen for messages, and check what can be checked once.
-
-        Args:
-            on_message: Called in the event loop with what other processes publish.
-
-        Raises:
-            ConfigurationError: It can never work: wrong password, too old a server, a folder of somebody else's.
-            CoordinationError: It cannot be reached now. `join` may be tried later; `aclose` is needed all the same.
-        """
+        """Start to listen for what others publish, see `Store.listen`; `on_message` is called in the event loop."""
         self._on_message = on_message
         await self._store.listen(self._hear)
 
@@ -98,13 +90,7 @@ class Coordinator:
         return self._store.elapsed()
 
     async def join(self, held: Sequence[Settlement] = (), keeps: Sequence[str] = (), alone: float = 0.0) -> Answer:
-        """Take part: at first, and again after every `CoordinationError`.
-
-        Args:
-            held: What became of each permit that was taken while the shared state was away.
-            keeps: The leases that are still to be settled; others that were lent meanwhile never reached anybody.
-            alone: Seconds since this session last heard of the shared state, if it has lost it since; else 0.
-        """
+        """Take part, see `AccountState.join`: at first, and again after every `CoordinationError`."""
         self._joins += 1
 
         def enter(state: AccountState, now: float) -> Answer | None:
@@ -117,13 +103,7 @@ class Coordinator:
         return answer
 
     async def acquire(self, want: int, groups: Mapping[str, int] | None = None, first: Collection[str] = ()) -> Answer:
-        """Ask for as many permits as can be used at once; 0 leaves the queue.
-
-        Args:
-            want: So many.
-            groups: For whom, see `PermitQueue.enter`; None: for those without a group.
-            first: See there.
-        """
+        """Ask for as many permits as can be used at once; see `AccountState.acquire`."""
         terms = self._terms
         asked: dict[str, Any] = {"groups": groups, "first": first, "bound": terms.per_group, "most": terms.max_running}
 

@@ -17,14 +17,10 @@ from flux2_async.errors import CoordinationError
 
 @attrs.frozen
 class KeyRow:
-    """One key.
+    """One key as it is kept, see `KeyEntry`.
 
     Attributes:
-        fingerprint: The digest of the request.
-        ref: The submission that reserved it.
-        owner: Its claim.
-        state: What is known.
-        task_id: The task, when bound; else empty.
+        owner: The claim that reserved it.
         lapses_at: When an owner that is still sending has died.
         expires_at: When the row is forgotten.
     """

@@ -83,14 +83,9 @@ class PermitQueue:
     ) -> None:
         """Let a process wait, or go on waiting.
 
-        Args:
-            peer: Its name.
-            want: How many permits it can use now.
-            groups: The same by group; with 0 a group keeps its place while others of this process go first.
-            now: The time.
-            first: The groups of those that were refused.
-            bound: How many of a group may run at once, or None.
-            most: Likewise of all.
+        It can use `want` permits now, and so many for each of `groups`; with 0 a group keeps its place while others of
+        this process go first. In the groups `first` are those that were refused. Of a group `bound` tasks may run at
+        once, of all `most`; None: any number.
         """
         self._peers[peer] = _Waiting(want, now, now, bound, most)
         self._remove(peer, {group for group in self._lines if group not in groups})
@@ -128,14 +123,8 @@ class PermitQueue:
     ) -> tuple[Sequence[str], int]:
         """Deal what is free, one by one, among those whose turn it is.
 
-        Args:
-            peer: The process that asks.
-            is_free: Whether there is one more permit than so many.
-            now: The time.
-            running: Of each group how many run.
-
-        Returns:
-            The groups for which it gets one each, and how many are kept for other processes.
+        `is_free` tells whether there is one more permit than so many, `running` how many run of each group. Gives the
+        groups for which the process that asks gets one each, and how many are kept for others.
         """
         own: list[str] = []
         kept: Counter[str] = Counter()

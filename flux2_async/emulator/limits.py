@@ -5,7 +5,7 @@ What was refused leaves no trace.
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 
 from flux2_async.emulator.script import Limit
@@ -82,36 +82,32 @@ class _FixedWindow(Policy):
 
     def __init__(self, limit: Limit) -> None:
         super().__init__(limit)
-        self._window = -math.inf
-        self._previous = self._current = 0
+        # By the number of the window.
+        self._counts = Counter[int]()
 
     def wait(self, now: float) -> float:
         return 0.0 if self.used(now) < self._limit.limit else (self._number(now) + 1) * self._limit.period - now
 
     def used(self, now: float) -> float:
-        return float(self._counts(now)[1])
+        return float(self._counts[self._number(now)])
 
     def count(self, now: float) -> None:
-        self._previous, self._current = self._counts(now)
-        self._window = self._number(now)
-        self._current += 1
+        number = self._number(now)
+        self._counts = Counter({number - 1: self._counts[number - 1], number: self._counts[number] + 1})
 
     def _number(self, now: float) -> int:
         return math.floor((now + EPSILON) / self._limit.period)
 
-    def _counts(self, now: float) -> tuple[int, int]:
+    def _both(self, now: float) -> tuple[int, int]:
         """The tasks of the window before, and of this one."""
-        passed = self._number(now) - self._window
-        if passed == 0:
-            return self._previous, self._current
-        return (self._current if passed == 1 else 0), 0
+        return self._counts[self._number(now) - 1], self._counts[self._number(now)]
 
 
 class _TwoWindows(_FixedWindow):
     """The count of this window and the weighted count of the one before stay within `limit`."""
 
     def wait(self, now: float) -> float:
-        previous, current = self._counts(now)
+        previous, current = self._both(now)
         into = (now + EPSILON) / self._limit.period % 1.0
         room = self._limit.limit - 1 - current
         if previous * (1.0 - into) <= room + EPSILON:
@@ -122,7 +118,7 @@ class _TwoWindows(_FixedWindow):
         return self._limit.period * (1.0 - room / previous - into)
 
     def used(self, now: float) -> float:
-        previous, current = self._counts(now)
+        previous, current = self._both(now)
         return previous * (1.0 - (now + EPSILON) / self._limit.period % 1.0) + current
 
 

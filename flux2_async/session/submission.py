@@ -87,16 +87,12 @@ class KeyClaim(Protocol):
         """Give the key back for a while: the POST was certainly not accepted, and is to be sent again."""
         ...
 
-    def bound(self, task_id: str) -> None:
-        """The key stands for this task from now on."""
+    def bound(self, task_id: str | None) -> None:
+        """The key stands for this task from now on; None: nobody knows whether the POST was accepted."""
         ...
 
     async def heard(self) -> None:
         """Wait until the others know that, for a while."""
-        ...
-
-    def unclear(self) -> None:
-        """Nobody knows whether the POST was accepted."""
         ...
 
     def freed(self) -> None:
@@ -278,10 +274,8 @@ class Submission:
         """Go where an event leads that ends it, or changes its end, and tell its callers and its claim."""
         self.move(event)
         if self.claim is not None:
-            if task is not None:
-                self.claim.bound(task.id)
-            elif self.state is SubmissionState.UNKNOWN:
-                self.claim.unclear()
+            if task is not None or self.state is SubmissionState.UNKNOWN:
+                self.claim.bound(None if task is None else task.id)
             else:
                 self.claim.freed()
         if self.outcome.done:

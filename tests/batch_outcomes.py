@@ -7,9 +7,19 @@ from typing import Any
 
 from PIL import Image
 
-from flux2_async.batch import Download, Failure, Outcome, State
+from flux2_async.batch import Download, Failure, Outcome, State, document
+from flux2_async.batch.results import Changes
+from flux2_async.models.plain_json import utf8_json
 
 START = datetime(2026, 11, 22, 20, 0, tzinfo=UTC)
+
+
+class Told(Changes):
+    """`changes.jsonl` of a run, told of outcomes instead of lines."""
+
+    def tell(self, outcome: Outcome) -> None:
+        """Write a line."""
+        self.add(utf8_json(document(outcome)) + b"\n")
 
 
 def done(number: int, **changes: Any) -> Outcome:

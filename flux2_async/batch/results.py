@@ -19,7 +19,7 @@ import attrs
 
 from flux2_async._http.atomic_file import replacing
 from flux2_async.batch.journal import Journal
-from flux2_async.batch.outcomes import LISTS, TIMES, Download, Failure, Outcome, State, document
+from flux2_async.batch.outcomes import LISTS, TIMES, Download, Failure, Outcome, State
 from flux2_async.models.plain_json import utf8_json
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -42,7 +42,7 @@ async def write_results(journal: Journal, directory: str | os.PathLike[str]) -> 
         OSError: It cannot be written.
     """
     target = Path(directory) / RESULTS
-    await journal.use_outcomes(partial(_write, target))
+    await journal.use_lines(partial(_write, target))
     return target
 
 
@@ -93,8 +93,8 @@ class Changes:
     _file: BinaryIO | None = None
     _given_up: bool = False
 
-    def add(self, outcome: Outcome) -> None:
-        """Write a line."""
+    def add(self, lines: bytes) -> None:
+        """Write what has changed, as lines of `results.jsonl`."""
         if self._given_up:
             return
         try:
@@ -106,7 +106,7 @@ class Changes:
             if (ends_at := self.ends_at) != self._told:
                 self._told = ends_at
                 self._file.write(utf8_json({"total": self.total, "ends_at": ends_at}) + b"\n")
-            self._file.write(utf8_json(document(outcome)) + b"\n")
+            self._file.write(lines)
         except OSError as error:
             self._given_up = True
             logger.warning("%s is not written any more: %s", CHANGES, error)
@@ -144,7 +144,6 @@ def _lock(file: BinaryIO, *, exclusive: bool) -> bool:
     return True
 
 
-def _write(target: Path, outcomes: Iterator[Outcome]) -> None:
+def _write(target: Path, lines: Iterator[bytes]) -> None:
     with replacing(target) as file:
-        for outcome in outcomes:
-            file.write(utf8_json(document(outcome)) + b"\n")
+        file.writelines(lines)

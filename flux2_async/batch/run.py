@@ -122,7 +122,7 @@ class Batch:
             if scheduler is None:
                 return
             changes = Changes(self._directory, scheduler.state.progress().total)
-            journal.changed = changes.add
+            journal.tell(changes.add)
             try:
                 async with aclosing(scheduler.run()) as outcomes:
                     async for outcome in outcomes:
@@ -134,7 +134,7 @@ class Batch:
                 try:
                     written = await self._write_results(journal, scheduler)
                 finally:
-                    journal.changed = None
+                    journal.tell(None)
                     changes.end(remove=written)
         if scheduler.state.failure is not None:
             raise scheduler.state.failure.with_traceback(None)

@@ -266,8 +266,8 @@ class Worker:
             return await self._end(self.journal.waiting(self.row, failure_of(error)))
         self.state.ended(self, State.DONE, result.record.credits_consumed)
         if not self.options.download:
-            return await self._end(self.journal.finished(self.row, result.record, Download.OFF))
-        await self.journal.finished(self.row, result.record, Download.PENDING)
+            return await self._end(self.journal.finished(self.row, result.record))
+        await self.journal.made(self.row, result.record)
         return await self._save(attrs.evolve(self.row, task_id=result.task_id, urls=result.urls))
 
     async def _save(self, row: Row) -> Outcome:

@@ -72,7 +72,7 @@ async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Jo
             try:
                 yield journal
             finally:
-                empty = new and not await journal.use_outcomes(any)
+                empty = new and not await journal.use_lines(any)
     finally:
         # A list that was refused leaves nothing behind.
         if empty:

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_outcomes import done, failed, queued
+from batch_outcomes import Told, done, failed, queued
 from batches import batch_in, collect, requests
 from emulated import session_for
 
 from flux2_async.batch import Download, Outcome, State
 from flux2_async.batch.report.following import Following
-from flux2_async.batch.results import CHANGES, RESULTS, Changes
+from flux2_async.batch.results import CHANGES, RESULTS
 from flux2_async.emulator import Emulator, Plan, Script
 
 
 def written(folder: Path, outcomes: Any) -> None:
     """`results.jsonl` as a run writes it at its end."""
-    changes = Changes(folder, 0)
+    changes = Told(folder, 0)
     for outcome in outcomes:
-        changes.add(outcome)
+        changes.tell(outcome)
     changes.end(remove=False)
     content = (folder / CHANGES).read_bytes().split(b"\n", 1)[1]
     (folder / CHANGES).unlink()
@@ -96,8 +96,8 @@ async def test_what_cannot_be_written_stops_no_batch(tmp_path: Path, caplog: pyt
 def test_what_a_run_that_died_has_told_is_still_there(tmp_path: Path) -> None:
     """Over the results of the run before; half of a line and other nonsense is passed over; nothing runs any more."""
     written(tmp_path, queued(3))
-    changes = Changes(tmp_path, 3)
-    changes.add(done(1))
+    changes = Told(tmp_path, 3)
+    changes.tell(done(1))
     changes.end(remove=False)
     with (tmp_path / CHANGES).open("ab") as file:
         file.write(b'nonsense\n[]\n{"id": "shot-2"}\n{"id": "sho')
@@ -106,8 +106,8 @@ def test_what_a_run_that_died_has_told_is_still_there(tmp_path: Path) -> None:
 
     assert [outcome.state for outcome in following.outcomes.values()] == [State.DONE, State.QUEUED, State.QUEUED]
     assert following.running is False
-    again = Changes(tmp_path, 3)
-    again.add(failed(3))
+    again = Told(tmp_path, 3)
+    again.tell(failed(3))
     assert following.news() == ["shot-3"]
     assert following.running is True
     again.end(remove=True)
@@ -116,14 +116,14 @@ def test_what_a_run_that_died_has_told_is_still_there(tmp_path: Path) -> None:
 
 def test_each_change_is_told_once(tmp_path: Path) -> None:
     """What is as it was is no news, whichever file it stands in."""
-    changes = Changes(tmp_path, 2)
+    changes = Told(tmp_path, 2)
     following = Following(tmp_path)
     assert following.news() == []
-    changes.add(done(1))
-    changes.add(done(1))
+    changes.tell(done(1))
+    changes.tell(done(1))
     assert following.news() == ["shot-1"]
     assert following.news() == []
-    changes.add(failed(2))
+    changes.tell(failed(2))
     assert following.news() == ["shot-2"]
     written_before = following.outcomes.copy()
     changes.end(remove=True)
@@ -135,8 +135,8 @@ def test_each_change_is_told_once(tmp_path: Path) -> None:
 
 def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
     """A look may come between two parts of a line."""
-    changes = Changes(tmp_path, 1)
-    changes.add(done(1, prompt="a long one " * 400))
+    changes = Told(tmp_path, 1)
+    changes.tell(done(1, prompt="a long one " * 400))
     content = (tmp_path / CHANGES).read_bytes()
     changes.end(remove=False)
     following = Following(tmp_path)

@@ -13,7 +13,6 @@ from batches import collect, requests, run
 from emulated import emulated
 
 from flux2_async.batch import (
-    Download,
     Failure,
     Job,
     Journal,
@@ -95,7 +94,7 @@ async def make(folder: Path) -> dict[str, dict[str, bytes]]:
                 result_urls=(url,),
                 credits_consumed=14,
             )
-            await journal.finished(row, record, Download.PENDING)
+            await journal.made(row, record)
             if number % 6 != 2:
                 await journal.saved(row, [f"images/{number}.png"])
         killed = {name: (folder / name).read_bytes() for name in ("run.db", "run.db-wal")}

@@ -310,7 +310,7 @@ def _level(statements: list[str], word: str) -> str:
     for statement in statements:
         if statement.startswith("PRAGMA synchronous="):
             level = statement.partition("=")[2]
-        if statement.startswith("UPDATE requests SET") and word in statement and "RETURNING" in statement:
+        if statement.startswith("UPDATE requests SET") and word in statement and "WHERE number = " in statement:
             found = level
     return found
 

@@ -14,13 +14,13 @@ from typing import Any
 import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
-from batch_outcomes import done, failed, painted
+from batch_outcomes import Told, done, failed, painted
 from browser import Watched, new_page
 from playwright.sync_api import Page, expect
 
 from flux2_async.batch import Outcome, State
 from flux2_async.batch.report import serve_report
-from flux2_async.batch.results import CHANGES, Changes
+from flux2_async.batch.results import CHANGES
 from flux2_async.emulator import Plan, Script
 from flux2_async.testing import running_emulator
 
@@ -50,9 +50,9 @@ def served(watched: Watched, folder: Path) -> Iterator[Page]:
 
 
 @pytest.fixture
-def changes(tmp_path: Path) -> Iterator[Changes]:
+def changes(tmp_path: Path) -> Iterator[Told]:
     """What a batch of 40 tells, which is under way in this folder."""
-    changes = Changes(tmp_path, 40)
+    changes = Told(tmp_path, 40)
     yield changes
     changes.end(remove=True)
 
@@ -65,22 +65,22 @@ def ids(page: Page) -> list[str]:
     return page.locator(".card .id").all_inner_texts()
 
 
-def test_rows_arrive_and_change(only_page: Watched, changes: Changes) -> None:
+def test_rows_arrive_and_change(only_page: Watched, changes: Told) -> None:
     """From nothing at all: accepted, then with a picture; in the order of the input, with the figures above."""
     with served(only_page, changes.directory) as page:
         expect(page.locator("#waiting")).to_be_visible()
         expect(page.locator("#tools")).to_be_hidden()
         expect(page.locator("#link-text")).to_have_text("not running · no request yet")
-        changes.add(submitted(3))
-        changes.add(submitted(1))
+        changes.tell(submitted(3))
+        changes.tell(submitted(1))
         expect(page.locator(".card")).to_have_count(2)
         assert ids(page) == ["shot-1", "shot-3"]
         expect(page.locator("#waiting")).to_be_hidden()
         expect(page.locator("#link-text")).to_contain_text("running · last change")
 
         painted(changes.directory / "images/3.jpg", (640, 480), "seagreen")
-        changes.add(done(3, files=("images/3.jpg",)))
-        changes.add(failed(2, HOSTILE))
+        changes.tell(done(3, files=("images/3.jpg",)))
+        changes.tell(failed(2, HOSTILE))
         expect(page.locator(".card")).to_have_count(3)
         expect(page.locator(".card").nth(2).locator(".output img")).to_be_visible()
         expect(page.locator("#summary")).to_have_text("1\u00a0of\u00a040\u00a0requests\u00a0done · 4\u00a0credits")
@@ -89,9 +89,9 @@ def test_rows_arrive_and_change(only_page: Watched, changes: Changes) -> None:
         expect(page.get_by_role("status").last).to_contain_text("of 40 requests done")
 
 
-def test_before_the_server_has_told(only_page: Watched, changes: Changes) -> None:
+def test_before_the_server_has_told(only_page: Watched, changes: Told) -> None:
     """No figure is shown that nobody knows yet, and nothing to sort."""
-    changes.add(submitted(1))
+    changes.tell(submitted(1))
     with served(only_page, changes.directory) as page:
         expect(page.locator("#tools")).to_be_visible()
         page.route("**/events", lambda _: None)
@@ -102,39 +102,39 @@ def test_before_the_server_has_told(only_page: Watched, changes: Changes) -> Non
         page.unroute("**/events")
 
 
-def test_a_task_is_late_when_its_end_would_have_been_heard_of(only_page: Watched, changes: Changes) -> None:
+def test_a_task_is_late_when_its_end_would_have_been_heard_of(only_page: Watched, changes: Told) -> None:
     """Those that are done took 8 s by the service's clock; one of 12 s may have ended unheard, one of 30 s has not."""
     now = datetime.now(UTC)
     for number in range(1, 7):
-        changes.add(done(number, create_time=now - timedelta(seconds=8), complete_time=now))
-    changes.add(attrs.evolve(submitted(7), submitted_at=now - timedelta(seconds=12)))
-    changes.add(attrs.evolve(submitted(8), submitted_at=now - timedelta(seconds=30)))
+        changes.tell(done(number, create_time=now - timedelta(seconds=8), complete_time=now))
+    changes.tell(attrs.evolve(submitted(7), submitted_at=now - timedelta(seconds=12)))
+    changes.tell(attrs.evolve(submitted(8), submitted_at=now - timedelta(seconds=30)))
     with served(only_page, changes.directory) as page:
         words = page.locator(".card .reason span")
         expect(words.last).to_have_text(re.compile(r"^3\d s so far, longer than most$"))
         expect(words.nth(6)).to_have_text(re.compile(r"^1\d s so far$"))
 
 
-def test_focus_filter_and_viewer_stay(only_page: Watched, changes: Changes) -> None:
+def test_focus_filter_and_viewer_stay(only_page: Watched, changes: Told) -> None:
     """Who has the focus keeps it, a filter holds for what arrives, and an open request is told its end."""
     for number in range(11, 15):
-        changes.add(submitted(number))
+        changes.tell(submitted(number))
     with served(only_page, changes.directory) as page:
         expect(page.locator(".card")).to_have_count(4)
         page.locator(".card button").nth(2).focus()
         for number in (1, 2, 20):
-            changes.add(submitted(number))
+            changes.tell(submitted(number))
         expect(page.locator(".card")).to_have_count(7)
         expect(page.locator(".card button:focus .id")).to_have_text("shot-13")
         assert page.locator(".card [tabindex='0']").count() == 1
         # Drawn anew, since it says something else now.
-        changes.add(done(13, state=State.UNKNOWN, download=None))
+        changes.tell(done(13, state=State.UNKNOWN, download=None))
         expect(page.locator(".card button:focus .state")).to_have_text("unknown")
 
         page.keyboard.press("Enter")
         expect(page.locator("#viewer-title")).to_have_text("shot-13")
-        changes.add(failed(13, "no"))
-        changes.add(submitted(3))
+        changes.tell(failed(13, "no"))
+        changes.tell(submitted(3))
         expect(page.locator("#error")).to_have_text("ContentModeratedError: no")
         expect(page.locator("#viewer-title")).to_have_text("shot-13")
         page.keyboard.press("ArrowRight")
@@ -144,30 +144,30 @@ def test_focus_filter_and_viewer_stay(only_page: Watched, changes: Changes) -> N
 
         page.get_by_role("button", name="failed 1").click()
         expect(page.locator(".card")).to_have_count(1)
-        changes.add(failed(14, "no"))
-        changes.add(submitted(30))
+        changes.tell(failed(14, "no"))
+        changes.tell(submitted(30))
         expect(page.locator(".card")).to_have_count(2)
         expect(page.get_by_role("button", name="failed 2")).to_be_focused()
 
 
-def test_how_long_it_still_takes(only_page: Watched, changes: Changes) -> None:
+def test_how_long_it_still_takes(only_page: Watched, changes: Told) -> None:
     """All of it as the batch expects, and each task by those that are done; both go down, and end with the batch."""
     now = datetime.now(UTC)
     begun = now - timedelta(seconds=60)
     for number in range(1, 6):
         ended = begun + timedelta(seconds=1000 + number)
-        changes.add(done(number, submitted_at=begun, finished_at=ended, create_time=None, complete_time=None))
+        changes.tell(done(number, submitted_at=begun, finished_at=ended, create_time=None, complete_time=None))
     changes.ends_at = now.timestamp() + 430
-    changes.add(attrs.evolve(submitted(6), submitted_at=now - timedelta(seconds=400)))
+    changes.tell(attrs.evolve(submitted(6), submitted_at=now - timedelta(seconds=400)))
     with served(only_page, changes.directory) as page:
         expect(page.locator("#summary")).to_contain_text("about\u00a07\u00a0min\u00a0left,\u00a0until\u00a0")
         # With the time zone.
         until = re.compile(r"^6 min 4\d s so far, about 10 min left, until \d\d:\d\d:\d\d \S+$")
         expect(page.locator(".card").nth(5).locator(".reason span")).to_have_text(until)
-        changes.add(attrs.evolve(submitted(8), state=State.QUEUED, submitted_at=None))
+        changes.tell(attrs.evolve(submitted(8), state=State.QUEUED, submitted_at=None))
         expect(page.locator(".card").nth(6)).to_contain_text("All are expected to have ended by ")
         changes.ends_at = None
-        changes.add(submitted(7))
+        changes.tell(submitted(7))
         expect(page.locator(".card")).to_have_count(8)
         expect(page.locator("#summary")).not_to_contain_text("left")
         changes.end(remove=False)
@@ -176,11 +176,11 @@ def test_how_long_it_still_takes(only_page: Watched, changes: Changes) -> None:
         assert page.locator(".card").nth(6).inner_text().count("expected") == 1
 
 
-def test_a_picture_that_cannot_be_shown_small_says_so(only_page: Watched, changes: Changes) -> None:
+def test_a_picture_that_cannot_be_shown_small_says_so(only_page: Watched, changes: Told) -> None:
     """The thumbnail is made when it is asked for, and a file that is none is words instead of a broken image."""
     (changes.directory / "images").mkdir()
     (changes.directory / "images/1.jpg").write_bytes(b"no picture")
-    changes.add(done(1, files=("images/1.jpg",)))
+    changes.tell(done(1, files=("images/1.jpg",)))
     with served(only_page, changes.directory) as page:
         expect(page.locator(".card .reason b")).to_have_text("No preview")
         # The browser itself tells of the address that gave nothing.
@@ -189,13 +189,13 @@ def test_a_picture_that_cannot_be_shown_small_says_so(only_page: Watched, change
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits(only_page: Watched, changes: Changes, width: int, scheme: Any) -> None:
+def test_it_fits(only_page: Watched, changes: Told, width: int, scheme: Any) -> None:
     """No sideways scrolling, on a telephone and in the dark, with rows that arrive."""
     with served(only_page, changes.directory) as page:
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 800})
-        changes.add(done(1, prompt="A very-long-word-" * 30))
-        changes.add(submitted(2))
+        changes.tell(done(1, prompt="A very-long-word-" * 30))
+        changes.tell(submitted(2))
         expect(page.locator(".card")).to_have_count(2)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.emulate_media(color_scheme="light")

@@ -9,10 +9,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from batch_outcomes import done, painted
+from batch_outcomes import Told, done, painted
 
 from flux2_async.batch.report import serve_report
-from flux2_async.batch.results import Changes
 
 PARTS = ["", "events", "files/{token}", "thumbnails/{token}", "favicon.ico"]
 
@@ -24,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
     painted(folder / "images/1.jpg", (640, 480))
     painted(tmp_path / "in/cat.png")
     (folder / "secret.txt").write_text("nobody named this file")
-    changes = Changes(folder, 2)
-    changes.add(done(1, files=("images/1.jpg",), images=(str(tmp_path / "in/cat.png"), "https://example.com/x.jpg")))
+    changes = Told(folder, 2)
+    changes.tell(done(1, files=("images/1.jpg",), images=(str(tmp_path / "in/cat.png"), "https://example.com/x.jpg")))
     changes.end(remove=False)
     return folder
 
@@ -74,8 +73,8 @@ async def test_rows_arrive_while_the_page_is_open(folder: Path, http: aiohttp.Cl
     async with serve_report(folder) as address:
         waiting = asyncio.ensure_future(rows_of(http, address, 2))
         await asyncio.sleep(0.2)
-        changes = Changes(folder, 2)
-        changes.add(done(2))
+        changes = Told(folder, 2)
+        changes.tell(done(2))
         assert (await waiting)["shot-2"]["state"] == "done"
         changes.end(remove=True)
 
@@ -141,9 +140,9 @@ async def test_it_stops_while_pages_are_open(folder: Path, http: aiohttp.ClientS
 @pytest.mark.real_time
 async def test_very_many_rows_come_in_parts(tmp_path: Path, http: aiohttp.ClientSession) -> None:
     """The first are shown before the last are sent."""
-    changes = Changes(tmp_path, 1200)
+    changes = Told(tmp_path, 1200)
     for number in range(1, 1201):
-        changes.add(done(number))
+        changes.tell(done(number))
     changes.end(remove=False)
     sizes: list[int] = []
     async with (

@@ -16,6 +16,7 @@ from emulated import free_port, session_for
 
 from flux2_async.batch import Batch, Journal, Outcome, State, document, run_batch
 from flux2_async.batch.journal.rows import Row
+from flux2_async.batch.journal.updates import Update
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.files import tiny_png
 from flux2_async.errors import ApiError, SessionClosedError
@@ -39,9 +40,9 @@ class Counted(Journal):
     left = -1
     moment: Callable[[], object] | None = None
 
-    async def _change(self, row: Row, given: Any, **values: Any) -> Any:
+    def change(self, row: Row, change: Update, **values: Any) -> "asyncio.Future[Any]":
         self.count()
-        return await super()._change(row, given, **values)
+        return super().change(row, change, **values)
 
     def count(self) -> None:
         self.left -= 1

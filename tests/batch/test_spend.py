@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async.batch import Journal
+from flux2_async.batch.journal.checksums import update
 from flux2_async.batch.journal.start import Tally
 from flux2_async.batch.outcomes import State
 from flux2_async.batch.spending import BatchSpending
@@ -191,7 +192,7 @@ async def test_a_charge_that_nobody_told_counts_in_later_runs(tmp_path: Path) ->
     async with emulated(script) as (flux, _):
         await run(tmp_path, flux, requests(1))
         async with Journal(tmp_path / "run.db") as journal:
-            await journal.read(lambda connection: connection.execute("UPDATE requests SET credits = NULL"))
+            await journal.read(lambda connection: connection.execute(update({"credits": "NULL"})))
         for retried, spent in ((False, 0), (True, 14)):
             batch = batch_in(tmp_path, flux, requests(1), retry_failed=retried)
             await collect(batch)

@@ -10,13 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from batch_outcomes import done, painted
+from batch_outcomes import Told, done, painted
 
 from flux2_async import TextToImage
 from flux2_async.batch import Journal
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import document
-from flux2_async.batch.results import Changes
 from flux2_async.cli.app import run
 
 
@@ -26,9 +25,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results"
     painted(folder / "images/1.jpg")
-    changes = Changes(folder, 3)
-    changes.add(done(2, prompt="the second"))
-    changes.add(done(1, prompt="the first", files=("images/1.jpg",)))
+    changes = Told(folder, 3)
+    changes.tell(done(2, prompt="the second"))
+    changes.tell(done(1, prompt="the first", files=("images/1.jpg",)))
     changes.end(remove=False)
     return tmp_path
 

@@ -6,6 +6,7 @@ so, and `done` that has become another word, or an id under which nobody asks an
 
 import sqlite3
 import zlib
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -16,17 +17,16 @@ COLUMNS: Final = (
 )
 """What the checksum is made of, in this order: all but the number, which SQLite's own checks hold to the indexes."""
 
+REAL: Final = frozenset(
+    ("sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time", "credits", "earlier_credits")
+)
+"""Those that hold numbers with a fraction."""
+
 MAX_DAMAGED: Final = 5
 QUERY: Final = f"SELECT number, checksum, {', '.join(COLUMNS)} FROM requests ORDER BY number"  # noqa: S608  constants
 DAMAGED: Final = (
     f"SELECT number FROM requests WHERE checksum IS NOT checksum_of({', '.join(COLUMNS)}) "  # noqa: S608  constants
     f"ORDER BY number LIMIT {MAX_DAMAGED}"
-)
-# Temporary: a trigger in the file would keep other programs from opening it.
-TRIGGER: Final = (
-    f"CREATE TEMP TRIGGER changed AFTER UPDATE OF {', '.join(COLUMNS)} ON main.requests "  # noqa: S608  constants
-    f"BEGIN UPDATE requests SET checksum = checksum_of({', '.join(f'NEW.{name}' for name in COLUMNS)}) "
-    "WHERE number = NEW.number; END"
 )
 
 
@@ -36,21 +36,27 @@ def checksum(*values: Any) -> int:
     return zlib.crc32(ascii(values).encode())
 
 
-def keep_checksums(connection: sqlite3.Connection) -> None:
-    """Let this connection write the checksum of every row that it changes; it does not for one that it inserts."""
-    _add_function(connection)
-    connection.execute(TRIGGER)
+def update(changes: Mapping[str, str], where: str = "true") -> str:
+    """Give the SQL that changes rows, and their checksums with them.
+
+    Args:
+        changes: The columns that change, and their new values in SQL, where columns are what they were.
+        where: Which rows.
+    """
+    # What SQLite would make of an integer and of a negative zero in such a column when it stores them.
+    new = {name: f"{value} + 0.0" if name in REAL else value for name, value in changes.items()}
+    columns = "".join(f"{name} = {value}, " for name, value in new.items())
+    values = ", ".join(new.get(name, name) for name in COLUMNS)
+    return f"UPDATE requests SET {columns}checksum = checksum_of({values}) WHERE {where}"  # noqa: S608  what this package writes
 
 
-def write_checksums(connection: sqlite3.Connection) -> None:
-    """Give every row its checksum, as the row is now."""
-    _add_function(connection)
-    connection.execute(f"UPDATE requests SET checksum = checksum_of({', '.join(COLUMNS)})")  # noqa: S608  constants
+def add_checksums(connection: sqlite3.Connection) -> None:
+    """Let SQL ask for checksums, as `update` does."""
+    connection.create_function("checksum_of", len(COLUMNS), checksum, deterministic=True)
 
 
 def damaged_rows(connection: sqlite3.Connection) -> list[int]:
     """Give the numbers of rows that are not as they were written, the first five of them."""
-    _add_function(connection)
     try:
         return [row[0] for row in connection.execute(DAMAGED)]
     except sqlite3.OperationalError:
@@ -61,7 +67,3 @@ def damaged_rows(connection: sqlite3.Connection) -> list[int]:
             return list(islice((number for number, kept, *values in rows if kept != checksum(*values)), MAX_DAMAGED))
         finally:
             connection.text_factory = str
-
-
-def _add_function(connection: sqlite3.Connection) -> None:
-    connection.create_function("checksum_of", len(COLUMNS), checksum, deterministic=True)

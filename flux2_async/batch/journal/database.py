@@ -25,7 +25,7 @@ T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], Any]
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class _Write:
     change: Change
     durable: bool
@@ -69,6 +69,8 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: _File | None = None
+        # Called in the thread, behind each commit, with its results; must not raise.
+        self.committed: Callable[[Sequence[Any]], object] | None = None
         self._waiting: list[_Write] = []
         self._committing: asyncio.Future[list[Any]] | None = None
 
@@ -153,12 +155,11 @@ class Database:
     def _committed(self, writes: Sequence[_Write], file: _File, commit: "asyncio.Future[list[Any]]") -> None:
         self._committing = None
         error = commit.exception()
-        for number, write in enumerate(writes):
+        results = [error] * len(writes) if error is not None else commit.result()
+        for write, result in zip(writes, results, strict=True):
             if write.done.done():
                 continue
-            if error is not None:
-                write.done.set_exception(error)
-            elif isinstance(result := commit.result()[number], Exception):
+            if isinstance(result, Exception):
                 write.done.set_exception(result)
             else:
                 write.done.set_result(result)
@@ -175,6 +176,8 @@ class Database:
             order = sorted(range(len(writes)), key=lambda number: not writes[number].answer)
             alone = {number: self._alone(writes[number], file) for number in order}
             results = [alone[number] for number in range(len(writes))]
+        if self.committed is not None:
+            self.committed(results)
         # Behind the commit: what is found here now is found by the next run.
         try:
             if any(write.durable for write in writes):

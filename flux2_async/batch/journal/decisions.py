@@ -9,15 +9,20 @@ from typing import Final
 
 import attrs
 
-from flux2_async.batch.journal.rows import outcome_of
+from flux2_async.batch.journal.checksums import update
+from flux2_async.batch.journal.rows import SHOWN, outcome_of
 from flux2_async.batch.journal.schema import transaction
-from flux2_async.batch.journal.start import FORGET
+from flux2_async.batch.journal.start import ANEW
 from flux2_async.batch.outcomes import Outcome
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models.plain_json import shown
 
 # One that was being sent when its process died becomes `unknown` in the next run.
 UNKNOWN: Final = "state IN ('unknown', 'submitting')"
+FOUND: Final = update(
+    {"state": "'submitted'", "task_id": ":task_id", "submitted_at": "coalesce(sent_at, :now)", "error": "NULL"},
+    "id = :id",
+)
 
 
 @attrs.frozen
@@ -39,7 +44,7 @@ class UnknownRequest:
 
 def unknown_requests(connection: sqlite3.Connection) -> list[UnknownRequest]:
     """Read them, in the order of the input."""
-    rows = connection.execute(f"SELECT * FROM requests WHERE {UNKNOWN} ORDER BY line, number")  # noqa: S608  a constant
+    rows = connection.execute(f"SELECT {SHOWN} FROM requests WHERE {UNKNOWN} ORDER BY line, number")  # noqa: S608  a constant
     return [UnknownRequest(outcome_of(row)) for row in rows]
 
 
@@ -49,15 +54,10 @@ def decide(connection: sqlite3.Connection, found: Mapping[str, str], never_made:
         _check(connection, found, never_made)
         # When it was accepted nobody knows; it was not before it was sent.
         connection.executemany(
-            "UPDATE requests SET state = 'submitted', task_id = ?, submitted_at = coalesce(sent_at, ?), error = NULL "
-            "WHERE id = ?",
-            [(task_id, time.time(), name) for name, task_id in found.items()],
+            FOUND, [{"id": name, "task_id": task_id, "now": time.time()} for name, task_id in found.items()]
         )
         # Nothing was paid for it, so that it counts as no lost send.
-        connection.executemany(
-            f"UPDATE requests SET state = 'queued', {FORGET} WHERE id = ?",  # noqa: S608  a constant
-            [(name,) for name in never_made],
-        )
+        connection.executemany(update(ANEW, "id = ?"), [(name,) for name in never_made])
         decided = [_row(connection, name) for name in (*found, *never_made)]
     return [outcome_of(row) for row in decided if row is not None]
 
@@ -86,5 +86,5 @@ def _check(connection: sqlite3.Connection, found: Mapping[str, str], never_made:
 
 
 def _row(connection: sqlite3.Connection, name: str) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = connection.execute("SELECT * FROM requests WHERE id = ?", (name,)).fetchone()
+    row: sqlite3.Row | None = connection.execute(f"SELECT {SHOWN} FROM requests WHERE id = ?", (name,)).fetchone()  # noqa: S608  a constant
     return row

@@ -12,7 +12,7 @@ import attrs
 
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.batch.jobs import BadLine, Job, check_files, digest_of, job_of, located
-from flux2_async.batch.journal.checksums import COLUMNS, checksum
+from flux2_async.batch.journal.checksums import COLUMNS, checksum, update
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import State
 from flux2_async.errors import InvalidRequestError
@@ -29,12 +29,11 @@ INSERT INTO requests (id, digest, run, place, line, state, prompt, images, aspec
 VALUES (:id, :digest, :run, :place, :line, 'queued', :prompt, :images, :aspect_ratio, :resolution, :tier, :model,
     :extra_input, :extra, :checksum)
 """
-UPDATE: Final = """
-UPDATE requests SET digest = :digest, run = :run, place = :place, line = :line, prompt = :prompt, images = :images,
-    aspect_ratio = :aspect_ratio, resolution = :resolution, tier = :tier, model = :model, extra_input = :extra_input,
-    extra = :extra
-WHERE id = :id
-"""
+_ENTERED: Final = (
+    *("digest", "run", "place", "line", "prompt", "images", "aspect_ratio", "resolution", "tier", "model"),
+    *("extra_input", "extra"),
+)
+UPDATE: Final = update({name: f":{name}" for name in _ENTERED}, "id = :id")
 # What a row has besides when it is new.
 FRESH: Final[dict[str, Any]] = dict.fromkeys(COLUMNS) | {
     "state": "queued",
@@ -123,9 +122,7 @@ class Entry:
                 (self.run, self.options.limit),
             ).fetchone()
             if beyond:
-                self.connection.execute(
-                    "UPDATE requests SET run = 0 WHERE run = ? AND place >= ?", (self.run, beyond["place"])
-                )
+                self.connection.execute(update({"run": "0"}, "run = ? AND place >= ?"), (self.run, beyond["place"]))
                 self.taken = self.options.limit
 
     def undo(self) -> None:

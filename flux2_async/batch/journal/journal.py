@@ -8,6 +8,8 @@ because of it. A log that a person cuts or deletes looks the same, and with it g
 files of a journal together, or close it before.
 """
 
+import asyncio
+import json
 import os
 import sqlite3
 import time
@@ -20,12 +22,14 @@ from typing import Any, Final, Self, TypeVar
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async._shown.frames import showable
 from flux2_async.batch.jobs import InvalidInputError
+from flux2_async.batch.journal import updates
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_requests
 from flux2_async.batch.journal.entry import Entry
-from flux2_async.batch.journal.rows import Row, outcome_of, row_of, stored
+from flux2_async.batch.journal.rows import SHOWN, Row, line_of, outcome_of, row_of, stored
 from flux2_async.batch.journal.schema import JournalError
 from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinished, seconds_taken
+from flux2_async.batch.journal.updates import Update
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
@@ -46,8 +50,6 @@ class Journal:
 
     Attributes:
         path: As given.
-        changed: Called in the journal's thread with each request that was accepted or has come to an end; it must not
-            raise. None: nobody is told.
         working: Whether a batch is running with it.
 
     Raises:
@@ -56,7 +58,6 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Path = check_path("journal", path)
-        self.changed: Callable[[Outcome], None] | None = None
         self.working: bool = False
         self._database = Database(self.path)
 
@@ -157,9 +158,9 @@ class Journal:
 
     # What follows is for those who run a batch.
 
-    async def use_outcomes(self, use: Callable[[Iterator[Outcome]], T]) -> T:
-        """Call something in the journal's thread with what `outcomes` gives, all of it as it is at one moment."""
-        return await self.read(lambda connection: use(map(outcome_of, _select_wanted(connection))))
+    async def use_lines(self, use: Callable[[Iterator[bytes]], T]) -> T:
+        """Call something in the journal's thread with what `outcomes` gives, as lines and as it is at one moment."""
+        return await self.read(lambda connection: use(map(line_of, _select_wanted(connection))))
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Ask something in the journal's thread; see `Database.read`."""
@@ -254,79 +255,67 @@ class Journal:
         """Raise JournalError where the next run would not find the file."""
         await self._database.check_place()
 
+    def tell(self, changed: Callable[[bytes], object] | None) -> None:
+        """Have something called in the journal's thread, behind each commit, and None nothing any more.
+
+        It is given the lines, see `line_of`, of requests that were accepted or have come to an end; it must not raise.
+        """
+        self._database.committed = changed and partial(_tell, changed)
+
     async def sending(self, row: Row, ref: str) -> None:
         """A POST is about to leave; on disk when this returns, and found there by the next run."""
-        await self._change(row, _nothing, durable=True, state=State.SUBMITTING, ref=ref, sent_at=time.time())
+        await self.change(row, updates.SENDING, ref=ref)
 
     async def refused(self, row: Row) -> None:
         """The POST was certainly not accepted."""
-        await self._change(row, _nothing, answer=True, state=State.QUEUED)
+        await self.change(row, updates.REFUSED)
 
     async def accepted(self, row: Row, task_id: str) -> None:
         """The POST, or the lost one, became this task; on disk when this returns."""
-        given: Callable[[sqlite3.Row], object] = _nothing if self.changed is None else self._told
-        values = {"state": State.SUBMITTED, "task_id": task_id, "submitted_at": time.time(), "error": None}
-        await self._change(row, given, durable=True, answer=True, **values)
+        await self.change(row, updates.ACCEPTED, task_id=task_id)
 
     async def unclear(self, row: Row, failure: Failure) -> Outcome:
         """It is not known whether there is a task."""
-        # Given up now, it may have been accepted just before; see `sent_at`.
-        return await self._change(row, self._told, state=State.UNKNOWN, error=failure, sent_at=time.time())
+        return outcome_of(await self.change(row, updates.UNCLEAR, error=stored(failure)))
 
     async def failed(self, row: Row, failure: Failure, record: TaskRecord | None = None) -> Outcome:
         """The service refused it, or its task failed."""
-        return await self._change(
-            row, self._told, state=State.FAILED, error=failure, finished_at=time.time(), **_facts(record)
-        )
+        return outcome_of(await self.change(row, updates.FAILED, error=stored(failure), **_facts(record)))
 
-    async def finished(self, row: Row, record: TaskRecord, download: Download) -> Outcome:
-        """The picture is made."""
-        # The id as well: it may have come when the disk was full.
-        values = _facts(record) | {"task_id": record.task_id, "urls": list(record.result_urls), "error": None}
-        given = self._told if download is Download.OFF else outcome_of
-        return await self._change(row, given, state=State.DONE, download=download, finished_at=time.time(), **values)
+    async def made(self, row: Row, record: TaskRecord) -> None:
+        """The picture is made, and is to be saved."""
+        await self.change(row, updates.MADE, **_result(record))
+
+    async def finished(self, row: Row, record: TaskRecord) -> Outcome:
+        """The picture is made, and is not to be saved."""
+        return outcome_of(await self.change(row, updates.FINISHED, **_result(record)))
 
     async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
         """The pictures are in the folder."""
-        return await self._change(
-            row, self._told, files=list(files), download=Download.SAVED, saved_at=time.time(), error=None
-        )
+        return outcome_of(await self.change(row, updates.SAVED, files=json.dumps(files)))
 
     async def not_saved(self, row: Row, download: Download, failure: Failure) -> Outcome:
         """The pictures are not in the folder."""
-        return await self._change(row, self._told, download=download, error=failure)
+        return outcome_of(await self.change(row, updates.NOT_SAVED, download=download.value, error=stored(failure)))
 
     async def waiting(self, row: Row, failure: Failure) -> Outcome:
         """The task is not finished, and is no longer waited for in this run."""
-        return await self._change(row, self._told, error=failure)
+        return outcome_of(await self.change(row, updates.WAITING, error=stored(failure)))
 
-    async def _change(
-        self, row: Row, given: Callable[[sqlite3.Row], T], *, durable: bool = False, answer: bool = False, **values: Any
-    ) -> T:
-        """Change a row, and give what `given` makes of the changed one in the journal's thread."""
-        columns, wanted = ", ".join(f"{name} = ?" for name in values), "number" if given is _nothing else "*"
-        stored_values = [*map(stored, values.values()), row.number]
-
-        def change(connection: sqlite3.Connection) -> T:
-            [changed] = connection.execute(
-                f"UPDATE requests SET {columns} WHERE number = ? RETURNING {wanted}",  # noqa: S608  names from this module
-                stored_values,
-            ).fetchall()
-            return given(changed)
-
-        result: T = await self._database.write(change, durable=durable, answer=answer)
-        return result
-
-    def _told(self, changed: sqlite3.Row) -> Outcome:
-        """Read a row, and tell who is to be told."""
-        outcome = outcome_of(changed)
-        if self.changed is not None:
-            self.changed(outcome)
-        return outcome
+    def change(self, row: Row, change: Update, **values: Any) -> "asyncio.Future[Any]":
+        """Change a row; the future gives the changed one where it is told."""
+        values |= {"number": row.number, "now": time.time()}
+        return self._database.write(partial(_changed, change, values), durable=change.durable, answer=change.answer)
 
 
-def _nothing(_: sqlite3.Row) -> None:
-    """What a change gives that nobody is told of."""
+def _changed(change: Update, values: Mapping[str, Any], connection: sqlite3.Connection) -> sqlite3.Row | None:
+    rows: list[sqlite3.Row] = connection.execute(change.sql, values).fetchall()
+    return rows[0] if change.told else None
+
+
+def _tell(changed: Callable[[bytes], object], results: Sequence[object]) -> None:
+    if lines := [line_of(result) for result in results if isinstance(result, sqlite3.Row)]:
+        changed(b"".join(lines))
 
 
 def _select_wanted(
@@ -334,7 +323,8 @@ def _select_wanted(
 ) -> Iterator[sqlite3.Row]:
     """Read what `Journal.outcomes` gives, `most` rows behind a line and number; all without."""
     return connection.execute(
-        f"SELECT * FROM requests WHERE {WANTED} AND (line, number) > (?, ?) ORDER BY line, number LIMIT ?",  # noqa: S608  a constant
+        f"SELECT {SHOWN}, number FROM requests "  # noqa: S608  constants
+        f"WHERE {WANTED} AND (line, number) > (?, ?) ORDER BY line, number LIMIT ?",
         (*after, most),
     )
 
@@ -344,10 +334,14 @@ def _page(after: tuple[int, int], connection: sqlite3.Connection) -> list[sqlite
 
 
 def _facts(record: TaskRecord | None) -> dict[str, Any]:
-    if record is None:
-        return {}
+    created, completed = (record.create_time, record.complete_time) if record else (None, None)
     return {
-        "credits": record.credits_consumed,
-        "create_time": record.create_time and record.create_time.timestamp(),
-        "complete_time": record.complete_time and record.complete_time.timestamp(),
+        "credits": record and record.credits_consumed,
+        "create_time": created and created.timestamp(),
+        "complete_time": completed and completed.timestamp(),
     }
+
+
+def _result(record: TaskRecord) -> dict[str, Any]:
+    # The id as well: it may have come when the disk was full.
+    return {"task_id": record.task_id, "urls": json.dumps(record.result_urls), **_facts(record)}

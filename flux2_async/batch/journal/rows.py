@@ -2,10 +2,10 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from operator import itemgetter
+from json.encoder import encode_basestring
 from typing import Any, Final
 
 import attrs
@@ -13,6 +13,7 @@ import attrs
 from flux2_async.batch.outcomes import KEYS, LISTS, TIMES, Download, Failure, Outcome, State, group_of
 from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
+from flux2_async.models.plain_json import utf8_json
 from flux2_async.models.requests import request_of
 
 
@@ -66,14 +67,25 @@ def row_of(row: sqlite3.Row) -> Row:
     )
 
 
-def outcome_of(row: sqlite3.Row) -> Outcome:
-    """Read a row to show."""
-    # Each request is shown several times, and of most the columns in JSON are empty.
-    told: dict[str, Any] = dict(zip(KEYS, _COLUMNS(row), strict=True))
+def outcome_of(row: Iterable[Any]) -> Outcome:
+    """Read what a row holds in its columns `SHOWN`."""
+    told: dict[str, Any] = dict(zip(KEYS, row))  # noqa: B905  other columns may follow
     for name, read in READERS.items():
         if (value := told[name]) is not None:
             told[name] = read(value)
     return Outcome(**told)
+
+
+def line_of(row: Sequence[Any]) -> bytes:
+    """Write what a row holds in its columns `SHOWN` as a line of `results.jsonl`: as the `document` of its outcome."""
+    # Every request is written three times, and most of what it holds is JSON already.
+    values = ["null" if value is None else write(value) for write, value in zip(_WRITERS, row)]  # noqa: B905  likewise
+    extra = row[_EXTRA]
+    line = _LINE % (*values, "null" if extra == "{}" else _json(group_of(json.loads(extra))))
+    try:
+        return line.encode()
+    except UnicodeEncodeError:
+        return utf8_json(json.loads(line)) + b"\n"
 
 
 def failure_of(error: Exception) -> Failure:
@@ -89,11 +101,9 @@ def failure_of(error: Exception) -> Failure:
     return Failure(type=type(error).__name__, message=text, code=code)
 
 
-def stored(value: Any) -> Any:
-    """Give a value as a column holds it."""
-    if isinstance(value, Failure):
-        return json.dumps(attrs.asdict(value))
-    return json.dumps(value) if isinstance(value, list) else value
+def stored(failure: Failure) -> str:
+    """Give a failure as its column holds it."""
+    return json.dumps(attrs.asdict(failure))
 
 
 def _strings(text: str) -> tuple[str, ...]:
@@ -115,4 +125,24 @@ READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "error": lambda text: Failure(**json.loads(text)),
     "extra": _extra,
 }
-_COLUMNS: Final = itemgetter(*KEYS)
+
+
+def _unescaped(text: str) -> str:
+    return _json(json.loads(text)) if "\\u" in text else text
+
+
+_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+# Likewise, as JSON.
+WRITERS: Final[Mapping[str, Callable[[Any], str]]] = {
+    **dict.fromkeys((*LISTS, "extra"), _unescaped),
+    **dict.fromkeys(TIMES, lambda seconds: f'"{in_utc(seconds).isoformat()}"'),
+    "line": str,
+    "credits": repr,
+    "error": lambda text: _json(attrs.asdict(Failure(**json.loads(text)))),
+}
+_WRITERS: Final = tuple(WRITERS.get(name, encode_basestring) for name in KEYS)
+_EXTRA: Final = KEYS.index("extra")
+_LINE: Final = "{" + ", ".join(f'"{name}": %s' for name in (*KEYS, "group")) + "}\n"
+
+SHOWN: Final = ", ".join(KEYS)
+"""The columns of an outcome, in its order."""

@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from flux2_async.batch.journal.checksums import damaged_rows, keep_checksums, write_checksums
+from flux2_async.batch.journal.checksums import add_checksums, damaged_rows, update
 from flux2_async.batch.journal.log import damaged_frame
 from flux2_async.errors import ConfigurationError
 
@@ -121,6 +121,7 @@ def _check_head(path: Path) -> None:
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.row_factory = sqlite3.Row
+    add_checksums(connection)
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     # 32 MiB: the ids of a long input come in no order, and each has its place in an index.
     connection.execute("PRAGMA cache_size=-32768")
@@ -132,7 +133,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     _check_content(connection, path)
     # Where the file system knows no WAL the usual rollback journal is as safe, and slower.
     connection.execute("PRAGMA journal_mode=WAL")
-    keep_checksums(connection)
 
 
 def _make(connection: sqlite3.Connection) -> None:
@@ -184,7 +184,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
     """Bring a journal of the first version, whose rows had no checksum, to this one."""
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("ALTER TABLE requests ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0")
-    write_checksums(connection)
+    connection.execute(update({}))
     connection.execute(f"PRAGMA user_version={VERSION}")
     connection.execute("COMMIT")
 

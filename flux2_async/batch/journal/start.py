@@ -9,6 +9,7 @@ from typing import Final
 
 import attrs
 
+from flux2_async.batch.journal.checksums import update
 from flux2_async.batch.journal.rows import stored
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Failure, State
@@ -20,19 +21,21 @@ ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
 # What the input asks for now, and whatever else was ever sent.
 WANTED: Final = f"({ASKED_FOR} OR state <> 'queued')"
 
-FORGET: Final = """
-ref = NULL, task_id = NULL, submitted_at = NULL, finished_at = NULL, saved_at = NULL, create_time = NULL,
-complete_time = NULL, urls = '[]', files = '[]', download = NULL, credits = NULL, error = NULL
-"""
+_FORGOTTEN: Final = (
+    *("ref", "task_id", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time", "download"),
+    *("credits", "error"),
+)
+# Nothing is left of what became of it before.
+ANEW: Final = dict.fromkeys(_FORGOTTEN, "NULL") | {"state": "'queued'", "urls": "'[]'", "files": "'[]'"}
 # A success without a picture, which was charged; a failed task costs nothing unless its record says so.
 CHARGED_UNTOLD: Final = "(credits IS NULL AND state = 'failed' AND json_extract(error, '$.type') = 'EmptyResultError')"
-RETRY_FAILED: Final = (
-    "UPDATE requests SET state = 'queued', earlier_credits = earlier_credits + coalesce(credits, 0), "  # noqa: S608  constants
-    f"lost = lost + {CHARGED_UNTOLD}, {FORGET} WHERE state = 'failed' AND {ASKED_FOR}"
+RETRY_FAILED: Final = update(
+    ANEW | {"earlier_credits": "earlier_credits + coalesce(credits, 0)", "lost": f"lost + {CHARGED_UNTOLD}"},
+    f"state = 'failed' AND {ASKED_FOR}",
 )
-RETRY_UNKNOWN: Final = (
-    f"UPDATE requests SET state = 'queued', lost = lost + 1, {FORGET} WHERE state = 'unknown' AND {ASKED_FOR} "  # noqa: S608  constants
-    "AND NOT (task_id IS NULL AND resendable(ref))"
+RETRY_UNKNOWN: Final = update(
+    ANEW | {"lost": "lost + 1"},
+    f"state = 'unknown' AND {ASKED_FOR} AND NOT (task_id IS NULL AND resendable(ref))",
 )
 # Saved, and its file is not there any more; needs `_look_for`.
 MISSING: Final = "(download = 'saved' AND NOT here(files))"
@@ -106,17 +109,17 @@ def begin(
         # What was lost may have been accepted late, also when it is to be sent again.
         "max(iif(state IN ('submitting', 'unknown') OR lost > 0, sent_at, NULL)) FROM requests"
     ).fetchone()
-    crashed = stored(CRASHED)
-    connection.execute("UPDATE requests SET state = 'unknown', error = ? WHERE state = 'submitting'", (crashed,))
+    crash = update({"state": "'unknown'", "error": ":error"}, "state = 'submitting'")
+    connection.execute(crash, {"error": stored(CRASHED)})
     if options.retry_failed:
         connection.execute(RETRY_FAILED)
     if options.retry_unknown:
         connection.execute(RETRY_UNKNOWN)
     # Tasks that the service did not know may have been asked for with the wrong key; polling them again costs nothing.
-    connection.execute("UPDATE requests SET state = 'submitted' WHERE state = 'unknown' AND task_id IS NOT NULL")
+    connection.execute(update({"state": "'submitted'"}, "state = 'unknown' AND task_id IS NOT NULL"))
     if directory is not None and options.download:
         _look_for(connection, directory)
-        connection.execute(f"UPDATE requests SET download = 'pending', files = '[]' WHERE {MISSING} AND {ASKED_FOR}")  # noqa: S608  constants
+        connection.execute(update({"download": "'pending'", "files": "'[]'"}, f"{MISSING} AND {ASKED_FOR}"))
     tallies = connection.execute(
         f"SELECT model, resolution, state, sum({WANTED}), count(*), "  # noqa: S608  a constant
         f"sum(credits IS NULL AND (state <> 'failed' OR {CHARGED_UNTOLD})), "
@@ -139,9 +142,7 @@ def seconds_taken(connection: sqlite3.Connection) -> float | None:
 def forget_unfinished(connection: sqlite3.Connection, directory: Path) -> None:
     """Put back everything that has no file; see `Journal.forget_unfinished`."""
     _look_for(connection, directory)
-    connection.execute(
-        f"UPDATE requests SET state = 'queued', {FORGET} WHERE (files = '[]' AND state <> 'failed') OR {MISSING}"  # noqa: S608  constants
-    )
+    connection.execute(update(ANEW, f"(files = '[]' AND state <> 'failed') OR {MISSING}"))
 
 
 def _look_for(connection: sqlite3.Connection, directory: Path) -> None:

@@ -26,8 +26,7 @@ POLL = 0.05
 
 
 def main() -> None:
-    from flux2_async._protocol.converter import converter  # noqa: PLC0415  the tests' half has no need of it
-    from flux2_async.cli import service  # noqa: PLC0415  likewise
+    from flux2_async.cli import service  # noqa: PLC0415  the tests' half has no need of it
     from flux2_async.cli.app import run  # noqa: PLC0415  likewise
     from flux2_async.models import Polling  # noqa: PLC0415  likewise
     from flux2_async.models.service import Service  # noqa: PLC0415  likewise
@@ -43,7 +42,6 @@ def main() -> None:
     service.Flux2Session = quick  # type: ignore[assignment,attr-defined]  # in this process alone
     # What the command imports and makes when it needs it, each child would.
     import_module("flux2_async.cli.batch")
-    converter()
     anyio.run(anyio.sleep, 0)
     gc.freeze()
     for line in sys.stdin:

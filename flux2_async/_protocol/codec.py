@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 
 from flux2_async._protocol import lenient_json
-from flux2_async._protocol.converter import converter, http_address
+from flux2_async._protocol.converter import http_address, read_number
 from flux2_async._protocol.records import record_from_payload, task_id_of
 from flux2_async._protocol.refusals import ENDS_TASK, refusal, retry_after, without_signature
 from flux2_async._shown.text import Redactor
@@ -174,7 +174,7 @@ def decode_credits(reply: Reply) -> float:
     """
     data = _accepted(reply).data
     try:
-        return converter().structure(data, float)
+        return read_number(data)
     except (ValueError, OverflowError):
         pass
     raise _unexpected("a number", data, reply)

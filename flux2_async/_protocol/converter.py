@@ -1,51 +1,25 @@
-"""The API's fields to values, never guessing a type. Pure.
-
-A record whose every field can be read, as nearly all can, is read straight. The others are read by cattrs, which tells
-each field that cannot be read and is loaded at first need.
-"""
+"""The API's fields to values, never guessing a type. Pure."""
 
 import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import lru_cache
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.refusals import without_signature
 from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.image_sources import is_plain_address, is_url
+from flux2_async.models.plain import is_number, is_whole
 from flux2_async.models.records import PARAM, Echo
 
-if TYPE_CHECKING:
-    import cattrs
-
 REDACTED: Final = "<redacted>"
-
-FIELDS: Final = {
-    "task_id": "taskId",
-    "state": "state",
-    "state_text": "state",
-    "model": "model",
-    "result_urls": "resultJson",
-    "fail_code": "failCode",
-    "fail_message": "failMsg",
-    "create_time": "createTime",
-    "complete_time": "completeTime",
-    "update_time": "updateTime",
-    "progress": "progress",
-    "credits_consumed": "creditsConsumed",
-    "param": "param",
-}
-"""Fields of `TaskRecord` and what the API calls them."""
-
-REQUIRED: Final = frozenset({"taskId", "state"})
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _STATES: Final = {state.value: state for state in TaskState}
-_KINDS: Final[Mapping[type, str]] = {str: "text", int: "a whole number", bool: "true or false"}
 
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%?")
@@ -59,56 +33,6 @@ _RESOLUTION: Final = re.compile(
 )
 _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 _PLAIN: Final = (str, int, float, type(None))
-_T = TypeVar("_T")
-
-
-def read_record(payload: Mapping[str, Any]) -> TaskRecord:
-    """Read a record straight.
-
-    Args:
-        payload: What is told, under the API's own names, and in `extra` what is kept as it came.
-
-    Raises:
-        Exception: A field cannot be read, or one that every record has is missing; the converter tells which.
-    """
-    told: dict[str, Any] = {_NAMES[wire]: _READ[wire](value) for wire, value in payload.items()}
-    return TaskRecord(task_id=told.pop("task_id"), state_text=payload["state"], **told)
-
-
-@cache
-def converter() -> "cattrs.Converter":
-    """The one that reads what comes from the API."""
-    return make_converter()
-
-
-def make_converter() -> "cattrs.Converter":
-    """A converter for the API's data; see `configure_converter`."""
-    import cattrs  # noqa: PLC0415  loaded at first need
-
-    converter = cattrs.Converter()
-    configure_converter(converter)
-    return converter
-
-
-def configure_converter(converter: "cattrs.Converter") -> None:
-    """Teach a converter to read the API's data.
-
-    - `str`, `bool`, `int` and `float` are never made from another type; an `int` is a `float` as well.
-    - `datetime` is aware, from Unix milliseconds as a number or digits.
-    - `TaskState` is `UNKNOWN` for a word not known.
-    - `TaskRecord` is read from the API's own field names.
-    """
-    from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415  loaded at first need
-
-    for kind in (str, bool, int):
-        converter.register_structure_hook(kind, _typed)
-    converter.register_structure_hook(float, _number)
-    converter.register_structure_hook(datetime, _moment)
-    converter.register_structure_hook(TaskState, read_state)
-    overrides: dict[str, Any] = {name: override(rename=wire, struct_hook=read) for name, wire, read in _FIELDS}
-    overrides["extra"] = override(struct_hook=lambda value, _: value)
-    hook = make_dict_structure_fn(TaskRecord, converter, **overrides)
-    converter.register_structure_hook(TaskRecord, hook)
 
 
 def http_address(value: object) -> str | None:
@@ -133,7 +57,7 @@ def result_address(value: object) -> str | None:
     return http_address(value)
 
 
-class _UnreadableError(ValueError):
+class UnreadableError(ValueError):
     """What a field should hold and what type it has; its text is appended to the name of the field."""
 
     def __init__(self, expected: str, value: object, *, below: str = "") -> None:
@@ -165,72 +89,65 @@ def decoded(value: Any) -> Any:
         return value
 
 
-def _typed(value: object, kind: type[_T]) -> _T:
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise _UnreadableError(_KINDS[kind], value)
-
-
-def _number(value: object, _kind: object = None) -> float:
-    if type(value) is int:
+def read_number(value: object) -> float:
+    """Read a finite number; these readers raise `UnreadableError` for anything else."""
+    if is_number(value) and math.isfinite(value):
         return float(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise _UnreadableError("a number", value)
+    raise UnreadableError("a number", value)
 
 
-def read_state(value: object, _kind: object = None) -> TaskState:
-    if type(value) is str and (state := _STATES.get(value)):
-        return state
-    return _STATES.get(_typed(value, str).strip().lower(), TaskState.UNKNOWN)
+def read_state(value: object) -> TaskState:
+    """Read a state, `UNKNOWN` for a word not known."""
+    text = read_text(value)
+    return _STATES.get(text) or _STATES.get(text.strip().lower(), TaskState.UNKNOWN)
 
 
-def _moment(value: object, _kind: object = None) -> datetime:
+def read_moment(value: object) -> datetime:
+    """Read Unix milliseconds, a number or its digits."""
     if type(value) is int:
         # Exactly, and in half the time that a float takes.
         milliseconds: float = value
     else:
-        milliseconds = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else _number(value)
+        milliseconds = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else read_number(value)
     try:
         moment = _EPOCH + milliseconds * _MILLISECOND
     except OverflowError:
         moment = _EPOCH
     if moment <= _EPOCH:
-        raise _UnreadableError("Unix milliseconds", value)
+        raise UnreadableError("Unix milliseconds", value)
     return moment
 
 
-def _text(value: object, _kind: object = None) -> str:
-    # Nearly every one is, and there are several in each record.
-    return value if type(value) is str else _typed(value, str)
+def read_text(value: object) -> str:
+    """Read a text."""
+    if isinstance(value, str):
+        return value
+    raise UnreadableError("text", value)
 
 
-def _fail_message(value: object, _kind: object = None) -> str:
-    return without_signature(_typed(value, str))
+def _fail_message(value: object) -> str:
+    return without_signature(read_text(value))
 
 
-def _fail_code(value: object, _kind: object = None) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _typed(value, str).strip()
+def _fail_code(value: object) -> str:
+    return str(value) if is_whole(value) else read_text(value).strip()
 
 
-def _progress(value: object, _kind: object = None) -> float:
+def _progress(value: object) -> float:
     text = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-    number = float(text[1]) if text else _number(value)
+    number = float(text[1]) if text else read_number(value)
     if not 0 <= number <= 100:  # noqa: PLR2004  per cent
-        raise _UnreadableError("0 to 100", value)
+        raise UnreadableError("0 to 100", value)
     return number
 
 
-def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
-    if isinstance(value, tuple):
-        return value
-    if value is None:
+def read_addresses(result: object) -> tuple[str, ...]:
+    """Read the addresses of a decoded result."""
+    if result is None:
         return ()
-    if not isinstance(value, dict):
-        raise _UnreadableError("an object as JSON text", value)
-    urls = value.get("resultUrls")
+    if not isinstance(result, dict):
+        raise UnreadableError("an object as JSON text", result)
+    urls = result.get("resultUrls")
     if urls is None or urls == "":
         return ()
     if isinstance(urls, list):
@@ -238,7 +155,7 @@ def _result_urls(value: object, _kind: object = None) -> tuple[str, ...]:
         return tuple(urls if plain else filter(None, map(result_address, urls)))
     address = result_address(urls)
     if address is None and not isinstance(urls, str):
-        raise _UnreadableError("a list of addresses", urls, below=".resultUrls")
+        raise UnreadableError("a list of addresses", urls, below=".resultUrls")
     return () if address is None else (address,)
 
 
@@ -255,7 +172,7 @@ def resolution_of(record: TaskRecord) -> str | None:
     return resolution if isinstance(resolution, str) else None
 
 
-def _param(value: object, _kind: object = None) -> Echo | None:
+def _param(value: object) -> Echo | None:
     return Echo(value, _request) if isinstance(value, (str, dict)) else None
 
 
@@ -268,25 +185,19 @@ def _request(value: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
     return known
 
 
-_READERS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
-    "task_id": _text,
-    "state": read_state,
-    "state_text": _text,
-    "model": _text,
-    "result_urls": _result_urls,
-    "fail_code": _fail_code,
-    "fail_message": _fail_message,
-    "create_time": _moment,
-    "complete_time": _moment,
-    "update_time": _moment,
-    "progress": _progress,
-    "credits_consumed": _number,
-    "param": _param,
+FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+    # Of two for one, the second counts.
+    "consumeCredits": ("credits_consumed", read_number),
+    "paramJson": ("param", _param),
+    "state": ("state", read_state),
+    "model": ("model", read_text),
+    "failCode": ("fail_code", _fail_code),
+    "failMsg": ("fail_message", _fail_message),
+    "createTime": ("create_time", read_moment),
+    "completeTime": ("complete_time", read_moment),
+    "updateTime": ("update_time", read_moment),
+    "progress": ("progress", _progress),
+    "creditsConsumed": ("credits_consumed", read_number),
+    "param": ("param", _param),
 }
-_FIELDS: Final[tuple[tuple[str, str, Callable[[Any, Any], Any]], ...]] = tuple(
-    (name, wire, _READERS[name]) for name, wire in FIELDS.items()
-)
-_NAMES: Final = {wire: name for name, wire in FIELDS.items() if name != "state_text"} | {"extra": "extra"}
-_READ: Final[Mapping[str, Callable[..., Any]]] = {
-    wire: _READERS.get(name, lambda value: value) for wire, name in _NAMES.items()
-}
+"""What each of the API's fields is called in `TaskRecord`, and how it is read."""

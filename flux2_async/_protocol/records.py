@@ -4,7 +4,6 @@ What is essential for a paid picture (the id, the state, the addresses of a succ
 that it is polled again. Everything else that cannot be read becomes None and stays in `extra` as it came.
 """
 
-import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -13,10 +12,10 @@ from typing import Any, Final
 
 from flux2_async._protocol.converter import (
     FIELDS,
-    converter,
+    UnreadableError,
     decoded,
     http_address,
-    read_record,
+    read_addresses,
     redacted,
     result_address,
 )
@@ -32,11 +31,9 @@ from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.plain import is_whole
 from flux2_async.models.records import PARAM, Echo
 
-_OLDER_NAMES: Final = {"creditsConsumed": "consumeCredits", "param": "paramJson"}
-_OLDER: Final = frozenset(_OLDER_NAMES.values())
-_READ_APART: Final = {"taskId", "task_id", *_OLDER}
-_TAKEN: Final = {*FIELDS.values()} - _READ_APART
-_ESSENTIAL: Final = {"taskId", "state", "resultJson"}
+_REQUIRED: Final = {"task_id": "taskId", "state": "state"}
+_ESSENTIAL: Final = {*_REQUIRED.values(), "resultJson"}
+_KNOWN: Final = {*FIELDS, *_ESSENTIAL, "task_id"}
 
 # What nearly every result is, for which there is no need of a parser.
 _ONE_RESULT: Final = re.compile(r'\{"resultUrls":\["(https?://[A-Za-z0-9.-]*[A-Za-z0-9](?:/[!#-\[\]-~]*)?)"\]\}')
@@ -77,32 +74,33 @@ def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> 
 
 def record_of(data: Mapping[str, Any], task_id: str | None) -> TaskRecord:
     """Read a record of which it is known whose it is; see `record_from_payload`."""
-    payload, extra = _sorted_out(data)
-    if task_id:
-        payload["taskId"] = task_id
-    payload["extra"] = redacted(extra) if extra else extra
-    try:
-        return read_record(payload)
-    except Exception:  # noqa: BLE001, S110  whatever it is, the converter tells below which field it is about
-        pass
-    return _record_without_unreadable(data, payload, extra, task_id)
+    told: dict[str, Any] = {"task_id": task_id} if task_id else {}
+    unread: dict[str, str] = {}
+    for key, (name, read) in FIELDS.items():
+        if (value := data.get(key)) is not None and value != "":
+            try:
+                told[name] = read(value)
+            except (ValueError, OverflowError) as error:
+                unread[key] = str(error)
+    extra = {key: value for key, value in data.items() if key not in _KNOWN}
+    if (result := data.get("resultJson")) is not None and result != "":
+        if told.get("state") is TaskState.SUCCESS:
+            try:
+                told["result_urls"] = _addresses(result, extra)
+            except UnreadableError as error:
+                unread["resultJson"] = str(error)
+        else:
+            extra["resultJson"] = result
+    if unread or not _REQUIRED.keys() <= told.keys():
+        _check_essential({key: ": missing" for name, key in _REQUIRED.items() if name not in told} | unread, task_id)
+        extra |= {key: data[key] for key in unread}
+    return TaskRecord(state_text=data["state"], extra=redacted(extra) if extra else extra, **told)
 
 
-def _record_without_unreadable(
-    data: Mapping[str, Any], payload: dict[str, Any], extra: dict[str, Any], task_id: str | None
-) -> TaskRecord:
-    import cattrs  # noqa: PLC0415  loaded at first need
-
-    reasons: dict[str, str] = {}
-    try:
-        converter().structure(payload, TaskRecord)
-    except cattrs.ClassValidationError as error:
-        reasons = {FIELDS[note.name]: _reason(each) for each, note in error.group_exceptions()[0]}
-    essential = [f"data.{key}{reasons[key]}" for key in sorted(reasons.keys() & _ESSENTIAL)]
+def _check_essential(unread: Mapping[str, str], task_id: str | None) -> None:
+    essential = [f"data.{key}{unread[key]}" for key in sorted(unread.keys() & _ESSENTIAL)]
     if essential:
         raise ProtocolError(f"{', '.join(essential)}; poll again", task_id=task_id)
-    readable = {key: value for key, value in payload.items() if key not in reasons}
-    return read_record(readable | {"extra": redacted(extra | _unreadable(data, reasons))})
 
 
 def task_id_of(data: Mapping[str, Any]) -> str | None:
@@ -150,46 +148,14 @@ def unread_addresses(record: TaskRecord) -> int:
     return sum(result_address(each) is None for each in listed)
 
 
-def _sorted_out(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields that hold something, under their present names, and those that are kept apart."""
-    payload: dict[str, Any] = {}
-    extra: dict[str, Any] = {}
-    for key, value in data.items():
-        if key in _TAKEN:
-            if value or not _empty(value):
-                payload[key] = value
-        elif key not in _READ_APART:
-            extra[key] = value
-    if not _OLDER.isdisjoint(data):
-        for key, older in _OLDER_NAMES.items():
-            if not _empty(data.get(older)):
-                payload.setdefault(key, data[older])
-    _read_result(payload, extra)
-    return payload, extra
-
-
-def _read_result(payload: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Open the result of a success; what it says beyond addresses, and any other one, is kept apart."""
-    if _is_success(payload.get("state")):
-        told = payload.get("resultJson")
-        if isinstance(told, str) and (one := _ONE_RESULT.fullmatch(told)):
-            payload["resultJson"] = one.groups()
-            return
-        result = payload["resultJson"] = decoded(told)
-        if result and not _is_plain(result):
-            extra["resultJson"] = result
-    elif "resultJson" in payload:
-        extra["resultJson"] = payload.pop("resultJson")
-
-
-def _unreadable(data: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """What stands under these names, and under their older ones."""
-    both = itertools.chain.from_iterable((name, _OLDER_NAMES.get(name, name)) for name in names)
-    return {name: data[name] for name in both if not _empty(data.get(name))}
-
-
-def _reason(error: Exception) -> str:
-    return ": missing" if isinstance(error, KeyError) else str(error)
+def _addresses(told: object, extra: dict[str, Any]) -> tuple[str, ...]:
+    """Open the result of a success; what it says beyond addresses is kept apart."""
+    if isinstance(told, str) and (one := _ONE_RESULT.fullmatch(told)):
+        return one.groups()
+    result = decoded(told)
+    if result and not _is_plain(result):
+        extra["resultJson"] = result
+    return read_addresses(result)
 
 
 def _is_plain(result: object) -> bool:
@@ -198,14 +164,6 @@ def _is_plain(result: object) -> bool:
         return False
     urls = result["resultUrls"] or []
     return isinstance(urls, list) and all(map(http_address, urls))
-
-
-def _empty(value: object) -> bool:
-    return value is None or value == ""
-
-
-def _is_success(state: object) -> bool:
-    return state == "success" or (isinstance(state, str) and state.strip().lower() == "success")
 
 
 def memory_of(record: TaskRecord | None, most: int) -> int:

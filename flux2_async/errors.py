@@ -5,6 +5,7 @@ Flux2Error
 ├── ConfigurationError                   a session that cannot be made or used as it is
 ├── BudgetExceededError                  it might cost more than a `Budget` leaves; nothing was sent
 ├── SessionClosedError                   used before opening or after closing, or closed meanwhile
+├── SubmissionWithdrawnError             taken back before it was sent
 ├── TransportError                       no answer came; `never_sent` tells whether the request left
 ├── ProtocolError                        an answer came that cannot be understood
 ├── ApiError                             an answer came, and it is a refusal (`code`)
@@ -62,6 +63,7 @@ __all__ = [
     "RequestRejectedError",
     "ServerError",
     "SessionClosedError",
+    "SubmissionWithdrawnError",
     "TaskError",
     "TaskFailedError",
     "TaskNotFoundError",
@@ -173,6 +175,13 @@ class SessionClosedError(Flux2Error):
 
     Attributes:
         task_id: The task that was outstanding when the session closed; `attach` it in a new session.
+    """
+
+
+class SubmissionWithdrawnError(Flux2Error):
+    """The submission was taken back before it was sent, by `withdraw` or by cancelling what sends it.
+
+    Nothing was charged; where others joined its key, it goes on for them.
     """
 
 

@@ -274,9 +274,10 @@ class Telemetry:
         else:
             span.set_attribute(SUBMISSION_STATE, event.state.value)
             _fail(span, event.error)
-            if submission.posted is not None and event.state is not SubmissionState.WITHDRAWN:
+            if submission.posted is not None and not submission.waiting:
                 self._took(submission.model, now - submission.posted, event.error)
-        if event.event is SubmissionEvent.REFUSED:
+        # A budget refuses before anything is sent.
+        if event.event is SubmissionEvent.REFUSED and not submission.waiting:
             self._refused(submission, event.error)
         if event.state is SubmissionState.UNKNOWN:
             self._unclear[ref] = submission

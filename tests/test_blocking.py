@@ -33,6 +33,7 @@ from flux2_async import (
     SessionClosedError,
     SubmissionHandle,
     SubmissionState,
+    SubmissionWithdrawnError,
     TaskRecord,
     TaskState,
     TaskTimeoutError,
@@ -289,7 +290,7 @@ def test_what_is_enqueued_can_be_looked_at_and_taken_back(flux2_emulator: Runnin
         with pytest.raises(TimeoutError):
             second.result(timeout=0.05)
         assert second.withdraw()
-        with pytest.raises(SessionClosedError, match="withdrawn"):
+        with pytest.raises(SubmissionWithdrawnError, match="withdrawn"):
             second.result()
         assert flux.remaining() is not None
         assert flux.estimate([KETTLE]).requests == 1

@@ -31,6 +31,7 @@ EXAMPLES: dict[type[errors.Flux2Error], errors.Flux2Error] = {
         errors.InvalidRequestError("text"),
         errors.ConfigurationError("text"),
         errors.SessionClosedError("text", task_id="t-1"),
+        errors.SubmissionWithdrawnError("text"),
         errors.TransportError("text", never_sent=True, task_id="t-1"),
         errors.ProtocolError("text", http_status=502, task_id="t-1"),
         errors.ApiError(418, "text", 200, task_id="t-1", advice="Do this"),

@@ -22,7 +22,7 @@ from flux2_async.errors import (
     EmptyResultError,
     Flux2Error,
     RateLimitedError,
-    SessionClosedError,
+    SubmissionWithdrawnError,
     TaskFailedError,
     TaskNotFoundError,
     TransportError,
@@ -123,7 +123,7 @@ class Fetch:
         try:
             self.handle = self.flux.enqueue(request, max_wait=self.timeout, on_send=on_send)
             task = await self.handle
-        except SessionClosedError as error:
+        except SubmissionWithdrawnError as error:
             raise self.unreached or error from None
         except RateLimitedError as error:
             raise too_late(error, f"--timeout {self.timeout:g}") from None

@@ -8,7 +8,8 @@ Every pair that is possible (a test holds these rows to the table; any other is 
     queued     found        -> accepted    its key stands for a task that another process submitted
     queued     failed       -> withdrawn   a file of the caller's cannot be read
     queued     expired      -> withdrawn   `max_wait` ran out
-    queued     withdrawn    -> withdrawn   nobody waits, the session closes, an upload is refused
+    queued     refused      -> refused     a budget leaves too little for it, or the service refused an upload
+    queued     withdrawn    -> withdrawn   nobody waits, the session closes, an upload or the service is out of reach
     armed      held         -> queued      it is another submission's turn to try whether the service is there
     armed      never_sent   -> queued      no connection could be opened
     armed      announced    -> announced   there is a connection; key, `on_send` and journal are told before it leaves
@@ -18,6 +19,7 @@ Every pair that is possible (a test holds these rows to the table; any other is 
     announced  lease_ended  -> queued      the permit was out for too long, so it is asked for anew
     announced  never_sent   -> queued      the connection was lost, and no other could be opened
     announced  failed       -> withdrawn   `on_send` or the journal raised
+    announced  refused      -> refused     a budget leaves too little, with what other processes have spent
     announced  withdrawn    -> withdrawn   the session closes, the caller left before anybody was told
     announced  posted       -> sent        the first byte is leaving: it is finished now whatever its callers do
     sent       throttled    -> queued      429: all wait for the pause, and this one goes first
@@ -61,7 +63,7 @@ class SubmissionState(StrEnum):
     ACCEPTED = "accepted"
     """It is a task."""
     REFUSED = "refused"
-    """The service made no task of it, and it is not sent again."""
+    """The service made no task of it, or a budget leaves too little for one; it is not sent again."""
     UNKNOWN = "unknown"
     """Nobody knows whether there is a task."""
     WITHDRAWN = "withdrawn"
@@ -111,6 +113,7 @@ TRANSITIONS: Final[Mapping[tuple[SubmissionState, SubmissionEvent], SubmissionSt
         (_S.QUEUED, _E.FOUND): _S.ACCEPTED,
         (_S.QUEUED, _E.FAILED): _S.WITHDRAWN,
         (_S.QUEUED, _E.EXPIRED): _S.WITHDRAWN,
+        (_S.QUEUED, _E.REFUSED): _S.REFUSED,
         (_S.QUEUED, _E.WITHDRAWN): _S.WITHDRAWN,
         (_S.ARMED, _E.HELD): _S.QUEUED,
         (_S.ARMED, _E.NEVER_SENT): _S.QUEUED,
@@ -121,6 +124,7 @@ TRANSITIONS: Final[Mapping[tuple[SubmissionState, SubmissionEvent], SubmissionSt
         (_S.ANNOUNCED, _E.LEASE_ENDED): _S.QUEUED,
         (_S.ANNOUNCED, _E.NEVER_SENT): _S.QUEUED,
         (_S.ANNOUNCED, _E.FAILED): _S.WITHDRAWN,
+        (_S.ANNOUNCED, _E.REFUSED): _S.REFUSED,
         (_S.ANNOUNCED, _E.WITHDRAWN): _S.WITHDRAWN,
         (_S.ANNOUNCED, _E.POSTED): _S.SENT,
         (_S.SENT, _E.THROTTLED): _S.QUEUED,

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._shown.frames import showable
-from flux2_async.errors import AmbiguousSubmitError, SessionClosedError
+from flux2_async.errors import AmbiguousSubmitError, SubmissionWithdrawnError
 from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.arguments import check_priority
-from flux2_async.session.posting import cut_off
+from flux2_async.session.posting import CANCELLED, cut_off, unsent
 from flux2_async.session.submission import Asked, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
@@ -72,7 +72,11 @@ class SubmissionHandle:
 
     @property
     def state(self) -> SubmissionState:
-        """Where it stands: `QUEUED` while it waits for whatever it is, `WITHDRAWN` too when `max_wait` ran out."""
+        """Where it stands; `error` says why it ended without a task.
+
+        `QUEUED` while it waits for whatever it is; `REFUSED` also by a budget; `WITHDRAWN` too when `max_wait` ran out,
+        a picture cannot be read or nobody could be reached: nothing was sent.
+        """
         if self._withdrawn is not None:
             return SubmissionState.WITHDRAWN
         if self._submission is not None and not self._is_left_alone():
@@ -155,7 +159,7 @@ class SubmissionHandle:
             self._submitter.prioritise(self._submission, value)
 
     def withdraw(self) -> bool:
-        """Take the submission back, if it is not too late; awaiting it raises `SessionClosedError` then.
+        """Take the submission back, if it is not too late; awaiting it raises `SubmissionWithdrawnError` then.
 
         Returns:
             Whether nothing was or will be paid for it. True: it was not accepted and is not sent again. False: it is
@@ -170,7 +174,7 @@ class SubmissionHandle:
             return self._withdrawn or False
         self._outcome.check_loop()
         submission = self._submission
-        error = SessionClosedError("the submission was withdrawn, and no task was created")
+        error = SubmissionWithdrawnError("the submission was withdrawn, and no task was created")
         if submission is None or self._is_left_alone():
             self._withdrawn = True
         elif not submission.may_leave:
@@ -178,7 +182,9 @@ class SubmissionHandle:
         elif submission.callers.count - submission.callers.leaving > 1:
             self._withdrawn = False
             submission.callers.leaving += 1
-            error = SessionClosedError("the submission was withdrawn here, and goes on for others who joined its key")
+            error = SubmissionWithdrawnError(
+                "the submission was withdrawn here, and goes on for others who joined its key"
+            )
         elif self._submitter.give_up(submission, error):
             self._withdrawn = True
         else:
@@ -222,7 +228,7 @@ class SubmissionHandle:
             return
         submission = None if self._is_left_alone() else self._submission
         if submission is None:
-            self._outcome.settle(error=SessionClosedError(f"{what}; nothing was sent"))
+            self._outcome.settle(error=unsent(what))
         elif not submission.outcome.done:
             self._outcome.settle(error=cut_off(submission, what))
         else:
@@ -235,7 +241,7 @@ class SubmissionHandle:
         except Exception as error:  # noqa: BLE001  whoever awaits the handle is told
             self._outcome.settle(error=error)
         except BaseException:
-            self._break_off("the submission was cancelled")
+            self._break_off(CANCELLED)
             raise
         finally:
             self._ended = asyncio.get_running_loop().time()
@@ -288,7 +294,7 @@ class Enqueued:
     def _forget(self, job: asyncio.Task[None]) -> None:
         handle = self._jobs.pop(job)
         # Here as well, because one that is cancelled before its first step never gets to its own end.
-        handle._break_off("the submission was cancelled")  # noqa: SLF001  one thing in two classes
+        handle._break_off(CANCELLED)  # noqa: SLF001  one thing in two classes
         handle._ended = handle._ended or self._loop.time()  # noqa: SLF001  likewise
         handle._submitter = handle._job = None  # noqa: SLF001  likewise
         self.ended.wake()

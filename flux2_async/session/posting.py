@@ -11,7 +11,13 @@ from typing import Final
 from flux2_async._http.post import Post
 from flux2_async._limiter.permit import Permit
 from flux2_async._protocol.answers import UNCLEAR, Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, unclear
-from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    Flux2Error,
+    RateLimitedError,
+    SessionClosedError,
+    SubmissionWithdrawnError,
+)
 from flux2_async.models.service import resent_within
 from flux2_async.models.submission_state import ACCEPTED, POSTED, SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
@@ -24,6 +30,7 @@ PAUSE_UNCONNECTED: Final = 0.5
 # Seconds for which more may come behind a refusal; a peer that does as it is asked ends the connection at once.
 WATCH_REFUSAL: Final = 1.0
 QUEUE_BEFORE: Final = 0.02
+CANCELLED: Final = "the submission was cancelled"
 ANSWERED: Final = (Accepted, Refused)
 
 
@@ -235,7 +242,13 @@ def still_unclear(submission: Submission, error: Flux2Error | None) -> Ambiguous
 
 def left() -> Flux2Error:
     """The error of a submission that nobody waits for."""
-    return SessionClosedError("the caller of this submission left; nothing was sent")
+    return SubmissionWithdrawnError("the caller of this submission left; nothing was sent")
+
+
+def unsent(what: str) -> Flux2Error:
+    """The error of a submission that ended before it was sent."""
+    kind = SubmissionWithdrawnError if what == CANCELLED else SessionClosedError
+    return kind(f"{what}; nothing was sent")
 
 
 def cut_off(submission: Submission, what: str) -> Flux2Error:
@@ -249,4 +262,4 @@ def cut_off(submission: Submission, what: str) -> Flux2Error:
             request=submission.request,
             ref=submission.ref,
         )
-    return SessionClosedError(f"{what}; nothing was sent")
+    return unsent(what)

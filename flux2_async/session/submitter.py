@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from flux2_async._limiter.queue import IMPATIENT_AFTER
-from flux2_async.errors import AmbiguousSubmitError, Flux2Error, RateLimitedError, SessionClosedError, TaskTimeoutError
+from flux2_async.errors import (
+    AmbiguousSubmitError,
+    ApiError,
+    BudgetExceededError,
+    Flux2Error,
+    RateLimitedError,
+    SessionClosedError,
+    TaskTimeoutError,
+)
 from flux2_async.models import Request
 from flux2_async.models.requests import are_addresses, images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Bound, fingerprint
-from flux2_async.session.posting import StepFailedError, cut_off, left
+from flux2_async.session.posting import CANCELLED, StepFailedError, cut_off, left
 from flux2_async.session.sender import Sender
 from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Asked, Patience, Submission
@@ -286,7 +294,7 @@ class Submitter:
             self._break_off(submission, error)
         except BaseException:
             # Of `give_up`, which has written the outcome, of `abandon`, or of an `on_send` that was cancelled itself.
-            what = "the session was closed" if self._sender.posting.closed else "the submission was cancelled"
+            what = "the session was closed" if self._sender.posting.closed else CANCELLED
             announced = submission.state is SubmissionState.ANNOUNCED
             self._break_off(submission, cut_off(submission, what), own=announced and not self._sender.posting.closed)
             if submission.state is SubmissionState.UNKNOWN and not self._sender.posting.closed:
@@ -302,7 +310,7 @@ class Submitter:
         if submission.ended:
             submission.tell_doubt()
         else:
-            self._break_off(submission, cut_off(submission, "the submission was cancelled"))
+            self._break_off(submission, cut_off(submission, CANCELLED))
         self.ended.wake()
 
     def _break_off(self, submission: Submission, error: Exception, *, own: bool = False) -> None:
@@ -314,6 +322,8 @@ class Submitter:
             event = SubmissionEvent.UNCLEAR
         elif not own and isinstance(error, RateLimitedError) and error.http_status is None:
             event = SubmissionEvent.EXPIRED
+        elif isinstance(error, BudgetExceededError) or (isinstance(error, ApiError) and submission.last is None):
+            event = SubmissionEvent.REFUSED
         else:
             own = own or not isinstance(error, Flux2Error)
             event = SubmissionEvent.FAILED if own else SubmissionEvent.WITHDRAWN

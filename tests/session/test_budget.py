@@ -36,6 +36,7 @@ from flux2_async import (
 from flux2_async.coordination import coordinator
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.models.spending import Ledger
+from flux2_async.models.submission_state import SubmissionState
 from flux2_async.receivers import serve
 from flux2_async.session import budgets
 from flux2_async.session.submission import Submission
@@ -66,7 +67,9 @@ async def test_what_exceeds_it_is_not_sent() -> None:
             "raise the budget"
         )
         assert not error.meets_every_request
-        assert isinstance(await error_of(flux.enqueue(REQUEST)), BudgetExceededError)
+        third = flux.enqueue(REQUEST)
+        assert isinstance(await error_of(third), BudgetExceededError)
+        assert third.state is SubmissionState.REFUSED
         await second
         await (await first)
 
@@ -365,11 +368,11 @@ async def test_several_processes_share_it() -> None:
         sessions = [session_for(emulator, **options) for _ in range(4)]
         for flux in sessions:
             await flux.open()
-        errors = await asyncio.gather(
-            *(error_of(flux.generate(REQUEST)) for flux in sessions * 5), return_exceptions=True
-        )
-        exceeded = [error for error in errors if isinstance(error, BudgetExceededError)]
+        handles = [flux.enqueue(REQUEST) for flux in sessions * 5]
+        await asyncio.gather(*(flux.drain() for flux in sessions))
+        exceeded = [handle for handle in handles if isinstance(handle.error, BudgetExceededError)]
         assert len(exceeded) == 20 - 7
+        assert {handle.state for handle in exceeded} == {SubmissionState.REFUSED}
         assert len(emulator.ledger.accepted) == 7
         for flux in sessions:
             await flux.aclose()

@@ -11,6 +11,7 @@ from emulated import REQUEST, emulated, error_of, look_at_length, session_for, u
 
 from flux2_async import (
     AmbiguousSubmitError,
+    AuthenticationError,
     ConfigurationError,
     Flux2Session,
     ImageTask,
@@ -25,6 +26,7 @@ from flux2_async import (
     SubmissionEvent,
     SubmissionHandle,
     SubmissionState,
+    SubmissionWithdrawnError,
     TextToImage,
 )
 from flux2_async.emulator import Emulator, Fault, Plan, Script
@@ -283,13 +285,25 @@ async def test_withdrawn_while_it_waits(wait: str) -> None:
         assert handle.withdraw()
         assert (handle.state, handle.position) == (S.WITHDRAWN, None)
         error = await error_of(handle)
-        assert isinstance(error, SessionClosedError)
+        assert isinstance(error, SubmissionWithdrawnError)
         assert "withdrawn" in str(error)
         await asyncio.sleep(200)
         assert len(emulator.ledger.requests) == sent == (2 if wait == "pause" else 1)
         # Its key is free.
         await flux.submit(TextToImage("another one"), key="a")
         assert len(emulator.ledger.accepted) == 2
+
+
+async def test_who_refused_an_upload_refused_the_submission() -> None:
+    """The state of what nobody took back does not say so: the error and it tell one story."""
+    script = Script(faults=[Fault("upload", "refuse", code=401)])
+    async with emulated(script) as (flux, emulator):
+        handle = flux.enqueue(ImageToImage("make it red", images=[PNG]), key="a")
+        assert isinstance(await error_of(handle), AuthenticationError)
+        assert (handle.state, emulator.ledger.accepted) == (S.REFUSED, [])
+        assert not handle.withdraw()
+        # Its key is free, and nothing of the limit is used up.
+        assert (await flux.submit(TextToImage("another one"), key="a")).id
 
 
 async def test_too_late_once_it_is_announced() -> None:
@@ -328,7 +342,7 @@ async def test_a_joiner_takes_itself_away() -> None:
         assert not first.withdraw()
         assert not first.withdraw()
         assert (first.state, second.state) == (S.WITHDRAWN, S.QUEUED)
-        assert isinstance(await error_of(first), SessionClosedError)
+        assert isinstance(await error_of(first), SubmissionWithdrawnError)
         assert (await second).id == emulator.ledger.accepted[1]
 
         both = [flux.enqueue(TextToImage("another one"), key="b") for _ in range(2)]
@@ -480,7 +494,7 @@ def test_an_event_loop_that_is_closed() -> None:
         del flux
         gc.collect()
 
-    assert isinstance(error, SessionClosedError)
+    assert isinstance(error, SubmissionWithdrawnError)
     assert handle.state is S.WITHDRAWN
 
 

@@ -21,6 +21,7 @@ from flux2_async.errors import (
     RateLimitedError,
     RequestRejectedError,
     SessionClosedError,
+    SubmissionWithdrawnError,
     TransportError,
 )
 from flux2_async.models import Callbacks, ImageToImage, Polling, RateLimit, TextToImage, UploadedFile
@@ -58,7 +59,7 @@ async def test_a_job_that_somebody_else_cancels(steps: int, key: str | None) -> 
         jobs[0].cancel()
         caught = await asyncio.wait_for(submitting, 1)
 
-        assert isinstance(caught, SessionClosedError), caught
+        assert isinstance(caught, SubmissionWithdrawnError), caught
         assert emulator.ledger.accepted == []
         assert flux.statistics().waiting == 0
         await flux.submit(REQUEST, key=key)

@@ -7,6 +7,7 @@ the first byte, with no step of the event loop in between.
 """
 
 import asyncio
+import contextlib
 import select
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -40,7 +41,9 @@ class FreshConnection(asyncio.Protocol):
     overdue: bool = False
     _released = False
     _dropped = False
-    _over: asyncio.Event | None = None
+    _over = False
+    # Of who waits until it is over.
+    _watcher: asyncio.Event | None = None
     _deadline: asyncio.TimerHandle | None = None
     # Of the request: its body, and the seconds from its first byte to the whole reply.
     _load: tuple[bytes, float] = b"", 0.0
@@ -88,13 +91,12 @@ class FreshConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             # A long reply may have been slowed down.
             self._transport.resume_reading()
-        self._over = self._over or asyncio.Event()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._over.wait()
-        except TimeoutError:
-            return False
-        return True
+        if not self._over:
+            self._watcher = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._watcher.wait()
+        return self._over
 
     @property
     def heard(self) -> bytes:
@@ -164,8 +166,9 @@ class FreshConnection(asyncio.Protocol):
             self._deadline = None
 
     def _end(self) -> None:
-        self._over = self._over or asyncio.Event()
-        self._over.set()
+        self._over = True
+        if self._watcher is not None:
+            self._watcher.set()
 
     def data_received(self, data: bytes) -> None:
         """Keep what the peer said; it is nothing to the handler once that has its reply."""

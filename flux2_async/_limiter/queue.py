@@ -141,12 +141,15 @@ class WaitQueue(Generic[T]):
 
     Args:
         kept_back: Whether nobody of a group may pass for now; `let_in` says that this has changed. None: never.
+
+    Attributes:
+        live: How many wait.
     """
 
     def __init__(self, kept_back: Callable[[str | None], bool] | None = None) -> None:
         self._numbers = itertools.count()
         self._turns = itertools.count()
-        self._live = 0
+        self.live: int = 0
         self._groups: dict[str | None, _Group[T]] = {}
         self._kept_back = kept_back
         self._first = _Heap[Waiter[T]](_PRIORITY)
@@ -155,9 +158,6 @@ class WaitQueue(Generic[T]):
         self._by_priority = _Heap[_Group[T]](self._priority_of)
         # Those with impatient ones.
         self._by_turn = _Heap[_Group[T]](self._turn_of)
-
-    def __len__(self) -> int:
-        return self._live
 
     def turns(self) -> dict[str | None, int]:
         """Give the number of the last turn of each group that waits; who waits not will come last."""
@@ -180,7 +180,7 @@ class WaitQueue(Generic[T]):
         limit = math.inf if max_wait is None else max_wait
         deadline, since = now + max(limit - waited, patience), now if since is None else since
         waiter = Waiter(future, next(self._numbers), priority, since, limit, deadline, first, owner, group)
-        self._live += 1
+        self.live += 1
         if first:
             self._first.put(waiter)
         else:
@@ -210,7 +210,7 @@ class WaitQueue(Generic[T]):
         """Give of each group, in turns: how many could pass now, 0 where others go before; whether it goes first."""
         refused = Counter(waiter.group for waiter in self._first)
         if len(names := self._groups.keys() | refused.keys()) <= 1:
-            yield from ((name, self._live, bool(refused)) for name in names)
+            yield from ((name, self.live, bool(refused)) for name in names)
             return
         yield from ((name, count, True) for name, count in refused.items())
         groups = sorted(self._groups.values(), key=lambda group: group.turn)
@@ -234,18 +234,18 @@ class WaitQueue(Generic[T]):
         if not waiter.queued:
             return
         waiter.queued = False
-        self._live -= 1
+        self.live -= 1
         group = waiter.line
         if group is None:
-            self._first.compact(self._live)
+            self._first.compact(self.live)
         else:
             group.live -= 1
             group.by_priority.compact(group.live)
             group.impatient.compact(group.live)
-            self._by_age.compact(self._live)
+            self._by_age.compact(self.live)
             if not group.live:
                 del self._groups[group.name]
-        self._by_deadline.compact(self._live)
+        self._by_deadline.compact(self.live)
 
     def had_turn(self, waiter: Waiter[T]) -> None:
         """The next turn of its group comes after those of all others."""

@@ -34,7 +34,7 @@ class Turnstile(ABC, Generic[T]):
     @property
     def waiting(self) -> int:
         """Tasks in the queue."""
-        return len(self._waiters)
+        return self._waiters.live
 
     def close(self) -> None:
         """Cancel the timer and send everybody home with `SessionClosedError`; what is out can still be settled."""
@@ -77,7 +77,7 @@ class Turnstile(ABC, Generic[T]):
         return False
 
     def _is_free(self, now: float, group: str | None) -> bool:
-        return not self._waiters and self._ready_at(now) <= now and not self._is_kept_back(group)
+        return not self._waiters.live and self._ready_at(now) <= now and not self._is_kept_back(group)
 
     async def _pass(self, *, first: bool = False, patience: float = 0.0, **wish: Unpack[Wish]) -> T:
         """Wait for a grant; `patience` is the least that even a shorter `max_wait` allows."""
@@ -107,7 +107,7 @@ class Turnstile(ABC, Generic[T]):
         self._wake()
 
     def _wake(self) -> None:
-        if self._loop and not self._closed and (self._waiters or self._timer):
+        if self._loop and not self._closed and (self._waiters.live or self._timer):
             self._advance(self._loop.time())
 
     def _advance(self, now: float) -> None:
@@ -119,8 +119,8 @@ class Turnstile(ABC, Generic[T]):
             self._let_through(waiter, now)
         for waiter in self._waiters.late(now, self._blocked_until()):
             self._fail(waiter, self._too_late(waiter, now))
-        self._arm(min(ready_at, self._waiters.next_deadline()) if self._waiters else math.inf)
-        if self.on_wait is not None and self._waiters:
+        self._arm(min(ready_at, self._waiters.next_deadline()) if self._waiters.live else math.inf)
+        if self.on_wait is not None and self._waiters.live:
             self.on_wait()
 
     def _let_through(self, waiter: Waiter[T], now: float) -> None:

@@ -121,7 +121,7 @@ def _parse(raw: bytes | str) -> Any:
         except orjson.JSONDecodeError:
             pass  # the lenient parser has the last word
     text = as_text(raw)
-    if "\\ud" in text or "\\uD" in text:
+    if "\\u" in text and ("\\ud" in text or "\\uD" in text):
         text = _SURROGATES.sub(lambda match: "\\ufffd" if match[1] else match[0], text)
     text = text.strip(_BLANKS)
     value, end = _LENIENT.raw_decode(text)

@@ -146,7 +146,7 @@ def after(state: SubmissionState, event: SubmissionEvent) -> SubmissionState:
     Raises:
         IllegalTransitionError: That cannot happen to it there; the text names both.
     """
-    following = TRANSITIONS.get((state, event))
-    if following is None:
-        raise IllegalTransitionError(f"a submission that is {state} cannot be {event}")
-    return following
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise IllegalTransitionError(f"a submission that is {state} cannot be {event}") from None

@@ -12,7 +12,7 @@ from flux2_async._http.credentials import Secret
 from flux2_async._limiter.permit import Permit
 from flux2_async.errors import AmbiguousSubmitError
 from flux2_async.models import Request
-from flux2_async.models.submission_state import TRANSITIONS, UNCLEAR, SubmissionEvent, SubmissionState, after
+from flux2_async.models.submission_state import UNCLEAR, SubmissionEvent, SubmissionState, after
 from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
@@ -263,8 +263,7 @@ class Submission:
         Raises:
             IllegalTransitionError: It leads nowhere from here.
         """
-        # Looked up here: every submission has several events.
-        self.state = TRANSITIONS.get((self.state, event)) or after(self.state, event)
+        self.state = after(self.state, event)
         self.last = event
         if self.callers.hurry is not None and (self.may_leave or self.ended):
             self.callers.hurry.wake()

@@ -14,8 +14,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise, repeat
-from operator import add, gt, mul, neg, sub, truediv
+from itertools import accumulate, pairwise
+from operator import mul
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ BINS: Final = len(WIDTHS)
 
 # A bin remembers about so many tasks, older ones fade: four times as many gain 1 %, and follow a change as much later.
 KEEP: Final = 50.0
-FULL: Final = tuple(KEEP * width for width in WIDTHS)
 # The plan is made anew with so much news, as a share of the polls that are known, at most so many.
 NEWS: Final = 0.1
 POLLS: Final = 200.0
@@ -62,6 +61,7 @@ class Hazard:
         "_planned",
         "_prior",
         "_survival",
+        "_taught",
     )
 
     def __init__(
@@ -78,11 +78,9 @@ class Hazard:
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
         self._known = sum(self._ends)
+        # Until an end was seen the plan is that of the prior.
+        self._taught = self._known > 0.0
         self._fold()
-
-    def plan_seldom(self) -> None:
-        """Take in from the first task on what was counted as seldom as of a kind that is well known."""
-        self._known = POLLS
 
     def ran(self, begin: float, end: float) -> None:
         """Count a task that was seen to run from one age to another, in seconds."""
@@ -96,6 +94,7 @@ class Hazard:
     def ended(self, begin: float, end: float) -> None:
         """Count a task that was seen to run at one age and ended at another, in seconds."""
         self._ended[min(_bin(end), BINS - 1)] += 1.0
+        self._taught = True
         self.ran(begin, end)
 
     def wait(self, age: float, price: float) -> float:
@@ -157,15 +156,14 @@ class Hazard:
     def _count(self) -> None:
         self._durations = None
         self._news += 1
-        if self._news >= NEWS * self._known:
+        if self._taught and self._news >= NEWS * self._known:
             self._known = min(self._known + self._news, POLLS)
             self._fold()
 
     def _fold(self) -> None:
         """Take in what was counted; it is planned by when somebody asks, which under a fixed interval nobody does."""
         self._ends, self._at_risk = self._seen()
-        if max(self._ends) > KEEP or any(map(gt, self._at_risk, FULL)):
-            self._ends, self._at_risk = self._faded(KEEP)
+        self._ends, self._at_risk = self._faded(KEEP)
         self._ended = [0.0] * BINS
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
@@ -174,19 +172,26 @@ class Hazard:
 
     def _seen(self) -> tuple[list[float], list[float]]:
         """Give ends and seconds at risk in each bin, with those that are not folded in yet."""
-        # Whole rows at a time, since the first tasks of a session are each news.
-        whole = map(mul, accumulate(self._entered), WIDTHS)
-        at_risk = map(add, map(add, self._at_risk, whole), self._partly)
-        return list(map(add, self._ends, self._ended)), list(map(max, at_risk, repeat(0.0)))
+        at_risk, inside = [], 0
+        for before, width, entered, partly in zip(self._at_risk, WIDTHS, self._entered, self._partly, strict=False):
+            inside += entered
+            seconds = before + inside * width + partly
+            # By rounding it may be less than nothing.
+            at_risk.append(seconds if seconds > 0.0 else 0.0)
+        return [before + ended for before, ended in zip(self._ends, self._ended, strict=True)], at_risk
 
     def _plan(self) -> None:
         self._planned = True
         self._survival, self._area = _curves(tuple(self._estimates()))
 
     def _faded(self, most: float) -> tuple[list[float], list[float]]:
-        most_at_risk = map(truediv, self._at_risk, WIDTHS)
-        shares = list(map(truediv, repeat(most), map(max, self._ends, most_at_risk, repeat(most))))
-        return list(map(mul, self._ends, shares)), list(map(mul, self._at_risk, shares))
+        ends, at_risk = list(self._ends), list(self._at_risk)
+        for number, width in enumerate(WIDTHS):
+            if ends[number] > most or at_risk[number] > most * width:
+                share = most / max(ends[number], at_risk[number] / width)
+                ends[number] *= share
+                at_risk[number] *= share
+        return ends, at_risk
 
     def _estimates(self) -> list[float]:
         """The hazard in each bin."""
@@ -207,7 +212,7 @@ def _bin(age: float) -> int:
 def _curves(hazards: tuple[float, ...]) -> tuple[list[float], list[float]]:
     """The share of tasks that outlive each edge, and its integral from there on."""
     # Conditional survival bin by bin; within a bin ends are spread evenly.
-    bins = map(max, map(math.exp, map(neg, map(mul, hazards, WIDTHS))), repeat(SURVIVAL_MIN))
+    bins = [max(math.exp(-hazard * width), SURVIVAL_MIN) for hazard, width in zip(hazards, WIDTHS, strict=True)]
     survival = [1.0, *accumulate(bins, mul)]
     areas = [width * (before + after) / 2 for width, (before, after) in zip(WIDTHS, pairwise(survival), strict=True)]
     # From the far end, since a sum from the near one would lose the tail's digits.
@@ -218,16 +223,18 @@ def _leaning(
     ends: Sequence[float], at_risk: Sequence[float], weights: Sequence[float], on: Sequence[float]
 ) -> list[float]:
     """The hazard in each bin, which leans on another one with so many seconds of it."""
-    return list(map(truediv, map(add, ends, map(mul, weights, on)), map(add, at_risk, weights)))
+    rows = zip(ends, at_risk, weights, on, strict=True)
+    return [(ended + weight * other) / (seconds + weight) for ended, seconds, weight, other in rows]
 
 
 def _smooth(values: list[float]) -> list[float]:
     """Spread each over three bins."""
-    left, right = [values[0], *values], [*values[1:], values[-1]]
-    return list(map(truediv, map(add, map(add, left, map(add, values, values)), right), repeat(4.0)))
+    rows = zip([values[0], *values[:-1]], values, [*values[1:], values[-1]], strict=True)
+    return [(left + 2.0 * value + right) / 4.0 for left, value, right in rows]
 
 
 def _sum_around(values: list[float]) -> list[float]:
     sums = [0.0, *accumulate(values)]
     ends = sums[NEIGHBOURS + 1 :] + sums[-1:] * NEIGHBOURS
-    return list(map(sub, ends, sums[:1] * NEIGHBOURS + sums[:-NEIGHBOURS]))
+    begins = [0.0] * NEIGHBOURS + sums[: -NEIGHBOURS - 1]
+    return [end - begin for begin, end in zip(begins, ends, strict=True)]

@@ -124,7 +124,7 @@ class Order(RuleBasedStateMachine):
     @invariant()
     def all_are_there(self) -> None:
         if hasattr(self, "queue"):
-            assert len(self.queue) == len(self.waiting)
+            assert self.queue.live == len(self.waiting)
 
     @invariant()
     def others_can_be_told_who_may_pass(self) -> None:

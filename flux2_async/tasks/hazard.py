@@ -82,6 +82,10 @@ class Hazard:
         self._taught = self._known > 0.0
         self._fold()
 
+    def plan_seldom(self) -> None:
+        """Take in from the first task on what was counted as seldom as of a kind that is well known."""
+        self._known = POLLS
+
     def ran(self, begin: float, end: float) -> None:
         """Count a task that was seen to run from one age to another, in seconds."""
         first, last = _bin(begin), _bin(end)
@@ -177,7 +181,7 @@ class Hazard:
             inside += entered
             seconds = before + inside * width + partly
             # By rounding it may be less than nothing.
-            at_risk.append(seconds if seconds > 0.0 else 0.0)
+            at_risk.append(max(0.0, seconds))
         return [before + ended for before, ended in zip(self._ends, self._ended, strict=True)], at_risk
 
     def _plan(self) -> None:

@@ -106,6 +106,10 @@ class FixedInterval:
     interval: float
     hazard: Hazard = attrs.field(factory=lambda: Hazard(_PRIOR))
 
+    def __attrs_post_init__(self) -> None:
+        # It takes as long as half a poll, and nobody asks for plans.
+        self.hazard.plan_seldom()
+
     @property
     def without_callback(self) -> Schedule:
         """See `Schedule`."""

@@ -44,14 +44,14 @@ class Insurance:
         """See `Schedule`."""
         return self.usual
 
-    def wait(self, age: float, spread: float) -> float:
+    def waits(self, age: float) -> tuple[float, float]:
         """See `Schedule`."""
         if self.trust:
             for limit in POLLS_OF_INSURANCE:
                 # The spread keeps tasks of one burst apart, as it does in the usual schedule.
                 if age < limit:
-                    return limit * (1 + 0.1 * spread) - age
-        return self.usual.wait(age, spread)
+                    return limit - age, 1.1 * limit - age
+        return self.usual.waits(age)
 
     def wait_max(self, wait: float) -> float:
         """See `Schedule`."""

@@ -41,12 +41,11 @@ class Schedule(Protocol):
         """The schedule of a task whose callback will not come any more."""
         ...
 
-    def wait(self, age: float, spread: float) -> float:
-        """Give the seconds until the next poll.
+    def waits(self, age: float) -> tuple[float, float]:
+        """Give the fewest and the most seconds until the next poll; any of them will do, which keeps a burst apart.
 
         Args:
             age: Seconds since the task was created; since it was attached, where that is not known.
-            spread: A random number, 0 to 1, that keeps tasks of one burst apart.
         """
         ...
 
@@ -78,11 +77,11 @@ class DocumentedAdvice:
         """See `Schedule`."""
         return self
 
-    def wait(self, age: float, spread: float) -> float:
+    def waits(self, age: float) -> tuple[float, float]:
         """See `Schedule`."""
         gap = _advised_gap(age, self.polling.price)
         # A task that comes from elsewhere may have ended long ago, and many may come at once.
-        return _within(self.polling, gap * spread if age == 0 else _spread(gap, spread))
+        return _within(self.polling, 0.0, gap) if age == 0 else _spread(self.polling, gap)
 
     def wait_max(self, wait: float) -> float:
         """See `Schedule`."""
@@ -115,9 +114,9 @@ class FixedInterval:
         """See `Schedule`."""
         return self
 
-    def wait(self, age: float, spread: float) -> float:  # noqa: ARG002  it is what was asked for
+    def waits(self, age: float) -> tuple[float, float]:  # noqa: ARG002  it is what was asked for
         """See `Schedule`."""
-        return self.interval
+        return self.interval, self.interval
 
     def wait_max(self, wait: float) -> float:
         """See `Schedule`."""
@@ -152,11 +151,11 @@ class LearnedSchedule:
         """See `Schedule`."""
         return self
 
-    def wait(self, age: float, spread: float) -> float:
+    def waits(self, age: float) -> tuple[float, float]:
         """See `Schedule`."""
         price = self.polling.price
         due = self.hazard.wait(age, price)
-        return _within(self.polling, _spread(due if due < math.inf else _advised_gap(age, price), spread))
+        return _spread(self.polling, due if due < math.inf else _advised_gap(age, price))
 
     def wait_max(self, wait: float) -> float:
         """See `Schedule`."""
@@ -265,12 +264,13 @@ def _advised_gap(age: float, price: float = ADVISED_PRICE) -> float:
     return next(gap for until, gap in ADVICE if age < until) * math.sqrt(price / ADVISED_PRICE)
 
 
-def _spread(wait: float, spread: float) -> float:
-    return wait * (1 + SPREAD * (spread - 0.5))
+def _spread(polling: Polling, wait: float) -> tuple[float, float]:
+    return _within(polling, wait * (1 - SPREAD / 2), wait * (1 + SPREAD / 2))
 
 
-def _within(polling: Polling, wait: float) -> float:
-    return min(max(wait, polling.wait_min), polling.wait_max)
+def _within(polling: Polling, soonest: float, latest: float) -> tuple[float, float]:
+    least, most = polling.wait_min, polling.wait_max
+    return min(max(soonest, least), most), min(max(latest, least), most)
 
 
 # Under these the advised intervals are what is best.

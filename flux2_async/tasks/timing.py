@@ -106,7 +106,7 @@ class Timing:
 
     def wait(self, watched: Watched, at: float) -> float:
         """Give the usual seconds from a time to the next poll: any that the schedule allows, if it can be on a beat."""
-        soonest, latest = self._wait(watched, at, 0.0), self._wait(watched, at, 1.0)
+        soonest, latest = self._waits(watched, at)
         wait = soonest + (latest - soonest) * self._random.random()
         since = at - self._first_beat
         beat = round((since + wait) / BEAT)
@@ -128,13 +128,13 @@ class Timing:
 
         None where the next one is no farther away than usual; else polls would come closer with every call.
         """
-        longest = self._wait(watched, at, 1.0)
+        _, longest = self._waits(watched, at)
         return longest * self._random.random() if at + longest < watched.due else None
 
     def wait_after_failure(self, watched: Watched, at: float) -> float:
         """Give the seconds until a poll that failed is tried again."""
-        spread = self._random.random()
-        return wait_after_failure(watched.schedule, self._wait(watched, at, 0.5), watched.failures, spread)
+        usual = sum(self._waits(watched, at)) / 2
+        return wait_after_failure(watched.schedule, usual, watched.failures, self._random.random())
 
     def again(self, watched: Watched, now: float) -> Watched:
         """Give the state of a task that is watched again."""
@@ -186,8 +186,8 @@ class Timing:
         if created is not None:
             watched.schedule.ran(before - created, watched.visible - created)
 
-    def _wait(self, watched: Watched, at: float, spread: float) -> float:
-        return watched.schedule.wait(self._age(watched, at), spread)
+    def _waits(self, watched: Watched, at: float) -> tuple[float, float]:
+        return watched.schedule.waits(self._age(watched, at))
 
     def _age(self, watched: Watched, at: float) -> float:
         return at - (watched.since if watched.created is None else watched.created)

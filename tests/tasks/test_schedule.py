@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flux2_async.models import Polling, TaskRecord, TaskState
 from flux2_async.tasks.hazard import BINS
 from flux2_async.tasks.schedule import DocumentedAdvice, FixedInterval, Schedule, Schedules, wait_after_failure
+from tests.tasks.waits import wait
 
 KIND = ("flux-2/flex-text-to-image", "1K")
 
@@ -25,14 +26,14 @@ spreads = st.floats(0, 1)
 @given(spread=spreads)
 def test_follows_the_documented_advice(age: float, low: float, high: float, spread: float) -> None:
     """Every 2-3 s for 30 s, 5-10 s until two minutes, 15-30 s after."""
-    assert low <= DocumentedAdvice(Polling()).wait(age, spread) <= high
+    assert low <= wait(DocumentedAdvice(Polling()), age, spread) <= high
 
 
 def test_spreads_a_burst() -> None:
     """Tasks of one burst are not looked at in one burst."""
     learned = Schedules(Polling()).of(*KIND)
 
-    assert learned.wait(0, 1.0) - learned.wait(0, 0.0) > 0.2
+    assert wait(learned, 0, 1.0) - wait(learned, 0, 0.0) > 0.2
 
 
 @given(ages, spreads, st.floats(0.01, 100), st.floats(0, 100))
@@ -40,13 +41,13 @@ def test_stays_within_the_bounds(age: float, spread: float, low: float, extra: f
     """No wait is shorter than `wait_min` or longer than `wait_max`."""
     polling = Polling(wait_min=low, wait_max=low + extra)
 
-    assert low <= Schedules(polling).of(*KIND).wait(age, spread) <= low + extra
+    assert low <= wait(Schedules(polling).of(*KIND), age, spread) <= low + extra
 
 
 @given(ages, spreads, st.floats(0, 1e4))
 def test_a_fixed_interval_is_fixed(age: float, spread: float, interval: float) -> None:
     """With an interval the wait is that interval, at any age."""
-    assert Schedules(Polling(interval=interval)).of(*KIND).wait(age, spread) == interval
+    assert wait(Schedules(Polling(interval=interval)).of(*KIND), age, spread) == interval
 
 
 def test_failures_double_the_wait() -> None:
@@ -73,10 +74,10 @@ def test_no_busy_loop_on_failures() -> None:
 @given(st.sampled_from([DocumentedAdvice(Polling()), FixedInterval(0.2), FixedInterval(100.0)]), st.integers(1, 10**6))
 def test_tasks_that_failed_together_do_not_come_back_together(schedule: Schedule, failures: int) -> None:
     """Also where the wait cannot grow any more, it is anything between half and all of it."""
-    wait = schedule.wait(0.0, 0.5)
+    usual = wait(schedule, 0.0, 0.5)
 
-    assert wait_after_failure(schedule, wait, failures, 1.0) == wait_after_failure(schedule, wait, failures, 0.0) / 2
-    assert wait_after_failure(schedule, wait, failures, 0.0) <= schedule.wait_max(wait)
+    assert wait_after_failure(schedule, usual, failures, 1.0) == wait_after_failure(schedule, usual, failures, 0.0) / 2
+    assert wait_after_failure(schedule, usual, failures, 0.0) <= schedule.wait_max(usual)
 
 
 class History:
@@ -90,7 +91,7 @@ class History:
         age, looks = 0.0, 0
         while True:
             before = age
-            age += self.schedule.wait(age, self.chance.random())
+            age += wait(self.schedule, age, self.chance.random())
             looks += 1
             if age >= duration:
                 self.schedule.ended(before, duration)
@@ -112,14 +113,14 @@ def test_any_history_stays_within_the_bounds(
     for begin, took, ended in history:
         (schedule.ended if ended else schedule.ran)(begin, begin + took)
 
-    assert 0.25 <= schedule.wait(age, spread) <= 30.0
+    assert 0.25 <= wait(schedule, age, spread) <= 30.0
 
 
 @given(spread=spreads)
 @pytest.mark.parametrize(("age", "low", "high"), [(0, 2, 3), (25, 2, 3), (31, 5, 10), (90, 5, 10), (121, 15, 30)])
 def test_begins_with_the_documented_advice(age: float, low: float, high: float, spread: float) -> None:
     """Before a task was seen to end, looks come as the documentation advises."""
-    assert low <= Schedules(Polling()).of(*KIND).wait(age, spread) <= high
+    assert low <= wait(Schedules(Polling()).of(*KIND), age, spread) <= high
 
 
 @pytest.mark.parametrize("age", [479.9, 480.0, 1e6])
@@ -130,18 +131,18 @@ def test_very_old_tasks_are_looked_at_as_advised(age: float) -> None:
         usual.ended(0.0, 470.0)
         often.ended(0.0, 470.0)
 
-    assert usual.wait(age, 0.5) == 22.5
-    assert often.wait(age, 0.5) == pytest.approx(22.5 / math.sqrt(10))
+    assert wait(usual, age, 0.5) == 22.5
+    assert wait(often, age, 0.5) == pytest.approx(22.5 / math.sqrt(10))
 
 
 def test_the_price_counts_from_the_first_task() -> None:
     """A lower price looks more often, also where nothing was learned and for tasks from elsewhere."""
     cheap, dear = Schedules(Polling(price=0.03)), Schedules(Polling(price=1.2))
 
-    assert cheap.of(*KIND).wait(0, 0.5) < 1
-    assert cheap.unknown.wait(1, 0.5) < 1
-    assert dear.of(*KIND).wait(0, 0.5) > 4
-    assert dear.unknown.wait(1, 0.5) > 4
+    assert wait(cheap.of(*KIND), 0, 0.5) < 1
+    assert wait(cheap.unknown, 1, 0.5) < 1
+    assert wait(dear.of(*KIND), 0, 0.5) > 4
+    assert wait(dear.unknown, 1, 0.5) > 4
 
 
 @pytest.mark.parametrize(("sigma", "gain"), [(0.5, 1.25), (0.2, 2.2)], ids=["lognormal", "narrow"])
@@ -168,8 +169,8 @@ def test_kinds_learn_apart() -> None:
         flex.ended(0.0, 12.0)
 
     assert schedules.of("flux-2/flex-text-to-image", "1K") is flex
-    assert flex.wait(0, 0.5) > 7
-    assert large.wait(0, 0.5) == Schedules(Polling()).of(*KIND).wait(0, 0.5)
+    assert wait(flex, 0, 0.5) > 7
+    assert wait(large, 0, 0.5) == wait(Schedules(Polling()).of(*KIND), 0, 0.5)
 
 
 def test_failures_are_ends() -> None:
@@ -180,8 +181,8 @@ def test_failures_are_ends() -> None:
         both.ended(0.0, 2.0 if number % 2 else 12.0)
         drawn.ended(0.0, 12.0)
 
-    assert 1.5 < both.wait(0, 0.5) < 3.5
-    assert drawn.wait(0, 0.5) > 8
+    assert 1.5 < wait(both, 0, 0.5) < 3.5
+    assert wait(drawn, 0, 0.5) > 8
 
 
 def test_the_number_of_kinds_is_bounded() -> None:
@@ -222,7 +223,7 @@ def test_a_fixed_interval_stays_fixed() -> None:
     later.remember(schedules.knowledge())
 
     for age in (0.0, 8.0, 100.0):
-        assert (schedule.wait(age, 0.5), later.of(*KIND).wait(age, 0.5)) == (2.0, 3.0)
+        assert (wait(schedule, age, 0.5), wait(later.of(*KIND), age, 0.5)) == (2.0, 3.0)
     assert schedule is schedule.without_callback is schedules.of(*KIND)
     assert 8.0 < schedule.durations().quantile(0.5) < 10.0
     assert 8.0 < later.of(*KIND).durations().quantile(0.5) < 10.0
@@ -233,7 +234,7 @@ def test_tasks_from_elsewhere_are_first_looked_at_at_any_moment() -> None:
     """Of unknown age, they may have ended: the first look comes within an interval, many spread all over it."""
     unknown = Schedules(Polling()).unknown
 
-    assert [unknown.wait(0, spread) for spread in (0.0, 0.5, 1.0)] == [0.25, 1.25, 2.5]
+    assert [wait(unknown, 0, spread) for spread in (0.0, 0.5, 1.0)] == [0.25, 1.375, 2.5]
 
 
 def test_knowledge_is_remembered() -> None:
@@ -241,15 +242,15 @@ def test_knowledge_is_remembered() -> None:
     schedules, others = Schedules(Polling()), Schedules(Polling())
     for _ in range(200):
         schedules.of(*KIND).ended(0.0, 12.0)
-    learned = schedules.of(*KIND).wait(0, 0.5)
+    learned = wait(schedules.of(*KIND), 0, 0.5)
     others.remember(json.loads(json.dumps(schedules.knowledge())))
-    remembered = others.of(*KIND).wait(0, 0.5)
+    remembered = wait(others.of(*KIND), 0, 0.5)
     for each in (others, schedules):
         for _ in range(60):
             each.of(*KIND).ended(0.0, 30.0)
 
     assert remembered == pytest.approx(learned, rel=0.2)
-    assert others.of(*KIND).wait(0, 0.5) > schedules.of(*KIND).wait(0, 0.5)
+    assert wait(others.of(*KIND), 0, 0.5) > wait(schedules.of(*KIND), 0, 0.5)
 
 
 GOOD = [0.0] * BINS

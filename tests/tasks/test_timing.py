@@ -29,9 +29,9 @@ class Pupil:
     def without_callback(self) -> Schedule:
         return self
 
-    def wait(self, age: float, spread: float) -> float:
+    def waits(self, age: float) -> tuple[float, float]:
         self.asked.append(age)
-        return 1.0
+        return 1.0, 1.0
 
     def wait_max(self, wait: float) -> float:
         return wait
@@ -158,7 +158,7 @@ async def test_the_age_of_an_attached_task_is_found_out() -> None:
 
     assert attached.schedule is room.pupil
     assert attached.created == pytest.approx(93.0)
-    assert room.pupil.asked == pytest.approx([19.0, 19.0])
+    assert room.pupil.asked == pytest.approx([19.0])
     assert [what for what, *_ in room.pupil.lessons[1:]] == ["ran", "ended"]
     assert [seconds for _, *seconds in room.pupil.lessons[1:]] == [
         pytest.approx([0.0, 19.0]),

@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
+from waits import wait
 
 from flux2_async.models import Polling
 from flux2_async.tasks.callback_trust import Insurance, Trust
 from flux2_async.tasks.schedule import DocumentedAdvice, Schedules
-from tests.tasks.waits import wait
 
 
 def earned() -> Trust:

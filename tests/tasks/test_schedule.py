@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waits import wait
 
 from flux2_async.models import Polling, TaskRecord, TaskState
 from flux2_async.tasks.hazard import BINS
 from flux2_async.tasks.schedule import DocumentedAdvice, FixedInterval, Schedule, Schedules, wait_after_failure
-from tests.tasks.waits import wait
 
 KIND = ("flux-2/flex-text-to-image", "1K")
 

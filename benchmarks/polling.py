@@ -169,7 +169,7 @@ def poll(schedule: Schedule, duration: float, chance: random.Random, *, learning
     age, polls = 0.0, 0
     while True:
         before = age
-        age += schedule.wait(age, chance.random())
+        age += chance.uniform(*schedule.waits(age))
         polls += 1
         if age >= duration:
             break
@@ -207,7 +207,7 @@ def advised_ages() -> Iterator[float]:
     """The ages of looks at the middle of what the API's documentation advises."""
     advice = DocumentedAdvice(Polling())
     # At age 0 it would look at a random moment: that is for tasks that come from elsewhere.
-    ages = accumulate(repeat(0.0), lambda age, _: age + advice.wait(age or 0.001, 0.5))
+    ages = accumulate(repeat(0.0), lambda age, _: age + sum(advice.waits(age or 0.001)) / 2)
     return islice(ages, 1, None)
 
 

@@ -5,7 +5,7 @@ whether its server was started anew or not. A client that does not say with a ca
 answered as without it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -17,7 +17,6 @@ from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.tools import ToolResult
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
-    CLIENT_CAPABILITIES_META_KEY,
     INVALID_PARAMS,
     MISSING_REQUIRED_CLIENT_CAPABILITY,
     CallToolRequestParams,
@@ -107,7 +106,7 @@ class Tasks(ServerExtension):
         call_next: Callable[[], Awaitable[ToolResult | BaseModel]],
     ) -> ToolResult | BaseModel:
         """Give a task instead of waiting for a picture; what is finished, or refused, is told as ever."""
-        if params.name not in self._tools or not _is_spoken(context):
+        if params.name not in self._tools or context.client_extension_settings(EXTENSION) is None:
             return await call_next()
         token = at_once.set(True)
         try:
@@ -164,14 +163,6 @@ class Tasks(ServerExtension):
         while len(self._known) > MOST:
             del self._known[next(iter(self._known))]
         return known
-
-
-def _is_spoken(context: Context) -> bool:
-    """Whether the client says so with this request, as it has to with each."""
-    told: Any = None if context.request_context is None else context.request_context.meta
-    for name in (CLIENT_CAPABILITIES_META_KEY, "extensions", EXTENSION):
-        told = told.get(name) if isinstance(told, Mapping) else None
-    return isinstance(told, Mapping)
 
 
 def _shown(

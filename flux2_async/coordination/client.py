@@ -221,14 +221,7 @@ class Sharing:
 
 
 class SharedKey:
-    """One submission's claim to a key that all processes know.
-
-    Args:
-        sharing: The way to the others.
-        claim: Under which name.
-        key: For error texts.
-        request: For `AmbiguousSubmitError`.
-    """
+    """One submission's claim to a key that all processes know; `key` and `request` are for errors."""
 
     def __init__(self, sharing: Sharing, claim: Claim, key: str, request: Request) -> None:
         self._sharing = sharing

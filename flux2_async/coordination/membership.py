@@ -55,7 +55,7 @@ class Membership:
         patience: Longest time between two tries to join, seconds.
 
     Attributes:
-        member: See above.
+        member: As given.
         joined: Whether the session is a member.
         term: Counts memberships; an answer to a question of an earlier one must not be used.
     """

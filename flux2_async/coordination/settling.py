@@ -20,11 +20,7 @@ CLOSE_TIMEOUT: Final = 1.0
 
 
 class Settling:
-    """Costs a submission no waiting: `report` only notes what has to be told.
-
-    Args:
-        membership: Whether somebody can be told.
-        coordinator: The way to the shared state.
+    """Costs a submission no waiting: `report` only notes what has to be told, as soon as there is a membership.
 
     Attributes:
         out: Leases of which the shared state has not heard the end.

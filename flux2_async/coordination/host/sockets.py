@@ -33,12 +33,7 @@ _open_sockets: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
 
 
 class HostSockets:
-    """The socket of one process, and its view of the others'.
-
-    Args:
-        account: Whose messages these are.
-        member: The name of this process, which no other has.
-    """
+    """The socket of one process of an account, named after its member, and its view of the others'."""
 
     def __init__(self, account: str, member: str) -> None:
         self._account = account[:ONE_ACCOUNT]

@@ -69,11 +69,6 @@ class HostStore(Store):
     """The file, and the sockets of all who use it; all work with them is done by one thread of its own.
 
     A killed process is found out by its socket, on which nobody listens any more.
-
-    Args:
-        file: Where the texts are.
-        account: The digest of address and API key.
-        member: The name under which this session listens.
     """
 
     def __init__(self, file: HostFile, account: str, member: str) -> None:

@@ -43,12 +43,9 @@ SELECT set_config(name, ours.value, false) FROM pg_settings JOIN (VALUES
 
 
 class PostgresConnection:
-    """A connection that is made when it is needed, and anew when it is lost.
+    """A connection that is made when it is needed, and anew when it is lost; it listens to `channel`.
 
-    Args:
-        dsn: Where, and who.
-        channel: What is listened to.
-        timeout: Seconds that the server may take to answer.
+    An answer may take `timeout` seconds.
     """
 
     def __init__(self, dsn: str, channel: str, timeout: float) -> None:
@@ -69,11 +66,9 @@ class PostgresConnection:
         self._closed = False
 
     def listen(self, on_line: Callable[[str], None], ping: Statement) -> None:
-        """Hear from now on what others publish, whatever happens to the connection.
+        """Hear from now on what others publish, whatever happens to the connection, see `Store.listen`.
 
-        Args:
-            on_line: See `Store.listen`.
-            ping: What is asked now and then, so that a connection that is dead without a word is found out.
+        `ping` is asked now and then, so that a connection that is dead without a word is found out.
         """
         self._on_line = on_line
         self._keeping = asyncio.get_running_loop().create_task(self._keep(ping), name="flux2_async listen to postgres")

@@ -56,14 +56,7 @@ WITH mine AS (
 
 
 class PostgresStore(RemoteStore):
-    """See `Store`.
-
-    Args:
-        dsn: Where, and who.
-        schema: What holds the table.
-        account: The digest of address and API key.
-        timeout: Seconds that the server may take to answer.
-    """
+    """See `Store`; `schema` is what holds the table, an answer may take `timeout` seconds."""
 
     def __init__(self, dsn: str, schema: str, account: str, timeout: float) -> None:
         self._schema = schema

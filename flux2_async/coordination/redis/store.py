@@ -51,13 +51,7 @@ OTHERS_ARE_THERE: Final = (
 
 
 class RedisStore(RemoteStore):
-    """See `Store`.
-
-    Args:
-        client: Of the server.
-        prefix: Begins the names of all keys, and of the channel.
-        timeout: Seconds that the server may take to answer.
-    """
+    """See `Store`; `prefix` begins the names of all keys and of the channel, an answer may take `timeout` seconds."""
 
     def __init__(self, client: "redis.asyncio.Redis", prefix: str, timeout: float) -> None:
         self._client = client

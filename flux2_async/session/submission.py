@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
@@ -16,6 +16,9 @@ from flux2_async.models.submission_state import UNCLEAR, SubmissionEvent, Submis
 from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
+
+if TYPE_CHECKING:
+    from flux2_async.coordination.client import SharedKey
 
 # Seconds; what is never sent costs nothing, and who waits wants to know.
 TRY_FOR: Final = 60.0
@@ -69,34 +72,6 @@ class SubmissionSteps(Protocol):
 
     def wanted(self) -> bool:
         """Whether an answer that allows another try is to be followed by one."""
-        ...
-
-
-class KeyClaim(Protocol):
-    """A submission's claim to a key that other processes know as well; see `client.SharedKey`."""
-
-    async def look(self) -> ImageTask | None:
-        """Give the task that the key stands for already, or None."""
-        ...
-
-    async def reserve(self) -> bool:
-        """Take the key for the POST that is about to leave; False when another process has it."""
-        ...
-
-    async def release(self) -> None:
-        """Give the key back for a while: the POST was certainly not accepted, and is to be sent again."""
-        ...
-
-    def bound(self, task_id: str | None) -> None:
-        """The key stands for this task from now on; None: nobody knows whether the POST was accepted."""
-        ...
-
-    async def heard(self) -> None:
-        """Wait until the others know that, for a while."""
-        ...
-
-    def freed(self) -> None:
-        """The POST was certainly not accepted, and is not sent again."""
         ...
 
 
@@ -220,7 +195,7 @@ class Submission:
             honours; else None.
     """
 
-    claim: KeyClaim | None = None
+    claim: "SharedKey | None" = None
     has_slot: bool = False
     let_through: bool = False
     state: SubmissionState = SubmissionState.QUEUED

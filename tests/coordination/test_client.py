@@ -26,7 +26,7 @@ from flux2_async import (
     TaskNotFoundError,
     TextToImage,
 )
-from flux2_async.coordination import account_state, coordinator
+from flux2_async.coordination import account_state, shared_texts
 from flux2_async.coordination.client import MAX_RELAYS
 from flux2_async.coordination.contract import Claim, Terms
 from flux2_async.coordination.coordinator import Coordinator
@@ -80,7 +80,7 @@ async def test_versions_that_keep_another_form_do_not_meet(monkeypatch: pytest.M
             await task.result()
             await asyncio.sleep(1.0)
             kept = dict(memory.texts)
-            monkeypatch.setattr(coordinator, "FORMAT", 99)
+            monkeypatch.setattr(shared_texts, "FORMAT", 99)
             async with session_for(emulator, **options) as later:
                 assert (await later.submit(REQUEST, key="k")).id != task.id
 

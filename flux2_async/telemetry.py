@@ -73,34 +73,49 @@ NAME_OF_PROVIDER: Final = "apikley"
 COMMON: Final = {PROVIDER: NAME_OF_PROVIDER, OUTPUT_TYPE: "image"}
 POLLED: Final = {state: {TASK_STATE: state.value} for state in TaskState}
 NOT_VISIBLE: Final = {TASK_STATE: "not visible"}
-ENDED: Final = frozenset(
-    {SubmissionState.ACCEPTED, SubmissionState.REFUSED, SubmissionState.UNKNOWN, SubmissionState.WITHDRAWN}
-)
+WAITING_STATES: Final = frozenset({SubmissionState.QUEUED, SubmissionState.ARMED, SubmissionState.ANNOUNCED})
 # Submissions of unknown outcome that are remembered for the callback that tells of them.
 UNCLEAR_MAX: Final = 1000
+
+# Members that are asked for with every task; Python 3.11 takes as long to find one in its class as to call a function.
+CLIENT: Final = trace.SpanKind.CLIENT
+SENT: Final = SubmissionState.SENT
 
 _Attributes = dict[str, str | float]
 
 
+class _Kind:
+    """What the spans of a model's tasks begin with; made once, of all spans' attributes these are most."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.submit = f"{SUBMIT} {model}"
+        self.generate = f"{GENERATE} {model}"
+        self.submitted: _Attributes = {OPERATION: SUBMIT, REQUEST_MODEL: model, **COMMON}
+        self.generated: _Attributes = {OPERATION: GENERATE, REQUEST_MODEL: model, **COMMON}
+
+
+_kind = lru_cache(_Kind)
+
+
 @attrs.define(eq=False)
 class _Submission:
-    """One that was called for; `posted` in ns since 1970."""
+    """One that was called for; `posted`: when its createTask left, in ns since 1970, or None while it waits."""
 
     span: trace.Span
     parent: Context
     request: Request
-    model: str
-    waiting: bool = True
+    kind: _Kind
     posted: int | None = None
 
 
 @attrs.define(eq=False)
 class _Wait:
-    """A task that is not settled; `begun` in ns since 1970, or None for one that was not submitted here."""
+    """A task that is not settled; `begun` in ns since 1970; model and begun are None for one not submitted here."""
 
     span: trace.Span
-    model: str | None
-    begun: int | None
+    model: str | None = None
+    begun: int | None = None
 
 
 class _Instruments:
@@ -149,7 +164,7 @@ class Telemetry:
         ImportError: On import of the module, without the extra `otel`.
     """
 
-    wants: Final = frozenset({"Queued", "SubmissionChanged", "Attached", "Polled", "Settled", "Paused"}) | (
+    wants: Final = frozenset({Queued, Attached, Polled, Settled, Paused}) | (
         frozenset(SubmissionEvent) - {SubmissionEvent.GRANTED, SubmissionEvent.ANNOUNCED}
     )
 
@@ -209,7 +224,7 @@ class Telemetry:
     @property
     def waiting(self) -> int:
         """Submissions that wait to be sent."""
-        return sum(submission.waiting for submission in list(self._submissions.values()))
+        return sum(submission.posted is None for submission in list(self._submissions.values()))
 
     def close(self) -> None:
         """End the spans of everything outstanding: for a session that goes on without being observed."""
@@ -223,83 +238,78 @@ class Telemetry:
 
     def _begin(self, event: Queued | SubmissionChanged) -> _Submission:
         assert event.ref is not None  # noqa: S101  each submission has one
-        parent, model, begun = get_current(), event.request.model, _nanoseconds(event.time)
-        attributes = self._attributes(SUBMIT, model, event.request)
+        request, parent = event.request, get_current()
+        kind = _kind(request.model)
+        attributes = self._attributes(kind.submitted, request)
         attributes[REF] = event.ref
-        span = self._tracer.start_span(f"{SUBMIT} {model}", parent, trace.SpanKind.CLIENT, attributes, start_time=begun)
-        submission = self._submissions[event.ref] = _Submission(span, parent, event.request, model)
+        span = self._tracer.start_span(kind.submit, parent, CLIENT, attributes, start_time=_nanoseconds(event.time))
+        submission = self._submissions[event.ref] = _Submission(span, parent, request, kind)
         return submission
 
-    def _attributes(self, operation: str, model: str, request: Request) -> _Attributes:
-        attributes: _Attributes = {OPERATION: operation, REQUEST_MODEL: model, **COMMON}
-        if self._prompts:
-            part = {"type": "text", "content": request.prompt}
-            attributes[INPUT_MESSAGES] = json.dumps([{"role": "user", "parts": [part]}])
-        return attributes
+    def _attributes(self, attributes: _Attributes, request: Request) -> _Attributes:
+        if not self._prompts:
+            return attributes.copy()
+        part = {"type": "text", "content": request.prompt}
+        return {**attributes, INPUT_MESSAGES: json.dumps([{"role": "user", "parts": [part]}])}
 
     def _changed(self, event: SubmissionChanged) -> None:
-        ref = event.ref
+        ref, state = event.ref, event.state
         assert ref is not None  # noqa: S101  each submission has one
-        if event.event is SubmissionEvent.FOUND:
-            submission = self._submissions.pop(ref, None) or self._unclear.pop(ref, None)
-        elif event.state in ENDED:
-            self._unclear.pop(ref, None)
-            submission = self._submissions.pop(ref, None)
-        else:
+        if state is SENT or state in WAITING_STATES:
             # The function may observe since this moment.
-            submission = self._submissions.get(ref) or self._begin(event)
-            self._step(submission, event)
-            return
-        if submission is not None:
+            self._step(self._submissions.get(ref) or self._begin(event), event)
+        elif (submission := self._submissions.pop(ref, None)) is not None:
             self._end(ref, submission, event)
+        elif (submission := self._unclear.get(ref)) is None:
+            pass
+        elif event.event is SubmissionEvent.REPEATED:
+            submission.posted = _nanoseconds(event.time)
+        else:
+            del self._unclear[ref]
+            # Otherwise a person looked, and there is no such task.
+            if event.task_id is not None:
+                self._wait(event.task_id, event, submission)
 
     def _step(self, submission: _Submission, event: SubmissionChanged) -> None:
-        submission.waiting = event.state is not SubmissionState.SENT
-        if event.event is SubmissionEvent.POSTED:
-            submission.posted = _nanoseconds(event.time)
-        elif event.event is SubmissionEvent.THROTTLED:
+        submission.posted = _nanoseconds(event.time) if event.state is SENT else None
+        if event.event is SubmissionEvent.THROTTLED:
             self._refused(submission, event.error)
             submission.span.add_event("throttled", _error(event.error), _nanoseconds(event.time))
 
     def _refused(self, submission: _Submission, error: Exception | None) -> None:
-        self._instruments.refusals.add(1, {REQUEST_MODEL: submission.model, **_error(error)})
+        self._instruments.refusals.add(1, {REQUEST_MODEL: submission.kind.model, **_error(error)})
 
     def _end(self, ref: str, submission: _Submission, event: SubmissionChanged) -> None:
         now, span = _nanoseconds(event.time), submission.span
         if event.task_id is not None:
-            self._wait(event, submission)
-            # One that had been unclear has ended.
-            if span.is_recording():
-                span.set_attribute(RESPONSE_ID, event.task_id)
+            self._wait(event.task_id, event, submission)
+            span.set_attribute(RESPONSE_ID, event.task_id)
         else:
             span.set_attribute(SUBMISSION_STATE, event.state.value)
             _fail(span, event.error)
-            if submission.posted is not None and not submission.waiting:
-                self._took(submission.model, now - submission.posted, event.error)
-        # A budget refuses before anything is sent.
-        if event.event is SubmissionEvent.REFUSED and not submission.waiting:
-            self._refused(submission, event.error)
-        if event.state is SubmissionState.UNKNOWN:
-            self._unclear[ref] = submission
-            if len(self._unclear) > UNCLEAR_MAX:
-                del self._unclear[next(iter(self._unclear))]
-        if span.is_recording():
-            span.end(now)
+            # A budget refuses before anything is sent.
+            if submission.posted is not None:
+                self._took(submission.kind.model, now - submission.posted, event.error)
+                if event.event is SubmissionEvent.REFUSED:
+                    self._refused(submission, event.error)
+            if event.state is SubmissionState.UNKNOWN:
+                self._unclear[ref] = submission
+                if len(self._unclear) > UNCLEAR_MAX:
+                    del self._unclear[next(iter(self._unclear))]
+        span.end(now)
 
-    def _wait(self, event: SubmissionChanged, submission: _Submission) -> None:
-        assert event.task_id is not None  # noqa: S101  its caller has seen to it
+    def _wait(self, task_id: str, event: SubmissionChanged, submission: _Submission) -> None:
         link = submission.span.get_span_context()
-        if (known := self._waits.get(event.task_id)) is not None:
+        if (known := self._waits.get(task_id)) is not None:
             # Attached before, or the task of another submission as well.
             known.span.add_link(link)
             return
-        model = submission.model
-        attributes = self._attributes(GENERATE, model, submission.request)
-        attributes[RESPONSE_ID] = event.task_id
+        kind = submission.kind
+        attributes = self._attributes(kind.generated, submission.request)
+        attributes[RESPONSE_ID] = task_id
         begun = submission.posted or _nanoseconds(event.time)
-        name, parent = f"{GENERATE} {model}", submission.parent
-        wait = self._open(event.task_id, name, parent=parent, link=link, attributes=attributes, begun=begun)
-        wait.model, wait.begun = model, submission.posted
+        span = self._start(kind.generate, submission.parent, link, attributes, begun)
+        self._waits[task_id] = _Wait(span, kind.model, submission.posted)
 
     def _attached(self, event: SessionEvent) -> _Wait:
         assert event.task_id is not None  # noqa: S101  each task has one
@@ -307,28 +317,26 @@ class Telemetry:
         parent = get_current() if isinstance(event, Attached) else Context()
         link = trace.get_current_span(parent).get_span_context()
         attributes: _Attributes = {OPERATION: GENERATE, RESPONSE_ID: event.task_id, **COMMON}
-        now = _nanoseconds(event.time)
-        return self._open(event.task_id, GENERATE, parent=parent, link=link, attributes=attributes, begun=now)
-
-    def _open(
-        self, task_id: str, name: str, *, parent: Context, link: trace.SpanContext, attributes: _Attributes, begun: int
-    ) -> _Wait:
-        links = [trace.Link(link)] if link.is_valid else None
-        span = self._tracer.start_span(name, parent, trace.SpanKind.CLIENT, attributes, links, begun)
-        wait = self._waits[task_id] = _Wait(span, None, None)
+        span = self._start(GENERATE, parent, link, attributes, _nanoseconds(event.time))
+        wait = self._waits[event.task_id] = _Wait(span)
         return wait
+
+    def _start(
+        self, name: str, parent: Context, link: trace.SpanContext, attributes: _Attributes, begun: int
+    ) -> trace.Span:
+        links = [trace.Link(link)] if link.is_valid else None
+        return self._tracer.start_span(name, parent, CLIENT, attributes, links, begun)
 
     def _polled(self, event: Polled) -> None:
         assert event.task_id is not None  # noqa: S101  each task has one
         # The function may observe since this moment.
         span = (self._waits.get(event.task_id) or self._attached(event)).span
-        if not span.is_recording():
-            return
-        if event.error is not None:
-            seen = _error(event.error)
-        else:
-            seen = NOT_VISIBLE if event.record is None else POLLED[event.record.state]
-        span.add_event("poll", seen, _nanoseconds(event.time))
+        if span.is_recording():
+            if event.error is not None:
+                seen = _error(event.error)
+            else:
+                seen = NOT_VISIBLE if event.record is None else POLLED[event.record.state]
+            span.add_event("poll", seen, _nanoseconds(event.time))
 
     def _settled(self, event: Settled) -> None:
         assert event.task_id is not None  # noqa: S101  each task has one
@@ -345,14 +353,13 @@ class Telemetry:
         span.end(now)
 
     def _finished(self, event: Settled, wait: _Wait, record: TaskRecord) -> None:
-        model, found = wait.model or record.model or UNKNOWN_MODEL, _Attributes()
+        model = wait.model or record.model or UNKNOWN_MODEL
         if record.model is not None:
-            found[RESPONSE_MODEL] = record.model
+            wait.span.set_attribute(RESPONSE_MODEL, record.model)
         if record.credits_consumed is not None:
-            found[CREDITS_CONSUMED] = record.credits_consumed
+            wait.span.set_attribute(CREDITS_CONSUMED, record.credits_consumed)
             consumed = self._instruments.credits
             consumed[model] = consumed.get(model, 0.0) + record.credits_consumed
-        wait.span.set_attributes(found)
         # One that was attached may have ended long before.
         if record.complete_time is not None and wait.begun is not None:
             lag = max((event.time - record.complete_time).total_seconds(), 0.0)

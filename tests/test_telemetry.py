@@ -17,6 +17,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from flux2_async import (
     Attached,
@@ -86,9 +87,9 @@ class Exported:
         return "\n".join(span.to_json() for span in self.spans) + (data.to_json() if data else "")
 
 
-def exported(**options: Any) -> Exported:
+def exported(*, sampler: Sampler = ALWAYS_ON, **options: Any) -> Exported:
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
-    tracers, meters = TracerProvider(shutdown_on_exit=False), MeterProvider([reader], shutdown_on_exit=False)
+    tracers, meters = TracerProvider(sampler, shutdown_on_exit=False), MeterProvider([reader], shutdown_on_exit=False)
     tracers.add_span_processor(SimpleSpanProcessor(spans))
     telemetry = Telemetry(tracer_provider=tracers, meter_provider=meters, **options)
     return Exported(telemetry, spans, reader, tracers.get_tracer("the program"))
@@ -407,6 +408,36 @@ def test_one_task_of_two_submissions() -> None:
 
     assert contexts(out.one("generate_content")) == [out.one("submit").context]
     assert out.total("flux2.client.running") == 0
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_sent_again_under_its_name(recorded: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The task of a submission that was unclear, and was repeated, is waited for in its trace, linked to it."""
+    out = exported(sampler=ALWAYS_ON if recorded else ALWAYS_OFF)
+    out.telemetry(Queued(time=NOON, ref="mine", request=REQUEST))
+    out.telemetry(changed(SubmissionEvent.POSTED, SubmissionState.SENT, 1))
+    out.telemetry(changed(SubmissionEvent.UNCLEAR, SubmissionState.UNKNOWN, 61))
+    out.telemetry(changed(SubmissionEvent.REPEATED, SubmissionState.UNKNOWN, 62))
+    out.telemetry(changed(SubmissionEvent.ACCEPTED, SubmissionState.ACCEPTED, 63, task_id="t1"))
+    out.telemetry(Settled(time=NOON + timedelta(seconds=70), task_id="t1", error=TransportError("")))
+
+    if recorded:
+        assert contexts(out.one("generate_content")) == [out.one("submit").context]
+    assert {(point.count, point.sum) for point in out.points("gen_ai.client.inference.duration")} == {(1, 60), (1, 8)}
+    assert caplog.text == ""
+
+
+def test_never_made() -> None:
+    """An unclear submission of which a person finds that there is no task is no refusal, and is not timed again."""
+    out = exported()
+    out.telemetry(Queued(time=NOON, ref="mine", request=REQUEST))
+    out.telemetry(changed(SubmissionEvent.POSTED, SubmissionState.SENT, 1))
+    out.telemetry(changed(SubmissionEvent.UNCLEAR, SubmissionState.UNKNOWN, 61, error=TransportError("")))
+    out.telemetry(changed(SubmissionEvent.DISOWNED, SubmissionState.REFUSED, 90))
+
+    assert said(out.one("submit"))["flux2.submission.state"] == "unknown"
+    assert [point.count for point in out.points("gen_ai.client.inference.duration")] == [1]
+    assert out.points("flux2.client.refusals") == []
 
 
 def test_memory_is_bounded() -> None:

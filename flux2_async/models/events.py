@@ -2,8 +2,8 @@
 
 An observer is a plain function that takes one of these. It is called in the event loop, after what it is told of has
 happened, and decides nothing: what it raises is logged once and changes nothing. One that has an attribute `wants`, a
-frozenset of kinds' names and of the `SubmissionEvent`s to be told of, lets the others not even be made; it may be told
-of them nevertheless, when somebody else wants them. Tell kinds apart by `match`:
+set of classes below and of `SubmissionEvent`s, is told of these alone; what nobody wants is not even made. Tell kinds
+apart by `match`:
 
     match event:
         case SubmissionChanged(event=SubmissionEvent.THROTTLED): ...

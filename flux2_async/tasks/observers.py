@@ -5,10 +5,9 @@ They are told once, after the fact, and decide nothing. Nothing is made for obse
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from flux2_async.models import Request
 from flux2_async.models.submission_state import UNCLEAR, SubmissionEvent, SubmissionState
@@ -35,8 +34,8 @@ _Kind = Literal[
     "Uploaded",
 ]
 
-# Of these, and of unclear submissions, there are lines in the log; it need not see the others, of which there are many.
-LOGGED: Final = frozenset({"LimitLearned", "OutageBegan", "OutageEnded", "Paused"})
+# What there are lines of in the log.
+LOGGED: Final = frozenset({"LimitLearned", "OutageBegan", "OutageEnded", "Paused", UNCLEAR})
 
 
 class Named(Protocol):
@@ -70,7 +69,9 @@ class Observers:
     def __init__(self, observers: "Iterable[Observer]" = ()) -> None:
         self.steps: Counter[SubmissionEvent] = Counter()
         self.prices: dict[tuple[str, str], float] = {}
-        self._observe(tuple(observers))
+        self._observers = tuple(observers)
+        # By a kind's name, or a step: its class, and who wants to be told.
+        self._told: dict[str, tuple[type[SessionEvent], tuple[Observer, ...]]] = {}
         self._log: LogLines | None = None
         self._shared = False
         self._failed: set[int] = set()
@@ -82,26 +83,21 @@ class Observers:
     def begin(self, *, shared: bool = False) -> None:
         """The session is opened, perhaps again: count anew; `shared`: its limit is shared by a coordination."""
         self.steps.clear()
+        self._told.clear()
         self._log, self._shared = None, shared
 
     def add(self, observer: "Observer") -> None:
         """Tell one more from now on."""
-        self._observe((*self._observers, observer))
+        self._observers = (*self._observers, observer)
+        self._told.clear()
 
     def remove(self, observer: "Observer") -> None:
         """Tell it no more; one that is not there is ignored."""
         left = list(self._observers)
         if observer in left:
             left.remove(observer)
-        self._observe(tuple(left))
-
-    def _observe(self, observers: "tuple[Observer, ...]") -> None:
-        self._observers = observers
-        # What all are content without need not be made; most say nothing, and want everything.
-        wishes = [wish for each in observers if isinstance(wish := getattr(each, "wants", None), frozenset)]
-        self._wanted: frozenset[object] | None = (
-            frozenset[object]().union(*wishes) if len(wishes) == len(observers) else None
-        )
+        self._observers = tuple(left)
+        self._told.clear()
 
     def priced(self, request: Request, credits: float) -> None:  # noqa: A002  the API's word
         """A record told what a task cost."""
@@ -123,30 +119,25 @@ class Observers:
     ) -> None:
         """A submission made a step."""
         self.steps[event] += 1
-        wanted = self._observers and (self._wanted is None or event in self._wanted)
-        if wanted or event is UNCLEAR:
-            self.tell(
-                "SubmissionChanged",
-                asked,
-                task_id=task_id,
-                event=event,
-                state=state,
-                request=asked.request,
-                error=error,
-            )
+        if self._observers or event is UNCLEAR:
+            facts = {"task_id": task_id, "event": event, "state": state, "request": asked.request, "error": error}
+            self._tell("SubmissionChanged", event, asked, facts)
 
     def tell(self, kind: _Kind, about: Named | None = None, **facts: Any) -> None:
         """Tell of an event of a kind, which is not loaded before somebody observes; `about`: whose it is, or None."""
-        logged = kind in LOGGED or facts.get("event") is UNCLEAR
-        if not logged and self._wanted is not None and kind not in self._wanted:
+        self._tell(kind, kind, about, facts)
+
+    def _tell(self, kind: _Kind, what: str, about: Named | None, facts: dict[str, Any]) -> None:
+        of_kind, observers = self._told.get(what) or self._find(kind, what)
+        if not observers:
             return
-        if about is not None:
-            facts |= {"ref": about.ref, "key": about.key, "group": about.group, "metadata": about.metadata}
-        event = _kinds()[kind](time=datetime.now(UTC), **facts)
-        if logged:
-            self._log = self._log or _log_lines(shared=self._shared)
-            self._log(event)
-        for observer in self._observers:
+        now = datetime.now(UTC)
+        if about is None:
+            event = of_kind(time=now, **facts)
+        else:
+            ref, key, group, metadata = about.ref, about.key, about.group, about.metadata
+            event = of_kind(time=now, ref=ref, key=key, group=group, metadata=metadata, **facts)
+        for observer in observers:
             try:
                 observer(event)
             except Exception:  # an observer decides nothing
@@ -154,16 +145,21 @@ class Observers:
                     self._failed.add(id(observer))
                     logger.exception("observer %r failed at %s; it is told of this once", observer, kind)
 
+    def _find(self, kind: _Kind, what: str) -> "tuple[type[SessionEvent], tuple[Observer, ...]]":
+        # Loading them takes a tenth of the time that loading the package does.
+        from flux2_async.models import events  # noqa: PLC0415
 
-# Loading them takes a tenth of the time that loading the package does.
-@cache
-def _kinds() -> "dict[str, Callable[..., SessionEvent]]":
-    from flux2_async.models import events  # noqa: PLC0415
+        of_kind: type[SessionEvent] = getattr(events, kind)
+        observers = [each for each in self._observers if _wants(each, of_kind, what)]
+        if what in LOGGED:
+            from flux2_async.tasks.log_lines import LogLines  # noqa: PLC0415  likewise
 
-    return {name: getattr(events, name) for name in get_args(_Kind)}
+            self._log = self._log or LogLines(shared=self._shared)
+            observers.insert(0, self._log)
+        self._told[what] = found = of_kind, tuple(observers)
+        return found
 
 
-def _log_lines(*, shared: bool) -> "LogLines":
-    from flux2_async.tasks.log_lines import LogLines  # noqa: PLC0415
-
-    return LogLines(shared=shared)
+def _wants(observer: "Observer", of_kind: type, what: str) -> bool:
+    wants = getattr(observer, "wants", None)
+    return not isinstance(wants, set | frozenset) or of_kind in wants or what in wants

@@ -274,10 +274,10 @@ async def test_observed_for_a_while() -> None:
 
 
 async def test_one_that_wants_little_is_told_little(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is made of what no observer wants; beside one that wants all, and in the log, nothing is missed."""
+    """It is told of the kinds and steps that it names, whatever others want; in the log nothing is missed."""
 
     class Few:
-        wants = frozenset({"SubmissionChanged", SubmissionEvent.POSTED})
+        wants = frozenset({Settled, SubmissionEvent.POSTED})
 
         def __init__(self) -> None:
             self.seen: list[SessionEvent] = []
@@ -285,18 +285,24 @@ async def test_one_that_wants_little_is_told_little(caplog: pytest.LogCaptureFix
         def __call__(self, event: SessionEvent) -> None:
             self.seen.append(event)
 
-    few, every = Few(), list[SessionEvent]()
+    class Steps(Few):
+        wants = frozenset({SubmissionChanged})
+
+    few, whole, every = Few(), Steps(), list[SessionEvent]()
     script = Script(faults=[Fault("createTask", "cut_after", after=1)])
     async with emulated(script, observers=[few]) as (flux, _):
-        end = flux.observe(every.append)
+        ends = [flux.observe(every.append), flux.observe(whole)]
         await (await flux.submit(REQUEST)).result()
-        end()
-        assert few.seen == every
+        for end in ends:
+            end()
+        told = len(every)
         await error_of(flux.submit(REQUEST))
 
-    alone = few.seen[len(every) :]
-    assert [type(event) for event in alone] == [SubmissionChanged] * 2
-    assert steps(alone) == ["posted", "unclear"]
+    assert [type(event) for event in few.seen] == [SubmissionChanged, Settled, SubmissionChanged]
+    assert steps(few.seen) == ["posted", "posted"]
+    assert whole.seen == [event for event in every if isinstance(event, SubmissionChanged)]
+    assert set(few.seen[:2]) < set(every)
+    assert told == len(every)
     assert [record.levelname for record in caplog.records if record.name == "flux2_async"] == ["WARNING"]
 
 

@@ -4,6 +4,7 @@ Error reporters print the local variables of every frame that an error passes. S
 nobody holds the environment.
 """
 
+import hashlib
 import os
 import re
 from typing import Any, Final
@@ -88,6 +89,11 @@ class Credentials:
         check_address("base_url", self.base_url)
         check_address("upload_url", self.upload_url)
 
+    @property
+    def account(self) -> str:
+        """A digest of address and key."""
+        return hashlib.sha256(f"{self.base_url} {self.api_key.reveal()}".encode()).hexdigest()
+
     def authorize(self, request: aiohttp.ClientRequest) -> None:
         """Put the key on a request, over whatever a netrc file put there, and the headers of all calls.
 
@@ -134,6 +140,8 @@ def check_given(api_key: Secret | None, base_url: object, upload_url: object, se
     Raises:
         ConfigurationError: Something is malformed, or an address is given twice.
     """
+    if not isinstance(service, Service | None):
+        raise ConfigurationError(f"service: {type(service).__name__} given, it must be a Service such as KIE, or None")
     if api_key is not None:
         _check_key(api_key, service)
     for name, url in (("base_url", base_url), ("upload_url", upload_url)):

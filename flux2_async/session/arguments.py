@@ -7,49 +7,19 @@ what was given and what is allowed.
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import iscoroutinefunction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-import aiohttp
-
 from flux2_async._http.credentials import Secret
 from flux2_async.errors import ConfigurationError, InvalidRequestError, RateLimitedError
-from flux2_async.models import Polling, Timeouts
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.service import Service, name_taken, wrong_header
 
 # Seconds: a century, which every store can count to.
 FOR_EVER: Final = 3_155_760_000.0
-
-
-def check_settings(**settings: object) -> None:
-    """Check the kinds of settings that check themselves when made, and what they mean together."""
-    kinds: dict[str, tuple[Any, str]] = {
-        "service": (Service, "a Service such as KIE, or None"),
-        "rate_limits": (tuple, "a list of RateLimit(20, 10.0)"),
-        "polling": (Polling, "Polling(...)"),
-        "callbacks": (type(None), "Callbacks(...) or None"),
-        "coordination": (type(None), "HostCoordination(), RedisCoordination(...), PostgresCoordination(...) or None"),
-        "http": (aiohttp.ClientSession, "an aiohttp.ClientSession or None"),
-        "connector": (Callable, "a function without arguments that makes an aiohttp connector, or None"),
-        "timeouts": (Timeouts, "Timeouts(...)"),
-        "private_downloads": (bool, "True or False"),
-    }
-    if settings.get("callbacks") is not None:
-        from flux2_async.models.callbacks import Callbacks  # noqa: PLC0415  most sessions poll alone
-
-        kinds["callbacks"] = (Callbacks, kinds["callbacks"][1])
-    if settings.get("coordination") is not None:
-        from flux2_async.coordination.store import Coordination  # noqa: PLC0415  most processes are alone
-
-        kinds["coordination"] = (Coordination, kinds["coordination"][1])
-    for name, value in settings.items():
-        kind, allowed = kinds[name]
-        if not isinstance(value, kind) and not (value is None and allowed.endswith("None")):
-            raise ConfigurationError(f"{name}: {type(value).__name__} given, it must be {allowed}")
 
 
 def check_observer(value: Any) -> Any:

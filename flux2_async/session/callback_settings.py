@@ -38,8 +38,10 @@ class CallbackSettings:
         return shown_address(self.url)
 
     @classmethod
-    def of(cls, callbacks: Callbacks) -> "CallbackSettings":
-        """Fill up what the user left open."""
+    def of(cls, callbacks: object) -> "CallbackSettings":
+        """Fill up what the user left open in `Callbacks`; anything else is a `ConfigurationError`."""
+        if not isinstance(callbacks, Callbacks):
+            raise ConfigurationError(f"callbacks: {type(callbacks).__name__} given, it must be Callbacks(...) or None")
         secret = callbacks.secret.encode() if callbacks.secret is not None else secrets.token_bytes(32)
         settings = cls(callbacks.url, secret, callbacks.hmac_key, callbacks.confirm, callbacks.secret is not None)
         # An address that cannot be signed is told when the session is made.

@@ -245,8 +245,9 @@ def _shielded() -> AbstractContextManager[object]:
 
 def _count(parts: "Parts") -> None:
     """Warn of a second open session of one account in this process."""
-    if parts.account not in _warned_accounts and any(other.account == parts.account for other in _alone):
-        _warned_accounts.add(parts.account)
+    account = parts.credentials.account
+    if account not in _warned_accounts and any(other.credentials.account == account for other in _alone):
+        _warned_accounts.add(account)
         logger.warning(
             "a second session of one account is open in this process; together they may exceed its limit. "
             "Share one session"

@@ -1,7 +1,6 @@
 """What an open session consists of, and how its parts are made."""
 
 import asyncio
-import hashlib
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,6 @@ from flux2_async.errors import InvalidRequestError
 from flux2_async.models import RateLimit, Request
 from flux2_async.models.plain import plain
 from flux2_async.models.requests import REQUESTS
-from flux2_async.models.service import Service
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.arguments import (
     check_group,
@@ -46,10 +44,27 @@ if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
     from flux2_async.coordination.store import Coordination
     from flux2_async.models import SessionStatistics
+    from flux2_async.session.callback_inbox import CallbackInbox
     from flux2_async.session.remembered import Remembered
 
 # Beyond what a POST may take: for what runs between permit and POST, such as `on_send`.
 LEASE_SLACK: Final = 5.0
+
+
+def _inbox(parts: "Parts") -> "CallbackInbox | None":
+    if parts.options.callbacks is None:
+        return None
+    from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
+
+    return CallbackInbox(
+        parts.options.callbacks,
+        watcher=parts.watcher,
+        keys=parts.keys,
+        task_ids=parts.task_ids,
+        observers=parts.observers,
+        sharing=parts.sharing,
+        budgets=parts.budgets,
+    )
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -57,15 +72,14 @@ class Parts(Shared):
     """What an open session consists of, each made from those before it.
 
     Attributes:
-        account: A digest of address and key.
         opened: Closes what is open, in reverse.
     """
 
-    service: Service
-    base_url: str
-    account: str
+    credentials: Credentials
+    options: Options
     transport: Transport
     remembered: "Remembered | None"
+    inbox: "CallbackInbox | None" = attrs.field(init=False, default=attrs.Factory(_inbox, takes_self=True))
     loop: asyncio.AbstractEventLoop = attrs.field(init=False, factory=asyncio.get_running_loop)
     submitter: Submitter = attrs.field(init=False, default=attrs.Factory(Submitter, takes_self=True))
     enqueued: Enqueued = attrs.field(
@@ -89,9 +103,9 @@ class Parts(Shared):
         resend_within: Any = None,
     ) -> Asked:
         """Give what `submit` was asked for; the content of the request is checked already."""
-        given = None if headers is None else check_headers(headers, self.service)
+        given = None if headers is None else check_headers(headers, self.credentials.service)
         if resend_within is not None:
-            check_resend(resend_within, ref, self.service)
+            check_resend(resend_within, ref, self.credentials.service)
         if not isinstance(request, Request):
             raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
         check_key(key)
@@ -116,11 +130,10 @@ class Parts(Shared):
 
 def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:
     """Make the parts of a session in the running event loop, each from those before it."""
-    base_url, service = credentials.base_url, credentials.service
-    account = hashlib.sha256(f"{base_url} {credentials.api_key.reveal()}".encode()).hexdigest()
+    service, account = credentials.service, credentials.account
     # What the service counts, and what keys stand for, does not end with the session; but another key may stand in the
     # environment by now.
-    before = before if before is not None and before.account == account else None
+    before = before if before is not None and before.credentials.account == account else None
     observers.begin(shared=options.coordination is not None)
     transport = Transport(
         credentials, options.timeouts, options.http, options.connector, private_downloads=options.private_downloads
@@ -135,27 +148,11 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     limiter.follow(slots)
     if options.budgets is not None:
         options.budgets.begin(sharing)
-    inbox = None
-    if options.callbacks is not None:
-        from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
-
-        inbox = CallbackInbox(
-            options.callbacks,
-            watcher=watcher,
-            keys=keys,
-            task_ids=task_ids,
-            observers=observers,
-            sharing=sharing,
-            budgets=options.budgets,
-        )
-        if before is not None and before.inbox is not None:
-            inbox.take_over(before.inbox)
-    return Parts(
-        service=service,
-        base_url=base_url,
-        account=account,
+    parts = Parts(
+        credentials=credentials,
+        options=options,
         transport=transport,
-        remembered=_remembered(base_url) if options.polling.remember else None,
+        remembered=_remembered(credentials.base_url) if options.polling.remember else None,
         api=api,
         files=Files(api, service.max_image_bytes),
         slots=slots,
@@ -166,11 +163,13 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
         keys=keys,
         task_ids=task_ids,
         observers=observers,
-        inbox=inbox,
         budgets=options.budgets,
         sharing=sharing,
         names_kept=service.idempotency_period if service.idempotency_header else None,
     )
+    if parts.inbox is not None and before is not None and before.inbox is not None:
+        parts.inbox.take_over(before.inbox)
+    return parts
 
 
 def statistics_of(parts: Parts, steps: Mapping[SubmissionEvent, int]) -> "SessionStatistics":

@@ -21,11 +21,9 @@ from flux2_async.models.service import APIKLEY, Service, checked_headers, checke
 from flux2_async.session.arguments import (
     check_count,
     check_group,
-    check_key_ttl,
     check_observer,
     check_observers,
     check_seconds,
-    check_settings,
     check_task_id,
     too_late,
     unrecovered,
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from flux2_async.models.events import Observer
     from flux2_async.models.image_sources import UploadSource
     from flux2_async.session.as_completed import Requests
-    from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.session.enqueued import SubmissionHandle
     from flux2_async.session.submission import OnSend, SubmissionSteps
@@ -135,12 +132,22 @@ class Flux2Session:
         # Error reporters print the local variables of whoever raises.
         key = None if api_key is None else Secret(api_key)
         del api_key
-        check_settings(service=service)
+        check_given(key, base_url, upload_url, service)
         self._service = service or APIKLEY
-        limits = self._service.limits if rate_limit == "service" else checked_limits("rate_limit", rate_limit)
+        if taken := name_taken(self._service, headers := checked_headers(headers or {})):
+            raise ConfigurationError(taken)
+        self._credentials = partial(
+            make_credentials,
+            *(key, base_url, upload_url, service),
+            headers=Secret(headers),
+            user_agent=checked_user_agent(user_agent),
+        )
         running = self._service.max_running if max_running == "service" else max_running
-        check_settings(
-            rate_limits=limits,
+        self._options = Options(
+            rate_limits=self._service.limits if rate_limit == "service" else checked_limits("rate_limit", rate_limit),
+            max_running=check_count("max_running", running),
+            max_running_per_group=check_count("max_running_per_group", max_running_per_group),
+            budgets=budget,
             polling=polling,
             callbacks=callbacks,
             coordination=coordination,
@@ -148,25 +155,7 @@ class Flux2Session:
             connector=connector,
             timeouts=timeouts,
             private_downloads=private_downloads,
-        )
-        self._given = key, base_url, upload_url, service
-        check_given(*self._given)
-        self._headers, self._user_agent = Secret(checked_headers(headers or {})), checked_user_agent(user_agent)
-        if taken := name_taken(self._service, self._headers.reveal()):
-            raise ConfigurationError(taken)
-        self._options = Options(
-            rate_limits=limits,
-            max_running=check_count("max_running", running),
-            max_running_per_group=check_count("max_running_per_group", max_running_per_group),
-            polling=polling,
-            callbacks=None if callbacks is None else _settings_of(callbacks),
-            coordination=coordination,
-            http=http,
-            connector=connector,
-            timeouts=timeouts,
-            private_downloads=private_downloads,
-            key_ttl=check_key_ttl(key_ttl),
-            budgets=None if budget is None else _budgets_of(budget),
+            key_ttl=key_ttl,
         )
         self._observers = Observers(check_observers(observers))
         if self._options.budgets is not None:
@@ -178,7 +167,7 @@ class Flux2Session:
             return "<Flux2Session that could not be made>"
         parts = self._life.parts
         state = "closed" if self._life.closed else "open" if parts else "not open"
-        address = parts.base_url if parts else None
+        address = parts.credentials.base_url if parts else None
         return f"<Flux2Session {address} {state}>" if address else f"<Flux2Session {state}>"
 
     async def __aenter__(self) -> Self:
@@ -217,7 +206,7 @@ class Flux2Session:
         """
         if self._options.callbacks is not None:
             self._options.callbacks.read_environment(needed=self._options.coordination is not None)
-        await self._life.open(make_credentials(*self._given, headers=self._headers, user_agent=self._user_agent))
+        await self._life.open(self._credentials())
 
     async def aclose(self, grace: float = 5.0) -> Unsettled:
         """Close the session; calling it again gives the same answer.
@@ -806,15 +795,3 @@ class Flux2Session:
         """
         parts = None if self._life.closed else self._life.parts
         return parts is not None and parts.inbox is not None and await parts.inbox.deliver(ref, callback)
-
-
-def _settings_of(callbacks: "Callbacks") -> "CallbackSettings":
-    from flux2_async.session.callback_settings import CallbackSettings  # noqa: PLC0415  most sessions poll alone
-
-    return CallbackSettings.of(callbacks)
-
-
-def _budgets_of(budget: "Budget | Iterable[Budget]") -> "Budgets":
-    from flux2_async.session.budgets import Budgets, checked_budgets  # noqa: PLC0415  most sessions have none
-
-    return Budgets(checked_budgets(budget))

@@ -52,6 +52,10 @@ _MODERATION: Final = re.compile(
 )
 
 
+NOT_FETCHED: Final = "451"
+"""`failCode` of a task whose pictures the service could not get."""
+
+
 def record_from_payload(data: Mapping[str, Any], task_id: str | None = None) -> TaskRecord:
     """Read the `data` of a recordInfo answer or of a callback.
 
@@ -136,7 +140,9 @@ def task_error(record: TaskRecord) -> TaskError | None:
     if _MODERATION.search(f"{record.fail_code} {record.fail_message}"[:MAX_SEARCHED]):
         return ContentModeratedError(f"{text}. Change the prompt or the pictures", record=record)
     cost = f"It cost {record.credits_consumed:g} credits" if record.credits_consumed else "It costs nothing"
-    return TaskFailedError(f"{text}. {cost}; submit it again if you like", record=record)
+    again = "check the pictures' addresses, or pass local files, which are uploaded"
+    advice = again if record.fail_code == NOT_FETCHED else "submit it again if you like"
+    return TaskFailedError(f"{text}. {cost}; {advice}", record=record)
 
 
 def unread_addresses(record: TaskRecord) -> int:

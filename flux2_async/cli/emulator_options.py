@@ -88,6 +88,9 @@ class EmulatorOptions:
     result_life: Annotated[float, told("Seconds that the address of a result is good for.")] = 86400.0
     file_life: Annotated[float, told("Seconds for which download-url gives a link to a result.")] = 14 * 86400.0
     link_life: Annotated[float, told("Seconds that a link of download-url is good for.")] = 1200.0
+    private_images: Annotated[
+        bool, flag("Take pictures at addresses of this machine or a private network, which the service cannot reach.")
+    ] = False
     download_url_spaces: Annotated[bool, flag("Addresses of uploads have raw spaces, as seen upstream.")] = False
     render: Annotated[bool, told("Draw the pictures; without, each is a tiny PNG.")] = True
     picture_format: Annotated[Literal["jpeg", "png"], told("Of the drawn pictures.")] = "jpeg"

@@ -15,7 +15,7 @@ from flux2_async.emulator.replies import Refusal
 from flux2_async.emulator.script import Limit, Plan
 from flux2_async.emulator.store import Reference, ResultRef, StoredFile, kind_of
 from flux2_async.emulator.tasks import Task, record
-from flux2_async.emulator.validation import PRICES, check, is_address
+from flux2_async.emulator.validation import PRICES, check, is_address, is_public
 
 LARGEST_REFERENCE = 10 * 1024 * 1024
 KINDS = {"jpeg", "png", "webp"}
@@ -160,7 +160,7 @@ class Engine:
             return self.core.store.find(path)
         if (ref := self.core.links.result_ref(url)) is not None:
             return ref if self.finished(ref) else None
-        return url
+        return url if is_public(url) or self.core.script.private_images else None
 
 
 def reference_urls(body: Mapping[str, Any]) -> list[str]:
@@ -184,7 +184,7 @@ def parsed(text: bytes) -> dict[str, Any]:
 
 
 def _with_bad_reference(plan: Plan, references: tuple[Reference | None, ...], body: Mapping[str, Any]) -> Plan:
-    """A reference picture of ours that is missing, expired or no picture makes the task fail, as at the service."""
+    """A reference picture that the service cannot fetch, or that is none, makes the task fail."""
     for url, reference in zip(reference_urls(body), references, strict=True):
         if reference is None:
             return attrs.evolve(plan, outcome="fail", fail_code="451", fail_message=f"Image fetch failed: {url}")

@@ -216,6 +216,8 @@ class Script:
         result_life: Seconds that a result address is good for (documented: 24 hours).
         file_life: Seconds that a result is kept, to be had through download-url (documented upstream: 14 days).
         link_life: Seconds that a link of download-url is good for (documented: 20 minutes).
+        private_images: Whether pictures at addresses of this machine or a private network, which the service cannot
+            reach, are taken; else their task fails with `failCode` 451. Other addresses are taken, and not fetched.
         download_url_spaces: Uploads get an address with raw spaces, as seen upstream.
         render: Whether pictures are drawn (Pillow); without, a result is a tiny PNG.
         picture_format: `jpeg` or `png`, of drawn pictures.
@@ -243,6 +245,7 @@ class Script:
     result_life: float = 86400.0
     file_life: float = 14 * 86400.0
     link_life: float = 1200.0
+    private_images: bool = False
     download_url_spaces: bool = False
     render: bool = True
     picture_format: Literal["jpeg", "png"] = attrs.field(default="jpeg", validator=_one_of(("jpeg", "png")))

@@ -1,5 +1,6 @@
 """Whether the service takes a createTask body; the words are those that were observed where any were."""
 
+import ipaddress
 from collections.abc import Container, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
 PROMPT_SHORTEST, PROMPT_LONGEST = 3, 5000
 MOST_IMAGES = 8
 LONGEST_ADDRESS = 2048
+INNER_NAMES = (".localhost", ".local", ".internal", ".lan", ".invalid")
 
 
 def is_address(text: object) -> bool:
@@ -29,6 +31,15 @@ def is_address(text: object) -> bool:
     except ValueError:
         return False
     return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def is_public(address: str) -> bool:
+    """Whether the internet could have a host of this name or number."""
+    host = (urlsplit(address).hostname or "").removesuffix(".")
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." in host and not host.endswith(INNER_NAMES)
 
 
 def check(body: Mapping[str, Any], others: Container[str] = ()) -> None:

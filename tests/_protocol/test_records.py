@@ -290,6 +290,9 @@ def test_what_a_failure_says() -> None:
     assert isinstance(error, TaskFailedError)
     assert (error.task_id, error.fail_code, error.fail_message) == ("t-1", "500", "x" * 500)
     assert str(error) == f"task t-1 failed: 500: {'x' * 500}. It costs nothing; submit it again if you like"
+    assert str(task_error(fail("451", "x"))).endswith(
+        "nothing; check the pictures' addresses, or pass local files, which are uploaded"
+    )
     paid = attrs.evolve(fail(500, "x"), credits_consumed=14.0)
     assert str(task_error(paid)).endswith("It cost 14 credits; submit it again if you like")
     assert str(task_error(fail(None, None))).startswith("task t-1 failed: no code: no reason given.")

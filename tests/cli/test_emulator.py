@@ -57,6 +57,7 @@ KNOBS: dict[str, tuple[str, Any]] = {
     "--result-life 2": ("result_life", 2.0),
     "--file-life 3": ("file_life", 3.0),
     "--link-life 4": ("link_life", 4.0),
+    "--private-images": ("private_images", True),
     "--download-url-spaces": ("download_url_spaces", True),
     "--no-render": ("render", False),
     "--picture-format png": ("picture_format", "png"),

@@ -234,6 +234,33 @@ async def test_uploads_expire() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "there"),
+    [
+        ("http://localhost:8000/a.png", False),
+        ("http://127.0.0.1:9/a.png", False),
+        ("http://192.168.1.5/a.png", False),
+        ("http://[fd00::1]/a.png", False),
+        ("http://minio:9000/a.png", False),
+        ("http://printer.local/a.png", False),
+        ("https://no-such-shop.invalid/a.png", False),
+        ("https://files.example.com/a.png", True),
+        ("http://8.8.8.8/a.png", True),
+    ],
+)
+async def test_pictures_that_the_service_cannot_reach(url: str, there: bool) -> None:
+    """Their task is accepted, fails because the picture cannot be fetched, and costs nothing."""
+    for private_images in (False, True):
+        async with emulated(Script(private_images=private_images, render=False)) as raw:
+            task_id = await raw.submit(image_to_image(url))
+            await asyncio.sleep(2)
+            record = (await raw.record(task_id)).data
+            assert record["state"] == ("success" if there or private_images else "fail")
+            if record["state"] == "fail":
+                assert (record["failCode"], record["creditsConsumed"]) == ("451", 0)
+                assert url in record["failMsg"]
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"GIF89a" + bytes(50), "Unsupported image format"),

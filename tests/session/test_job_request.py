@@ -24,7 +24,7 @@ from flux2_async.session.keys import fingerprint
 
 EDIT = "google/nano-banana-edit"
 MODELS = {EDIT: 4.0, "kling/video": 50.0}
-UPLOADED = UploadedFile("https://host/u.png", "u.png", 3, "image/png")
+UPLOADED = UploadedFile("https://host.example/u.png", "u.png", 3, "image/png")
 
 
 def script(**options: Any) -> Script:
@@ -37,7 +37,7 @@ async def test_the_input_goes_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "house.png").write_bytes(picture(200))
     given = {
         "n": 2,
-        "image_urls": [tmp_path / "house.png", picture(300), "https://host/a.png", UPLOADED],
+        "image_urls": [tmp_path / "house.png", picture(300), "https://host.example/a.png", UPLOADED],
         "prompt": "winter",
         "mask": io.BytesIO(picture(100)),
         "style": {"path": "house.png", "weights": [0.5, None, True]},
@@ -56,7 +56,7 @@ async def test_the_input_goes_as_it_is(tmp_path: Path) -> None:
         name: given[name] for name in ("n", "prompt", "style")
     }
     assert sorted(each.size for each in emulator.ledger.uploads) == [100, 200, 300]
-    assert sent["image_urls"][2:] == ["https://host/a.png", UPLOADED.url]
+    assert sent["image_urls"][2:] == ["https://host.example/a.png", UPLOADED.url]
     assert all(url.startswith(emulator.base_url) for url in (*sent["image_urls"][:2], sent["mask"]))
     assert [*sent] == [*given]
 
@@ -91,7 +91,7 @@ async def test_a_batch(tmp_path: Path) -> None:
     (tmp_path / "house.png").write_bytes(picture(200))
     (tmp_path / "list.jsonl").write_text(
         '{"id": "a", "model": "google/nano-banana-edit", "input": {"prompt": "winter", "resolution": "4K", '
-        '"image_urls": ["house.png"], "mask": "https://host/m.png"}, "image_fields": ["image_urls", "mask"], "x": 1}\n'
+        '"image_urls": ["house.png"], "mask": "https://a.io/m.png"}, "image_fields": ["image_urls", "mask"], "x": 1}\n'
         '{"model": "kling/video", "input": {"words": ["a", "walk"]}}\n'
         '{"prompt": "a red kettle", "input": "a column"}\n'
     )
@@ -104,11 +104,11 @@ async def test_a_batch(tmp_path: Path) -> None:
     by_model = {outcome.model: outcome for outcome in outcomes}
     edit = by_model[EDIT]
     assert (edit.id, edit.prompt, edit.resolution, edit.tier, edit.extra) == ("a", "winter", "4K", "", {"x": 1})
-    assert edit.images == (str(tmp_path / "house.png"), "https://host/m.png")
+    assert edit.images == (str(tmp_path / "house.png"), "https://a.io/m.png")
     assert by_model["flux-2/flex-text-to-image"].extra == {"input": "a column"}
     sent = [call.body["input"] for call in emulator.ledger.requests if call.body]
     assert sent[0]["image_urls"][0].startswith(emulator.base_url)
-    assert (sent[0]["mask"], sent[1]) == ("https://host/m.png", {"words": ["a", "walk"]})
+    assert (sent[0]["mask"], sent[1]) == ("https://a.io/m.png", {"words": ["a", "walk"]})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,9 @@ def test_unusable_requests(arguments: tuple[Any, Any], options: dict[str, Any], 
 
 async def test_a_missing_file_is_named_by_its_field() -> None:
     """An error of a picture speaks of the field that holds it."""
-    request = JobRequest(EDIT, {"image_urls": ["https://host/a.png", "missing.png"]}, image_fields=["image_urls"])
+    request = JobRequest(
+        EDIT, {"image_urls": ["https://host.example/a.png", "missing.png"]}, image_fields=["image_urls"]
+    )
     async with emulated(script()) as (flux, emulator):
         error = await error_of(flux.submit(request))
     assert str(error).startswith("input.image_urls[1]: neither an existing file nor an address")
@@ -177,7 +179,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
     max_leaves=4,
 )
-PICTURE = st.sampled_from(["https://host/a.png", "https://host/b.png"])
+PICTURE = st.sampled_from(["https://host.example/a.png", "https://host.example/b.png"])
 NAMES = st.sampled_from(["prompt", "input_urls", "aspect_ratio", "resolution", "x", "image_fields"])
 
 

@@ -66,7 +66,7 @@ class Worker:
     async def work(self) -> Outcome | None:
         """Bring the request as far as it goes; None when it stays in the queue, or nobody knows what became of it."""
         if self.row.state is State.DONE:
-            return await self._save(self.row)
+            return await self._save()
         if self.row.state is State.SUBMITTED:
             attached = self.flux.attach(self.row.task_id or "")
             if attached.group is None and attached.metadata is None:
@@ -83,10 +83,9 @@ class Worker:
         """Wait for the callback of a submission whose reply was lost."""
         # The scheduler says when it has waited long enough, and for how many of them.
         task = await self.flux.recover(self.row.ref or "", timeout=A_YEAR)
-        self.row = attrs.evolve(self.row, task_id=task.id)
         self.unclear = None
         self.state.found(self)
-        await self._written(self.journal.accepted(self.row, task.id))
+        await self._written(self.journal.accepted(self.row, task.id), task.id)
         return await self._finish(task)
 
     async def _resend(self) -> ImageTask | None:
@@ -127,10 +126,10 @@ class Worker:
             raise
         self.state.sent()
 
-    async def answer(self, ref: str, event: SubmissionEvent, task_id: str | None) -> None:
+    async def answer(self, _ref: str, event: SubmissionEvent, task_id: str | None) -> None:
         """Write down what became of it: which task, or that nothing was created."""
         if event is SubmissionEvent.ACCEPTED and task_id is not None:
-            await self._accepted(ref, task_id)
+            await self._accepted(task_id)
             return
         self.refusals += 1
         self.state.refused(self)
@@ -141,10 +140,9 @@ class Worker:
         """Whether it is to be sent again after a pause that the service asks for."""
         return not self.state.stopping.done()
 
-    async def _accepted(self, ref: str, task_id: str) -> None:
-        self.row = attrs.evolve(self.row, ref=ref, task_id=task_id)
+    async def _accepted(self, task_id: str) -> None:
         self.state.accepted(self)
-        await self._written(self.journal.accepted(self.row, task_id))
+        await self._written(self.journal.accepted(self.row, task_id), task_id)
 
     def leave(self) -> None:
         """Wait for it no more."""
@@ -157,14 +155,14 @@ class Worker:
         if self.left:
             self.state.spending.cancel(self.row.kind)
 
-    async def _written(self, writing: Awaitable[object]) -> None:
+    async def _written(self, writing: Awaitable[object], task_id: str | None = None) -> None:
         """Wait for a change of the journal that comes too late to be refused."""
         try:
             await writing
         except (Flux2Error, OSError) as error:
             self.state.fail(error)
-            if self.row.task_id is not None and self.state.failure is not None:
-                note = f"task {self.row.task_id} (request {self.row.id!r}) is not in the journal"
+            if task_id is not None and self.state.failure is not None:
+                note = f"task {task_id} (request {self.row.id!r}) is not in the journal"
                 self.state.failure.add_note(printable(note))
 
     async def _end(self, writing: Awaitable[Outcome]) -> Outcome:
@@ -186,7 +184,6 @@ class Worker:
                 await self.state.breaker.passed(self)
                 return await self._send(ref)
             except AmbiguousSubmitError as error:
-                self.row = attrs.evolve(self.row, ref=ref)
                 await self._unclear(error)
                 return None
             except CircuitOpen:
@@ -227,7 +224,7 @@ class Worker:
             raise Stopped from None
         if self.row.task_id is None:
             # The reply was lost, and a callback had come before.
-            await self._accepted(ref, task.id)
+            await self._accepted(task.id)
         return task
 
     async def _unclear(self, error: AmbiguousSubmitError) -> None:
@@ -268,26 +265,26 @@ class Worker:
         if not self.options.download:
             return await self._end(self.journal.finished(self.row, result.record))
         await self.journal.made(self.row, result.record)
-        return await self._save(attrs.evolve(self.row, task_id=result.task_id, urls=result.urls))
+        return await self._save()
 
-    async def _save(self, row: Row) -> Outcome:
+    async def _save(self) -> Outcome:
         try:
-            paths = await self.flux.download(row.result, self.directory / IMAGES)
+            paths = await self.flux.download(self.row.result, self.directory / IMAGES)
         except (Flux2Error, OSError) as error:
-            download = await self._judge(row, error)
+            download = await self._judge(error)
             self.state.downloaded(download)
-            return await self._end(self.journal.not_saved(row, download, failure_of(error)))
+            return await self._end(self.journal.not_saved(self.row, download, failure_of(error)))
         self.state.downloaded(Download.SAVED)
         files = [path.relative_to(self.directory).as_posix() for path in paths]
-        return await self._end(self.journal.saved(row, files))
+        return await self._end(self.journal.saved(self.row, files))
 
-    async def _judge(self, row: Row, error: Flux2Error | OSError) -> Download:
+    async def _judge(self, error: Flux2Error | OSError) -> Download:
         if isinstance(error, OSError | InvalidRequestError):
             # The disk is full, or the folder cannot be written: every other picture would meet the same.
             self.state.fail(error)
         if isinstance(error, ApiError) and error.link_expired:
             try:
-                await self.flux.download_url(row.urls[0])
+                await self.flux.download_url(self.row.result.urls[0])
             except (NotFoundError, RequestRejectedError):
                 # The service, asked by name, gives no new link either.
                 return Download.EXPIRED

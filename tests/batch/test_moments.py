@@ -10,11 +10,9 @@ import pytest
 from batches import batch_in, collect, lines, requests
 from emulated import emulated, until
 
-from flux2_async.batch import Batch, Journal, run_batch
-from flux2_async.batch.journal import updates
+from flux2_async.batch import Batch, Download, Journal, State, run_batch
 from flux2_async.batch.journal.rows import Row
 from flux2_async.batch.journal.start import Start, Work
-from flux2_async.batch.journal.updates import Update
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import SessionClosedError
 from flux2_async.models import TaskRecord
@@ -22,17 +20,17 @@ from flux2_async.session.session import Flux2Session
 
 
 class Watched(Journal):
-    """A journal in which something happens while it makes a certain change."""
+    """A journal in which something happens while it writes certain values."""
 
     moment: Callable[[], object] | None = None
-    wanted: Update | None = None
+    wanted: tuple[str, Any] = ("", None)
 
-    def change(self, row: Row, change: Update, **values: Any) -> "asyncio.Future[Any]":
-        self.look(change)
-        return super().change(row, change, **values)
+    def change(self, row: Row, **values: Any) -> "asyncio.Future[Any]":
+        self.look(values)
+        return super().change(row, **values)
 
-    def look(self, change: Update) -> None:
-        if self.moment is not None and change is self.wanted:
+    def look(self, values: dict[str, Any]) -> None:
+        if self.moment is not None and self.wanted in values.items():
             asyncio.get_running_loop().call_soon(self.moment)
             self.moment = None
 
@@ -73,20 +71,17 @@ async def test_stopped_when_it_is_just_prepared(tmp_path: Path, monkeypatch: pyt
 async def test_a_picture_that_is_being_entered_is_told(tmp_path: Path) -> None:
     """What is saved when the batch is stopped at once is among its outcomes, for no later run would tell of it."""
     async with watched(tmp_path, Script(plans=Plan(duration=1.0))) as (journal, batch, _, _):
-        journal.wanted, journal.moment = updates.SAVED, lambda: batch.stop(now=True)
+        journal.wanted, journal.moment = ("download", Download.SAVED), lambda: batch.stop(now=True)
         assert [outcome.download for outcome in await collect(batch)] == ["saved"]
         assert batch.progress is not None
         assert (batch.progress.downloaded, batch.progress.not_downloaded) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("plan", "state", "change"),
-    [(Plan(), "done", updates.MADE), (Plan(outcome="fail"), "failed", updates.FAILED)],
-)
-async def test_a_task_that_has_just_ended_is_counted(tmp_path: Path, plan: Plan, state: str, change: Update) -> None:
+@pytest.mark.parametrize(("plan", "state"), [(Plan(), "done"), (Plan(outcome="fail"), "failed")])
+async def test_a_task_that_has_just_ended_is_counted(tmp_path: Path, plan: Plan, state: str) -> None:
     """Stopped while the end of a task is written down, progress and `results.jsonl` say what the journal says."""
     async with watched(tmp_path, Script(plans=plan)) as (journal, batch, _, emulator):
-        journal.wanted, journal.moment = change, lambda: batch.stop(now=True)
+        journal.wanted, journal.moment = ("state", State(state)), lambda: batch.stop(now=True)
         await collect(batch)
         assert [state for state, _ in await kept(journal)] == [state]
         assert told(tmp_path) == await kept(journal)
@@ -99,7 +94,7 @@ async def test_a_task_that_has_just_ended_is_counted(tmp_path: Path, plan: Plan,
 async def test_stopped_while_an_intent_is_written(tmp_path: Path) -> None:
     """A POST that is not sent after all leaves its request queued, at no cost, in `results.jsonl` as well."""
     async with watched(tmp_path, Script(), 3) as (journal, batch, _, emulator):
-        journal.wanted, journal.moment = updates.SENDING, lambda: batch.stop(now=True)
+        journal.wanted, journal.moment = ("state", State.SUBMITTING), lambda: batch.stop(now=True)
         assert await collect(batch) == []
         assert emulator.ledger.requests == []
         assert told(tmp_path) == await kept(journal) == [("queued", None)] * 3
@@ -113,7 +108,7 @@ async def test_the_session_is_closed_while_an_intent_is_written(tmp_path: Path) 
         folder = tmp_path / str(attempt)
         folder.mkdir()
         async with watched(folder, Script()) as (journal, batch, flux, emulator):
-            journal.wanted = updates.SENDING
+            journal.wanted = "state", State.SUBMITTING
             journal.moment = lambda flux=flux: asyncio.create_task(flux.aclose(0))
             ended = None
             try:

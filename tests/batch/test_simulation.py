@@ -16,7 +16,6 @@ from emulated import free_port, session_for
 
 from flux2_async.batch import Batch, Journal, Outcome, State, document, run_batch
 from flux2_async.batch.journal.rows import Row
-from flux2_async.batch.journal.updates import Update
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.emulator.files import tiny_png
 from flux2_async.errors import ApiError, SessionClosedError
@@ -40,9 +39,9 @@ class Counted(Journal):
     left = -1
     moment: Callable[[], object] | None = None
 
-    def change(self, row: Row, change: Update, **values: Any) -> "asyncio.Future[Any]":
+    def change(self, row: Row, **values: Any) -> "asyncio.Future[Any]":
         self.count()
-        return super().change(row, change, **values)
+        return super().change(row, **values)
 
     def count(self) -> None:
         self.left -= 1

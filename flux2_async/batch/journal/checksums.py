@@ -6,8 +6,9 @@ so, and `done` that has become another word, or an id under which nobody asks an
 
 import sqlite3
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final
 
 COLUMNS: Final = (
@@ -17,11 +18,6 @@ COLUMNS: Final = (
 )
 """What the checksum is made of, in this order: all but the number, which SQLite's own checks hold to the indexes."""
 
-REAL: Final = frozenset(
-    ("sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time", "credits", "earlier_credits")
-)
-"""Those that hold numbers with a fraction."""
-
 MAX_DAMAGED: Final = 5
 QUERY: Final = f"SELECT number, checksum, {', '.join(COLUMNS)} FROM requests ORDER BY number"  # noqa: S608  constants
 DAMAGED: Final = (
@@ -30,8 +26,14 @@ DAMAGED: Final = (
 )
 
 
+in_order: Final[Callable[[Mapping[str, Any]], tuple[Any, ...]]] = itemgetter(*COLUMNS)
+
+
 def checksum(*values: Any) -> int:
-    """Give the checksum of a row's `COLUMNS`, 32 bits, the same on every machine and version of Python."""
+    """Give the checksum of a row's `COLUMNS`, 32 bits, the same on every machine and version of Python.
+
+    They have to be what SQLite gives back: no subclass of a type, and a float where a number may have a fraction.
+    """
     # What a version of Python takes for printable does not matter to ascii().
     return zlib.crc32(ascii(values).encode())
 
@@ -43,10 +45,8 @@ def update(changes: Mapping[str, str], where: str = "true") -> str:
         changes: The columns that change, and their new values in SQL, where columns are what they were.
         where: Which rows.
     """
-    # What SQLite would make of an integer and of a negative zero in such a column when it stores them.
-    new = {name: f"{value} + 0.0" if name in REAL else value for name, value in changes.items()}
-    columns = "".join(f"{name} = {value}, " for name, value in new.items())
-    values = ", ".join(new.get(name, name) for name in COLUMNS)
+    columns = "".join(f"{name} = {value}, " for name, value in changes.items())
+    values = ", ".join(changes.get(name, name) for name in COLUMNS)
     return f"UPDATE requests SET {columns}checksum = checksum_of({values}) WHERE {where}"  # noqa: S608  what this package writes
 
 

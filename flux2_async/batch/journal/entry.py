@@ -5,14 +5,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, Final
 
 import attrs
 
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async.batch.jobs import BadLine, Job, check_files, digest_of, job_of, located
-from flux2_async.batch.journal.checksums import COLUMNS, checksum, update
+from flux2_async.batch.journal.checksums import COLUMNS, checksum, in_order, update
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import State
 from flux2_async.errors import InvalidRequestError
@@ -42,7 +41,6 @@ FRESH: Final[dict[str, Any]] = dict.fromkeys(COLUMNS) | {
     "earlier_credits": 0.0,
     "lost": 0,
 }
-in_order: Final = itemgetter(*COLUMNS)
 
 
 def _twice(name: str, line: int) -> str:

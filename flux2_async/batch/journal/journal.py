@@ -22,14 +22,12 @@ from typing import Any, Final, Self, TypeVar
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async._shown.frames import showable
 from flux2_async.batch.jobs import InvalidInputError
-from flux2_async.batch.journal import updates
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_requests
 from flux2_async.batch.journal.entry import Entry
-from flux2_async.batch.journal.rows import SHOWN, Row, line_of, outcome_of, row_of, stored
+from flux2_async.batch.journal.rows import SHOWN, TAKEN, Row, line_of, outcome_of, row_of, shown, stored, write_row
 from flux2_async.batch.journal.schema import JournalError
 from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinished, seconds_taken
-from flux2_async.batch.journal.updates import Update
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
@@ -240,11 +238,12 @@ class Journal:
 
     async def take(self, work: str, after: Row | None, most: int) -> list[Row]:
         """Give rows to work on, in the order of sending, behind the one given last."""
-        position = (after.place, after.number) if after else (-(2**63), -1)
+        position = (after.columns["place"], after.number) if after else (-(2**63), -1)
 
         def query(connection: sqlite3.Connection) -> list[Row]:
             found = connection.execute(
-                f"SELECT * FROM requests WHERE {work} AND (place, number) > (?, ?) ORDER BY place, number LIMIT ?",  # noqa: S608  one of the constants of `Work`
+                f"SELECT {TAKEN} FROM requests WHERE {work} "  # noqa: S608  one of the constants of `Work`
+                "AND (place, number) > (?, ?) ORDER BY place, number LIMIT ?",
                 (*position, most),
             )
             return [row_of(row) for row in found]
@@ -264,57 +263,66 @@ class Journal:
 
     async def sending(self, row: Row, ref: str) -> None:
         """A POST is about to leave; on disk when this returns, and found there by the next run."""
-        await self.change(row, updates.SENDING, ref=ref)
+        await self.change(row, durable=True, told=False, state=State.SUBMITTING.value, ref=ref, sent_at=time.time())
 
     async def refused(self, row: Row) -> None:
         """The POST was certainly not accepted."""
-        await self.change(row, updates.REFUSED)
+        await self.change(row, answer=True, told=False, state=State.QUEUED.value)
 
     async def accepted(self, row: Row, task_id: str) -> None:
         """The POST, or the lost one, became this task; on disk when this returns."""
-        await self.change(row, updates.ACCEPTED, task_id=task_id)
+        values = {"state": State.SUBMITTED.value, "task_id": task_id, "error": None}
+        await self.change(row, durable=True, answer=True, submitted_at=time.time(), **values)
 
     async def unclear(self, row: Row, failure: Failure) -> Outcome:
         """It is not known whether there is a task."""
-        return outcome_of(await self.change(row, updates.UNCLEAR, error=stored(failure)))
+        # Given up now, it may have been accepted just before; see `Outcome.sent_at`.
+        return await self._told(row, state=State.UNKNOWN.value, error=stored(failure), sent_at=time.time())
 
     async def failed(self, row: Row, failure: Failure, record: TaskRecord | None = None) -> Outcome:
         """The service refused it, or its task failed."""
-        return outcome_of(await self.change(row, updates.FAILED, error=stored(failure), **_facts(record)))
+        return await self._told(row, state=State.FAILED.value, error=stored(failure), **_facts(record))
 
     async def made(self, row: Row, record: TaskRecord) -> None:
         """The picture is made, and is to be saved."""
-        await self.change(row, updates.MADE, **_result(record))
+        await self.change(row, told=False, download=Download.PENDING.value, **_result(record))
 
     async def finished(self, row: Row, record: TaskRecord) -> Outcome:
         """The picture is made, and is not to be saved."""
-        return outcome_of(await self.change(row, updates.FINISHED, **_result(record)))
+        return await self._told(row, download=Download.OFF.value, **_result(record))
 
     async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
         """The pictures are in the folder."""
-        return outcome_of(await self.change(row, updates.SAVED, files=json.dumps(files)))
+        values = {"files": json.dumps(files), "download": Download.SAVED.value, "error": None}
+        return await self._told(row, saved_at=time.time(), **values)
 
     async def not_saved(self, row: Row, download: Download, failure: Failure) -> Outcome:
         """The pictures are not in the folder."""
-        return outcome_of(await self.change(row, updates.NOT_SAVED, download=download.value, error=stored(failure)))
+        return await self._told(row, download=download.value, error=stored(failure))
 
     async def waiting(self, row: Row, failure: Failure) -> Outcome:
         """The task is not finished, and is no longer waited for in this run."""
-        return outcome_of(await self.change(row, updates.WAITING, error=stored(failure)))
+        return await self._told(row, error=stored(failure))
 
-    def change(self, row: Row, change: Update, **values: Any) -> "asyncio.Future[Any]":
-        """Change a row; the future gives the changed one where it is told."""
-        values |= {"number": row.number, "now": time.time()}
-        return self._database.write(partial(_changed, change, values), durable=change.durable, answer=change.answer)
+    async def _told(self, row: Row, **values: Any) -> Outcome:
+        return outcome_of(await self.change(row, **values))
 
+    def change(
+        self, row: Row, *, durable: bool = False, answer: bool = False, told: bool = True, **values: Any
+    ) -> "asyncio.Future[tuple[Any, ...]]":
+        """Change columns of a row; the future gives those that are shown, empty for a change that is not told."""
+        row.columns.update(values)
+        columns = row.columns.copy()
 
-def _changed(change: Update, values: Mapping[str, Any], connection: sqlite3.Connection) -> sqlite3.Row | None:
-    rows: list[sqlite3.Row] = connection.execute(change.sql, values).fetchall()
-    return rows[0] if change.told else None
+        def write(connection: sqlite3.Connection) -> tuple[Any, ...]:
+            write_row(connection, row.number, columns)
+            return shown(columns) if told else ()
+
+        return self._database.write(write, durable=durable, answer=answer)
 
 
 def _tell(changed: Callable[[bytes], object], results: Sequence[object]) -> None:
-    if lines := [line_of(result) for result in results if isinstance(result, sqlite3.Row)]:
+    if lines := [line_of(result) for result in results if result and isinstance(result, tuple)]:
         changed(b"".join(lines))
 
 
@@ -335,8 +343,11 @@ def _page(after: tuple[int, int], connection: sqlite3.Connection) -> list[sqlite
 
 def _facts(record: TaskRecord | None) -> dict[str, Any]:
     created, completed = (record.create_time, record.complete_time) if record else (None, None)
+    paid = record and record.credits_consumed
     return {
-        "credits": record and record.credits_consumed,
+        "finished_at": time.time(),
+        # Neither a whole number nor a negative zero, of which SQLite would make something else.
+        "credits": None if paid is None else paid + 0.0,
         "create_time": created and created.timestamp(),
         "complete_time": completed and completed.timestamp(),
     }
@@ -344,4 +355,5 @@ def _facts(record: TaskRecord | None) -> dict[str, Any]:
 
 def _result(record: TaskRecord) -> dict[str, Any]:
     # The id as well: it may have come when the disk was full.
-    return {"task_id": record.task_id, "urls": json.dumps(record.result_urls), **_facts(record)}
+    values = {"state": State.DONE.value, "task_id": record.task_id, "error": None}
+    return {**values, "urls": json.dumps(record.result_urls), **_facts(record)}

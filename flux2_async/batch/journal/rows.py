@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from json.encoder import encode_basestring
+from operator import itemgetter
 from typing import Any, Final
 
 import attrs
 
+from flux2_async.batch.journal.checksums import COLUMNS, checksum, in_order
 from flux2_async.batch.outcomes import KEYS, LISTS, TIMES, Download, Failure, Outcome, State, group_of
 from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
@@ -17,23 +19,41 @@ from flux2_async.models.plain_json import utf8_json
 from flux2_async.models.requests import request_of
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Row:
-    """A request of the journal that is to be worked on, as it was when it was taken.
+    """A request of the journal that is worked on.
 
-    The journal knows it by its `number`, and its caller by its `id`; `place` is where it stands among those of its
-    state.
+    The journal knows it by its `number`. Its `columns` are what they will be when all is written that was asked for;
+    `place` is where it stands among those of its state, `request` and `extra` are read from them.
     """
 
     number: int
-    place: int
-    id: str
-    state: State
+    columns: dict[str, Any] = attrs.field(repr=False)
     request: Request
-    ref: str | None
-    task_id: str | None
-    urls: tuple[str, ...]
     extra: Mapping[str, Any] = attrs.field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """Its caller's name for it."""
+        name: str = self.columns["id"]
+        return name
+
+    @property
+    def state(self) -> State:
+        """Where it is."""
+        return State(self.columns["state"])
+
+    @property
+    def ref(self) -> str | None:
+        """The name of its last submission, or None."""
+        ref: str | None = self.columns["ref"]
+        return ref
+
+    @property
+    def task_id(self) -> str | None:
+        """The task that it became, or None."""
+        task_id: str | None = self.columns["task_id"]
+        return task_id
 
     @property
     def group(self) -> str | None:
@@ -48,23 +68,25 @@ class Row:
     @property
     def result(self) -> ImageResult:
         """Its result, once it is done; of the record only what the journal keeps."""
-        task_id = self.task_id or ""
-        record = TaskRecord(
-            task_id=task_id, state=TaskState.SUCCESS, state_text=TaskState.SUCCESS, result_urls=self.urls
-        )
-        return ImageResult(task_id=task_id, urls=self.urls, record=record)
+        task_id, urls = self.task_id or "", _strings(self.columns["urls"])
+        record = TaskRecord(task_id=task_id, state=TaskState.SUCCESS, state_text=TaskState.SUCCESS, result_urls=urls)
+        return ImageResult(task_id=task_id, urls=urls, record=record)
 
 
 def row_of(row: sqlite3.Row) -> Row:
     """Read a row to work on."""
-    facts = {name: row[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
-    return Row(
-        **{name: row[name] for name in ("number", "place", "id", "ref", "task_id")},
-        state=State(row["state"]),
-        request=request_of(facts | {name: json.loads(row[name]) for name in ("images", "extra_input")}),
-        urls=_strings(row["urls"]),
-        extra=json.loads(row["extra"]),
-    )
+    columns = dict(zip(COLUMNS, row[1:], strict=True))
+    facts = {name: columns[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
+    request = request_of(facts | {name: json.loads(columns[name]) for name in ("images", "extra_input")})
+    return Row(row[0], columns, request, _extra(columns["extra"]))
+
+
+def write_row(connection: sqlite3.Connection, number: int, columns: Mapping[str, Any]) -> None:
+    """Write what may have changed of a row while it was worked on, and the checksum of all of it."""
+    connection.execute(_WRITE, (*_changing(columns), checksum(*in_order(columns)), number))
+
+
+shown: Final[Callable[[Mapping[str, Any]], tuple[Any, ...]]] = itemgetter(*KEYS)
 
 
 def outcome_of(row: Iterable[Any]) -> Outcome:
@@ -146,3 +168,12 @@ _LINE: Final = "{" + ", ".join(f'"{name}": %s' for name in (*KEYS, "group")) + "
 
 SHOWN: Final = ", ".join(KEYS)
 """The columns of an outcome, in its order."""
+TAKEN: Final = f"number, {', '.join(COLUMNS)}"
+"""The columns of a row that is worked on."""
+_CHANGING: Final = (
+    *("state", "ref", "task_id", "sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time"),
+    *("urls", "files", "download", "credits", "error"),
+)
+_changing: Final = itemgetter(*_CHANGING)
+# The same one for all changes. Those of an index that stay as they are would be written to it anew.
+_WRITE: Final = f"UPDATE requests SET {' = ?, '.join(_CHANGING)} = ?, checksum = ? WHERE number = ?"  # noqa: S608  constants

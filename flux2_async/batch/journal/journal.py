@@ -271,7 +271,7 @@ class Journal:
 
     async def accepted(self, row: Row, task_id: str) -> None:
         """The POST, or the lost one, became this task; on disk when this returns."""
-        values = {"state": State.SUBMITTED.value, "task_id": task_id, "error": None}
+        values: dict[str, Any] = {"state": State.SUBMITTED.value, "task_id": task_id, "error": None}
         await self.change(row, durable=True, answer=True, submitted_at=time.time(), **values)
 
     async def unclear(self, row: Row, failure: Failure) -> Outcome:
@@ -342,14 +342,14 @@ def _page(after: tuple[int, int], connection: sqlite3.Connection) -> list[sqlite
 
 
 def _facts(record: TaskRecord | None) -> dict[str, Any]:
-    created, completed = (record.create_time, record.complete_time) if record else (None, None)
-    paid = record and record.credits_consumed
+    facts = (record.create_time, record.complete_time, record.credits_consumed) if record else (None, None, None)
+    created, completed, paid = facts
     return {
         "finished_at": time.time(),
-        # Neither a whole number nor a negative zero, of which SQLite would make something else.
-        "credits": None if paid is None else paid + 0.0,
         "create_time": created and created.timestamp(),
         "complete_time": completed and completed.timestamp(),
+        # Neither a whole number nor a negative zero, of which SQLite would make something else.
+        "credits": None if paid is None else paid + 0.0,
     }
 
 

@@ -21,7 +21,9 @@ from flux2_async.errors import ApiError, InvalidRequestError, TaskNotFoundError,
 from flux2_async.models import TaskRecord
 
 # What machines are told of each.
-FIELDS: Final = ("id", "line", "sent_at", "prompt", "images", "model", "resolution", "ref", "task_id", "error")
+FIELDS: Final = ("id", "line", "sent_at", "prompt", "images", "model", "resolution", "ref", "error")
+# What only a decision fills in, so that a list which begins as this decides nothing that nobody wrote into it.
+UNDECIDED: Final = {"task_id": None}
 NEVER_MADE: Final = "never made"
 NEVERTHELESS: Final = "nothing was changed; --no-check takes it nevertheless"
 WAYS: Final = "t TASK_ID: it is this task   n: it was never made, send it again   l: ask me later   q: stop asking"
@@ -104,9 +106,12 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
         for text in _told(left):
             screen.result(text)
     _tell_end(screen, len(decided), len(left), ask=ask)
+    rows = [document(each.outcome) for each in left]
     screen.document(
         {
-            "unknown": [{name: told[name] for name in FIELDS} for told in (document(each.outcome) for each in left)],
+            "unknown": [
+                {name: row[name] for name in FIELDS} | UNDECIDED | {"task_not_found": row["task_id"]} for row in rows
+            ],
             "decided": [outcome.id for outcome in decided],
         }
     )

@@ -1,5 +1,6 @@
 """Requests that may have been accepted, and a person who says what became of them."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from emulated import session_for
 from flux2_async.batch import Job, Journal, JournalError, Outcome, State, estimate_batch, run_batch
 from flux2_async.batch.journal.start import Work
 from flux2_async.batch.options import Options
+from flux2_async.cli.screen import Screen
+from flux2_async.cli.unknown import Decisions, unknown
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import InvalidRequestError
 
@@ -88,7 +91,9 @@ async def test_later_stays(tmp_path: Path) -> None:
         assert prompts(emulator.ledger.requests).count("number 0") == 1
 
 
-async def test_an_id_that_the_service_does_not_know_loses_nothing(tmp_path: Path) -> None:
+async def test_an_id_that_the_service_does_not_know_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A mistyped id: the next run says so, the request is unknown as before, and can be decided again."""
     async with Emulator(script(Fault("createTask", "cut_after"))) as emulator:
         await with_unknown(tmp_path, emulator)
@@ -98,6 +103,15 @@ async def test_an_id_that_the_service_does_not_know_loses_nothing(tmp_path: Path
         assert (outcome.state, outcome.task_id) == (State.UNKNOWN, "0" * 32)
         assert outcome.error is not None
         assert outcome.error.type == "TaskNotFoundError"
+        # A list of decisions that nobody has written anything into decides nothing.
+        screen, journal = Screen(machine=True), tmp_path / "run.db"
+        assert await unknown(screen, journal, Decisions(), ask=False) == 1
+        [listed] = json.loads(capsys.readouterr().out)["unknown"]
+        assert (listed["task_id"], listed["task_not_found"]) == (None, "0" * 32)
+        decisions = tmp_path / "decisions.jsonl"
+        decisions.write_text(json.dumps(listed))
+        assert await unknown(screen, journal, Decisions(file=decisions), ask=False) == 1
+        assert await states(tmp_path) == {"shot-0": "unknown"}
         await resolved(tmp_path, {"shot-0": emulator.ledger.accepted[0]})
         async with session_for(emulator) as flux:
             [outcome] = await run(tmp_path, flux, named(1))

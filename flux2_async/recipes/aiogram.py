@@ -3,7 +3,7 @@
 """A Telegram bot on aiogram: a photograph with a caption comes in, the edited picture goes back.
 
 Telegram may deliver a message twice; that is one answer, and by its `key` one charge. Each chat is a group: chats take
-turns, have three pictures on their way at most, and 100 credits in any 24 hours, which is seven pictures.
+turns, have three pictures on their way at most, and 35 credits in any 24 hours, which is seven pictures.
 """
 
 import os

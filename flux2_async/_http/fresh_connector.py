@@ -1,6 +1,7 @@
 """Which createTask has which connection: one that was opened for it, or ahead for whoever comes next."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
@@ -64,7 +65,7 @@ class FreshConnector(aiohttp.BaseConnector):
     ) -> None:
         key = key or request.connection_key
         try:
-            connection = await self._connect(request, timeout)
+            connection = await self._open(request, timeout, key)
         except Exception:  # noqa: BLE001  a request that needs a connection meets it as well, and tells
             self._way = None
             return
@@ -74,27 +75,29 @@ class FreshConnector(aiohttp.BaseConnector):
         self._ahead.pop(connection)[1].cancel()
         connection.close()
 
-    async def open(self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout) -> FreshConnection:
+    def open(
+        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout
+    ) -> Coroutine[Any, Any, FreshConnection]:
         """Open a connection on the way that a request would take, or give one that was opened ahead on this way.
 
         Raises:
             Exception: Whatever keeps the inner connector from it; nothing of the request left.
         """
-        key = request.connection_key if self._ahead or self._opening or request.proxy is not None else None
-        if key is not None:
-            while (ahead := self._take(key)) is None and self._claimed < len(self._opening):
-                # One that is being opened is there sooner than another one.
-                self._claimed += 1
-                try:
-                    await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    self._claimed -= 1
-            if ahead is not None:
-                return ahead
-        connection = await self._connect(request, timeout)
-        # A proxy that is no tunnel has the key to it put on each request by the connecting.
-        self._way = (request, timeout, key) if request.proxy is None or request.is_ssl() else None
-        return connection
+        if self._ahead or self._opening or request.proxy is not None:
+            return self._take_or_open(request, timeout, request.connection_key)
+        return self._open(request, timeout)
+
+    async def _take_or_open(
+        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey
+    ) -> FreshConnection:
+        while (ahead := self._take(key)) is None and self._claimed < len(self._opening):
+            # One that is being opened is there sooner than another one.
+            self._claimed += 1
+            try:
+                await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._claimed -= 1
+        return ahead or await self._open(request, timeout, key)
 
     def _take(self, key: ConnectionKey) -> FreshConnection | None:
         for connection, (leads, timer) in list(self._ahead.items()):
@@ -105,12 +108,16 @@ class FreshConnector(aiohttp.BaseConnector):
             self._drop(connection)
         return None
 
-    async def _connect(self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout) -> FreshConnection:
+    async def _open(
+        self, request: aiohttp.ClientRequest, timeout: aiohttp.ClientTimeout, key: ConnectionKey | None = None
+    ) -> FreshConnection:
         begun = self._loop.time()
         # Nobody's traces run here: what they raise would be taken for what the network did.
         connection = FreshConnection(await self._inner.connect(request, [], timeout))
         self._took = max(self._loop.time() - begun, 0.75 * self._took)
         self.reached = True
+        # A proxy that is no tunnel has the key to it put on each request by the connecting.
+        self._way = (request, timeout, key) if request.proxy is None or request.is_ssl() else None
         return connection
 
     def assign(self, request: aiohttp.ClientRequest, connection: FreshConnection) -> None:

@@ -212,7 +212,7 @@ class Post:
                 sent=self._body,
                 request=self._request,
                 ref=self._ref,
-                now=datetime.now(UTC),
+                now=lambda: datetime.now(UTC),
                 broken_off=failure,
             )
             # A refusal is confirmed later, as its caller may wait for more to come.

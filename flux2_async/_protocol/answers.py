@@ -5,7 +5,7 @@ is never sent again by itself.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
@@ -116,7 +116,7 @@ Answer = Accepted | Refused | NeverSent | Unclear
 
 
 def judge(
-    reply: Reply, *, sent: bytes, request: Request, ref: str, now: datetime, broken_off: str | None = None
+    reply: Reply, *, sent: bytes, request: Request, ref: str, now: Callable[[], datetime], broken_off: str | None = None
 ) -> Accepted | Refused | Unclear:
     """Say what a reply to createTask means.
 
@@ -125,7 +125,7 @@ def judge(
         sent: The body that it answers: what only echoes it says nothing.
         request: What the body stands for, for the error.
         ref: The name of the submission, for the error.
-        now: The present, aware: for a Retry-After that is a date, where the reply has no `Date` of its own.
+        now: Gives the present, aware: for a Retry-After that is a date, where the reply has no `Date` of its own.
         broken_off: Why the reply is not whole, or None when it is.
 
     Returns:
@@ -149,7 +149,7 @@ def judge(
     wait = retry_after(reply.headers, body=reply.body)
     if wait is None:
         # A date without the service's own one beside it can only be held against our clock.
-        wait = retry_after(reply.headers, now)
+        wait = retry_after(reply.headers, now())
     words = message or "refused without a reason"
     known, foreign = (reply.status, True) if code is None else (code, False)
     error = refusal(known, words, reply.status, creating=True, foreign=foreign, retry_after=wait)

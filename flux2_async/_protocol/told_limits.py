@@ -6,7 +6,7 @@ passed over: it is advice.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -24,17 +24,17 @@ _A_MOMENT: Final = 1e9
 _IN_MILLISECONDS: Final = 1e12
 
 
-def told_limits(headers: Mapping[str, str], now: datetime, body: bytes = b"") -> tuple[Told, ...]:
+def told_limits(headers: Mapping[str, str], now: Callable[[], datetime], body: bytes = b"") -> tuple[Told, ...]:
     """Read what an answer tells, nothing where it tells nothing.
 
     Args:
         headers: Of the answer.
-        now: The present, where the answer has no date of its own.
+        now: Gives the present, where the answer has no date of its own.
         body: Of a refusal by 429.
     """
     if "ratelimit" not in "\n".join(headers).lower() and not body:
         return ()
-    present = http_date(header(headers, "date")) or now
+    present = http_date(header(headers, "date")) or now()
     return (*_standard(headers), *_common(headers, present), *_of_body(body))
 
 

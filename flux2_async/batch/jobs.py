@@ -18,7 +18,7 @@ from flux2_async.models.image_sources import is_url
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.plain_json import plain_object, shown
 from flux2_async.models.requests import REQUESTS, facts_of, images_of, names_of_images, request_of
-from flux2_async.session.arguments import check_group
+from flux2_async.session.arguments import check_name
 
 MAX_ID: Final = 256
 MAX_SHOWN: Final = 5
@@ -96,7 +96,7 @@ class Job:
     group: str | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        group = check_group(self.group)
+        group = check_name("group", self.group)
         if group is not None:
             object.__setattr__(self, "extra", {**self.extra, "group": group})
         object.__setattr__(self, "group", group_of(self.extra))

@@ -5,7 +5,7 @@ import attrs
 from flux2_async.batch.outcomes import State
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import is_number
-from flux2_async.session.arguments import check_count, check_group
+from flux2_async.session.arguments import check_count, check_name
 
 
 @attrs.frozen(kw_only=True)
@@ -29,7 +29,7 @@ class Options:
     def __attrs_post_init__(self) -> None:
         for name in ("max_running", "limit", "max_tasks"):
             check_count(name, getattr(self, name))
-        check_group(self.group)
+        check_name("group", self.group)
         most, recover, timeout, share = self.max_credits, self.recover_timeout, self.task_timeout, self.max_failed
         if most is not None and not (is_number(most) and most >= 0):
             raise ConfigurationError(f"max_credits: {most!r} given, it must be a number of 0 or more")

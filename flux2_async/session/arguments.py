@@ -82,18 +82,13 @@ def too_late(error: RateLimitedError, bound: str) -> RateLimitedError:
     return RateLimitedError(error.code, error.message, retry_after=error.retry_after, advice=advice)
 
 
-def check_key(value: object) -> None:
-    """Check the caller's name for a piece of work."""
-    if value is not None and (not isinstance(value, str) or not value):
-        raise InvalidRequestError(f"key: {value!r} given, it must be text of at least one character, or None")
-
-
-def check_ref(value: object) -> None:
-    """Check the name of a submission."""
+def check_ref(value: object) -> str:
+    """Give back what can be the name of a submission."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", value):
         raise InvalidRequestError(
             f"ref: {value!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"
         )
+    return plain(value)
 
 
 def check_priority(value: object) -> None:
@@ -102,10 +97,12 @@ def check_priority(value: object) -> None:
         raise InvalidRequestError(f"priority: {value!r} given, it must be a whole number")
 
 
-def check_group(value: object) -> str | None:
-    """Give back what can be the name of a group, or None."""
-    if value is not None and (not isinstance(value, str) or not value):
-        raise InvalidRequestError(f"group: {value!r} given, it must be text of at least one character, or None")
+def check_name(name: str, value: object) -> str | None:
+    """Give back what can be the caller's name for something, a `key` or a `group`, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise InvalidRequestError(f"{name}: {value!r} given, it must be text of at least one character, or None")
     return plain(value)
 
 

@@ -16,14 +16,12 @@ from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.slots import Slots
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import RateLimit, Request
-from flux2_async.models.plain import plain
 from flux2_async.models.requests import REQUESTS
 from flux2_async.models.submission_state import SubmissionEvent
 from flux2_async.session.arguments import (
-    check_group,
     check_headers,
-    check_key,
     check_metadata,
+    check_name,
     check_priority,
     check_ref,
     check_resend,
@@ -108,23 +106,20 @@ class Parts(Shared):
             check_resend(resend_within, ref, self.credentials.service)
         if not isinstance(request, Request):
             raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
-        check_key(key)
         check_seconds("max_wait", max_wait)
         check_priority(priority)
-        if ref is not None:
-            check_ref(ref)
         return Asked(
             request,
-            key=plain(key),
+            key=check_name("key", key),
             max_wait=max_wait,
             priority=priority,
             on_send=on_send,
             steps=steps,
-            group=check_group(group),
+            group=check_name("group", group),
             metadata=check_metadata(metadata),
             headers=given,
             resend_within=resend_within,
-            ref=new_ref() if ref is None else plain(ref),
+            ref=new_ref() if ref is None else check_ref(ref),
         )
 
 

@@ -20,7 +20,7 @@ from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_limits, checked_user_agent, name_taken
 from flux2_async.session.arguments import (
     check_count,
-    check_group,
+    check_name,
     check_observer,
     check_observers,
     check_seconds,
@@ -446,7 +446,7 @@ class Flux2Session:
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.
         from flux2_async.session.as_completed import Completions  # noqa: PLC0415  loaded at first need
 
-        return Completions(submitter=parts.submitter, limit=limit, group=check_group(group)).run(requests)
+        return Completions(submitter=parts.submitter, limit=limit, group=check_name("group", group)).run(requests)
 
     def attach(self, task_id: str) -> "ImageTask":
         """Give a handle for a task that was submitted earlier or elsewhere, without asking the service.

@@ -29,7 +29,7 @@ def meaning(status: int, body: Any, request: Request = REQUEST, *, broken_off: s
         codec.Reply(status, {}, content),
         codec.encode_request(request, (), "https://us.example/?ref=our-ref&sig=1"),
     )
-    match answers.judge(reply, sent=sent, request=request, ref="our-ref", now=NOW, broken_off=broken_off):
+    match answers.judge(reply, sent=sent, request=request, ref="our-ref", now=lambda: NOW, broken_off=broken_off):
         case answers.Accepted(task_id):
             return task_id
         case answers.Refused(error):
@@ -83,7 +83,9 @@ def test_advice_about_what_a_proxy_says(status: int, word: str) -> None:
         (json.dumps({"code": status, "msg": "no"}).encode(), "change the"),
     ):
         sent = codec.encode_request(REQUEST, ())
-        answer = answers.judge(codec.Reply(status, {}, body), sent=sent, request=REQUEST, ref="our-ref", now=NOW)
+        answer = answers.judge(
+            codec.Reply(status, {}, body), sent=sent, request=REQUEST, ref="our-ref", now=lambda: NOW
+        )
         assert isinstance(answer, answers.Refused)
         assert advised in str(answer.error)
 

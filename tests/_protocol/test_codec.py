@@ -246,7 +246,9 @@ CALLBACKS: dict[str, TaskRecord | str] = {
 
 def created(answer: codec.Reply) -> str | None:
     """The id in an answer to createTask, or None."""
-    meant = answers.judge(answer, sent=b"{}", request=TextToImage("a red kettle"), ref="r", now=datetime.now(UTC))
+    meant = answers.judge(
+        answer, sent=b"{}", request=TextToImage("a red kettle"), ref="r", now=lambda: datetime.now(UTC)
+    )
     return meant.task_id if isinstance(meant, answers.Accepted) else None
 
 

@@ -42,7 +42,7 @@ MOMENT = int(NOW.timestamp())
 )
 def test_headers(headers: dict[str, str], told: list[Told]) -> None:
     """Each form of header is read, whatever the case of its name."""
-    assert list(told_limits(headers, NOW)) == told
+    assert list(told_limits(headers, lambda: NOW)) == told
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_headers(headers: dict[str, str], told: list[Told]) -> None:
 )
 def test_bodies(body: Any, told: list[Told]) -> None:
     """A refusal's body may name limit and window."""
-    assert list(told_limits({}, NOW, json.dumps(body).encode())) == told
+    assert list(told_limits({}, lambda: NOW, json.dumps(body).encode())) == told
 
 
 @given(
@@ -72,5 +72,5 @@ def test_bodies(body: Any, told: list[Told]) -> None:
 )
 def test_nonsense_is_passed_over(headers: dict[str, str], body: bytes) -> None:
     """No header and no body, however broken, raises anything."""
-    for told in told_limits(headers, NOW, body):
+    for told in told_limits(headers, lambda: NOW, body):
         assert told.reset is None or told.reset >= 0

@@ -129,8 +129,8 @@ class BatchBoard(LiveBoard):
         if figures.learned_limit is not None:
             refusals = f"{counted(figures.refused, 'refusal')} by 429"
             taken = f"the limit is taken to be {figures.learned_limit} for now"
-            others = "another program may use this account"
-            found.append([refusals, taken, others, "give each its share by --rate-limit"])
+            others = ["another program may use this account", "share the limit by --coordination"]
+            found.append([refusals, taken, *others, "or give each its share by --rate-limit"])
         if progress.pricing is not None:
             found.append([f"waiting for the price of {progress.pricing}"])
         if progress.away is not None:

@@ -27,7 +27,6 @@ from flux2_async.cli.mcp_tasks import Tasks, at_once
 from flux2_async.cli.options import Service, Target
 from flux2_async.cli.screen import INTERRUPTED, Screen, UsageError, one_line
 from flux2_async.cli.service import opened
-from flux2_async.coordination import HostCoordination
 from flux2_async.errors import (
     AmbiguousSubmitError,
     BudgetExceededError,
@@ -90,7 +89,7 @@ async def serve(screen: Screen, service: Service, folder: Path, max_credits: flo
     # stdout belongs to the protocol.
     logging.basicConfig(level=logging.WARNING)
     try:
-        async with opened(service, polling=Polling(), coordination=HostCoordination(), budget=budget) as flux:
+        async with opened(service, polling=Polling(), coordination="host", budget=budget) as flux:
             server = Agent(flux, target).server()
             serving = asyncio.create_task(server.run_stdio_async(show_banner=False, log_level="WARNING"))
             await asyncio.wait([serving])

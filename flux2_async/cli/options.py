@@ -30,6 +30,7 @@ EXTENSIONS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "W
 """What a file may be asked to be, by the end of its name, in the words of Pillow."""
 
 SERVICE: Final = "FLUX2_SERVICE"
+COORDINATION: Final = "FLUX2_COORDINATION"
 SERVICES: Final[dict[str, services.Service | None]] = {"": None, "apikley": None, "kie": services.KIE}
 ACCOUNT: Final = "https://app.apikley.ru"
 NO_KEY: Final = (
@@ -96,6 +97,13 @@ class Service:
 
     emulate: Annotated[bool, flag("Use the embedded emulator: no account, no charge, no real picture.")] = False
     rate_limit: RateLimitText = RATE_LIMIT
+    coordination: Annotated[
+        str | None,
+        told(
+            "Where processes of the account share its limit: host (this one's) or host:FILE, redis://... or "
+            f"postgresql://...; with a password by the variable {COORDINATION}."
+        ),
+    ] = None
 
     def check(self) -> None:
         """Look whether the limit makes sense, and whether there is a key where one is needed."""

@@ -77,10 +77,11 @@ def test_counts_money_and_what_went_wrong() -> None:
     assert lines[2].startswith("1078 credits, ")
     assert lines[3] == "refused by 429: nothing is sent for 7 s more"
     assert lines[4] == "2 refusals by 429, the limit is taken to be 5 for now"
-    assert lines[5] == "another program may use this account, give each its share by --rate-limit"
-    assert lines[6] == "the service is away, trying again: 455: maintenance. Try again later"
-    assert lines[7] == "nothing more is sent"
-    assert lines[8:] == ["line 17 (a) failed: Task t failed: 500 Internal Error"] * 3
+    assert lines[5] == "another program may use this account, share the limit by --coordination"
+    assert lines[6] == "or give each its share by --rate-limit"
+    assert lines[7] == "the service is away, trying again: 455: maintenance. Try again later"
+    assert lines[8] == "nothing more is sent"
+    assert lines[9:] == ["line 17 (a) failed: Task t failed: 500 Internal Error"] * 3
 
 
 def test_a_pause_that_no_refusal_began() -> None:
@@ -100,7 +101,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert lines[-1].endswith("…")
     text = ", ".join(lines)
     figures = ("77 of 300 done", "12 waiting for the limit", "1 unknown", "1078 credits", "for the 220 that are left")
-    hindrance = ("12 refusals by 429", "another program may use this account", "give each its share by --rate-limit")
+    hindrance = ("12 refusals by 429", "another program may use this account", "share the limit by --coordination")
     for figure in (*figures, *hindrance):
         assert figure in text
 

@@ -1,0 +1,61 @@
+"""`--coordination`: commands that run at the same time and share an account's limit."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from flux2_async.cli.app import run
+from flux2_async.emulator import Emulator, Limit, Plan, Script
+
+SECRET = "redis://:hunter2@localhost"
+
+
+async def test_two_batches_share_one_limit(tmp_path: Path) -> None:
+    """Neither is refused by 429, though each alone would use the whole limit."""
+    script = Script(plans=Plan(duration=0.1), limit=Limit(3, 8.0), render=False)
+    async with Emulator(script) as emulator:
+        environment = os.environ | {
+            "APIKLEY_API_KEY": emulator.api_key,
+            "APIKLEY_BASE_URL": emulator.base_url,
+            "NO_PROXY": "127.0.0.1",
+            "FLUX2_COORDINATION": f"host:{tmp_path / 'shared.sqlite'}",
+        }
+
+        async def batch(name: str) -> int | None:
+            (tmp_path / f"{name}.jsonl").write_text(
+                "".join(json.dumps({"prompt": f"{name} {n}"}) + "\n" for n in range(3))
+            )
+            words = ("batch", f"{name}.jsonl", "--out", name, "--rate-limit", "3/8", "--no-download", "--no-report")
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "flux2_async.cli", *words), cwd=tmp_path, env=environment
+            )
+            return await process.wait()
+
+        assert await asyncio.gather(batch("one"), batch("two")) == [0, 0]
+        assert len(emulator.ledger.accepted) == 6
+        assert emulator.ledger.refused == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("redis", "--coordination: allowed are host, host:FILE, redis://..., "),
+        ("mysql://localhost", "--coordination: allowed are host, host:FILE, redis://..., "),
+        ("redis://localhost/x", "--coordination: url: it must look like redis://host:6379/0"),
+        (SECRET, "--coordination: others of this machine could read the password; set FLUX2_COORDINATION instead"),
+    ],
+)
+def test_a_place_that_is_none(
+    given: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told before anything is sent, without the address, which may hold a password."""
+    monkeypatch.setenv("APIKLEY_API_KEY", "key")
+    monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:9")
+    assert run(["generate", "A lighthouse", "--coordination", given]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert reason in error
+    assert "hunter2" not in error

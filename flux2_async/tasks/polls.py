@@ -90,7 +90,8 @@ class Polls:
 
     def _set_timer(self, due: float) -> None:
         if self._timer is not None:
-            if self._timer_at == due:
+            if self._timer_at <= due:
+                # At worst it comes too early, and sets the next one then.
                 return
             self._timer.cancel()
         self._timer, self._timer_at = self._loop.call_at(due, self._on_timer), due

@@ -75,6 +75,8 @@ class Windows:
         """Believe in other limits from now on; what is out stays out, and counts for those that are new."""
         before = {each.rate.period: each for each in self.windows}
         given = {rate.period: rate for rate in sorted(rates, key=lambda rate: -rate.limit)}
+        if given == {period: each.rate for period, each in before.items() if period not in self.told}:
+            return
         made = [before.get(period) or self._made(rate, now) for period, rate in given.items()]
         for window in made:
             if (rate := given[window.rate.period]) != window.rate:

@@ -42,8 +42,9 @@ from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async._limiter.windows import Tickets, Windows
 from flux2_async.coordination.contract import Answer, Hint, Known, Settlement, Terms
 from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, PermitQueue
+from flux2_async.models import RateLimit
 
-FORMAT: Final = 6
+FORMAT: Final = 7
 """Of the state as it is kept. A version that keeps another one does not meet this one's, and each has its own limit."""
 
 PEER_SEEN_FOR: Final = 60.0
@@ -92,6 +93,8 @@ class AccountState:
     _windows: Windows = attrs.field(init=False)
     _leases: dict[str, _Lease] = attrs.field(init=False, factory=dict)
     _peers: dict[str, float] = attrs.field(init=False, factory=dict)
+    # The limits that each of them was given: of different ones the lowest keeps the promise to all.
+    _rates: dict[str, tuple[RateLimit, ...]] = attrs.field(init=False, factory=dict)
     _queue: PermitQueue = attrs.field(init=False, factory=PermitQueue)
     # By process and group; and of processes that are gone, with the time until which they count.
     _running: dict[str, dict[str, int]] = attrs.field(init=False, factory=dict)
@@ -144,7 +147,7 @@ class AccountState:
             peer: Its name, never used before: one of its own, a dot, and a number that rises.
             known: What it remembers.
             now: The time.
-            terms: As it knows them; the latest word counts.
+            terms: As it knows them. Of limits the lowest counts of those of all processes, of the rest the latest word.
             held: What became of each permit that it took without this state.
             replaces: The beginning of all names it had before, or empty.
             keeps: The leases under those names that it knows of; the others never reached it.
@@ -155,15 +158,14 @@ class AccountState:
         if replaces and any(name.startswith(replaces) and _number(name) > _number(peer) for name in self._peers):
             return None
         self._compare(known, now)
-        if terms.rates != self._terms.rates:
-            self._windows.change(terms.rates, now)
         self._terms = terms
         if alone >= self._windows.longest:
             # The others send by themselves as well, now or in a moment, and have not declared it yet.
             self._pause(now + self._windows.longest * CLOCK_MARGIN, now)
         if replaces:
             self._rename(replaces, peer, keeps, now)
-        self._peers[peer] = now + seen_for
+        self._peers[peer], self._rates[peer] = now + seen_for, terms.rates
+        self._keep_to_lowest(now)
         for settlement in held:
             self._windows.hold(settlement.event, now - settlement.ago)
         return self._reply(now, (), 0.0)
@@ -182,6 +184,7 @@ class AccountState:
             if (lease := self._leases.get(name)) and lease.owner == peer:
                 self._take_back(name, PermitEvent.NEVER_SENT, now)
         self._forget(peer, now)
+        self._keep_to_lowest(now)
 
     def acquire(
         self,
@@ -307,8 +310,10 @@ class AccountState:
         """Let everything happen that time alone brings."""
         for name, lease in [(name, lease) for name, lease in self._leases.items() if lease.expires_at <= now]:
             self._take_back(name, PermitEvent.UNCLEAR, lease.expires_at)
-        for peer in [peer for peer, until in self._peers.items() if until <= now]:
-            self._forget(peer, now)
+        if silent := [peer for peer, until in self._peers.items() if until <= now]:
+            for peer in silent:
+                self._forget(peer, now)
+            self._keep_to_lowest(now)
         self._left = [(until, count) for until, count in self._left if until > now]
         for peer in self._queue.late(now - self._grace):
             self.wakes |= self._queue.drop(peer, now, self._grace)
@@ -325,7 +330,12 @@ class AccountState:
             self.number = known.number
             self._pause(now + 2 * self._windows.longest * CLOCK_MARGIN, now)
 
+    def _keep_to_lowest(self, now: float) -> None:
+        if self._rates:
+            self._windows.change([rate for given in self._rates.values() for rate in given], now)
+
     def _forget(self, peer: str, now: float) -> None:
+        self._rates.pop(peer, None)
         until = min(self._peers.pop(peer, now), now + PEER_SEEN_FOR)
         if (count := sum(self._running.pop(peer, {}).values())) and until > now:
             self._left.append((until, count))

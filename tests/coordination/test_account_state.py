@@ -421,13 +421,32 @@ def test_peers_are_those_seen_lately() -> None:
     assert shared.touch("c", Known(), 61.0) is None
 
 
-def test_latest_rate_counts() -> None:
-    """A process that joins with another limit changes it for all; what is out stays out."""
-    shared = book(limit=2)
+def test_the_lowest_limit_of_those_that_live_counts() -> None:
+    """A process that joins with a lower limit lowers it for all until it leaves; what is out stays out."""
+    shared = AccountState("e", TERMS, 0.0)
+    shared.join("a", Known(), 0.0, terms=Terms(RateLimit(3, PERIOD), 70.0))
+    shared.join("b.1", Known(), 0.0, terms=Terms(RateLimit(2, PERIOD), 70.0))
     assert len(take(shared, "a", 5, 0.0)) == 2
-    shared.join("b", Known(), 1.0, terms=Terms(RateLimit(3, PERIOD), 70.0))
+    # Joined anew, and another that would allow more: nothing is raised.
+    shared.join("b.2", Known("e", 2), 1.0, terms=Terms(RateLimit(2, PERIOD), 70.0), replaces="b.")
+    shared.join("c", Known(), 1.0, terms=Terms(RateLimit(9, PERIOD), 70.0))
+    assert take(shared, "c", 5, 1.0) == ()
+    shared = AccountState.load(json.loads(json.dumps(shared.dump())))
+    shared.leave("b.2", 1.0)
+    assert len(take(shared, "c", 5, 1.0)) == 1
+    # A minute later nobody has heard of the one with the lower of both limits.
+    shared.touch("c", Known("e", 3), 59.0)
+    assert len(take(shared, "c", 20, 110.0)) == 9
 
-    assert len(take(shared, "b", 5, 1.0)) == 1
+
+def test_limits_of_different_periods_count_together() -> None:
+    """Nobody's is exceeded, whichever lasts longer."""
+    shared = AccountState("e", TERMS, 0.0)
+    shared.join("a", Known(), 0.0, terms=Terms(RateLimit(5, PERIOD), 70.0))
+    shared.join("b", Known(), 0.0, terms=Terms(RateLimit(2, 2 * PERIOD), 70.0))
+    assert len(take(shared, "a", 9, 0.0)) == 2
+    shared.leave("b", 0.0)
+    assert len(take(shared, "a", 9, 0.0)) == 3
 
 
 def test_no_limit_still_shares_the_pause() -> None:

@@ -92,16 +92,14 @@ class BatchBoard(LiveBoard):
             left = progress.queued + progress.sending + progress.running
             parts.append(f"{speed * 60:.0f} requests a minute")
             if left and not self.stopping:
-                seconds = self._remaining(now)
-                span = _span(left / speed if seconds is None else seconds)
+                if now >= self._asked_at + ASKED_EVERY:
+                    self._asked_at, self._expected = now, self._batch.remaining()
+                seconds = left / speed
+                if self._expected is not None:
+                    seconds = max(self._expected - (now - self._asked_at), 0.0)
+                span = _span(seconds)
                 parts.append(f"about {span} for the {left} that are left")
         return parts
-
-    def _remaining(self, now: float) -> float | None:
-        """What the session expects; where nobody knows, the speed of the last minutes has to do."""
-        if now >= self._asked_at + ASKED_EVERY:
-            self._asked_at, self._expected = now, self._batch.remaining()
-        return None if self._expected is None else max(self._expected - (now - self._asked_at), 0.0)
 
     def __rich__(self) -> RenderableType:
         progress = self._batch.progress

@@ -13,7 +13,7 @@ import attrs
 from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.connections import Connection
 from flux2_async.emulator.core import Core
-from flux2_async.emulator.engine import Engine, Window
+from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.store import UPLOADS, Reference, ResultRef, StoredFile
 from flux2_async.emulator.tasks import Task
 
@@ -39,7 +39,7 @@ class Watch:
         parts = {
             "key": self.key,
             "ledger": self._figures(),
-            "limit": limit_row(self.engine.window()),
+            "limit": self._limit(),
             "connections": [
                 {"number": c.number, "peer": c.peer, "endpoint": c.endpoint, "busy": c.busy > 0, "calls": c.calls}
                 for c in islice(connections, SHOWN)
@@ -64,6 +64,13 @@ class Watch:
         for task_id in list(islice(self._running, max(0, len(self._running) - SHOWN))):
             del self._running[task_id]
         return [task_row(tasks[task_id], self.core.clock) for task_id in changed]
+
+    def _limit(self) -> dict[str, Any] | None:
+        if (window := self.engine.window()) is None:
+            return None
+        # Tenths: between two tasks nothing changes that a page has to be told more often.
+        figures = {"used": round(window.used, 1), "wait": round(window.wait, 1)}
+        return {name: getattr(window.limit, name) for name in ("limit", "period", "policy")} | figures
 
     def _figures(self) -> dict[str, Any]:
         ledger = self.core.ledger
@@ -120,15 +127,6 @@ def reference_path(reference: Reference) -> str | None:
             return f"/results/{reference.task_id}/{reference.number}.jpg"
         case str():
             return None
-
-
-def limit_row(window: Window | None) -> dict[str, Any] | None:
-    """The limit for the page; None: there is none."""
-    if window is None:
-        return None
-    # Tenths: between two tasks nothing changes that a page has to be told more often.
-    figures = {"used": round(window.used, 1), "wait": round(window.wait, 1)}
-    return {name: getattr(window.limit, name) for name in ("limit", "period", "policy")} | figures
 
 
 def ledger_document(core: Core, balance: float) -> dict[str, Any]:

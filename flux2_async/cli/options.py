@@ -52,15 +52,9 @@ def flag(text: str) -> Parameter:
 
 
 RateLimitText: TypeAlias = Annotated[
-    str,
-    Parameter(
-        name="--rate-limit",
-        help="At most N new tasks in any SECONDS seconds, written N/SECONDS; none: no limit on this side.",
-    ),
+    str, told("At most N new tasks in any SECONDS seconds, written N/SECONDS; none: no limit on this side.")
 ]
-Json: TypeAlias = Annotated[
-    bool, Parameter(name="--json", negative="", help="One JSON document on stdout, everything else on stderr.")
-]
+Json: TypeAlias = Annotated[bool, flag("One JSON document on stdout, everything else on stderr.")]
 Output: TypeAlias = Annotated[
     str | None,
     Parameter(

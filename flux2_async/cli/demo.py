@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -17,10 +16,10 @@ from rich.text import Text
 
 from flux2_async._http.atomic_file import replacing
 from flux2_async.cli.board import Board, Row, told_left
-from flux2_async.cli.options import Target
+from flux2_async.cli.options import Target, check_writable
 from flux2_async.cli.run import followed
 from flux2_async.cli.save import save
-from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError, error_document
+from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, error_document
 from flux2_async.cli.script import PHOTOS, WISHES, Wish, demo_script
 from flux2_async.cli.service import LIMIT, emulated
 from flux2_async.cli.sheet import draw_card, draw_sheet
@@ -79,7 +78,7 @@ class Show:
 
 async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
     """Run the demo; `out` is made when it is missing. CommandError: something went wrong that is no part of it."""
-    _prepare(out)
+    check_writable(out, "--out: {!r} cannot be written ({}); give another folder", make=True)
     begun = time.monotonic()
     shows = [Show(n, wish, Row(f"{n:>2} {wish.prompt}", wish.facts)) for n, wish in enumerate(WISHES, start=1)]
     async with Emulator(demo_script(LIMIT)) as emulator, emulated(emulator, limit) as flux:
@@ -97,15 +96,6 @@ async def demo(screen: Screen, out: Path, limit: RateLimit | None) -> None:
     if unplanned:
         first = unplanned[0].error or "no moderation"
         raise CommandError(f"{len(unplanned)} of {len(shows)} requests ended otherwise than planned: {first}")
-
-
-def _prepare(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return
-    except OSError as error:
-        raise UsageError(f"--out: {str(out)!r} cannot be written ({error.strerror}); give another folder") from None
 
 
 async def _perform(screen: Screen, address: str, flux: Flux2Session, shows: Sequence[Show], out: Path) -> None:

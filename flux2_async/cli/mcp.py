@@ -24,7 +24,7 @@ from mcp_types import ContentBlock, ResourceLink, TextContent
 from flux2_async._protocol.media import TASK_ID
 from flux2_async._version import VERSION
 from flux2_async.cli.mcp_tasks import Tasks, at_once
-from flux2_async.cli.options import Service, Target
+from flux2_async.cli.options import Service, check_writable
 from flux2_async.cli.screen import INTERRUPTED, Screen, UsageError, one_line
 from flux2_async.cli.service import opened
 from flux2_async.errors import (
@@ -106,7 +106,7 @@ def _writable(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out: the folder {str(folder)!r} cannot be made ({error.strerror or error})") from None
-    Target(folder).check_writable()
+    check_writable(folder, "--out: the folder {!r} cannot be written ({}); nothing was sent")
     return folder
 
 

@@ -200,14 +200,17 @@ class Target:
         if target.name is not None and path.suffix.lower() not in EXTENSIONS:
             kinds = ", ".join(EXTENSIONS)
             raise UsageError(f"--output: {text!r} given; a file must end in one of {kinds}, and a folder must exist")
-        target.check_writable()
+        check_writable(target.folder, "--output: the folder {!r} cannot be written ({}); nothing was sent")
         return target
 
-    def check_writable(self) -> None:
-        """Find out by writing; root has every permission, and a read-only disk none."""
-        try:
-            with tempfile.TemporaryFile(dir=self.folder):
-                return
-        except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UsageError(f"--output: the folder {str(self.folder)!r} cannot be written ({reason}); nothing was sent")
+
+def check_writable(folder: Path, told: str, *, make: bool = False) -> None:
+    """Find out by writing; root has every permission, and a read-only disk none. `told` says which and why not."""
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+    raise UsageError(told.format(str(folder), reason))

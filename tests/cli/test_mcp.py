@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import os
 import shutil
 import signal
@@ -383,6 +384,20 @@ def test_unusable_options_are_told_before_it_serves(
     out, err = capsys.readouterr()
     assert out == ""
     assert words in err
+
+
+def test_a_folder_that_cannot_be_written_is_named_by_its_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever reads the error knows which option of this command to give."""
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert run(["mcp", "--emulate", "--out", str(tmp_path)]) == 2
+    told = f"flux2: --out: the folder {str(tmp_path)!r} cannot be written (Permission denied); nothing was sent"
+    assert " ".join(capsys.readouterr().err.split()) == told
 
 
 def test_others_do_without_what_it_needs() -> None:

@@ -25,13 +25,6 @@ def quota_of(limit: int, peers: int | None) -> int:
     return max(1, limit // (peers or ASSUMED_PEERS))
 
 
-@attrs.define(eq=False)
-class _Taken:
-    tickets: Tickets
-    event: PermitEvent = PermitEvent.UNCLEAR
-    at: float | None = None
-
-
 class FallbackQuota:
     """Windows of its own, and what was taken from them, to be declared later.
 
@@ -50,13 +43,14 @@ class FallbackQuota:
         self.windows: Windows = Windows(rates)
         self.windows.use_up(now)
         self._numbers = itertools.count(1)
-        self._taken: dict[int, _Taken] = {}
+        # What became of each, and when, as far as it is known.
+        self._taken: dict[int, tuple[Tickets, PermitEvent, float | None]] = {}
 
     def take(self, now: float) -> int:
         """Take a permit and give its number."""
         number, tickets = next(self._numbers), self.windows.take(now)
         if tickets.parts:
-            self._taken[number] = _Taken(tickets)
+            self._taken[number] = tickets, PermitEvent.UNCLEAR, None
         return number
 
     def settle(self, number: int, event: PermitEvent, now: float, pause: float = 0.0) -> float:
@@ -67,9 +61,9 @@ class FallbackQuota:
         taken = self._taken.get(number)
         pause = (pause or self.windows.pause_of(None, now)) if event is PermitEvent.THROTTLED else 0.0
         if taken is not None:
-            self.windows.settle(taken.tickets, event, now, pause)
+            self.windows.settle(taken[0], event, now, pause)
             if event in HELD_FOR:
-                taken.event, taken.at = event, now
+                self._taken[number] = taken[0], event, now
             elif not pause:
                 del self._taken[number]
         return pause
@@ -77,12 +71,14 @@ class FallbackQuota:
     def held(self, now: float) -> dict[int, Settlement]:
         """Give, by number, what was taken and is not back yet; what is under way may take two periods."""
         longest = self.windows.longest * CLOCK_MARGIN
-        for number, taken in list(self._taken.items()):
-            if taken.at is not None and taken.at + HELD_FOR[taken.event] * longest <= now:
-                del self._taken[number]
+        self._taken = {
+            number: (tickets, event, at)
+            for number, (tickets, event, at) in self._taken.items()
+            if at is None or at + HELD_FOR[event] * longest > now
+        }
         return {
-            number: Settlement(f"away:{number}", taken.event, 0.0 if taken.at is None else now - taken.at)
-            for number, taken in self._taken.items()
+            number: Settlement(f"away:{number}", event, 0.0 if at is None else now - at)
+            for number, (_, event, at) in self._taken.items()
         }
 
 

@@ -266,6 +266,10 @@ class AccountState:
         for name in [name for name, lease in self._leases.items() if lease.owner == peer]:
             self._take_back(name, PermitEvent.UNCLEAR, now)
 
+    def forgot(self, known: Known) -> bool:
+        """Tell whether a process knows another state, or a later one."""
+        return bool(known.epoch) and (known.epoch != self.epoch or known.number > self.number)
+
     def peers(self) -> tuple[str, ...]:
         """Give the names of the processes that count."""
         return tuple(self._peers)

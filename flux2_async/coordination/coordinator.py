@@ -39,7 +39,7 @@ class Coordinator(SharedTexts):
 
     Attributes:
         running: Gives how many tasks run here of which groups.
-        on_loss: Called when the shared state may have forgotten what this session has told.
+        on_loss: Called when the shared state has forgotten what this session told.
     """
 
     def __init__(self, coordination: Coordination, account: str, terms: Terms) -> None:
@@ -169,10 +169,16 @@ class Coordinator(SharedTexts):
         return result
 
     async def _ask(self, question: Callable[[AccountState, float], Answer | None]) -> Answer:
-        answer, asked_at, known_at = await self._change(question)
+        is_lost = False
+
+        def ask(state: AccountState, now: float) -> Answer | None:
+            nonlocal is_lost
+            is_lost = state.forgot(self._known)
+            return question(state, now)
+
+        answer, asked_at, known_at = await self._change(ask)
         if answer is None:
             raise CoordinationError("this session has not joined the others of its account")
-        is_lost = self._known.epoch not in ("", answer.known.epoch)
         self._known, self._asked_at, self._known_at = answer.known, asked_at, known_at
         self._peers = answer.peers
         if is_lost:
@@ -225,7 +231,6 @@ class Coordinator(SharedTexts):
         if not line:
             # The server may be another one by now. Whoever waits should ask.
             self._beat_now.set()
-            self.on_loss()
             self._on_message(Message("wake"))
         elif (told := decode_message(line)) is not None and told[0] != self._member:
             if told[1].kind == "peers" and told[1].peers < self._peers:

@@ -402,16 +402,22 @@ async def test_what_an_idle_session_spent_counts_as_long_as_it_is_open(monkeypat
             await late.submit(REQUEST)
 
 
-@pytest.mark.parametrize("per", [None, 3600.0])
-async def test_what_an_idle_session_spent_counts_also_after_the_state_was_lost(per: float | None) -> None:
-    """It is told anew as soon as another session finds out that the shared state was emptied."""
+@pytest.mark.parametrize(("per", "restored"), [(None, False), (3600.0, False), (None, True)])
+async def test_what_an_idle_session_spent_counts_also_after_the_state_was_lost(
+    per: float | None, *, restored: bool
+) -> None:
+    """It is told anew as soon as another session finds the state empty, or its own connection to it breaks."""
     memory = Memory()
     async with Emulator(Script(plans=Plan(duration=5.0), render=False)) as emulator:
         options: dict[str, Any] = {"coordination": memory, "budget": Budget(20, per=per)}
         async with session_for(emulator, **options) as idle, session_for(emulator, **options) as other:
+            older = dict(memory.texts)
             await idle.generate(REQUEST)
             await asyncio.sleep(1)
-            memory.empty()
+            memory.texts = older if restored else {}
+            if restored:
+                memory.stores[0].on_line("")
+                await asyncio.sleep(1)
             assert isinstance(await error_of(other.submit(REQUEST)), BudgetExceededError)
         assert len(emulator.ledger.accepted) == 1
 

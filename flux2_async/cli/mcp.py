@@ -8,8 +8,9 @@ is repeated with the call; so another picture of the same words has another `req
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -123,9 +124,9 @@ class Agent:
         paying: list[Callable[..., Any]] = [self.generate, self.edit]
         reading: list[Callable[..., Any]] = [self.wait, self.get_task, self.credits, self.estimate]
         for tool in [*paying, *reading]:
-            server.tool(tool, annotations=PAYS if tool in paying else READS)
+            server.tool(_told()(tool), annotations=PAYS if tool in paying else READS)
         long = [tool.__name__ for tool in (*paying, self.wait)]
-        server.add_extension(Tasks(self.flux, long, self._ended))
+        server.add_extension(Tasks(self.flux, long, _told()(partial(self._finish, wait_seconds=0.0))))
         server.resource(PICTURE, name="picture", description="A finished picture.")(self.picture)
         return server
 
@@ -145,9 +146,8 @@ class Agent:
         Gives the saved file, the address and a resource of the picture; or, where it is not finished within
         `wait_seconds`, the task's id for `wait`.
         """
-        with _told():
-            request = TextToImage(prompt, aspect_ratio=aspect_ratio, resolution=resolution, tier=tier)
-            return await self._make(context, request, request_id, wait_seconds)
+        request = TextToImage(prompt, aspect_ratio=aspect_ratio, resolution=resolution, tier=tier)
+        return await self._make(context, request, request_id, wait_seconds)
 
     async def edit(
         self,
@@ -165,24 +165,21 @@ class Agent:
 
         Gives the same as `generate`. A file that was changed since makes another call of it.
         """
-        with _told():
-            request = ImageToImage(prompt, images=images, aspect_ratio=aspect_ratio, resolution=resolution, tier=tier)
-            return await self._make(context, request, request_id, wait_seconds)
+        request = ImageToImage(prompt, images=images, aspect_ratio=aspect_ratio, resolution=resolution, tier=tier)
+        return await self._make(context, request, request_id, wait_seconds)
 
     async def wait(self, context: Context, task_id: TaskId, wait_seconds: Seconds = WAIT) -> ToolResult:
         """Wait for the picture of a task and save it, at no cost; also of one of another day, or of a call that broke.
 
         Gives the same as `generate`.
         """
-        with _told():
-            task = self.flux.attach(task_id)
-            async with _progress(context, wait_seconds, lambda: f"task {task.id}: {task.state}"):
-                return await self._finish(task, wait_seconds)
+        task = self.flux.attach(task_id)
+        async with _progress(context, wait_seconds, lambda: f"task {task.id}: {task.state}"):
+            return await self._finish(task, wait_seconds)
 
     async def get_task(self, task_id: TaskId) -> dict[str, Any]:
         """Say where a task is now, without waiting."""
-        with _told():
-            record = await self.flux.fetch_record(task_id)
+        record = await self.flux.fetch_record(task_id)
         return {
             "task_id": record.task_id,
             "state": str(record.state),
@@ -193,8 +190,7 @@ class Agent:
 
     async def credits(self) -> dict[str, float]:
         """Show the account's balance in credits."""
-        with _told():
-            return {"credits": await self.flux.credits()}
+        return {"credits": await self.flux.credits()}
 
     async def estimate(
         self, pictures: Annotated[int, "How many."] = 1, resolution: Resolution = "1K", tier: Model = "flex"
@@ -203,11 +199,10 @@ class Agent:
 
         `seen` says whether the price is what such a picture has cost here, or else the documented one.
         """
-        with _told():
-            if not 1 <= pictures <= MOST:
-                raise InvalidRequestError(f"pictures: {pictures} given, allowed are 1 to {MOST}")
-            request = TextToImage("any picture", resolution=resolution, tier=tier)
-            return attrs.asdict(self.flux.estimate([request] * pictures))
+        if not 1 <= pictures <= MOST:
+            raise InvalidRequestError(f"pictures: {pictures} given, allowed are 1 to {MOST}")
+        request = TextToImage("any picture", resolution=resolution, tier=tier)
+        return attrs.asdict(self.flux.estimate([request] * pictures))
 
     async def picture(self, task_id: str, number: int) -> ResourceResult:
         """Give the saved file of a picture; one that is not here is fetched, as long as the service has it."""
@@ -215,7 +210,7 @@ class Agent:
         if not TASK_ID.fullmatch(task_id):
             raise ResourceError(f"{task_id!r} is no task id")
         if not (files := self._saved(task_id, number)):
-            with _told():
+            async with _told():
                 await self.flux.download(await self.flux.attach(task_id).result(WAIT), self.folder)
             files = self._saved(task_id, number)
         if not files:
@@ -242,10 +237,6 @@ class Agent:
                 raise too_late(error, f"wait_seconds={wait_seconds:g}") from None
             passed = asyncio.get_running_loop().time() - begun
             return await self._finish(task, max(wait_seconds - passed, 0.0))
-
-    async def _ended(self, task: ImageTask) -> ToolResult:
-        with _told():
-            return await self._finish(task, 0.0)
 
     async def _finish(self, task: ImageTask, wait_seconds: float) -> ToolResult:
         if not await task.wait(0.0 if at_once.get() else wait_seconds):
@@ -326,8 +317,8 @@ async def _progress(context: Context, seconds: float, message: Callable[[], str]
         await asyncio.wait([telling])
 
 
-@contextmanager
-def _told() -> Iterator[None]:
+@asynccontextmanager
+async def _told() -> AsyncIterator[None]:
     """Turn an error of the session into words for an agent: what went wrong, whether it was paid for, what to do."""
     try:
         yield

@@ -77,13 +77,21 @@ class RedisStore(RemoteStore):
 
     async def look(self, name: str) -> Found:
         """See `RemoteStore`."""
-        if (found := await self._swap(name, NO_TOKEN)) is None:
+        if (found := await self.replace(name, NO_TOKEN, Kept(None, 0.0, None))) is None:
             raise HopelessError("redis does not carry out the script of compare and set")
         return found
 
     async def replace(self, name: str, token: str, kept: Kept[Any]) -> Found | None:
         """See `RemoteStore`."""
-        return await self._swap(name, token, kept)
+        arguments: tuple[str, str, int] = token, "", 1
+        if kept.text is not None:
+            arguments = token, f"{secrets.token_hex(TOKEN // 2)}{kept.text}", max(1, round(1000 * kept.seconds))
+        reply: Any = await self._call(lambda: self._compare_and_set(keys=[f"{self._prefix}:{name}"], args=arguments))
+        if reply is None:
+            return None
+        found, whole, micro = reply
+        now = int(whole) + int(micro) / 1_000_000
+        return Found(found[:TOKEN], found[TOKEN:], now) if found else Found("", None, now)
 
     async def publish(self, line: str) -> None:
         """See `Store`."""
@@ -93,19 +101,6 @@ class RedisStore(RemoteStore):
         """See `Store`."""
         await finish(self._listener)
         await self._client.aclose()
-
-    async def _swap(self, name: str, token: str, kept: Kept[Any] | None = None) -> Found | None:
-        """Write over what has the token; None: done, else what is there."""
-        written, seconds = "", 0.0
-        if kept is not None and kept.text is not None:
-            written, seconds = f"{secrets.token_hex(TOKEN // 2)}{kept.text}", kept.seconds
-        arguments = (token, written, max(1, round(1000 * seconds)))
-        reply: Any = await self._call(lambda: self._compare_and_set(keys=[f"{self._prefix}:{name}"], args=arguments))
-        if reply is None:
-            return None
-        found, whole, micro = reply
-        now = int(whole) + int(micro) / 1_000_000
-        return Found(found[:TOKEN], found[TOKEN:], now) if found else Found("", None, now)
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the server; the one place where its failures become ours."""

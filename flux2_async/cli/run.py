@@ -40,27 +40,21 @@ SLOW: Final = 3.0
 ENDED: Final = "the emulated service ended with this command"
 
 
-class Retries(logging.Handler):
-    """Says on the board which upload or download is tried again; that may go on for twenty seconds."""
+@contextmanager
+def retries_told(board: Board) -> Iterator[None]:
+    """Say on the board which upload or download is tried again; that may go on for twenty seconds."""
 
-    def __init__(self, board: Board) -> None:
-        super().__init__()
-        self._board = board
+    def tell(record: logging.LogRecord) -> bool:
+        board.say(record.getMessage(), "yellow")
+        return True
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Tell a line of the library's."""
-        self._board.say(record.getMessage(), "yellow")
-
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Do so meanwhile."""
-        transfers.addHandler(self)
-        transfers.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            transfers.removeHandler(self)
-            transfers.setLevel(logging.NOTSET)
+    transfers.addFilter(tell)
+    transfers.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        transfers.removeFilter(tell)
+        transfers.setLevel(logging.NOTSET)
 
 
 @attrs.define
@@ -134,12 +128,6 @@ class Fetch:
         self.board.change(self.row, "accepted")
         return task
 
-    def attach(self, task_id: str) -> ImageTask:
-        """Take up a task that was made earlier."""
-        task = self.flux.attach(task_id)
-        self.board.change(self.row, "polling")
-        return task
-
     async def finish(self, task: ImageTask) -> tuple[ImageResult, list[Path]]:
         """Wait for the pictures and save them."""
         self.task_id = task.id
@@ -201,12 +189,16 @@ async def fetch(
     target = Target.parse(output)
     row = Row("request" if isinstance(wanted, Request) else f"task {wanted}")
     async with opened(service) as flux:
-        with Board(screen, [row]) as board, Retries(board).told():
+        with Board(screen, [row]) as board, retries_told(board):
             patience = None if math.isinf(timeout) else timeout
             job = Fetch(flux, board, row, target, patience, lasting=not (service and service.emulate))
             flux.observe(job.hear)
             async with job.ends_told():
-                task = await job.submit(wanted) if isinstance(wanted, Request) else job.attach(wanted)
+                if isinstance(wanted, Request):
+                    task = await job.submit(wanted)
+                else:
+                    task = flux.attach(wanted)
+                    board.change(row, "polling")
                 result, files = await job.finish(task)
     record = result.record
     facts = [f"task {result.task_id}"]

@@ -10,6 +10,7 @@ from typing import Final
 import attrs
 
 from flux2_async.batch import BadLine, Batch, InvalidInputError, Job, Journal, run_batch
+from flux2_async.batch.results import RESULTS, read_results
 from flux2_async.cli.batch_board import BatchBoard
 from flux2_async.cli.batch_end import End, report, tell_end
 from flux2_async.cli.batch_estimate import dry_run, grouped, unusable
@@ -64,6 +65,8 @@ async def batch(
 async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Journal]:
     path = _journal_path(options, emulated=emulated)
     new, empty = not path.exists(), False
+    if new and not emulated:
+        _check_not_lost(options, path)
     made = [folder for folder in (options.out / "images", options.out, path.parent) if not folder.exists()]
     try:
         async with Journal(path) as journal:
@@ -81,6 +84,20 @@ async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Jo
                 # One that is not empty stays, as does one that is gone already.
                 with suppress(OSError):
                     folder.rmdir()
+
+
+def _check_not_lost(options: BatchOptions, path: Path) -> None:
+    """Refuse to pay again for a folder whose journal was moved; `emulated.db` has made what cost nothing."""
+    results, paid = options.out / RESULTS, False
+    if options.journal is None and results.exists() and not (options.out / "emulated.db").exists():
+        # Another file of that name is none of ours.
+        with suppress(ValueError, LookupError, TypeError, AttributeError):
+            paid = any(outcome.task_id for outcome in read_results(options.out))
+    if paid:
+        raise UsageError(
+            f"{str(results)!r} lists what an earlier batch has paid for, and its journal {str(path)!r} is gone; put it "
+            f"back, or, to pay for everything again, remove {RESULTS} or name another --out"
+        )
 
 
 def _journal_path(options: BatchOptions, *, emulated: bool) -> Path:

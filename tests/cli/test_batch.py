@@ -97,6 +97,23 @@ def test_a_list_becomes_pictures(account: RunningEmulator, here: Path, capsys: p
     assert len(account.ledger.accepted) == 3
 
 
+def test_a_folder_without_its_journal_is_not_paid_again(
+    account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is sent where the results of a batch are and its journal is not, until the results are removed."""
+    write(here, 1)
+    assert flux2() == 0
+    (here / "results" / "run.db").rename(here / "moved.db")
+    assert flux2() == 2
+    assert "its journal 'results/run.db' is gone; put it back" in capsys.readouterr().err
+    assert not (here / "results" / "run.db").exists()
+    assert flux2("--journal", "moved.db") == 0
+    assert len(account.ledger.accepted) == 1
+    (here / "results" / "results.jsonl").unlink()
+    assert flux2() == 0
+    assert len(account.ledger.accepted) == 2
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", "\n\n"), ("a.json", "[]"), ("a.csv", "prompt,id\n")])
 def test_an_empty_list(here: Path, capsys: pytest.CaptureFixture[str], name: str, content: str) -> None:
     """A list without a request is a mistake, and told as one."""

@@ -19,7 +19,6 @@ from flux2_async.coordination.store import Coordination, finish
 from flux2_async.errors import AmbiguousSubmitError, CoordinationError, Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.polls import Records
 from flux2_async.tasks.watcher import Watcher
 
 logger: logging.Logger = logging.getLogger("flux2_async")
@@ -40,7 +39,6 @@ class Sharing:
         account: The digest of address and key.
         terms: The limit, and how long a permit may be out.
         watcher: Watches the tasks of keys, and polls those of callbacks that another process received.
-        records: Reads those of tasks.
 
     Attributes:
         watcher: As given.
@@ -50,15 +48,7 @@ class Sharing:
         on_callback: Called with ref and task id of such a callback.
     """
 
-    def __init__(
-        self,
-        coordination: Coordination,
-        account: str,
-        terms: Terms,
-        *,
-        watcher: Watcher,
-        records: Records,
-    ) -> None:
+    def __init__(self, coordination: Coordination, account: str, terms: Terms, watcher: Watcher) -> None:
         self.coordinator: Coordinator = Coordinator(coordination, account, terms)
         self.limiter: SharedLimiter = SharedLimiter(
             self.coordinator, terms, may_degrade=coordination.on_failure == "degrade"
@@ -66,13 +56,14 @@ class Sharing:
         self.membership: Membership = self.limiter.membership
         self.on_callback: Callable[[str, str], None] = lambda _, task_id: watcher.hint(task_id)
         self.watcher: Watcher = watcher
-        self._records = records
         # Of keys; each goes with the last who waits for it.
         self._key_news = WeakValueDictionary[str, asyncio.Event]()
         # What others are to know of callbacks, and what becomes of keys by them.
         self._relays: set[asyncio.Task[None]] = set()
         self._overflowed = False
         self._doubts: set[asyncio.Task[None]] = set()
+        # What callbacks told last of submissions of which it is looked whether that task exists.
+        self._told: dict[str, str] = {}
         self._holds: dict[str, asyncio.Task[None]] = {}
         self._hold_every = terms.lease / 3
         self._to_tell: deque[Callable[[], Awaitable[None]]] = deque()
@@ -112,9 +103,27 @@ class Sharing:
                     MAX_RELAYS,
                 )
             return False
-        self._in_background(partial(self.end_doubt, ref, task_id), self._doubts)
+        self._doubt(ref, task_id)
         await asyncio.wait([job], timeout=KEPT_WITHIN)
         return job.done() and not job.cancelled()
+
+    def _doubt(self, ref: str, task_id: str) -> None:
+        known = ref in self._told
+        self._told[ref] = task_id
+        if not known and self._in_background(partial(self._end_doubt_of, ref), self._doubts) is None:
+            del self._told[ref]
+
+    async def _end_doubt_of(self, ref: str) -> None:
+        """Look at what callbacks tell of a submission, one after the other: who knows its address may tell anything."""
+        looked = None
+        try:
+            while (task_id := self._told[ref]) != looked and await self.end_doubt(ref, task_id) is False:
+                looked = task_id
+                await asyncio.sleep(LOOK_EVERY)
+        except Flux2Error as error:
+            if _passes(error):
+                raise
+        del self._told[ref]
 
     def disproved(self, ref: str, task_id: str) -> None:
         """Keep a callback no longer: the service does not know its task, and everybody who asks would poll it anew."""
@@ -125,15 +134,20 @@ class Sharing:
         if (job := self._in_background(partial(self.end_doubt, ref, task_id), self._doubts)) is not None:
             await asyncio.wait([job], timeout=CLOSE_TIMEOUT)
 
-    async def end_doubt(self, ref: str, task_id: str) -> bool:
-        """Bind a key of which its process, which may have died, does not tell what became; False: there is no task.
+    async def end_doubt(self, ref: str, task_id: str) -> bool | None:
+        """Bind a key of which its process, which may have died, does not tell what became.
+
+        Returns:
+            Whether there is such a task; None where no key is in doubt.
 
         Raises:
             Flux2Error: It cannot be known now.
         """
         while wait := await self.membership.ask(self.coordinator.unknown_in, ref):  # noqa: ASYNC110  the dead set no event
             await asyncio.sleep(min(wait, LOOK_EVERY))
-        if wait is None or await self._records.record(task_id) is None:
+        if wait is None:
+            return None
+        if await self.watcher.ask(task_id) is None:
             return False
         await self.membership.ask(self.coordinator.resolve, ref, task_id)
         return True
@@ -212,12 +226,16 @@ class Sharing:
             try:
                 await work()
             except Flux2Error as error:
-                if error.transient or isinstance(error, CoordinationError):
+                if _passes(error):
                     # Nobody else knows it, and the service does not say it again.
                     await asyncio.sleep(LOOK_EVERY)
                     continue
                 logger.debug("what a callback told could not be passed on: %s", type(error).__name__)
             return
+
+
+def _passes(error: Flux2Error) -> bool:
+    return error.transient or isinstance(error, CoordinationError)
 
 
 class SharedKey:
@@ -265,7 +283,7 @@ class SharedKey:
         """Use a callback that was taken before its process, or the one that took it, died."""
         task_id = await self._sharing.membership.ask(self._coordinator.callback_of, ref)
         try:
-            return task_id is not None and await self._sharing.end_doubt(ref, task_id)
+            return task_id is not None and bool(await self._sharing.end_doubt(ref, task_id))
         except CoordinationError:
             raise
         except Flux2Error as error:

@@ -138,7 +138,7 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     schedules = Schedules(options.polling)
     watcher = Watcher(api, slots, schedules, options.polling, observers)
     keys, task_ids = (Keys(options.key_ttl), TaskIds()) if before is None else (before.keys, before.task_ids)
-    sharing = None if options.coordination is None else _share(options.coordination, account, options, api, watcher)
+    sharing = None if options.coordination is None else _share(options.coordination, account, options, watcher)
     limiter = sharing.limiter if sharing is not None else _limiter(options.rate_limits, before)
     limiter.follow(slots)
     if options.budgets is not None:
@@ -196,7 +196,7 @@ def _limiter(rate_limits: tuple[RateLimit, ...], before: Parts | None) -> Limite
     return limiter
 
 
-def _share(coordination: "Coordination", account: str, options: Options, api: Api, watcher: Watcher) -> "Sharing":
+def _share(coordination: "Coordination", account: str, options: Options, watcher: Watcher) -> "Sharing":
     # Most sessions are the only ones of their account.
     from flux2_async.coordination.client import Sharing  # noqa: PLC0415
     from flux2_async.coordination.contract import Terms  # noqa: PLC0415
@@ -210,7 +210,7 @@ def _share(coordination: "Coordination", account: str, options: Options, api: Ap
         per_group=options.max_running_per_group,
         max_running=options.max_running,
     )
-    return Sharing(coordination, account, terms, watcher=watcher, records=api)
+    return Sharing(coordination, account, terms, watcher)
 
 
 def _remembered(base_url: str) -> "Remembered":

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from flux2_async.errors import Flux2Error, ProtocolError, TransportError
+from flux2_async.errors import Flux2Error, ProtocolError, RateLimitedError, TransportError
 from flux2_async.models import TaskRecord
 from flux2_async.tasks.pace import Pace
 from flux2_async.tasks.timing import Watched
@@ -54,6 +54,7 @@ class Polls:
         # Kept here because the handles of uvloop do not always know it.
         self._timer_at = 0.0
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._asking = asyncio.Lock()
 
     def plan(self, watched: Watched, wait: float) -> None:
         """Poll a task after so many seconds, instead of at the time that was planned before."""
@@ -62,6 +63,25 @@ class Polls:
         # Else there is one that comes first.
         if self._timer is None or due < self._timer_at:
             self._dispatch()
+
+    async def ask(self, task_id: str) -> TaskRecord | None:
+        """Read the record of a task that is not watched: one at a time, at the pace of all, so that polls go on.
+
+        Raises:
+            Flux2Error: It could not be read.
+        """
+        async with self._asking:
+            while (left := self.pace.opens(now := self._loop.time())) > now:  # noqa: ASYNC110  a pace sets no event
+                await asyncio.sleep(left - now)
+            self.pace.left(now)
+            self.count += 1
+            try:
+                record = await self._records.record(task_id)
+            except RateLimitedError as error:
+                self.pace.refused(now, self._loop.time(), error.retry_after)
+                raise
+            self.pace.passed(now, self._loop.time())
+            return record
 
     def forget(self, watched: Watched) -> None:
         """Poll a task no more."""

@@ -7,9 +7,9 @@ the end of the session.
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TaskTimeoutError
@@ -195,6 +195,10 @@ class Watcher:
     def _attached(self, task: ImageTask) -> None:
         if self._observers:
             self._observers.tell("Attached", task, task_id=task.id)
+
+    def ask(self, task_id: str) -> Coroutine[Any, Any, TaskRecord | None]:
+        """Read the record of a task that is not watched; see `Polls`."""
+        return self._polls.ask(task_id)
 
     def notify(self, task_id: str) -> None:
         """Poll a task now for a user; see `hint`."""

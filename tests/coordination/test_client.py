@@ -342,6 +342,25 @@ async def test_callback_while_the_service_cannot_be_asked(kind: FaultKind) -> No
     assert len(emulator.ledger.accepted) == 1
 
 
+async def test_callbacks_that_name_missing_tasks_are_looked_at_one_after_the_other() -> None:
+    """Of 300 tasks told in 10 s at the address of a submission in doubt few are polled, and the last one counts."""
+    memory = Memory()
+    async with processes(2, memory=memory, callbacks=CALLBACKS) as (emulator, (one, other)):
+        task = await one.submit(REQUEST)
+        await task.result(60)
+        await owner_that_died(memory, 0.0)
+        for number in range(300):
+            await one.deliver("dead-ref", Callback(f"no-such-task-{number}", None))
+            await asyncio.sleep(10.0 / 300)
+        looked = emulator.ledger.poll_times.keys() - {task.id}
+        await one.deliver("dead-ref", Callback(task.id, None))
+        await asyncio.sleep(5.0)
+
+        assert 1 <= len(looked) <= 6
+        assert (await other.submit(REQUEST, key="k")).id == task.id
+    assert len(emulator.ledger.accepted) == 1
+
+
 async def test_callback_before_its_owner_is_known_to_be_dead() -> None:
     """A callback that comes while a dead owner still counts as sending tells the task all the same, later."""
     memory = Memory()

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import attrs
 import pytest
@@ -167,6 +168,30 @@ async def test_those_who_follow_share_the_pace(make: Callable[..., World], serve
     assert len(turns) == TASKS
     assert max(turns.values()) - min(turns.values()) <= 2
     await asyncio.gather(*following)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_who_asks_besides_delays_no_result_for_long(make: Callable[..., World], server: str) -> None:
+    """While 100 ask for tasks that do not exist, 40 finished tasks are known in the time of half the limit."""
+    world = make(SERVERS[server](), Polling(), REFUSALS["429"])
+    began = asyncio.get_running_loop().time()
+
+    async def ask(number: int) -> None:
+        while True:
+            with suppress(RateLimitedError):
+                await world.watcher.ask(f"no such task {number}")
+            await asyncio.sleep(2.0)
+
+    asking = [asyncio.create_task(ask(number)) for number in range(100)]
+    await asyncio.gather(*(world.watch(str(number)) for number in range(TASKS)))
+    took = asyncio.get_running_loop().time() - began
+    for each in asking:
+        each.cancel()
+    await asyncio.wait(asking)
+
+    assert took <= 4 * PACED
+    passed = [task_id for _, task_id in world.service.passed]
+    assert sum("no such" in task_id for task_id in passed) >= 5
 
 
 async def test_a_limit_that_is_gone_is_forgotten(make: Callable[..., World]) -> None:

@@ -10,6 +10,7 @@ import uuid
 from typing import Final
 
 from flux2_async.models.service import Service, resent_within
+from flux2_async.session.submission import new_ref
 
 MARK_BITS: Final = 32
 RANDOM_BITS: Final = 42
@@ -18,7 +19,7 @@ RANDOM_BITS: Final = 42
 def new_name(service: Service, now: float) -> str:
     """Give a name for a submission that nobody has had: a UUID (version 8) in hex where the service honours names."""
     if service.idempotency_header is None:
-        return uuid.uuid4().hex
+        return new_ref()
     mark = _mark(service)
     low = (mark & (1 << 20) - 1) << RANDOM_BITS | uuid.uuid4().int & (1 << RANDOM_BITS) - 1
     value = (int(now * 1000) & (1 << 48) - 1) << 80 | 8 << 76 | (mark >> 20) << 64 | 2 << 62 | low

@@ -77,8 +77,9 @@ class RunState:
             self.stopping.set_result(None)
         self.changed.wake()
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Stop because of something that every other request would meet as well."""
+        error = error if isinstance(error, Exception) else RuntimeError(repr(error))
         if self.failure is None:
             self.failure = error
         self.count.last_failure = failure_of(error)

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flux2_async.batch.ended import ended
 from flux2_async.batch.journal import Journal
@@ -71,7 +71,7 @@ class Scheduler:
         self.state.stopping.add_done_callback(lambda _: self._let_go())
         await asyncio.wait([self._intake])
         if not self._intake.cancelled() and (error := self._intake.exception()):
-            self.state.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self.state.fail(error)
         while working := [job for job, worker in self._workers.items() if worker not in self.state.searching]:
             await asyncio.wait(working)
         await self._end_search()
@@ -127,7 +127,7 @@ class Scheduler:
 
     def _begin(self, row: Row) -> None:
         worker = self._worker(row)
-        self._set_going(worker, worker.work, holds_room=True)
+        self._set_going(worker, worker.work(), holds_room=True)
 
     def _search(self, worker: Worker) -> bool:
         """Wait for the callback of an unclear submission; give False where there are no callbacks."""
@@ -136,20 +136,23 @@ class Scheduler:
             return False
         self._search_until = asyncio.get_running_loop().time() + self._options.recover_timeout
         searching.add(worker)
-        self._set_going(worker, worker.recover, holds_room=False)
+        self._set_going(worker, worker.recover(), holds_room=False)
         return True
 
-    def _set_going(self, worker: Worker, work: Callable[[], Awaitable[Outcome | None]], *, holds_room: bool) -> None:
-        job = asyncio.create_task(self._job(work))
+    def _set_going(self, worker: Worker, work: Coroutine[Any, Any, Outcome | None], *, holds_room: bool) -> None:
+        job = asyncio.create_task(work)
         self._workers[job] = worker
         job.add_done_callback(partial(self._left, worker, holds_room=holds_room))
 
     def _left(self, worker: Worker, job: Working, *, holds_room: bool) -> None:
-        # Here and not in `_job`, which a job that is cancelled before its first step never enters.
+        # Here and not in the job, which never enters its first step where it is cancelled before.
         del self._workers[job]
         self.state.searching.discard(worker)
         worker.leave()
-        outcome = None if job.cancelled() else job.result()
+        # A refusal that meets every request, a full disk, a mistake of ours: all end the run.
+        if error := None if job.cancelled() else job.exception():
+            self.state.fail(error)
+        outcome = None if job.cancelled() or error else job.result()
         if outcome is None and worker.unclear is not None and not (holds_room and self._search(worker)):
             # Told when its callback is not waited for any more.
             outcome = worker.unclear
@@ -177,13 +180,6 @@ class Scheduler:
             for row in rows:
                 yield row
             last = rows[-1]
-
-    async def _job(self, work: Callable[[], Awaitable[Outcome | None]]) -> Outcome | None:
-        try:
-            return await work()
-        except Exception as error:  # noqa: BLE001  a refusal that meets every request, a full disk, a mistake of ours: all end the run
-            self.state.fail(error)
-            return None
 
     async def _end_search(self) -> None:
         """Give the last callbacks their time."""

@@ -138,13 +138,18 @@ async def test_what_was_being_sent_when_the_process_died_is_unknown(tmp_path: Pa
     [
         ({"shot-9": "f00"}, (), "no request of the journal has the id 'shot-9'"),
         ({}, ("shot-9",), "no request of the journal has the id 'shot-9'"),
-        ({"shot-2": "f00"}, (), "request 'shot-2' is done, and only unknown ones are decided"),
-        ({}, ("shot-2",), "request 'shot-2' is done, and only unknown ones are decided"),
-        ({"shot-0": "f00", "shot-1": "f00"}, (), "task 'f00' is given to 2 requests"),
-        ({"shot-0": "f00"}, ("shot-0",), "request 'shot-0' is given a task and said to be never made"),
-        ({"shot-0": "f00", "shot-1": "a b"}, (), "task_id: 'a b' given, it must be the text that createTask gave"),
-        ({"shot-0": ""}, (), "task_id: '' given"),
-        ({"shot-0": "f00", "shot-1": "TAKEN"}, (), "is that of request 'shot-2', so it is not that of 'shot-1'"),
+        ({"shot-2": "f00"}, (), "request 'shot-2' .line 3. is done, and only unknown ones are decided"),
+        ({}, ("shot-2",), "request 'shot-2' .line 3. is done, and only unknown ones are decided"),
+        ({"shot-0": " ", "shot-1": "f00"}, ("shot-2",), "shot-0' .line 1.: task_id: .*; request 'shot-2' .line 3. is"),
+        ({"shot-0": "f00", "shot-1": "f00"}, (), "request 'shot-0' .line 1. is given task 'f00', as is 'shot-1'"),
+        ({"shot-0": "f00"}, ("shot-0",), "request 'shot-0' .line 1. is given a task and said to be never made"),
+        ({"shot-0": "f00", "shot-1": "a b"}, (), "request 'shot-1' .line 2.: task_id: 'a b' given, it must be the"),
+        ({"shot-0": ""}, (), "request 'shot-0' .line 1.: task_id: '' given"),
+        (
+            {"shot-0": "f00", "shot-1": "TAKEN"},
+            (),
+            "'shot-1' .line 2. is given task '.*', as is 'shot-2'; a task",
+        ),
     ],
 )
 async def test_what_does_not_fit_changes_nothing(

@@ -181,7 +181,7 @@ def test_a_list_for_people(batch: RunningEmulator, capsys: pytest.CaptureFixture
         (["results", "--task", "nonsense"], "--task: 'nonsense' given, it must look like ID=TASK_ID"),
         (["results", "--task", "a=b", "--task", "a=c"], "--task: 'a' is given two tasks"),
         (["results", "--task", "a=b", "--task", "c=b"], "--task: task b is given to 'c', and by --task to 'a'"),
-        (["results", "--never-made", "shot=3"], "request 'shot=3' is done, and only unknown ones are decided"),
+        (["results", "--never-made", "shot=3"], "request 'shot=3' .line 4. is done, and only unknown ones are decided"),
         (["nowhere"], "there is no journal 'nowhere/run.db'; name the folder"),
     ],
 )

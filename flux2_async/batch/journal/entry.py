@@ -22,17 +22,15 @@ MAX_BAD: Final = 100
 MAX_IDS: Final = 10_000
 DIGITS: Final = 20
 
-INSERT: Final = """
-INSERT INTO requests (id, digest, run, place, line, state, prompt, images, aspect_ratio, resolution, tier, model,
-    extra_input, extra, checksum)
-VALUES (:id, :digest, :run, :place, :line, 'queued', :prompt, :images, :aspect_ratio, :resolution, :tier, :model,
-    :extra_input, :extra, :checksum)
-"""
 _ENTERED: Final = (
     *("digest", "run", "place", "line", "prompt", "images", "aspect_ratio", "resolution", "tier", "model"),
     *("extra_input", "extra"),
 )
 UPDATE: Final = update({name: f":{name}" for name in _ENTERED}, "id = :id")
+INSERT: Final = (
+    f"INSERT INTO requests (id, state, {', '.join(_ENTERED)}, checksum) "  # noqa: S608  constants
+    f"VALUES (:id, 'queued', :{', :'.join(_ENTERED)}, :checksum)"
+)
 # What a row has besides when it is new.
 FRESH: Final[dict[str, Any]] = dict.fromkeys(COLUMNS) | {
     "state": "queued",

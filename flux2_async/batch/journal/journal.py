@@ -31,7 +31,7 @@ from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinis
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Download, Failure, Outcome, State
 from flux2_async.models import TaskRecord
-from flux2_async.session.arguments import check_path, check_task_id
+from flux2_async.session.arguments import check_path
 from flux2_async.session.as_completed import in_chunks
 
 T = TypeVar("T")
@@ -132,13 +132,12 @@ class Journal:
 
         Raises:
             InvalidRequestError: An id that no unknown request has, what can be no task id, or a task that is another
-                request's; nothing was changed.
+                request's; the text names each request and its line. Nothing was changed.
             JournalError: It is not open, or a batch is running with it.
             OSError: The disk is full or broken.
         """
         self._check_idle()
-        tasks = {name: check_task_id(task_id) for name, task_id in (found or {}).items()}
-        return await self.read(partial(decide, found=tasks, never_made=list(dict.fromkeys(never_made))))
+        return await self.read(partial(decide, found=dict(found or {}), never_made=list(dict.fromkeys(never_made))))
 
     def _check_idle(self) -> None:
         if self.working:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from json.encoder import encode_basestring
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 
@@ -35,8 +35,7 @@ class Row:
     @property
     def id(self) -> str:
         """Its caller's name for it."""
-        name: str = self.columns["id"]
-        return name
+        return str(self.columns["id"])
 
     @property
     def state(self) -> State:
@@ -46,14 +45,12 @@ class Row:
     @property
     def ref(self) -> str | None:
         """The name of its last submission, or None."""
-        ref: str | None = self.columns["ref"]
-        return ref
+        return cast("str | None", self.columns["ref"])
 
     @property
     def task_id(self) -> str | None:
         """The task that it became, or None."""
-        task_id: str | None = self.columns["task_id"]
-        return task_id
+        return cast("str | None", self.columns["task_id"])
 
     @property
     def group(self) -> str | None:
@@ -128,6 +125,10 @@ def stored(failure: Failure) -> str:
     return json.dumps(attrs.asdict(failure))
 
 
+def _failure(text: str) -> Failure:
+    return Failure(**json.loads(text))
+
+
 def _strings(text: str) -> tuple[str, ...]:
     return () if text == "[]" else tuple(json.loads(text))
 
@@ -144,7 +145,7 @@ READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(TIMES, in_utc),
     "state": State,
     "download": Download,
-    "error": lambda text: Failure(**json.loads(text)),
+    "error": _failure,
     "extra": _extra,
 }
 
@@ -154,15 +155,15 @@ def _unescaped(text: str) -> str:
 
 
 _json: Final = json.JSONEncoder(ensure_ascii=False).encode
-# Likewise, as JSON.
-WRITERS: Final[Mapping[str, Callable[[Any], str]]] = {
+# What is no text, as JSON.
+_JSON: Final[Mapping[str, Callable[[Any], str]]] = {
     **dict.fromkeys((*LISTS, "extra"), _unescaped),
     **dict.fromkeys(TIMES, lambda seconds: f'"{in_utc(seconds).isoformat()}"'),
     "line": str,
     "credits": repr,
-    "error": lambda text: _json(attrs.asdict(Failure(**json.loads(text)))),
+    "error": lambda text: _json(attrs.asdict(_failure(text))),
 }
-_WRITERS: Final = tuple(WRITERS.get(name, encode_basestring) for name in KEYS)
+_WRITERS: Final = tuple(_JSON.get(name, encode_basestring) for name in KEYS)
 _EXTRA: Final = KEYS.index("extra")
 _LINE: Final = "{" + ", ".join(f'"{name}": %s' for name in (*KEYS, "group")) + "}\n"
 
@@ -170,10 +171,10 @@ SHOWN: Final = ", ".join(KEYS)
 """The columns of an outcome, in its order."""
 TAKEN: Final = f"number, {', '.join(COLUMNS)}"
 """The columns of a row that is worked on."""
-_CHANGING: Final = (
+CHANGING: Final = (
     *("state", "ref", "task_id", "sent_at", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time"),
     *("urls", "files", "download", "credits", "error"),
 )
-_changing: Final = itemgetter(*_CHANGING)
-# The same one for all changes. Those of an index that stay as they are would be written to it anew.
-_WRITE: Final = f"UPDATE requests SET {' = ?, '.join(_CHANGING)} = ?, checksum = ? WHERE number = ?"  # noqa: S608  constants
+_changing: Final = itemgetter(*CHANGING)
+# For all changes. What an index holds and no change touches is left out: it would be written to the index anew.
+_WRITE: Final = f"UPDATE requests SET {' = ?, '.join(CHANGING)} = ?, checksum = ? WHERE number = ?"  # noqa: S608  constants

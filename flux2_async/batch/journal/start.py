@@ -10,7 +10,7 @@ from typing import Final
 import attrs
 
 from flux2_async.batch.journal.checksums import update
-from flux2_async.batch.journal.rows import stored
+from flux2_async.batch.journal.rows import CHANGING, stored
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import Failure, State
 
@@ -21,12 +21,9 @@ ASKED_FOR: Final = "run = (SELECT max(number) FROM runs)"
 # What the input asks for now, and whatever else was ever sent.
 WANTED: Final = f"({ASKED_FOR} OR state <> 'queued')"
 
-_FORGOTTEN: Final = (
-    *("ref", "task_id", "submitted_at", "finished_at", "saved_at", "create_time", "complete_time", "download"),
-    *("credits", "error"),
-)
-# Nothing is left of what became of it before.
-ANEW: Final = dict.fromkeys(_FORGOTTEN, "NULL") | {"state": "'queued'", "urls": "'[]'", "files": "'[]'"}
+# Of what became of it before it is only known when it was sent.
+ANEW: Final = {name: "NULL" for name in CHANGING if name != "sent_at"}
+ANEW.update(state="'queued'", urls="'[]'", files="'[]'")
 # A success without a picture, which was charged; a failed task costs nothing unless its record says so.
 CHARGED_UNTOLD: Final = "(credits IS NULL AND state = 'failed' AND json_extract(error, '$.type') = 'EmptyResultError')"
 RETRY_FAILED: Final = update(

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from flux2_async import (
     Attached,
+    Budget,
     Callbacks,
     ImageResult,
     ImageToImage,
@@ -205,6 +206,18 @@ async def test_what_does_not_become_a_task(fault: Fault, error: str, refusals: i
     assert out.named("generate_content") == []
     assert [point.attributes["error.type"] for point in out.points("gen_ai.client.inference.duration")] == [error]
     assert out.total("flux2.client.refusals") == refusals
+    assert out.total("flux2.client.waiting") == 0
+
+
+async def test_what_a_budget_refuses() -> None:
+    """Its submission ended as refused, and is no refusal of the service: nothing was sent that could be timed."""
+    out = exported()
+    async with emulated(budget=Budget(1), observers=[out.telemetry]) as (flux, _):
+        await error_of(flux.submit(REQUEST))
+
+    submission = said(out.one("submit"))
+    assert (submission["error.type"], submission["flux2.submission.state"]) == ("BudgetExceededError", "refused")
+    assert out.points("flux2.client.refusals") == out.points("gen_ai.client.inference.duration") == []
     assert out.total("flux2.client.waiting") == 0
 
 

@@ -31,7 +31,7 @@ a period or more: others may have noticed the loss two periods ago, send by them
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import attrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
@@ -41,7 +41,7 @@ from flux2_async._limiter.permit import PermitEvent
 from flux2_async._limiter.window import CLOCK_MARGIN
 from flux2_async._limiter.windows import Tickets, Windows
 from flux2_async.coordination.contract import Answer, Hint, Known, Settlement, Terms
-from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, PermitQueue
+from flux2_async.coordination.permit_queue import ASK_WHILE_KEPT_BACK, Asked, PermitQueue
 from flux2_async.models import RateLimit
 
 FORMAT: Final = 7
@@ -186,27 +186,11 @@ class AccountState:
         self._forget(peer, now)
         self._keep_to_lowest(now)
 
-    def acquire(
-        self,
-        peer: str,
-        known: Known,
-        want: int,
-        now: float,
-        *,
-        groups: Mapping[str, int] | None = None,
-        first: Iterable[str] = (),
-        bound: int | None = None,
-        most: int | None = None,
-    ) -> Answer | None:
-        """Lend permits to a process, as many as are its share now; None: it has to join.
-
-        With 0 as `want` it leaves the queue. For the rest see `PermitQueue.enter`; without `groups` all are for those
-        that have none.
-        """
+    def acquire(self, peer: str, known: Known, want: int, now: float, **asked: Unpack[Asked]) -> Answer | None:
+        """Lend permits to a process, as many as are its share now; None: it has to join. With 0 it leaves the queue."""
         if not self._is_there(peer, known, now):
             return None
-        groups = {"": want} if groups is None else groups
-        self._queue.enter(peer, want, groups, now, first=first, bound=bound, most=most)
+        self._queue.enter(peer, want, now, **asked)
         share: Sequence[str] = ()
         kept = 0
         if self._until <= now:

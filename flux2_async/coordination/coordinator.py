@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from flux2_async.coordination.account_state import PEER_SEEN_FOR, AccountState
 from flux2_async.coordination.contract import Answer, Hint, Known, Message, Settlement, Terms, decode_message
+from flux2_async.coordination.permit_queue import Asked
 from flux2_async.coordination.shared_texts import SharedTexts
 from flux2_async.coordination.store import Coordination, Kept, Life, finish
 from flux2_async.errors import ConfigurationError, CoordinationError
@@ -86,7 +87,7 @@ class Coordinator(SharedTexts):
     async def acquire(self, want: int, groups: Mapping[str, int] | None = None, first: Collection[str] = ()) -> Answer:
         """Ask for as many permits as can be used at once; see `AccountState.acquire`."""
         terms = self._terms
-        asked: dict[str, Any] = {"groups": groups, "first": first, "bound": terms.per_group, "most": terms.max_running}
+        asked: Asked = {"groups": groups, "first": first, "bound": terms.per_group, "most": terms.max_running}
 
         def lend(state: AccountState, now: float) -> Answer | None:
             self._search(state, now)

@@ -12,12 +12,29 @@ that were to come after it come at once.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 import attrs
 
 # Seconds after which a process asks again whose groups are kept back: whoever died since has told nobody.
 ASK_WHILE_KEPT_BACK: Final = 1.0
+
+
+class Asked(TypedDict, total=False):
+    """What a process says of the permits that it wants.
+
+    Attributes:
+        groups: How many for each; with 0 a group keeps its place while others of this process go first. None: all are
+            for those without a group.
+        first: The groups of those that were refused.
+        bound: How many of a group may run at once; None: any number.
+        most: Likewise of all.
+    """
+
+    groups: Mapping[str, int] | None
+    first: Iterable[str]
+    bound: int | None
+    most: int | None
 
 
 @attrs.define(eq=False)
@@ -70,31 +87,17 @@ class PermitQueue:
         """Whether several groups take turns."""
         return len(self._lines) > 1
 
-    def enter(
-        self,
-        peer: str,
-        want: int,
-        groups: Mapping[str, int],
-        now: float,
-        *,
-        first: Iterable[str] = (),
-        bound: int | None = None,
-        most: int | None = None,
-    ) -> None:
-        """Let a process wait, or go on waiting.
-
-        It can use `want` permits now, and so many for each of `groups`; with 0 a group keeps its place while others of
-        this process go first. In the groups `first` are those that were refused. Of a group `bound` tasks may run at
-        once, of all `most`; None: any number.
-        """
-        self._peers[peer] = _Waiting(want, now, now, bound, most)
+    def enter(self, peer: str, want: int, now: float, **asked: Unpack[Asked]) -> None:
+        """Let a process wait, or go on waiting, for as many permits as it can use now."""
+        groups = {"": want} if (given := asked.get("groups")) is None else given
+        self._peers[peer] = _Waiting(want, now, now, asked.get("bound"), asked.get("most"))
         self._remove(peer, {group for group in self._lines if group not in groups})
         fewest = min((line.rounds for line in self._lines.values()), default=0)
         for group, count in groups.items():
             line = self._lines.setdefault(group, _Line(fewest))
             place = line.places.setdefault(peer, _Place(peer, count))
             place.want, place.kept_back = count, False
-        for group in first:
+        for group in asked.get("first", ()):
             line = self._lines[group]
             line.rounds = fewest
             line.places = {peer: line.places[peer], **line.places}

@@ -3,7 +3,7 @@
 import ast
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from pkgutil import get_data
 
 from cyclopts import App, CycloptsError
 
@@ -27,7 +27,8 @@ app.register_install_completion_command(help="Install completion for this shell;
 
 def _register(module: str, *names: str) -> None:
     """Make functions of a module commands; their words are read from its text, since importing it takes its time."""
-    for node in ast.parse(Path(__file__).with_name(f"{module}.py").read_text("utf-8")).body:
+    # By the loader, which may be one of archives.
+    for node in ast.parse(get_data("flux2_async.cli", f"{module}.py") or b"").body:
         if isinstance(node, ast.FunctionDef) and node.name in names:
             # What is behind are the words that its parameters say of themselves.
             text = (ast.get_docstring(node) or "").partition("\n\nArgs:")[0]

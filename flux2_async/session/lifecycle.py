@@ -79,6 +79,16 @@ class Lifecycle:
         """Whether it is closed, or about to be."""
         return self._closing is not None
 
+    def last(self) -> "Parts":
+        """Give the parts that are open, or were when it was open last.
+
+        Raises:
+            SessionClosedError: It never was.
+        """
+        if self.parts is None:
+            raise SessionClosedError(NOT_OPEN)
+        return self.parts
+
     def usable(self) -> "Parts":
         """Give the parts of a session that is open in this event loop.
 

@@ -14,7 +14,7 @@ import aiohttp
 
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._shown.frames import made_without_frames, showable
-from flux2_async.errors import ConfigurationError, RateLimitedError, SessionClosedError, TaskNotFoundError
+from flux2_async.errors import ConfigurationError, RateLimitedError, TaskNotFoundError
 from flux2_async.models import Polling, RateLimit, Request, Timeouts, UploadedFile
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_limits, checked_user_agent, name_taken
@@ -28,9 +28,6 @@ from flux2_async.session.arguments import (
     too_late,
     unrecovered,
 )
-from flux2_async.session.lifecycle import NOT_OPEN, Lifecycle, Unsettled
-from flux2_async.session.options import Options
-from flux2_async.tasks.observers import Observers
 
 if TYPE_CHECKING:
     from flux2_async.coordination.store import Coordination
@@ -41,6 +38,7 @@ if TYPE_CHECKING:
     from flux2_async.session.as_completed import Requests
     from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.session.enqueued import SubmissionHandle
+    from flux2_async.session.lifecycle import Unsettled
     from flux2_async.session.submission import OnSend, SubmissionSteps
     from flux2_async.tasks import Completion, ImageTask
     from flux2_async.webhooks import Callback
@@ -132,6 +130,10 @@ class Flux2Session:
         # Error reporters print the local variables of whoever raises.
         key = None if api_key is None else Secret(api_key)
         del api_key
+        from flux2_async.session.lifecycle import Lifecycle  # noqa: PLC0415  who imports the class may make none
+        from flux2_async.session.options import Options  # noqa: PLC0415  likewise
+        from flux2_async.tasks.observers import Observers  # noqa: PLC0415  likewise
+
         check_given(key, base_url, upload_url, service)
         self._service = service or APIKLEY
         if taken := name_taken(self._service, headers := checked_headers(headers or {})):
@@ -208,7 +210,7 @@ class Flux2Session:
             self._options.callbacks.read_environment(needed=self._options.coordination is not None)
         await self._life.open(self._credentials())
 
-    async def aclose(self, grace: float = 5.0) -> Unsettled:
+    async def aclose(self, grace: float = 5.0) -> "Unsettled":
         """Close the session; calling it again gives the same answer.
 
         createTask calls under way are given `grace` seconds. What waits then, `open` included, ends with
@@ -705,11 +707,9 @@ class Flux2Session:
         Raises:
             SessionClosedError: It was never opened.
         """
-        if self._life.parts is None:
-            raise SessionClosedError(NOT_OPEN)
         from flux2_async.session.parts import statistics_of  # noqa: PLC0415  loaded when it was opened
 
-        return statistics_of(self._life.parts, self._observers.steps)
+        return statistics_of(self._life.last(), self._observers.steps)
 
     @property
     def service(self) -> Service:

@@ -165,7 +165,7 @@ __all__ = [
 
 # Lightest first: a name is looked for in their lists.
 _HOMES = (
-    *("errors", "models", "models.service", "models.submission_state", "tasks", "session", "models.events"),
+    *("errors", "models", "session", "tasks", "models.service", "models.submission_state", "models.events"),
     *("models.expectation", "models.budget"),
 )
 

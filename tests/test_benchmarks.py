@@ -175,7 +175,7 @@ def test_imports_are_compared_with_aiohttp() -> None:
     assert [row[0] for row in table.rows] == [
         "import aiohttp",
         "import flux2_async",
-        "open and close the first session",
+        "make, open and close the first session",
     ]
     assert all(positive(row[1:2]) for row in table.rows)
 

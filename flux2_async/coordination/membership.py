@@ -42,9 +42,6 @@ class Member(Protocol):
     def on_lost(self) -> None:
         """Hear that it is none any more."""
 
-    def on_paused(self, until: float, /) -> None:
-        """Hear of a pause that was news to the shared state, until a time of the loop."""
-
 
 class Membership:
     """Asks a coordinator and keeps the session a member.
@@ -55,14 +52,13 @@ class Membership:
         patience: Longest time between two tries to join, seconds.
 
     Attributes:
-        member: As given.
         joined: Whether the session is a member.
         term: Counts memberships; an answer to a question of an earlier one must not be used.
     """
 
     def __init__(self, coordinator: Coordinator, member: Member, *, patience: float = LAST_RETRY) -> None:
         self._coordinator = coordinator
-        self.member: Member = member
+        self._member = member
         self._patience = min(patience, LAST_RETRY)
         self._loop = asyncio.get_running_loop()
         # Infinity before it tries to join for the first time.
@@ -106,7 +102,7 @@ class Membership:
                 if term == self.term:
                     self.joined = False
                     self.term += 1
-                    self.member.on_lost()
+                    self._member.on_lost()
                     self._rejoin_soon()
                 raise
         if term != self.term:
@@ -137,7 +133,7 @@ class Membership:
                 wait = min(2 * wait, self._patience)
 
     async def _join(self) -> None:
-        held, keeps = self.member.possessions()
+        held, keeps = self._member.possessions()
         now = self._loop.time()
         # Others may have noticed earlier than this session, but none before it heard the last answer.
         answer = await self._coordinator.join(held, keeps, alone=max(now - self._heard_at, 0.0))
@@ -145,7 +141,7 @@ class Membership:
         if self._warned:
             self._warned = False
             logger.info("the shared state of this account is back")
-        self.member.on_joined(answer)
+        self._member.on_joined(answer)
         await self._coordinator.tell(Message("peers", peers=answer.peers))
 
     def _warn(self, error: CoordinationError) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import attrs
@@ -26,8 +27,10 @@ class Settling:
         out: Leases of which the shared state has not heard the end.
     """
 
-    def __init__(self, membership: Membership, coordinator: Coordinator) -> None:
+    def __init__(self, membership: Membership, coordinator: Coordinator, on_paused: Callable[[float], None]) -> None:
         self._membership = membership
+        # Told of a pause that was news to the shared state, until a time of the loop.
+        self._on_paused = on_paused
         self._coordinator = coordinator
         self._loop = asyncio.get_running_loop()
         # Each with the loop time at which it happened.
@@ -77,4 +80,4 @@ class Settling:
                     if isinstance(news, Settlement) and news.event is not PermitEvent.THROTTLED:
                         self.out.discard(news.lease)
                 if pause:
-                    self._membership.member.on_paused(now + pause)
+                    self._on_paused(now + pause)

@@ -21,7 +21,7 @@ from yarl import URL
 from flux2_async._http.borrowed import route_of
 from flux2_async._http.exchange import HEADER_LIMITS
 from flux2_async._http.failures import failure_text
-from flux2_async._http.pooled_connector import PooledConnector
+from flux2_async._http.unasked import only_asked
 from flux2_async._protocol.addresses import is_public_address, is_public_number, redirected, split_address
 from flux2_async._version import USER_AGENT
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TransportError
@@ -35,7 +35,7 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 async def _anonymous(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     """Leave out what a netrc file put on a request: signed addresses are refused when it comes along."""
     request.headers.pop("Authorization", None)
-    return await handler(request)
+    return await only_asked(request, handler)
 
 
 @attrs.frozen
@@ -159,7 +159,7 @@ class FileTransport:
                     sock_connect=self._limits.sock_connect,
                 ),
                 allow_redirects=False,
-                middlewares=() if address.user else (_anonymous,),
+                middlewares=(only_asked if address.user else _anonymous,),
                 raise_for_status=False,
                 auto_decompress=True,
                 **HEADER_LIMITS,
@@ -197,7 +197,7 @@ class FileTransport:
         if self._public is None:
             route = route_of(http.connector)
             inner = route.pop("socket_factory", None)
-            connector = PooledConnector(**route, socket_factory=_public_sockets(inner))
+            connector = aiohttp.TCPConnector(**route, socket_factory=_public_sockets(inner))
             self._public = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self._public
 

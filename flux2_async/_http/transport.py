@@ -11,8 +11,8 @@ from flux2_async._http.borrowed import ConnectorFactory, check_borrowed, make_co
 from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import HEADER_LIMITS, LIKE_OURS, Failure, exchange
 from flux2_async._http.fresh_connector import FreshConnector
-from flux2_async._http.pooled_connector import PooledConnector
 from flux2_async._http.post import Route
+from flux2_async._http.unasked import only_asked
 from flux2_async._protocol.codec import Reply
 from flux2_async.errors import SessionClosedError, TransportError
 from flux2_async.models import Timeouts
@@ -86,7 +86,7 @@ class Transport:
         timeout = aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect)
         self._route = Route(own, connector, self._credentials, timeout, self._timeouts.submit)
         self._http = self._borrowed or aiohttp.ClientSession(
-            connector=PooledConnector() if self._make_connector is None else make_connector(None, self._make_connector),
+            connector=None if self._make_connector is None else make_connector(None, self._make_connector),
             cookie_jar=aiohttp.DummyCookieJar(),
             **HEADER_LIMITS,
         )
@@ -179,7 +179,7 @@ class Transport:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         self._credentials.authorize(request)
-        return await handler(request)
+        return await only_asked(request, handler)
 
     def _check_usable(self, http: aiohttp.ClientSession) -> None:
         if self._closed:

@@ -32,8 +32,8 @@ from flux2_async.session.session import Flux2Session
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
-# Seconds between two forecasts for onlookers.
-ASKED_EVERY: Final = 2.0
+# Seconds between two forecasts for onlookers; each costs as much as a few requests.
+ASKED_EVERY: Final = 10.0
 
 
 class Batch:

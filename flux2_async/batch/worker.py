@@ -65,14 +65,15 @@ class Worker:
 
     async def work(self) -> Outcome | None:
         """Bring the request as far as it goes; None when it stays in the queue, or nobody knows what became of it."""
-        if self.row.state is State.DONE:
+        state = self.row.state
+        if state is State.DONE:
             return await self._save()
-        if self.row.state is State.SUBMITTED:
+        if state is State.SUBMITTED:
             attached = self.flux.attach(self.row.task_id or "")
             if attached.group is None and attached.metadata is None:
                 attached.group, attached.metadata = self._group, self.row.extra or None
             return await self._finish(attached)
-        task = await (self._resend() if self.row.state is State.UNKNOWN else self._submit())
+        task = await (self._resend() if state is State.UNKNOWN else self._submit())
         return await self._finish(task) if isinstance(task, ImageTask) else task
 
     @property

@@ -40,7 +40,7 @@ class Row:
     @property
     def state(self) -> State:
         """Where it is."""
-        return State(self.columns["state"])
+        return _STATES[self.columns["state"]]
 
     @property
     def ref(self) -> str | None:
@@ -138,13 +138,15 @@ def _extra(text: str) -> dict[str, Any]:
     return extra
 
 
+# Calling an enumeration takes as long as all else about a column.
+_STATES: Final = {state.value: state for state in State}
 in_utc: Final[Callable[[float], datetime]] = partial(datetime.fromtimestamp, tz=UTC)
 # Columns that hold something else than the field of `Outcome`.
 READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(LISTS, _strings),
     **dict.fromkeys(TIMES, in_utc),
-    "state": State,
-    "download": Download,
+    "state": _STATES.__getitem__,
+    "download": {download.value: download for download in Download}.__getitem__,
     "error": _failure,
     "extra": _extra,
 }

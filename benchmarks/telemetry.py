@@ -1,59 +1,85 @@
-"""What telemetry costs: instructions of the hot loop, and CPU of tasks at own defaults in real time, long enough.
+"""What telemetry costs, in instructions per task: of the hot loop, and of tasks as they are, over TLS.
 
-The hot loop is the dearest way to look at it: its tasks are finished at the first poll, and nothing waits. Each span is
-recorded and goes to an exporter that does nothing with it.
+In the hot loop a task is finished at the first poll, nothing waits, and nothing is encrypted, so that hardly anything
+is left beside telemetry. The real case is a task of twelve seconds with the library's own settings over HTTPS, as the
+service is: each createTask makes a connection of its own. Ended spans go in batches, as programs have it, to an
+exporter that does nothing with them: what sending them costs is the exporter's matter.
 """
 
-import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import attrs
 
-from benchmarks import alone, cold, contenders, cpu, instructions, service
+from benchmarks import cold, instructions, service
 from benchmarks.contenders import OBSERVED, OURS, Setting
 from benchmarks.table import Table
 
-# What comes in the steady state, after a first wave that is not counted.
-TASKS: Final = 100
+# How it is observed: by whom, and which part of the traces is recorded, by a sampler that drops the others.
+WAYS: Final = {
+    "not observed": (OURS, 0.0),
+    "every span recorded": (OBSERVED, 1.0),
+    "a tenth of the traces recorded": (OBSERVED, 0.1),
+    "metrics alone": (OBSERVED, 0.0),
+}
 
 
-async def seconds(name: str, setting: dict[str, Any], tasks: int, first: int) -> float:
-    """CPU seconds of this process for one task; the session keeps to its limit, so their number sets the time."""
-    async with contenders.entered(name, Setting(**setting)) as contender:
-        await cpu.waves(contender, 1, first)
-        before = time.process_time()
-        await cpu.waves(contender, 1, tasks)
-        return (time.process_time() - before) / tasks
+@attrs.frozen
+class Case:
+    """What is done.
+
+    Attributes:
+        title: What it is called.
+        secure: Whether over TLS.
+        at_once: Tasks in a wave.
+        waves: Of the shorter and of the longer run.
+        service: Options of `benchmarks.server`.
+        setting: What the library is told.
+    """
+
+    title: str
+    secure: bool = False
+    at_once: int = instructions.AT_ONCE
+    waves: Sequence[int] = instructions.WAVES
+    service: dict[str, float] = attrs.field(factory=dict)
+    setting: dict[str, Any] = attrs.field(factory=dict)
 
 
-def measure_cpu(
-    repeats: int, tasks: int = TASKS, first: int = cold.TASKS, duration: float = cold.DURATION, **defaults: float
-) -> Table:
-    """Compare a session that is observed with one that is not, in turns, so that a busy machine hits both alike."""
-    taken: dict[str, list[float]] = {OURS: [], OBSERVED: []}
-    polls: list[float] = []
-    for _ in range(repeats):
-        for name, found in taken.items():
-            with service.running(duration=duration) as running:
-                setting = attrs.asdict(Setting(**{**attrs.asdict(running), **cold.DEFAULTS, **defaults}))
-                found.append(1e3 * alone.call(seconds, name=name, setting=setting, tasks=tasks, first=first))
-                polls.append(running.books().polls / (tasks + first))
-    pairs = [100 * (on / off - 1) for off, on in zip(*taken.values(), strict=True)]
-    rows = [
-        *([name, statistics.median(found), min(found), max(found)] for name, found in taken.items()),
-        ["more, in % of each pair", statistics.median(pairs), min(pairs), max(pairs)],
-    ]
-    return Table(
-        f"CPU of a task of {duration:g} s that is observed by telemetry, in real time",
-        ["", "ms per task", "least", "most"],
-        rows,
-        [f"median of {repeats} pairs of processes, {tasks} tasks each; {statistics.mean(polls):.1f} polls a task"],
-    )
+HOT: Final = (Case("hot loop"), Case("hot loop, TLS", secure=True))
+REAL: Final = Case(
+    f"{cold.DURATION:g} s, own settings, TLS",
+    secure=True,
+    at_once=5,
+    waves=(1, 5),
+    service={"duration": cold.DURATION},
+    setting=cold.DEFAULTS,
+)
 
 
-def measure(repeats: int) -> Iterator[Table]:
-    """Compare both."""
-    yield instructions.measure([OURS, OBSERVED])
-    yield measure_cpu(repeats)
+def measure(cases: Sequence[Case] = (*HOT, REAL)) -> Table:
+    """Compare a session that is observed with one that is not; two processes at a time, as `instructions` has it."""
+    columns = ["", "observed", "thousand instructions per task", "more, in %", "polls per task"]
+    title = "Instructions per task of a session that is observed by telemetry"
+    command = instructions.counter()
+    if command is None:
+        return Table(title, columns, [], [instructions.UNAVAILABLE])
+
+    def count(case: Case, way: str) -> tuple[float, float]:
+        name, recorded = WAYS[way]
+        with service.running(secure=1, **case.service) as running:
+            setting = Setting(**attrs.asdict(running), secure=case.secure, recorded=recorded, **case.setting)
+            found = instructions.instructions(command, setting, case.waves, case.at_once, name)
+            books = running.books()
+        return found, books.polls / books.created
+
+    rows: list[list[Any]] = []
+    with ThreadPoolExecutor(2) as pool:
+        for case in cases:
+            counts = list(pool.map(count, [case] * len(WAYS), WAYS))
+            alone = counts[0][0]
+            rows += [
+                [case.title, way, found / 1000, 100 * (found / alone - 1), polls]
+                for way, (found, polls) in zip(WAYS, counts, strict=True)
+            ]
+    return Table(title, columns, rows, ["two reference pictures by their addresses; downloads are not counted"])

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from benchmarks import (
     stream,
     telemetry,
 )
-from benchmarks.contenders import FLOOR, FRESH, OBSERVED, OURS, Setting
+from benchmarks.contenders import FLOOR, FRESH, OURS, Setting
 from benchmarks.table import Table
 
 BOTH = [FLOOR, OURS]
@@ -90,7 +90,7 @@ def test_instructions_are_counted_or_said_to_be_unavailable(monkeypatch: pytest.
     """Without a counter the table says so instead of giving numbers."""
     monkeypatch.setattr(instructions, "counter", lambda: None)
 
-    for table in (instructions.measure(BOTH), receiving.measure_instructions()):
+    for table in (instructions.measure(BOTH), receiving.measure_instructions(), telemetry.measure()):
         assert table.rows == []
         assert "not available" in table.notes[0]
 
@@ -208,13 +208,20 @@ def test_cold_start_compares_the_loop_with_us() -> None:
     assert all(positive(row[1:4]) and row[2] >= 1 for row in table.rows)
 
 
-def test_telemetry_is_compared_in_turns() -> None:
-    """A session that is observed and one that is not, in real time, and how much more it takes."""
-    table = telemetry.measure_cpu(1, tasks=2, first=1, duration=0.2)
+@pytest.mark.usefixtures("here")
+def test_telemetry_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that is observed in each way is held against one that is not, with the polls that both made."""
 
-    assert [row[0] for row in table.rows[:2]] == [OURS, OBSERVED]
-    assert all(positive(row[1:]) for row in table.rows[:2])
-    assert len(table.rows) == 3
+    def counted(_: object, function: Callable[..., Awaitable[Any]], **arguments: Any) -> int:
+        alone.call(function, **arguments)
+        return 3000 * int(arguments["count"])
+
+    monkeypatch.setattr(instructions, "counter", lambda: print)
+    monkeypatch.setattr(instructions, "counted", counted)
+    table = telemetry.measure([telemetry.Case("TLS", secure=True, at_once=2, waves=(1, 2))])
+
+    assert [row[1] for row in table.rows] == [*telemetry.WAYS]
+    assert all(row[2:4] == [1.5, 0.0] and row[4] >= 1 for row in table.rows)
 
 
 @pytest.mark.usefixtures("here")

@@ -26,6 +26,8 @@ class Setting:
         price: For this library: seconds of lag that a look is worth. None: it looks after each `interval`, like others.
         images: Reference pictures of a request, given by their addresses; 0 for text-to-image. Clients of other
             services have one kind of request.
+        secure: For this library: whether over TLS.
+        recorded: Where it is observed: which part of the traces is recorded; 0: no spans are made.
     """
 
     url: str
@@ -36,6 +38,8 @@ class Setting:
     interval: float = 0.1
     price: float | None = None
     images: int = 2
+    secure: bool = False
+    recorded: float = 1.0
 
     def addresses(self) -> list[str]:
         """The addresses of a request's pictures."""

@@ -1,8 +1,10 @@
 """This library."""
 
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
+import aiohttp
 import attrs
 
 from benchmarks.contenders import Setting
@@ -33,7 +35,11 @@ async def entered(setting: Setting) -> AsyncIterator[Ours]:
     """See `contenders.entered`."""
     rate_limit = RateLimit(setting.limit, setting.period) if setting.limit else None
     polling = Polling(interval=setting.interval) if setting.price is None else Polling(price=setting.price)
-    async with Flux2Session(
-        "key", base_url=setting.url, rate_limit=rate_limit, max_running=None, polling=polling
-    ) as flux:
-        yield Ours(flux, setting.addresses())
+    async with AsyncExitStack() as stack:
+        http, url = None, setting.url
+        if setting.secure:
+            trusting = ssl.create_default_context(cafile=setting.certificate)
+            connector = aiohttp.TCPConnector(ssl=trusting, limit=0)
+            http, url = await stack.enter_async_context(aiohttp.ClientSession(connector=connector)), setting.secure_url
+        flux = Flux2Session("key", base_url=url, rate_limit=rate_limit, max_running=None, polling=polling, http=http)
+        yield Ours(await stack.enter_async_context(flux), setting.addresses())

@@ -64,10 +64,18 @@ def counted(command: Command, function: Callable[..., Awaitable[Any]], **argumen
     return int(found[1])
 
 
-def instructions(command: Command, setting: Setting, waves: Sequence[int], at_once: int, name: str) -> float:
+def instructions(
+    command: Command,
+    setting: Setting,
+    waves: Sequence[int],
+    at_once: int,
+    name: str,
+    *,
+    work: Callable[..., Awaitable[Any]] = cpu.seconds_per_task,
+) -> float:
     """Instructions of one task of a contender."""
     arguments: dict[str, Any] = {"name": name, "setting": attrs.asdict(setting), "at_once": at_once}
-    counts = [counted(command, cpu.seconds_per_task, count=count, **arguments) for count in waves]
+    counts = [counted(command, work, count=count, **arguments) for count in waves]
     return (counts[1] - counts[0]) / ((waves[1] - waves[0]) * at_once)
 
 

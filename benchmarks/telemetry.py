@@ -6,13 +6,14 @@ service is: each createTask makes a connection of its own. Ended spans go in bat
 exporter that does nothing with them: what sending them costs is the exporter's matter.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import attrs
 
-from benchmarks import cold, instructions, service
+from benchmarks import cold, contenders, cpu, instructions, service
 from benchmarks.contenders import OBSERVED, OURS, Setting
 from benchmarks.table import Table
 
@@ -25,6 +26,21 @@ WAYS: Final = {
 }
 
 
+# Seconds between two tasks; more often, and it would be chance how many connections their polls take.
+APART: Final = 1.0
+
+
+async def spread(name: str, setting: dict[str, Any], count: int, at_once: int) -> None:
+    """Take tasks through of which one begins each second; `at_once` and `count` together are their number."""
+    async with contenders.entered(name, Setting(**setting)) as contender:
+
+        async def later(number: int) -> None:
+            await asyncio.sleep(number * APART)
+            await cpu.one(contender, number)
+
+        await asyncio.gather(*map(later, range(count * at_once)))
+
+
 @attrs.frozen
 class Case:
     """What is done.
@@ -32,32 +48,37 @@ class Case:
     Attributes:
         title: What it is called.
         secure: Whether over TLS.
+        work: Takes tasks through, as `cpu.seconds_per_task` does.
         at_once: Tasks in a wave.
         waves: Of the shorter and of the longer run.
-        service: Options of `benchmarks.server`.
+        duration: Seconds that a task takes.
         setting: What the library is told.
     """
 
     title: str
     secure: bool = False
+    work: Callable[..., Awaitable[Any]] = cpu.seconds_per_task
     at_once: int = instructions.AT_ONCE
     waves: Sequence[int] = instructions.WAVES
-    service: dict[str, float] = attrs.field(factory=dict)
+    duration: float = 0.0
     setting: dict[str, Any] = attrs.field(factory=dict)
 
 
-HOT: Final = (Case("hot loop"), Case("hot loop, TLS", secure=True))
-REAL: Final = Case(
-    f"{cold.DURATION:g} s, own settings, TLS",
-    secure=True,
-    at_once=5,
-    waves=(1, 5),
-    service={"duration": cold.DURATION},
-    setting=cold.DEFAULTS,
+CASES: Final = (
+    Case("hot loop"),
+    Case("hot loop, TLS", secure=True),
+    Case(
+        f"{cold.DURATION:g} s, own settings, TLS",
+        secure=True,
+        work=spread,
+        waves=(1, 4),
+        duration=cold.DURATION,
+        setting=cold.DEFAULTS,
+    ),
 )
 
 
-def measure(cases: Sequence[Case] = (*HOT, REAL)) -> Table:
+def measure(cases: Sequence[Case] = CASES) -> Table:
     """Compare a session that is observed with one that is not; two processes at a time, as `instructions` has it."""
     columns = ["", "observed", "thousand instructions per task", "more, in %", "polls per task"]
     title = "Instructions per task of a session that is observed by telemetry"
@@ -67,9 +88,9 @@ def measure(cases: Sequence[Case] = (*HOT, REAL)) -> Table:
 
     def count(case: Case, way: str) -> tuple[float, float]:
         name, recorded = WAYS[way]
-        with service.running(secure=1, **case.service) as running:
+        with service.running(secure=1, duration=case.duration) as running:
             setting = Setting(**attrs.asdict(running), secure=case.secure, recorded=recorded, **case.setting)
-            found = instructions.instructions(command, setting, case.waves, case.at_once, name)
+            found = instructions.instructions(command, setting, case.waves, case.at_once, name, work=case.work)
             books = running.books()
         return found, books.polls / books.created
 

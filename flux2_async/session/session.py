@@ -665,13 +665,14 @@ class Flux2Session:
             observer: A plain function, called in the event loop with a `SessionEvent` each time: `Queued` and
                 `SubmissionChanged` for every step of a submission, `Paused` and `LimitLearned` after 429s,
                 `OutageBegan` and `OutageEnded`, `Attached`, `Polled`, `StateChanged` and `Settled` of tasks, `Uploaded`
-                and `Downloaded` of files. It decides nothing; what it raises is logged once.
+                and `Downloaded` of files. It decides nothing; what it raises is logged once. One with an attribute
+                `wants`, a set of these classes and of members of `SubmissionEvent`, is told of those alone.
 
         Returns:
             A function without arguments that ends it.
 
         Raises:
-            ConfigurationError: `observer` cannot be called, or is asynchronous.
+            ConfigurationError: `observer` cannot be called, or is asynchronous, or its `wants` is no such set.
         """
         self._observers.add(check_observer(observer))
         return partial(self._observers.remove, observer)

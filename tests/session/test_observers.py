@@ -338,6 +338,16 @@ def test_what_cannot_observe(wrong: Any) -> None:
         Flux2Session("key").observe(wrong)
 
 
+@pytest.mark.parametrize("wants", [{"Settled"}, [Settled], {Settled, "accepted"}])
+def test_what_cannot_be_wanted(wants: object) -> None:
+    """Names instead of classes, and lists, are refused: the observer would be told of nothing, or of everything."""
+    observer = type("Observer", (), {"__call__": print, "wants": wants})()
+    with pytest.raises(
+        ConfigurationError, match="must be a set of classes of events and of members of SubmissionEvent"
+    ):
+        Flux2Session("key", observers=[observer])
+
+
 def test_one_observer_without_a_list() -> None:
     """A function where a list of functions belongs is told as such."""
     observe: Callable[[SessionEvent], object] = print

@@ -341,7 +341,7 @@ def test_what_cannot_observe(wrong: Any) -> None:
 @pytest.mark.parametrize("wants", [{"Settled"}, [Settled], {Settled, "accepted"}])
 def test_what_cannot_be_wanted(wants: object) -> None:
     """Names instead of classes, and lists, are refused: the observer would be told of nothing, or of everything."""
-    observer = type("Observer", (), {"__call__": print, "wants": wants})()
+    observer: Any = type("Observer", (), {"__call__": print, "wants": wants})()
     with pytest.raises(
         ConfigurationError, match="must be a set of classes of events and of members of SubmissionEvent"
     ):

@@ -31,6 +31,8 @@ KEEP: Final = 50.0
 # The plan is made anew with so much news, as a share of the polls that are known, at most so many.
 NEWS: Final = 0.1
 POLLS: Final = 200.0
+# Of a kind that nobody plans by.
+SELDOM: Final = 2000.0
 # Found by simulating narrow, wide, two-mode and memoryless durations; the figures depend little on them.
 NEIGHBOURS: Final = 3
 WEIGHT_OF_NEIGHBOURS: Final = tuple(4.0 * width for width in WIDTHS)
@@ -59,6 +61,7 @@ class Hazard:
         "_news",
         "_partly",
         "_planned",
+        "_polls",
         "_prior",
         "_survival",
         "_taught",
@@ -78,13 +81,14 @@ class Hazard:
         self._entered = [0] * (BINS + 1)
         self._partly = [0.0] * (BINS + 1)
         self._known = sum(self._ends)
+        self._polls = POLLS
         # Until an end was seen the plan is that of the prior.
         self._taught = self._known > 0.0
         self._fold()
 
     def plan_seldom(self) -> None:
-        """Take in from the first task on what was counted as seldom as of a kind that is well known."""
-        self._known = POLLS
+        """Take in what was counted only as often as older tasks are to fade: nobody plans by it."""
+        self._known = self._polls = SELDOM
 
     def ran(self, begin: float, end: float) -> None:
         """Count a task that was seen to run from one age to another, in seconds."""
@@ -161,7 +165,7 @@ class Hazard:
         self._durations = None
         self._news += 1
         if self._taught and self._news >= NEWS * self._known:
-            self._known = min(self._known + self._news, POLLS)
+            self._known = min(self._known + self._news, self._polls)
             self._fold()
 
     def _fold(self) -> None:

@@ -41,7 +41,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class Times:
     """An observer that notes when answers came, and when first bytes were about to leave."""
 
-    wants = frozenset({"SubmissionChanged", SubmissionEvent.POSTED, SubmissionEvent.ACCEPTED})
+    wants = frozenset({SubmissionEvent.POSTED, SubmissionEvent.ACCEPTED})
 
     def __init__(self) -> None:
         self.at: dict[SubmissionEvent, list[float]] = defaultdict(list)

@@ -45,13 +45,12 @@ class FreshConnection(asyncio.Protocol):
     # Of who waits until it is over.
     _watcher: asyncio.Event | None = None
     _deadline: asyncio.TimerHandle | None = None
-    # Of the request: its body, and the seconds from its first byte to the whole reply.
-    _load: tuple[bytes, float] = b"", 0.0
+    # The request until it leaves: whether it may, its body, and the seconds from its first byte to the whole reply.
+    _request: tuple[Callable[[], bool], bytes, float] | None = None
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._heard: list[bytes] = []
-        self._may_send: Callable[[], bool] | None = None
         self._opened = asyncio.get_running_loop().time()
         handler = connection.protocol
         assert handler is not None, "a connection that was released"  # noqa: S101  its connector just made it
@@ -105,24 +104,21 @@ class FreshConnection(asyncio.Protocol):
 
     def give(self, head: bytes | bytearray | memoryview) -> None:
         """Let the head of its request leave, and the body in the same moment; or cut it, when that must not be."""
-        first, (body, seconds) = not self.given, self._load
-        if first and not self._look():
-            self.abort()
-            return
-        self.given += len(head) + len(body)
-        if first:
+        body = b""
+        if not self.given:
+            request, self._request = self._request, None
+            if not (fresh := self.is_fresh()):
+                self.spoil()
+            if not fresh or request is None or not request[0]():
+                self.abort()
+                return
+            _, body, seconds = request
             # Not before: who stood still between the last look and here has sent nothing late.
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_at(loop.time() + seconds, self._cut)
-        self._load = b"", seconds
+        self.given += len(head) + len(body)
         assert self._transport is not None, "spoiled"  # noqa: S101  one without has been looked at
         self._transport.write(b"".join((head, body)))
-
-    def _look(self) -> bool:
-        if not self.is_fresh():
-            self.spoil()
-            return False
-        return self._may_send is not None and self._may_send()
 
     def use(self, may_send: Callable[[], bool], body: bytes, seconds: float) -> None:
         """Let a request leave over it.
@@ -132,14 +128,14 @@ class FreshConnection(asyncio.Protocol):
             body: Of the request; aiohttp, which would write it in an asyncio task of its own, knows the head alone.
             seconds: So many after the first byte it is cut, where the whole reply is not there.
         """
-        self._may_send, self._load = may_send, (body, seconds)
+        self._request = may_send, body, seconds
 
     def close(self) -> None:
         """Drop it."""
         self.connection.close()
         self._stop_clock()
-        # Who asks for that holds this one, and all that is to be sent.
-        self._may_send = None
+        # Who asks whether it may leave holds this one, and all that is to be sent.
+        self._request = None
         self._dropped = True
         if self._transport is not None:
             self._transport.close()

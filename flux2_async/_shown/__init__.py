@@ -1,1 +1,1 @@
-"""What people see: texts, reports of errors, pages on this machine. Knows nothing of the API."""
+"""What people see: names of packages, texts, reports of errors, pages on this machine. Knows nothing of the API."""

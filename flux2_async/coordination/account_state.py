@@ -68,6 +68,13 @@ class _Lease:
     expires_at: float
 
 
+@attrs.frozen
+class _Peer:
+    until: float
+    # The limits that it was given: of different ones the lowest keeps the promise to all.
+    rates: tuple[RateLimit, ...]
+
+
 @attrs.define(eq=False)
 class AccountState:
     """The shared state of one account.
@@ -92,9 +99,7 @@ class AccountState:
     _until: float = attrs.field(init=False, default=-math.inf)
     _windows: Windows = attrs.field(init=False)
     _leases: dict[str, _Lease] = attrs.field(init=False, factory=dict)
-    _peers: dict[str, float] = attrs.field(init=False, factory=dict)
-    # The limits that each of them was given: of different ones the lowest keeps the promise to all.
-    _rates: dict[str, tuple[RateLimit, ...]] = attrs.field(init=False, factory=dict)
+    _peers: dict[str, _Peer] = attrs.field(init=False, factory=dict)
     _queue: PermitQueue = attrs.field(init=False, factory=PermitQueue)
     # By process and group; and of processes that are gone, with the time until which they count.
     _running: dict[str, dict[str, int]] = attrs.field(init=False, factory=dict)
@@ -106,7 +111,7 @@ class AccountState:
     @property
     def lives_for(self) -> float:
         """Seconds after which a state that nobody asked means nothing any more; infinity while somebody counts."""
-        if math.inf in self._peers.values():
+        if any(peer.until == math.inf for peer in self._peers.values()):
             return math.inf
         return 3600.0 + self._terms.lease + 4 * self._windows.longest
 
@@ -164,7 +169,7 @@ class AccountState:
             self._pause(now + self._windows.longest * CLOCK_MARGIN, now)
         if replaces:
             self._rename(replaces, peer, keeps, now)
-        self._peers[peer], self._rates[peer] = now + seen_for, terms.rates
+        self._peers[peer] = _Peer(now + seen_for, terms.rates)
         self._keep_to_lowest(now)
         for settlement in held:
             self._windows.hold(settlement.event, now - settlement.ago)
@@ -263,7 +268,8 @@ class AccountState:
         self._compare(known, now)
         if peer not in self._peers:
             return False
-        self._peers[peer] = max(self._peers[peer], now + PEER_SEEN_FOR)
+        if (known_until := now + PEER_SEEN_FOR) > self._peers[peer].until:
+            self._peers[peer] = attrs.evolve(self._peers[peer], until=known_until)
         return True
 
     def _has_lent(self, name: str) -> bool:
@@ -298,7 +304,7 @@ class AccountState:
         """Let everything happen that time alone brings."""
         for name, lease in [(name, lease) for name, lease in self._leases.items() if lease.expires_at <= now]:
             self._take_back(name, PermitEvent.UNCLEAR, lease.expires_at)
-        if silent := [peer for peer, until in self._peers.items() if until <= now]:
+        if silent := [name for name, peer in self._peers.items() if peer.until <= now]:
             for peer in silent:
                 self._forget(peer, now)
             self._keep_to_lowest(now)
@@ -319,12 +325,12 @@ class AccountState:
             self._pause(now + 2 * self._windows.longest * CLOCK_MARGIN, now)
 
     def _keep_to_lowest(self, now: float) -> None:
-        if self._rates:
-            self._windows.change([rate for given in self._rates.values() for rate in given], now)
+        if self._peers:
+            self._windows.change([rate for peer in self._peers.values() for rate in peer.rates], now)
 
     def _forget(self, peer: str, now: float) -> None:
-        self._rates.pop(peer, None)
-        until = min(self._peers.pop(peer, now), now + PEER_SEEN_FOR)
+        gone = self._peers.pop(peer, None)
+        until = now if gone is None else min(gone.until, now + PEER_SEEN_FOR)
         if (count := sum(self._running.pop(peer, {}).values())) and until > now:
             self._left.append((until, count))
         self.wakes |= self._queue.drop(peer, now, self._grace)

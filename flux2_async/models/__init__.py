@@ -5,7 +5,7 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 
 from typing import TYPE_CHECKING, Final
 
-from flux2_async._lazy import lazily
+from flux2_async._shown.names import lazily
 from flux2_async.models.requests import (
     AspectRatio,
     FixedAspectRatio,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
-from flux2_async._lazy import lazily
+from flux2_async._shown.names import lazily
 
 if TYPE_CHECKING:
     from flux2_async.session.enqueued import SubmissionHandle

@@ -114,11 +114,15 @@ def test_a_cut_that_looks_like_an_end_is_found_when_it_is_read() -> None:
         read_picture("images[0]", THUMBNAIL)
 
 
-def test_a_picture_that_ends_as_it_should_is_not_read_to_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of many photographs is checked by their first and last bytes."""
-    monkeypatch.setattr("flux2_async._http.local_picture.Walk", None)
+def test_a_picture_that_ends_as_it_should_is_not_read_to_be_checked(tmp_path: Path) -> None:
+    """A list of many photographs is checked by their first and last bytes: what is wrong between them is not seen."""
     for magic in (PNG, JPEG, WEBP):
-        check_picture("images[0]", picture(600_000, magic=magic))
+        path = tmp_path / "photo"
+        path.write_bytes(picture(600_000, magic=magic))
+        with path.open("r+b") as file:
+            file.seek(1000)
+            file.write(bytes(500_000))
+        check_picture("images[0]", path)
 
 
 @pytest.mark.parametrize("name", ["missing.png", "example.com/a.jpg", "photo.dat/a.png", "broken", "nul\0"])

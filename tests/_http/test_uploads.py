@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import hashlib
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_calls import connected
 
-from flux2_async._http import uploads as uploads_module
 from flux2_async._http.local_picture import Picture, read_picture
 from flux2_async._http.uploads import Uploads
 from flux2_async.emulator import Emulator, Fault, Script
@@ -309,7 +309,7 @@ async def test_remembers_a_bounded_number(
     emulator: Emulator, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A night of different pictures does not fill the memory; what was sent last is what is known."""
-    monkeypatch.setattr(uploads_module, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(sys.modules[Uploads.__module__], "MAX_REMEMBERED", 3)
 
     async def bring(seeds: str) -> int:
         before = len(emulator.ledger.uploads)

@@ -9,7 +9,6 @@ files of a journal together, or close it before.
 """
 
 import asyncio
-import json
 import os
 import sqlite3
 import time
@@ -25,7 +24,18 @@ from flux2_async.batch.jobs import InvalidInputError
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_requests
 from flux2_async.batch.journal.entry import Entry
-from flux2_async.batch.journal.rows import SHOWN, TAKEN, Row, line_of, outcome_of, row_of, shown, stored, write_row
+from flux2_async.batch.journal.rows import (
+    SHOWN,
+    TAKEN,
+    Row,
+    line_of,
+    outcome_of,
+    row_of,
+    shown,
+    stored,
+    texts,
+    write_row,
+)
 from flux2_async.batch.journal.schema import JournalError
 from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinished, seconds_taken
 from flux2_async.batch.options import Options
@@ -292,7 +302,7 @@ class Journal:
 
     async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
         """The pictures are in the folder."""
-        values = {"files": json.dumps(files), "download": Download.SAVED.value, "error": None}
+        values = {"files": texts(files), "download": Download.SAVED.value, "error": None}
         return await self._told(row, saved_at=time.time(), **values)
 
     async def not_saved(self, row: Row, download: Download, failure: Failure) -> Outcome:
@@ -355,4 +365,4 @@ def _facts(record: TaskRecord | None) -> dict[str, Any]:
 def _result(record: TaskRecord) -> dict[str, Any]:
     # The id as well: it may have come when the disk was full.
     values = {"state": State.DONE.value, "task_id": record.task_id, "error": None}
-    return {**values, "urls": json.dumps(record.result_urls), **_facts(record)}
+    return {**values, "urls": texts(record.result_urls), **_facts(record)}

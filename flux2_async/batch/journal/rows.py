@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring, encode_basestring_ascii
 from operator import itemgetter
 from typing import Any, Final, cast
 
@@ -74,7 +74,7 @@ def row_of(row: sqlite3.Row) -> Row:
     """Read a row to work on."""
     columns = dict(zip(COLUMNS, row[1:], strict=True))
     facts = {name: columns[name] for name in ("model", "prompt", "aspect_ratio", "resolution", "tier")}
-    request = request_of(facts | {name: json.loads(columns[name]) for name in ("images", "extra_input")})
+    request = request_of(facts | {name: _read(columns[name]) for name in ("images", "extra_input")})
     return Row(row[0], columns, request, _extra(columns["extra"]))
 
 
@@ -100,7 +100,7 @@ def line_of(row: Sequence[Any]) -> bytes:
     # Every request is written three times, and most of what it holds is JSON already.
     values = ["null" if value is None else write(value) for write, value in zip(_WRITERS, row)]  # noqa: B905  likewise
     extra = row[_EXTRA]
-    line = _LINE % (*values, "null" if extra == "{}" else _json(group_of(json.loads(extra))))
+    line = _LINE % (*values, "null" if extra == "{}" else _json(group_of(_read(extra))))
     try:
         return line.encode()
     except UnicodeEncodeError:
@@ -125,16 +125,27 @@ def stored(failure: Failure) -> str:
     return json.dumps(attrs.asdict(failure))
 
 
+def _read(text: str) -> Any:
+    # As `json.loads` reads what begins with no blanks, in a fraction of its time.
+    return _decoder.raw_decode(text)[0]
+
+
+def texts(items: Iterable[str]) -> str:
+    """Give a list of texts as its column holds it."""
+    # As `json.dumps` writes it, likewise.
+    return f"[{', '.join(map(encode_basestring_ascii, items))}]"
+
+
 def _failure(text: str) -> Failure:
-    return Failure(**json.loads(text))
+    return Failure(**_read(text))
 
 
 def _strings(text: str) -> tuple[str, ...]:
-    return () if text == "[]" else tuple(json.loads(text))
+    return () if text == "[]" else tuple(_read(text))
 
 
 def _extra(text: str) -> dict[str, Any]:
-    extra: dict[str, Any] = {} if text == "{}" else json.loads(text)
+    extra: dict[str, Any] = {} if text == "{}" else _read(text)
     return extra
 
 
@@ -153,9 +164,10 @@ READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def _unescaped(text: str) -> str:
-    return _json(json.loads(text)) if "\\u" in text else text
+    return _json(_read(text)) if "\\u" in text else text
 
 
+_decoder: Final = json.JSONDecoder()
 _json: Final = json.JSONEncoder(ensure_ascii=False).encode
 # What is no text, as JSON.
 _JSON: Final[Mapping[str, Callable[[Any], str]]] = {

@@ -1,46 +1,30 @@
 """The journal: what became of every request, on disk before it matters.
 
-Two commits wait for the disk, because money hangs on them: that a POST is about to leave, and which task it became.
-All others may be lost to a power failure at no cost: the task is polled again, the picture downloaded again.
-
 What a power failure takes from the end of SQLite's log is found to be missing and costs nothing, since nothing was sent
 because of it. A log that a person cuts or deletes looks the same, and with it goes what was paid: copy and move the
 files of a journal together, or close it before.
 """
 
-import asyncio
 import os
 import sqlite3
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from flux2_async._protocol.media import MAX_PICTURE
 from flux2_async._shown.frames import showable
 from flux2_async.batch.jobs import InvalidInputError
+from flux2_async.batch.journal.changing import Changing
 from flux2_async.batch.journal.database import Database
 from flux2_async.batch.journal.decisions import UnknownRequest, decide, unknown_requests
 from flux2_async.batch.journal.entry import Entry
-from flux2_async.batch.journal.rows import (
-    SHOWN,
-    TAKEN,
-    Row,
-    line_of,
-    outcome_of,
-    row_of,
-    shown,
-    stored,
-    texts,
-    write_row,
-)
+from flux2_async.batch.journal.rows import SHOWN, TAKEN, Row, line_of, outcome_of, row_of
 from flux2_async.batch.journal.schema import JournalError
 from flux2_async.batch.journal.start import WANTED, Start, begin, forget_unfinished, seconds_taken
 from flux2_async.batch.options import Options
-from flux2_async.batch.outcomes import Download, Failure, Outcome, State
-from flux2_async.models import TaskRecord
+from flux2_async.batch.outcomes import Outcome, State
 from flux2_async.session.arguments import check_path
 from flux2_async.session.as_completed import in_chunks
 
@@ -50,7 +34,7 @@ CHUNK: Final = 500
 
 
 @showable
-class Journal:
+class Journal(Changing):
     """A journal in a file, for one process at a time; use it as `async with Journal("run.db") as journal`.
 
     Args:
@@ -67,7 +51,7 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Path = check_path("journal", path)
         self.working: bool = False
-        self._database = Database(self.path)
+        super().__init__(Database(self.path))
 
     def __repr__(self) -> str:
         return f"<Journal {str(self.path)!r} {'open' if self._database.is_open else 'not open'}>"
@@ -263,77 +247,6 @@ class Journal:
         """Raise JournalError where the next run would not find the file."""
         await self._database.check_place()
 
-    def tell(self, changed: Callable[[bytes], object] | None) -> None:
-        """Have something called in the journal's thread, behind each commit, and None nothing any more.
-
-        It is given the lines, see `line_of`, of requests that were accepted or have come to an end; it must not raise.
-        """
-        self._database.committed = changed and partial(_tell, changed)
-
-    async def sending(self, row: Row, ref: str) -> None:
-        """A POST is about to leave; on disk when this returns, and found there by the next run."""
-        await self.change(row, durable=True, told=False, state=State.SUBMITTING.value, ref=ref, sent_at=time.time())
-
-    async def refused(self, row: Row) -> None:
-        """The POST was certainly not accepted."""
-        await self.change(row, answer=True, told=False, state=State.QUEUED.value)
-
-    async def accepted(self, row: Row, task_id: str) -> None:
-        """The POST, or the lost one, became this task; on disk when this returns."""
-        values: dict[str, Any] = {"state": State.SUBMITTED.value, "task_id": task_id, "error": None}
-        await self.change(row, durable=True, answer=True, submitted_at=time.time(), **values)
-
-    async def unclear(self, row: Row, failure: Failure) -> Outcome:
-        """It is not known whether there is a task."""
-        # Given up now, it may have been accepted just before; see `Outcome.sent_at`.
-        return await self._told(row, state=State.UNKNOWN.value, error=stored(failure), sent_at=time.time())
-
-    async def failed(self, row: Row, failure: Failure, record: TaskRecord | None = None) -> Outcome:
-        """The service refused it, or its task failed."""
-        return await self._told(row, state=State.FAILED.value, error=stored(failure), **_facts(record))
-
-    async def made(self, row: Row, record: TaskRecord) -> None:
-        """The picture is made, and is to be saved."""
-        await self.change(row, told=False, download=Download.PENDING.value, **_result(record))
-
-    async def finished(self, row: Row, record: TaskRecord) -> Outcome:
-        """The picture is made, and is not to be saved."""
-        return await self._told(row, download=Download.OFF.value, **_result(record))
-
-    async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
-        """The pictures are in the folder."""
-        values = {"files": texts(files), "download": Download.SAVED.value, "error": None}
-        return await self._told(row, saved_at=time.time(), **values)
-
-    async def not_saved(self, row: Row, download: Download, failure: Failure) -> Outcome:
-        """The pictures are not in the folder."""
-        return await self._told(row, download=download.value, error=stored(failure))
-
-    async def waiting(self, row: Row, failure: Failure) -> Outcome:
-        """The task is not finished, and is no longer waited for in this run."""
-        return await self._told(row, error=stored(failure))
-
-    async def _told(self, row: Row, **values: Any) -> Outcome:
-        return outcome_of(await self.change(row, **values))
-
-    def change(
-        self, row: Row, *, durable: bool = False, answer: bool = False, told: bool = True, **values: Any
-    ) -> "asyncio.Future[tuple[Any, ...]]":
-        """Change columns of a row; the future gives those that are shown, empty for a change that is not told."""
-        row.columns.update(values)
-        columns = row.columns.copy()
-
-        def write(connection: sqlite3.Connection) -> tuple[Any, ...]:
-            write_row(connection, row.number, columns)
-            return shown(columns) if told else ()
-
-        return self._database.write(write, durable=durable, answer=answer)
-
-
-def _tell(changed: Callable[[bytes], object], results: Sequence[object]) -> None:
-    if lines := [line_of(result) for result in results if result and isinstance(result, tuple)]:
-        changed(b"".join(lines))
-
 
 def _select_wanted(
     connection: sqlite3.Connection, after: tuple[int, int] = (-1, -1), most: int = -1
@@ -348,21 +261,3 @@ def _select_wanted(
 
 def _page(after: tuple[int, int], connection: sqlite3.Connection) -> list[sqlite3.Row]:
     return list(_select_wanted(connection, after, CHUNK))
-
-
-def _facts(record: TaskRecord | None) -> dict[str, Any]:
-    facts = (record.create_time, record.complete_time, record.credits_consumed) if record else (None, None, None)
-    created, completed, paid = facts
-    return {
-        "finished_at": time.time(),
-        "create_time": created and created.timestamp(),
-        "complete_time": completed and completed.timestamp(),
-        # Neither a whole number nor a negative zero, of which SQLite would make something else.
-        "credits": None if paid is None else paid + 0.0,
-    }
-
-
-def _result(record: TaskRecord) -> dict[str, Any]:
-    # The id as well: it may have come when the disk was full.
-    values = {"state": State.DONE.value, "task_id": record.task_id, "error": None}
-    return {**values, "urls": texts(record.result_urls), **_facts(record)}

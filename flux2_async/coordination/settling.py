@@ -25,12 +25,11 @@ class Settling:
 
     Attributes:
         out: Leases of which the shared state has not heard the end.
+        on_paused: Called with the loop time until which there is a pause that was news to the shared state.
     """
 
-    def __init__(self, membership: Membership, coordinator: Coordinator, on_paused: Callable[[float], None]) -> None:
+    def __init__(self, membership: Membership, coordinator: Coordinator) -> None:
         self._membership = membership
-        # Told of a pause that was news to the shared state, until a time of the loop.
-        self._on_paused = on_paused
         self._coordinator = coordinator
         self._loop = asyncio.get_running_loop()
         # Each with the loop time at which it happened.
@@ -39,6 +38,7 @@ class Settling:
         self._anew = self._closing = False
         self._job: asyncio.Task[None] | None = None
         self.out: set[str] = set()
+        self.on_paused: Callable[[float], None] = lambda _: None
 
     def begin(self) -> None:
         """Begin to tell."""
@@ -80,4 +80,4 @@ class Settling:
                     if isinstance(news, Settlement) and news.event is not PermitEvent.THROTTLED:
                         self.out.discard(news.lease)
                 if pause:
-                    self._on_paused(now + pause)
+                    self.on_paused(now + pause)

@@ -99,7 +99,8 @@ class SharedLimiter(Gate):
         self._may_degrade = may_degrade
         # All are to be back, and to have declared what they took, within the period that the first one waits.
         self.membership: Membership = Membership(coordinator, self, patience=self._windows.longest / 5)
-        self._settling = Settling(self.membership, coordinator, self._close_gate)
+        self._settling = Settling(self.membership, coordinator)
+        self._settling.on_paused = self._close_gate
         self._fallback = Fallback(terms.rates)
         # Empty but while an answer is dealt out.
         self._lent: deque[_Lent] = deque()

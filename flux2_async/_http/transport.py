@@ -175,11 +175,11 @@ class Transport:
             raise TransportError(failure.text, lasting=failure.lasting)
         return reply
 
-    async def _with_key(
+    def _with_key(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    ) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
         self._credentials.authorize(request)
-        return await only_asked(request, handler)
+        return only_asked(request, handler)
 
     def _check_usable(self, http: aiohttp.ClientSession) -> None:
         if self._closed:

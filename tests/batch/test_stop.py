@@ -84,6 +84,24 @@ async def test_stop_now_does_not_wait_for_ever(tmp_path: Path) -> None:
         assert [line["state"] for line in lines(tmp_path)] == ["unknown"]
 
 
+async def test_an_answer_behind_the_end_of_its_run_is_kept(tmp_path: Path) -> None:
+    """A POST that is answered while the next run has the journal is in it, and the journal whole: it is paid once."""
+    async with emulated(Script(plans=Plan(duration=1.0), latency=8.0)) as (flux, emulator):
+        async with Journal(tmp_path / "run.db") as journal:
+            batch = run_batch(flux, requests(1), journal=journal, directory=tmp_path)
+            running = asyncio.create_task(collect(batch))
+            await until(lambda: emulator.ledger.in_flight["createTask"])
+            batch.stop(now=True)
+            assert await running == []
+            assert await collect(run_batch(flux, requests(1), journal=journal, directory=tmp_path)) == []
+            assert [outcome.state async for outcome in journal.outcomes()] == ["unknown"]
+            await asyncio.sleep(8.0)
+            assert [outcome.state async for outcome in journal.outcomes()] == ["submitted"]
+
+        assert [outcome.download for outcome in await run(tmp_path, flux, requests(1))] == ["saved"]
+        assert len(emulator.ledger.accepted) == 1
+
+
 async def test_break_stops_it(tmp_path: Path) -> None:
     """Leaving the loop sends nothing more and closes the journal; the tasks go on."""
     async with emulated(Script(plans=[Plan(duration=1.0), Plan(duration=100.0)]), rate_limit=SLOWLY) as (

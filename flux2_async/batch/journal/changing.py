@@ -84,7 +84,7 @@ class Changing:
         columns = row.columns.copy()
 
         def write(connection: sqlite3.Connection) -> tuple[Any, ...]:
-            write_row(connection, row.number, columns)
+            write_row(connection, row.number, columns, values)
             return shown(columns) if told else ()
 
         return self._database.write(write, durable=durable, answer=answer)

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import attrs
 
-from flux2_async.batch.journal.checksums import COLUMNS, checksum, in_order
+from flux2_async.batch.journal.checksums import COLUMNS, checksum, in_order, update
 from flux2_async.batch.outcomes import KEYS, LISTS, TIMES, Download, Failure, Outcome, State, group_of
 from flux2_async.errors import ApiError, TaskFailedError, TaskNotFoundError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
@@ -78,9 +78,17 @@ def row_of(row: sqlite3.Row) -> Row:
     return Row(row[0], columns, request, _extra(columns["extra"]))
 
 
-def write_row(connection: sqlite3.Connection, number: int, columns: Mapping[str, Any]) -> None:
-    """Write what may have changed of a row while it was worked on, and the checksum of all of it."""
-    connection.execute(_WRITE, (*_changing(columns), checksum(*in_order(columns)), number))
+def write_row(
+    connection: sqlite3.Connection, number: int, columns: Mapping[str, Any], changed: Mapping[str, Any]
+) -> None:
+    """Write what may have changed of a row while it was worked on, and the checksum of all of it.
+
+    Of one that a later run has entered anew, only what has `changed`: an answer may come when its own run is over.
+    """
+    values = (*_changing(columns), checksum(*in_order(columns)), number, columns["run"])
+    if not connection.execute(_WRITE, values).rowcount:
+        names = {name: f":{name}" for name in changed}
+        connection.execute(update(names, "number = :number"), {**changed, "number": number})
 
 
 shown: Final[Callable[[Mapping[str, Any]], tuple[Any, ...]]] = itemgetter(*KEYS)
@@ -191,4 +199,4 @@ CHANGING: Final = (
 )
 _changing: Final = itemgetter(*CHANGING)
 # For all changes. What an index holds and no change touches is left out: it would be written to the index anew.
-_WRITE: Final = f"UPDATE requests SET {' = ?, '.join(CHANGING)} = ?, checksum = ? WHERE number = ?"  # noqa: S608  constants
+_WRITE: Final = f"UPDATE requests SET {' = ?, '.join(CHANGING)} = ?, checksum = ? WHERE number = ? AND run = ?"  # noqa: S608  constants

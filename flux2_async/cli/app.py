@@ -3,6 +3,7 @@
 import ast
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pkgutil import get_data
 
 from cyclopts import App, CycloptsError
@@ -27,12 +28,15 @@ app.register_install_completion_command(help="Install completion for this shell;
 
 def _register(module: str, *names: str) -> None:
     """Make functions of a module commands; their words are read from its text, since importing it takes its time."""
-    # By the loader, which may be one of archives.
-    for node in ast.parse(get_data("flux2_async.cli", f"{module}.py") or b"").body:
-        if isinstance(node, ast.FunctionDef) and node.name in names:
-            # What is behind are the words that its parameters say of themselves.
-            text = (ast.get_docstring(node) or "").partition("\n\nArgs:")[0]
-            app.command(f"flux2_async.cli.{module}:{node.name}", name=node.name.rstrip("_"), help=text)
+    texts: dict[str, str] = {}
+    # By the loader, which may be one of archives; where it has none, as in bundles, help imports the functions.
+    with suppress(OSError):
+        for node in ast.parse(get_data("flux2_async.cli", f"{module}.py") or b"").body:
+            if isinstance(node, ast.FunctionDef):
+                # What is behind are the words that its parameters say of themselves.
+                texts[node.name] = (ast.get_docstring(node) or "").partition("\n\nArgs:")[0]
+    for name in names:
+        app.command(f"flux2_async.cli.{module}:{name}", name=name.rstrip("_"), help=texts.get(name))
 
 
 _register("commands", "demo", "edit", "generate", "batch", "report", "unknown", "status", "credits_", "doctor")

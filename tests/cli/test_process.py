@@ -270,3 +270,18 @@ def test_a_closed_stream_is_no_traceback(emulator: Emulator, tmp_path: Path, clo
     """A command that was started without stdout or stderr, as `>&-` does it, does its job."""
     without = f"import sys; sys.{closed} = None; from flux2_async.cli import main; sys.exit(main())"
     assert in_terminal(["-c", without, "credits"], tmp_path, account(emulator)) == (0, seen)
+
+
+def test_commands_work_where_modules_have_no_text(tmp_path: Path) -> None:
+    """In a bundle of compiled modules alone a command, and its help, are as ever."""
+    lines = (
+        "import pkgutil, sys",
+        "def missing(package, name): raise FileNotFoundError(2, 'No such file or directory', name)",
+        "pkgutil.get_data, sys.argv = missing, ['flux2', 'credits', '--help']",
+        "from flux2_async.cli import main",
+        "sys.exit(main())",
+    )
+    code, out, err = finish(["-c", "\n".join(lines)], tmp_path, BARE)
+
+    assert (code, err) == (0, "")
+    assert "Show the account's balance." in out

@@ -10,7 +10,7 @@ from flux2_async.errors import AmbiguousSubmitError, SubmissionWithdrawnError
 from flux2_async.models import Request
 from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.arguments import check_priority
-from flux2_async.session.posting import CANCELLED, cut_off, unsent
+from flux2_async.session.posting import Cut, cut_off
 from flux2_async.session.submission import Asked, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
@@ -223,14 +223,14 @@ class SubmissionHandle:
     def _waits_for(self, submission: Submission) -> None:
         self._submission = submission
 
-    def _break_off(self, what: str) -> None:
+    def _break_off(self, by: Cut) -> None:
         if self._outcome.done:
             return
         submission = None if self._is_left_alone() else self._submission
         if submission is None:
-            self._outcome.settle(error=unsent(what))
+            self._outcome.settle(error=by.unsent())
         elif not submission.outcome.done:
-            self._outcome.settle(error=cut_off(submission, what))
+            self._outcome.settle(error=cut_off(submission, by))
         else:
             error = submission.outcome.error
             self._outcome.settle(submission.outcome.get() if error is None else None, error)
@@ -241,7 +241,7 @@ class SubmissionHandle:
         except Exception as error:  # noqa: BLE001  whoever awaits the handle is told
             self._outcome.settle(error=error)
         except BaseException:
-            self._break_off(CANCELLED)
+            self._break_off(Cut.CANCELLED)
             raise
         finally:
             self._ended = asyncio.get_running_loop().time()
@@ -277,7 +277,7 @@ class Enqueued:
 
     async def aclose(self) -> None:
         """End what is left after all submissions have ended: what has not become one."""
-        self._break_off("the session was closed")
+        self._break_off(Cut.CLOSED)
         for job in self._jobs:
             job.cancel()
         if self._jobs:
@@ -285,16 +285,16 @@ class Enqueued:
 
     def leave(self) -> None:
         """Settle what an event loop that was closed has left behind."""
-        self._break_off("the event loop was closed")
+        self._break_off(Cut.LOOP_CLOSED)
 
-    def _break_off(self, what: str) -> None:
+    def _break_off(self, by: Cut) -> None:
         for handle in self._jobs.values():
-            handle._break_off(what)  # noqa: SLF001  one thing in two classes
+            handle._break_off(by)  # noqa: SLF001  one thing in two classes
 
     def _forget(self, job: asyncio.Task[None]) -> None:
         handle = self._jobs.pop(job)
         # Here as well, because one that is cancelled before its first step never gets to its own end.
-        handle._break_off(CANCELLED)  # noqa: SLF001  one thing in two classes
+        handle._break_off(Cut.CANCELLED)  # noqa: SLF001  one thing in two classes
         handle._ended = handle._ended or self._loop.time()  # noqa: SLF001  likewise
         handle._submitter = handle._job = None  # noqa: SLF001  likewise
         self.ended.wake()

@@ -5,6 +5,7 @@ first byte on it is finished whatever its callers do, because the service may be
 """
 
 import asyncio
+from enum import Enum
 from functools import partial
 from typing import Final
 
@@ -30,8 +31,23 @@ PAUSE_UNCONNECTED: Final = 0.5
 # Seconds for which more may come behind a refusal; a peer that does as it is asked ends the connection at once.
 WATCH_REFUSAL: Final = 1.0
 QUEUE_BEFORE: Final = 0.02
-CANCELLED: Final = "the submission was cancelled"
 ANSWERED: Final = (Accepted, Refused)
+
+
+class Cut(Enum):
+    """What cuts a submission off where it stands: its words, and the error where nothing was sent."""
+
+    CANCELLED = "the submission was cancelled", SubmissionWithdrawnError
+    CLOSED = "the session was closed", SessionClosedError
+    LOOP_CLOSED = "the event loop was closed", SessionClosedError
+
+    def __init__(self, words: str, kind: type[Flux2Error]) -> None:
+        self.words = words
+        self._kind = kind
+
+    def unsent(self) -> Flux2Error:
+        """The error of a submission that ended before it was sent."""
+        return self._kind(f"{self.words}; nothing was sent")
 
 
 class StepFailedError(Exception):
@@ -178,7 +194,7 @@ class Posting:
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to the first caller alone
             raise StepFailedError(error) from None
         if self.abandoned:
-            raise cut_off(submission, "the session was closed")
+            raise cut_off(submission, Cut.CLOSED)
         submission.announced.intent = asked.steps is not None
 
     async def _answered(self, submission: Submission, answer: Answer) -> None:
@@ -245,21 +261,15 @@ def left() -> Flux2Error:
     return SubmissionWithdrawnError("the caller of this submission left; nothing was sent")
 
 
-def unsent(what: str) -> Flux2Error:
-    """The error of a submission that ended before it was sent."""
-    kind = SubmissionWithdrawnError if what == CANCELLED else SessionClosedError
-    return kind(f"{what}; nothing was sent")
-
-
-def cut_off(submission: Submission, what: str) -> Flux2Error:
+def cut_off(submission: Submission, by: Cut) -> Flux2Error:
     """The error of a submission that was cut off where it stands."""
     if submission.state is SubmissionState.SENT:
         while_ = "createTask was under way; the task may exist and cost money"
         if submission.announced.answer:
             while_ = f"task {submission.announced.answer} was being written down"
         return AmbiguousSubmitError(
-            f"{what} while {while_}",
+            f"{by.words} while {while_}",
             request=submission.request,
             ref=submission.ref,
         )
-    return unsent(what)
+    return by.unsent()

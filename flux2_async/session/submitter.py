@@ -28,7 +28,7 @@ from flux2_async.models import Request
 from flux2_async.models.requests import are_addresses, images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Bound, fingerprint
-from flux2_async.session.posting import CANCELLED, StepFailedError, cut_off, left
+from flux2_async.session.posting import Cut, StepFailedError, cut_off, left
 from flux2_async.session.sender import Sender
 from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Asked, Patience, Submission
@@ -118,7 +118,7 @@ class Submitter:
             SessionClosedError: The session is closing.
         """
         if self._sender.posting.closed:
-            raise SessionClosedError("the session was closed; nothing was sent")
+            raise Cut.CLOSED.unsent()
         if submission.doubt is None:
             self._transitions.queued(submission)
         else:
@@ -238,7 +238,7 @@ class Submitter:
         """End all submissions: POSTs under way have `grace` seconds; give the refs whose outcome is unknown."""
         self._sender.posting.closed = True
         for submission in tuple(self._jobs):
-            self.give_up(submission, SessionClosedError("the session was closed; nothing was sent"))
+            self.give_up(submission, Cut.CLOSED.unsent())
             unclear = submission.state is SubmissionState.UNKNOWN
             if unclear and submission.permit is None and submission.announced.answer is None:
                 # It is waited with sending it again.
@@ -255,7 +255,7 @@ class Submitter:
                 submission: job for submission, job in self._jobs.items() if submission.announced.answer is not None
             }
             for submission in tuple(self._jobs):
-                self._break_off(submission, cut_off(submission, "the session was closed"))
+                self._break_off(submission, cut_off(submission, Cut.CLOSED))
             for submission in late:
                 self._jobs[submission].cancel()
             if late:
@@ -271,7 +271,7 @@ class Submitter:
             submission.claim = None
             if submission.permit is not None:
                 submission.permit.abandon()
-            self._break_off(submission, cut_off(submission, "the event loop was closed"))
+            self._break_off(submission, cut_off(submission, Cut.LOOP_CLOSED))
         return tuple(submission.ref for submission in jobs if submission.state is SubmissionState.UNKNOWN)
 
     def abandon(self) -> None:
@@ -294,12 +294,12 @@ class Submitter:
             self._break_off(submission, error)
         except BaseException:
             # Of `give_up`, which has written the outcome, of `abandon`, or of an `on_send` that was cancelled itself.
-            what = "the session was closed" if self._sender.posting.closed else CANCELLED
+            by = Cut.CLOSED if self._sender.posting.closed else Cut.CANCELLED
             announced = submission.state is SubmissionState.ANNOUNCED
-            self._break_off(submission, cut_off(submission, what), own=announced and not self._sender.posting.closed)
+            self._break_off(submission, cut_off(submission, by), own=announced and not self._sender.posting.closed)
             if submission.state is SubmissionState.UNKNOWN and not self._sender.posting.closed:
                 # By whoever ends all tasks of the event loop, its callers included, such as `asyncio.run`.
-                logger.warning("%s; submission that may have been accepted: %s", what, submission.ref)
+                logger.warning("%s; submission that may have been accepted: %s", by.words, submission.ref)
             raise
         finally:
             self._forget(submission)
@@ -310,7 +310,7 @@ class Submitter:
         if submission.ended:
             submission.tell_doubt()
         else:
-            self._break_off(submission, cut_off(submission, CANCELLED))
+            self._break_off(submission, cut_off(submission, Cut.CANCELLED))
         self.ended.wake()
 
     def _break_off(self, submission: Submission, error: Exception, *, own: bool = False) -> None:

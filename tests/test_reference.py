@@ -4,6 +4,8 @@ import ast
 import inspect
 import pydoc
 import re
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -221,6 +223,14 @@ def test_help_begins_with_our_text() -> None:
     shown = pydoc.render_doc(flux2_async, renderer=pydoc.TextDoc()).splitlines()
     assert shown[3].strip() == "flux2_async - asyncio client for Flux-2 pictures behind Apikley's jobs API."
     assert any("flux2 docs" in line for line in shown[4:20])
+
+
+@pytest.mark.parametrize("home", ["flux2_async", "flux2_async.models", "flux2_async.session", "flux2_async.tasks"])
+def test_packages_list_what_they_import_at_first_use(home: str) -> None:
+    """`help`, `dir` and an editor's completion find every public name, used already or not."""
+    code = f"import inspect, {home} as module; print({{*module.__all__}} - dict(inspect.getmembers(module)).keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)  # noqa: S603  our own words
+    assert done.stdout == "set()\n"
 
 
 def test_a_poll_is_called_a_poll() -> None:

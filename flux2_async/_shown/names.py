@@ -12,12 +12,14 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
         package: Its name.
         homes: Its names, each with the module below it that has it.
     """
+    names = vars(sys.modules[package])
+    # For `help`, and whoever else looks what there is.
+    names["__dir__"] = lambda: sorted({*names, *homes})
 
     def give(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{homes[name]}"), name)
-        setattr(sys.modules[package], name, value)
+        value = names[name] = getattr(import_module(f"{package}.{homes[name]}"), name)
         return value
 
     return give

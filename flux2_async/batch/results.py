@@ -107,6 +107,9 @@ class Changes:
                 self._told = ends_at
                 self._file.write(utf8_json({"total": self.total, "ends_at": ends_at}) + b"\n")
             self._file.write(lines)
+        except ValueError:
+            # The run has ended and closed it meanwhile, in another thread.
+            return
         except OSError as error:
             self._given_up = True
             logger.warning("%s is not written any more: %s", CHANGES, error)

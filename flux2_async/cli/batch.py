@@ -36,8 +36,11 @@ async def batch(
 
     It gives 0: all done, 1: some are not, 130: interrupted. An error means that nothing was sent.
     """
+    path = _journal_path(options, emulated=service.emulate)
+    if not service.emulate:
+        _check_not_lost(options, path)
     if options.dry_run:
-        return await dry_run(screen, wanted, options, service, _journal_path(options, emulated=service.emulate))
+        return await dry_run(screen, wanted, options, service, path)
     service.check()
     callbacks = options.callbacks()
     if options.out.exists() and not options.out.is_dir():
@@ -65,8 +68,6 @@ async def batch(
 async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Journal]:
     path = _journal_path(options, emulated=emulated)
     new, empty = not path.exists(), False
-    if new and not emulated:
-        _check_not_lost(options, path)
     made = [folder for folder in (options.out / "images", options.out, path.parent) if not folder.exists()]
     try:
         async with Journal(path) as journal:
@@ -89,7 +90,8 @@ async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Jo
 def _check_not_lost(options: BatchOptions, path: Path) -> None:
     """Refuse to pay again for a folder whose journal was moved; `emulated.db` has made what cost nothing."""
     results, paid = options.out / RESULTS, False
-    if options.journal is None and results.exists() and not (options.out / "emulated.db").exists():
+    theirs = options.journal or path.exists() or (options.out / "emulated.db").exists()
+    if results.exists() and not theirs:
         # Another file of that name is none of ours.
         with suppress(ValueError, LookupError, TypeError, AttributeError):
             paid = any(outcome.task_id for outcome in read_results(options.out))

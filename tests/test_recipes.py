@@ -399,6 +399,7 @@ async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulato
         cancelled, sent = [(await ask("DELETE", pictures[number])).json() for number in (21, 0)]
         [end] = await events_of(pictures[21])
         missing = await ask("GET", f"{url}/pictures/nowhere")
+        wrong = await ask("POST", f"{url}/pictures", params={"prompt": "x", "user": "bob"})
         seen = await following
         ended = datetime.now(UTC)
         metrics = (await ask("GET", f"{url}/metrics/")).text
@@ -407,6 +408,7 @@ async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulato
     assert (cancelled, sent) == ({"cancelled": True}, {"cancelled": False})
     assert (end["state"], end["urls"], missing.status) == ("withdrawn", [], 404)
     assert "withdrawn" in end["error"]
+    assert (wrong.status, "prompt" in wrong.text) == (422, True)
     prompts = [call.body["input"]["prompt"] for call in flux2_emulator.ledger.requests if call.body is not None]
     assert sorted(prompts) == sorted(f"kettle {number}" for number in range(23) if number != 21)
 
@@ -578,10 +580,12 @@ async def test_django_waits_in_both_kinds_of_views(flux2_emulator: RunningEmulat
         answers = await asyncio.gather(
             *(ask("POST", f"{address(listener)}/{kind}", data={"prompt": "a house"}) for kind in kinds)
         )
+        wrong = [await ask("POST", f"{address(listener)}/{kind}", data={}) for kind in kinds[:2]]
 
     assert {answer.status for answer in answers} == {200}
     assert sorted(answer.json()["id"] for answer in answers) == sorted(flux2_emulator.ledger.accepted)
     assert len(flux2_emulator.ledger.accepted) == 8
+    assert [(answer.status, "prompt" in answer.json()["error"]) for answer in wrong] == [(422, True)] * 2
     assert program["flux"].statistics().submitted == 8
 
 

@@ -13,7 +13,7 @@ from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
-from flux2_async import Flux2Session, TextToImage
+from flux2_async import Flux2Session, TextToImage, errors
 
 if not settings.configured:  # a project has a module of settings instead
     settings.configure(ROOT_URLCONF=__name__, SECRET_KEY="change me", ALLOWED_HOSTS=["*"])  # noqa: S106  an example
@@ -21,15 +21,17 @@ flux = Flux2Session()
 
 
 async def awaited(request: HttpRequest) -> JsonResponse:
-    """Wait for the picture without a thread."""
-    result = await flux.generate(TextToImage(str(request.POST["prompt"]), tier="pro"), timeout=100)
+    """Wait for the picture without a thread, or say why there is none."""
+    try:
+        result = await flux.generate(TextToImage(str(request.POST.get("prompt", "")), tier="pro"), timeout=100)
+    except errors.Flux2Error as error:
+        return JsonResponse({"error": str(error)}, status=422 if isinstance(error, errors.InvalidRequestError) else 502)
     return JsonResponse({"id": result.task_id, "urls": result.urls})
 
 
 def blocking(request: HttpRequest) -> JsonResponse:
     """Wait for it in a thread of Django's, while the server's event loop does the work."""
-    result = async_to_sync(flux.generate)(TextToImage(str(request.POST["prompt"]), tier="pro"), timeout=100)
-    return JsonResponse({"id": result.task_id, "urls": result.urls})
+    return async_to_sync(awaited)(request)
 
 
 urlpatterns = [path("awaited", awaited), path("blocking", blocking)]

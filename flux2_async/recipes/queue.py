@@ -28,6 +28,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 
 app: FastAPI = FastAPI(lifespan=lifespan)
+app.add_exception_handler(errors.InvalidRequestError, lambda _, error: responses.PlainTextResponse(str(error), 422))
 app.mount("/metrics", make_asgi_app())
 
 
@@ -35,8 +36,7 @@ app.mount("/metrics", make_asgi_app())
 async def create(prompt: str, user: str) -> dict[str, str]:
     """Put a picture into the queue, in which users take turns."""
     handle = flux.enqueue(TextToImage(prompt, tier="pro"), group=user)
-    pictures[handle.ref] = handle
-    return {"id": handle.ref}
+    return {"id": pictures.setdefault(handle.ref, handle).ref}
 
 
 @app.delete("/pictures/{ref}")

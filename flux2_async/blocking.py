@@ -48,6 +48,7 @@ from flux2_async.errors import ConfigurationError, InvalidRequestError, SessionC
 from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
 from flux2_async.models.service import Service
 from flux2_async.models.submission_state import SubmissionState
+from flux2_async.session.arguments import check_seconds
 from flux2_async.session.as_completed import Labelled
 from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.lifecycle import Unsettled
@@ -268,7 +269,10 @@ def _shown_as(method: Callable[..., object]) -> Callable[[Callable[P, T]], Calla
 
 
 class BlockingIterator(Generic[T]):
-    """An iterator that holds something in the session; leaving it as a context manager, or `close`, lets go of it."""
+    """An iterator that holds something in the session; leaving it as a context manager, or `close`, lets go of it.
+
+    Made by `BlockingSession` and what it gives.
+    """
 
     def __init__(self, items: Generator[T, None, None]) -> None:
         self._items = items
@@ -293,7 +297,7 @@ class BlockingIterator(Generic[T]):
 class BlockingTask(_Mirror[ImageTask]):
     """A task at the service; see `ImageTask`, whose attributes it has.
 
-    Two of them are equal when they stand for the same handle.
+    Made by `BlockingSession.submit` and `attach`.     Two of them are equal when they stand for the same handle.
     """
 
     __slots__ = ()
@@ -334,7 +338,10 @@ class BlockingTask(_Mirror[ImageTask]):
 
 
 class BlockingCompletion(_Mirror[Completion]):
-    """One request of `as_completed` that has come to its end; see `Completion`, whose attributes it has."""
+    """One request of `as_completed` that has come to its end; see `Completion`, whose attributes it has.
+
+    Made by `BlockingSession.as_completed`.
+    """
 
     __slots__ = ()
 
@@ -348,7 +355,10 @@ class BlockingCompletion(_Mirror[Completion]):
 
 
 class BlockingHandle(_Mirror[SubmissionHandle]):
-    """A submission on its way; see `SubmissionHandle`, whose attributes it has. Its `result` gives the task."""
+    """A submission on its way; see `SubmissionHandle`, whose attributes it has. Its `result` gives the task.
+
+    Made by `BlockingSession.enqueue`.
+    """
 
     __slots__ = ()
 
@@ -384,6 +394,7 @@ class BlockingHandle(_Mirror[SubmissionHandle]):
             TimeoutError: It still waits.
             Flux2Error: As `submit`.
         """
+        check_seconds("timeout", timeout)
 
         async def accepted() -> ImageTask:
             async with asyncio.timeout(timeout):

@@ -36,6 +36,8 @@ DURATION = 0.1
 class RunningEmulator:
     """An `Emulator` that may be used from every thread, in and outside of event loops; nothing is awaited.
 
+    Made by `running_emulator` and the fixture `flux2_emulator`.
+
     Attributes:
         api_key: The only key that it accepts.
         base_url: The address of the API.

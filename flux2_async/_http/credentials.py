@@ -120,8 +120,10 @@ def _check_key(key: Secret, service: Service | None = None, name: str = "api_key
     if not isinstance(key.reveal(), str):
         raise ConfigurationError(f"{name}: {type(key.reveal()).__name__} given, it must be text;{way}")
     if not key.reveal():
-        made = "; keys are made at https://app.apikley.ru/keys" if variable == APIKLEY.key_variable else ""
-        raise ConfigurationError(f"no API key: pass Flux2Session(api_key=...){way}{made}")
+        made = "; keys are made at https://app.apikley.ru/keys, and `flux2 emulator` does without an account"
+        raise ConfigurationError(
+            f"no API key: pass Flux2Session(api_key=...){way}{made * (variable == APIKLEY.key_variable)}"
+        )
     if {key.reveal()[0], key.reveal()[-1]} & QUOTES:
         raise ConfigurationError(
             f"{name}: it is in quotes, which are no part of it; take them away (docker --env-file, for one, keeps them)"

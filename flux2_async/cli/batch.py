@@ -15,7 +15,7 @@ from flux2_async.cli.batch_board import BatchBoard
 from flux2_async.cli.batch_end import End, report, tell_end
 from flux2_async.cli.batch_estimate import dry_run, grouped, unusable
 from flux2_async.cli.batch_options import BatchOptions
-from flux2_async.cli.options import Service, task_log
+from flux2_async.cli.options import Service, check_writable, task_log
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
 from flux2_async.cli.serve import listening_failure
 from flux2_async.cli.service import opened
@@ -69,6 +69,7 @@ async def _journal(options: BatchOptions, *, emulated: bool) -> AsyncIterator[Jo
     path = _journal_path(options, emulated=emulated)
     new, empty = not path.exists(), False
     made = [folder for folder in (options.out / "images", options.out, path.parent) if not folder.exists()]
+    check_writable(options.out, "--out: the folder {!r} cannot be written ({}); nothing was sent", make=True)
     try:
         async with Journal(path) as journal:
             if emulated:

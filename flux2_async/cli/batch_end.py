@@ -89,7 +89,7 @@ def _summary(end: End) -> str:
         "failed": progress.failed,
         "unknown": progress.unknown,
         "at the service": progress.running + progress.sending,
-        "not sent": progress.queued,
+        "queued": progress.queued,
         "skipped": end.skipped,
     }
     parts += [f"{count} {what}" for what, count in counts.items() if count]

@@ -17,7 +17,7 @@ from flux2_async._http.api import CREDITS, UPLOAD
 from flux2_async._http.credentials import Secret, make_credentials
 from flux2_async._http.failures import words_of
 from flux2_async._protocol.refusals import http_date
-from flux2_async.cli.options import is_loopback, key_variable, named_service
+from flux2_async.cli.options import EMULATOR, is_loopback, key_variable, named_service
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error, NotFoundError, ProtocolError
 from flux2_async.models import Callbacks, Timeouts
 from flux2_async.session.callback_settings import VARIABLE as SECRET
@@ -101,7 +101,7 @@ def _key() -> Check:
     except ConfigurationError as error:
         missing = not os.environ.get(variable, "").strip()
         found = f"{variable} is not set" if missing else str(error)
-        made = " (keys are made at https://app.apikley.ru/keys)" if service is None else ""
+        made = f" (keys are made at https://app.apikley.ru/keys; without an {EMULATOR})" if service is None else ""
         return Check("key", found, f"export {variable}=...{made}")
     return Check("key", f"{variable} is set and well-formed")
 

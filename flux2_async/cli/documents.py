@@ -29,6 +29,8 @@ NARROW: Final = 40
 # What begins a line that is no paragraph, and an item of a list.
 FIXED: Final = ("```", "|", "#", "<!--")
 ITEM: Final = re.compile(r"(- |[0-9]+\. )")
+# Says in a class's text that it is no program that makes one.
+MADE: Final = re.compile(r"\b[Mm]ade by `")
 # Before a name in a signature.
 MODULE: Final = re.compile(r"\b(?:[a-z_][a-z0-9_]*\.)+(?=[A-Za-z_])")
 
@@ -159,7 +161,8 @@ def _described(name: str) -> str | None:
 def _text_about(name: str, value: object) -> str:
     if not (callable(value) or inspect.ismodule(value) or hasattr(value, "__get__")):
         return f"{name} = {value!r}"
-    head = f"{name}{_signature(value)}" if callable(value) else name
+    made = inspect.isclass(value) and MADE.search(value.__doc__ or "")
+    head = f"{name}{_signature(value)}" if callable(value) and not made else name
     parts = [head, inspect.getdoc(value) or "", *_members(value)]
     return "\n\n".join(part for part in parts if part)
 
@@ -178,14 +181,27 @@ def _members(value: object) -> Iterator[str]:
     if inspect.ismodule(value):
         names = list(value.__all__)
     elif inspect.isclass(value):
-        names = [each for each in vars(value) if not each.startswith("_") and inspect.isroutine(getattr(value, each))]
+        names = _names_of(value)
     else:
         return
     yield "\n".join(f"  {each:<{WIDTH}} {_summary(value, each)}" for each in names)
 
 
+def _names_of(kind: type) -> list[str]:
+    """Methods, properties and fields of a class, its own first, without what its own text lists."""
+    text = inspect.getdoc(kind) or ""
+    ours = [each for each in kind.__mro__ if each.__module__.startswith(PACKAGE)]
+    names = [name for name in dict.fromkeys(name for each in ours for name in vars(each)) if not name.startswith("_")]
+    has = {name for name in names if callable(value := getattr(kind, name, None)) or hasattr(value, "__get__")}
+    return [name for name in names if name in has and not re.search(rf"^    {name}: ", text, re.MULTILINE)]
+
+
 def _summary(owner: object, name: str) -> str:
     try:
-        return (inspect.getdoc(getattr(owner, name)) or "").partition("\n")[0]
+        text = inspect.getdoc(getattr(owner, name)) or ""
     except ConfigurationError as error:
         return str(error)
+    # A field is told of in the text of the class that has it.
+    about = "" if text else "\n".join(inspect.getdoc(each) or "" for each in getattr(owner, "__mro__", ()))
+    told = re.search(rf"^    {name}: (.*)", about, re.MULTILINE)
+    return told[1] if told else text.partition("\n")[0]

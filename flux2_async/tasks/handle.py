@@ -110,6 +110,7 @@ class ImageTask:
             The addresses of the finished pictures and the final record.
 
         Raises:
+            InvalidRequestError: `timeout` is no number of seconds of 0 or more.
             TaskTimeoutError: Not finished within `timeout`, or given up after `Polling.give_up_after`; wait again at
                 no cost.
             ContentModeratedError: Refused for its content.
@@ -140,6 +141,7 @@ class ImageTask:
             Whether it is settled.
 
         Raises:
+            InvalidRequestError: `timeout` is no number of seconds of 0 or more.
             ConfigurationError: Awaited in another event loop.
         """
         self._watch_again(timeout)
@@ -226,6 +228,10 @@ class ImageTask:
 
     def _watch_again(self, timeout: float | None = None) -> None:
         """Have it watched again where it was given up and somebody was told, unless he only asks."""
+        if timeout is not None and not (is_number(timeout) and timeout >= 0):
+            raise InvalidRequestError(
+                f"timeout: {timeout!r} given, it must be a number of seconds of 0 or more, or None"
+            )
         if self._resume is not None and self._told and (timeout is None or timeout > 0):
             self._resume(self)
 

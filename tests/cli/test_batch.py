@@ -233,6 +233,7 @@ def test_each_fault_is_told_once_with_its_lines(
             ["jobs.jsonl", "--callback-url", "https://a.example/", "--callback-listen", "0.0.0.0:80"],
             "export APIKLEY_CALLBACK_SECRET=",
         ),
+        (["jobs.jsonl", "--out", "/proc/x"], "--out: the folder '/proc/x' cannot be written"),
         (["jobs.jsonl", "--journal", "jobs.jsonl"], "'jobs.jsonl' is not a journal"),
     ],
 )
@@ -331,7 +332,7 @@ def test_no_credits(account: RunningEmulator, here: Path, capsys: pytest.Capture
     account.inject(Fault("createTask", "refuse", code=402, after=2, times=None))
     assert flux2("--max-running", "1") == 1
     out, err = capsys.readouterr()
-    assert out.startswith("5 requests · 2 done · 3 not sent\n")
+    assert out.startswith("5 requests · 2 done · 3 queued\n")
     last = err.splitlines()[-1]
     assert last.startswith("flux2: 402: ")
     assert last.endswith("go on with: flux2 batch jobs.jsonl --out results --rate-limit none --max-running 1")
@@ -349,7 +350,7 @@ def test_a_cap(account: RunningEmulator, here: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert flux2("--max-tasks", "1", "--no-report") == 1
     out, err = capsys.readouterr()
-    assert out.startswith("5 requests · 3 done · 2 not sent\n")
+    assert out.startswith("5 requests · 3 done · 2 queued\n")
     assert "\n42 credits in all runs, 14 of them in this one · balance 972 before, 958 now\n" in out
     assert "Stopped by --max-tasks 1: so many were started.\nGo on with: flux2 batch jobs.jsonl" in err
     assert account.ledger.charged == 42
@@ -476,7 +477,7 @@ def test_ctrl_c_once_waits_for_what_runs(
         assert flux2("--max-running", "4") == 130
     out, err = capsys.readouterr()
     assert "nothing more is sent; 4 tasks are waited for, at most 120 s more; Ctrl-C again stops at once" in err
-    assert out.startswith("12 requests · 4 done · 8 not sent\n")
+    assert out.startswith("12 requests · 4 done · 8 queued\n")
     assert err.splitlines()[-1].endswith(
         "interrupted; go on with: flux2 batch jobs.jsonl --out results --rate-limit none --max-running 4"
     )

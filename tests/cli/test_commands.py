@@ -630,6 +630,7 @@ def test_doctor_names_each_problem_and_its_remedy(
         ("clock", True),
     ]
     assert all(bool(check["advice"]) != check["ok"] for check in document["checks"])
+    assert "without an account start `flux2 emulator`" in document["checks"][0]["advice"]
 
 
 @pytest.mark.parametrize(

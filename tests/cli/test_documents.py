@@ -1,8 +1,10 @@
 """`flux2 docs`, `flux2 recipe` and `flux2 --version`: what is shown, and what is not imported for it."""
 
+import inspect
 import re
 import subprocess
 import sys
+from enum import Enum
 
 import pytest
 from documents import PAGES, README, RECIPES
@@ -10,6 +12,7 @@ from documents import PAGES, README, RECIPES
 import flux2_async.coordination
 from flux2_async.cli import main
 from flux2_async.cli.app import run
+from flux2_async.cli.documents import public_modules
 
 HEAVY = ("aiohttp", "PIL", "cyclopts", "rich", "attrs", "cattrs", "anyio")
 
@@ -92,6 +95,29 @@ def test_docs_of_public_names(capsys: pytest.CaptureFixture[str]) -> None:
     }.items():
         assert flux2("docs", name) == 0
         assert word in capsys.readouterr().out
+
+
+def test_docs_of_a_class_list_all_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    """Methods, properties and fields are told, inherited ones too, and how to make one only where programs do."""
+    for home, module in public_modules():
+        for name in module.__all__:
+            kind = getattr(module, name)
+            if not inspect.isclass(kind) or issubclass(kind, Enum | BaseException):
+                continue
+            assert flux2("docs", f"{home}.{name}".lstrip(".")) == 0
+            told = set(re.findall(r"^ +(\w+)(?::| {2,}|$)", capsys.readouterr().out, re.MULTILINE))
+            properties = {each for each in dir(kind) if isinstance(inspect.getattr_static(kind, each), property)}
+            fields = {each.name for each in getattr(kind, "__attrs_attrs__", ())}
+            assert {each for each in properties | fields if not each.startswith("_")} <= told, name
+
+    for name, makes in {"SubmissionHandle": False, "BlockingHandle": False, "Settled": True, "Timeouts": True}.items():
+        assert flux2("docs", name) == 0
+        shown = capsys.readouterr().out
+        assert (f"{name}(" in shown) == makes
+    assert flux2("docs", "Settled") == 0
+    assert "  group                The `group` of the submission" in capsys.readouterr().out
+    assert flux2("docs", "Expectation") == 0
+    assert "  remaining            Seconds that it still takes" in capsys.readouterr().out
 
 
 def test_docs_of_what_needs_an_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

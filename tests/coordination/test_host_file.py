@@ -127,6 +127,12 @@ def test_missing_folder_is_told(tmp_path: Path) -> None:
         HostFile(tmp_path / "none" / "state.sqlite").check()
 
 
+def test_a_folder_is_told_as_one(tmp_path: Path) -> None:
+    """Nobody is advised to remove a folder because it is no file."""
+    with pytest.raises(ConfigurationError, match="is a folder; name a file in one"):
+        HostFile(tmp_path).check()
+
+
 @pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
 def test_file_that_disappears_is_made_anew(opened: HostFile, path: Path, *, replaced: bool) -> None:
     """Who still had the removed file open goes on with what lies at the path, together with all others."""

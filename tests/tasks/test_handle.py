@@ -42,17 +42,26 @@ async def test_a_timeout_bounds_one_wait_only() -> None:
         assert len(emulator.ledger.accepted) == 1
 
 
-@pytest.mark.parametrize("timeout", [0, -1])
-async def test_a_timeout_of_zero_asks_only(timeout: float) -> None:
+async def test_a_timeout_of_zero_asks_only() -> None:
     """Without time to wait the answer is there or not, at once."""
     async with emulated() as (flux, _):
         task = await flux.submit(REQUEST)
 
-        assert not await task.wait(timeout)
-        assert isinstance(await error_of(task.result(timeout)), TaskTimeoutError)
+        assert not await task.wait(0)
+        assert isinstance(await error_of(task.result(0)), TaskTimeoutError)
         await task
-        assert await task.wait(timeout)
-        assert (await task.result(timeout)).urls
+        assert await task.wait(0)
+        assert (await task.result(0)).urls
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), True, "1"])
+async def test_a_timeout_is_a_time(timeout: Any) -> None:
+    """What is no time to wait is told at once, as `generate` tells it."""
+    async with emulated() as (flux, _):
+        task = await flux.submit(REQUEST)
+        for waiting in (task.wait(timeout), task.result(timeout), flux.generate(REQUEST, timeout=timeout)):
+            with pytest.raises(InvalidRequestError, match=r"timeout: .* given, it must be a number of seconds"):
+                await waiting
 
 
 async def test_cancelling_a_waiter_cancels_its_wait_only() -> None:

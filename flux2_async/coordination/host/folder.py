@@ -67,6 +67,8 @@ def check_file(path: Path) -> None:
         raise ConfigurationError(
             f"{path.parent} is no folder; make it, or name another file: HostCoordination(path=...)"
         )
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; name a file in one: HostCoordination(path=...)")
     if os.path.lexists(path) and not _is_own(path, stat.S_ISREG, OTHERS_MAY_WRITE):
         raise ConfigurationError(
             f"{path} must be a file of this user's that nobody else may write, no link, and is not; remove it, or name"

@@ -155,6 +155,8 @@ class BudgetExceededError(Flux2Error):
                 "Room may come when those that wait or run end, since what fails costs nothing: try again then, or "
                 "raise the budget"
             )
+        elif budget.per is not None and price <= budget.credits:
+            advice = f"Enough is free again within {budget.per:g} s"
         else:
             advice = "Raise the budget to go on"
         super().__init__(

@@ -258,7 +258,10 @@ def still_unclear(submission: Submission, error: Flux2Error | None) -> Ambiguous
 
 def left() -> Flux2Error:
     """The error of a submission that nobody waits for."""
-    return SubmissionWithdrawnError("the caller of this submission left; nothing was sent")
+    return SubmissionWithdrawnError(
+        "whoever waited for this submission left or was cancelled, as all are when `asyncio.run` ends before `aclose`; "
+        "nothing was sent"
+    )
 
 
 def cut_off(submission: Submission, by: Cut) -> Flux2Error:

@@ -443,7 +443,7 @@ async def test_no_room_that_others_have() -> None:
         (None, 10.0, 14.0, "Room may come when those that wait or run end"),
         (None, 20.0, 10.0, "Raise the budget to go on"),
         (60.0, 20.0, 10.0, "Room may come when those that wait or run end"),
-        (60.0, 30.0, 0.0, "Raise the budget to go on"),
+        (60.0, 30.0, 0.0, "Enough is free again within 60 s"),
     ],
 )
 def test_waiting_is_advised_only_where_room_may_come(
@@ -452,6 +452,8 @@ def test_waiting_is_advised_only_where_room_may_come(
     """Where what was paid leaves too little for ever, no end of another picture helps."""
     error = BudgetExceededError(budget=Budget(30, per=per), group=None, spent=spent, reserved=reserved, price=14.0)
     assert f"so nothing was sent. {advice}" in str(error)
+    never = BudgetExceededError(budget=Budget(10, per=per), group=None, spent=spent, reserved=0.0, price=14.0)
+    assert "Raise the budget to go on" in str(never)
 
 
 async def test_estimate() -> None:

@@ -999,10 +999,13 @@ def test_a_post_that_the_end_of_a_program_cuts_off_is_named(caplog: pytest.LogCa
             await flux.open()
             sent.append(flux.enqueue(REQUEST))
             await until(lambda: emulator.ledger.requests)
+            sent.append(flux.enqueue(REQUEST))
+            await asyncio.sleep(0)
 
         sent: list[SubmissionHandle] = []
         asyncio.run(main())
         assert f"the submission was cancelled; submission that may have been accepted: {sent[0].ref}" in caplog.messages
+        assert "asyncio.run` ends before `aclose`; nothing was sent" in str(sent[1].error)
         gc.collect()
 
 

@@ -48,7 +48,6 @@ from flux2_async.errors import ConfigurationError, InvalidRequestError, SessionC
 from flux2_async.models import ImageResult, RateLimit, Request, TaskRecord, TaskState
 from flux2_async.models.service import Service
 from flux2_async.models.submission_state import SubmissionState
-from flux2_async.session.arguments import check_seconds
 from flux2_async.session.as_completed import Labelled
 from flux2_async.session.enqueued import SubmissionHandle
 from flux2_async.session.lifecycle import Unsettled
@@ -297,7 +296,7 @@ class BlockingIterator(Generic[T]):
 class BlockingTask(_Mirror[ImageTask]):
     """A task at the service; see `ImageTask`, whose attributes it has.
 
-    Made by `BlockingSession.submit` and `attach`.     Two of them are equal when they stand for the same handle.
+    Made by `BlockingSession.submit` and `attach`. Two of them are equal when they stand for the same handle.
     """
 
     __slots__ = ()
@@ -394,7 +393,6 @@ class BlockingHandle(_Mirror[SubmissionHandle]):
             TimeoutError: It still waits.
             Flux2Error: As `submit`.
         """
-        check_seconds("timeout", timeout)
 
         async def accepted() -> ImageTask:
             async with asyncio.timeout(timeout):

@@ -1,6 +1,7 @@
 """The handle of a task: what a caller awaits. It holds an outcome, not a session."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -110,7 +111,7 @@ class ImageTask:
             The addresses of the finished pictures and the final record.
 
         Raises:
-            InvalidRequestError: `timeout` is no number of seconds of 0 or more.
+            InvalidRequestError: `timeout` is no number of seconds.
             TaskTimeoutError: Not finished within `timeout`, or given up after `Polling.give_up_after`; wait again at
                 no cost.
             ContentModeratedError: Refused for its content.
@@ -141,7 +142,7 @@ class ImageTask:
             Whether it is settled.
 
         Raises:
-            InvalidRequestError: `timeout` is no number of seconds of 0 or more.
+            InvalidRequestError: `timeout` is no number of seconds.
             ConfigurationError: Awaited in another event loop.
         """
         self._watch_again(timeout)
@@ -228,10 +229,9 @@ class ImageTask:
 
     def _watch_again(self, timeout: float | None = None) -> None:
         """Have it watched again where it was given up and somebody was told, unless he only asks."""
-        if timeout is not None and not (is_number(timeout) and timeout >= 0):
-            raise InvalidRequestError(
-                f"timeout: {timeout!r} given, it must be a number of seconds of 0 or more, or None"
-            )
+        # As for asyncio, what is below 0 is what is left of a deadline that has passed.
+        if timeout is not None and (not is_number(timeout) or math.isnan(timeout)):
+            raise InvalidRequestError(f"timeout: {timeout!r} given, it must be a number of seconds, or None")
         if self._resume is not None and self._told and (timeout is None or timeout > 0):
             self._resume(self)
 

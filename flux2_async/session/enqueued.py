@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async._shown.frames import showable
@@ -98,7 +99,7 @@ class SubmissionHandle:
         if self._submitter is None or self.state is not SubmissionState.QUEUED:
             return None
         submission = None if self._is_left_alone() else self._submission
-        return self._submitter.position(submission, self._asked.priority, self._asked.group)
+        return self._submitter.position(submission, self._asked)
 
     @property
     def expected_start(self) -> datetime | None:
@@ -163,9 +164,9 @@ class SubmissionHandle:
 
         Returns:
             Whether nothing was or will be paid for it. True: it was not accepted and is not sent again. False: it is
-            leaving, was sent, or has ended, and goes on as if this had not been called; or others joined it by its
-            key, which it goes on for, and this handle alone is taken back (`state` is `WITHDRAWN`). Asking again gives
-            the same answer for what was taken back, and tries again otherwise.
+            leaving, was sent, or ended otherwise, and goes on as if this had not been called; or others joined it by
+            its key, which it goes on for, and this handle alone is taken back (`state` is `WITHDRAWN`). Asking again
+            gives the same answer for what was taken back, and tries again otherwise.
 
         Raises:
             ConfigurationError: Called in another event loop than the one it was made in.
@@ -189,6 +190,7 @@ class SubmissionHandle:
             self._withdrawn = True
         else:
             return False
+        self._submitter.coming.pop(self._asked, None)
         self._outcome.settle(error=error)
         if self._job is not None:
             self._job.cancel()
@@ -220,7 +222,8 @@ class SubmissionHandle:
             return submission.outcome.get()
         return self._outcome.get()
 
-    def _waits_for(self, submission: Submission) -> None:
+    def _waits_for(self, submitter: Submitter, submission: Submission) -> None:
+        submitter.coming.pop(self._asked, None)
         self._submission = submission
 
     def _break_off(self, by: Cut) -> None:
@@ -237,7 +240,7 @@ class SubmissionHandle:
 
     async def _run(self, submitter: Submitter) -> None:
         try:
-            self._outcome.settle(await submitter.submit(self._asked, started=self._waits_for))
+            self._outcome.settle(await submitter.submit(self._asked, started=partial(self._waits_for, submitter)))
         except Exception as error:  # noqa: BLE001  whoever awaits the handle is told
             self._outcome.settle(error=error)
         except BaseException:
@@ -268,6 +271,7 @@ class Enqueued:
     def add(self, asked: Asked) -> SubmissionHandle:
         """Set a submission going; see `Submitter.submit`."""
         handle = SubmissionHandle(asked, self._submitter)
+        self._submitter.coming[asked] = None
         # Not through the loop's task factory: an eager one would run it before its handle knows of it.
         job = asyncio.Task(handle._run(self._submitter), loop=self._loop, name=f"flux2_async enqueued {asked.ref}")  # noqa: SLF001  one thing in two classes
         handle._job = job  # noqa: SLF001  likewise
@@ -293,8 +297,9 @@ class Enqueued:
 
     def _forget(self, job: asyncio.Task[None]) -> None:
         handle = self._jobs.pop(job)
+        self._submitter.coming.pop(handle._asked, None)  # noqa: SLF001  one thing in two classes
         # Here as well, because one that is cancelled before its first step never gets to its own end.
-        handle._break_off(Cut.CANCELLED)  # noqa: SLF001  one thing in two classes
+        handle._break_off(Cut.CANCELLED)  # noqa: SLF001  likewise
         handle._ended = handle._ended or self._loop.time()  # noqa: SLF001  likewise
         handle._submitter = handle._job = None  # noqa: SLF001  likewise
         self.ended.wake()

@@ -60,13 +60,13 @@ class Forecast:
 
     @property
     def start(self) -> float:
-        """When the last of those that wait starts."""
-        return self._starts[-1] + self._later if self._starts else self._now
+        """Seconds from `now` until the last of those that wait starts."""
+        return self._starts[-1] + self._later - self._now if self._starts else 0.0
 
     @property
     def end(self) -> float:
-        """When nothing runs any more."""
-        return max(self._ends, default=self._now) + self._later
+        """Seconds from `now` until nothing runs any more."""
+        return max(self._ends, default=self._now) + self._later - self._now
 
     @property
     def _later(self) -> float:

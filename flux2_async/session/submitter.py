@@ -52,10 +52,12 @@ class Submitter:
 
     Attributes:
         ended: Woken when a submission has ended.
+        coming: What was enqueued and is no submission yet, in order.
     """
 
     def __init__(self, shared: Shared) -> None:
         self.ended: Signal = Signal()
+        self.coming: dict[Asked, None] = {}
         self._shared = shared
         self._sender = Sender(shared)
         self._transitions = self._sender.transitions
@@ -146,31 +148,36 @@ class Submitter:
             await submission.claim.heard()
         return task
 
-    def position(self, submission: Submission | None, priority: int, group: str | None) -> int:
+    def position(self, submission: Submission | None, asked: Asked) -> int:
         """Count the submissions that wait and go before one as things are now, or before one that is yet to be.
 
         Exact while all have one priority, or are of one group; else by the turns as they stand.
         """
         now = self._loop.time()
         waiting = [each for each in self._jobs if each.state is SubmissionState.QUEUED]
-        own: tuple[bool, int, float, int] = (True, 2, -priority, len(waiting))
+        ranks = {each.asked: _rank(each, number, now) for number, each in enumerate(waiting)}
+        for number, coming in enumerate(self.coming, len(waiting)):
+            ranks[coming] = True, 2, -coming.priority, number
+            if coming is asked:
+                # A slot that is free is taken by who comes first.
+                break
         if submission is not None and submission in self._jobs:
-            priority, group = submission.asked.priority, submission.group
-            own = _rank(submission, waiting.index(submission), now)
-        highest = max([priority, *(each.asked.priority for each in waiting)])
-        own_level = _level(own, priority, highest)
+            asked = submission.asked
+        own = ranks.get(asked, (True, 2, -asked.priority, len(ranks)))
+        highest = max([asked.priority, *(each.priority for each in ranks)])
+        own_level = _level(own, asked.priority, highest)
         ahead = before = 0
         others: Counter[str | None] = Counter()
-        for number, each in enumerate(waiting):
-            rank = _rank(each, number, now)
-            level = _level(rank, each.asked.priority, highest)
-            if each.group != group and level == own_level:
+        for each, rank in ranks.items():
+            level = _level(rank, each.priority, highest)
+            if each.group != asked.group and level == own_level:
                 others[each.group] += 1
-            elif rank < own if each.group == group else level < own_level:
+            elif rank < own if each.group == asked.group else level < own_level:
                 ahead += 1
                 before += level == own_level
-        turns = self._sender.turns()
-        own_turn = turns.get(group, LAST)
+        turns = {each: (2, turn) for turn, each in enumerate(dict.fromkeys(each.group for each in self.coming))}
+        turns |= self._sender.turns()
+        own_turn = turns.get(asked.group, LAST)
         return ahead + sum(min(count, before + (turns.get(name, LAST) < own_turn)) for name, count in others.items())
 
     def under_way(self, ref: str) -> Submission | None:
@@ -180,13 +187,13 @@ class Submitter:
     def starts_in(self, position: int) -> float | None:
         """Give the seconds until a submission is sent that has so many before it; None: not known."""
         forecast = self._forecast(position + 1)
-        return None if forecast is None else forecast.start - self._loop.time()
+        return None if forecast is None else forecast.start
 
     def remaining(self, more: int, most: float) -> float | None:
         """Give the seconds until all has ended, and `more` of the same kinds; at most `most` of them run at once."""
         waiting = sum(each.state is SubmissionState.QUEUED for each in self._jobs)
         forecast = self._forecast(waiting + more, most)
-        return None if forecast is None else forecast.end - self._loop.time()
+        return None if forecast is None else forecast.end
 
     def expectation(self, request: Request, position: int | None, waited: float) -> "Expectation":
         """Give what is expected of a submission that is no task yet: None, it does not wait for its turn."""

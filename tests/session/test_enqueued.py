@@ -97,6 +97,19 @@ async def test_positions() -> None:
         assert prompts == ["number 3", "number 1", "number 2"]
 
 
+async def test_positions_at_once() -> None:
+    """Whoever asks right after `enqueue` hears of all that were enqueued before, whatever their group."""
+    async with emulated(rate_limit=ONE_A_MINUTE) as (flux, _):
+        handles = [flux.enqueue(TextToImage(f"number {number}"), group="ab"[number % 2]) for number in range(6)]
+        urgent = flux.enqueue(REQUEST, group="a", priority=1)
+        assert [handle.position for handle in (*handles, urgent)] == [0, 1, 2, 3, 4, 5, 0]
+        starts = [seconds_until(handle) for handle in handles[:5:2]]
+        assert starts == sorted(starts)
+        assert starts[2] > starts[0] + 100.0
+        handles[0].withdraw()
+        assert [handle.position for handle in (urgent, handles[4])] == [0, 3]
+
+
 def seconds_until(handle: SubmissionHandle) -> float:
     """How far away its start is expected."""
     assert handle.expected_start is not None

@@ -122,10 +122,12 @@ class Ledger:
 
     Attributes:
         elsewhere: What other processes have spent and reserved, as they told last.
+        heard: Whether they were asked yet.
     """
 
     def __init__(self, cap: float, per: float | None, prices: dict[Kind, float]) -> None:
         self.elsewhere: tuple[float, float] = (0.0, 0.0)
+        self.heard = False
         self._cap = cap
         self._per = math.inf if per is None else per
         self._spending = Spending(cap, prices=prices, documented=True)

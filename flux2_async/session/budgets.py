@@ -88,9 +88,10 @@ class Budgets:
         kind, group = _kind(submission), submission.group
         found = [(budget, self._ledger(number, group)) for number, budget in self._of(group)]
         for budget, ledger in found if self._sharing is not None else ():
-            if not ledger.fits(kind, _now()):
-                # What was heard of the others may be out of date.
-                await self._share(budget, ledger)
+            # Nothing was heard of the others, or it may be out of date: what they leave no room for would be reserved
+            # until its turn, and keep out what fits.
+            if not (fits := ledger.fits(kind, _now())) or not ledger.heard:
+                await self._share(budget, ledger, again=not fits)
         for budget, ledger in found:
             if not ledger.fits(kind, _now()):
                 raise _exceeded(budget, ledger, kind, group)
@@ -190,15 +191,21 @@ class Budgets:
 
     # --- Other processes ---
 
-    async def _share(self, budget: Budget, ledger: Ledger, price: float = 0.0) -> bool:
-        """Tell what this process has spent and reserved, and hear of the others; whether `price` of it is within."""
+    async def _share(self, budget: Budget, ledger: Ledger, price: float = 0.0, *, again: bool = True) -> bool:
+        """Tell what this process has spent and reserved, and hear of the others; whether `price` of it is within.
+
+        `again`: also where they were heard meanwhile.
+        """
         assert self._sharing is not None  # noqa: S101  both callers have looked
         # One at a time: what was seen before something was reserved must not be told after it.
         async with self._turn:
+            if ledger.heard and not again:
+                return True
             told = self._names[ledger], self._member, ledger.snapshot(_now())
             fits, ledger.elsewhere = await self._sharing.membership.ask(
                 self._sharing.coordinator.spend, *told, price=price, cap=budget.credits, per=budget.per
             )
+            ledger.heard = True
         return fits
 
     def _tell_all(self) -> None:

@@ -386,6 +386,22 @@ async def test_several_processes_share_it() -> None:
         assert len(emulator.ledger.accepted) == 7
 
 
+async def test_who_comes_later_spends_all_that_is_left() -> None:
+    """What one user has no room for, by what an earlier session spent, keeps out nothing of another user."""
+    async with Emulator(Script(plans=Plan(duration=5.0), render=False)) as emulator:
+        budget = [Budget(50, per=3600.0), Budget(30, per=3600.0, group=True)]
+        options: dict[str, Any] = {"coordination": Memory(), "budget": budget}
+        async with session_for(emulator, **options) as first:
+            for _ in range(4):
+                await first.generate(PRO, group="alice")
+        async with session_for(emulator, **options) as later:
+            handles = [later.enqueue(PRO, group=group) for group in ["alice"] * 6 + ["bob"] * 4]
+            await later.drain()
+        refused = [handle.error is not None for handle in handles]
+        assert refused == [False] * 2 + [True] * 4 + [False] * 4
+        assert emulator.ledger.charged == 50.0
+
+
 async def test_what_an_idle_session_spent_counts_as_long_as_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget without a window is not forgotten by the others of the account when nobody uses it for days."""
     monkeypatch.setattr(coordinator, "HEARTBEAT", 600.0)

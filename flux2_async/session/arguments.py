@@ -17,7 +17,6 @@ from flux2_async._http.credentials import Secret
 from flux2_async.errors import ConfigurationError, InvalidRequestError, RateLimitedError
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.service import Service, name_taken, wrong_header
-from flux2_async.models.submission_state import SubmissionEvent
 
 # Seconds: a century, which every store can count to.
 FOR_EVER: Final = 3_155_760_000.0
@@ -29,6 +28,8 @@ def check_observer(value: Any) -> Any:
     if not callable(value) or iscoroutinefunction(value) or iscoroutinefunction(calls):
         given = "an asynchronous function" if callable(value) else type(value).__name__
         raise ConfigurationError(f"observers: {given} given, it must be a plain function that takes an event")
+    from flux2_async.models.submission_state import SubmissionEvent  # noqa: PLC0415  only an open session has need of it
+
     wants = getattr(value, "wants", None)
     if isinstance(wants, list | tuple | set | frozenset) and not (
         isinstance(wants, set | frozenset) and all(isinstance(each, type | SubmissionEvent) for each in wants)

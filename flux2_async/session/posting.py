@@ -38,6 +38,7 @@ class Cut(Enum):
     """What cuts a submission off where it stands: its words, and the error where nothing was sent."""
 
     CANCELLED = "the submission was cancelled", SubmissionWithdrawnError
+    LEFT = "whoever waited for this submission left or was cancelled", SubmissionWithdrawnError
     CLOSED = "the session was closed", SessionClosedError
     LOOP_CLOSED = "the event loop was closed", SessionClosedError
 
@@ -47,7 +48,9 @@ class Cut(Enum):
 
     def unsent(self) -> Flux2Error:
         """The error of a submission that ended before it was sent."""
-        return self._kind(f"{self.words}; nothing was sent")
+        # Of those two it is chance which comes first then.
+        why = ", as all are when `asyncio.run` ends before `aclose`" if self._kind is SubmissionWithdrawnError else ""
+        return self._kind(f"{self.words}{why}; nothing was sent")
 
 
 class StepFailedError(Exception):
@@ -181,7 +184,7 @@ class Posting:
             reserved = await submission.claim.reserve()
             # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
             if not submission.callers.count:
-                raise left()
+                raise Cut.LEFT.unsent()
             if not reserved:
                 raise TakenError
         try:
@@ -253,14 +256,6 @@ def still_unclear(submission: Submission, error: Flux2Error | None) -> Ambiguous
         request=submission.request,
         ref=submission.ref,
         http_status=getattr(error, "http_status", None),
-    )
-
-
-def left() -> Flux2Error:
-    """The error of a submission that nobody waits for."""
-    return SubmissionWithdrawnError(
-        "whoever waited for this submission left or was cancelled, as all are when `asyncio.run` ends before `aclose`; "
-        "nothing was sent"
     )
 
 

@@ -28,7 +28,7 @@ from flux2_async.models import Request
 from flux2_async.models.requests import are_addresses, images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Bound, fingerprint
-from flux2_async.session.posting import Cut, StepFailedError, cut_off, left
+from flux2_async.session.posting import Cut, StepFailedError, cut_off
 from flux2_async.session.sender import Sender
 from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Asked, Patience, Submission
@@ -380,7 +380,7 @@ class Submitter:
     def _leave(self, submission: Submission) -> None:
         submission.callers.count -= 1
         if not submission.callers.count and submission.may_leave:
-            self.give_up(submission, left())
+            self.give_up(submission, Cut.LEFT.unsent())
 
 
 def _rank(submission: Submission, number: int, now: float) -> tuple[bool, int, float, int]:

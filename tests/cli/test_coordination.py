@@ -1,23 +1,23 @@
 """`--coordination`: commands that run at the same time and share an account's limit."""
 
-import asyncio
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from flux2_async.cli.app import run
-from flux2_async.emulator import Emulator, Limit, Plan, Script
+from flux2_async.emulator import Limit, Plan, Script
+from flux2_async.testing import running_emulator
 
 SECRET = "redis://:hunter2@localhost"
 
 
-async def test_two_batches_share_one_limit(tmp_path: Path) -> None:
+def test_two_batches_share_one_limit(tmp_path: Path) -> None:
     """Neither is refused by 429, though each alone would use the whole limit."""
-    script = Script(plans=Plan(duration=0.1), limit=Limit(3, 8.0), render=False)
-    async with Emulator(script) as emulator:
+    with running_emulator(Script(plans=Plan(duration=0.1), limit=Limit(3, 8.0), render=False)) as emulator:
         environment = os.environ | {
             "APIKLEY_API_KEY": emulator.api_key,
             "APIKLEY_BASE_URL": emulator.base_url,
@@ -25,17 +25,15 @@ async def test_two_batches_share_one_limit(tmp_path: Path) -> None:
             "FLUX2_COORDINATION": f"host:{tmp_path / 'shared.sqlite'}",
         }
 
-        async def batch(name: str) -> int | None:
+        def begin(name: str) -> "subprocess.Popen[bytes]":
             (tmp_path / f"{name}.jsonl").write_text(
                 "".join(json.dumps({"prompt": f"{name} {n}"}) + "\n" for n in range(3))
             )
             words = ("batch", f"{name}.jsonl", "--out", name, "--rate-limit", "3/8", "--no-download", "--no-report")
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "flux2_async.cli", *words), cwd=tmp_path, env=environment
-            )
-            return await process.wait()
+            return subprocess.Popen([sys.executable, "-m", "flux2_async.cli", *words], cwd=tmp_path, env=environment)  # noqa: S603  our own
 
-        assert not any(await asyncio.gather(batch("one"), batch("two")))
+        with begin("one") as one, begin("two") as two:
+            assert not any((one.wait(), two.wait()))
         assert len(emulator.ledger.accepted) == 6
         assert emulator.ledger.refused == 0
 

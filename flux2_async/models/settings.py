@@ -43,6 +43,7 @@ def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -
 
 
 def yes_or_no(instance: object, attribute: "attrs.Attribute[bool]", value: object) -> None:
+    """Check that a field is True or False; see `attrs.field`'s `validator`."""
     if not isinstance(value, bool):
         raise ConfigurationError(
             f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be True or False"

@@ -64,7 +64,7 @@ PARTS: Final[dict[str, Callable[[Wish], Iterable[Table]]]] = {
     "cpu": lambda wish: [cpu.measure(wish.names, wish.repeats)],
     "instructions": lambda wish: [instructions.measure(wish.names)],
     "cold": lambda wish: [cold.measure(wish.names, wish.repeats)],
-    "telemetry": lambda _: [telemetry.measure()],
+    "telemetry": lambda wish: [telemetry.measure(), telemetry.measure_seconds(2 * wish.repeats)],
     "memory": lambda wish: [memory.measure(wish.names, wish.repeats)],
     "limit": lambda wish: [
         limit.measure(wish.names, wish.period),

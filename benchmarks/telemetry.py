@@ -1,4 +1,4 @@
-"""What telemetry costs, in instructions per task: of the hot loop, and of tasks as they are, over TLS.
+"""What telemetry costs, in instructions and CPU time per task: of the hot loop, and of tasks as they are, over TLS.
 
 In the hot loop a task is finished at the first poll, nothing waits, and nothing is encrypted, so that hardly anything
 is left beside telemetry. The real case is a task of twelve seconds with the library's own settings over HTTPS, as the
@@ -7,14 +7,16 @@ exporter that does nothing with them: what sending them costs is the exporter's 
 """
 
 import asyncio
+import statistics
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import attrs
 
-from benchmarks import cold, contenders, cpu, instructions, service
-from benchmarks.contenders import OBSERVED, OURS, Setting
+from benchmarks import alone, cold, contenders, cpu, instructions, service
+from benchmarks.contenders import OBSERVED, OURS, Contender, Setting
 from benchmarks.table import Table
 
 # How it is observed: by whom, and which part of the traces is recorded, by a sampler that drops the others.
@@ -28,17 +30,34 @@ WAYS: Final = {
 
 # Seconds between two tasks; more often, and it would be chance how many connections their polls take.
 APART: Final = 1.0
+# Tasks whose CPU time is counted, and those before them.
+TASKS: Final = 60
+FIRST: Final = 8
 
 
 async def spread(name: str, setting: dict[str, Any], count: int, at_once: int) -> None:
-    """Take tasks through of which one begins each second; `at_once` and `count` together are their number."""
+    """Take tasks through; `at_once` and `count` together are their number."""
     async with contenders.entered(name, Setting(**setting)) as contender:
+        await apart(contender, count * at_once, APART)
 
-        async def later(number: int) -> None:
-            await asyncio.sleep(number * APART)
-            await cpu.one(contender, number)
 
-        await asyncio.gather(*map(later, range(count * at_once)))
+async def apart(contender: Contender, tasks: int, between: float) -> None:
+    """Take tasks through, so many seconds between the beginnings of two."""
+
+    async def later(number: int) -> None:
+        await asyncio.sleep(number * between)
+        await cpu.one(contender, number)
+
+    await asyncio.gather(*map(later, range(tasks)))
+
+
+async def seconds(name: str, setting: dict[str, Any], tasks: int, between: float) -> float:
+    """CPU seconds of a task, so many seconds between the beginnings of two, without imports and the first tasks."""
+    async with contenders.entered(name, Setting(**setting)) as contender:
+        await cpu.waves(contender, 1, FIRST)
+        before = time.process_time()
+        await apart(contender, tasks, between)
+        return (time.process_time() - before) / tasks
 
 
 @attrs.frozen
@@ -104,3 +123,30 @@ def measure(cases: Sequence[Case] = CASES) -> Table:
                 for way, (found, polls) in zip(WAYS, counts, strict=True)
             ]
     return Table(title, columns, rows, ["two reference pictures by their addresses; downloads are not counted"])
+
+
+def measure_seconds(repeats: int, case: Case = CASES[-1], tasks: int = TASKS, between: float = APART) -> Table:
+    """Compare the CPU time of tasks as they are; the two of a pair run at the same time, on a machine that is idle."""
+
+    def once(name: str) -> float:
+        with service.running(secure=1, duration=case.duration) as running:
+            setting = Setting(**attrs.asdict(running), secure=case.secure, **case.setting)
+            options: dict[str, Any] = {
+                "name": name,
+                "setting": attrs.asdict(setting),
+                "tasks": tasks,
+                "between": between,
+            }
+            found: float = alone.call(seconds, **options)
+        return 1000 * found
+
+    with ThreadPoolExecutor(2) as pool:
+        pairs = [tuple(pool.map(once, (OURS, OBSERVED))) for _ in range(repeats)]
+    more = [100 * (seen / unseen - 1) for unseen, seen in pairs]
+    unseen, seen = (statistics.mean(column) for column in zip(*pairs, strict=True))
+    return Table(
+        "CPU time per task of a session that is observed by telemetry",
+        ["", "ms per task", "observed, every span recorded", "more, in %", "least of a pair", "most of a pair"],
+        [[case.title, unseen, seen, 100 * (seen / unseen - 1), min(more), max(more)]],
+        [f"mean of {repeats} pairs of processes, {tasks} tasks in each, after {FIRST} others"],
+    )

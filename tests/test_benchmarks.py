@@ -224,6 +224,14 @@ def test_telemetry_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(row[2:4] == [1.5, 0.0] and row[4] >= 1 for row in table.rows)
 
 
+def test_telemetry_is_compared_with_none_in_cpu_time() -> None:
+    """Both of a pair are measured with tasks over TLS, and what one takes more is told of all pairs and of each."""
+    (row,) = telemetry.measure_seconds(1, telemetry.Case("TLS", secure=True), tasks=5, between=0.01).rows
+
+    assert positive(row[1:3])
+    assert row[3:] == [100 * (row[2] / row[1] - 1)] * 3
+
+
 @pytest.mark.usefixtures("here")
 def test_stream_compares_sizes() -> None:
     """All requests of either size come back with a picture."""

@@ -14,79 +14,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flux2_async.errors import (
-        AmbiguousSubmitError,
-        ApiError,
-        AuthenticationError,
-        BudgetExceededError,
-        ConfigurationError,
-        ContentModeratedError,
-        CoordinationError,
-        EmptyResultError,
-        FeatureDisabledError,
-        Flux2Error,
-        InsufficientCreditsError,
-        InvalidRequestError,
-        MaintenanceError,
-        NotFoundError,
-        ProtocolError,
-        QuotaExceededError,
-        RateLimitedError,
-        RequestRejectedError,
-        ServerError,
-        SessionClosedError,
-        SubmissionWithdrawnError,
-        TaskError,
-        TaskFailedError,
-        TaskNotFoundError,
-        TaskTimeoutError,
-        TransportError,
-    )
-    from flux2_async.models import (
-        AspectRatio,
-        Callbacks,
-        FixedAspectRatio,
-        ImageResult,
-        ImageSource,
-        ImageToImage,
-        JobRequest,
-        Polling,
-        RateLimit,
-        Request,
-        Resolution,
-        SessionStatistics,
-        TaskRecord,
-        TaskState,
-        TextToImage,
-        Tier,
-        Timeouts,
-        UploadedFile,
-    )
+    from flux2_async.errors import *
+    from flux2_async.models import *
     from flux2_async.models.budget import Budget, Estimate
-    from flux2_async.models.events import (
-        Attached,
-        Downloaded,
-        LimitLearned,
-        Observer,
-        OutageBegan,
-        OutageEnded,
-        Paused,
-        Polled,
-        Queued,
-        SessionEvent,
-        Settled,
-        StateChanged,
-        SubmissionChanged,
-        Uploaded,
-    )
-    from flux2_async.models.expectation import Expectation
+    from flux2_async.models.events import *
+    from flux2_async.models.expectation import *
     from flux2_async.models.service import APIKLEY, KIE, Service
     from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-    from flux2_async.session.enqueued import SubmissionHandle
-    from flux2_async.session.lifecycle import Unsettled
-    from flux2_async.session.session import Flux2Session
-    from flux2_async.session.submission import SubmissionSteps
-    from flux2_async.tasks import Completion, ImageTask
+    from flux2_async.session import *
+    from flux2_async.tasks import *
 
 __all__ = [
     "APIKLEY",

@@ -1,43 +1,19 @@
 """How much may be spent, and what requests are going to cost."""
 
 import math
-from typing import Any
 
 import attrs
 
-from flux2_async.errors import ConfigurationError
-from flux2_async.models.plain import is_number, plain
-from flux2_async.models.settings import RateLimit
+from flux2_async.models.settings import RateLimit, by_type, is_amount, must_be
 
 __all__ = ["Budget", "Estimate", "seconds_of"]
 
 
-def _credits(value: float) -> float:
-    return plain(value)
+def _is_group(value: object) -> bool:
+    return value is True or (isinstance(value, str) and value != "")
 
 
-def _per(value: float | None) -> float | None:
-    return plain(value)
-
-
-def _check_credits(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
-    if not is_number(value) or not math.isfinite(value) or value < 0:
-        raise ConfigurationError(f"Budget.credits: {value!r} given, it must be a number of 0 or more")
-
-
-def _check_per(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
-    if value is not None and (not is_number(value) or not math.isfinite(value) or value <= 0):
-        raise ConfigurationError(f"Budget.per: {value!r} given, it must be a number of seconds above 0, or None")
-
-
-def _check_group(_: object, __: "attrs.Attribute[Any]", value: object) -> None:
-    if value is not None and value is not True and not (isinstance(value, str) and value):
-        raise ConfigurationError(
-            f"Budget.group: {value!r} given, it must be True (each group its own), the name of one group, or None"
-        )
-
-
-@attrs.frozen
+@attrs.frozen(field_transformer=by_type)
 class Budget:
     """How many credits a session may spend, as `Flux2Session(budget=...)` takes it, or a list of such.
 
@@ -60,9 +36,11 @@ class Budget:
         ConfigurationError: A value cannot be used.
     """
 
-    credits: float = attrs.field(converter=_credits, validator=_check_credits)
-    per: float | None = attrs.field(default=None, converter=_per, validator=_check_per)
-    group: str | bool | None = attrs.field(default=None, validator=_check_group)
+    credits: float = attrs.field(validator=must_be("a number of 0 or more", is_amount))
+    per: float | None = None
+    group: str | bool | None = attrs.field(
+        default=None, validator=must_be("True (each group its own), the name of one group", _is_group, none=True)
+    )
 
 
 @attrs.frozen(kw_only=True)

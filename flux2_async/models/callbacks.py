@@ -9,20 +9,11 @@ import attrs
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async._shown.text import shown_address
 from flux2_async.errors import ConfigurationError
-from flux2_async.models.plain import plain
-from flux2_async.models.settings import yes_or_no
+from flux2_async.models.settings import by_type
 
 __all__ = ["Callbacks"]
 
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
-
-
-def _text(value: str) -> str:
-    return plain(value)
-
-
-def _text_or_none(value: str | None) -> str | None:
-    return plain(value)
 
 
 def _is_address(value: str) -> bool:
@@ -57,7 +48,7 @@ def _secret_text(instance: object, attribute: "attrs.Attribute[Any]", value: obj
 
 @made_without_frames
 @showable
-@attrs.frozen
+@attrs.frozen(field_transformer=by_type)
 class Callbacks:
     """Where the service tells that a task is finished.
 
@@ -78,11 +69,7 @@ class Callbacks:
         ConfigurationError: A value cannot be used.
     """
 
-    url: str = attrs.field(converter=_text, validator=_check_callback_url, repr=lambda url: repr(shown_address(url)))
-    secret: str | None = attrs.field(
-        converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
-    )
-    hmac_key: str | None = attrs.field(
-        converter=_text_or_none, default=None, validator=_secret_text, kw_only=True, repr=False
-    )
-    confirm: bool = attrs.field(default=True, validator=yes_or_no, kw_only=True)
+    url: str = attrs.field(validator=_check_callback_url, repr=lambda url: repr(shown_address(url)))
+    secret: str | None = attrs.field(default=None, validator=_secret_text, kw_only=True, repr=False)
+    hmac_key: str | None = attrs.field(default=None, validator=_secret_text, kw_only=True, repr=False)
+    confirm: bool = attrs.field(default=True, kw_only=True)

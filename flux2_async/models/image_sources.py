@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from flux2_async.errors import InvalidRequestError
-from flux2_async.models.plain import plain, plain_text
+from flux2_async.models.plain import plain, plain_fields
 from flux2_async.models.plain_json import check_text
 
 __all__ = [
@@ -54,7 +54,7 @@ UploadSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryI
 """What `upload` takes: a path, content in memory, or a binary file object."""
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=plain_fields)
 class UploadedFile:
     """A file the service keeps for us.
 
@@ -66,8 +66,8 @@ class UploadedFile:
         expires_at: When the service deletes it, or None when it did not say (documented: 3 days).
     """
 
-    url: str = attrs.field(converter=plain_text)
-    file_name: str = attrs.field(converter=plain_text)
+    url: str
+    file_name: str
     size: int
     mime_type: str
     expires_at: datetime | None = None

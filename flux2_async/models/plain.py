@@ -4,9 +4,12 @@ A member of `class Tier(str, Enum)` equals `"pro"`, and is formatted as `Tier.PR
 is taken because it equals an allowed value is kept as that value.
 """
 
-from typing import Final, TypeGuard, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, TypeGuard, TypeVar
 
-__all__ = ["is_number", "is_whole", "plain", "plain_text"]
+import attrs
+
+__all__ = ["is_number", "is_whole", "plain", "plain_fields"]
 
 T = TypeVar("T")
 
@@ -28,9 +31,18 @@ def plain(value: T) -> T:
     return value
 
 
-def plain_text(value: str) -> str:
-    """The same for text, as a converter of which type checkers know what it takes."""
-    return value if type(value) is str else plain(value)
+def plain_fields(_: type, fields: list["attrs.Attribute[Any]"]) -> list["attrs.Attribute[Any]"]:
+    """Let fields that have no converter take the plain value, as `field_transformer` of attrs."""
+    return [field if field.converter else field.evolve(converter=_taking(field.type)) for field in fields]
+
+
+def _taking(kind: Any) -> Callable[[Any], Any]:
+    def take(value: Any) -> Any:
+        return value if type(value) in _PLAIN else plain(value)
+
+    # What the signature of the class says of the argument.
+    take.__annotations__["value"] = kind
+    return take
 
 
 def is_whole(value: object) -> TypeGuard[int]:

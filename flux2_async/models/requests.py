@@ -19,7 +19,7 @@ from flux2_async.models.image_sources import (
     is_single,
     plain_picture,
 )
-from flux2_async.models.plain import plain, plain_text
+from flux2_async.models.plain import plain, plain_fields
 from flux2_async.models.plain_json import check_text, plain_object, shown
 
 __all__ = [
@@ -57,23 +57,6 @@ TIERS: Final[tuple[Tier, ...]] = get_args(Tier)
 MAX_MODEL: Final = 200
 
 _TEXT: Final = frozenset({str})
-
-
-# Of `plain`, one for each type, since type checkers take the type of an argument from its converter.
-def _aspect_ratio(value: AspectRatio) -> AspectRatio:
-    return plain(value)
-
-
-def _fixed_aspect_ratio(value: FixedAspectRatio) -> FixedAspectRatio:
-    return plain(value)
-
-
-def _resolution(value: Resolution) -> Resolution:
-    return plain(value)
-
-
-def _tier(value: Tier) -> Tier:
-    return plain(value)
 
 
 def _one_of(allowed: tuple[str, ...]) -> Any:
@@ -151,14 +134,10 @@ def _lengths(value: str) -> str:
 # Made for its subclasses alone, each of which makes its methods anew.
 @attrs.frozen(init=False, eq=False, repr=False)
 class _Request:
-    prompt: str = attrs.field(converter=plain_text, validator=_check_prompt, repr=_lengths)
-    aspect_ratio: AspectRatio = attrs.field(
-        default="1:1", converter=_aspect_ratio, validator=_check_aspect_ratio, kw_only=True
-    )
-    resolution: Resolution = attrs.field(
-        default="1K", converter=_resolution, validator=_one_of(RESOLUTIONS), kw_only=True
-    )
-    tier: Tier = attrs.field(default="flex", converter=_tier, validator=_one_of(TIERS), kw_only=True)
+    prompt: str = attrs.field(validator=_check_prompt, repr=_lengths)
+    aspect_ratio: AspectRatio = attrs.field(default="1:1", validator=_check_aspect_ratio, kw_only=True)
+    resolution: Resolution = attrs.field(default="1K", validator=_one_of(RESOLUTIONS), kw_only=True)
+    tier: Tier = attrs.field(default="flex", validator=_one_of(TIERS), kw_only=True)
     extra_input: dict[str, Any] = attrs.field(
         factory=dict,
         converter=_plain_extra_input,
@@ -180,7 +159,7 @@ class _Request:
 
 
 @showable
-@attrs.frozen
+@attrs.frozen(field_transformer=plain_fields)
 class TextToImage(_Request):
     """A picture from words alone.
 
@@ -195,9 +174,7 @@ class TextToImage(_Request):
         InvalidRequestError: A field is out of bounds.
     """
 
-    aspect_ratio: FixedAspectRatio = attrs.field(
-        default="1:1", converter=_fixed_aspect_ratio, validator=_check_aspect_ratio, kw_only=True
-    )
+    aspect_ratio: FixedAspectRatio = attrs.field(default="1:1", validator=_check_aspect_ratio, kw_only=True)
 
     @property
     def model(self) -> str:
@@ -206,7 +183,7 @@ class TextToImage(_Request):
 
 
 @showable
-@attrs.frozen
+@attrs.frozen(field_transformer=plain_fields)
 class ImageToImage(_Request):
     """A picture from words and 1 to 8 reference pictures.
 
@@ -284,7 +261,7 @@ def _check_model(_: object, __: "attrs.Attribute[str]", value: object) -> None:
 
 
 @showable
-@attrs.frozen
+@attrs.frozen(field_transformer=plain_fields)
 class JobRequest:
     """A request of any other model of the jobs API; the page of that model says what its `input` has to hold.
 
@@ -308,7 +285,7 @@ class JobRequest:
     """
 
     image_fields: tuple[str, ...] = attrs.field(default=(), converter=_field_names, kw_only=True)
-    model: str = attrs.field(converter=plain_text, validator=_check_model)
+    model: str = attrs.field(validator=_check_model)
     input: dict[str, Any] = attrs.field(
         converter=attrs.Converter(_job_input, takes_self=True),  # type: ignore[misc]  # mypy's plugin knows plain functions
         hash=False,

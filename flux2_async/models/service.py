@@ -9,8 +9,8 @@ import attrs
 
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError
-from flux2_async.models.plain import is_whole, plain
-from flux2_async.models.settings import RateLimit, finite
+from flux2_async.models.plain import plain
+from flux2_async.models.settings import RateLimit, by_type
 
 __all__ = ["APIKLEY", "KIE", "Service", "bare_address", "check_address", "checked_headers"]
 
@@ -126,18 +126,6 @@ def _limits(value: Any) -> tuple[RateLimit, ...]:
     return checked_limits("Service.limits", value)
 
 
-def _number(value: float) -> float:
-    return plain(value)
-
-
-def _whole(value: int) -> int:
-    return plain(value)
-
-
-def _whole_or_none(value: int | None) -> int | None:
-    return plain(value)
-
-
 def _path(value: Any) -> Any:
     return plain(value.strip().rstrip("/")) if isinstance(value, str) else value
 
@@ -150,19 +138,13 @@ def _matches(pattern: re.Pattern[str], allowed: str, *, none: bool = False) -> A
     return check
 
 
-def _check_whole(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not (value is None and attribute.name == "max_running") and (not is_whole(value) or value < 1):
-        none = ", or None" * (attribute.name == "max_running")
-        raise ConfigurationError(f"Service.{attribute.name}: {value!r} given, it must be a whole number above 0{none}")
-
-
 def _names(headers: Mapping[str, str]) -> str:
     return f"<{', '.join(headers) or 'none'}>"
 
 
 @made_without_frames
 @showable
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=by_type)
 class Service:
     """A service that speaks the jobs API (createTask, recordInfo, callBackUrl), and how it differs from others.
 
@@ -198,10 +180,10 @@ class Service:
     idempotency_header: str | None = attrs.field(
         default=None, validator=_matches(_TOKEN, "the name of a header, or None", none=True)
     )
-    idempotency_period: float = attrs.field(default=86400.0, converter=_number, validator=finite())
+    idempotency_period: float = 86400.0
     limits: tuple[RateLimit, ...] = attrs.field(default=(RateLimit(20, 10.0),), converter=_limits)
-    max_running: int | None = attrs.field(default=100, converter=_whole_or_none, validator=_check_whole)
-    max_image_bytes: int = attrs.field(default=10_000_000, converter=_whole, validator=_check_whole)
+    max_running: int | None = 100
+    max_image_bytes: int = 10_000_000
     key_variable: str | None = attrs.field(
         default=None, validator=_matches(_VARIABLE, "the name of an environment variable, or None", none=True)
     )

@@ -1,56 +1,51 @@
 """Settings of every session: frozen, checked when made."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeGuard
 
 import attrs
 
 from flux2_async.errors import ConfigurationError
-from flux2_async.models.plain import is_number, is_whole, plain
+from flux2_async.models.plain import is_number, is_whole, plain_fields
 
 __all__ = ["Polling", "RateLimit", "Timeouts"]
 
 
-def _whole_number(value: int) -> int:
-    return plain(value)
-
-
-def _number(value: float) -> float:
-    return plain(value)
-
-
-def _number_or_none(value: float | None) -> float | None:
-    return plain(value)
-
-
-def finite(*, zero: bool = False, none: bool = False) -> Any:
-    """Give a validator of numbers of seconds and the like."""
-    allowed = ("a number of 0 or more" if zero else "a number above 0") + (", or None" if none else "")
+def must_be(allowed: str, fits: Callable[[Any], bool], *, none: bool = False) -> Any:
+    """Give a validator of settings; `none`: None is allowed as well."""
 
     def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        if (none and value is None) or (is_number(value) and math.isfinite(value) and value >= 0 and (zero or value)):
-            return
-        raise ConfigurationError(f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be {allowed}")
+        if not (none and value is None) and not fits(value):
+            given = f"{type(instance).__name__}.{attribute.name}: {value!r} given"
+            raise ConfigurationError(f"{given}, it must be {allowed}{', or None' * none}")
 
     return check
 
 
-def _whole(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not is_whole(value) or value < 1:
-        raise ConfigurationError(
-            f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be a whole number of 1 or more"
-        )
+def is_amount(value: object) -> TypeGuard[float]:
+    """Whether a value is a number of 0 or more, and not infinite."""
+    return is_number(value) and math.isfinite(value) and value >= 0
 
 
-def yes_or_no(instance: object, attribute: "attrs.Attribute[bool]", value: object) -> None:
-    """Check that a field is True or False; see `attrs.field`'s `validator`."""
-    if not isinstance(value, bool):
-        raise ConfigurationError(
-            f"{type(instance).__name__}.{attribute.name}: {value!r} given, it must be True or False"
-        )
+_ABOVE_0: Final = ("a number above 0", lambda value: is_amount(value) and value > 0)
+_COUNT: Final = ("a whole number of 1 or more", lambda value: is_whole(value) and value >= 1)
+_BY_TYPE: Final[dict[Any, Any]] = {
+    bool: must_be("True or False", lambda value: isinstance(value, bool)),
+    int: must_be(*_COUNT),
+    int | None: must_be(*_COUNT, none=True),
+    float: must_be(*_ABOVE_0),
+    float | None: must_be(*_ABOVE_0, none=True),
+}
 
 
-@attrs.frozen
+def by_type(kind: type, fields: list["attrs.Attribute[Any]"]) -> list["attrs.Attribute[Any]"]:
+    """Check settings by their types where nothing else is said, as `field_transformer` of attrs; see `plain_fields`."""
+    plain = plain_fields(kind, fields)
+    return [field if field.validator else field.evolve(validator=_BY_TYPE.get(field.type)) for field in plain]
+
+
+@attrs.frozen(field_transformer=by_type)
 class RateLimit:
     """At most `limit` new tasks in any `period` seconds.
 
@@ -62,8 +57,8 @@ class RateLimit:
         ConfigurationError: A value is out of bounds.
     """
 
-    limit: int = attrs.field(converter=_whole_number, validator=_whole)
-    period: float = attrs.field(converter=_number, validator=finite())
+    limit: int
+    period: float
 
 
 class Told(NamedTuple):
@@ -82,7 +77,7 @@ class Told(NamedTuple):
     reset: float | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=by_type)
 class Polling:
     """How often to poll whether a task is finished.
 
@@ -107,15 +102,13 @@ class Polling:
         ConfigurationError: A value is out of bounds.
     """
 
-    price: float = attrs.field(converter=_number, default=0.3, validator=finite())
-    wait_min: float = attrs.field(converter=_number, default=0.25, validator=finite())
-    wait_max: float = attrs.field(converter=_number, default=30.0, validator=finite())
-    interval: float | None = attrs.field(
-        converter=_number_or_none, default=None, validator=finite(zero=True, none=True)
-    )
-    max_concurrency: int = attrs.field(converter=_whole_number, default=32, validator=_whole)
-    give_up_after: float | None = attrs.field(converter=_number_or_none, default=1200.0, validator=finite(none=True))
-    remember: bool = attrs.field(default=False, validator=yes_or_no)
+    price: float = 0.3
+    wait_min: float = 0.25
+    wait_max: float = 30.0
+    interval: float | None = attrs.field(default=None, validator=must_be("a number of 0 or more", is_amount, none=True))
+    max_concurrency: int = 32
+    give_up_after: float | None = 1200.0
+    remember: bool = False
 
     def __attrs_post_init__(self) -> None:
         if self.wait_min > self.wait_max:
@@ -124,7 +117,7 @@ class Polling:
             )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=by_type)
 class Timeouts:
     """Seconds that each kind of call may take.
 
@@ -139,8 +132,8 @@ class Timeouts:
         ConfigurationError: A value is out of bounds.
     """
 
-    connect: float = attrs.field(converter=_number, default=10.0, validator=finite())
-    submit: float = attrs.field(converter=_number, default=60.0, validator=finite())
-    record: float = attrs.field(converter=_number, default=30.0, validator=finite())
-    upload: float = attrs.field(converter=_number, default=120.0, validator=finite())
-    download: float = attrs.field(converter=_number, default=300.0, validator=finite())
+    connect: float = 10.0
+    submit: float = 60.0
+    record: float = 30.0
+    upload: float = 120.0
+    download: float = 300.0

@@ -149,8 +149,8 @@ def test_one_address(argument: str) -> None:
         ({"headers": [SECRET]}, "headers: list given"),
         ({"limits": (20, 10.0)}, r"Service\.limits: it must be RateLimit"),
         ({"limits": 20}, r"Service\.limits"),
-        ({"max_running": 0}, r"Service\.max_running: 0 given, it must be a whole number above 0, or None"),
-        ({"max_image_bytes": None}, r"Service\.max_image_bytes: None given, it must be a whole number above 0$"),
+        ({"max_running": 0}, r"Service\.max_running: 0 given, it must be a whole number of 1 or more, or None"),
+        ({"max_image_bytes": None}, r"Service\.max_image_bytes: None given, it must be a whole number of 1 or more$"),
         ({"key_variable": "A KEY"}, r"Service\.key_variable"),
     ],
 )

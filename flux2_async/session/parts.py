@@ -31,7 +31,7 @@ from flux2_async.session.enqueued import Enqueued
 from flux2_async.session.keys import Keys
 from flux2_async.session.options import Options
 from flux2_async.session.shared import Shared
-from flux2_async.session.submission import Asked, OnSend, SubmissionSteps, new_ref
+from flux2_async.session.submission import Asked, new_ref
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
 from flux2_async.tasks.observers import Observers
@@ -85,42 +85,20 @@ class Parts(Shared):
     )
     opened: AsyncExitStack = attrs.field(init=False, factory=AsyncExitStack)
 
-    def asked_for(
-        self,
-        request: Any,
-        headers: Secret | None,
-        *,
-        key: Any,
-        max_wait: Any,
-        priority: Any,
-        ref: Any,
-        group: Any,
-        metadata: Any,
-        on_send: OnSend | None,
-        steps: SubmissionSteps | None = None,
-        resend_within: Any = None,
-    ) -> Asked:
+    def asked_for(self, request: Any, headers: Secret | None, **given: Any) -> Asked:
         """Give what `submit` was asked for; the content of the request is checked already."""
-        given = None if headers is None else check_headers(headers, self.credentials.service)
-        if resend_within is not None:
-            check_resend(resend_within, ref, self.credentials.service)
+        if headers is not None:
+            headers = check_headers(headers, self.credentials.service)
+        ref = given.pop("ref")
+        if given.get("resend_within") is not None:
+            check_resend(given["resend_within"], ref, self.credentials.service)
         if not isinstance(request, Request):
             raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
-        check_seconds("max_wait", max_wait)
-        check_priority(priority)
-        return Asked(
-            request,
-            key=check_name("key", key),
-            max_wait=max_wait,
-            priority=priority,
-            on_send=on_send,
-            steps=steps,
-            group=check_name("group", group),
-            metadata=check_metadata(metadata),
-            headers=given,
-            resend_within=resend_within,
-            ref=new_ref() if ref is None else check_ref(ref),
-        )
+        check_seconds("max_wait", given["max_wait"])
+        check_priority(given["priority"])
+        given |= {name: check_name(name, given[name]) for name in ("key", "group")}
+        given["metadata"] = check_metadata(given["metadata"])
+        return Asked(request, ref=new_ref() if ref is None else check_ref(ref), headers=headers, **given)
 
 
 def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:

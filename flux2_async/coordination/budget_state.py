@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from flux2_async.errors import CoordinationError
+from flux2_async.models.budget import Budget
 
 # A budget without a window is forgotten when no session has been open for so long; those that are open tell of it.
 TOLD_EVERY = 6 * 3600.0
@@ -24,15 +25,7 @@ Told = tuple[bool, tuple[float, float]]
 
 
 def spend(
-    text: str | None,
-    now: float,
-    *,
-    member: str,
-    own: Own,
-    price: float,
-    cap: float,
-    per: float | None,
-    lease: float,
+    text: str | None, now: float, *, member: str, own: Own, price: float, budget: Budget, lease: float
 ) -> tuple[str, float, Told]:
     """Take what a process tells.
 
@@ -42,8 +35,7 @@ def spend(
         member: A name that the process keeps.
         own: What it has in all.
         price: What of that is open and asked for; 0: nothing is asked.
-        cap: Credits of the budget, as this process knows it.
-        per: Seconds of its window, or None.
+        budget: As this process knows it.
         lease: Seconds within which what is asked for is sent.
 
     Returns:
@@ -55,12 +47,13 @@ def spend(
     entries = _read(text)
     open_, leaving = own
     entries.pop(member, None)
+    per = budget.per
     window = math.inf if per is None else per
     left = {name: still for name, entry in entries.items() if (still := _left(*entry, now))}
     spent = sum(amount for _, __, paid in left.values() for _, amount in paid)
     reserved = sum(open_ for _, open_, __ in left.values())
     mine = open_ + sum(amount for _, amount in leaving)
-    fits = price == 0.0 or spent + reserved + mine <= cap + _ROUNDING
+    fits = price == 0.0 or spent + reserved + mine <= budget.credits + _ROUNDING
     left[member] = (
         now + window + lease,
         open_ if fits else open_ - price,

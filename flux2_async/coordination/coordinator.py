@@ -112,16 +112,15 @@ class Coordinator(SharedTexts):
             The seconds of a pause that was news, else 0.
         """
 
-        def settle(state: AccountState, now: float) -> list[tuple[float, bool]]:
+        def settle(state: AccountState, now: float) -> float:
             if now >= self._search_at:
                 self._search(state, now)
-            return [state.believe(each, now) if isinstance(each, Hint) else state.settle(each, now) for each in news]
+            pauses = [state.believe(each, now) if isinstance(each, Hint) else state.settle(each, now) for each in news]
+            return max(pauses, default=0.0)
 
-        answers, *_ = await self._change(settle)
-        if pause := max((pause for pause, _ in answers), default=0.0):
+        pause, *_ = await self._change(settle)
+        if pause:
             await self.tell(Message("pause", seconds=pause))
-        if any(wakes for _, wakes in answers):
-            await self.tell(Message("wake"))
         return pause
 
     async def aclose(self) -> None:

@@ -17,6 +17,7 @@ from flux2_async.coordination.contract import Claim, KeyEntry, Message, Terms, e
 from flux2_async.coordination.key_state import KeyRow
 from flux2_async.coordination.store import Change, Kept, Life, Store
 from flux2_async.errors import CoordinationError
+from flux2_async.models.budget import Budget
 
 T = TypeVar("T")
 
@@ -78,10 +79,9 @@ class SharedTexts:
         """Free a reserved key: certainly nothing was created."""
         await self._say(claim.key, lambda row, _: key_state.free(row, self._own(claim)))
 
-    async def spend(self, name: str, member: str, own: Own, *, price: float, cap: float, per: float | None) -> Told:
+    async def spend(self, name: str, member: str, own: Own, budget: Budget, price: float) -> Told:
         """Tell what a process has spent and reserved under a budget; see `budget_state.spend`."""
-        lease = self._terms.lease
-        told = partial(budget_state.spend, member=member, own=own, price=price, cap=cap, per=per, lease=lease)
+        told = partial(budget_state.spend, member=member, own=own, price=price, budget=budget, lease=self._terms.lease)
         return await self._update(f"budget:{name}", lambda text, now: Kept(*told(text, now)))
 
     async def unknown_in(self, ref: str) -> float | None:

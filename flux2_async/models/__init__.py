@@ -6,18 +6,7 @@ Names follow the API where it has one (`aspect_ratio`, `resolution`, `fail_code`
 from typing import TYPE_CHECKING, Final
 
 from flux2_async._shown.names import lazily
-from flux2_async.models.requests import (
-    AspectRatio,
-    FixedAspectRatio,
-    ImageSource,
-    ImageToImage,
-    JobRequest,
-    Request,
-    Resolution,
-    TextToImage,
-    Tier,
-    UploadedFile,
-)
+from flux2_async.models.requests import *
 from flux2_async.models.settings import Polling, RateLimit, Timeouts
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import attrs
 
+from flux2_async.models.budget import Budget
 from flux2_async.models.prices import DEAREST, documented_price
 
 Kind = tuple[str, str]
@@ -97,6 +98,7 @@ class Reservation:
     """Credits of one task, from before its POST.
 
     Attributes:
+        ledger: Where they count.
         kind: Model and resolution.
         state: `open` until it is known what it costs, or that this will not be known soon (`unclear`); `gone` when it
             counts no more.
@@ -104,6 +106,7 @@ class Reservation:
         until: When that falls out of the window.
     """
 
+    ledger: "Ledger"
     kind: Kind
     state: Literal["open", "unclear", "paid", "gone"] = "open"
     charged: float = 0.0
@@ -116,21 +119,24 @@ class Ledger:
     What was paid counts for `per` seconds from when that was known, which is later than when the service took it.
 
     Args:
-        cap: Credits.
-        per: Seconds of the window, or None: for ever.
+        budget: As the user made it.
         prices: See `Spending`; shared by the ledgers of a session.
+        name: By which all processes know it.
 
     Attributes:
+        budget: As given.
+        name: As given.
         elsewhere: What other processes have spent and reserved, as they told last.
         heard: Whether they were asked yet.
     """
 
-    def __init__(self, cap: float, per: float | None, prices: dict[Kind, float]) -> None:
+    def __init__(self, budget: Budget, prices: dict[Kind, float], name: str = "") -> None:
+        self.budget: Budget = budget
+        self.name: str = name
         self.elsewhere: tuple[float, float] = (0.0, 0.0)
-        self.heard = False
-        self._cap = cap
-        self._per = math.inf if per is None else per
-        self._spending = Spending(cap, prices=prices, documented=True)
+        self.heard: bool = False
+        self._per = math.inf if budget.per is None else budget.per
+        self._spending = Spending(prices=prices, documented=True)
         self._leaving: deque[tuple[float, Reservation]] = deque()
 
     @property
@@ -150,11 +156,11 @@ class Ledger:
     def fits(self, kind: Kind, now: float) -> bool:
         """Whether one more of a kind is within the cap."""
         self._forget(now)
-        return self.spent + self.reserved + self.price(kind) <= self._cap + _ROUNDING
+        return self.spent + self.reserved + self.price(kind) <= self.budget.credits + _ROUNDING
 
     def fits_after(self, kind: Kind, now: float) -> float | None:
         """Give the seconds until one more of a kind is within the cap by what is known now; None: nobody knows."""
-        missing = self.spent + self.reserved + self.price(kind) - self._cap - _ROUNDING
+        missing = self.spent + self.reserved + self.price(kind) - self.budget.credits - _ROUNDING
         for until, reservation in self._leaving:
             if reservation.until == until:
                 missing -= self._amount(reservation)
@@ -165,7 +171,7 @@ class Ledger:
     def reserve(self, kind: Kind) -> Reservation:
         """Count one more."""
         self._spending.start(kind)
-        return Reservation(kind)
+        return Reservation(self, kind)
 
     def release(self, reservation: Reservation) -> None:
         """It was not taken, and will not be."""

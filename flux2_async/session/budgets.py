@@ -7,7 +7,6 @@ ended. With other processes every amount is told as what this one has in all, so
 import asyncio
 import hashlib
 import secrets
-import weakref
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +29,7 @@ FEW: Final = 64
 # Of more that are unclear or were given up the oldest stay reserved, whatever is told of them.
 MAX_UNCLEAR: Final = 4096
 
-Held = tuple[tuple[Budget, Ledger, Reservation], ...]
+Held = tuple[Reservation, ...]
 
 
 class Budgets:
@@ -56,7 +55,6 @@ class Budgets:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._to_tell: set[Ledger] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._names = weakref.WeakKeyDictionary[Ledger, str]()
 
     def begin(self, sharing: "Sharing | None") -> None:
         """Go on in the running event loop, with these others."""
@@ -86,18 +84,18 @@ class Budgets:
         if submission in self._held:
             return
         kind, group = _kind(submission), submission.group
-        found = [(budget, self._ledger(number, group)) for number, budget in self._of(group)]
-        for budget, ledger in found if self._sharing is not None else ():
+        found = [self._ledger(number, group) for number in self._of(group)]
+        for ledger in found if self._sharing is not None else ():
             # Nothing was heard of the others, or it may be out of date: what they leave no room for would be reserved
             # until its turn, and keep out what fits.
             if not (fits := ledger.fits(kind, _now())) or not ledger.heard:
-                await self._share(budget, ledger, again=not fits)
-        for budget, ledger in found:
+                await self._share(ledger, again=not fits)
+        for ledger in found:
             if not ledger.fits(kind, _now()):
-                raise _exceeded(budget, ledger, kind, group)
+                raise _exceeded(ledger, kind, group)
         # A callback may have named its task meanwhile.
         if found and not submission.known:
-            held = self._held[submission] = tuple((budget, ledger, ledger.reserve(kind)) for budget, ledger in found)
+            held = self._held[submission] = tuple(ledger.reserve(kind) for ledger in found)
             if submission.state is SubmissionState.UNKNOWN:
                 self._doubt(submission, held)
 
@@ -108,10 +106,10 @@ class Budgets:
             BudgetExceededError: With what they have spent it might exceed a budget.
             CoordinationError: They cannot be asked.
         """
-        for budget, ledger, reservation in self._held.get(submission, ()) if self._sharing is not None else ():
-            price = ledger.price(reservation.kind)
-            if not await self._share(budget, ledger, price):
-                raise _exceeded(budget, ledger, reservation.kind, submission.group, own=price)
+        for each in self._held.get(submission, ()) if self._sharing is not None else ():
+            price = each.ledger.price(each.kind)
+            if not await self._share(each.ledger, price):
+                raise _exceeded(each.ledger, each.kind, submission.group, own=price)
 
     def ended(self, submission: Submission, event: SubmissionEvent, task: ImageTask | None) -> None:
         """Hear how a submission ended, or that its end is another one."""
@@ -122,7 +120,7 @@ class Budgets:
         if submission.state is SubmissionState.UNKNOWN:
             self._tasks = {task_id: each for task_id, each in self._tasks.items() if each is not submission}
             self._doubt(submission, held)
-        elif task is not None and (event is SubmissionEvent.ACCEPTED or held[0][2].state == "unclear"):
+        elif task is not None and (event is SubmissionEvent.ACCEPTED or held[0].state == "unclear"):
             self._tasks[task.id] = submission
             if task.done():
                 # Its callback was faster than the answer.
@@ -130,9 +128,9 @@ class Budgets:
         else:
             # Nothing was sent, or it was refused, or its key stands for a task of another process.
             del self._held[submission]
-            for budget, ledger, reservation in held:
-                ledger.release(reservation)
-                self._tell(budget, ledger)
+            for each in held:
+                each.ledger.release(each)
+                self._tell(each.ledger)
 
     def __call__(self, event: SessionEvent) -> None:
         """Hear that a task was settled."""
@@ -153,24 +151,24 @@ class Budgets:
             return
         del self._tasks[task_id], self._held[submission]
         self._unclear.pop(submission, None)
-        for budget, ledger, reservation in held:
-            ledger.pay(reservation, record.credits_consumed, _now(), failed=record.state is TaskState.FAIL)
-            self._tell(budget, ledger)
+        for each in held:
+            each.ledger.pay(each, record.credits_consumed, _now(), failed=record.state is TaskState.FAIL)
+            self._tell(each.ledger)
 
     def _doubt(self, submission: Submission, held: Held, task_id: str | None = None) -> None:
         self._unclear.pop(submission, None)
         self._unclear[submission] = task_id
-        for budget, ledger, reservation in held:
-            if reservation.state != "unclear":
-                ledger.doubt(reservation, _now())
-                self._tell(budget, ledger)
+        for each in held:
+            if each.state != "unclear":
+                each.ledger.doubt(each, _now())
+                self._tell(each.ledger)
         if len(self._unclear) > MAX_UNCLEAR:
             oldest = next(iter(self._unclear))
             self._tasks.pop(self._unclear.pop(oldest) or "", None)
             del self._held[oldest]
 
-    def _of(self, group: str | None) -> list[tuple[int, Budget]]:
-        return [each for each in enumerate(self._budgets) if each[1].group in (None, True, group)]
+    def _of(self, group: str | None) -> list[int]:
+        return [number for number, budget in enumerate(self._budgets) if budget.group in (None, True, group)]
 
     def _ledger(self, number: int, group: str | None) -> Ledger:
         budget = self._budgets[number]
@@ -179,19 +177,19 @@ class Budgets:
             if len(self._ledgers) >= 2 * self._many:
                 now = _now()
                 # What was given up may still be told of, to the ledger that the others know.
-                needed = {found for held in self._held.values() for _, found, _ in held}
+                needed = {reservation.ledger for held in self._held.values() for reservation in held}
                 self._ledgers = {
                     each: found for each, found in self._ledgers.items() if found in needed or not found.is_empty(now)
                 }
                 self._many = max(len(self._ledgers), FEW)
-            ledger = self._ledgers[key] = Ledger(budget.credits, budget.per, self._prices)
             whose = "all" if budget.group is None else f"group {group if budget.group is True else budget.group}"
-            self._names[ledger] = hashlib.sha256(f"{budget.per} {whose}".encode()).hexdigest()[:32]
+            name = hashlib.sha256(f"{budget.per} {whose}".encode()).hexdigest()[:32]
+            ledger = self._ledgers[key] = Ledger(budget, self._prices, name)
         return ledger
 
     # --- Other processes ---
 
-    async def _share(self, budget: Budget, ledger: Ledger, price: float = 0.0, *, again: bool = True) -> bool:
+    async def _share(self, ledger: Ledger, price: float = 0.0, *, again: bool = True) -> bool:
         """Tell what this process has spent and reserved, and hear of the others; whether `price` of it is within.
 
         `again`: also where they were heard meanwhile.
@@ -201,27 +199,27 @@ class Budgets:
         async with self._turn:
             if ledger.heard and not again:
                 return True
-            told = self._names[ledger], self._member, ledger.snapshot(_now())
+            told = ledger.name, self._member, ledger.snapshot(_now())
             fits, ledger.elsewhere = await self._sharing.membership.ask(
-                self._sharing.coordinator.spend, *told, price=price, cap=budget.credits, per=budget.per
+                self._sharing.coordinator.spend, *told, ledger.budget, price
             )
             ledger.heard = True
         return fits
 
     def _tell_all(self) -> None:
-        for (number, _), ledger in self._ledgers.items():
+        for ledger in self._ledgers.values():
             if not ledger.is_empty(_now()):
-                self._tell(self._budgets[number], ledger)
+                self._tell(ledger)
 
-    def _tell(self, budget: Budget, ledger: Ledger) -> None:
+    def _tell(self, ledger: Ledger) -> None:
         # What an event loop that was closed has left behind is told by what is told next.
         if self._sharing is not None and ledger not in self._to_tell and asyncio.get_running_loop() is self._loop:
             self._to_tell.add(ledger)
-            self._sharing.tell_later(partial(self._tell_now, budget, ledger))
+            self._sharing.tell_later(partial(self._tell_now, ledger))
 
-    async def _tell_now(self, budget: Budget, ledger: Ledger) -> None:
+    async def _tell_now(self, ledger: Ledger) -> None:
         self._to_tell.discard(ledger)
-        await self._share(budget, ledger)
+        await self._share(ledger)
 
 
 def checked_budgets(value: Any) -> tuple[Budget, ...]:
@@ -245,15 +243,13 @@ def _kind(submission: Submission) -> Kind:
     return submission.request.model, submission.request.resolution
 
 
-def _exceeded(
-    budget: Budget, ledger: Ledger, kind: Kind, group: str | None, *, own: float = 0.0
-) -> BudgetExceededError:
+def _exceeded(ledger: Ledger, kind: Kind, group: str | None, *, own: float = 0.0) -> BudgetExceededError:
     """The error of what does not fit; `own`: what of the reserved credits is its own."""
     return BudgetExceededError(
-        budget=budget,
+        budget=ledger.budget,
         group=group,
         spent=ledger.spent,
         reserved=ledger.reserved - own,
         price=ledger.price(kind),
-        retry_after=None if budget.per is None else ledger.fits_after(kind, _now()),
+        retry_after=None if ledger.budget.per is None else ledger.fits_after(kind, _now()),
     )

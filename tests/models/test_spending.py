@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from flux2_async.coordination import budget_state
 from flux2_async.errors import CoordinationError
+from flux2_async.models.budget import Budget
 from flux2_async.models.spending import Kind, Ledger, Reservation
 
 FLEX: Kind = ("flux-2/flex-text-to-image", "1K")
@@ -47,7 +48,7 @@ class Shared(RuleBasedStateMachine):
 
     @initialize(cap=st.sampled_from([30.0, 60.0]), per=st.sampled_from([None, 50.0, 400.0]))
     def begin(self, cap: float, per: float | None) -> None:
-        self.cap, self.per = cap, per
+        self.cap, self.per, self.budget = cap, per, Budget(cap, per)
         self.now = 0.0
         self.text: str | None = None
         self.names = (f"process {number}" for number in itertools.count())
@@ -55,12 +56,13 @@ class Shared(RuleBasedStateMachine):
         self.taken: list[Task] = []
 
     def new(self) -> Process:
-        return Process(next(self.names), Ledger(self.cap, self.per, {}))
+        return Process(next(self.names), Ledger(self.budget, {}))
 
     def share(self, process: Process, price: float = 0.0) -> bool:
         own = process.ledger.snapshot(self.now)
-        told = {"member": process.name, "own": own, "price": price, "cap": self.cap, "per": self.per, "lease": LEASE}
-        self.text, _, (fits, process.ledger.elsewhere) = budget_state.spend(self.text, self.now, **told)  # type: ignore[arg-type]
+        self.text, _, (fits, process.ledger.elsewhere) = budget_state.spend(
+            self.text, self.now, member=process.name, own=own, price=price, budget=self.budget, lease=LEASE
+        )
         return fits
 
     @rule(
@@ -155,7 +157,7 @@ TestShared = Shared.TestCase
 
 def test_a_window_moves() -> None:
     """What was paid counts for `per` seconds; what is unclear likewise, until its end is told."""
-    ledger = Ledger(30.0, 100.0, {})
+    ledger = Ledger(Budget(30.0, 100.0), {})
     one, two = ledger.reserve(FLEX), ledger.reserve(FLEX)
     assert not ledger.fits(FLEX, 0.0)
     assert ledger.fits_after(FLEX, 0.0) is None
@@ -175,7 +177,7 @@ def test_a_window_moves() -> None:
 
 def test_what_is_dearer_than_documented_is_learned() -> None:
     """The most that one has cost is what the next counts with; one that fails costs nothing unless it says so."""
-    ledger = Ledger(100.0, None, {})
+    ledger = Ledger(Budget(100.0), {})
     ledger.pay(ledger.reserve(PRO), 20.0, 0.0, failed=False)
     ledger.pay(ledger.reserve(PRO), None, 0.0, failed=True)
     ledger.pay(ledger.reserve(PRO), 3.0, 0.0, failed=True)
@@ -188,4 +190,4 @@ def test_what_is_dearer_than_documented_is_learned() -> None:
 def test_a_text_of_somebody_else_is_no_licence(text: str) -> None:
     """What cannot be read is an error, since it may hide what was spent."""
     with pytest.raises(CoordinationError, match="cannot be read"):
-        budget_state.spend(text, 0.0, member="a", own=(0.0, ()), price=1.0, cap=10.0, per=None, lease=LEASE)
+        budget_state.spend(text, 0.0, member="a", own=(0.0, ()), price=1.0, budget=Budget(10.0), lease=LEASE)

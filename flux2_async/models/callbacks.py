@@ -2,13 +2,13 @@
 
 import re
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import attrs
 
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async._shown.text import shown_address
 from flux2_async.errors import ConfigurationError
+from flux2_async.models.image_sources import http_parts
 from flux2_async.models.settings import by_type
 
 __all__ = ["Callbacks"]
@@ -16,16 +16,8 @@ __all__ = ["Callbacks"]
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
-def _is_address(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
-
-
 def _check_callback_url(_: object, __: "attrs.Attribute[str]", value: object) -> None:
-    if not isinstance(value, str) or not _is_address(value):
+    if http_parts(value) is None:
         raise ConfigurationError(
             f"Callbacks.url: {_shown(value)} given, it must look like https://app.example/flux2/callback/"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from inspect import iscoroutinefunction
 from typing import BinaryIO, Final, Protocol, TypeGuard
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_picture",
     "content_of",
     "how_to_give",
+    "http_parts",
     "is_plain_address",
     "is_single",
     "is_url",
@@ -145,18 +146,20 @@ def _check_name(name: str, image: str) -> None:
 
 
 def _check_address(name: str, url: object) -> None:
-    if not isinstance(url, str) or not is_url(url) or not _has_host(url) or any(map(str.isspace, url)):
+    if not isinstance(url, str) or not is_url(url) or http_parts(url) is None or any(map(str.isspace, url)):
         raise InvalidRequestError(f"{name}: not a complete address, it must look like https://host/picture.jpg")
     check_text(name, url)
 
 
-def _has_host(url: str) -> bool:
+def http_parts(url: object) -> SplitResult | None:
+    """Take an http(s) address apart; None when it is none."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url) if isinstance(url, str) else None
         # Reading the port is what checks it.
-        return bool(parts.hostname) and parts.port != 0
+        usable = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        return False
+        return None
+    return parts if usable else None
 
 
 def content_of(source: ContentSource) -> bytes:

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError
+from flux2_async.models.image_sources import http_parts
 from flux2_async.models.plain import plain
 from flux2_async.models.settings import RateLimit, by_type
 
@@ -38,7 +38,7 @@ def check_address(name: str, url: object) -> None:
     Raises:
         ConfigurationError: It cannot be used; the text says why, and shows nothing private of it.
     """
-    parts = _parts(url)
+    parts = http_parts(url)
     if parts is None:
         shown = "an address with a user name" if "@" in str(url) else _shown(url)
         raise ConfigurationError(f"{name}: {shown} given, it must look like https://api.apikley.ru (http or https)")
@@ -50,19 +50,6 @@ def check_address(name: str, url: object) -> None:
 
 def _shown(url: object) -> str:
     return repr(url) if isinstance(url, str) and not set("?#") & set(url) else type(url).__name__
-
-
-def _parts(url: object) -> SplitResult | None:
-    """Take an http(s) address apart; None when it is none."""
-    if not isinstance(url, str):
-        return None
-    try:
-        parts = urlsplit(url)
-        # Reading the port is what checks it.
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return None
-    return parts if usable else None
 
 
 def checked_headers(value: Any) -> dict[str, str]:

@@ -128,16 +128,13 @@ class CallbackEntries:
         entry = self._of(ref)
         entry.told, entry.task = None, None if entry.task is task else entry.task
         if exists:
-            self._settle(ref, entry, task)
+            self.settled(ref, task)
         else:
             self._without(ref, "told")
 
     def settled(self, ref: str, task: ImageTask) -> None:
         """A submission was a task that has ended."""
-        self._settle(ref, self._of(ref), task)
-
-    def _settle(self, ref: str, entry: Entry, task: ImageTask) -> None:
-        entry.settled = Settled(task.id, task.request is not None, weakref.ref(task))
+        self._of(ref).settled = Settled(task.id, task.request is not None, weakref.ref(task))
         for oldest in self._settled.keep(ref):
             self._without(oldest, "settled")
 

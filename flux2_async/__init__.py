@@ -14,6 +14,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flux2_async import coordination as coordination
+    from flux2_async import emulator as emulator
+    from flux2_async import session as session
+    from flux2_async import webhooks as webhooks
     from flux2_async.errors import *
     from flux2_async.models import *
     from flux2_async.models.budget import Budget, Estimate
@@ -118,6 +122,8 @@ def __getattr__(name: str) -> object:
         if name in module.__all__:
             value = globals()[name] = getattr(module, name)
             return value
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
     text = f"module {__name__!r} has no attribute {name!r}"
     if (submodule := _home_of(name)) is None:
         raise AttributeError(text)
@@ -128,12 +134,12 @@ def __getattr__(name: str) -> object:
 
 
 def _home_of(name: str) -> str | None:
-    """Give the submodule that has a public name; None: none has it, or it is a submodule."""
-    if name.startswith("_") or find_spec(f"{__name__}.{name}"):
+    """Give the submodule that has a public name; None: none has it."""
+    if name.startswith("_"):
         return None
-    from flux2_async.cli.documents import public_modules  # noqa: PLC0415  only those who err need it
-
-    return next((home for home, module in public_modules() if home and name in module.__all__), None)
+    # Only those who err need it.
+    modules = import_module(f"{__name__}.cli.documents").public_modules()
+    return next((home for home, module in modules if home and name in module.__all__), None)
 
 
 def __dir__() -> list[str]:

@@ -19,7 +19,6 @@ from functools import partial, wraps
 from inspect import signature
 from threading import Lock, Thread, get_ident
 from typing import (
-    TYPE_CHECKING,
     Any,
     Concatenate,
     Final,
@@ -41,6 +40,7 @@ import anyio
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal
 
+import flux2_async
 from flux2_async._http.credentials import Secret
 from flux2_async._http.one_thread import OneThread
 from flux2_async._shown.frames import made_without_frames, showable
@@ -54,9 +54,6 @@ from flux2_async.session.lifecycle import Unsettled
 from flux2_async.session.session import Flux2Session
 from flux2_async.session.submission import SubmissionSteps
 from flux2_async.tasks.handle import Completion, ImageTask
-
-if TYPE_CHECKING:
-    from flux2_async.session.callback_settings import CallbackSettings
 
 __all__ = [
     "BlockingCompletion",
@@ -428,7 +425,7 @@ class _Settings(_Mirror[Flux2Session]):
     rate_limit: _Attribute[RateLimit | None] = _Attribute()
     rate_limits: _Attribute[tuple[RateLimit, ...]] = _Attribute()
     max_running: _Attribute[int | None] = _Attribute()
-    callback_settings: "_Attribute[CallbackSettings | None]" = _Attribute()
+    callback_settings: "_Attribute[flux2_async.session.CallbackSettings | None]" = _Attribute()
 
 
 @showable

@@ -32,15 +32,11 @@ stands on it as well: `transient`, `meets_every_request`, `link_expired`.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+# For names in annotations: at run time this module stands at the bottom.
+import flux2_async
 from flux2_async._shown.text import printable
-
-if TYPE_CHECKING:
-    # Only named in annotations: at run time this module stands at the bottom.
-    from flux2_async import Budget
-    from flux2_async.models import Request, TaskRecord
-    from flux2_async.tasks import ImageTask
 
 __all__ = [
     "AmbiguousSubmitError",
@@ -139,7 +135,7 @@ class BudgetExceededError(Flux2Error):
     def __init__(
         self,
         *,
-        budget: "Budget",
+        budget: "flux2_async.Budget",
         group: str | None,
         spent: float,
         reserved: float,
@@ -163,7 +159,7 @@ class BudgetExceededError(Flux2Error):
             f"the budget{whose} is {budget.credits:g} credits{window}: {spent:g} are spent, {reserved:g} reserved, and "
             f"this picture may cost {price:g}, so nothing was sent. {advice}"
         )
-        self.budget: Budget = budget
+        self.budget: flux2_async.Budget = budget
         self.group: str | None = group
         self.spent: float = spent
         self.reserved: float = reserved
@@ -334,9 +330,11 @@ class AmbiguousSubmitError(Flux2Error):
         http_status: The HTTP status of the unclear answer, or None when none came.
     """
 
-    def __init__(self, message: str, *, request: "Request", ref: str, http_status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, request: "flux2_async.Request", ref: str, http_status: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.request: Request = request
+        self.request: flux2_async.Request = request
         self.ref: str = ref
         self.http_status: int | None = http_status
 
@@ -367,11 +365,11 @@ class TaskFailedError(TaskError):
         record: The final record.
     """
 
-    def __init__(self, message: str, *, record: "TaskRecord") -> None:
+    def __init__(self, message: str, *, record: "flux2_async.TaskRecord") -> None:
         super().__init__(message, task_id=record.task_id)
         self.fail_code: str | None = record.fail_code
         self.fail_message: str = (record.fail_message or "")[:MAX_SERVER_TEXT]
-        self.record: TaskRecord = record
+        self.record: flux2_async.TaskRecord = record
 
 
 class ContentModeratedError(TaskFailedError):
@@ -385,9 +383,9 @@ class EmptyResultError(TaskError):
         record: The final record.
     """
 
-    def __init__(self, message: str, *, record: "TaskRecord") -> None:
+    def __init__(self, message: str, *, record: "flux2_async.TaskRecord") -> None:
         super().__init__(message, task_id=record.task_id)
-        self.record: TaskRecord = record
+        self.record: flux2_async.TaskRecord = record
 
 
 class TaskNotFoundError(TaskError):
@@ -403,9 +401,9 @@ class TaskTimeoutError(TaskError, TimeoutError):
             again or the task attached; False where only the caller's own wait ended and the session goes on polling.
     """
 
-    def __init__(self, message: str, *, task: "ImageTask", given_up: bool = False) -> None:
+    def __init__(self, message: str, *, task: "flux2_async.ImageTask", given_up: bool = False) -> None:
         super().__init__(message, task_id=task.id)
-        self.task: ImageTask | None = task
+        self.task: flux2_async.ImageTask | None = task
         self.given_up: bool = given_up
 
     def _state(self) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import flux2_async
+
 if TYPE_CHECKING:
     # Imported by annotations alone, see above.
     from anyio.from_thread import BlockingPortal
-
-    from flux2_async.emulator import Emulator, Fault, Ledger, Script, TaskView
 
 __all__ = ["RunningEmulator", "flux2_emulator", "flux2_script", "running_emulator"]
 
@@ -45,23 +45,23 @@ class RunningEmulator:
         script: What it does; fields may be set while it runs.
     """
 
-    def __init__(self, emulator: "Emulator", portal: "BlockingPortal") -> None:
+    def __init__(self, emulator: "flux2_async.emulator.Emulator", portal: "BlockingPortal") -> None:
         self._emulator = emulator
         self._portal = portal
         self.api_key: str = emulator.api_key
         self.base_url: str = emulator.base_url
         self.upload_url: str = emulator.upload_url
-        self.script: Script = emulator.script
+        self.script: flux2_async.emulator.Script = emulator.script
 
     def __repr__(self) -> str:
         return f"<RunningEmulator {self.base_url}>"
 
     @property
-    def ledger(self) -> "Ledger":
+    def ledger(self) -> "flux2_async.emulator.Ledger":
         """What it has seen, taken and charged up to now: a copy, which later calls do not change."""
         return self._portal.call(copy.deepcopy, self._emulator.ledger)
 
-    def inject(self, fault: "Fault") -> None:
+    def inject(self, fault: "flux2_async.emulator.Fault") -> None:
         """Add a fault; see `Emulator.inject`.
 
         Args:
@@ -84,7 +84,7 @@ class RunningEmulator:
         """
         self._portal.call(self._emulator.finish, task_id)
 
-    def task(self, task_id: str) -> "TaskView":
+    def task(self, task_id: str) -> "flux2_async.emulator.TaskView":
         """A task as it is now.
 
         Args:
@@ -112,7 +112,7 @@ class RunningEmulator:
 
 
 @contextmanager
-def running_emulator(script: "Script") -> Iterator[RunningEmulator]:
+def running_emulator(script: "flux2_async.emulator.Script") -> Iterator[RunningEmulator]:
     """Run an emulator in a thread of its own; what the fixture does, for fixtures of another scope.
 
     Args:
@@ -135,7 +135,7 @@ def running_emulator(script: "Script") -> Iterator[RunningEmulator]:
 
 
 @pytest.fixture
-def flux2_script(request: pytest.FixtureRequest) -> "Script":
+def flux2_script(request: pytest.FixtureRequest) -> "flux2_async.emulator.Script":
     """What the service does: the marker `flux2_script`, else every task succeeds after 0.1 s. Override it at will."""
     from flux2_async.emulator import Plan, Script  # noqa: PLC0415  see the top of the module
 
@@ -144,12 +144,14 @@ def flux2_script(request: pytest.FixtureRequest) -> "Script":
         return Script(plans=Plan(duration=DURATION))
     if marker.kwargs or len(marker.args) != 1 or not isinstance(marker.args[0], Script):
         pytest.fail("the marker flux2_script takes one flux2_async.emulator.Script", pytrace=False)
-    script: Script = marker.args[0]
+    script: flux2_async.emulator.Script = marker.args[0]
     return script
 
 
 @pytest.fixture
-def flux2_emulator(flux2_script: "Script", monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningEmulator]:
+def flux2_emulator(
+    flux2_script: "flux2_async.emulator.Script", monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RunningEmulator]:
     """The service on loopback, for one test; `Flux2Session()` finds it through the environment.
 
     It follows the fixture `flux2_script`. A test is skipped when pictures are to be drawn and Pillow is missing.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import attrs
 import pytest
@@ -264,3 +264,27 @@ def test_a_name_that_is_nowhere() -> None:
     """What is not public anywhere is told as Python tells it."""
     with pytest.raises(AttributeError, match=r"^module 'flux2_async' has no attribute 'Nothing'$"):
         flux2_async.Nothing  # noqa: B018  the look is the test
+
+
+def test_annotations_of_public_names_can_be_resolved() -> None:
+    """Containers of dependencies, pydantic's `validate_call` and programs that make commands of functions do so."""
+    unresolved: list[str] = []
+    for name, value in public():
+        made = [value.__init__] if inspect.isclass(value) and not value.__name__.endswith(GIVEN) else []
+        for asked in [getattr(value, "fget", None) or getattr(value, "__func__", value), *made]:
+            try:
+                get_type_hints(asked)
+            except NameError as error:
+                unresolved.append(f"{name}: {error}")
+        if attrs.has(value):
+            attrs.resolve_types(value)
+
+    assert unresolved == []
+
+
+def test_a_public_module_is_loaded_when_its_name_is_used() -> None:
+    """`import flux2_async` alone is enough to write `flux2_async.batch.run_batch`."""
+    code = "import flux2_async as f; print(f.batch.run_batch.__name__, hasattr(f, 'nothing'), hasattr(f, '_nothing'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  our own
+
+    assert done.stdout.split() == ["run_batch", "False", "False"]

@@ -5,18 +5,31 @@ from typing import TYPE_CHECKING, Final
 from flux2_async._shown.names import lazily
 
 if TYPE_CHECKING:
+    from flux2_async.session.as_completed import Requests
+    from flux2_async.session.callback_settings import CallbackSettings
     from flux2_async.session.enqueued import SubmissionHandle
     from flux2_async.session.lifecycle import Unsettled
     from flux2_async.session.session import Flux2Session
-    from flux2_async.session.submission import SubmissionSteps
+    from flux2_async.session.submission import OnSend, SubmissionSteps
 
-__all__ = ["Flux2Session", "SubmissionHandle", "SubmissionSteps", "Unsettled"]
+__all__ = [
+    "CallbackSettings",
+    "Flux2Session",
+    "OnSend",
+    "Requests",
+    "SubmissionHandle",
+    "SubmissionSteps",
+    "Unsettled",
+]
 
 # Batches use parts of a session before there is one.
 __getattr__: Final = lazily(
     __name__,
     {
+        "CallbackSettings": "callback_settings",
         "Flux2Session": "session",
+        "OnSend": "submission",
+        "Requests": "as_completed",
         "SubmissionHandle": "enqueued",
         "SubmissionSteps": "submission",
         "Unsettled": "lifecycle",

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import flux2_async
 from flux2_async._shown.frames import showable
 from flux2_async.errors import AmbiguousSubmitError, SubmissionWithdrawnError
 from flux2_async.models import Request
@@ -16,9 +17,6 @@ from flux2_async.session.submission import Asked, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
-
-if TYPE_CHECKING:
-    from flux2_async.models.expectation import Expectation
 
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
@@ -112,7 +110,7 @@ class SubmissionHandle:
         seconds = None if position is None or self._submitter is None else self._submitter.starts_in(position)
         return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
 
-    def expectation(self) -> "Expectation":
+    def expectation(self) -> "flux2_async.Expectation":
         """How long it takes from the call of `enqueue` to the picture; see `ImageTask.expectation`.
 
         Of the wait for its turn what is expected now counts. Call it in the session's event loop.

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
 import aiohttp
 
+import flux2_async
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._shown.frames import made_without_frames, showable
 from flux2_async.errors import ConfigurationError, RateLimitedError, TaskNotFoundError
 from flux2_async.models import Polling, RateLimit, Request, Timeouts, UploadedFile
+from flux2_async.models.image_sources import UploadSource
 from flux2_async.models.plain import is_whole, plain
 from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_limits, checked_user_agent, name_taken
 from flux2_async.session.arguments import (
@@ -28,20 +30,6 @@ from flux2_async.session.arguments import (
     too_late,
     unrecovered,
 )
-
-if TYPE_CHECKING:
-    from flux2_async.coordination.store import Coordination
-    from flux2_async.models import Callbacks, ImageResult, SessionStatistics, TaskRecord
-    from flux2_async.models.budget import Budget, Estimate
-    from flux2_async.models.events import Observer
-    from flux2_async.models.image_sources import UploadSource
-    from flux2_async.session.as_completed import Requests
-    from flux2_async.session.callback_settings import CallbackSettings
-    from flux2_async.session.enqueued import SubmissionHandle
-    from flux2_async.session.lifecycle import Unsettled
-    from flux2_async.session.submission import OnSend, SubmissionSteps
-    from flux2_async.tasks import Completion, ImageTask
-    from flux2_async.webhooks import Callback
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
@@ -117,15 +105,15 @@ class Flux2Session:
         max_running: int | Literal["service"] | None = "service",
         max_running_per_group: int | None = None,
         polling: Polling = Polling(),  # noqa: B008  frozen
-        callbacks: "Callbacks | None" = None,
-        coordination: "Coordination | None" = None,
+        callbacks: "flux2_async.Callbacks | None" = None,
+        coordination: "flux2_async.coordination.Coordination | None" = None,
         http: aiohttp.ClientSession | None = None,
         connector: Callable[[], aiohttp.BaseConnector] | None = None,
         timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
         private_downloads: bool = False,
         key_ttl: float | None = 86400.0,
-        observers: Iterable["Observer"] = (),
-        budget: "Budget | Iterable[Budget] | None" = None,
+        observers: Iterable["flux2_async.Observer"] = (),
+        budget: "flux2_async.Budget | Iterable[flux2_async.Budget] | None" = None,
     ) -> None:
         # Error reporters print the local variables of whoever raises.
         key = None if api_key is None else Secret(api_key)
@@ -210,7 +198,7 @@ class Flux2Session:
             self._options.callbacks.read_environment(needed=self._options.coordination is not None)
         await self._life.open(self._credentials())
 
-    async def aclose(self, grace: float = 5.0) -> "Unsettled":
+    async def aclose(self, grace: float = 5.0) -> "flux2_async.Unsettled":
         """Close the session; calling it again gives the same answer.
 
         createTask calls under way are given `grace` seconds. What waits then, `open` included, ends with
@@ -235,13 +223,13 @@ class Flux2Session:
         max_wait: float | None = None,
         priority: int = 0,
         ref: str | None = None,
-        on_send: "OnSend | None" = None,
-        steps: "SubmissionSteps | None" = None,
+        on_send: "flux2_async.session.OnSend | None" = None,
+        steps: "flux2_async.SubmissionSteps | None" = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         resend_within: float | None = None,
-    ) -> "ImageTask":
+    ) -> "flux2_async.ImageTask":
         """Create a task; local pictures are uploaded first.
 
         Cancelling the caller stops the submission where nothing is lost; a createTask call under way is
@@ -316,11 +304,11 @@ class Flux2Session:
         max_wait: float | None = None,
         priority: int = 0,
         ref: str | None = None,
-        on_send: "OnSend | None" = None,
+        on_send: "flux2_async.session.OnSend | None" = None,
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> "SubmissionHandle":
+    ) -> "flux2_async.SubmissionHandle":
         """Do what `submit` does, but return a handle at once, to see the place in the queue and to leave it.
 
         The submission goes on whether or not anybody awaits the handle: only `handle.withdraw()`, `max_wait` and the
@@ -375,7 +363,7 @@ class Flux2Session:
         group: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> "ImageResult":
+    ) -> "flux2_async.ImageResult":
         """Submit a request and wait for its picture.
 
         Args:
@@ -411,11 +399,11 @@ class Flux2Session:
 
     def as_completed(
         self,
-        requests: "Requests",
+        requests: "flux2_async.session.Requests",
         *,
         max_running: int | None = None,
         group: str | None = None,
-    ) -> AsyncGenerator["Completion", None]:
+    ) -> AsyncGenerator["flux2_async.Completion", None]:
         """Submit many requests and yield each when it is finished, in bounded memory.
 
         One failed request never stops the rest. A refusal that would meet every request (401, 402, 433, 505) stops
@@ -450,7 +438,7 @@ class Flux2Session:
 
         return Completions(submitter=parts.submitter, limit=limit, group=check_name("group", group)).run(requests)
 
-    def attach(self, task_id: str) -> "ImageTask":
+    def attach(self, task_id: str) -> "flux2_async.ImageTask":
         """Give a handle for a task that was submitted earlier or elsewhere, without asking the service.
 
         Args:
@@ -465,11 +453,11 @@ class Flux2Session:
         """
         return self._life.usable().watcher.attach(check_task_id(task_id), asked=True)
 
-    def tasks(self) -> tuple["ImageTask", ...]:
+    def tasks(self) -> tuple["flux2_async.ImageTask", ...]:
         """Give the handles of everything outstanding, also of what nobody waits for any more."""
         return self._life.usable().watcher.tasks()
 
-    async def recover(self, ref: str, *, timeout: float | None = None) -> "ImageTask":
+    async def recover(self, ref: str, *, timeout: float | None = None) -> "flux2_async.ImageTask":
         """Wait for the callback that tells which task an unclear submission became.
 
         A submission that is still under way here is waited for as well: its answer may be the first to tell.
@@ -516,7 +504,7 @@ class Flux2Session:
             "callbacks=Callbacks(...), or check the task log of your account"
         )
 
-    async def fetch_record(self, task_id: str) -> "TaskRecord":
+    async def fetch_record(self, task_id: str) -> "flux2_async.TaskRecord":
         """Ask for a task's record once.
 
         Args:
@@ -539,7 +527,7 @@ class Flux2Session:
             )
         return record
 
-    async def upload(self, source: "UploadSource", *, file_name: str | None = None) -> UploadedFile:
+    async def upload(self, source: UploadSource, *, file_name: str | None = None) -> UploadedFile:
         """Upload a picture, to be used in `images` of several requests; `submit` does this by itself.
 
         Args:
@@ -563,7 +551,7 @@ class Flux2Session:
             self._observers.tell("Uploaded", file=file)
         return file
 
-    async def download(self, result: "ImageResult", directory: str | os.PathLike[str]) -> list[Path]:
+    async def download(self, result: "flux2_async.ImageResult", directory: str | os.PathLike[str]) -> list[Path]:
         """Save the pictures of a result as `<task id>-<n>.<ext>`; files appear whole or not at all.
 
         Args:
@@ -653,7 +641,7 @@ class Flux2Session:
         """
         self._life.usable().watcher.notify(plain(task_id))
 
-    def observe(self, observer: "Observer") -> Callable[[], None]:
+    def observe(self, observer: "flux2_async.Observer") -> Callable[[], None]:
         """Tell a function from now on what happens, also before the session is opened and when it is opened again.
 
         Example:
@@ -677,7 +665,7 @@ class Flux2Session:
         self._observers.add(check_observer(observer))
         return partial(self._observers.remove, observer)
 
-    def estimate(self, requests: Request | Iterable[Request]) -> "Estimate":
+    def estimate(self, requests: Request | Iterable[Request]) -> "flux2_async.Estimate":
         """Say what requests will cost, and how long they will take, without asking the service or sending anything.
 
         Args:
@@ -702,7 +690,7 @@ class Flux2Session:
             max_running=options.max_running,
         )
 
-    def statistics(self) -> "SessionStatistics":
+    def statistics(self) -> "flux2_async.SessionStatistics":
         """Give a snapshot of what the session has done and is doing since it was opened; also after it was closed.
 
         Raises:
@@ -747,7 +735,7 @@ class Flux2Session:
         check_seconds("seconds", seconds)
         self._life.usable().limiter.pause(seconds)
 
-    def give_up_after(self, task: "ImageTask", seconds: float) -> None:
+    def give_up_after(self, task: "flux2_async.ImageTask", seconds: float) -> None:
         """Settle a task that is not finished in time, as `Polling(give_up_after=)` does for all.
 
         Args:
@@ -764,7 +752,7 @@ class Flux2Session:
     # For receivers of callbacks, those of `flux2_async.receivers` and others.
 
     @property
-    def callback_settings(self) -> "CallbackSettings | None":
+    def callback_settings(self) -> "flux2_async.session.CallbackSettings | None":
         """What addresses and bodies of callbacks are checked by; None for a session that expects none."""
         return self._options.callbacks
 
@@ -780,7 +768,7 @@ class Flux2Session:
             return False
         return True
 
-    async def deliver(self, ref: str, callback: "Callback") -> bool:
+    async def deliver(self, ref: str, callback: "flux2_async.webhooks.Callback") -> bool:
         """Use a callback whose address was checked, see `flux2_async.webhooks`.
 
         It waits only where processes share an account and nothing but this callback tells of the task.

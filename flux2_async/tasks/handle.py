@@ -4,24 +4,22 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 
+import flux2_async
 from flux2_async.errors import InvalidRequestError, TaskTimeoutError
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.models.plain import is_number
 from flux2_async.tasks.observers import Origin
 from flux2_async.tasks.outcome import Outcome, Signal
 
-if TYPE_CHECKING:
-    from flux2_async.models.expectation import Expectation
-
 
 class _Watching(Protocol):
     """What looks after a task; `Watcher` does."""
 
-    def expectation(self, task: "ImageTask") -> "Expectation": ...
+    def expectation(self, task: "ImageTask") -> "flux2_async.Expectation": ...
     def poll_sooner(self, task: "ImageTask") -> None: ...
     def unseen(self, task: "ImageTask") -> bool: ...
 
@@ -78,7 +76,7 @@ class ImageTask:
         """What it was settled with instead of a picture; None while it is outstanding, or has one."""
         return self._outcome.error
 
-    def expectation(self) -> "Expectation":
+    def expectation(self) -> "flux2_async.Expectation":
         """How long it takes, by what the session learned of tasks of its model and resolution.
 
         Before any has ended, the usual range counts: 8 to 95 s, as seen in records of 2025 and 2026. Call it in the

@@ -4,8 +4,8 @@ import asyncio
 import base64
 import hashlib
 import hmac
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+import math
+from collections.abc import Iterable
 
 import aiohttp
 import attrs
@@ -26,25 +26,23 @@ def signature(key: str, task_id: str, timestamp: str) -> str:
 
 @attrs.define(eq=False)
 class Callbacks:
-    """The callbacks of one emulator: one timer for a task that waits, an asyncio task only while one is delivered."""
+    """The callbacks of one emulator, each with an asyncio task that waits for its time and delivers it."""
 
     core: Core
     http: aiohttp.ClientSession
-    _timers: dict[str, asyncio.TimerHandle] = attrs.field(factory=dict)
-    _deliveries: set[asyncio.Task[None]] = attrs.field(factory=set)
+    _telling: dict[str, asyncio.Task[None]] = attrs.field(factory=dict)
 
     def schedule(self, task: Task) -> None:
-        """Set the timer of an accepted task, or set it anew because the task ends at another time."""
+        """Wait for the end of an accepted task, or anew because it comes at another time, and tell it."""
         if task.callback_url is None or task.plan.callback in {"lost", "early"}:
             return
-        if (pending := self._timers.pop(task.id, None)) is not None:
-            pending.cancel()
-        due = task.finishes_at + task.plan.delay()
-        if due != float("inf"):
-            self._timers[task.id] = asyncio.get_running_loop().call_at(due, self._spawn, self._deliver, task)
+        if (waiting := self._telling.pop(task.id, None)) is not None:
+            waiting.cancel()
+        if not math.isinf(due := task.finishes_at + task.plan.delay()):
+            self._telling[task.id] = asyncio.create_task(self._deliver(task, due))
 
     def resume(self, tasks: Iterable[Task]) -> None:
-        """Set the timers of all tasks that have not ended, after a restart."""
+        """Do so for all tasks that have not ended, after a restart."""
         now = self.core.clock.now()
         for task in tasks:
             if not task.finished(now):
@@ -53,24 +51,16 @@ class Callbacks:
     async def early(self, task: Task) -> None:
         """Tell the end now; return when the receiver has answered or its time is over."""
         if task.callback_url is not None and not await self._attempt(task, 1):
-            self._spawn(self._repeat, task)
+            self._telling[task.id] = asyncio.create_task(self._repeat(task))
 
     async def close(self) -> None:
         """Stop telling."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        for delivery in self._deliveries:
-            delivery.cancel()
-        await asyncio.gather(*self._deliveries, return_exceptions=True)
+        for telling in self._telling.values():
+            telling.cancel()
+        await asyncio.gather(*self._telling.values(), return_exceptions=True)
 
-    def _spawn(self, work: Callable[[Task], Coroutine[Any, Any, None]], task: Task) -> None:
-        self._timers.pop(task.id, None)
-        delivery = asyncio.get_running_loop().create_task(work(task))
-        self._deliveries.add(delivery)
-        delivery.add_done_callback(self._deliveries.discard)
-
-    async def _deliver(self, task: Task) -> None:
+    async def _deliver(self, task: Task, due: float) -> None:
+        await asyncio.sleep(due - self.core.clock.now())
         for _ in range(2 if task.plan.callback == "twice" else 1):
             if not await self._attempt(task, 1):
                 await self._repeat(task)

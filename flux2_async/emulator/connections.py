@@ -1,11 +1,9 @@
 """The connections that clients have open, so that one can be cut."""
 
 import asyncio
+from itertools import count
 
 import attrs
-
-# Nobody tells that a connection has ended; so many new ones later it is noticed.
-NOTICED_AFTER = 64
 
 
 @attrs.define
@@ -25,7 +23,7 @@ class Connections:
 
     def __init__(self) -> None:
         self._known: dict[asyncio.Transport, Connection] = {}
-        self._count = 0
+        self._numbers = count(1)
 
     def arrive(self, transport: asyncio.Transport | None, endpoint: str) -> None:
         """A call came in on a connection."""
@@ -33,12 +31,11 @@ class Connections:
             return
         connection = self._known.get(transport)
         if connection is None:
-            self._count += 1
-            if self._count % NOTICED_AFTER == 0:
-                self._forget()
+            # Nobody tells that one has ended.
+            self._forget()
             address = transport.get_extra_info("peername") or ("?",)
             peer = ":".join(map(str, address[:2]))
-            connection = self._known[transport] = Connection(self._count, transport, peer)
+            connection = self._known[transport] = Connection(next(self._numbers), transport, peer)
         connection.endpoint = endpoint
         connection.busy += 1
         connection.calls += 1

@@ -5,13 +5,15 @@ What was refused leaves no trace.
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 
 from flux2_async.emulator.script import Limit
 
 # Sums of floats: a request exactly on the border is admitted.
 EPSILON = 1e-9
+# Of a period: as exactly as this is the time found at which there is room again.
+PARTS = 2**40
 
 
 class Policy(ABC):
@@ -19,107 +21,64 @@ class Policy(ABC):
 
     def __init__(self, limit: Limit) -> None:
         self._limit = limit
-
-    @abstractmethod
-    def wait(self, now: float) -> float:
-        """Seconds until one more task could be admitted; 0.0: it is now."""
+        # Of the tasks that may still count.
+        self._times: list[float] = []
 
     @abstractmethod
     def used(self, now: float) -> float:
-        """How much of the limit is taken, in tasks."""
+        """How much of the limit is taken, in tasks; as time goes by it only falls, in two periods to nothing."""
 
-    @abstractmethod
+    def wait(self, now: float) -> float:
+        """Seconds until one more task could be admitted; 0.0: it is now."""
+        most, part = self._limit.limit - 1 + EPSILON, self._limit.period / PARTS
+        return part * bisect_left(range(2 * PARTS), True, key=lambda parts: self.used(now + parts * part) <= most)  # noqa: FBT003  what is looked for
+
     def count(self, now: float) -> None:
         """One task was admitted."""
+        del self._times[: bisect_left(self._times, now - 2 * self._limit.period)]
+        self._times.append(now)
 
 
 class _SlidingLog(Policy):
     """At most `limit` tasks in the last `period` seconds."""
 
-    def __init__(self, limit: Limit) -> None:
-        super().__init__(limit)
-        self._log: deque[float] = deque()
-
-    def wait(self, now: float) -> float:
-        return 0.0 if self.used(now) < self._limit.limit else self._log[0] + self._limit.period - now
-
     def used(self, now: float) -> float:
-        while self._log and self._log[0] + self._limit.period <= now + EPSILON:
-            self._log.popleft()
-        return float(len(self._log))
-
-    def count(self, now: float) -> None:
-        self._log.append(now)
+        return float(len(self._times) - bisect_right(self._times, now - self._limit.period + EPSILON))
 
 
 class _TokenBucket(Policy):
     """`limit` tokens at the start, `limit` per `period` flow back, a task takes one."""
 
-    def __init__(self, limit: Limit) -> None:
-        super().__init__(limit)
-        self._rate = limit.limit / limit.period
-        self._tokens = float(limit.limit)
-        self._updated: float | None = None
-
-    def wait(self, now: float) -> float:
-        missing = 1.0 - self._level(now)
-        return 0.0 if missing <= EPSILON else missing / self._rate
+    _full_at = -math.inf
 
     def used(self, now: float) -> float:
-        return self._limit.limit - self._level(now)
+        return max(0.0, self._full_at - now) * self._limit.limit / self._limit.period
 
     def count(self, now: float) -> None:
-        self._tokens = self._level(now) - 1.0
-        self._updated = now
-
-    def _level(self, now: float) -> float:
-        since = 0.0 if self._updated is None else now - self._updated
-        return min(self._limit.limit, self._tokens + since * self._rate)
+        self._full_at = max(self._full_at, now) + self._limit.period / self._limit.limit
 
 
 class _FixedWindow(Policy):
     """At most `limit` tasks in each window of `period` seconds, counted from the zero of the clock."""
 
-    def __init__(self, limit: Limit) -> None:
-        super().__init__(limit)
-        # By the number of the window.
-        self._counts = Counter[int]()
-
-    def wait(self, now: float) -> float:
-        return 0.0 if self.used(now) < self._limit.limit else (self._number(now) + 1) * self._limit.period - now
-
     def used(self, now: float) -> float:
-        return float(self._counts[self._number(now)])
+        return float(self._since(math.floor(self._window(now))))
 
-    def count(self, now: float) -> None:
-        number = self._number(now)
-        self._counts = Counter({number - 1: self._counts[number - 1], number: self._counts[number] + 1})
+    def _window(self, moment: float) -> float:
+        return (moment + EPSILON) / self._limit.period
 
-    def _number(self, now: float) -> int:
-        return math.floor((now + EPSILON) / self._limit.period)
-
-    def _both(self, now: float) -> tuple[int, int]:
-        """The tasks of the window before, and of this one."""
-        return self._counts[self._number(now) - 1], self._counts[self._number(now)]
+    def _since(self, window: int) -> int:
+        """Tasks of this window and those behind it."""
+        return len(self._times) - bisect_left(self._times, window, key=lambda moment: math.floor(self._window(moment)))
 
 
 class _TwoWindows(_FixedWindow):
     """The count of this window and the weighted count of the one before stay within `limit`."""
 
-    def wait(self, now: float) -> float:
-        previous, current = self._both(now)
-        into = (now + EPSILON) / self._limit.period % 1.0
-        room = self._limit.limit - 1 - current
-        if previous * (1.0 - into) <= room + EPSILON:
-            return 0.0
-        if room < 0:
-            # Full by itself: the earliest chance is early in the next window, when this one's weight has fallen.
-            return self._limit.period * (1.0 - into + max(0.0, 1.0 - (self._limit.limit - 1) / current))
-        return self._limit.period * (1.0 - room / previous - into)
-
     def used(self, now: float) -> float:
-        previous, current = self._both(now)
-        return previous * (1.0 - (now + EPSILON) / self._limit.period % 1.0) + current
+        into, number = math.modf(self._window(now))
+        current = self._since(int(number))
+        return (self._since(int(number) - 1) - current) * (1.0 - into) + current
 
 
 POLICIES: Mapping[str, type[Policy]] = {

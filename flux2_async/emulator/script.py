@@ -29,25 +29,23 @@ LATE = 30.0
 _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
-def _one_of(allowed: Sequence[object]) -> _Validator:
+def _is(right: Callable[[Any], bool], words: str) -> _Validator:
     def check(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-        if value not in allowed:
-            raise ValueError(f"{field.name}: {value!r} given, use one of {', '.join(map(str, allowed))}")
+        if not right(value):
+            raise ValueError(f"{field.name}: {value!r} given, use {words}")
 
     return check
 
 
-def _at_least(least: int, *, optional: bool = False) -> _Validator:
-    def check(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-        if not (isinstance(value, int | float) and value >= least) and not (optional and value is None):
-            raise ValueError(f"{field.name}: {value!r} given, use a number of {least} or more{', or None' * optional}")
-
-    return check
+def _one_of(allowed: tuple[object, ...]) -> _Validator:
+    return _is(allowed.__contains__, f"one of {', '.join(map(str, allowed))}")
 
 
-def _above_0(_: object, field: "attrs.Attribute[Any]", value: object) -> None:
-    if not (isinstance(value, int | float) and value > 0):
-        raise ValueError(f"{field.name}: {value!r} given, use a number above 0")
+def _number(least: int, *, optional: bool = False) -> _Validator:
+    return _is(
+        lambda value: value >= least if isinstance(value, int | float) else optional and value is None,
+        f"a number of {least} or more{', or None' * optional}",
+    )
 
 
 def _words(values: Iterable[str]) -> tuple[str, ...]:
@@ -76,19 +74,19 @@ class Plan:
         record_lag: Seconds for which recordInfo still shows the last pending state after the end.
     """
 
-    duration: float = attrs.field(default=2.0, validator=_at_least(0))
+    duration: float = attrs.field(default=2.0, validator=_number(0))
     outcome: Outcome = attrs.field(default="success", validator=_one_of(get_args(Outcome)))
     states: tuple[str, ...] = attrs.field(default=("waiting", "queuing", "generating"), converter=_words)
-    credits: float | None = attrs.field(default=None, validator=_at_least(0, optional=True))
+    credits: float | None = attrs.field(default=None, validator=_number(0, optional=True))
     fail_code: str | None = None
     fail_message: str | None = None
-    hidden_for: float = attrs.field(default=0.0, validator=_at_least(0))
+    hidden_for: float = attrs.field(default=0.0, validator=_number(0))
     hidden_style: HiddenStyle = attrs.field(default="422", validator=_one_of(get_args(HiddenStyle)))
     callback: CallbackPlan = attrs.field(default="once", validator=_one_of(get_args(CallbackPlan)))
-    callback_delay: float | None = attrs.field(default=None, validator=_at_least(0, optional=True))
-    pictures: int = attrs.field(default=1, validator=_at_least(1))
+    callback_delay: float | None = attrs.field(default=None, validator=_number(0, optional=True))
+    pictures: int = attrs.field(default=1, validator=_number(1))
     result_urls: tuple[str, ...] = attrs.field(default=(), converter=_words)
-    record_lag: float = attrs.field(default=0.0, validator=_at_least(0))
+    record_lag: float = attrs.field(default=0.0, validator=_number(0))
 
     @property
     def failing(self) -> bool:
@@ -115,8 +113,10 @@ class Limit:
         retry_after: Whether a refusal carries Retry-After, as whole `seconds` or as a `date`; None: no header.
     """
 
-    limit: int = attrs.field(validator=_at_least(1))
-    period: float = attrs.field(validator=_above_0)
+    limit: int = attrs.field(validator=_number(1))
+    period: float = attrs.field(
+        validator=_is(lambda value: isinstance(value, int | float) and value > 0, "a number above 0")
+    )
     policy: Policy = attrs.field(default="sliding", validator=_one_of(get_args(Policy)))
     retry_after: Literal["seconds", "date"] | None = attrs.field(
         default=None, validator=_one_of(("seconds", "date", None))
@@ -159,8 +159,8 @@ class Fault:
     on: Endpoint = attrs.field(validator=_one_of(ENDPOINTS))
     kind: FaultKind = attrs.field(validator=_one_of(get_args(FaultKind)))
     times: int | None = 1
-    after: int = attrs.field(default=0, validator=_at_least(0))
-    task: int | None = attrs.field(default=None, validator=_at_least(0, optional=True))
+    after: int = attrs.field(default=0, validator=_number(0))
+    task: int | None = attrs.field(default=None, validator=_number(0, optional=True))
     code: int = 429
     message: str | None = None
     retry_after: float | str | None = None

@@ -28,11 +28,10 @@ class Watch:
     core: Core
     engine: Engine
     key: str = attrs.field(repr=False)
-    _seen: int = 0
     _judged: int = 0
-    _running: dict[str, str] = attrs.field(factory=dict)
     _reasons: Counter[str] = attrs.field(factory=Counter)
     _told: dict[str, Any] = attrs.field(factory=dict)
+    _rows: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 
     def changes(self, connections: Iterable[Connection]) -> dict[str, Any]:
         """Give what is new since the last call, with the connections that are open; empty when nothing is."""
@@ -52,18 +51,9 @@ class Watch:
         return new and new | {"now": self.core.clock.milliseconds(self.core.clock.now())}
 
     def _tasks(self) -> list[dict[str, Any]]:
-        now, tasks, accepted = self.core.clock.now(), self.engine.tasks, self.core.ledger.accepted
-        changed = [task_id for task_id, state in self._running.items() if look(tasks[task_id], now) != state]
-        changed += accepted[max(self._seen, len(accepted) - SHOWN) :]
-        self._seen = len(accepted)
-        for task_id in changed:
-            self._running[task_id] = look(tasks[task_id], now)
-            if tasks[task_id].finished(now):
-                del self._running[task_id]
-        # The oldest are shown no more, so that nothing of them is told.
-        for task_id in list(islice(self._running, max(0, len(self._running) - SHOWN))):
-            del self._running[task_id]
-        return [task_row(tasks[task_id], self.core.clock) for task_id in changed]
+        newest = self.core.ledger.accepted[-SHOWN:]
+        before, self._rows = self._rows, {name: task_row(self.engine.tasks[name], self.core.clock) for name in newest}
+        return [row for name, row in self._rows.items() if before.get(name) != row]
 
     def _limit(self) -> dict[str, Any] | None:
         if (window := self.engine.window()) is None:
@@ -88,11 +78,6 @@ class Watch:
             "uploads": len(ledger.uploads),
             "callbacks": len(ledger.callbacks),
         }
-
-
-def look(task: Task, now: float) -> str:
-    """What of a task changes while it runs: its state, and when it is to end, which a person may change."""
-    return f"{task.state(now)} {task.finishes_at}"
 
 
 def task_row(task: Task, clock: Clock) -> dict[str, Any]:

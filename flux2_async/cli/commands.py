@@ -292,12 +292,14 @@ def mcp(
     """
     from importlib.util import find_spec
 
+    folder = out.expanduser().absolute()
+
     async def go(screen: Screen) -> None:
         if find_spec("fastmcp") is None:
             raise UsageError('mcp: it needs the extra "mcp"; install it with: pip install "flux2-async[mcp]"')
         from flux2_async.cli.mcp import serve
 
-        await serve(screen, service, out, max_credits)
+        await serve(screen, service, folder, max_credits)
 
     return _done(go, machine=False)
 

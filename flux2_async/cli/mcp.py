@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -22,21 +23,13 @@ from fastmcp.resources import ResourceContent, ResourceResult
 from fastmcp.tools import ToolResult
 from mcp_types import ContentBlock, ResourceLink, TextContent
 
+from flux2_async import errors
 from flux2_async._protocol.media import TASK_ID
 from flux2_async._version import VERSION
 from flux2_async.cli.mcp_tasks import Tasks, at_once
 from flux2_async.cli.options import Service, check_writable
 from flux2_async.cli.screen import INTERRUPTED, Screen, UsageError, one_line
 from flux2_async.cli.service import opened
-from flux2_async.errors import (
-    AmbiguousSubmitError,
-    BudgetExceededError,
-    ConfigurationError,
-    Flux2Error,
-    InvalidRequestError,
-    RateLimitedError,
-    TaskFailedError,
-)
 from flux2_async.models import ImageResult, ImageToImage, Polling, Request, TextToImage
 from flux2_async.models.budget import Budget
 from flux2_async.models.image_sources import is_url
@@ -55,7 +48,7 @@ EVERY: Final = 2.0
 LEAST: Final = 10.0
 # Pictures of one estimate.
 MOST: Final = 10_000
-MIME_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
+ENDS: Final = (".png", ".jpg", ".webp")
 PICTURE: Final = "flux2://pictures/{task_id}/{number}"
 READS: Final = {"readOnlyHint": True, "openWorldHint": True}
 PAYS: Final = {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True}
@@ -83,15 +76,15 @@ async def serve(screen: Screen, service: Service, folder: Path, max_credits: flo
     """Serve the agent on stdin and stdout until it closes them."""
     try:
         budget = None if max_credits is None else Budget(max_credits, per=DAY)
-    except ConfigurationError as error:
+    except errors.ConfigurationError as error:
         raise UsageError(str(error).replace("Budget.credits", "--max-credits")) from None
     service.check()
-    target = _writable(folder)
+    check_writable(folder, "--out: the folder {!r} cannot be written ({}); nothing was sent", make=True)
     # stdout belongs to the protocol.
     logging.basicConfig(level=logging.WARNING)
     try:
         async with opened(service, polling=Polling(), coordination="host", budget=budget) as flux:
-            server = Agent(flux, target).server()
+            server = Agent(flux, folder).server()
             serving = asyncio.create_task(server.run_stdio_async(show_banner=False, log_level="WARNING"))
             await asyncio.wait([serving])
             await serving
@@ -99,16 +92,6 @@ async def serve(screen: Screen, service: Service, folder: Path, max_credits: flo
         # The session is closed. A thread reads stdin for as long as it is open, and Python would wait for it.
         screen.error("interrupted")
         os._exit(INTERRUPTED)
-
-
-def _writable(folder: Path) -> Path:
-    folder = folder.expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: the folder {str(folder)!r} cannot be made ({error.strerror or error})") from None
-    check_writable(folder, "--out: the folder {!r} cannot be written ({}); nothing was sent")
-    return folder
 
 
 @attrs.frozen
@@ -200,7 +183,7 @@ class Agent:
         `seen` says whether the price is what such a picture has cost here, or else the documented one.
         """
         if not 1 <= pictures <= MOST:
-            raise InvalidRequestError(f"pictures: {pictures} given, allowed are 1 to {MOST}")
+            raise errors.InvalidRequestError(f"pictures: {pictures} given, allowed are 1 to {MOST}")
         request = TextToImage("any picture", resolution=resolution, tier=tier)
         return attrs.asdict(self.flux.estimate([request] * pictures))
 
@@ -216,10 +199,10 @@ class Agent:
         if not files:
             raise ResourceError(f"task {task_id} has no picture {number}")
         content = await anyio.to_thread.run_sync(files[0].read_bytes)
-        return ResourceResult([ResourceContent(content, mime_type=_mime_type(files[0]))])
+        return ResourceResult([ResourceContent(content, mime_type=guess_type(files[0])[0])])
 
     def _saved(self, task_id: str, number: int) -> list[Path]:
-        return [file for file in sorted(self.folder.glob(f"{task_id}-{number}.*")) if file.suffix in MIME_TYPES]
+        return [file for file in sorted(self.folder.glob(f"{task_id}-{number}.*")) if file.suffix in ENDS]
 
     async def _make(
         self, context: Context, request: Request, request_id: str | None, wait_seconds: float
@@ -233,7 +216,7 @@ class Agent:
         async with _progress(context, patience, lambda: f"task {task.id}: {task.state}" if task else "not sent yet"):
             try:
                 task = await self.flux.submit(request, key=key, max_wait=patience)
-            except RateLimitedError as error:
+            except errors.RateLimitedError as error:
                 raise too_late(error, f"wait_seconds={wait_seconds:g}") from None
             passed = asyncio.get_running_loop().time() - begun
             return await self._finish(task, max(wait_seconds - passed, 0.0))
@@ -245,7 +228,7 @@ class Agent:
         result = await task.result(0)
         try:
             files = await self.flux.download(result, self.folder)
-        except (Flux2Error, OSError) as error:
+        except (errors.Flux2Error, OSError) as error:
             raise ToolError(
                 f"{one_line(str(error))}; the picture is at {', '.join(result.urls)} for about a day, and wait with "
                 f"task_id {task.id} saves it at no cost"
@@ -265,7 +248,7 @@ def _shown(result: ImageResult, files: list[Path]) -> ToolResult:
     ]
     for number, file in enumerate(files, 1):
         uri = PICTURE.format(task_id=result.task_id, number=number)
-        content.append(ResourceLink(uri=uri, name=file.name, mime_type=_mime_type(file), size=file.stat().st_size))
+        content.append(ResourceLink(uri=uri, name=file.name, mime_type=guess_type(file)[0], size=file.stat().st_size))
     data = {
         "task_id": result.task_id,
         "state": str(record.state),
@@ -275,10 +258,6 @@ def _shown(result: ImageResult, files: list[Path]) -> ToolResult:
         "created": None if record.create_time is None else record.create_time.isoformat(),
     }
     return ToolResult(content, data)
-
-
-def _mime_type(file: Path) -> str:
-    return MIME_TYPES.get(file.suffix, "application/octet-stream")
 
 
 async def _key(request: Request) -> str:
@@ -322,20 +301,20 @@ async def _told() -> AsyncIterator[None]:
     """Turn an error of the session into words for an agent: what went wrong, whether it was paid for, what to do."""
     try:
         yield
-    except (Flux2Error, OSError) as error:
+    except (errors.Flux2Error, OSError) as error:
         # Who asked is told; the log is for what nobody expects.
         raise ToolError(f"{one_line(str(error)).rstrip('.;')}{_advice(error)}", log_level=logging.DEBUG) from None
 
 
 def _advice(error: Exception) -> str:
-    if isinstance(error, BudgetExceededError):
+    if isinstance(error, errors.BudgetExceededError):
         return "; the budget is --max-credits of this server, and only the user can raise it"
-    if isinstance(error, InvalidRequestError) and str(error).startswith("key: "):
+    if isinstance(error, errors.InvalidRequestError) and str(error).startswith("key: "):
         return ". The key is the request_id: choose another"
-    if isinstance(error, AmbiguousSubmitError):
+    if isinstance(error, errors.AmbiguousSubmitError):
         return "; tell the user, since it may be paid for. The same call gives this error and is not sent again"
-    if isinstance(error, TaskFailedError):
+    if isinstance(error, errors.TaskFailedError):
         return "; nothing was charged unless the record says so. Change the prompt, or try again with a new request_id"
-    if isinstance(error, RateLimitedError):
+    if isinstance(error, errors.RateLimitedError):
         return "; nothing was sent: make the same call again"
     return ""

@@ -11,22 +11,13 @@ from typing import Any, Final
 
 import attrs
 
+from flux2_async import errors
 from flux2_async._http.retry import logger as transfers
 from flux2_async.cli.board import Board, Row
 from flux2_async.cli.options import Service, Target, log_address, task_log
 from flux2_async.cli.save import save
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen
 from flux2_async.cli.service import opened
-from flux2_async.errors import (
-    AmbiguousSubmitError,
-    EmptyResultError,
-    Flux2Error,
-    RateLimitedError,
-    SubmissionWithdrawnError,
-    TaskFailedError,
-    TaskNotFoundError,
-    TransportError,
-)
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.models.events import Polled, SessionEvent, SubmissionChanged
 from flux2_async.models.submission_state import SubmissionEvent
@@ -82,9 +73,11 @@ class Fetch:
     def hear(self, event: SessionEvent) -> None:
         """Say once what is waited for while the service cannot be reached; what is not sent is soon taken back."""
         match event:
-            case SubmissionChanged(event=SubmissionEvent.NEVER_SENT, error=TransportError(transient=True) as error):
+            case SubmissionChanged(
+                event=SubmissionEvent.NEVER_SENT, error=errors.TransportError(transient=True) as error
+            ):
                 bound = min(TRY_FOR, math.inf if self.timeout is None else self.timeout)
-            case Polled(error=error) if not isinstance(error, RateLimitedError):
+            case Polled(error=error) if not isinstance(error, errors.RateLimitedError):
                 bound = math.inf
             case _:
                 return
@@ -117,9 +110,9 @@ class Fetch:
         try:
             self.handle = self.flux.enqueue(request, max_wait=self.timeout, on_send=on_send)
             task = await self.handle
-        except SubmissionWithdrawnError as error:
+        except errors.SubmissionWithdrawnError as error:
             raise self.unreached or error from None
-        except RateLimitedError as error:
+        except errors.RateLimitedError as error:
             raise too_late(error, f"--timeout {self.timeout:g}") from None
         finally:
             slow.cancel()
@@ -153,13 +146,13 @@ class Fetch:
         except asyncio.CancelledError:
             words = await self._interrupted()
             raise CommandError(words, code=INTERRUPTED, task_id=self.task_id) from None
-        except AmbiguousSubmitError as error:
+        except errors.AmbiguousSubmitError as error:
             address = log_address(emulated=not self.lasting)
             raise CommandError(error, f"it is at {address}; " * bool(address) + f"submission {error.ref}") from None
-        except (TaskFailedError, EmptyResultError, TaskNotFoundError) as error:
+        except (errors.TaskFailedError, errors.EmptyResultError, errors.TaskNotFoundError) as error:
             raise CommandError(error) from None
-        except (Flux2Error, OSError) as error:
-            if self.task_id is None and isinstance(error, TransportError):
+        except (errors.Flux2Error, OSError) as error:
+            if self.task_id is None and isinstance(error, errors.TransportError):
                 raise CommandError(error, "no task was made, so nothing was paid") from None
             if self.task_id is None:
                 raise
@@ -236,7 +229,7 @@ async def followed(task: ImageTask, board: Board, row: Row, timeout: float | Non
 
     async def follow() -> None:
         # What goes wrong is told by the result.
-        with suppress(Flux2Error):
+        with suppress(errors.Flux2Error):
             async for record in task.updates(every=1.0):
                 if not record.state.final:
                     board.change(row, record.state_text)

@@ -11,7 +11,6 @@ import attrs
 from aiohttp import web
 
 from flux2_async.emulator.callbacks import Callbacks
-from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine, parsed
 from flux2_async.emulator.faults import deliver, distorted, undone
 from flux2_async.emulator.files import Files
@@ -55,7 +54,6 @@ _WebHandler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Api:
     """The seven endpoints and the files of one emulator."""
 
-    core: Core
     engine: Engine
     files: Files
     callbacks: Callbacks
@@ -65,7 +63,6 @@ class Api:
     closing: asyncio.Event
     handlers: set[asyncio.Task[Any]] = attrs.field(factory=set)
     _created: int = 0
-    _allowed: dict[str, str] = attrs.field(factory=dict)
 
     def application(self) -> web.Application:
         """The routes."""
@@ -81,11 +78,9 @@ class Api:
         )
         for method, path, endpoint, handler in routes:
             app.router.add_route(method, path, partial(self._serve, endpoint, handler))
-            self._allowed[path] = method
         for path in (RESULTS + "{path:.+}", UPLOADS + "{path:.+}"):
             app.router.add_get(path, partial(self._serve, "file", lambda call: self.files.get(call.request)))
         self.monitor.add_routes(app.router)
-        app.router.add_route("*", "/{path:.*}", self._elsewhere)
         return app
 
     @web.middleware
@@ -94,32 +89,35 @@ class Api:
         assert task is not None  # noqa: S101  coroutines run in one
         self.handlers.add(task)
         task.add_done_callback(self.handlers.discard)
-        return await handler(request)
+        try:
+            return await handler(request)
+        except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+            return await self._elsewhere(request, error)
 
     async def _serve(self, endpoint: Endpoint, handler: Handler, request: web.Request) -> web.StreamResponse:
-        self.core.ledger.arrive(endpoint)
-        self.core.connections.arrive(request.transport, endpoint)
-        came, call, reply = self.core.clock.now(), Call(endpoint, request), None
+        self.engine.ledger.arrive(endpoint)
+        self.engine.connections.arrive(request.transport, endpoint)
+        came, call, reply = self.engine.clock.now(), Call(endpoint, request), None
         try:
             self._watch_key(endpoint, request)
-            await self._pause(self.core.script.arrival, endpoint)
+            await self._pause(self.engine.script.arrival, endpoint)
             reply = await self._judged(call, handler)
-            await self._pause(self.core.script.latency, endpoint)
+            await self._pause(self.engine.script.latency, endpoint)
             return await deliver(request, reply, call.fault, self.closing)
         finally:
-            self.core.ledger.leave(endpoint)
-            self.core.connections.leave(request.transport)
+            self.engine.ledger.leave(endpoint)
+            self.engine.connections.leave(request.transport)
             self._tell(came, call, reply)
 
     def _tell(self, came: float, call: Call, reply: Reply | None) -> None:
-        if self.core.log is None:
+        if self.engine.log is None:
             return
         fault, transport = call.fault.kind if call.fault else None, call.request.transport
-        told = Exchange(came, self.core.clock.now() - came, call.endpoint, None, None, call.task_id or None, fault)
+        told = Exchange(came, self.engine.clock.now() - came, call.endpoint, None, None, call.task_id or None, fault)
         if reply is not None and transport is not None and not transport.is_closing() and fault not in CUTTING:
             again = reply.headers.get("Retry-After")
             told = attrs.evolve(told, status=reply.status, code=reply.code, retry_after=again)
-        self.core.log(told)
+        self.engine.log(told)
 
     async def _judged(self, call: Call, handler: Handler) -> Reply:
         try:
@@ -130,7 +128,7 @@ class Api:
                 call.task_id = call.request.query.get("taskId", "")
             elif call.endpoint == "file" and (ref := ref_of(call.request.path)):
                 call.task_id = ref.task_id
-            call.fault = self.core.faults.take(call.endpoint, self._number(call)) if self.core.faults else None
+            call.fault = self.engine.faults.take(call.endpoint, self._number(call)) if self.engine.faults else None
             if (hindrance := self._hindrance(call)) is not None:
                 return hindrance
             reply = await handler(call)
@@ -148,8 +146,8 @@ class Api:
 
     def _hindrance(self, call: Call) -> Reply | None:
         """The answer to a call that is not carried out because of an outage or a fault, else None."""
-        script, span, reply = self.core.script, self.core.script.outage, None
-        since_start = self.core.clock.now() - self.core.clock.started
+        script, span, reply = self.engine.script, self.engine.script.outage, None
+        since_start = self.engine.clock.now() - self.engine.clock.started
         if span is not None and call.endpoint in script.outage_on and span[0] <= since_start < span[1]:
             reply = html(502) if script.outage_kind == "502" else self._refused(Refusal(455), call)
         elif call.fault is not None and not call.fault.done:
@@ -158,19 +156,19 @@ class Api:
             told = reply.code is not None and reply.code != 200  # noqa: PLR2004  the API's word for success
             self._note(call, "refused" if told else "cut", reply.code)
         if reply is not None and call.endpoint == "recordInfo":
-            self.core.ledger.polled(call.task_id or "", self.core.clock.now())
+            self.engine.ledger.polled(call.task_id or "", self.engine.clock.now())
         return reply
 
     def _refused(self, refusal: Refusal, call: Call) -> Reply:
-        return refused(refusal, self.core.script.error_style, upload=call.endpoint == "upload")
+        return refused(refusal, self.engine.script.error_style, upload=call.endpoint == "upload")
 
     def _detour(self, call: Call) -> str:
-        return call.request.path_qs if call.endpoint == "file" else self.core.links.base_url + REDIRECTED
+        return call.request.path_qs if call.endpoint == "file" else self.engine.links.base_url + REDIRECTED
 
     async def _create_task(self, call: Call) -> Reply:
         try:
             self._authorize(call.request, "application/json")
-            header = self.core.script.idempotency_header
+            header = self.engine.script.idempotency_header
             name = None if header is None else call.request.headers.get(header)
             task, new = self.engine.accept(call.body, name)
         except Refusal as refusal:
@@ -189,13 +187,13 @@ class Api:
         with suppress(Refusal):
             body = parsed(call.body)
         fault = call.fault.kind if call.fault else None
-        self.core.ledger.judged(CreateCall(self.core.clock.now(), body, outcome, code, call.task_id, fault, name))
+        self.engine.ledger.judged(CreateCall(self.engine.clock.now(), body, outcome, code, call.task_id, fault, name))
 
     async def _record_info(self, call: Call) -> Reply:
         self._authorize(call.request)
         task_id = call.task_id or ""
-        self.core.ledger.polled(task_id, self.core.clock.now())
-        return granted(self.engine.record(task_id), self.core.script.record_text)
+        self.engine.ledger.polled(task_id, self.engine.clock.now())
+        return granted(self.engine.record(task_id), self.engine.script.record_text)
 
     async def _credit(self, call: Call) -> Reply:
         self._authorize(call.request)
@@ -215,22 +213,20 @@ class Api:
             raise Refusal(401, "Authentication failed: Invalid API Key") from None
         return await way(call.request)
 
-    async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
+    async def _elsewhere(self, request: web.Request, error: web.HTTPError) -> web.StreamResponse:
         """What is none of ours gets a real status: it never reaches the service behind the edge."""
-        came = self.core.clock.now()
+        came = self.engine.clock.now()
         if request.path == REDIRECTED:
             self._watch_key("redirected", request)
-        method = self._allowed.get(request.path)
-        reply = refused(Refusal(405 if method else 404), "http", upload=request.path.startswith("/file-upload/"))
-        if method:
-            reply = attrs.evolve(reply, headers={"Allow": method})
-        if self.core.log is not None:
-            self.core.log(Exchange(came, 0.0, request.path, reply.status, reply.code))
+        reply = refused(Refusal(error.status), "http", upload=request.path.startswith("/file-upload/"))
+        reply = attrs.evolve(reply, headers={"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
+        if self.engine.log is not None:
+            self.engine.log(Exchange(came, 0.0, request.path, reply.status, reply.code))
         return await deliver(request, reply, None, self.closing)
 
     def _watch_key(self, endpoint: str, request: web.Request) -> None:
         if self.api_key in request.headers.get("Authorization", "") or self.api_key in request.path_qs:
-            self.core.ledger.authorization_seen.add(endpoint)
+            self.engine.ledger.authorization_seen.add(endpoint)
 
     def _authorize(self, request: web.Request, content_type: str | None = None) -> None:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")

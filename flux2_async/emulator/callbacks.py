@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import aiohttp
 import attrs
 
-from flux2_async.emulator.core import Core
+from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.faults import distorted
 from flux2_async.emulator.ledger import CallbackCall
 from flux2_async.emulator.replies import json_reply
@@ -28,7 +28,7 @@ def signature(key: str, task_id: str, timestamp: str) -> str:
 class Callbacks:
     """The callbacks of one emulator, each with an asyncio task that waits for its time and delivers it."""
 
-    core: Core
+    engine: Engine
     http: aiohttp.ClientSession
     _telling: dict[str, asyncio.Task[None]] = attrs.field(factory=dict)
 
@@ -43,7 +43,7 @@ class Callbacks:
 
     def resume(self, tasks: Iterable[Task]) -> None:
         """Do so for all tasks that have not ended, after a restart."""
-        now = self.core.clock.now()
+        now = self.engine.clock.now()
         for task in tasks:
             if not task.finished(now):
                 self.schedule(task)
@@ -60,33 +60,33 @@ class Callbacks:
         await asyncio.gather(*self._telling.values(), return_exceptions=True)
 
     async def _deliver(self, task: Task, due: float) -> None:
-        await asyncio.sleep(due - self.core.clock.now())
+        await asyncio.sleep(due - self.engine.clock.now())
         for _ in range(2 if task.plan.callback == "twice" else 1):
             if not await self._attempt(task, 1):
                 await self._repeat(task)
 
     async def _repeat(self, task: Task) -> None:
-        for attempt, wait in enumerate(self.core.script.callback_retries, start=2):
+        for attempt, wait in enumerate(self.engine.script.callback_retries, start=2):
             await asyncio.sleep(wait)
             if await self._attempt(task, attempt):
                 return
 
     async def _attempt(self, task: Task, attempt: int) -> bool:
-        fault = self.core.faults.take("callback", task.index)
-        sent_at = self.core.clock.now()
+        fault = self.engine.faults.take("callback", task.index)
+        sent_at = self.engine.clock.now()
         status = None
         if fault is None or fault.kind != "cut_before":
             status = await self._post(task, fault)
         if fault is not None and fault.kind == "cut_after":
             status = None
         call = CallbackCall(sent_at, task.id, task.callback_url or "", attempt, status)
-        self.core.ledger.callbacks.append(call)
-        if self.core.log is not None:
-            self.core.log(call)
+        self.engine.ledger.callbacks.append(call)
+        if self.engine.log is not None:
+            self.engine.log(call)
         return status is not None and 200 <= status < 300  # noqa: PLR2004  any success status counts as received
 
     async def _post(self, task: Task, fault: Fault | None) -> int | None:
-        script, clock = self.core.script, self.core.clock
+        script, clock = self.engine.script, self.engine.clock
         sent = json_reply(callback_body(task, clock, script.callback_shape))
         if fault is not None:
             sent = distorted(sent, fault, "")

@@ -13,7 +13,6 @@ import anyio.to_thread
 import attrs
 from aiohttp import web
 
-from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.render import draw
 from flux2_async.emulator.replies import Reply
@@ -34,7 +33,6 @@ SANDBOX = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosn
 class Files:
     """The file hosts of one emulator."""
 
-    core: Core
     engine: Engine
     _cache: OrderedDict[ResultRef, bytes] = attrs.field(factory=OrderedDict)
     _drawing: dict[ResultRef, asyncio.Future[bytes]] = attrs.field(factory=dict)
@@ -44,16 +42,16 @@ class Files:
         """Any file: 200 or 206 with it, 403 for an address that has expired, 404, 416."""
         ref = ref_of(request.path)
         if ref is None:
-            file = self.core.store.find(request.path.removeprefix(UPLOADS))
+            file = self.engine.store.find(request.path.removeprefix(UPLOADS))
             if file is None:
                 return error(404, "Not Found")
             return self._reply(request, file.content, file.mime_type, file.stored_at)
         task = self.engine.finished(ref)
-        if task is None or self.core.clock.now() >= task.finishes_at + self.core.script.file_life:
+        if task is None or self.engine.clock.now() >= task.finishes_at + self.engine.script.file_life:
             return error(404, "Not Found")
-        now, until = self.core.clock.now(), task.finishes_at + self.core.script.result_life
+        now, until = self.engine.clock.now(), task.finishes_at + self.engine.script.result_life
         if "signature" in request.query:
-            now, until = self.core.clock.milliseconds(now), self.core.links.expiry(request.path_qs) or 0
+            now, until = self.engine.clock.milliseconds(now), self.engine.links.expiry(request.path_qs) or 0
         if now >= until:
             return error(403, "The link has expired")
         try:
@@ -72,7 +70,7 @@ class Files:
         """
         ref = ref_of(path)
         if ref is None:
-            file = self.core.store.find(path.removeprefix(UPLOADS))
+            file = self.engine.store.find(path.removeprefix(UPLOADS))
             return file.content if file is not None and kind_of(file.content) else None
         if self.engine.finished(ref) is None:
             return None
@@ -83,12 +81,12 @@ class Files:
 
     def signed(self, ref: ResultRef) -> str:
         """A link to a picture for the script's `link_life`."""
-        clock, url = self.core.clock, self.engine.tasks[ref.task_id].result_urls[ref.number]
-        return self.core.links.signed(url, clock.milliseconds(clock.now() + self.core.script.link_life))
+        clock, url = self.engine.clock, self.engine.tasks[ref.task_id].result_urls[ref.number]
+        return self.engine.links.signed(url, clock.milliseconds(clock.now() + self.engine.script.link_life))
 
     async def picture(self, ref: ResultRef) -> bytes:
         """The bytes of a finished picture, which exists; many callers at a time share one drawing."""
-        if not self.core.script.render:
+        if not self.engine.script.render:
             return tiny_png(f"{ref.task_id}/{ref.number}")
         if ref in self._cache:
             self._cache.move_to_end(ref)
@@ -110,7 +108,7 @@ class Files:
                 label=f"{task.body['model']} · {ratio} · {resolution}",
                 references=[await self._reference(reference) for reference in task.references],
                 number=ref.number,
-                kind=self.core.script.picture_format,
+                kind=self.engine.script.picture_format,
             )
             content = await anyio.to_thread.run_sync(drawing, limiter=self._threads)
             self._cache[ref] = content
@@ -131,7 +129,7 @@ class Files:
 
     def _reply(self, request: web.Request, content: bytes, mime_type: str, modified: float) -> Reply:
         etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        date = self.core.clock.http_date(modified)
+        date = self.engine.clock.http_date(modified)
         headers = SANDBOX | {"Accept-Ranges": "bytes", "ETag": etag, "Last-Modified": date}
         wanted = wanted_range(request, headers)
         if wanted is None:

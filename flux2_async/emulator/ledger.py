@@ -3,7 +3,8 @@
 Times are those of the event loop's clock, so that a test can compare them with its own.
 """
 
-from collections import Counter, deque
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -159,14 +160,8 @@ class Ledger:
         Returns:
             Their number.
         """
-        window: deque[float] = deque()
-        most = 0
-        for moment in self.accepted_at:
-            while window and window[0] + period <= moment:
-                window.popleft()
-            window.append(moment)
-            most = max(most, len(window))
-        return most
+        times = self.accepted_at
+        return max((bisect_left(times, first + period) - number for number, first in enumerate(times)), default=0)
 
     def arrive(self, endpoint: str) -> None:
         """A call came in."""

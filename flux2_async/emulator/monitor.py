@@ -10,7 +10,6 @@ import attrs
 from aiohttp import web
 
 from flux2_async._shown.local_page import HEADERS, SCRIPT, STYLE, event_stream, file_of, guarded
-from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.files import Files
 from flux2_async.emulator.script import Fault
@@ -31,7 +30,6 @@ class Monitor:
     `finish` ends a task; `closing` is set when the emulator stops.
     """
 
-    core: Core
     engine: Engine
     files: Files
     finish: Callable[[str], None]
@@ -57,7 +55,7 @@ class Monitor:
             router.add_route(method, path, guarded(handler, self.own_names))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        watch, connections = Watch(self.core, self.engine, self.api_key), self.core.connections
+        watch, connections = Watch(self.engine, self.api_key), self.engine.connections
         return await event_stream(
             request, self.closing, EVERY, lambda: (watch.changes(connections.open()) or None, False)
         )
@@ -69,7 +67,7 @@ class Monitor:
         return web.Response(body=content, content_type=f"image/{kind}", headers=HEADERS)
 
     async def _ledger(self, _: web.Request) -> web.StreamResponse:
-        document = ledger_document(self.core, self.engine.balance)
+        document = ledger_document(self.engine)
         return web.Response(text=json.dumps(document), content_type="application/json", headers=HEADERS)
 
     async def _finish(self, request: web.Request) -> web.StreamResponse:
@@ -80,7 +78,7 @@ class Monitor:
         return _answer(200, "finished")
 
     async def _cut(self, request: web.Request) -> web.StreamResponse:
-        if not self.core.connections.cut(int(request.match_info["number"])):
+        if not self.engine.connections.cut(int(request.match_info["number"])):
             return _answer(404, "the connection is gone already")
         return _answer(200, "cut")
 
@@ -90,7 +88,7 @@ class Monitor:
             fault = Fault(given["on"], given["kind"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             return _answer(400, f"no fault: {error}")
-        self.core.faults.add(fault)
+        self.engine.faults.add(fault)
         return _answer(200, "armed")
 
 

@@ -73,48 +73,27 @@ def landscape(size: tuple[int, int], random: Random) -> Image.Image:
     picture = Image.new("RGB", size, light)
     sky = (size[0], round(size[1] * horizon))
     picture.paste(_gradient(sky, _mixed(middle, (24, 24, 60), 0.3), light))
-    _sun(picture, light, horizon, random)
-    _hills(picture, (_mixed(middle, light, 0.35), dark), horizon, random)
-    return picture
-
-
-def _sun(picture: Image.Image, light: Colour, horizon: float, random: Random) -> None:
-    width, height = picture.size
-    radius = min(width, height) * random.uniform(0.07, 0.13)
-    x = width * random.choice((random.uniform(0.2, 0.4), random.uniform(0.6, 0.8)))
-    y = height * (horizon - random.uniform(0.08, 0.3))
+    radius = min(size) * random.uniform(0.07, 0.13)
+    x = size[0] * random.choice((random.uniform(0.2, 0.4), random.uniform(0.6, 0.8)))
+    y = size[1] * (horizon - random.uniform(0.08, 0.3))
     # Painted small, since what is blurred has no detail to lose.
-    scale = GLOW_SIDE / max(picture.size)
-    wide = radius * scale * 1.6
-    glow = Image.new("L", (max(1, round(width * scale)), max(1, round(height * scale))), 0)
-    ImageDraw.Draw(glow).ellipse((x * scale - wide, y * scale - wide, x * scale + wide, y * scale + wide), fill=210)
-    glow = glow.filter(ImageFilter.GaussianBlur(radius * scale * 1.1)).resize(picture.size, Image.Resampling.BICUBIC)
-    shine, dark = (Image.new("RGB", picture.size, colour) for colour in (light, (0, 0, 0)))
-    picture.paste(ImageChops.screen(picture, Image.composite(shine, dark, glow)))
-    side = round(radius * 2)
-    disc = Image.new("L", (side * 4, side * 4), 0)
-    ImageDraw.Draw(disc).ellipse((0, 0, side * 4 - 1, side * 4 - 1), fill=255)
-    disc = disc.resize((side, side), Image.Resampling.BOX)
-    picture.paste(_mixed(light, (255, 255, 255), 0.75), (round(x - radius), round(y - radius)), disc)
-
-
-def _hills(picture: Image.Image, colours: tuple[Colour, Colour], horizon: float, random: Random) -> None:
-    scale = 2 if picture.width * picture.height < SMOOTH_BELOW else 1
-    # The highest ridge stays below this line, so the sky above need not be painted again.
-    above = round(picture.height * (horizon - 0.12))
-    region = picture.crop((0, above, picture.width, picture.height))
-    size = region.size
-    large = region.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
+    small = GLOW_SIDE / max(size)
+    glow = Image.new("L", (max(1, round(size[0] * small)), max(1, round(size[1] * small))), 0)
+    ImageDraw.Draw(glow).circle((x * small, y * small), radius * small * 1.6, fill=210)
+    glow = glow.filter(ImageFilter.GaussianBlur(radius * small * 1.1)).resize(size, Image.Resampling.BICUBIC)
+    picture.paste(light, mask=glow)
+    scale = 2 if size[0] * size[1] < SMOOTH_BELOW else 1
+    large = picture.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
-    far, near = colours
+    draw.circle((x * scale, y * scale), radius * scale, fill=_mixed(light, (255, 255, 255), 0.75))
     count = random.randint(5, 7)
     for number in range(count):
         depth = number / (count - 1)
-        top = picture.height * (horizon + (0.94 - horizon) * depth**1.15) - above
-        ridge = _ridge(large.width, top * scale, picture.height * scale * (0.035 + 0.05 * depth), random)
-        draw.polygon([*ridge, (large.width, large.height), (0, large.height)], fill=_mixed(far, near, depth))
-    smooth = large.resize(size, Image.Resampling.BOX) if scale > 1 else large.filter(ImageFilter.SMOOTH)
-    picture.paste(smooth, (0, above))
+        top, swing = horizon + (0.94 - horizon) * depth**1.15, 0.035 + 0.05 * depth
+        ridge = _ridge(large.width, large.height * top, large.height * swing, random)
+        colour = _mixed(_mixed(middle, light, 0.35), dark, depth)
+        draw.polygon([*ridge, (large.width, large.height), (0, large.height)], fill=colour)
+    return large.resize(size, Image.Resampling.BOX) if scale > 1 else large.filter(ImageFilter.SMOOTH)
 
 
 def _ridge(width: int, top: float, swing: float, random: Random) -> list[tuple[float, float]]:
@@ -145,17 +124,14 @@ def collage(references: Sequence[Image.Image], size: tuple[int, int], random: Ra
 
 def _rows(references: Sequence[Image.Image], size: tuple[int, int], random: Random) -> Image.Image:
     count = _row_count(len(references), size)
+    if count == 1:
+        return _row(references, size, random)
     per_row = math.ceil(len(references) / count)
-    height = size[1] // count
-    # Neighbouring rows reach this far into each other, and the upper edge of the lower one is faded in.
-    fade = height // 8 if count > 1 else 0
-    canvas = Image.new("RGB", size)
-    for number in range(count):
-        top = max(0, number * height - fade)
-        bottom = size[1] if number == count - 1 else (number + 1) * height + fade
-        row = _row(references[number * per_row : (number + 1) * per_row], (size[0], bottom - top), random)
-        canvas.paste(row, (0, top), _top_fade(row.size, fade) if number else None)
-    return canvas
+    # As high as a panel of what is, turned over a corner, a row of rows.
+    row = (size[0], math.ceil(size[1] / count * (1 + 2 * OVERLAP)))
+    rows = [_row(references[first : first + per_row], row, random) for first in range(0, len(references), per_row)]
+    turn = Image.Transpose.TRANSPOSE
+    return _row([each.transpose(turn) for each in rows], size[::-1], random).transpose(turn)
 
 
 def _row_count(pictures: int, size: tuple[int, int]) -> int:
@@ -195,11 +171,3 @@ def _seam(size: tuple[int, int], reach: int, slant: int) -> Image.Image:
     # Blurring takes the border for a continuation, so a slanted edge stays slanted there.
     soft = mask.filter(ImageFilter.GaussianBlur(max(1.0, edge * 0.12)))
     return soft.resize(size, Image.Resampling.BICUBIC)
-
-
-def _top_fade(size: tuple[int, int], fade: int) -> Image.Image:
-    ramp = Image.new("L", (1, max(1, size[1])), 255)
-    for line in range(2 * fade):
-        part = line / (2 * fade)
-        ramp.putpixel((0, line), round(255 * part * part * (3 - 2 * part)))
-    return ramp.resize(size)

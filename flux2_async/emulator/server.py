@@ -14,7 +14,6 @@ from flux2_async.emulator.api import Api
 from flux2_async.emulator.callbacks import Callbacks
 from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.connections import Connections
-from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.faults import Faults
 from flux2_async.emulator.files import Files
@@ -88,7 +87,7 @@ class Emulator:
         Raises:
             RuntimeError: It was not started yet.
         """
-        return self._started().core.links.base_url
+        return self._started().engine.links.base_url
 
     @property
     def upload_url(self) -> str:
@@ -113,13 +112,13 @@ class Emulator:
         # The next start is to be found where this one was.
         self._port = listener.getsockname()[1]
         files = self._files = self._files or self._make_files()
-        core, engine, closing = files.core, files.engine, asyncio.Event()
+        engine, closing = files.engine, asyncio.Event()
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(aiohttp.ClientSession())
-            callbacks = Callbacks(core, http)
+            callbacks = Callbacks(engine, http)
             own_names = frozenset({self._host.lower()})
-            monitor = Monitor(core, engine, files, self.finish, self.api_key, own_names, closing)
-            api = Api(core, engine, files, callbacks, Uploads(core, http), monitor, self.api_key, closing)
+            monitor = Monitor(engine, files, self.finish, self.api_key, own_names, closing)
+            api = Api(engine, files, callbacks, Uploads(engine, http), monitor, self.api_key, closing)
             stack.push_async_callback(_end, api.handlers)
             runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
             stack.push_async_callback(runner.cleanup)
@@ -169,7 +168,7 @@ class Emulator:
             KeyError: Not a task of this emulator.
         """
         files = self._started()
-        task, now = files.engine.tasks[task_id], files.core.clock.now()
+        task, now = files.engine.tasks[task_id], files.engine.clock.now()
         if task.finished(now):
             return
         task.finishes_at = now
@@ -191,7 +190,7 @@ class Emulator:
         files = self._started()
         task = files.engine.tasks[task_id]
         names = {field.name for field in attrs.fields(TaskView)} - {"state"}
-        return TaskView(state=task.state(files.core.clock.now()), **{name: getattr(task, name) for name in names})
+        return TaskView(state=task.state(files.engine.clock.now()), **{name: getattr(task, name) for name in names})
 
     def _started(self) -> Files:
         if self._files is None:
@@ -204,8 +203,7 @@ class Emulator:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104  not listened on here
         links = Links(f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}")
         store = Store(clock, self.script)
-        core = Core(self.script, self.ledger, clock, links, store, self._faults, Connections(), self._log)
-        return Files(core, Engine(core))
+        return Files(Engine(self.script, self.ledger, clock, links, store, self._faults, Connections(), self._log))
 
 
 async def _end(handlers: set[asyncio.Task[Any]]) -> None:

@@ -12,7 +12,6 @@ import attrs
 
 from flux2_async.emulator.clock import Clock
 from flux2_async.emulator.connections import Connection
-from flux2_async.emulator.core import Core
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.store import UPLOADS, Reference, ResultRef, StoredFile
 from flux2_async.emulator.tasks import Task
@@ -25,7 +24,6 @@ SHOWN = 200
 class Watch:
     """What one page was told so far, so that it is told changes only; `key` opens the emulator."""
 
-    core: Core
     engine: Engine
     key: str = attrs.field(repr=False)
     _judged: int = 0
@@ -48,11 +46,11 @@ class Watch:
         self._told |= new
         if tasks := self._tasks():
             new["tasks"] = tasks
-        return new and new | {"now": self.core.clock.milliseconds(self.core.clock.now())}
+        return new and new | {"now": self.engine.clock.milliseconds(self.engine.clock.now())}
 
     def _tasks(self) -> list[dict[str, Any]]:
-        newest = self.core.ledger.accepted[-SHOWN:]
-        before, self._rows = self._rows, {name: task_row(self.engine.tasks[name], self.core.clock) for name in newest}
+        newest = self.engine.ledger.accepted[-SHOWN:]
+        before, self._rows = self._rows, {name: task_row(self.engine.tasks[name], self.engine.clock) for name in newest}
         return [row for name, row in self._rows.items() if before.get(name) != row]
 
     def _limit(self) -> dict[str, Any] | None:
@@ -63,7 +61,7 @@ class Watch:
         return {name: getattr(window.limit, name) for name in ("limit", "period", "policy")} | figures
 
     def _figures(self) -> dict[str, Any]:
-        ledger = self.core.ledger
+        ledger = self.engine.ledger
         for call in islice(ledger.requests, self._judged, None):
             if call.outcome != "accepted":
                 self._reasons[str(call.code or call.fault or "cut")] += 1
@@ -114,12 +112,12 @@ def reference_path(reference: Reference) -> str | None:
             return None
 
 
-def ledger_document(core: Core, balance: float) -> dict[str, Any]:
+def ledger_document(engine: Engine) -> dict[str, Any]:
     """The whole ledger as JSON has it; times are ISO 8601."""
-    ledger, clock = core.ledger, core.clock
+    ledger, clock = engine.ledger, engine.clock
     return attrs.asdict(ledger, recurse=False) | {
         "accepted_at": [clock.iso(moment) for moment in ledger.accepted_at],
-        "balance": balance,
+        "balance": engine.balance,
         "polls": ledger.polls,
         "poll_times": {task: [clock.iso(moment) for moment in times] for task, times in ledger.poll_times.items()},
         "requests": [

@@ -16,8 +16,7 @@ import attrs
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from flux2_async.emulator.core import Core
-from flux2_async.emulator.engine import parsed
+from flux2_async.emulator.engine import Engine, parsed
 from flux2_async.emulator.ledger import UploadCall
 from flux2_async.emulator.replies import Refusal, Reply, json_reply
 from flux2_async.emulator.store import MIME_TYPES, kind_of
@@ -33,7 +32,7 @@ FETCH_TIMEOUT = aiohttp.ClientTimeout(total=30)
 class Uploads:
     """The upload endpoints; `http` fetches files of other hosts."""
 
-    core: Core
+    engine: Engine
     http: aiohttp.ClientSession
 
     async def stream(self, request: web.Request) -> Reply:
@@ -69,9 +68,9 @@ class Uploads:
         return self._keep("url", content, body, original=unquote(PurePosixPath(urlsplit(address).path).name))
 
     async def _fetched(self, address: str) -> bytes:
-        path = self.core.links.upload_path(address)
+        path = self.engine.links.upload_path(address)
         if path is not None:
-            file = self.core.store.find(path)
+            file = self.engine.store.find(path)
             if file is None:
                 raise Refusal(400, "Failed to download the file: HTTP 404")
             return file.content
@@ -104,17 +103,17 @@ class Uploads:
         path = f"{folder}/{name}"
         mime_type = MIME_TYPES[kind] if kind else mimetypes.guess_type(path)[0] or "application/octet-stream"
         # Upstream's addresses were seen with raw spaces, whatever the caller's own names were.
-        spaces = self.core.script.download_url_spaces
-        file = self.core.store.keep(f"user uploads/{path}" if spaces else path, content, mime_type)
+        spaces = self.engine.script.download_url_spaces
+        file = self.engine.store.keep(f"user uploads/{path}" if spaces else path, content, mime_type)
         digest = hashlib.sha256(content).hexdigest()
-        self.core.ledger.uploads.append(UploadCall(file.stored_at, way, name, len(content), digest))
+        self.engine.ledger.uploads.append(UploadCall(file.stored_at, way, name, len(content), digest))
         data = {
             "fileName": name,
             "filePath": path,
-            "downloadUrl": self.core.links.upload(file.path, raw_spaces=spaces),
+            "downloadUrl": self.engine.links.upload(file.path, raw_spaces=spaces),
             "fileSize": len(content),
             "mimeType": mime_type,
-            "uploadedAt": self.core.clock.iso(file.stored_at),
+            "uploadedAt": self.engine.clock.iso(file.stored_at),
         }
         return json_reply({"success": True, "code": 200, "msg": "File uploaded successfully", "data": data})
 

@@ -370,7 +370,7 @@ def test_without_the_extra_it_says_what_to_install(
     ("options", "words"),
     [
         (["--max-credits", "-1"], "flux2: --max-credits: -1.0 given, it must be a number of 0 or more"),
-        (["--out", "file/below"], "cannot be made (Not a directory)"),
+        (["--out", "file/below"], "cannot be written (Not a directory)"),
     ],
 )
 def test_unusable_options_are_told_before_it_serves(

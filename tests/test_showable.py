@@ -30,6 +30,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "an address of Redis": lambda: coordination.RedisCoordination(7),  # type: ignore[arg-type]
     "a schema": lambda: coordination.PostgresCoordination("host=h", schema=7),  # type: ignore[arg-type]
     "an address of Postgres": lambda: coordination.PostgresCoordination(7),  # type: ignore[arg-type]
+    "an address of Postgres that is no Unicode": lambda: coordination.PostgresCoordination("postgresql://h/\ud800"),
     "a journal": lambda: batch.Journal(7),  # type: ignore[arg-type]
     "an emulator": lambda: emulator.Emulator(7),  # type: ignore[arg-type]
     "a limit of the emulator": lambda: emulator.Limit(0, 0),

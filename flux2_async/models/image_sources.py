@@ -146,16 +146,17 @@ def _check_name(name: str, image: str) -> None:
 
 
 def _check_address(name: str, url: object) -> None:
+    if isinstance(url, str):
+        check_text(name, url)
     if not isinstance(url, str) or not is_url(url) or http_parts(url) is None or any(map(str.isspace, url)):
         raise InvalidRequestError(f"{name}: not a complete address, it must look like https://host/picture.jpg")
-    check_text(name, url)
 
 
 def http_parts(url: object) -> SplitResult | None:
     """Take an http(s) address apart; None when it is none."""
     try:
-        parts = urlsplit(url) if isinstance(url, str) else None
-        # Reading the port is what checks it.
+        # What is no Unicode cannot be requested; reading the port is what checks it.
+        parts = urlsplit(url) if isinstance(url, str) and url.encode() else None
         usable = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return None

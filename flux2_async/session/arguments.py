@@ -16,6 +16,7 @@ from typing import Any, Final
 from flux2_async._http.credentials import Secret
 from flux2_async.errors import ConfigurationError, InvalidRequestError, RateLimitedError
 from flux2_async.models.plain import is_number, is_whole, plain
+from flux2_async.models.plain_json import check_text
 from flux2_async.models.service import Service, name_taken, wrong_header
 
 # Seconds: a century, which every store can count to.
@@ -67,12 +68,14 @@ def check_key_ttl(value: object) -> float:
 def check_path(name: str, value: Any) -> Path:
     """Give a path as such."""
     try:
-        path = os.fsdecode(value)
+        path = os.fsencode(value)
     except TypeError:
         raise ConfigurationError(f"{name}: {type(value).__name__} given, it must be a path") from None
-    if "\0" in path:
-        raise ConfigurationError(f"{name}: {path!r} given, no path holds a null character")
-    return Path(path)
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name}: {value!r} given, it must be valid Unicode") from None
+    if b"\0" in path:
+        raise ConfigurationError(f"{name}: {os.fsdecode(path)!r} given, no path holds a null character")
+    return Path(os.fsdecode(path))
 
 
 def unrecovered(ref: str, seconds: float | None) -> TimeoutError:
@@ -113,6 +116,7 @@ def check_name(name: str, value: object) -> str | None:
         return None
     if not isinstance(value, str) or not value:
         raise InvalidRequestError(f"{name}: {value!r} given, it must be text of at least one character, or None")
+    check_text(name, value)
     return plain(value)
 
 
@@ -151,4 +155,5 @@ def check_task_id(value: object) -> str:
     """Give back what can be a task id."""
     if not isinstance(value, str) or not re.fullmatch(r"\S{1,256}", value):
         raise InvalidRequestError(f"task_id: {value!r} given, it must be the text that createTask gave, without blanks")
+    check_text("task_id", value)
     return plain(value)

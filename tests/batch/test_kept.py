@@ -252,6 +252,7 @@ def test_an_old_journal_is_written_all_the_same(tmp_path: Path) -> None:
     [
         ({"journal": None}, "journal: NoneType given, it must be a path"),
         ({"journal": "a\0b"}, "journal: 'a.x00b' given, no path holds a null character"),
+        ({"journal": "a\ud800"}, "journal: 'a.ud800' given, it must be valid Unicode"),
         ({"directory": 7}, "directory: int given, it must be a path"),
         ({"directory": "a\0b"}, "directory: 'a.x00b' given"),
         ({"requests": TextToImage("a lake")}, "requests: TextToImage given, it must be a list or another iterable"),

@@ -168,7 +168,9 @@ async def test_what_was_lent_before_a_start_of_the_machine_waits(path: Path) -> 
 # --- settings, failures and the end ---
 
 
-@pytest.mark.parametrize("options", [{"path": 7}, {"path": b"x"}, {"on_failure": "stop"}, {"on_failure": None}])
+@pytest.mark.parametrize(
+    "options", [{"path": 7}, {"path": b"x"}, {"path": "\ud800"}, {"on_failure": "stop"}, {"on_failure": None}]
+)
 def test_settings_are_checked(options: dict[str, Any]) -> None:
     """What cannot be used is told when the settings are made."""
     with pytest.raises(ConfigurationError, match=f"{next(iter(options))}: .* given, it must be"):

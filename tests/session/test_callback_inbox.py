@@ -988,6 +988,7 @@ async def test_what_is_remembered_is_bounded() -> None:
         ({"url": "ftp://app.example/"}, "Callbacks.url"),
         ({"url": None}, "Callbacks.url"),
         ({"url": "https://[app.example/"}, "Callbacks.url"),
+        ({"url": "https://app.example/\ud800/"}, "Callbacks.url"),
         ({"url": "https://app.example/", "secret": " "}, "secret"),
         ({"url": "https://app.example/", "hmac_key": ""}, "hmac_key"),
         ({"url": "https://app.example/", "confirm": None}, "confirm"),

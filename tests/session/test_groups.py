@@ -158,6 +158,20 @@ async def test_as_completed_is_of_a_group() -> None:
             flux.as_completed([], group="")
 
 
+@pytest.mark.parametrize("name", ["key", "group"])
+async def test_a_name_that_is_no_unicode_is_refused(name: str) -> None:
+    """Half a surrogate pair, as JSON may hold one, cannot be hashed for other processes: it ended all their permits."""
+    async with emulated() as (flux, emulator):
+        options: dict[str, Any] = {name: "k\ud800"}
+        error = await error_of(flux.submit(request_of("alice"), **options))
+        with pytest.raises(InvalidRequestError, match="task_id: half a surrogate pair given at character 2"):
+            flux.attach("k\ud800")
+
+    assert isinstance(error, InvalidRequestError)
+    assert str(error) == f"{name}: half a surrogate pair given at character 2, all text must be valid Unicode"
+    assert emulator.ledger.charged == 0
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     crowd=st.lists(st.sampled_from(["alice", "bob", "carol"]), min_size=3, max_size=25),

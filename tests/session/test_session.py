@@ -567,6 +567,7 @@ async def test_harmless_headers_of_a_borrowed_session() -> None:
         ({"base_url": "ftp://api.apikley.ru"}, "base_url"),
         ({"base_url": ""}, "base_url: '' given"),
         ({"base_url": b""}, "base_url: bytes given"),
+        ({"base_url": "https://api.example/\ud800"}, r"base_url: 'https://api.example/.ud800' given"),
         ({"upload_url": "nowhere"}, "upload_url"),
         ({"upload_url": ""}, "upload_url: '' given"),
         ({"rate_limit": (20, 10)}, "RateLimit"),

@@ -27,9 +27,11 @@ def _check_path(path: str | os.PathLike[str] | None) -> Path | None:
         return None
     try:
         # A process may change its directory before the session is opened.
-        return Path(path).absolute()
-    except TypeError:
+        found = Path(path).absolute()
+        os.fsencode(found)
+    except (TypeError, UnicodeEncodeError):
         raise ConfigurationError(f"path: {path!r} given, it must be the path of a file, or None") from None
+    return found
 
 
 @showable

@@ -76,7 +76,7 @@ def _read(dsn: object) -> str:
         raise ConfigurationError(_BAD_DSN)
     try:
         options: dict[str, Any] = {**conninfo_to_dict(re.sub(r"^(postgres(ql)?)\+\w+://", r"\1://", dsn.strip()))}
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeEncodeError):
         raise ConfigurationError(_BAD_DSN) from None
     # An address with a password that is not escaped ends too early, and psycopg would log the rest of it.
     if "@" in str(options.get("host", "")) or not re.fullmatch(r"[0-9,]*", str(options.get("port", ""))):

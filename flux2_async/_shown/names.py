@@ -1,18 +1,19 @@
 """Packages whose names are imported when they are first used."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 
 
-def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+def lazily(package: str, **modules: str) -> Callable[[str], object]:
     """Give what such a package has for `__getattr__`.
 
     Args:
         package: Its name.
-        homes: Its names, each with the module below it that has it.
+        **modules: The modules below it, each with the names that it has, between blanks.
     """
     names = vars(sys.modules[package])
+    homes = {name: module for module, given in modules.items() for name in given.split()}
     # For `help`, and whoever else looks what there is.
     names["__dir__"] = lambda: sorted({*names, *homes})
 

@@ -34,18 +34,8 @@ CLOSE_TIMEOUT: Final = 1.0
 class Sharing:
     """The session's side of a coordination.
 
-    Args:
-        coordination: As the user made it.
-        account: The digest of address and key.
-        terms: The limit, and how long a permit may be out.
-        watcher: Watches the tasks of keys, and polls those of callbacks that another process received.
-
-    Attributes:
-        watcher: As given.
-        coordinator: What can be asked, by the membership.
-        membership: Asks it.
-        limiter: Lets submissions through.
-        on_callback: Called with ref and task id of such a callback.
+    `watcher` watches the tasks of keys; `on_callback` is called with ref and task id of a callback that another process
+    received, and has the watcher poll until somebody sets it.
     """
 
     def __init__(self, coordination: Coordination, account: str, terms: Terms, watcher: Watcher) -> None:

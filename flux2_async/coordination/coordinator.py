@@ -33,11 +33,6 @@ SEARCH_EVERY: Final = 0.25
 class Coordinator(SharedTexts):
     """What a session asks and tells; every method may raise `CoordinationError`.
 
-    Args:
-        coordination: As the user made it.
-        account: The digest of address and API key; never the key.
-        terms: On what terms permits are lent.
-
     Attributes:
         running: Gives how many tasks run here of which groups.
         on_loss: Called when the shared state has forgotten what this session told.
@@ -118,8 +113,7 @@ class Coordinator(SharedTexts):
             pauses = [state.believe(each, now) if isinstance(each, Hint) else state.settle(each, now) for each in news]
             return max(pauses, default=0.0)
 
-        pause, *_ = await self._change(settle)
-        if pause:
+        if pause := await self._change(settle):
             await self.tell(Message("pause", seconds=pause))
         return pause
 
@@ -143,48 +137,42 @@ class Coordinator(SharedTexts):
         """Whether nobody can tell that this member lives."""
         return self._store.life_of(self._member) is Life.UNKNOWN
 
-    async def _change(self, act: Callable[[AccountState, float], T]) -> tuple[T, float, float]:
-        """Carry out a step of the rules; give its result, when the time was asked for, and when it was known."""
-        wakes = False
+    async def _change(self, act: Callable[[AccountState, float], T]) -> T:
+        """Carry out a step of the rules; give its result, of which an answer is kept in mind."""
+        wakes = is_lost = False
         async with self._turn:
             asked_at = self._store.elapsed()
             # What is lent by one question is counted here before the next one begins.
             running = self.running()
 
-            def change(text: str | None, now: float) -> Kept[tuple[T, float, float]]:
-                nonlocal asked_at, wakes
+            def change(text: str | None, now: float) -> Kept[tuple[T, float]]:
+                nonlocal asked_at, wakes, is_lost
                 # Another try begins here, if somebody else was faster.
                 begun, asked_at = asked_at, self._store.elapsed()
                 state = self._load(text, now)
                 time = state.tell_time(now, self._known, begun - self._asked_at, begun - self._known_at)
+                is_lost = state.forgot(self._known)
                 state.run(self._peer, running)
                 result = act(state, time)
                 wakes = state.wakes
-                return Kept(json.dumps(state.dump()), state.lives_for, (result, begun, asked_at))
+                return Kept(json.dumps(state.dump()), state.lives_for, (result, begun))
 
-            result = await self._update("account", change)
+            result, begun = await self._update("account", change)
+            if isinstance(result, Answer):
+                self._known, self._asked_at, self._known_at = result.known, begun, asked_at
+                self._peers = result.peers
+                if is_lost:
+                    self.on_loss()
+                    # Who asks for nothing has to tell anew what runs there, and what it has spent.
+                    await self.tell(Message("peers", peers=result.peers))
             if wakes:
                 # Within the turn: what was lent is used, and counted as running, before the next one begins.
                 await self.tell(Message("wake"))
         return result
 
     async def _ask(self, question: Callable[[AccountState, float], Answer | None]) -> Answer:
-        is_lost = False
-
-        def ask(state: AccountState, now: float) -> Answer | None:
-            nonlocal is_lost
-            is_lost = state.forgot(self._known)
-            return question(state, now)
-
-        answer, asked_at, known_at = await self._change(ask)
-        if answer is None:
+        if (answer := await self._change(question)) is None:
             raise CoordinationError("this session has not joined the others of its account")
-        self._known, self._asked_at, self._known_at = answer.known, asked_at, known_at
-        self._peers = answer.peers
-        if is_lost:
-            self.on_loss()
-            # Who asks for nothing has to tell anew what runs there, and what it has spent.
-            await self.tell(Message("peers", peers=answer.peers))
         return answer
 
     def _load(self, text: str | None, now: float) -> AccountState:

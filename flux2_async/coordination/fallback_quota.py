@@ -29,14 +29,7 @@ class FallbackQuota:
     """Windows of its own, and what was taken from them, to be declared later.
 
     They start as used up for two periods: nobody knows what was sent just before, and what was under way then may be
-    counted a period later.
-
-    Args:
-        rates: The session's part of each limit.
-        now: The time.
-
-    Attributes:
-        windows: See above.
+    counted a period later. `rates` are the session's part of each limit.
     """
 
     def __init__(self, rates: Iterable[RateLimit], now: float) -> None:
@@ -84,9 +77,6 @@ class FallbackQuota:
 
 class Fallback:
     """Whether a session goes on by itself, and what it needs to know to do that.
-
-    Args:
-        rates: The account's limits.
 
     Attributes:
         quota: What it sends by, or None while the shared state can be asked.

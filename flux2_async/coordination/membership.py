@@ -44,12 +44,7 @@ class Member(Protocol):
 
 
 class Membership:
-    """Asks a coordinator and keeps the session a member.
-
-    Args:
-        coordinator: The way to the shared state.
-        member: Who is to be a member.
-        patience: Longest time between two tries to join, seconds.
+    """Asks a coordinator and keeps the session a member; `patience`: seconds between two tries to join at most.
 
     Attributes:
         joined: Whether the session is a member.

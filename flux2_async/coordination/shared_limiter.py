@@ -76,16 +76,10 @@ class SharedLimiter(Gate):
     """Window and gate of all processes of an account: see `Gate`.
 
     A `max_wait` of less than a second allows for one question all the same. While the shared state is away and going on
-    without it is not wanted, `acquire` raises `CoordinationError`.
-
-    Args:
-        coordinator: The way to the shared state.
-        terms: The limit, and how long a permit may be out.
-        may_degrade: Whether submissions go on by a part of the limit while the shared state cannot be asked.
+    without it is not wanted (`may_degrade`), `acquire` raises `CoordinationError`.
 
     Attributes:
         membership: Whether this session takes part; other questions to the coordinator go through it as well.
-        waiting: Tasks that wait for a permit.
     """
 
     def __init__(self, coordinator: Coordinator, terms: Terms, *, may_degrade: bool) -> None:

@@ -37,12 +37,5 @@ __all__ = [
 
 # Before a session is open there is no need of these.
 __getattr__: Final = lazily(
-    __name__,
-    {
-        "Callbacks": "callbacks",
-        "ImageResult": "records",
-        "SessionStatistics": "statistics",
-        "TaskRecord": "records",
-        "TaskState": "records",
-    },
+    __name__, callbacks="Callbacks", records="ImageResult TaskRecord TaskState", statistics="SessionStatistics"
 )

@@ -25,13 +25,10 @@ __all__ = [
 # Batches use parts of a session before there is one.
 __getattr__: Final = lazily(
     __name__,
-    {
-        "CallbackSettings": "callback_settings",
-        "Flux2Session": "session",
-        "OnSend": "submission",
-        "Requests": "as_completed",
-        "SubmissionHandle": "enqueued",
-        "SubmissionSteps": "submission",
-        "Unsettled": "lifecycle",
-    },
+    callback_settings="CallbackSettings",
+    session="Flux2Session",
+    submission="OnSend SubmissionSteps",
+    as_completed="Requests",
+    enqueued="SubmissionHandle",
+    lifecycle="Unsettled",
 )

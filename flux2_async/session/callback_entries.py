@@ -43,10 +43,7 @@ class Early:
 class Settled:
     """A task that has ended, kept no longer than somebody else keeps its handle.
 
-    Attributes:
-        id: Its id.
-        requested: Whether it is known what was sent.
-        handle: Its handle, while there is one.
+    `requested`: it is known what was sent.
     """
 
     id: str

@@ -64,11 +64,8 @@ class CircuitBreaker:
     async def wait(self, until: float = math.inf) -> None:
         """Wait until somebody may submit; who that is shows `take`.
 
-        Args:
-            until: Loop time.
-
         Raises:
-            CircuitOpen: Nobody may until then.
+            CircuitOpen: Nobody may until that loop time.
         """
         while not self._is_free():
             if until <= self._loop.time() + CLOCK_TICK:
@@ -110,10 +107,7 @@ class CircuitBreaker:
     def failed(self, who: object, reason: Exception, *, free: bool = False) -> None:
         """A submission found the service away; those who had left before the one that tries change nothing.
 
-        Args:
-            who: The submission.
-            reason: What it met.
-            free: Whether trying again costs nothing for certain, so that the pauses stay short.
+        `free`: trying again costs nothing for certain, so that the pauses stay short.
         """
         self._failures += 1
         if self._failures < self._threshold:

@@ -10,9 +10,7 @@ from flux2_async._limiter.limiter import Limiter
 class OpenAhead:
     """Opens a connection for each permit that is free soon and that somebody waits for, and no other.
 
-    Args:
-        limiter: Who waits, and until when. One that is shared by processes does not know who has the next permit.
-        transport: Opens.
+    It is of no use to a limiter that processes share, which does not know who has the next permit.
     """
 
     def __init__(self, limiter: Limiter, transport: Transport) -> None:

@@ -10,4 +10,4 @@ if TYPE_CHECKING:
 __all__ = ["Completion", "ImageTask"]
 
 # There are none before a session is open.
-__getattr__: Final = lazily(__name__, {"Completion": "handle", "ImageTask": "handle"})
+__getattr__: Final = lazily(__name__, handle="Completion ImageTask")

@@ -176,13 +176,9 @@ class PermitQueue:
         """Whether a process can use more than it has got."""
         return self._peers[peer].want > 0 and any(place.want for place in self._places_of(peer).values())
 
-    def kept_back(self, peer: str | None = None) -> Sequence[str]:
-        """Give the groups that are kept back, of one process or of any."""
-        return [
-            group
-            for group, line in self._lines.items()
-            if any(place.kept_back and peer in (None, place.peer) for place in line.places.values())
-        ]
+    def kept_back(self, peer: str) -> Sequence[str]:
+        """Give the groups of a process that are kept back."""
+        return [group for group, place in self._places_of(peer).items() if place.kept_back]
 
     def is_freed(self, running: Mapping[str, int]) -> bool:
         """Whether somebody was told that too many run, and they do not any more."""

@@ -24,6 +24,3 @@ class TaskIds:
             return False
         self.add(task_id, ref)
         return True
-
-    def __len__(self) -> int:
-        return len(self._ids)

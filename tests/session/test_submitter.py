@@ -883,10 +883,10 @@ async def test_only_the_latest_ids_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     """Memory for the ids of others is bounded."""
     monkeypatch.setattr(task_ids, "MAX_TASK_IDS", 3)
     async with emulated(Script(plans=Plan(duration=0.1))) as (flux, _):
-        for _ in range(10):
-            await (await flux.submit(REQUEST)).wait()
+        tasks = [await flux.submit(REQUEST) for _ in range(10)]
+        free = [parts_of(flux).task_ids.claim(task.id, "another") for task in reversed(tasks)]
 
-        assert len(parts_of(flux).task_ids) == 3
+        assert free == 3 * [False] + 7 * [True]
 
 
 async def test_closing_waits_for_nothing_but_posts() -> None:

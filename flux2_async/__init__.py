@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flux2_async.models.expectation import *
     from flux2_async.models.service import APIKLEY, KIE, Service
     from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
-    from flux2_async.session import *
+    from flux2_async.session import Flux2Session, SubmissionHandle, SubmissionSteps, Unsettled
     from flux2_async.tasks import *
 
 __all__ = [

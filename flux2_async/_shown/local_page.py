@@ -98,10 +98,8 @@ def file_of(*paths: Path) -> Handler:
     return serve
 
 
-async def event_stream(
-    request: web.Request, closing: asyncio.Event, every: float, news: Callable[[], tuple[Any, bool]]
-) -> web.StreamResponse:
-    """Send server-sent events to an `EventSource` until its page is gone, or the server stops and sets `closing`.
+async def event_stream(request: web.Request, every: float, news: Callable[[], tuple[Any, bool]]) -> web.StreamResponse:
+    """Send server-sent events to an `EventSource` until its page is gone, or the server stops.
 
     `news` gives what is to be sent as JSON, None for nothing, and whether there is more: then it is asked again at
     once, else after `every` seconds. A page that loses the stream asks again after a second.
@@ -115,10 +113,8 @@ async def event_stream(
             if content:
                 await response.write(content)
                 sent_at = now()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await closing.wait()
-            if closing.is_set() or request.transport is None or request.transport.is_closing():
+            await asyncio.sleep(wait)
+            if request.transport is None or request.transport.is_closing():
                 break
             value, more = news()
             content, wait = b":\n\n" if now() - sent_at > ALIVE else b"", 0.0 if more else every

@@ -60,7 +60,6 @@ class Api:
     uploads: Uploads
     monitor: Monitor
     api_key: str
-    closing: asyncio.Event
     handlers: set[asyncio.Task[Any]] = attrs.field(factory=set)
     _created: int = 0
 
@@ -103,7 +102,7 @@ class Api:
             await self._pause(self.engine.script.arrival, endpoint)
             reply = await self._judged(call, handler)
             await self._pause(self.engine.script.latency, endpoint)
-            return await deliver(request, reply, call.fault, self.closing)
+            return await deliver(request, reply, call.fault)
         finally:
             self.engine.ledger.leave(endpoint)
             self.engine.connections.leave(request.transport)
@@ -163,7 +162,7 @@ class Api:
         return refused(refusal, self.engine.script.error_style, upload=call.endpoint == "upload")
 
     def _detour(self, call: Call) -> str:
-        return call.request.path_qs if call.endpoint == "file" else self.engine.links.base_url + REDIRECTED
+        return call.request.path_qs if call.endpoint == "file" else self.engine.store.base_url + REDIRECTED
 
     async def _create_task(self, call: Call) -> Reply:
         try:
@@ -222,7 +221,7 @@ class Api:
         reply = attrs.evolve(reply, headers={"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
         if self.engine.log is not None:
             self.engine.log(Exchange(came, 0.0, request.path, reply.status, reply.code))
-        return await deliver(request, reply, None, self.closing)
+        return await deliver(request, reply, None)
 
     def _watch_key(self, endpoint: str, request: web.Request) -> None:
         if self.api_key in request.headers.get("Authorization", "") or self.api_key in request.path_qs:

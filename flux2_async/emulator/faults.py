@@ -66,13 +66,11 @@ def distorted(reply: Reply, fault: Fault, here: str) -> Reply:
             return reply
 
 
-async def deliver(
-    request: web.BaseRequest, reply: Reply, fault: Fault | None, closing: asyncio.Event
-) -> web.StreamResponse:
-    """Send an answer, or fail to in the way of the fault; `closing`, set when the emulator stops, ends a `hang`."""
+async def deliver(request: web.BaseRequest, reply: Reply, fault: Fault | None) -> web.StreamResponse:
+    """Send an answer, or fail to in the way of the fault; a `hang` ends when the emulator stops and cancels it."""
     if fault is not None and fault.kind == "hang":
-        await closing.wait()
-    if fault is not None and fault.kind in {"cut_before", "cut_after", "hang"}:
+        await asyncio.Event().wait()
+    if fault is not None and fault.kind in {"cut_before", "cut_after"}:
         if request.transport is not None:
             request.transport.abort()
         # aiohttp wants an answer; there is no connection left to send it on.

@@ -1,6 +1,7 @@
 """Serving files: results, drawn at their first GET, and uploads; with Range, ETag and Last-Modified."""
 
 import asyncio
+import base64
 import hashlib
 import logging
 import struct
@@ -19,6 +20,9 @@ from flux2_async.emulator.replies import Reply
 from flux2_async.emulator.store import UPLOADS, Reference, ResultRef, StoredFile, kind_of, ref_of
 
 logger: logging.Logger = logging.getLogger("flux2_async")
+
+TINY = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+"""A PNG of one grey pixel, whose first chunk ends at byte 33."""
 
 CACHE_BYTES = 128 * 1024 * 1024
 """Drawn pictures that are kept; older ones are drawn anew, byte for byte the same."""
@@ -51,7 +55,7 @@ class Files:
             return error(404, "Not Found")
         now, until = self.engine.clock.now(), task.finishes_at + self.engine.script.result_life
         if "signature" in request.query:
-            now, until = self.engine.clock.milliseconds(now), self.engine.links.expiry(request.path_qs) or 0
+            now, until = self.engine.clock.milliseconds(now), self.engine.store.expiry(request.path_qs) or 0
         if now >= until:
             return error(403, "The link has expired")
         try:
@@ -82,7 +86,7 @@ class Files:
     def signed(self, ref: ResultRef) -> str:
         """A link to a picture for the script's `link_life`."""
         clock, url = self.engine.clock, self.engine.tasks[ref.task_id].result_urls[ref.number]
-        return self.engine.links.signed(url, clock.milliseconds(clock.now() + self.engine.script.link_life))
+        return self.engine.store.signed(url, clock.milliseconds(clock.now() + self.engine.script.link_life))
 
     async def picture(self, ref: ResultRef) -> bytes:
         """The bytes of a finished picture, which exists; many callers at a time share one drawing."""
@@ -167,13 +171,5 @@ def error(status: int, text: str) -> Reply:
 
 def tiny_png(text: str) -> bytes:
     """A PNG of one grey pixel that carries a text, so that no two are the same; made without Pillow."""
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
-        (b"tEXt", b"Comment\0" + text.encode()),
-        (b"IDAT", zlib.compress(b"\0\x80")),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
-    )
+    chunk = b"tEXtComment\0" + text.encode()
+    return TINY[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + TINY[33:]

@@ -20,7 +20,7 @@ class Policy(ABC):
     """One way of counting."""
 
     def __init__(self, limit: Limit) -> None:
-        self._limit = limit
+        self.limit = limit
         # Of the tasks that may still count.
         self._times: list[float] = []
 
@@ -30,12 +30,12 @@ class Policy(ABC):
 
     def wait(self, now: float) -> float:
         """Seconds until one more task could be admitted; 0.0: it is now."""
-        most, part = self._limit.limit - 1 + EPSILON, self._limit.period / PARTS
+        most, part = self.limit.limit - 1 + EPSILON, self.limit.period / PARTS
         return part * bisect_left(range(2 * PARTS), True, key=lambda parts: self.used(now + parts * part) <= most)  # noqa: FBT003  what is looked for
 
     def count(self, now: float) -> None:
         """One task was admitted."""
-        del self._times[: bisect_left(self._times, now - 2 * self._limit.period)]
+        del self._times[: bisect_left(self._times, now - 2 * self.limit.period)]
         self._times.append(now)
 
 
@@ -43,7 +43,7 @@ class _SlidingLog(Policy):
     """At most `limit` tasks in the last `period` seconds."""
 
     def used(self, now: float) -> float:
-        return float(len(self._times) - bisect_right(self._times, now - self._limit.period + EPSILON))
+        return float(len(self._times) - bisect_right(self._times, now - self.limit.period + EPSILON))
 
 
 class _TokenBucket(Policy):
@@ -52,10 +52,10 @@ class _TokenBucket(Policy):
     _full_at = -math.inf
 
     def used(self, now: float) -> float:
-        return max(0.0, self._full_at - now) * self._limit.limit / self._limit.period
+        return max(0.0, self._full_at - now) * self.limit.limit / self.limit.period
 
     def count(self, now: float) -> None:
-        self._full_at = max(self._full_at, now) + self._limit.period / self._limit.limit
+        self._full_at = max(self._full_at, now) + self.limit.period / self.limit.limit
 
 
 class _FixedWindow(Policy):
@@ -65,7 +65,7 @@ class _FixedWindow(Policy):
         return float(self._since(math.floor(self._window(now))))
 
     def _window(self, moment: float) -> float:
-        return (moment + EPSILON) / self._limit.period
+        return (moment + EPSILON) / self.limit.period
 
     def _since(self, window: int) -> int:
         """Tasks of this window and those behind it."""

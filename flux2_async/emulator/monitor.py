@@ -1,6 +1,5 @@
 """The emulator's page: what happens, when it happens, buttons to steer it. `_shown.local_page` has who may use it."""
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ MOST_BYTES: Final = 1000
 class Monitor:
     """The page of one emulator, for who asks for it under one of `own_names`; the key is shown to who may read it.
 
-    `finish` ends a task; `closing` is set when the emulator stops.
+    `finish` ends a task.
     """
 
     engine: Engine
@@ -35,7 +34,6 @@ class Monitor:
     finish: Callable[[str], None]
     api_key: str = attrs.field(repr=False)
     own_names: frozenset[str]
-    closing: asyncio.Event
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the page to the emulator's addresses."""
@@ -56,9 +54,7 @@ class Monitor:
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         watch, connections = Watch(self.engine, self.api_key), self.engine.connections
-        return await event_stream(
-            request, self.closing, EVERY, lambda: (watch.changes(connections.open()) or None, False)
-        )
+        return await event_stream(request, EVERY, lambda: (watch.changes(connections.open()) or None, False))
 
     async def _shown(self, request: web.Request) -> web.StreamResponse:
         content = await self.files.shown(request.match_info["path"])

@@ -20,7 +20,7 @@ from flux2_async.emulator.files import Files
 from flux2_async.emulator.ledger import CallbackCall, Exchange, Ledger
 from flux2_async.emulator.monitor import Monitor
 from flux2_async.emulator.script import Fault, Script
-from flux2_async.emulator.store import Links, Store
+from flux2_async.emulator.store import Store
 from flux2_async.emulator.tasks import TaskView
 from flux2_async.emulator.uploads import Uploads
 
@@ -87,7 +87,7 @@ class Emulator:
         Raises:
             RuntimeError: It was not started yet.
         """
-        return self._started().engine.links.base_url
+        return self._started().engine.store.base_url
 
     @property
     def upload_url(self) -> str:
@@ -112,13 +112,13 @@ class Emulator:
         # The next start is to be found where this one was.
         self._port = listener.getsockname()[1]
         files = self._files = self._files or self._make_files()
-        engine, closing = files.engine, asyncio.Event()
+        engine = files.engine
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(aiohttp.ClientSession())
             callbacks = Callbacks(engine, http)
             own_names = frozenset({self._host.lower()})
-            monitor = Monitor(engine, files, self.finish, self.api_key, own_names, closing)
-            api = Api(engine, files, callbacks, Uploads(engine, http), monitor, self.api_key, closing)
+            monitor = Monitor(engine, files, self.finish, self.api_key, own_names)
+            api = Api(engine, files, callbacks, Uploads(engine, http), monitor, self.api_key)
             stack.push_async_callback(_end, api.handlers)
             runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
             stack.push_async_callback(runner.cleanup)
@@ -127,7 +127,6 @@ class Emulator:
             callbacks.resume(engine.tasks.values())
             stack.push_async_callback(callbacks.close)
             stack.push_async_callback(_stop_accepting, listener)
-            stack.callback(closing.set)
             self._callbacks, self._running = callbacks, stack.pop_all()
 
     async def stop(self) -> None:
@@ -201,9 +200,9 @@ class Emulator:
         clock = Clock(asyncio.get_running_loop())
         # Nobody can connect to "any address".
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104  not listened on here
-        links = Links(f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}")
-        store = Store(clock, self.script)
-        return Files(Engine(self.script, self.ledger, clock, links, store, self._faults, Connections(), self._log))
+        address = f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+        store = Store(address, clock, self.script)
+        return Files(Engine(self.script, self.ledger, clock, store, self._faults, Connections(), self._log))
 
 
 async def _end(handlers: set[asyncio.Task[Any]]) -> None:

@@ -54,11 +54,12 @@ class Watch:
         return [row for name, row in self._rows.items() if before.get(name) != row]
 
     def _limit(self) -> dict[str, Any] | None:
-        if (window := self.engine.window()) is None:
+        if (policy := self.engine.policy()) is None:
             return None
+        now = self.engine.clock.now()
         # Tenths: between two tasks nothing changes that a page has to be told more often.
-        figures = {"used": round(window.used, 1), "wait": round(window.wait, 1)}
-        return {name: getattr(window.limit, name) for name in ("limit", "period", "policy")} | figures
+        figures = {"used": round(policy.used(now), 1), "wait": round(policy.wait(now), 1)}
+        return {name: getattr(policy.limit, name) for name in ("limit", "period", "policy")} | figures
 
     def _figures(self) -> dict[str, Any]:
         ledger = self.engine.ledger

@@ -56,11 +56,13 @@ Reference: TypeAlias = StoredFile | ResultRef | str
 
 @attrs.define
 class Store:
-    """The uploaded files, each kept for the script's `upload_life`."""
+    """The uploaded files, each kept for the script's `upload_life`, and all addresses, which begin with `base_url`."""
 
+    base_url: str
     clock: Clock
     script: Script
     _files: dict[str, StoredFile] = attrs.field(factory=dict)
+    _secret: bytes = attrs.field(factory=lambda: secrets.token_bytes(16), repr=False)
 
     def keep(self, path: str, content: bytes, mime_type: str) -> StoredFile:
         """Keep a file; the same path, folder and name, once more overwrites."""
@@ -74,14 +76,6 @@ class Store:
             del self._files[path]
             return None
         return file
-
-
-@attrs.frozen
-class Links:
-    """The emulator's own addresses, all of which begin with `base_url`."""
-
-    base_url: str
-    _secret: bytes = attrs.field(factory=lambda: secrets.token_bytes(16), repr=False)
 
     def upload(self, path: str, *, raw_spaces: bool) -> str:
         """The address of an uploaded file."""

@@ -68,7 +68,7 @@ class Uploads:
         return self._keep("url", content, body, original=unquote(PurePosixPath(urlsplit(address).path).name))
 
     async def _fetched(self, address: str) -> bytes:
-        path = self.engine.links.upload_path(address)
+        path = self.engine.store.upload_path(address)
         if path is not None:
             file = self.engine.store.find(path)
             if file is None:
@@ -110,7 +110,7 @@ class Uploads:
         data = {
             "fileName": name,
             "filePath": path,
-            "downloadUrl": self.engine.links.upload(file.path, raw_spaces=spaces),
+            "downloadUrl": self.engine.store.upload(file.path, raw_spaces=spaces),
             "fileSize": len(content),
             "mimeType": mime_type,
             "uploadedAt": self.engine.clock.iso(file.stored_at),
@@ -132,10 +132,7 @@ async def _fields(request: web.Request) -> dict[str, Any]:
 
 
 async def _json(request: web.Request, required: str) -> dict[str, Any]:
-    try:
-        body = parsed(await request.read())
-    except Refusal as refusal:
-        raise Refusal(400, refusal.message) from None
+    body = parsed(await request.read(), 400)
     if not isinstance(body.get(required), str) or not body[required]:
         raise Refusal(400, f"Missing required parameter: {required}")
     return body

@@ -23,7 +23,8 @@ from flux2_async.batch.report.thumbnails import Thumbnails
 EVERY: Final = 0.5
 # Rows of one event, so that the first ones of very many are shown at once.
 MOST_ROWS: Final = 500
-SHUTDOWN_TIMEOUT: Final = 0.5
+# For what a page that is open still asks.
+SHUTDOWN_TIMEOUT: Final = 0.1
 # What a file's host says is judged by nobody, and it is to run nowhere.
 SANDBOX: Final = {
     "Cache-Control": "private, max-age=60",
@@ -58,13 +59,11 @@ async def serve_report(
     """
     text, policy = served_page(title)
     folder = Path(os.path.realpath(directory))  # noqa: ASYNC240  before anything else runs
-    closing = asyncio.Event()
     async with AsyncExitStack() as stack:
         thumbnails = stack.enter_context(Thumbnails(folder))
-        report = Report(folder, text, policy, thumbnails, closing, frozenset({host.lower()}))
+        report = Report(folder, text, policy, thumbnails, frozenset({host.lower()}))
         runner = web.AppRunner(report.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
         stack.push_async_callback(runner.cleanup)
-        stack.callback(closing.set)
         await runner.setup()
         await web.TCPSite(runner, host, port).start()
         looking = asyncio.create_task(report.follow())
@@ -77,14 +76,13 @@ async def serve_report(
 class Report:
     """The page of one folder, whose path is absolute, for who asks for it under one of `own_names`.
 
-    Thumbnails are made when a browser asks for them; `closing` is set when the server stops.
+    Thumbnails are made when a browser asks for them.
     """
 
     folder: Path
     text: str
     policy: str
     thumbnails: Thumbnails
-    closing: asyncio.Event
     own_names: frozenset[str]
     _following: Following = attrs.field(init=False)
     _rows: dict[str, dict[str, Any]] = attrs.field(factory=dict, init=False)
@@ -151,7 +149,7 @@ class Report:
             changed = told | {"rows": [self._rows[name] for name in names]} if names or told != before else None
             return changed, seen < len(self._log)
 
-        return await event_stream(request, self.closing, EVERY, news)
+        return await event_stream(request, EVERY, news)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         path = self._files.get(request.match_info["token"])

@@ -11,20 +11,12 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import attrs
+import mcp_types as wire
 from fastmcp import Context
 from fastmcp.exceptions import ToolError
 from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.tools import ToolResult
 from mcp.shared.exceptions import MCPError
-from mcp_types import (
-    INVALID_PARAMS,
-    MISSING_REQUIRED_CLIENT_CAPABILITY,
-    CallToolRequestParams,
-    CallToolResult,
-    RequestParams,
-    Result,
-    TextContent,
-)
 from pydantic import BaseModel
 
 from flux2_async.cli.screen import one_line
@@ -43,7 +35,7 @@ at_once: ContextVar[bool] = ContextVar("at_once", default=False)
 """Whether a call is to give the id of its task, and not to wait for the picture."""
 
 
-class Task(Result):
+class Task(wire.Result):
     """What the protocol says of a task; `result` is what the call would have given, once it has ended."""
 
     result_type: Literal["task", "complete"]
@@ -54,10 +46,10 @@ class Task(Result):
     last_updated_at: str
     ttl_ms: int = LIFE
     poll_interval_ms: int = EVERY
-    result: CallToolResult | None = None
+    result: wire.CallToolResult | None = None
 
 
-class TaskParams(RequestParams):
+class TaskParams(wire.RequestParams):
     """Of all its requests."""
 
     task_id: str
@@ -101,7 +93,7 @@ class Tasks(ServerExtension):
 
     async def intercept_tool_call(
         self,
-        params: CallToolRequestParams,
+        params: wire.CallToolRequestParams,
         context: Context,
         call_next: Callable[[], Awaitable[ToolResult | BaseModel]],
     ) -> ToolResult | BaseModel:
@@ -127,10 +119,10 @@ class Tasks(ServerExtension):
             return _shown("complete", known, "working")
         try:
             result = await self._finish(task)
-            wire = CallToolResult(content=result.content, structured_content=result.structured_content)
+            told = wire.CallToolResult(content=result.content, structured_content=result.structured_content)
         except ToolError as error:
-            wire = CallToolResult(content=[TextContent(type="text", text=str(error))], is_error=True)
-        return _shown("complete", known, "completed", wire)
+            told = wire.CallToolResult(content=[wire.TextContent(type="text", text=str(error))], is_error=True)
+        return _shown("complete", known, "completed", told)
 
     async def _cancel(self, context: Any, params: TaskParams) -> dict[str, str]:
         known = await self._find(context, params.task_id)
@@ -145,13 +137,13 @@ class Tasks(ServerExtension):
     async def _find(self, context: Any, task_id: str) -> Known:
         if self.client_settings(context) is None:
             needed: dict[str, Any] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
-            raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, f"the client has not declared {EXTENSION}", needed)
+            raise MCPError(wire.MISSING_REQUIRED_CLIENT_CAPABILITY, f"the client has not declared {EXTENSION}", needed)
         if (known := self._known.get(task_id)) is not None:
             return known
         try:
             await self._flux.fetch_record(task_id)
         except (TaskNotFoundError, InvalidRequestError) as error:
-            raise MCPError(INVALID_PARAMS, one_line(str(error))) from None
+            raise MCPError(wire.INVALID_PARAMS, one_line(str(error))) from None
         except Flux2Error:
             # Nobody knows now; the session goes on asking.
             pass
@@ -169,7 +161,7 @@ def _shown(
     kind: Literal["task", "complete"],
     known: Known,
     status: Literal["working", "completed", "cancelled"],
-    result: CallToolResult | None = None,
+    result: wire.CallToolResult | None = None,
 ) -> Task:
     task, record = known.task, known.task.record
     created = known.created if record is None or record.create_time is None else record.create_time

@@ -35,24 +35,15 @@ def publish(file: Path, name: Path) -> Path:
     try:
         with Image.open(file) as picture:
             if picture.format != kind:
+                from flux2_async.batch.report.thumbnailer import flat  # noqa: PLC0415  few pictures need it
+
                 picture.load()
-                profile = picture.info.get("icc_profile")
+                converted = flat(picture) if kind == "JPEG" else picture
                 with replacing(name) as other:
-                    _for(kind, picture).save(other, kind, quality=QUALITY, icc_profile=profile)
+                    converted.save(other, kind, quality=QUALITY, icc_profile=picture.info.get("icc_profile"))
                 return name
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         kept = name.with_name(file.name)
         file.replace(kept)
         raise OSError(f"the picture cannot be made a {kind} ({error}); it is kept as {kept}") from None
     return file.replace(name)
-
-
-def _for(kind: str, picture: Image.Image) -> Image.Image:
-    if kind != "JPEG":
-        return picture
-    if "A" not in picture.getbands() and "transparency" not in picture.info:
-        return picture.convert("RGB")
-    # JPEG knows no transparency, and what was transparent would come out black.
-    opaque = Image.new("RGBA", picture.size, "white")
-    opaque.alpha_composite(picture.convert("RGBA"))
-    return opaque.convert("RGB")

@@ -33,7 +33,7 @@ def make(source: str) -> bytes:
             raise ValueError(f"{picture.width} x {picture.height} pixels")
         profile = picture.info.get("icc_profile") or b""
         keeps_profile = picture.mode == "RGB" and len(profile) <= MAX_PROFILE
-        small = picture if picture.mode in ("L", "RGB") else _flat(ImageOps.exif_transpose(picture))
+        small = picture if picture.mode in ("L", "RGB") else flat(ImageOps.exif_transpose(picture))
         # A JPEG is then decoded at a quarter of the work, or less.
         small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=1.0)
         small = ImageOps.exif_transpose(small)
@@ -42,7 +42,8 @@ def make(source: str) -> bytes:
     return file.getvalue()
 
 
-def _flat(picture: Image.Image) -> Image.Image:
+def flat(picture: Image.Image) -> Image.Image:
+    """Give a picture without transparency, of which JPEG knows nothing: what was transparent would come out black."""
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     paper = Image.new("RGBA", picture.size, "white")

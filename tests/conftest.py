@@ -18,6 +18,8 @@ from virtual_time import VirtualClockLoop
 
 pytest_plugins = ["time_limits"]
 
+LONGEST_ID = 100
+
 if sys.dont_write_bytecode:
     # Where none is to lie beside the sources it is kept apart, for the many processes that the tests start: compiling
     # all that the command needs takes each of them as long as running it.
@@ -117,6 +119,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if os.environ.get("CI") and report.skipped and not for_want_of_a_program(str(report.longrepr)):
         report.outcome = "failed"
     return report
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a long text by its beginning: each report of a test carries its whole id, between processes as well."""
+    if isinstance(val, str | bytes) and len(val) > LONGEST_ID:
+        return f"{val[:LONGEST_ID]!r}...{len(val)}"
+    return None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,12 +24,14 @@ TYPICAL = [200, 201, *range(299, 310), 399, 400, 402, 407, 408, 409, 422, 429, 4
 CODES = [*range(-1, 3), 100, *range(200, 209), *range(300, 310), *range(399, 452), 455, 460, 499, *range(500, 530), 599]
 
 
+@cache
+def body_of(request: Request) -> bytes:
+    return codec.encode_request(request, (), "https://us.example/?ref=our-ref&sig=1")
+
+
 def meaning(status: int, body: Any, request: Request = REQUEST, *, broken_off: str | None = None) -> str:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    reply, sent = (
-        codec.Reply(status, {}, content),
-        codec.encode_request(request, (), "https://us.example/?ref=our-ref&sig=1"),
-    )
+    reply, sent = codec.Reply(status, {}, content), body_of(request)
     match answers.judge(reply, sent=sent, request=request, ref="our-ref", now=lambda: NOW, broken_off=broken_off):
         case answers.Accepted(task_id):
             return task_id

@@ -103,6 +103,7 @@ async def test_burst_of_a_stranger_once(burst: int) -> None:
 async def test_waiting_costs_few_questions() -> None:
     """Two thousand waiting submissions ask a few times per period and process, not per submission or second."""
     memory = Memory()
+    memory.counts = True
     async with limiters(memory, 4) as opened, busy(opened, 500) as sent:
         asks, before = memory.asks, len(sent)
         await asyncio.sleep(10 * PERIOD)

@@ -1,5 +1,6 @@
 """Rows of the journal: as lines of `results.jsonl`, and changed with their checksums."""
 
+import asyncio
 import json
 import sqlite3
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux2_async.batch import Download, Failure, Journal, State, document
-from flux2_async.batch.journal.rows import line_of, outcome_of
+from flux2_async.batch.journal.rows import Row, line_of, outcome_of
 from flux2_async.batch.journal.start import Work
 from flux2_async.batch.options import Options
 from flux2_async.batch.outcomes import KEYS
@@ -89,3 +90,30 @@ async def test_onlookers_are_told_behind_the_commit(tmp_path: Path) -> None:
         journal.tell(None)
         await journal.refused(rows[1])
     assert told == [(False, ["submitted"]), (False, ["unknown"])]
+
+
+async def test_what_is_asked_for_together_is_one_commit(tmp_path: Path) -> None:
+    """All changes that the loop comes by before it waits are written at once, and those that follow from them too."""
+    commits: list[int] = []
+    async with Journal(tmp_path / "run.db") as journal:
+        await journal.enter(requests(3), Options())
+        rows = await journal.take(Work.QUEUED, None, 3)
+        journal.tell(lambda lines: commits.append(len(lines.splitlines())))
+
+        async def fail(row: Row) -> None:
+            await journal.accepted(row, f"task_{row.number}")
+            await journal.failed(row, Failure(type="TaskFailedError", message="no"))
+
+        await asyncio.gather(*map(fail, rows))
+    assert commits == [3, 3]
+
+
+async def test_a_change_is_made_though_the_journal_is_closed_in_the_same_moment(tmp_path: Path) -> None:
+    """Who asks for a change has it on its way: closing waits for it."""
+    async with Journal(tmp_path / "run.db") as journal:
+        await journal.enter(requests(1), Options())
+        [row] = await journal.take(Work.QUEUED, None, 1)
+        changed = journal.change(row, state=State.SUBMITTED.value, task_id="task_1")
+    assert changed.done()
+    async with Journal(tmp_path / "run.db") as journal:
+        assert [outcome.task_id async for outcome in journal.outcomes(state=State.SUBMITTED)] == ["task_1"]

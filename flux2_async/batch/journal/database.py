@@ -126,8 +126,8 @@ class Database:
         file = self._opened()
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Write(change, durable, answer, done))
-        if self._committing is None:
-            self._commit_waiting(file)
+        if len(self._waiting) == 1:
+            self._commit_soon(file)
         return done
 
     async def check_place(self) -> None:
@@ -136,8 +136,10 @@ class Database:
         await _run(file, file.place.check)
 
     async def _finish(self, file: _File) -> None:
+        self._commit_waiting(file)
         while self._committing is not None:
             await asyncio.wait([self._committing])
+            self._commit_waiting(file)
         await _run(file, file.close)
         file.thread.shutdown(wait=False)
 
@@ -146,7 +148,13 @@ class Database:
             raise JournalError(f"journal: {str(self._path)!r} is not open; use `async with Journal(path) as journal`")
         return self._file
 
+    def _commit_soon(self, file: _File) -> None:
+        # All that is ready in the loop may ask for something first: a commit costs as much as twenty changes.
+        asyncio.get_running_loop().call_soon(self._commit_waiting, file)
+
     def _commit_waiting(self, file: _File) -> None:
+        if self._committing is not None or not self._waiting:
+            return
         writes, self._waiting = self._waiting, []
         commit = partial(self._guarded, partial(self._commit, writes, file))
         self._committing = asyncio.get_running_loop().run_in_executor(file.thread, commit)
@@ -157,14 +165,11 @@ class Database:
         error = commit.exception()
         results = [error] * len(writes) if error is not None else commit.result()
         for write, result in zip(writes, results, strict=True):
-            if write.done.done():
-                continue
-            if isinstance(result, Exception):
-                write.done.set_exception(result)
-            else:
-                write.done.set_result(result)
+            if not write.done.done():
+                failed = isinstance(result, Exception)
+                write.done.set_exception(result) if failed else write.done.set_result(result)
         if self._waiting:
-            self._commit_waiting(file)
+            self._commit_soon(file)
 
     def _commit(self, writes: Sequence[_Write], file: _File) -> list[Any]:
         try:

@@ -11,9 +11,9 @@ SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 UNFIT: Final = re.compile(r"[^!-~]+")
 
 # Stricter than any parser of addresses: no user, no escape, no backslash and no foreign letter, which one parser takes
-# for a part of the host and another one does not.
+# for a part of the host and another one does not. U+017F is one, which `re.IGNORECASE` alone takes for an s.
 STRICT_ADDRESS: Final = re.compile(
-    r"https?://(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::[0-9]{1,5})?(?=[/?#]|\Z)", re.IGNORECASE
+    r"(?i:https?)://(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z_.-]+))(?::[0-9]{1,5})?(?=[/?#]|\Z)", re.ASCII
 )
 NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 LOCAL_DOMAINS: Final = (

@@ -150,8 +150,7 @@ async def _checked(flux: CallbackTarget, incoming: Incoming) -> tuple[str, Callb
     if body is None:
         _check_size(incoming.content_length or 0)
         body = await _read(incoming.read)
-    if body is not None and len(body) > MAX_BODY:
-        _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    _check_size(len(body or b""))
     settings = settings_of(flux)
     ref = verify_url(incoming.query, settings.secret)
     if ref is None:

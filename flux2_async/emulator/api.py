@@ -59,7 +59,6 @@ class Api:
     callbacks: Callbacks
     uploads: Uploads
     monitor: Monitor
-    api_key: str
     handlers: set[asyncio.Task[Any]] = attrs.field(factory=set)
     _created: int = 0
 
@@ -224,12 +223,12 @@ class Api:
         return await deliver(request, reply, None)
 
     def _watch_key(self, endpoint: str, request: web.Request) -> None:
-        if self.api_key in request.headers.get("Authorization", "") or self.api_key in request.path_qs:
+        if self.engine.api_key in request.headers.get("Authorization", "") or self.engine.api_key in request.path_qs:
             self.engine.ledger.authorization_seen.add(endpoint)
 
     def _authorize(self, request: web.Request, content_type: str | None = None) -> None:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        matches = hmac.compare_digest(key.strip().encode(errors="replace"), self.api_key.encode())
+        matches = hmac.compare_digest(key.strip().encode(errors="replace"), self.engine.api_key.encode())
         # Upstream answers a wrong Content-Type like a wrong key.
         if scheme.lower() != "bearer" or not matches or (content_type and request.content_type != content_type):
             raise Refusal(401)

@@ -31,6 +31,7 @@ class Engine:
     `log` is told of each request and callback.
     """
 
+    api_key: str = attrs.field(repr=False)
     script: Script
     ledger: Ledger
     clock: Clock

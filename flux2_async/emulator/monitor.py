@@ -32,7 +32,6 @@ class Monitor:
     engine: Engine
     files: Files
     finish: Callable[[str], None]
-    api_key: str = attrs.field(repr=False)
     own_names: frozenset[str]
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -53,8 +52,8 @@ class Monitor:
             router.add_route(method, path, guarded(handler, self.own_names))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        watch, connections = Watch(self.engine, self.api_key), self.engine.connections
-        return await event_stream(request, EVERY, lambda: (watch.changes(connections.open()) or None, False))
+        watch = Watch(self.engine)
+        return await event_stream(request, EVERY, lambda: (watch.changes() or None, False))
 
     async def _shown(self, request: web.Request) -> web.StreamResponse:
         content = await self.files.shown(request.match_info["path"])
@@ -63,8 +62,9 @@ class Monitor:
         return web.Response(body=content, content_type=f"image/{kind}", headers=HEADERS)
 
     async def _ledger(self, _: web.Request) -> web.StreamResponse:
-        document = ledger_document(self.engine)
-        return web.Response(text=json.dumps(document), content_type="application/json", headers=HEADERS)
+        return web.Response(
+            text=json.dumps(ledger_document(self.engine)), content_type="application/json", headers=HEADERS
+        )
 
     async def _finish(self, request: web.Request) -> web.StreamResponse:
         try:

@@ -131,7 +131,7 @@ def _rows(references: Sequence[Image.Image], size: tuple[int, int], random: Rand
     row = (size[0], math.ceil(size[1] / count * (1 + 2 * OVERLAP)))
     rows = [_row(references[first : first + per_row], row, random) for first in range(0, len(references), per_row)]
     turn = Image.Transpose.TRANSPOSE
-    return _row([each.transpose(turn) for each in rows], size[::-1], random).transpose(turn)
+    return _row([each.transpose(turn) for each in rows], (size[1], size[0]), random).transpose(turn)
 
 
 def _row_count(pictures: int, size: tuple[int, int]) -> int:

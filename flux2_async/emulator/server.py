@@ -117,8 +117,8 @@ class Emulator:
             http = await stack.enter_async_context(aiohttp.ClientSession())
             callbacks = Callbacks(engine, http)
             own_names = frozenset({self._host.lower()})
-            monitor = Monitor(engine, files, self.finish, self.api_key, own_names)
-            api = Api(engine, files, callbacks, Uploads(engine, http), monitor, self.api_key)
+            monitor = Monitor(engine, files, self.finish, own_names)
+            api = Api(engine, files, callbacks, Uploads(engine, http), monitor)
             stack.push_async_callback(_end, api.handlers)
             runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
             stack.push_async_callback(runner.cleanup)
@@ -202,7 +202,9 @@ class Emulator:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104  not listened on here
         address = f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
         store = Store(address, clock, self.script)
-        return Files(Engine(self.script, self.ledger, clock, store, self._faults, Connections(), self._log))
+        return Files(
+            Engine(self.api_key, self.script, self.ledger, clock, store, self._faults, Connections(), self._log)
+        )
 
 
 async def _end(handlers: set[asyncio.Task[Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -11,7 +11,6 @@ from urllib.parse import parse_qs, quote, urlsplit
 import attrs
 
 from flux2_async.emulator.clock import Clock
-from flux2_async.emulator.connections import Connection
 from flux2_async.emulator.engine import Engine
 from flux2_async.emulator.store import UPLOADS, Reference, ResultRef, StoredFile
 from flux2_async.emulator.tasks import Task
@@ -22,24 +21,23 @@ SHOWN = 200
 
 @attrs.define
 class Watch:
-    """What one page was told so far, so that it is told changes only; `key` opens the emulator."""
+    """What one page was told so far, so that it is told changes only."""
 
     engine: Engine
-    key: str = attrs.field(repr=False)
     _judged: int = 0
     _reasons: Counter[str] = attrs.field(factory=Counter)
     _told: dict[str, Any] = attrs.field(factory=dict)
     _rows: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 
-    def changes(self, connections: Iterable[Connection]) -> dict[str, Any]:
-        """Give what is new since the last call, with the connections that are open; empty when nothing is."""
+    def changes(self) -> dict[str, Any]:
+        """Give what is new since the last call; empty when nothing is."""
         parts = {
-            "key": self.key,
+            "key": self.engine.api_key,
             "ledger": self._figures(),
             "limit": self._limit(),
             "connections": [
                 {"number": c.number, "peer": c.peer, "endpoint": c.endpoint, "busy": c.busy > 0, "calls": c.calls}
-                for c in islice(connections, SHOWN)
+                for c in self.engine.connections.open()[:SHOWN]
             ],
         }
         new = {name: value for name, value in parts.items() if name not in self._told or self._told[name] != value}

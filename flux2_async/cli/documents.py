@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from shutil import get_terminal_size
-from textwrap import fill, wrap
+from textwrap import fill
 from types import ModuleType
 from typing import Final
 
@@ -26,9 +26,9 @@ HOMES: Final = (
 WIDTH: Final = 20
 LINE: Final = 100
 NARROW: Final = 40
-# What begins a line that is no paragraph, and an item of a list.
-FIXED: Final = ("```", "|", "#", "<!--")
-ITEM: Final = re.compile(r"(- |[0-9]+\. )")
+CODE: Final = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
+# The lines of one, or of an item of a list; what begins otherwise is a table, a heading or a comment.
+PARAGRAPH: Final = re.compile(r"^(?![|#]|<!--)(- |[0-9]+\. )?.+(?:\n(?![|#]|<!--|- |[0-9]+\. ).+)*", re.MULTILINE)
 # Says in a class's text that it is no program that makes one.
 MADE: Final = re.compile(r"\b[Mm]ade by `")
 # Before a name in a signature.
@@ -95,20 +95,14 @@ def _fitted(page: str) -> str:
     if not sys.stdout.isatty():
         return page
     width = max(get_terminal_size().columns, NARROW)
-    lines: list[str] = []
-    paragraph: list[str] = []
-    code = False
-    for line in [*page.splitlines(), ""]:
-        begins = ITEM.match(line)
-        stays = code or not line or line.startswith(FIXED)
-        if paragraph and (stays or begins):
-            indent = " " * len(match[0]) if (match := ITEM.match(paragraph[0])) else ""
-            text = " ".join(paragraph)
-            lines += wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-            paragraph = []
-        code ^= line.startswith("```")
-        (lines if stays else paragraph).append(line if stays else line.strip())
-    return "\n".join(lines)
+
+    def fitted(found: re.Match[str]) -> str:
+        text, indent = " ".join(map(str.strip, found[0].splitlines())), " " * len(found[1] or "")
+        return fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+    parts = CODE.split(page)
+    # Every second one is code.
+    return "".join(part if index % 2 else PARAGRAPH.sub(fitted, part) for index, part in enumerate(parts))
 
 
 def _missing(what: str, name: str, known: Sequence[str]) -> int:

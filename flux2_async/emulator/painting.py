@@ -30,7 +30,8 @@ POINTS = 160
 MASK_SIDE = 256
 MOST_IN_A_ROW = 4
 OVERLAP = 0.28
-"""Part of a panel's width by which it reaches into its neighbours."""
+"""Part of a panel's width by which it reaches into its neighbours; rows do so by less."""
+OVERLAP_OF_ROWS = 0.12
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Colour:
@@ -128,10 +129,10 @@ def _rows(references: Sequence[Image.Image], size: tuple[int, int], random: Rand
         return _row(references, size, random)
     per_row = math.ceil(len(references) / count)
     # As high as a panel of what is, turned over a corner, a row of rows.
-    row = (size[0], math.ceil(size[1] / count * (1 + 2 * OVERLAP)))
+    row = (size[0], math.ceil(size[1] / count * (1 + 2 * OVERLAP_OF_ROWS)))
     rows = [_row(references[first : first + per_row], row, random) for first in range(0, len(references), per_row)]
     turn = Image.Transpose.TRANSPOSE
-    return _row([each.transpose(turn) for each in rows], (size[1], size[0]), random).transpose(turn)
+    return _row([each.transpose(turn) for each in rows], (size[1], size[0]), random, OVERLAP_OF_ROWS).transpose(turn)
 
 
 def _row_count(pictures: int, size: tuple[int, int]) -> int:
@@ -141,10 +142,12 @@ def _row_count(pictures: int, size: tuple[int, int]) -> int:
     return 1 if pictures <= 3 else 2  # noqa: PLR2004  four panels in a row would be ribbons
 
 
-def _row(references: Sequence[Image.Image], size: tuple[int, int], random: Random) -> Image.Image:
+def _row(
+    references: Sequence[Image.Image], size: tuple[int, int], random: Random, overlap: float = OVERLAP
+) -> Image.Image:
     width, height = size
     pitch = width / len(references)
-    reach = round(pitch * OVERLAP) if len(references) > 1 else 0
+    reach = round(pitch * overlap) if len(references) > 1 else 0
     canvas = Image.new("RGB", size)
     slant = random.choice((-1, 1))
     for number, reference in enumerate(references):

@@ -1,6 +1,7 @@
 """Whether the service takes a createTask body; the words are those that were observed where any were."""
 
 import ipaddress
+import socket
 from collections.abc import Container, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,8 +38,9 @@ def is_public(address: str) -> bool:
     """Whether the internet could have a host of this name or number."""
     host = (urlsplit(address).hostname or "").removesuffix(".")
     try:
-        return ipaddress.ip_address(host).is_global
-    except ValueError:
+        # To a resolver 127.1, 0x7f.1 and 2130706433 are numbers as well.
+        return ipaddress.ip_address(host if ":" in host else socket.inet_aton(host)).is_global
+    except (ValueError, OSError):
         return "." in host and not host.endswith(INNER_NAMES)
 
 

@@ -11,6 +11,7 @@ import attrs
 from flux2_async._limiter.permit import PermitEvent as PermitEvent  # noqa: PLC0414  a settlement is told by it
 from flux2_async._limiter.window import Supply
 from flux2_async._limiter.windows import rates_of
+from flux2_async.errors import ConfigurationError
 from flux2_async.models import RateLimit
 from flux2_async.models.settings import Told
 
@@ -20,7 +21,7 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "pause": ("seconds",),
     "callback": ("ref", "task_id"),
     "key": ("key",),
-    "peers": ("peers",),
+    "peers": ("rates", "peers"),
 }
 
 
@@ -156,6 +157,13 @@ class KeyEntry:
     wait: float = 0.0
 
 
+def _read_rates(given: str | tuple[RateLimit, ...]) -> tuple[RateLimit, ...]:
+    if isinstance(given, tuple):
+        return given
+    parts = (part.split("/") for part in given.split(",") if part)
+    return tuple(RateLimit(int(limit), float(period)) for limit, period in parts)
+
+
 @attrs.frozen
 class Message:
     """What one process tells all others of the account; a lost one costs time, nothing else.
@@ -163,11 +171,12 @@ class Message:
     Attributes:
         kind: `wake`: permits came back early, ask again. `pause`: nobody may send for `seconds`. `callback`: the
             service called for task `task_id` at the address of submission `ref`. `key`: the entry of `key` changed.
-            `peers`: so many processes were seen lately, one of which has just joined.
+            `peers`: so many processes were seen lately, one of which has just joined, and have these limits.
         ref: Of a callback.
         task_id: Of a callback.
         key: The digest of a key.
         seconds: Of a pause.
+        rates: Of the processes together.
         peers: Processes, the one that hears it included.
     """
 
@@ -176,12 +185,17 @@ class Message:
     task_id: str = ""
     key: str = ""
     seconds: float = attrs.field(default=0.0, converter=float, validator=attrs.validators.ge(0.0))
+    rates: tuple[RateLimit, ...] = attrs.field(default=(), converter=_read_rates)
     peers: int = attrs.field(default=1, converter=int, validator=attrs.validators.ge(1))
 
 
 def encode_message(sender: str, message: Message) -> str:
     """Give a message as one line: sender, kind, and what belongs to the kind; none of them holds a blank."""
-    return " ".join((sender, message.kind, *(str(getattr(message, part)) for part in _PARTS[message.kind])))
+    return " ".join((sender, message.kind, *(_written(getattr(message, part)) for part in _PARTS[message.kind])))
+
+
+def _written(value: object) -> str:
+    return ",".join(f"{rate.limit}/{rate.period}" for rate in value) if isinstance(value, tuple) else str(value)
 
 
 def decode_message(line: str) -> tuple[str, Message] | None:
@@ -190,5 +204,5 @@ def decode_message(line: str) -> tuple[str, Message] | None:
         sender, *words = line.split(" ")
         told: dict[str, Any] = dict(zip(("kind", *_PARTS[words[0]]), words, strict=True))
         return sender, Message(**told)
-    except (ValueError, LookupError):
+    except (ValueError, LookupError, ConfigurationError):
         return None

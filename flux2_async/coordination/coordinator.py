@@ -164,7 +164,7 @@ class Coordinator(SharedTexts):
                 if is_lost:
                     self.on_loss()
                     # Who asks for nothing has to tell anew what runs there, and what it has spent.
-                    await self.tell(Message("peers", peers=result.peers))
+                    await self.tell(Message("peers", rates=result.rates, peers=result.peers))
             if wakes:
                 # Within the turn: what was lent is used, and counted as running, before the next one begins.
                 await self.tell(Message("wake"))
@@ -213,7 +213,7 @@ class Coordinator(SharedTexts):
                     lambda state, now: state.touch(self._peer, self._known, now) or self._enter(state, now)
                 )
                 # Who asks for nothing would else not know how many there are when it has to do without the others.
-                self._on_message(Message("peers", peers=answer.peers))
+                self._on_message(Message("peers", rates=answer.rates, peers=answer.peers))
 
     def _hear(self, line: str) -> None:
         if not line:

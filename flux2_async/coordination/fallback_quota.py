@@ -100,15 +100,17 @@ class Fallback:
         """Give one session's part, at least 1."""
         return max(of // (self._peers or ASSUMED_PEERS), 1)
 
-    def count(self, peers: int, now: float) -> None:
-        """Believe in more processes at once, in fewer only after a while."""
+    def count(self, peers: int, rates: tuple[RateLimit, ...], now: float) -> None:
+        """Believe in more processes and in what limits them at once, in fewer only after a while."""
         if peers >= (self._peers or 0) or now >= self._fewer_at:
-            self._peers, self._fewer_at = peers, now + FEWER_AFTER
+            self._peers, self._believed, self._fewer_at = peers, rates, now + FEWER_AFTER
+        else:
+            self._believed = tuple({*self._believed, *rates})
 
     def learn(self, answer: Answer, now: float) -> None:
         """Keep what the shared state told of the limits, and of the processes."""
-        self.learned, self._believed = answer.learned_limit, answer.rates
-        self.count(answer.peers, now)
+        self.learned = answer.learned_limit
+        self.count(answer.peers, answer.rates, now)
 
     def begin(self, now: float) -> None:
         """Go on by a part of the limits."""

@@ -137,7 +137,7 @@ class Membership:
             self._warned = False
             logger.info("the shared state of this account is back")
         self._member.on_joined(answer)
-        await self._coordinator.tell(Message("peers", peers=answer.peers))
+        await self._coordinator.tell(Message("peers", rates=answer.rates, peers=answer.peers))
 
     def _warn(self, error: CoordinationError) -> None:
         if not self._warned:

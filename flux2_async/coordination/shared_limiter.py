@@ -154,7 +154,7 @@ class SharedLimiter(Gate):
         elif message.kind == "wake":
             self._ask_now.set()
         elif message.kind == "peers":
-            self._fallback.count(message.peers, self._home.time())
+            self._fallback.count(message.peers, message.rates, self._home.time())
 
     async def aclose(self) -> None:
         """Tell what became of the last permits, and leave."""

@@ -13,8 +13,9 @@ from flux2_async.cli import doctor
 from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import parse_rate_limit
 from flux2_async.cli.screen import UsageError
-from flux2_async.coordination.contract import decode_message
+from flux2_async.coordination.contract import Message, decode_message, encode_message
 from flux2_async.errors import Flux2Error
+from flux2_async.models import RateLimit
 from flux2_async.receivers._handler import declared_length
 from flux2_async.webhooks import verify_signature
 
@@ -65,7 +66,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "credits": lambda text: record(creditsConsumed=text),
     "a time stamp": lambda text: verify_signature("t1", text, "x", "key", 0.0),
     "a pause of another process": lambda text: decode_message(f"a pause {text}"),
-    "processes": lambda text: decode_message(f"a peers {text}"),
+    "processes": lambda text: decode_message(f"a peers 20/10.0 {text}"),
+    "limits of processes": lambda text: decode_message(f"a peers 20/10.0,{text}/{text} 3"),
     "a port": lambda text: BatchOptions(callback_url="https://a.example/", callback_listen=f"h:{text}").callbacks(),
     "a limit": lambda text: parse_rate_limit(f"{text}/{text}"),
 }
@@ -99,3 +101,12 @@ def test_a_pause_is_a_length_of_time() -> None:
     for text in ("nan", "-1", "-inf", f"-{DIGITS}"):
         assert decode_message(f"a pause {text}") is None
     assert decode_message("a pause 2.5") is not None
+
+
+def test_limits_of_other_processes_are_read_as_they_were_told() -> None:
+    """All of them, or none; what cannot be a limit is no message."""
+    for rates in ((), (RateLimit(20, 10.0), RateLimit(100, 60))):
+        told = Message("peers", rates=rates, peers=3)
+        assert decode_message(encode_message("a", told)) == ("a", told)
+    for text in ("0/10.0", "20/-1", "20/nan", "20", "20/10/5"):
+        assert decode_message(f"a peers {text} 3") is None

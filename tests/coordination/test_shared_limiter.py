@@ -635,6 +635,17 @@ async def test_shares_of_all_are_no_more_than_the_limit(known_from: str) -> None
     assert server.refused == 0
 
 
+async def test_shares_are_of_the_lowest_limit_that_is_open() -> None:
+    """Who was given a higher limit, and has asked for nothing since the others joined, knows theirs."""
+    memory, server = Memory(), wire(10)
+    async with limiters(memory, 2) as high, limiters(memory, 2, Terms(RateLimit(10, PERIOD), 70.0)) as low:
+        await asyncio.sleep(1.0)
+        memory.down = True
+        await run_all(server, [(limiter, 10) for limiter in (*high, *low)])
+
+    assert server.refused == 0
+
+
 async def test_safe_share_is_at_least_one() -> None:
     """Where there are more processes than permits each still sends one per period while it is alone."""
     memory = Memory()

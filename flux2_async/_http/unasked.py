@@ -1,6 +1,6 @@
 """Connections that are kept, and used again: what came on one unasked is nobody's answer."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -9,8 +9,6 @@ from aiohttp.connector import Connection
 
 # Of connections that are kept; a server that speaks first on every new one is none.
 MOST_DROPPED: Final = 10
-
-Send = Callable[[Connection], Coroutine[Any, Any, aiohttp.ClientResponse]]
 
 
 class _SpokenUnaskedError(aiohttp.ClientConnectionError):
@@ -27,7 +25,7 @@ async def only_asked(
     """
     # Before the head is written is the last moment at which that can be seen. A later aiohttp may call it otherwise.
     if hasattr(request, "send"):
-        request.send = partial(_send, request.send)  # type: ignore[method-assign]  # of this request alone
+        request.send = partial(_send, request)  # type: ignore[method-assign]  # of this request alone
     try:
         return await handler(request)
     except _SpokenUnaskedError:
@@ -36,7 +34,9 @@ async def only_asked(
     return await only_asked(request, handler, tries - 1)
 
 
-def _send(send: Send, connection: Connection) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
+def _send(request: aiohttp.ClientRequest, connection: Connection) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
+    # Else it would hold itself, and its answer with it, until the garbage collector comes.
+    del request.send
     if connection.protocol is not None and connection.protocol.should_close:
         raise _SpokenUnaskedError("an answer to no request")
-    return send(connection)
+    return request.send(connection)

@@ -1,6 +1,7 @@
 """Connections that are used again: what comes on one unasked is nobody's answer."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -94,3 +95,21 @@ async def test_a_connection_on_which_nothing_came_is_used_again(tmp_path: Path, 
                 await flux.download(result_of(f"{url}/{number}.png", task_id=f"t{number}"), tmp_path)
                 await asyncio.sleep(1)
             assert asked == [1, 1, 1]
+
+
+async def test_a_question_is_freed_when_it_was_answered(pool: dict[str, Any]) -> None:
+    """Neither a request nor its answer waits for the garbage collector."""
+    async with (
+        speaking_unasked([record("waiting")], b"") as (url, _),
+        Flux2Session("key", base_url=url, **pool) as flux,
+    ):
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await flux.fetch_record("task-1")
+            held = [type(each) for each in gc.get_objects()]
+        finally:
+            gc.enable()
+    assert held.count(aiohttp.ClientRequest) < 5
+    assert held.count(aiohttp.ClientResponse) < 5

@@ -129,7 +129,7 @@ class Submitter:
         name = f"flux2_async submit {submission.ref}"
         job = self._jobs[submission] = asyncio.Task(self._run(submission), loop=self._loop, name=name)
         # One that is cancelled before its first step, by whomever, never gets to what it does at its end.
-        job.add_done_callback(lambda _: self._forget(submission))
+        job.add_done_callback(self._never_begun)
 
     async def wait(self, submission: Submission) -> ImageTask:
         """Wait for a submission as one of its callers.
@@ -312,13 +312,16 @@ class Submitter:
             self._forget(submission)
 
     def _forget(self, submission: Submission) -> None:
-        if self._jobs.pop(submission, None) is None:
-            return
+        # No step of the loop for what has begun, as nearly all do.
+        self._jobs.pop(submission).remove_done_callback(self._never_begun)
         if submission.ended:
             submission.tell_doubt()
         else:
             self._break_off(submission, cut_off(submission, Cut.CANCELLED))
         self.ended.wake()
+
+    def _never_begun(self, job: asyncio.Task[None]) -> None:
+        self._forget(next(each for each, its in self._jobs.items() if its is job))
 
     def _break_off(self, submission: Submission, error: Exception, *, own: bool = False) -> None:
         """End a submission that has not ended by an error that is no answer; `own`: of its first caller alone."""

@@ -186,7 +186,6 @@ def _request(value: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
-    # Of two for one, the second counts.
     "consumeCredits": ("credits_consumed", read_number),
     "paramJson": ("param", _param),
     "state": ("state", read_state),
@@ -201,3 +200,6 @@ FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "param": ("param", _param),
 }
 """What each of the API's fields is called in `TaskRecord`, and how it is read."""
+
+OUTRANKED: Final = {"consumeCredits": None, "paramJson": None}
+"""Those for which another one of the same name counts, where it has a value; to be read before that."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from flux2_async._protocol.converter import (
     FIELDS,
+    OUTRANKED,
     UnreadableError,
     decoded,
     http_address,
@@ -33,7 +34,7 @@ from flux2_async.models.records import PARAM, Echo
 
 _REQUIRED: Final = {"task_id": "taskId", "state": "state"}
 _ESSENTIAL: Final = {*_REQUIRED.values(), "resultJson"}
-_KNOWN: Final = {*FIELDS, *_ESSENTIAL, "task_id"}
+_NO_EXTRA: Final = {*_ESSENTIAL, "task_id"}
 
 # What nearly every result is, for which there is no need of a parser.
 _ONE_RESULT: Final = re.compile(r'\{"resultUrls":\["(https?://[A-Za-z0-9.-]*[A-Za-z0-9](?:/[!#-\[\]-~]*)?)"\]\}')
@@ -80,13 +81,17 @@ def record_of(data: Mapping[str, Any], task_id: str | None) -> TaskRecord:
     """Read a record of which it is known whose it is; see `record_from_payload`."""
     told: dict[str, Any] = {"task_id": task_id} if task_id else {}
     unread: dict[str, str] = {}
-    for key, (name, read) in FIELDS.items():
-        if (value := data.get(key)) is not None and value != "":
+    extra: dict[str, Any] = {}
+    for key, value in {**OUTRANKED, **data}.items():
+        if (field := FIELDS.get(key)) is None:
+            if key not in _NO_EXTRA:
+                extra[key] = value
+        elif value or value not in (None, ""):
+            name, read = field
             try:
                 told[name] = read(value)
             except (ValueError, OverflowError) as error:
                 unread[key] = str(error)
-    extra = {key: value for key, value in data.items() if key not in _KNOWN}
     if (result := data.get("resultJson")) is not None and result != "":
         if told.get("state") is TaskState.SUCCESS:
             try:

@@ -121,10 +121,7 @@ class Submitter:
         """
         if self._sender.posting.closed:
             raise Cut.CLOSED.unsent()
-        if submission.doubt is None:
-            self._transitions.queued(submission)
-        else:
-            self._transitions.resumed(submission)
+        self._transitions.queued(submission)
         # Not through the loop's task factory: an eager one would run it before its key is bound to it.
         name = f"flux2_async submit {submission.ref}"
         job = self._jobs[submission] = asyncio.Task(self._run(submission), loop=self._loop, name=name)

@@ -31,13 +31,9 @@ class Transitions:
         self._learned = shared.limiter.learned_limit
 
     def queued(self, submission: Submission) -> None:
-        """It was taken in."""
+        """It was taken in, perhaps as one that was sent before, and of which nobody knows whether it was accepted."""
         self._observers.queued(submission.asked)
-
-    def resumed(self, submission: Submission) -> None:
-        """It was taken in as one that was sent before, and of which nobody knows whether it was accepted."""
-        self._observers.queued(submission.asked)
-        if self._shared.inbox is not None:
+        if submission.doubt is not None and self._shared.inbox is not None:
             self._shared.inbox.unclear(submission)
 
     def step(self, submission: Submission, event: SubmissionEvent, error: Exception | None = None) -> None:

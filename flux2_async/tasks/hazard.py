@@ -90,20 +90,21 @@ class Hazard:
         """Take in what was counted only as often as older tasks are to fade: nobody plans by it."""
         self._known = self._polls = SELDOM
 
-    def ran(self, begin: float, end: float) -> None:
-        """Count a task that was seen to run from one age to another, in seconds."""
-        first, last = _bin(begin), _bin(end)
+    def ran(self, begin: float, end: float, *, ended: bool = False) -> None:
+        """Count a task that was seen to run from one age to another, in seconds, or `ended` then."""
+        first, last = bisect_right(EDGES, begin) - 1, bisect_right(EDGES, end) - 1
+        if ended:
+            self._ended[min(last, BINS - 1)] += 1.0
+            self._taught = True
         self._entered[first] += 1
         self._partly[first] -= begin - EDGES[first]
         self._entered[last] -= 1
         self._partly[last] += end - EDGES[last]
-        self._count()
-
-    def ended(self, begin: float, end: float) -> None:
-        """Count a task that was seen to run at one age and ended at another, in seconds."""
-        self._ended[min(_bin(end), BINS - 1)] += 1.0
-        self._taught = True
-        self.ran(begin, end)
+        self._durations = None
+        self._news += 1
+        if self._taught and self._news >= NEWS * self._known:
+            self._known = min(self._known + self._news, self._polls)
+            self._fold()
 
     def wait(self, age: float, price: float) -> float:
         """Give the seconds until a poll is due.
@@ -160,13 +161,6 @@ class Hazard:
         into = age - EDGES[bin_]
         there = survival + (self._survival[bin_ + 1] - survival) * into / WIDTHS[bin_]
         return there, area - into * (survival + there) / 2
-
-    def _count(self) -> None:
-        self._durations = None
-        self._news += 1
-        if self._taught and self._news >= NEWS * self._known:
-            self._known = min(self._known + self._news, self._polls)
-            self._fold()
 
     def _fold(self) -> None:
         """Take in what was counted; it is planned by when somebody asks, which under a fixed interval nobody does."""

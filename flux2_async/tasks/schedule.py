@@ -128,7 +128,7 @@ class FixedInterval:
 
     def ended(self, begin: float, end: float) -> None:
         """See `Schedule`."""
-        self.hazard.ended(begin, end)
+        self.hazard.ran(begin, end, ended=True)
 
     def durations(self) -> "Durations":
         """See `Schedule`."""
@@ -167,7 +167,7 @@ class LearnedSchedule:
 
     def ended(self, begin: float, end: float) -> None:
         """See `Schedule`."""
-        self.hazard.ended(begin, end)
+        self.hazard.ran(begin, end, ended=True)
 
     def durations(self) -> "Durations":
         """See `Schedule`."""

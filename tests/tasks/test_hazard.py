@@ -20,14 +20,14 @@ histories = st.lists(st.tuples(ages, ages, st.booleans()), max_size=60)
 def taught(history: list[tuple[float, float, bool]]) -> Hazard:
     hazard = Hazard(PRIOR)
     for one, other, ended in history:
-        (hazard.ended if ended else hazard.ran)(min(one, other), max(one, other))
+        hazard.ran(min(one, other), max(one, other), ended=ended)
     return hazard
 
 
 def after(durations: list[float], hazard: Hazard | None = None) -> Hazard:
     hazard = hazard or Hazard(PRIOR)
     for duration in durations:
-        hazard.ended(0.0, duration)
+        hazard.ran(0.0, duration, ended=True)
     return hazard
 
 
@@ -81,8 +81,8 @@ def test_looks_on_the_way_change_nothing(seen: list[float], ended: bool) -> None
     often, once = Hazard(PRIOR), Hazard(PRIOR)
     for begin, end in pairwise(seen[:-1]):
         often.ran(begin, end)
-    (often.ended if ended else often.ran)(*seen[-2:])
-    (once.ended if ended else once.ran)(0.0, seen[-1])
+    often.ran(*seen[-2:], ended=ended)
+    once.ran(0.0, seen[-1], ended=ended)
 
     for one, other in zip(often.knowledge(), once.knowledge(), strict=True):
         assert one == pytest.approx(other, abs=1e-6)
@@ -120,7 +120,7 @@ def test_tasks_that_came_late_say_nothing_of_earlier_ages() -> None:
     hazard = after([10.0] * 10 + [50.0] * 10)
     before = survival(hazard, 15.0)
     for _ in range(10):
-        hazard.ended(30.0, 50.0)
+        hazard.ran(30.0, 50.0, ended=True)
     hazard.knowledge()
 
     assert survival(hazard, 15.0) == pytest.approx(before, abs=0.05)
@@ -157,7 +157,7 @@ def test_ends_without_time_at_risk_leave_a_chance() -> None:
     hazard = Hazard(PRIOR)
     for edge in EDGES[:-1]:
         for _ in range(50):
-            hazard.ended(edge, edge)
+            hazard.ran(edge, edge, ended=True)
 
     assert all(hazard.wait(edge, 0.3) >= 0.299 for edge in EDGES)
     assert survival(hazard, EDGES[-2]) > 0.0

@@ -49,9 +49,7 @@ def _told(arguments: Sequence[str]) -> Sequence[str]:
     ends = list(arguments).index("--") if "--" in arguments else len(arguments)
     options = [word for word in arguments[:ends] if word != "--verbose"]
     if len(options) < ends:
-        # The last resort writes to what is `sys.stderr` then, which is the board's while there is one.
         logging.getLogger("flux2_async").setLevel(logging.DEBUG)
-        (logging.lastResort or logging.NullHandler()).setLevel(logging.DEBUG)
     return [*options, *arguments[ends:]]
 
 

@@ -28,7 +28,7 @@ from flux2_async._protocol.media import TASK_ID
 from flux2_async._version import VERSION
 from flux2_async.cli.mcp_tasks import Tasks, at_once
 from flux2_async.cli.options import Service, check_writable
-from flux2_async.cli.screen import INTERRUPTED, Screen, UsageError, one_line
+from flux2_async.cli.screen import INTERRUPTED, LOG, Screen, UsageError, one_line
 from flux2_async.cli.service import opened
 from flux2_async.models import ImageResult, ImageToImage, Polling, Request, TextToImage
 from flux2_async.models.budget import Budget
@@ -82,6 +82,8 @@ async def serve(screen: Screen, service: Service, folder: Path, max_credits: flo
     check_writable(folder, "--out: the folder {!r} cannot be written ({}); nothing was sent", make=True)
     # stdout belongs to the protocol.
     logging.basicConfig(level=logging.WARNING)
+    # All of it is shown by that.
+    logging.getLogger("flux2_async").removeHandler(LOG)
     try:
         async with opened(service, polling=Polling(), coordination="host", budget=budget) as flux:
             server = Agent(flux, folder).server()

@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from rich.cells import cell_len
@@ -28,6 +29,23 @@ WORD: Final = re.compile(
 ARGUMENT: Final = re.compile(
     r"\b(max_(?:tasks|credits|failed|running)|task_timeout|retry_(?:failed|unknown)|skip_invalid)\b(=?)"
 )
+
+# Whose warnings the commands tell by themselves: what is unclear, refused, or left when a session is closed; and that
+# nothing can be kept in the cache of a user without one.
+TOLD: Final = ("log_lines", "lifecycle", "submitter", "remembered", "retry")
+
+
+class _Log(logging.Handler):
+    """Shows warnings that no command tells in words of its own, and all that is logged where the level lets it pass."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`; what is `sys.stderr` at that moment is the board's while there is one."""
+        if record.module not in TOLD or logging.getLogger("flux2_async").level == logging.DEBUG:
+            with suppress(OSError, ValueError):
+                print(printable(self.format(record)), file=sys.stderr)  # noqa: T201  rich would break it where no line ends
+
+
+LOG: Final = _Log(logging.DEBUG)
 
 
 class CommandError(Exception):
@@ -69,8 +87,7 @@ class Screen:
             # An old terminal shows "?" for what it has no letter for; that is no reason to lose a paid picture.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        # What the library logs is told here in words of the command line.
-        logging.getLogger("flux2_async").addHandler(logging.NullHandler())
+        logging.getLogger("flux2_async").addHandler(LOG)
         self.machine = machine
         # A pipe has no width; cutting a table to 80 columns would lose words.
         width = None if sys.stdout.isatty() else PIPE_WIDTH

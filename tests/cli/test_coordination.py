@@ -1,12 +1,14 @@
 """`--coordination`: commands that run at the same time and share an account's limit."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from emulated import free_port
 
 from flux2_async.cli.app import run
 from flux2_async.emulator import Limit, Plan, Script
@@ -57,3 +59,21 @@ def test_a_place_that_is_none(
     error = " ".join(capsys.readouterr().err.split())
     assert reason in error
     assert "hunter2" not in error
+
+
+@pytest.mark.parametrize("options", [(), ("--verbose",)])
+def test_shared_state_that_is_away_is_told(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The command goes on, slower, and says why, in one line; what else is logged only `--verbose` shows."""
+    monkeypatch.setattr(logging.getLogger("flux2_async"), "level", logging.NOTSET)
+    away = f"redis://127.0.0.1:{free_port()}"
+    with running_emulator(Script(plans=Plan(duration=0.1), render=False)) as emulator:
+        monkeypatch.setenv("APIKLEY_API_KEY", emulator.api_key)
+        monkeypatch.setenv("APIKLEY_BASE_URL", emulator.base_url)
+        words = ("A lighthouse", "--output", str(tmp_path), "--coordination", away, "--rate-limit", "20/0.1")
+        assert run(["generate", *words, *options]) == 0
+        [task_id] = emulator.ledger.accepted
+    error = " ".join(capsys.readouterr().err.split())
+    assert error.count("redis cannot be reached (ConnectionError); until it is back submissions keep to a") == 1
+    assert (f"task {task_id} accepted (submission" in error) == bool(options)

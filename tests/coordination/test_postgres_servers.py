@@ -231,6 +231,23 @@ async def test_long_lock_is_an_outage_and_no_more(server: PostgresServer) -> Non
         await store.update("a", lambda _, __: Kept("x", 60.0, None))
 
 
+async def test_missing_table_is_made_whenever_it_is_missed() -> None:
+    """A server that did not answer at the opening has no table when it does, and a restored one may have lost it."""
+    with PostgresServer() as server:
+        store = server.coordination(**SHORT).store("ab" * 32, "m0")
+        heard: list[str] = []
+        try:
+            server.stop()
+            assert isinstance(await error_of(store.listen(heard.append)), CoordinationError)
+            server.go_on()
+            await until_told(store, "news", heard)
+            await store.update("a", lambda _, __: Kept("x", 60.0, None))
+            server.run("DROP SCHEMA flux2 CASCADE")
+            assert await store.update("a", lambda text, _: Kept("y", 60.0, text)) is None
+        finally:
+            await store.aclose()
+
+
 # --- Poolers ---
 
 

@@ -4,6 +4,7 @@ The server's own words are not shown: they may repeat what it was sent.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 import psycopg
@@ -44,11 +45,22 @@ class MissingRightError(HopelessError):
     """The user may not do it."""
 
 
+class MissingTableError(CoordinationError):
+    """It was never made, or is lost."""
+
+
+_MISSING: Final[Mapping[str, tuple[type[CoordinationError], str]]] = {
+    "42501": (MissingRightError, "the user lacks a right"),
+    "42P01": (MissingTableError, "the table is missing"),
+}
+
+
 def told(error: Exception) -> CoordinationError:
     """Say what a failure means."""
     text, state = str(error), getattr(error, "sqlstate", None) or ""
-    if state == "42501":
-        return MissingRightError("postgres: the user lacks a right")
+    if state in _MISSING:
+        kind, what = _MISSING[state]
+        return kind(f"postgres: {what}")
     for begins, hopeless in _HOPELESS_STATES.items():
         if state.startswith(begins):
             return HopelessError(hopeless)

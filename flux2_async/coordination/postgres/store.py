@@ -9,7 +9,7 @@ from psycopg import sql
 
 from flux2_async.coordination.account_state import FORMAT
 from flux2_async.coordination.postgres.connection import PostgresConnection
-from flux2_async.coordination.postgres.refusals import MissingRightError
+from flux2_async.coordination.postgres.refusals import MissingRightError, MissingTableError
 from flux2_async.coordination.store import Found, HopelessError, Kept, RemoteStore
 from flux2_async.errors import ConfigurationError
 
@@ -74,7 +74,6 @@ class PostgresStore(RemoteStore):
         """See `Store`."""
         self._connection.listen(on_line, self._forget)
         try:
-            await self._make_table()
             await self.try_rights()
         except MissingRightError:
             ((user,),) = await self._connection.ask(sql.SQL("SELECT current_user::text"))
@@ -87,7 +86,13 @@ class PostgresStore(RemoteStore):
 
     async def look(self, name: str) -> Found:
         """See `RemoteStore`."""
-        ((token, text, now),) = await self._connection.ask(self._look, (f"{self._account}:{name}",))
+        key = (f"{self._account}:{name}",)
+        try:
+            ((token, text, now),) = await self._connection.ask(self._look, key)
+        except MissingTableError:
+            # The first session makes it, and who finds a server that was away at the opening, or has been emptied.
+            await self._make_table()
+            ((token, text, now),) = await self._connection.ask(self._look, key)
         return Found(token or "", None if text is None else text.decode(), now)
 
     async def replace(self, name: str, token: str, kept: Kept[Any]) -> Found | None:

@@ -236,7 +236,7 @@ def run_batch(
             Pictures by path or address, not as bytes.
         journal: The file, made when it is missing, or an open `Journal`.
         directory: The folder of the results, made when it is missing: pictures in `images/`, and `results.jsonl`.
-        max_running: Requests worked on at once. None: as many as the session runs tasks, and 32 more to save pictures.
+        max_running: Requests worked on at once. None: as many as the session runs tasks, and 32 to wait and download.
         limit: Only the first `limit` requests. None: all.
         shuffle: Send in a random order, the same one in every run; with `limit` a random choice.
         max_tasks: Take at most this many requests from the queue in this run. None: all.

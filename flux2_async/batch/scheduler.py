@@ -20,7 +20,7 @@ from flux2_async.batch.worker import Worker
 from flux2_async.session.session import MAX_RUNNING, Flux2Session
 
 PAGE: Final = 200
-# Requests in hand beyond the tasks that may run, where pictures are saved. Else there would be nothing for them to do.
+# Requests in hand beyond the tasks that may run: some wait for a permit, some are being downloaded.
 SPARE: Final = 32
 # Seconds for createTask calls under way when everything is to end at once.
 GRACE: Final = 5.0
@@ -41,8 +41,7 @@ class Scheduler:
         self._directory = directory
         self._options = options
         self._over = False
-        usual = (flux.max_running or MAX_RUNNING) + (SPARE if options.download else 0)
-        self._room = asyncio.Semaphore(options.max_running or usual)
+        self._room = asyncio.Semaphore(options.max_running or (flux.max_running or MAX_RUNNING) + SPARE)
         self._outcomes: asyncio.Queue[tuple[Outcome, bool] | None] = asyncio.Queue()
         self._workers: dict[Working, Worker] = {}
         self._search_until = asyncio.get_running_loop().time() + options.recover_timeout

@@ -45,17 +45,6 @@ async def test_all_done(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 5
 
 
-async def test_nothing_waits_for_a_slot_where_nothing_is_saved(tmp_path: Path) -> None:
-    """Requests beyond the tasks that may run are in hand only while pictures are saved."""
-    for download, waiting in ((False, 0), (True, 3)):
-        folder = tmp_path / str(download)
-        async with emulated(max_running=2) as (flux, emulator):
-            running = asyncio.create_task(run(folder, flux, requests(5), download=download))
-            await until(lambda: len(emulator.ledger.requests) == 2)
-            assert flux.statistics().waiting == waiting
-            assert len(await running) == len(emulator.ledger.requests) == 5
-
-
 async def test_the_same_again_does_nothing(tmp_path: Path) -> None:
     """A batch that is done is done: the next run sends nothing and gives no outcomes."""
     async with emulated() as (flux, emulator):

@@ -211,6 +211,9 @@ def check_writable(folder: Path, told: str, *, make: bool = False) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return
+    except FileExistsError as error:
+        there = Path(error.filename)
+        reason: object = f"{there} is {'no folder' if there.exists() else 'a link that leads nowhere'}"
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
     raise UsageError(told.format(str(folder), reason))

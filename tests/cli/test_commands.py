@@ -311,7 +311,14 @@ BAD = {
         ["emulator", "--duration", "nan"],
         "--duration: nan given, it must be a number of seconds of 0 or more",
     ),
-    "demo folder": (["demo", "--out", "a.gif"], "--out: 'a.gif' cannot be written (File exists); give another folder"),
+    "demo folder": (
+        ["demo", "--out", "a.gif"],
+        "--out: 'a.gif' cannot be written (a.gif is no folder); give another folder",
+    ),
+    "a link to nothing": (
+        ["demo", "--out", "gone/demo"],
+        "--out: 'gone/demo' cannot be written (gone is a link that leads nowhere); give another folder",
+    ),
 }
 
 
@@ -321,6 +328,7 @@ def test_bad_input_is_one_line_and_sends_nothing(
 ) -> None:
     """Wrong usage gives exit code 2 and one line that tells what was given and what is allowed."""
     (here / "a.gif").write_bytes(b"GIF89a" + bytes(100))
+    (here / "gone").symlink_to("nowhere")
     with (here / "large.jpg").open("wb") as large:
         large.write(b"\xff\xd8\xff")
         large.truncate(11_000_000)

@@ -96,7 +96,7 @@ class Parts(Shared):
             raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
         check_seconds("max_wait", given["max_wait"])
         check_priority(given["priority"])
-        given |= {name: check_name(name, given[name]) for name in ("key", "group")}
+        given["key"], given["group"] = check_name("key", given["key"]), check_name("group", given["group"])
         given["metadata"] = check_metadata(given["metadata"])
         return Asked(request, ref=new_ref() if ref is None else check_ref(ref), headers=headers, **given)
 

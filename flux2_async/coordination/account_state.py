@@ -217,11 +217,11 @@ class AccountState:
         fewer = any(running.get(group, 0) < count for group, count in before.items())
         self.wakes |= fewer and self._queue.is_freed(self._alive())
 
-    def settle(self, settlement: Settlement, now: float) -> float:
+    def settle(self, settlement: Settlement, now: float) -> tuple[float, bool]:
         """Take a permit back, or hear of a 429 that its request met, after which it is still out.
 
         Returns:
-            The seconds of a pause that is news to everybody, else 0.
+            The seconds of a pause that is news to everybody, else 0; and whether who waits should ask again now.
         """
         self._advance(now)
         name, event, at, pause = settlement.lease, settlement.event, now - settlement.ago, settlement.pause
@@ -238,17 +238,16 @@ class AccountState:
             self._windows.hold(event, at)
         # Else it is said twice, or after it expired.
         if event is PermitEvent.THROTTLED:
-            return self._pause(at + pause, now)
+            return self._pause(at + pause, now), False
         # Who waits was told that what is out comes back in a period at the earliest.
-        self.wakes |= event in (PermitEvent.NEVER_SENT, PermitEvent.REFUSED) and is_out and len(self._queue) > 0
-        return 0.0
+        return 0.0, event in (PermitEvent.NEVER_SENT, PermitEvent.REFUSED) and is_out and len(self._queue) > 0
 
-    def believe(self, hint: Hint, now: float) -> float:
+    def believe(self, hint: Hint, now: float) -> tuple[float, bool]:
         """Keep to what the service told one process of its limits, where that is less; see `settle`."""
         self._advance(now)
         for told in hint.told:
             self._windows.believe(told, now - hint.ago)
-        return 0.0
+        return 0.0, False
 
     def died(self, peer: str, now: float) -> None:
         """Forget a process that is known to have died; what it has borrowed is unclear from now on."""

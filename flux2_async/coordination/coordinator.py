@@ -107,14 +107,17 @@ class Coordinator(SharedTexts):
             The seconds of a pause that was news, else 0.
         """
 
-        def settle(state: AccountState, now: float) -> float:
+        def settle(state: AccountState, now: float) -> list[tuple[float, bool]]:
             if now >= self._search_at:
                 self._search(state, now)
-            pauses = [state.believe(each, now) if isinstance(each, Hint) else state.settle(each, now) for each in news]
-            return max(pauses, default=0.0)
+            return [state.believe(each, now) if isinstance(each, Hint) else state.settle(each, now) for each in news]
 
-        if pause := await self._change(settle):
+        answers = await self._change(settle)
+        if pause := max((pause for pause, _ in answers), default=0.0):
             await self.tell(Message("pause", seconds=pause))
+        if any(wakes for _, wakes in answers):
+            # Not within the turn, where it would hold up questions.
+            await self.tell(Message("wake"))
         return pause
 
     async def aclose(self) -> None:

@@ -212,12 +212,11 @@ def test_pause_holds_everybody_and_is_not_shortened() -> None:
     ]
     waiting = ask(shared, "b", 5, 2.0)
 
-    assert (news, shared.wakes) == ([7.0, 0.0, 7.5], False)
+    assert news == [(7.0, False), (0.0, False), (7.5, False)]
     assert (waiting.leases, waiting.wait, waiting.paused) == ((), 7.5, 7.5)
     for lease in (first, second, third):
         # Who waits was promised nothing before a period is over.
-        assert shared.settle(Settlement(lease, PermitEvent.REFUSED, 0.0), 9.4) == 0.0
-    assert shared.wakes
+        assert shared.settle(Settlement(lease, PermitEvent.REFUSED, 0.0), 9.4) == (0.0, True)
     assert len(take(shared, "b", 5, 9.5)) == 1  # nothing was accepted, so one is what was learned
 
 
@@ -298,8 +297,7 @@ def test_unsent_permit_is_told_to_those_who_wait() -> None:
     (lease,) = take(shared, "a", 1, 0.0)
     ask(shared, "b", 1, 0.1)
 
-    assert shared.settle(Settlement(lease, PermitEvent.NEVER_SENT, 0.0), 0.2) == 0.0
-    assert shared.wakes
+    assert shared.settle(Settlement(lease, PermitEvent.NEVER_SENT, 0.0), 0.2) == (0.0, True)
     assert len(take(shared, "b", 1, 0.2)) == 1
 
 

@@ -109,13 +109,11 @@ async def event_stream(request: web.Request, every: float, news: Callable[[], tu
     # Who closes the page breaks the connection.
     with suppress(ConnectionError):
         await response.prepare(request)
-        while True:
+        while request.transport is not None and not request.transport.is_closing():
             if content:
                 await response.write(content)
                 sent_at = now()
             await asyncio.sleep(wait)
-            if request.transport is None or request.transport.is_closing():
-                break
             value, more = news()
             content, wait = b":\n\n" if now() - sent_at > ALIVE else b"", 0.0 if more else every
             if value is not None:

@@ -55,7 +55,7 @@ class Files:
             return error(404, "Not Found")
         now, until = self.engine.clock.now(), task.finishes_at + self.engine.script.result_life
         if "signature" in request.query:
-            now, until = self.engine.clock.milliseconds(now), self.engine.store.expiry(request.path_qs) or 0
+            until = self.engine.store.expiry(request.path_qs) or now
         if now >= until:
             return error(403, "The link has expired")
         try:
@@ -85,8 +85,8 @@ class Files:
 
     def signed(self, ref: ResultRef) -> str:
         """A link to a picture for the script's `link_life`."""
-        clock, url = self.engine.clock, self.engine.tasks[ref.task_id].result_urls[ref.number]
-        return self.engine.store.signed(url, clock.milliseconds(clock.now() + self.engine.script.link_life))
+        url = self.engine.tasks[ref.task_id].result_urls[ref.number]
+        return self.engine.store.signed(url, self.engine.clock.now() + self.engine.script.link_life)
 
     async def picture(self, ref: ResultRef) -> bytes:
         """The bytes of a finished picture, which exists; many callers at a time share one drawing."""

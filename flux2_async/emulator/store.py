@@ -3,12 +3,10 @@
 Everything is in memory; what has expired is forgotten when it is next asked for.
 """
 
-import hashlib
-import hmac
 import re
 import secrets
 from typing import TypeAlias
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
@@ -62,7 +60,7 @@ class Store:
     clock: Clock
     script: Script
     _files: dict[str, StoredFile] = attrs.field(factory=dict)
-    _secret: bytes = attrs.field(factory=lambda: secrets.token_bytes(16), repr=False)
+    _links: dict[str, float] = attrs.field(factory=dict, repr=False)
 
     def keep(self, path: str, content: bytes, mime_type: str) -> StoredFile:
         """Keep a file; the same path, folder and name, once more overwrites."""
@@ -85,19 +83,15 @@ class Store:
         """The plain address of a result."""
         return f"{self.base_url}{RESULTS}{ref.task_id}/{ref.number}.{extension}"
 
-    def signed(self, url: str, expires: int) -> str:
-        """A result's address with a life of its own, up to these Unix milliseconds."""
-        return f"{url}?expires={expires}&signature={self._signature(urlsplit(url).path, expires)}"
+    def signed(self, url: str, until: float) -> str:
+        """A result's address with a life of its own, up to this moment of the loop's clock."""
+        link = f"{url}?expires={self.clock.milliseconds(until)}&signature={secrets.token_hex(16)}"
+        self._links[link.removeprefix(self.base_url)] = until
+        return link
 
-    def expiry(self, path_and_query: str) -> int | None:
-        """Until when a signed address is good, in Unix milliseconds; None when its signature is wrong."""
-        parts = urlsplit(path_and_query)
-        query = parse_qs(parts.query)
-        expires, given = query.get("expires", [""])[0], query.get("signature", [""])[0]
-        if not re.fullmatch(r"[0-9]{1,15}", expires):
-            return None
-        matches = hmac.compare_digest(self._signature(parts.path, int(expires)).encode(), given.encode())
-        return int(expires) if matches else None
+    def expiry(self, path_and_query: str) -> float | None:
+        """Until when a signed address is good, by the loop's clock; None for one that was not given out."""
+        return self._links.get(path_and_query)
 
     def upload_path(self, url: str) -> str | None:
         """The store's path for an address of ours, None for any other."""
@@ -107,9 +101,6 @@ class Store:
     def result_ref(self, url: str) -> ResultRef | None:
         """Which picture an address of ours names, None for any other."""
         return ref_of(urlsplit(url).path) if url.startswith(self.base_url + RESULTS) else None
-
-    def _signature(self, path: str, expires: int) -> str:
-        return hmac.new(self._secret, f"{path}\n{expires}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def ref_of(path: str) -> ResultRef | None:

@@ -132,7 +132,7 @@ def _lengths(value: str) -> str:
 
 
 # Made for its subclasses alone, each of which makes its methods anew.
-@attrs.frozen(init=False, eq=False, repr=False)
+@attrs.frozen(init=False, eq=False, repr=False, field_transformer=plain_fields)
 class _Request:
     prompt: str = attrs.field(validator=_check_prompt, repr=_lengths)
     aspect_ratio: AspectRatio = attrs.field(default="1:1", validator=_check_aspect_ratio, kw_only=True)

@@ -4,6 +4,7 @@ import enum
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from batches import batch_in, collect
 from emulated import REQUEST, emulated, error_of, session_for
@@ -60,8 +61,13 @@ class Seconds(float):
         return "soon"
 
 
-def made(text: Any) -> ImageToImage:
-    return ImageToImage(
+@attrs.frozen
+class Labelled(ImageToImage):
+    label: str = attrs.field(default="", kw_only=True)
+
+
+def made(text: Any, kind: type[ImageToImage] = ImageToImage) -> ImageToImage:
+    return kind(
         text("a red kettle"),
         images=[text("https://files.example/a.png"), UploadedFile(text("https://files.example/b.png"), "b", 1, "x")],
         aspect_ratio=text("16:9"),
@@ -71,12 +77,13 @@ def made(text: Any) -> ImageToImage:
     )
 
 
+@pytest.mark.parametrize("kind", [ImageToImage, Labelled])
 @pytest.mark.parametrize(
     "text", [lambda value: Word(value) if value in list(Word) else value, Text], ids=["enum", "str"]
 )
-async def test_a_request(text: Any) -> None:
+async def test_a_request(text: Any, kind: type[ImageToImage]) -> None:
     """A request of subclasses of text is the plain one: as it is sent, for a key, and in the journal of a batch."""
-    ours, usual = made(text), made(str)
+    ours, usual = made(text, kind), made(str, kind)
     urls = [image.url if isinstance(image, UploadedFile) else image for image in ours.images]
 
     assert ours.model == "flux-2/pro-image-to-image"

@@ -11,7 +11,6 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from mimetypes import guess_type
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -48,7 +47,7 @@ EVERY: Final = 2.0
 LEAST: Final = 10.0
 # Pictures of one estimate.
 MOST: Final = 10_000
-ENDS: Final = (".png", ".jpg", ".webp")
+MIME_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 PICTURE: Final = "flux2://pictures/{task_id}/{number}"
 READS: Final = {"readOnlyHint": True, "openWorldHint": True}
 PAYS: Final = {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True}
@@ -201,10 +200,10 @@ class Agent:
         if not files:
             raise ResourceError(f"task {task_id} has no picture {number}")
         content = await anyio.to_thread.run_sync(files[0].read_bytes)
-        return ResourceResult([ResourceContent(content, mime_type=guess_type(files[0])[0])])
+        return ResourceResult([ResourceContent(content, mime_type=MIME_TYPES[files[0].suffix])])
 
     def _saved(self, task_id: str, number: int) -> list[Path]:
-        return [file for file in sorted(self.folder.glob(f"{task_id}-{number}.*")) if file.suffix in ENDS]
+        return [file for file in sorted(self.folder.glob(f"{task_id}-{number}.*")) if file.suffix in MIME_TYPES]
 
     async def _make(
         self, context: Context, request: Request, request_id: str | None, wait_seconds: float
@@ -250,7 +249,8 @@ def _shown(result: ImageResult, files: list[Path]) -> ToolResult:
     ]
     for number, file in enumerate(files, 1):
         uri = PICTURE.format(task_id=result.task_id, number=number)
-        content.append(ResourceLink(uri=uri, name=file.name, mime_type=guess_type(file)[0], size=file.stat().st_size))
+        kind = MIME_TYPES.get(file.suffix, "application/octet-stream")
+        content.append(ResourceLink(uri=uri, name=file.name, mime_type=kind, size=file.stat().st_size))
     data = {
         "task_id": result.task_id,
         "state": str(record.state),

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import errno
+import mimetypes
 import os
 import shutil
 import signal
@@ -206,6 +207,19 @@ async def test_what_a_client_may_ask_of_tasks(tmp_path: Path) -> None:
     assert len(picture["files"]) == 1
     assert (failed["status"], failed["result"]["isError"]) == ("completed", True)
     assert "CONTENT_POLICY_BLOCKED" in failed["result"]["content"][0]["text"]
+
+
+@pytest.mark.parametrize(("ends", "kind"), [("png", "image/png"), ("jpg", "image/jpeg"), ("webp", "image/webp")])
+async def test_a_saved_file_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, kind: str
+) -> None:
+    """Whatever the machine knows of the names of files."""
+    monkeypatch.setattr(mimetypes, "knownfiles", [])
+    monkeypatch.setattr(mimetypes, "_db", None)
+    (tmp_path / f"t1-1.{ends}").write_bytes(b"content")
+    async with connected(Script(), tmp_path) as (client, _):
+        [content] = await client.read_resource("flux2://pictures/t1/1")
+    assert content.mime_type == kind
 
 
 async def test_a_picture_comes_as_a_resource(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """When polls leave, and what each is answered.
 
 A task costs an entry in a heap of due times and no coroutine. One timer stands at the earliest due time. An entry whose
-due time moved leaves its old place in the heap behind, to be skipped when it comes up.
+due time moved stays in the heap, to be skipped when it comes up or dropped together with others, see `forget`.
 """
 
 import asyncio
@@ -50,6 +50,8 @@ class Polls:
         self._loop = asyncio.get_running_loop()
         self._heap: list[tuple[float, int, Watched]] = []
         self._order = itertools.count()
+        # Since the heap was last rid of entries that no poll comes of.
+        self._forgotten = 0
         self._timer: asyncio.TimerHandle | None = None
         # Kept here because the handles of uvloop do not always know it.
         self._timer_at = 0.0
@@ -86,6 +88,11 @@ class Polls:
     def forget(self, watched: Watched) -> None:
         """Poll a task no more."""
         watched.due = math.nan
+        self._forgotten += 1
+        # The due time of its entry may be hours away. So rarely it costs a look or two at an entry for each task.
+        if self._forgotten > len(self._heap) // 2:
+            self._forgotten, self._heap = 0, [entry for entry in self._heap if entry[0] == entry[2].due]
+            heapq.heapify(self._heap)
 
     def stop(self) -> set[asyncio.Task[None]]:
         """Let none leave any more, also without the event loop, which may be closed; give those in flight."""
@@ -102,19 +109,15 @@ class Polls:
             if watched.due != due or watched.polling:
                 heapq.heappop(self._heap)
             elif (at := due if due > now else self.pace.opens(now)) > now:
-                self._set_timer(at)
+                # One that comes too early sets the next one then.
+                if self._timer is None or at < self._timer_at:
+                    if self._timer is not None:
+                        self._timer.cancel()
+                    self._timer, self._timer_at = self._loop.call_at(at, self._on_timer), at
                 return
             else:
                 heapq.heappop(self._heap)
                 self._start(watched, now)
-
-    def _set_timer(self, due: float) -> None:
-        if self._timer is not None:
-            if self._timer_at <= due:
-                # At worst it comes too early, and sets the next one then.
-                return
-            self._timer.cancel()
-        self._timer, self._timer_at = self._loop.call_at(due, self._on_timer), due
 
     def _on_timer(self) -> None:
         self._timer = None

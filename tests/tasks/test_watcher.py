@@ -1,7 +1,9 @@
 """The one scheduler of all outstanding tasks; a function stands for the service, on virtual time."""
 
 import asyncio
+import gc
 import itertools
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -523,6 +525,25 @@ async def test_hint_during_a_look_is_not_lost(make: Callable[..., World]) -> Non
     await task
 
     assert world.age() == pytest.approx(6.4)
+
+
+async def test_what_settles_by_itself_is_not_kept(make: Callable[..., World]) -> None:
+    """A task that a callback settles an hour before its poll is let go of, and of the others every poll is made."""
+    world = make(Polling(interval=3600.0))
+    kept = weakref.WeakSet(world.watch(f"{number}") for number in range(300))
+    await asyncio.sleep(1.0)
+    for number in range(0, 300, 3):
+        world.watcher.offer(f"{number}", record(f"{number}"))
+        world.watcher.offer(f"{number + 1}", record(f"{number + 1}"))
+    gc.collect()
+    assert len(world.watcher) == 100
+    assert len(kept) <= 150
+    await asyncio.sleep(3600.0 * 1.5)
+    assert {task_id for _, task_id in world.service.looks} == {f"{number}" for number in range(2, 300, 3)}
+    for number in range(2, 300, 3):
+        world.watcher.offer(f"{number}", record(f"{number}"))
+    gc.collect()
+    assert not kept
 
 
 async def test_close_settles_what_is_left(make: Callable[..., World]) -> None:

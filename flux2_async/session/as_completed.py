@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar, cast
 from flux2_async.errors import Flux2Error, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.models.requests import REQUESTS
-from flux2_async.session.arguments import check_metadata, check_name
 from flux2_async.session.submission import Asked, Submission
 from flux2_async.session.submitter import Submitter
 from flux2_async.tasks.handle import Completion, ImageTask
@@ -119,9 +118,7 @@ class Completions:
             raise InvalidRequestError(
                 f"requests: {type(item).__name__} given, allowed are {REQUESTS}, and a Job around one"
             )
-        return Asked(
-            request, group=check_name("group", item.group or self._group), metadata=check_metadata(item.metadata)
-        )
+        return Asked(request, group=item.group or self._group, metadata=item.metadata)
 
     async def _accepted(self, asked: Asked) -> ImageTask:
         if self._stopped is not None:

@@ -4,34 +4,24 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from flux2_async._http.api import Api
-from flux2_async._http.credentials import Credentials, Secret
+from flux2_async._http.credentials import Credentials
 from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.slots import Slots
-from flux2_async.errors import InvalidRequestError
-from flux2_async.models import RateLimit, Request
-from flux2_async.models.requests import REQUESTS
+from flux2_async.models import RateLimit
 from flux2_async.models.submission_state import SubmissionEvent
-from flux2_async.session.arguments import (
-    check_headers,
-    check_metadata,
-    check_name,
-    check_priority,
-    check_ref,
-    check_resend,
-    check_seconds,
-)
+from flux2_async.session.arguments import check_headers
 from flux2_async.session.enqueued import Enqueued
 from flux2_async.session.keys import Keys
 from flux2_async.session.options import Options
 from flux2_async.session.shared import Shared
-from flux2_async.session.submission import Asked, new_ref
+from flux2_async.session.submission import Asked
 from flux2_async.session.submitter import Submitter
 from flux2_async.session.task_ids import TaskIds
 from flux2_async.tasks.observers import Observers
@@ -85,20 +75,11 @@ class Parts(Shared):
     )
     opened: AsyncExitStack = attrs.field(init=False, factory=AsyncExitStack)
 
-    def asked_for(self, request: Any, headers: Secret | None, **given: Any) -> Asked:
-        """Give what `submit` was asked for; the content of the request is checked already."""
-        if headers is not None:
-            headers = check_headers(headers, self.credentials.service)
-        ref = given.pop("ref")
-        if given.get("resend_within") is not None:
-            check_resend(given["resend_within"], ref, self.credentials.service)
-        if not isinstance(request, Request):
-            raise InvalidRequestError(f"request: {type(request).__name__} given, allowed are {REQUESTS}")
-        check_seconds("max_wait", given["max_wait"])
-        check_priority(given["priority"])
-        given["key"], given["group"] = check_name("key", given["key"]), check_name("group", given["group"])
-        given["metadata"] = check_metadata(given["metadata"])
-        return Asked(request, ref=new_ref() if ref is None else check_ref(ref), headers=headers, **given)
+    def checked(self, asked: Asked) -> Asked:
+        """Give what `submit` was asked for, checked by what the service takes."""
+        if asked.headers is not None:
+            asked.headers = check_headers(asked.headers, self.credentials.service)
+        return asked
 
 
 def make_parts(credentials: Credentials, options: Options, observers: Observers, before: Parts | None) -> Parts:

@@ -25,6 +25,7 @@ from flux2_async.session.arguments import (
     check_name,
     check_observer,
     check_observers,
+    check_resend,
     check_seconds,
     check_task_id,
     too_late,
@@ -278,23 +279,27 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
+        from flux2_async.session.submission import Asked  # noqa: PLC0415  loaded when it was opened
+
         parts = self._life.usable()
         hidden = None if headers is None else Secret(headers)
         del headers
-        asked = parts.asked_for(
+        if resend_within is not None:
+            check_resend(resend_within, ref, parts.credentials.service)
+        asked = Asked(
             request,
-            hidden,
             key=key,
             max_wait=max_wait,
             priority=priority,
             ref=ref,
             group=group,
             metadata=metadata,
+            headers=hidden,
             on_send=on_send,
             steps=steps,
             resend_within=resend_within,
         )
-        return await parts.submitter.submit(asked)
+        return await parts.submitter.submit(parts.checked(asked))
 
     def enqueue(
         self,
@@ -338,21 +343,23 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
+        from flux2_async.session.submission import Asked  # noqa: PLC0415  loaded when it was opened
+
         parts = self._life.usable()
         hidden = None if headers is None else Secret(headers)
         del headers
-        asked = parts.asked_for(
+        asked = Asked(
             request,
-            hidden,
             key=key,
             max_wait=max_wait,
             priority=priority,
             ref=ref,
             group=group,
             metadata=metadata,
+            headers=hidden,
             on_send=on_send,
         )
-        return parts.enqueued.add(asked)
+        return parts.enqueued.add(parts.checked(asked))
 
     async def generate(
         self,

@@ -10,9 +10,11 @@ import attrs
 
 from flux2_async._http.credentials import Secret
 from flux2_async._limiter.permit import Permit
-from flux2_async.errors import AmbiguousSubmitError
+from flux2_async.errors import AmbiguousSubmitError, InvalidRequestError
 from flux2_async.models import Request
+from flux2_async.models.requests import REQUESTS
 from flux2_async.models.submission_state import UNCLEAR, SubmissionEvent, SubmissionState, after
+from flux2_async.session.arguments import check_metadata, check_name, check_priority, check_ref, check_seconds
 from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
@@ -81,6 +83,10 @@ def new_ref() -> str:
     return os.urandom(16).hex()
 
 
+def _ref(value: str | None) -> str:
+    return new_ref() if value is None else check_ref(value)
+
+
 @attrs.define(eq=False, repr=False)
 class Asked:
     """What `submit` was asked for, see there; checked. A handle of `enqueue` may still change the priority."""
@@ -89,13 +95,22 @@ class Asked:
     key: str | None = None
     max_wait: float | None = None
     priority: int = 0
-    ref: str = attrs.field(factory=new_ref)
+    ref: str = attrs.field(default=None, converter=_ref, on_setattr=attrs.setters.NO_OP)
     on_send: OnSend | None = None
     steps: SubmissionSteps | None = None
     group: str | None = None
     metadata: Mapping[str, Any] | None = None
     headers: Secret | None = None
     resend_within: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.request, Request):
+            raise InvalidRequestError(f"request: {type(self.request).__name__} given, allowed are {REQUESTS}")
+        check_seconds("max_wait", self.max_wait)
+        check_priority(self.priority)
+        self.key = check_name("key", self.key)
+        self.group = check_name("group", self.group)
+        self.metadata = check_metadata(self.metadata)
 
 
 @attrs.define(eq=False, repr=False)

@@ -58,7 +58,9 @@ async def batch(
         end = await _run(screen, flux, journal, wanted, options)
         end.again, end.log = again, task_log(emulated=service.emulate)
         end.balance_after = await _balance(flux)
-        if options.report:
+        if options.report and end.results is None:
+            screen.complain(f"the report was not written, since {RESULTS} was not")
+        elif options.report:
             end.report = await _report(screen, options.out)
         await tell_end(screen, journal, end)
     return INTERRUPTED if end.interrupted else int(not end.complete)

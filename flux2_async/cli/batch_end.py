@@ -10,7 +10,7 @@ import attrs
 
 from flux2_async.batch import Journal, JournalError, Outcome, Progress, State
 from flux2_async.batch.report import write_report
-from flux2_async.batch.results import RESULTS, read_results
+from flux2_async.batch.results import CHANGES, RESULTS, read_results
 from flux2_async.cli.screen import Screen, counted, error_document, with_options
 
 LISTED: Final = 10
@@ -42,6 +42,12 @@ class End:
         progress = self.progress
         waiting = progress.queued + progress.sending + progress.running
         return waiting + (progress.not_downloaded if self.downloading else 0)
+
+    @property
+    def results(self) -> Path | None:
+        """The file of all requests; None where it could not be written, or is one from before this run."""
+        written = (self.folder / RESULTS).is_file() and not (self.folder / CHANGES).exists()
+        return self.folder / RESULTS if written else None
 
     @property
     def resumable(self) -> bool:
@@ -93,9 +99,8 @@ def _summary(end: End) -> str:
         "skipped": end.skipped,
     }
     parts += [f"{count} {what}" for what, count in counts.items() if count]
-    lines = [" · ".join(parts), _money(end), f"Results: {end.folder / RESULTS}"]
-    lines += [f"Report: {end.report}"] if end.report else []
-    return "\n".join(lines)
+    files = {"Results": end.results, "Report": end.report}
+    return "\n".join([" · ".join(parts), _money(end), *(f"{name}: {file}" for name, file in files.items() if file)])
 
 
 def _money(end: End) -> str:
@@ -148,7 +153,7 @@ def _document(end: End, unknown: list[Outcome]) -> dict[str, Any]:
         "credits": progress.spent,
         "credits_before": progress.spent_before,
         "credits_reserved": progress.reserved,
-        "results": str(end.folder / RESULTS),
+        "results": end.results and str(end.results),
         "report": end.report and str(end.report),
         "unknown_ids": [outcome.id for outcome in unknown],
         "again": end.again if end.resumable and not end.complete else None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from file_host import picture
 
+from flux2_async.batch import run as run_module
 from flux2_async.cli import batch, commands, service
 from flux2_async.cli.app import run
 from flux2_async.cli.batch import _Interrupts
@@ -547,6 +549,36 @@ def test_a_report_that_cannot_be_written(
     write(here, 1)
     assert flux2() == 0
     assert "the report was not written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first", "again"])
+def test_the_end_names_no_file_that_is_not_of_this_run(
+    account: RunningEmulator,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    before: bool,
+) -> None:
+    """On a disk that is full at the end it says so, and names no results and no report, also not those from before."""
+    if before:
+        write(here, 1)
+        assert flux2() == 0
+        capsys.readouterr()
+
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_module, "write_results", full)
+    write(here, 2)
+    assert flux2("--json") == 1
+    out, err = capsys.readouterr()
+    end = json.loads(out)
+    assert (end["done"], end["results"], end["report"]) == (2, None, None)
+    assert "the report was not written, since results.jsonl was not" in err
+    assert "No space left on device; go on with: flux2 batch" in err
+    assert flux2() == 1
+    out, _ = capsys.readouterr()
+    assert len(out.splitlines()) == 2
 
 
 def test_a_dry_run_tells_requests_credits_and_hours(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ class Polls:
         """Poll a task no more."""
         watched.due = math.nan
         self._forgotten += 1
-        # The due time of its entry may be hours away. So rarely it costs a look or two at an entry for each task.
+        # The due time of its entry may be hours away. So rarely each task costs one or two entries that are read.
         if self._forgotten > len(self._heap) // 2:
             self._forgotten, self._heap = 0, [entry for entry in self._heap if entry[0] == entry[2].due]
             heapq.heapify(self._heap)

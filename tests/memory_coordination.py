@@ -98,6 +98,7 @@ class MemoryStore(Store):
 
     async def listen(self, on_line: Callable[[str], None]) -> None:
         self.on_line = on_line
+        self.memory.tries += 1
         await self._travel()
 
     async def update(self, name: str, change: Change[T]) -> T:

@@ -9,12 +9,13 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from flux2_async.coordination.contract import Answer, Message, Settlement
 from flux2_async.coordination.coordinator import Coordinator
-from flux2_async.coordination.store import finish
-from flux2_async.errors import CoordinationError
+from flux2_async.coordination.store import HopelessError, finish
+from flux2_async.errors import ConfigurationError, CoordinationError, Flux2Error
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +61,9 @@ class Membership:
         self._heard_at = math.inf
         self._rejoining: asyncio.Task[None] | None = None
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
-        self._warned = False
+        # What `open` does, until it was done.
+        self._begin: Callable[[], Awaitable[None]] | None = None
+        self._warned = ""
         self._closed = False
         self.joined: bool = False
         self.term: int = 0
@@ -71,8 +74,8 @@ class Membership:
         Raises:
             ConfigurationError: It can never work.
         """
+        self._begin = partial(self._coordinator.open, on_message)
         try:
-            await self._coordinator.open(on_message)
             await self._join()
         except CoordinationError as error:
             self._warn(error)
@@ -121,25 +124,30 @@ class Membership:
         while not self.joined:
             try:
                 await self._join()
-            except CoordinationError as error:
+            except (CoordinationError, ConfigurationError) as error:
                 self._warn(error)
                 # All processes lost it at the same moment and need not come back at the same.
                 await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311  it spreads in time, it guards nothing
                 wait = min(2 * wait, self._patience)
 
     async def _join(self) -> None:
+        if self._begin is not None:
+            await self._begin()
+            self._begin = None
         held, keeps = self._member.possessions()
         now = self._loop.time()
         # Others may have noticed earlier than this session, but none before it heard the last answer.
         answer = await self._coordinator.join(held, keeps, alone=max(now - self._heard_at, 0.0))
         self.joined, self._heard_at = True, now
         if self._warned:
-            self._warned = False
+            self._warned = ""
             logger.info("the shared state of this account is back")
         self._member.on_joined(answer)
         await self._coordinator.tell(Message("peers", rates=answer.rates, peers=answer.peers))
 
-    def _warn(self, error: CoordinationError) -> None:
-        if not self._warned:
-            self._warned = True
+    def _warn(self, error: Flux2Error) -> None:
+        # An outage that has passed must not hide what waiting does not help.
+        hopeless = isinstance(error, ConfigurationError | HopelessError)
+        if not self._warned or (hopeless and self._warned != str(error)):
+            self._warned = str(error)
             logger.warning("%s; until it is back submissions keep to a safe share, and those with a key fail", error)

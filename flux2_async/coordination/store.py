@@ -76,7 +76,7 @@ class Store(ABC):
 
         Raises:
             ConfigurationError: It can never work: a wrong password, a folder of somebody else's.
-            CoordinationError: It cannot be reached now. Everything may be tried later, and `aclose` is needed.
+            CoordinationError: It cannot be reached now. Everything may be tried later, also this; `aclose` is needed.
         """
 
     @abstractmethod

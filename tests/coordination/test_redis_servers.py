@@ -8,12 +8,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trustme
-from emulated import error_of, free_port, session_for, until
+from emulated import REQUEST, error_of, free_port, session_for, until
 from opening import SECRET, assert_hopeless, opened
 from redis_server import RedisServer
 
@@ -168,6 +168,26 @@ async def test_full_server_is_an_outage() -> None:
         error = await opened_at(server.url)
 
     assert isinstance(error, CoordinationError)
+
+
+@pytest.mark.parametrize("lacking", ["+subscribe", "+del", "&flux2:*"])
+async def test_server_that_comes_late_is_checked_as_well(lacking: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What `open` would have refused is told when the server is there, and the session joins when that is mended."""
+    server = RedisServer()
+    coordination = RedisCoordination(f"redis://app:{SECRET}@127.0.0.1:{server.port}")
+    async with Emulator(Script(render=False)) as emulator, session_for(emulator, coordination=coordination) as flux:
+        assert "redis cannot be reached" in caplog.text
+        with server:
+            give(server, *(right for right in RIGHTS if right != lacking))
+            await until(lambda: "see RedisCoordination for the rights that are needed" in caplog.text)
+            with pytest.raises(CoordinationError):
+                await flux.submit(REQUEST, key="late")
+            give(server, *RIGHTS)
+            async with asyncio.timeout(20.0):
+                while not emulator.ledger.accepted:
+                    with suppress(CoordinationError):
+                        await flux.submit(REQUEST, key="late")
+                    await asyncio.sleep(0.05)
 
 
 # --- TLS ---

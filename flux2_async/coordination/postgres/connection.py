@@ -71,7 +71,9 @@ class PostgresConnection:
         `ping` is asked now and then, so that a connection that is dead without a word is found out.
         """
         self._on_line = on_line
-        self._keeping = asyncio.get_running_loop().create_task(self._keep(ping), name="flux2_async listen to postgres")
+        if self._keeping is None:
+            loop = asyncio.get_running_loop()
+            self._keeping = loop.create_task(self._keep(ping), name="flux2_async listen to postgres")
 
     async def ask(self, statement: Statement, values: Sequence[object] | None = None) -> list[Row]:
         """Carry out a statement, or several without values in one transaction, and give the rows of the last one.

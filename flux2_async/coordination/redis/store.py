@@ -63,9 +63,9 @@ class RedisStore(RemoteStore):
 
     async def listen(self, on_line: Callable[[str], None]) -> None:
         """See `Store`."""
-        self._listener = asyncio.get_running_loop().create_task(
-            self._listen(on_line), name="flux2_async listen to redis"
-        )
+        if self._listener is None:
+            loop = asyncio.get_running_loop()
+            self._listener = loop.create_task(self._listen(on_line), name="flux2_async listen to redis")
         try:
             check_server(await self._call(self._client.info))
             await self._call(self._listen_once)

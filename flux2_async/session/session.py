@@ -279,7 +279,7 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
-        from flux2_async.session.submission import Asked  # noqa: PLC0415  loaded when it was opened
+        from flux2_async.session.submission import Asked, checked_ref  # noqa: PLC0415  loaded when it was opened
 
         parts = self._life.usable()
         hidden = None if headers is None else Secret(headers)
@@ -291,7 +291,7 @@ class Flux2Session:
             key=key,
             max_wait=max_wait,
             priority=priority,
-            ref=ref,
+            ref=checked_ref(ref),
             group=group,
             metadata=metadata,
             headers=hidden,
@@ -343,7 +343,7 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
-        from flux2_async.session.submission import Asked  # noqa: PLC0415  loaded when it was opened
+        from flux2_async.session.submission import Asked, checked_ref  # noqa: PLC0415  loaded when it was opened
 
         parts = self._life.usable()
         hidden = None if headers is None else Secret(headers)
@@ -353,7 +353,7 @@ class Flux2Session:
             key=key,
             max_wait=max_wait,
             priority=priority,
-            ref=ref,
+            ref=checked_ref(ref),
             group=group,
             metadata=metadata,
             headers=hidden,

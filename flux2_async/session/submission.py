@@ -83,7 +83,8 @@ def new_ref() -> str:
     return os.urandom(16).hex()
 
 
-def _ref(value: str | None) -> str:
+def checked_ref(value: str | None) -> str:
+    """Give a ref that a user chose, or else a new one."""
     return new_ref() if value is None else check_ref(value)
 
 
@@ -95,7 +96,7 @@ class Asked:
     key: str | None = None
     max_wait: float | None = None
     priority: int = 0
-    ref: str = attrs.field(default=None, converter=_ref, on_setattr=attrs.setters.NO_OP)
+    ref: str = attrs.field(factory=new_ref)
     on_send: OnSend | None = None
     steps: SubmissionSteps | None = None
     group: str | None = None

@@ -1,6 +1,5 @@
 """`flux2 report`: the page of a batch, as a file or served while the batch runs."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from flux2_async.cli.serve import check_port, interrupted, listening
 
 async def report(screen: Screen, folder: Path, title: str) -> None:
     """Write the page; UsageError: there is no batch in the folder."""
+    _check_folder(folder)
     await _bring_up_to_date(folder)
     outcomes, total = await anyio.to_thread.run_sync(_outcomes, folder)
     if not outcomes:
@@ -33,8 +33,7 @@ async def report(screen: Screen, folder: Path, title: str) -> None:
 async def serve(screen: Screen, folder: Path, title: str, host: str, port: int) -> int:
     """Serve the page until it is interrupted, and give 0."""
     check_port(port)
-    if not os.path.isdir(folder):  # noqa: PTH112, ASYNC240  before anything else runs
-        raise UsageError(f"there is no folder {str(folder)!r}; name the one that flux2 batch was given as --out")
+    _check_folder(folder)
     await _bring_up_to_date(folder)
     async with listening(serve_report(folder, host=host, port=port, title=title), host, port) as address:
         screen.note("The report is at the address below, and its rows arrive there; Ctrl-C ends it.", "dim")
@@ -43,6 +42,11 @@ async def serve(screen: Screen, folder: Path, title: str, host: str, port: int) 
         await interrupted(screen)
         screen.note("stopped")
     return 0
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {str(folder)!r}; name the one that flux2 batch was given as --out")
 
 
 async def _bring_up_to_date(folder: Path) -> None:

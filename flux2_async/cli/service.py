@@ -68,6 +68,7 @@ async def opened(
 def _coordination(service: Service, usual: str) -> Coordination | None:
     """Give what the option names, else the environment, else `usual`, empty: none."""
     given = service.coordination
+    name = COORDINATION if given is None else "--coordination"
     text = (os.environ.get(COORDINATION, "") if given is None else given).strip() or usual
     scheme, _, rest = text.partition(":")
     kind = KINDS.get(scheme.partition("+")[0])
@@ -82,8 +83,8 @@ def _coordination(service: Service, usual: str) -> Coordination | None:
         if scheme == "host" and (rest or text == "host"):
             return places.HostCoordination(rest or None)
     except ConfigurationError as error:
-        raise UsageError(f"--coordination: {error}") from None
-    raise UsageError(f"--coordination: allowed are host, host:FILE, {', '.join(f'{name}://...' for name in KINDS)}")
+        raise UsageError(f"{name}: {error}") from None
+    raise UsageError(f"{name}: allowed are host, host:FILE, {', '.join(f'{kind}://...' for kind in KINDS)}")
 
 
 def emulated(emulator: Emulator, limit: RateLimit | None, **options: Any) -> Flux2Session:

@@ -46,18 +46,31 @@ def test_two_batches_share_one_limit(tmp_path: Path) -> None:
         ("redis", "--coordination: allowed are host, host:FILE, redis://..., "),
         ("mysql://localhost", "--coordination: allowed are host, host:FILE, redis://..., "),
         ("redis://localhost/x", "--coordination: url: it must look like redis://host:6379/0"),
-        (SECRET, "--coordination: others of this machine could read the password; set FLUX2_COORDINATION instead"),
+        ("mysql://:hunter2@localhost", "--coordination: "),
     ],
 )
+@pytest.mark.parametrize("variable", [False, True])
 def test_a_place_that_is_none(
-    given: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: str, reason: str, variable: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is told before anything is sent, without the address, which may hold a password."""
+    """It is told before anything is sent, by the name of option or variable, and without a password of the address."""
     monkeypatch.setenv("APIKLEY_API_KEY", "key")
     monkeypatch.setenv("APIKLEY_BASE_URL", "http://127.0.0.1:9")
-    assert run(["generate", "A lighthouse", "--coordination", given]) == 2
+    if variable:
+        monkeypatch.setenv("FLUX2_COORDINATION", given)
+        reason = reason.replace("--coordination", "FLUX2_COORDINATION")
+    assert run(["generate", "A lighthouse", *([] if variable else ["--coordination", given])]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert reason in error
+    assert "hunter2" not in error
+
+
+def test_a_password_on_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused, since others of the machine can read it, with the variable to set instead."""
+    monkeypatch.setenv("APIKLEY_API_KEY", "key")
+    assert run(["generate", "A lighthouse", "--coordination", SECRET]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "--coordination: others of this machine could read the password; set FLUX2_COORDINATION instead" in error
     assert "hunter2" not in error
 
 

@@ -116,13 +116,15 @@ def test_a_written_page_asks_no_server(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "'nowhere' has no results.jsonl; name the folder that flux2 batch was given as --out"),
+        (["."], "'.' has no results.jsonl; name the folder that flux2 batch was given as --out"),
         (["nowhere", "--serve"], "there is no folder 'nowhere'; name the one that flux2 batch was given as --out"),
+        (["list.csv"], "there is no folder 'list.csv'; name the one that flux2 batch was given as --out"),
         (["results", "--serve", "--port", "70000"], "--port: 70000 given, it must be 0 to 65535"),
     ],
 )
 def test_wrong_words_are_told(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     """Exit code 2 and what to give instead."""
+    (here / "list.csv").write_text("prompt\na lake\n")
     assert run(["report", *words]) == 2
     assert message in capsys.readouterr().err
 

@@ -137,7 +137,7 @@ class Gate(Turnstile[Permit]):
     def _too_late(self, waiter: Waiter[Permit], now: float, /) -> RateLimitedError:
         what, ready_at = self._used_up() if self._room() else "no slot is free", self._next_at(now)
         if self._until > now:
-            what = f"all submissions pause for another {self._until - now:.3g} s after a 429"
+            what = f"all submissions pause for another {round(self._until - now, 3):g} s after a 429"
             ready_at = max(self._until, ready_at) if ready_at < math.inf else self._until
         return RateLimitedError(
             429,

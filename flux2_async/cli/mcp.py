@@ -223,10 +223,13 @@ class Agent:
             return await self._finish(task, max(wait_seconds - passed, 0.0))
 
     async def _finish(self, task: ImageTask, wait_seconds: float) -> ToolResult:
-        if not await task.wait(0.0 if at_once.get() else wait_seconds):
-            text = f"Task {task.id} is not finished yet; call wait with this task_id, which costs nothing."
+        try:
+            result = await task.result(0.0 if at_once.get() else wait_seconds)
+        except errors.TaskTimeoutError as error:
+            if error.given_up:
+                raise
+            text = f"{one_line(str(error))}: call wait with this task_id"
             return ToolResult(text, {"task_id": task.id, "state": str(task.state), "urls": [], "files": []})
-        result = await task.result(0)
         try:
             files = await self.flux.download(result, self.folder)
         except (errors.Flux2Error, OSError) as error:

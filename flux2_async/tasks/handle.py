@@ -247,12 +247,13 @@ def _same_stage(one: TaskRecord, other: TaskRecord | None) -> bool:
 
 def unfinished(task: ImageTask, seconds: float) -> TaskTimeoutError:
     """The error of a wait that was over before its task was settled; `seconds` as its caller gave them."""
-    text = f"task {task.id} is not finished after {round(seconds, 2):g} s; it goes on, so wait again at no cost"
+    spent = f" after {round(seconds, 2) or seconds:g} s" if seconds > 0 else ""
+    text = f"task {task.id} is not finished{spent}; it goes on, so wait again at no cost"
     watching = task._watching  # noqa: SLF001  of this module
     if watching is not None and watching.unseen(task):
         text = (
-            f"the service does not know task {task.id} after {round(seconds, 2):g} s: check the id and the account; a "
-            "new task may take a while to be seen, so wait again at no cost"
+            f"the service does not know task {task.id}{spent}: check the id and the account; a new task may take a "
+            "while to be seen, so wait again at no cost"
         )
     return TaskTimeoutError(text, task=task)
 

@@ -133,7 +133,7 @@ class Judge:
             state = "not known to the service" if hidden else "not finished"
             told = "check the id and the account, or" if hidden else "it goes on at the service:"
             return TaskTimeoutError(
-                f"task {task.id} is {state} after {watched.polled - watched.since:.3g} s, so the session no "
+                f"task {task.id} is {state} after {round(watched.polled - watched.since, 1):g} s, so the session no "
                 f"longer polls it (give_up_after); {told} await it again, or attach it",
                 task=task,
                 given_up=True,

@@ -261,9 +261,20 @@ async def test_what_is_not_finished_is_waited_for(tmp_path: Path) -> None:
 
         assert emulator.ledger.calls["createTask"] == 1
     assert begun["files"] == []
-    assert "call wait with this task_id" in words.text
+    assert words.text == (
+        f"task {begun['task_id']} is not finished; it goes on, so wait again at no cost: call wait with this task_id"
+    )
     assert ended["task_id"] == begun["task_id"]
     assert [Path(file).parent for file in ended["files"]] == [tmp_path]
+
+
+async def test_a_task_that_nobody_knows_is_no_unfinished_one(tmp_path: Path) -> None:
+    """Who waits for a wrong id is told to check it."""
+    async with connected(Script(render=False), tmp_path) as (client, _):
+        (words,), data = await called(client, "wait", {"task_id": "nobody", "wait_seconds": 0.5})
+
+    assert words.text.startswith("the service does not know task nobody after 0.5 s: check the id")
+    assert (data["task_id"], data["files"]) == ("nobody", [])
 
 
 async def test_what_is_another_picture(tmp_path: Path) -> None:

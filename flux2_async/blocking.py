@@ -455,20 +455,23 @@ class BlockingSession(_Settings):
         super().__init__(_LoopThread(), Flux2Session(*args, **options))
 
     def __enter__(self) -> Self:
-        self.open()
-        return self
+        return self.open()
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self) -> None:
+    def open(self) -> Self:
         """Start the thread and make the session usable; see `Flux2Session.open`.
+
+        Returns:
+            The session itself.
 
         Raises:
             RuntimeError: It was opened before this process was forked.
         """
         self._thread.start(self._mirrored.open)
         atexit.register(self.close)
+        return self
 
     def close(self, grace: float = 5.0) -> Unsettled:
         """Close the session and end its thread; see `Flux2Session.aclose`. Calling it again does nothing more.
@@ -523,7 +526,8 @@ class BlockingSession(_Settings):
             An iterator, also a context manager; leaving it, as by `break`, stops the sending.
         """
         if not isinstance(requests, Iterable):
-            raise InvalidRequestError(f"requests: {type(requests).__name__} given, it must be an iterable of requests")
+            given = type(requests).__name__
+            raise InvalidRequestError(f"requests: {given} given, it must be an iterable; put a single one into a list")
         intake = _Intake()
         completions = self._thread.call(
             lambda: self._mirrored.as_completed(intake.run(), max_running=max_running, group=group)

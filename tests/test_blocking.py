@@ -407,8 +407,7 @@ def test_a_program_that_forgets_to_close_ends_and_names_what_was_left(flux2_emul
     program = started(
         """
         import threading, time
-        flux = BlockingSession()
-        flux.open()
+        flux = BlockingSession().open()
         def late():
             time.sleep(0.3)
             print(flux.submit(KETTLE).id)

@@ -12,8 +12,9 @@ apart by `match`:
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 
@@ -59,6 +60,12 @@ class SessionEvent:
     key: str | None = None
     group: str | None = None
     metadata: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        fields = {each.name: getattr(self, each.name) for each in attrs.fields(type(self))}
+        # A mapping that cannot be written to cannot be pickled either.
+        fields["metadata"] = None if self.metadata is None else dict(self.metadata)
+        return partial(type(self), **fields), ()
 
 
 Observer = Callable[[SessionEvent], object]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ import aiohttp
 import flux2_async
 from flux2_async._http.credentials import Secret, check_given, make_credentials
 from flux2_async._shown.frames import made_without_frames, showable
-from flux2_async.errors import ConfigurationError, RateLimitedError, TaskNotFoundError
+from flux2_async.errors import ConfigurationError, InvalidRequestError, RateLimitedError, TaskNotFoundError
 from flux2_async.models import Polling, RateLimit, Request, Timeouts, UploadedFile
 from flux2_async.models.image_sources import UploadSource
 from flux2_async.models.plain import is_whole, plain
@@ -162,8 +162,7 @@ class Flux2Session:
         return f"<Flux2Session {address} {state}>" if address else f"<Flux2Session {state}>"
 
     async def __aenter__(self) -> Self:
-        await self.open()
-        return self
+        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -182,11 +181,14 @@ class Flux2Session:
         def __exit__(self, *_: object) -> None:
             """Be there: `with` looks for both before it calls either."""
 
-    async def open(self) -> None:
+    async def open(self) -> Self:
         """Make the session usable in the running event loop.
 
         An opening that fails may be tried again; one that is cancelled, or runs into a time-out of yours, closes the
         session.
+
+        Returns:
+            The session itself.
 
         Raises:
             SessionClosedError: It is open, or is closed before it is open.
@@ -198,6 +200,7 @@ class Flux2Session:
         if self._options.callbacks is not None:
             self._options.callbacks.read_environment(needed=self._options.coordination is not None)
         await self._life.open(self._credentials())
+        return self
 
     async def aclose(self, grace: float = 5.0) -> "flux2_async.Unsettled":
         """Close the session; calling it again gives the same answer.
@@ -435,9 +438,12 @@ class Flux2Session:
             Exception: What `requests` itself raises, after the rest is given out.
             SessionClosedError: The session is not open, told before the iteration begins.
             ConfigurationError: `max_running` cannot be used, or another event loop; told likewise.
-            InvalidRequestError: `group` cannot be used; told likewise.
+            InvalidRequestError: `requests` is no iterable, or `group` cannot be used; told likewise.
         """
         parts = self._life.usable()
+        if not isinstance(requests, Iterable | AsyncIterable):
+            given = type(requests).__name__
+            raise InvalidRequestError(f"requests: {given} given, it must be an iterable; put a single one into a list")
         limit = check_count("max_running", max_running) or self._options.max_running or MAX_RUNNING
 
         # Handed on instead of wrapped: of two generators that nobody closes, the loop would close both at once.

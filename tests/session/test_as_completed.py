@@ -52,6 +52,14 @@ async def test_completion_order() -> None:
         assert each.error is None
 
 
+async def test_one_request_is_no_iterable() -> None:
+    """What cannot be iterated over is refused at the call, with what to write instead."""
+    single: Any = REQUEST
+    async with emulated(Script()) as (flux, _):
+        with pytest.raises(InvalidRequestError, match=r"^requests: TextToImage given, .* put a single one into a list"):
+            flux.as_completed(single)
+
+
 async def test_a_result_is_there_where_no_error_is() -> None:
     """Type checkers take `result` after a look at `error`; reading it in spite of an error raises that error."""
     addresses: list[str] = []

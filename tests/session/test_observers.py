@@ -1,6 +1,7 @@
 """What observers of a session are told, and that they decide nothing."""
 
 import asyncio
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +48,19 @@ PNG = bytes.fromhex(
 def steps(events: list[SessionEvent]) -> list[str]:
     """The events of submissions, in their words."""
     return [str(event.event) for event in events if isinstance(event, SubmissionChanged)]
+
+
+async def test_events_can_be_sent_to_another_process() -> None:
+    """What an observer is told is pickled whole, also with what the caller gave with it."""
+    told: list[SessionEvent] = []
+    async with emulated(Script(render=False), observers=[told.append]) as (flux, _):
+        for metadata in ({"order": 7}, {}, None):
+            await (await flux.submit(REQUEST, group="anna", metadata=metadata))
+
+    opened = [pickle.loads(pickle.dumps(event)) for event in told]
+    assert opened == told
+    assert {type(event) for event in opened} >= {Queued, SubmissionChanged, Polled, Settled}
+    assert {event.group for event in opened} == {"anna"}
 
 
 async def test_a_task_from_request_to_files(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ async def test_opened_twice_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         outcomes = await asyncio.gather(flux.open(), flux.open(), return_exceptions=True)
         await flux.aclose()
 
-    assert [type(each) for each in outcomes] == [type(None), SessionClosedError]
+    assert [type(each) for each in outcomes] == [Flux2Session, SessionClosedError]
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 2.0])
@@ -402,8 +402,7 @@ async def test_closing_reports_and_logs_what_is_left(caplog: pytest.LogCaptureFi
 async def test_a_cancelled_close_still_closes() -> None:
     """Cancelling `aclose` in its grace ends the grace, not the closing."""
     async with Emulator(Script(faults=[Fault("createTask", "hang")], render=False)) as emulator:
-        flux = session_for(emulator)
-        await flux.open()
+        flux = await session_for(emulator).open()
         before = asyncio.all_tasks()
         submitting = asyncio.create_task(flux.submit(REQUEST))
         await asyncio.sleep(1)

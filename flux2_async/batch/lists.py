@@ -228,7 +228,8 @@ def _unicode(line: str) -> str | InvalidRequestError:
     try:
         return line.encode(errors="surrogateescape").decode()
     except UnicodeDecodeError as error:
-        return InvalidRequestError(f"not UTF-8 ({error.reason} at byte {error.start + 1})")
+        advice = "save the list as UTF-8, a spreadsheet as CSV UTF-8"
+        return InvalidRequestError(f"not UTF-8 ({error.reason} at byte {error.start + 1}); {advice}")
 
 
 def _encoding(file: TextIO) -> str:

@@ -10,6 +10,7 @@ from typing import Final
 import attrs
 
 from flux2_async.batch import BadLine, Batch, InvalidInputError, Job, Journal, run_batch
+from flux2_async.batch.options import Options
 from flux2_async.batch.results import RESULTS, read_results
 from flux2_async.cli.batch_board import BatchBoard
 from flux2_async.cli.batch_end import End, report, tell_end
@@ -18,7 +19,7 @@ from flux2_async.cli.batch_options import BatchOptions
 from flux2_async.cli.options import Service, check_writable, task_log
 from flux2_async.cli.screen import INTERRUPTED, CommandError, Screen, UsageError
 from flux2_async.cli.serve import listening_failure
-from flux2_async.cli.service import opened
+from flux2_async.cli.service import opened, shared_place
 from flux2_async.cli.signals import ending_signals
 from flux2_async.errors import AuthenticationError, Flux2Error, TransportError
 from flux2_async.models import Polling
@@ -39,12 +40,15 @@ async def batch(
     path = _journal_path(options, emulated=service.emulate)
     if not service.emulate:
         _check_not_lost(options, path)
-    if options.dry_run:
-        return await dry_run(screen, wanted, options, service, path)
-    service.check()
+        shared_place(service)
+    # By a dry run as well: what it takes, the run is to take.
+    Options(**options.as_taken_by(Options))
     callbacks = options.callbacks()
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"--out: {str(options.out)!r} is a file, it must be a folder")
+    if options.dry_run:
+        return await dry_run(screen, wanted, options, service, path)
+    service.check()
     if options.retry_unknown:
         screen.note("--retry-unknown: what was accepted unseen is paid a second time", "yellow")
     async with AsyncExitStack() as stack:

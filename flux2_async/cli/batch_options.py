@@ -94,7 +94,8 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterat
         return match_jobs(sources, options.prompt, shape.fields("auto"))
     if len(sources) != 1 or not sources[0].lower().endswith(FILES):
         raise UsageError(
-            f"one list of requests must be named (its name ends in one of {', '.join(FILES)}), or pictures and --prompt"
+            f"one list of requests must be named (its name ends in one of {', '.join(FILES)}; a spreadsheet is saved "
+            "as CSV UTF-8), or pictures, such as 'photos/*.jpg', with --prompt 'what to do with each'"
         )
     if shape != Shape():
         raise UsageError("--aspect-ratio, --resolution and --tier go with --prompt; in a list they are columns")

@@ -27,7 +27,7 @@ WORD: Final = re.compile(
 )
 # Of `run_batch`, whose errors and reasons name them.
 ARGUMENT: Final = re.compile(
-    r"\b(max_(?:tasks|credits|failed|running)|task_timeout|retry_(?:failed|unknown)|skip_invalid)\b(=?)"
+    r"\b(max_(?:tasks|credits|failed|running)|task_timeout|retry_(?:failed|unknown)|skip_invalid|^limit(?=: ))\b(=?)"
 )
 
 # Whose warnings the commands tell by themselves: what is unclear, refused, or left when a session is closed; and that

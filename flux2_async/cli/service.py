@@ -49,7 +49,7 @@ async def opened(
         async with Emulator(script) as emulator, emulated(emulator, limit, **options) as flux:
             yield flux
         return
-    shared = _coordination(service, coordination) if service else None
+    shared = shared_place(service, coordination) if service else None
     # Through its proxies, as users of other commands expect; the library by itself reads no proxy settings.
     async with (
         aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http,
@@ -65,7 +65,7 @@ async def opened(
         yield flux
 
 
-def _coordination(service: Service, usual: str) -> Coordination | None:
+def shared_place(service: Service, usual: str = "") -> Coordination | None:
     """Give what the option names, else the environment, else `usual`, empty: none."""
     given = service.coordination
     name = COORDINATION if given is None else "--coordination"

@@ -110,7 +110,8 @@ def test_what_is_not_utf8(tmp_path: Path) -> None:
     """A line in another encoding is told with the place; a byte order mark is no harm."""
     found = read(tmp_path, b'\xef\xbb\xbf{"prompt": "a lake"}\n{"prompt": "caf\xe9"}\n')
     assert only(found[:1]).request.prompt == "a lake"
-    assert bad(found[1:]) == "line 2: not UTF-8 (invalid continuation byte at byte 16)"
+    advice = "save the list as UTF-8, a spreadsheet as CSV UTF-8"
+    assert bad(found[1:]) == f"line 2: not UTF-8 (invalid continuation byte at byte 16); {advice}"
 
 
 def test_csv(tmp_path: Path) -> None:

@@ -222,13 +222,19 @@ def test_each_fault_is_told_once_with_its_lines(
     ("words", "reason"),
     [
         ([], "one list of requests must be named"),
-        (["a.jpg"], "one list of requests must be named"),
+        (["a.jpg"], "or pictures, such as 'photos/*.jpg', with --prompt 'what to do with each'"),
+        (["a.xlsx"], "a spreadsheet is saved as CSV UTF-8"),
         (["a.jsonl", "b.jsonl"], "one list of requests must be named"),
         (["missing.jsonl"], "there is no file 'missing.jsonl'"),
         (["--prompt", "make it red"], "it says what to do with pictures; name them"),
         (["jobs.jsonl", "--tier", "pro"], "go with --prompt; in a list they are columns"),
-        (["jobs.jsonl", "--limit", "0"], "limit: 0 given, it must be a whole number of 1 or more"),
+        (["jobs.jsonl", "--limit", "0"], "flux2: --limit: 0 given, it must be a whole number of 1 or more"),
         (["jobs.jsonl", "--max-credits", "-1"], "--max-credits: -1.0 given"),
+        (["jobs.jsonl", "--max-running", "0"], "--max-running: 0 given"),
+        (["jobs.jsonl", "--max-failed", "20"], "--max-failed: 20.0 given"),
+        (["jobs.jsonl", "--task-timeout", "0"], "--task-timeout: 0.0 given"),
+        (["jobs.jsonl", "--coordination", "redis"], "--coordination: allowed are host"),
+        (["jobs.jsonl", "--out", "jobs.jsonl"], "--out: 'jobs.jsonl' is a file, it must be a folder"),
         (["jobs.jsonl", "--callback-url", "https://a.example/"], "it needs --callback-listen HOST:PORT"),
         (["jobs.jsonl", "--callback-listen", "0.0.0.0:80"], "it needs --callback-listen HOST:PORT"),
         (
@@ -242,10 +248,12 @@ def test_each_fault_is_told_once_with_its_lines(
 def test_wrong_usage(
     account: RunningEmulator, here: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
 ) -> None:
-    """What cannot be followed is told with what to do, the code is 2, and nothing is sent."""
+    """What cannot be followed is told with what to do, by a dry run as well; the code is 2, and nothing is sent."""
     write(here, 1)
-    assert run(["batch", *words]) == 2
-    assert reason in capsys.readouterr().err
+    # Whether a folder can be written is only known to who writes.
+    for looked_only in ((), ("--dry-run",))[: 1 if "/proc/x" in words else 2]:
+        assert run(["batch", *words, *looked_only]) == 2
+        assert reason in capsys.readouterr().err
     assert account.ledger.requests == []
 
 

@@ -8,11 +8,18 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from flux2_async.coordination.budget_state import TOLD_EVERY
-from flux2_async.errors import BudgetExceededError, ConfigurationError, EmptyResultError, TaskFailedError
+from flux2_async.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    CoordinationError,
+    EmptyResultError,
+    TaskFailedError,
+)
 from flux2_async.models.budget import Budget
 from flux2_async.models.events import SessionEvent, Settled
 from flux2_async.models.records import TaskRecord, TaskState
@@ -74,15 +81,40 @@ class Budgets:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def reserve(self, submission: Submission) -> None:
-        """Count a submission that is to be sent.
+    async def reserve(self, submission: Submission) -> bool:
+        """Count a submission that is to be sent; one with a claim not before `confirm`.
+
+        Returns:
+            Whether to go on; False: another process sends it, which may be what leaves too little.
 
         Raises:
             BudgetExceededError: It might exceed a budget.
             CoordinationError: What the others have spent may be too much, and they cannot be asked.
         """
-        if submission in self._held:
-            return
+        claim = submission.claim
+        if claim is None or submission.doubt is not None:
+            await self._reserve(submission)
+            return True
+        try:
+            await self._with_room(submission)
+        except BudgetExceededError:
+            if not await claim.reserve():
+                return False
+            # Now no other process counts it.
+            await self._with_room(submission)
+            await claim.release()
+        return True
+
+    async def _reserve(self, submission: Submission) -> None:
+        found = () if submission in self._held else await self._with_room(submission)
+        # A callback may have named its task meanwhile.
+        if found and not submission.known:
+            held = self._held[submission] = tuple(ledger.reserve(_kind(submission)) for ledger in found)
+            if submission.state is SubmissionState.UNKNOWN:
+                self._doubt(submission, held)
+
+    async def _with_room(self, submission: Submission) -> list[Ledger]:
+        """Give its ledgers where all have room for it; raises as `reserve` does."""
         kind, group = _kind(submission), submission.group
         found = [self._ledger(number, group) for number in self._of(group)]
         for ledger in found if self._sharing is not None else ():
@@ -93,23 +125,27 @@ class Budgets:
         for ledger in found:
             if not ledger.fits(kind, _now()):
                 raise _exceeded(ledger, kind, group)
-        # A callback may have named its task meanwhile.
-        if found and not submission.known:
-            held = self._held[submission] = tuple(ledger.reserve(kind) for ledger in found)
-            if submission.state is SubmissionState.UNKNOWN:
-                self._doubt(submission, held)
+        return found
 
     async def confirm(self, submission: Submission) -> None:
-        """Let the other processes know, immediately before the POST.
+        """Count it if it is not counted yet, and let the other processes know, immediately before the POST.
 
         Raises:
             BudgetExceededError: With what they have spent it might exceed a budget.
             CoordinationError: They cannot be asked.
         """
+        await self._reserve(submission)
         for each in self._held.get(submission, ()) if self._sharing is not None else ():
-            price = each.ledger.price(each.kind)
-            if not await self._share(each.ledger, price):
-                raise _exceeded(each.ledger, each.kind, submission.group, own=price)
+            if not await self._share(each.ledger, each.ledger.price(each.kind)):
+                # At once: what others of this process tell next would count it again.
+                self._release(submission)
+                raise _exceeded(each.ledger, each.kind, submission.group)
+
+    async def give_back(self, submission: Submission) -> None:
+        """Count it no more, and let the other processes know before its key is free: one of them may send it."""
+        for each in self._release(submission):
+            with suppress(CoordinationError):
+                await self._share(each.ledger)
 
     def ended(self, submission: Submission, event: SubmissionEvent, task: ImageTask | None) -> None:
         """Hear how a submission ended, or that its end is another one."""
@@ -126,11 +162,8 @@ class Budgets:
                 # Its callback was faster than the answer.
                 self._settled(task.id, task.record)
         else:
-            # Nothing was sent, or it was refused, or its key stands for a task of another process.
-            del self._held[submission]
-            for each in held:
-                each.ledger.release(each)
-                self._tell(each.ledger)
+            # Nothing was sent, or it was refused.
+            self._release(submission)
 
     def __call__(self, event: SessionEvent) -> None:
         """Hear that a task was settled."""
@@ -139,6 +172,13 @@ class Budgets:
             if isinstance(event.error, TaskFailedError | EmptyResultError):
                 record = event.error.record
             self._settled(event.task_id or "", record)
+
+    def _release(self, submission: Submission) -> Held:
+        held = self._held.pop(submission, ())
+        for each in held:
+            each.ledger.release(each)
+            self._tell(each.ledger)
+        return held
 
     def _settled(self, task_id: str, record: TaskRecord | None) -> None:
         submission = self._tasks.get(task_id)
@@ -243,13 +283,12 @@ def _kind(submission: Submission) -> Kind:
     return submission.request.model, submission.request.resolution
 
 
-def _exceeded(ledger: Ledger, kind: Kind, group: str | None, *, own: float = 0.0) -> BudgetExceededError:
-    """The error of what does not fit; `own`: what of the reserved credits is its own."""
+def _exceeded(ledger: Ledger, kind: Kind, group: str | None) -> BudgetExceededError:
     return BudgetExceededError(
         budget=ledger.budget,
         group=group,
         spent=ledger.spent,
-        reserved=ledger.reserved - own,
+        reserved=ledger.reserved,
         price=ledger.price(kind),
         retry_after=None if ledger.budget.per is None else ledger.fits_after(kind, _now()),
     )

@@ -178,14 +178,15 @@ class Posting:
         self.breaker.take(submission)
         self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
         asked = submission.asked
-        if self._shared.budgets is not None:
+        # The key first: what another process sends under it is not to count twice.
+        taken = submission.claim is not None and not await submission.claim.reserve()
+        if self._shared.budgets is not None and not taken:
             await self._shared.budgets.confirm(submission)
         if submission.claim is not None:
-            reserved = await submission.claim.reserve()
             # Nobody was told of a POST yet, so who left meanwhile pays for nothing.
             if not submission.callers.count:
                 raise Cut.LEFT.unsent()
-            if not reserved:
+            if taken:
                 raise TakenError
         try:
             if asked.on_send is not None and not submission.announced.on_send:

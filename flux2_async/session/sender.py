@@ -75,8 +75,10 @@ class Sender:
         shared, asked, patience = self._shared, submission.asked, submission.patience
         if shared.budgets is not None:
             begun = self._loop.time()
-            await shared.budgets.reserve(submission)
+            to_send = await shared.budgets.reserve(submission)
             patience.waited += self._loop.time() - begun
+            if not to_send:
+                raise TakenError
         if not shared.slots.take(asked.group):
             begun = self._loop.time()
             await shared.slots.acquire(
@@ -133,6 +135,8 @@ class Sender:
                 return
             assert isinstance(answer, Refused | NeverSent)  # noqa: S101  all else ends a submission
             if submission.claim is not None:
+                if self._shared.budgets is not None:
+                    await self._shared.budgets.give_back(submission)
                 await submission.claim.release()
             # Nobody is left to wait, or to send: the refusal stands.
             lasting = isinstance(answer, NeverSent) and answer.obstacle is Obstacle.LASTING

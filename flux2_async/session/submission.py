@@ -261,13 +261,10 @@ class Submission:
             self.callers.hurry = None
 
     def end(self, event: SubmissionEvent, *, task: ImageTask | None = None, error: Exception | None = None) -> None:
-        """Go where an event leads that ends it, or changes its end, and tell its callers and its claim."""
+        """Go where an event leads that ends it, or changes its end, and tell its callers, and its lasting claim."""
         self.move(event)
-        if self.claim is not None:
-            if task is not None or self.state is SubmissionState.UNKNOWN:
-                self.claim.bound(None if task is None else task.id)
-            else:
-                self.claim.freed()
+        if self.claim is not None and (task is not None or self.state is SubmissionState.UNKNOWN):
+            self.claim.bound(None if task is None else task.id)
         if self.outcome.done:
             self.outcome = Outcome()
         # While it is sent again its callers wait.

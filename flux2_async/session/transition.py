@@ -83,6 +83,9 @@ class Transitions:
             # It was accepted, or may have been, so it keeps its key.
             shared.keys.ended(submission)
         else:
+            # After the budgets: who has the key next is to find room.
+            if submission.claim is not None:
+                submission.claim.freed()
             if asked.key is not None:
                 shared.keys.free(asked.key, submission)
             if shared.inbox is not None:

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from flux2_async.coordination.host import store as host_store
 from flux2_async.coordination.host.file import HostFile
 from flux2_async.coordination.host.store import HostStore
 from flux2_async.emulator import Emulator, Limit, Plan, Script
-from flux2_async.errors import ConfigurationError, CoordinationError
-from flux2_async.models import Polling, RateLimit
+from flux2_async.errors import BudgetExceededError, ConfigurationError, CoordinationError
+from flux2_async.models import ImageResult, Polling, RateLimit, TextToImage
+from flux2_async.models.budget import Budget
 from flux2_async.session.session import Flux2Session
 from flux2_async.tasks.handle import ImageTask
 
@@ -386,3 +387,31 @@ async def test_lost_file_hurts_nothing_that_runs(path: Path) -> None:
     assert [bool(result.urls) for result in results] == [True, True]
     assert again.id in emulator.ledger.accepted
     assert len(emulator.ledger.accepted) == 3
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("window", [{}, {"per": 86400.0}, {"per": 86400.0, "group": True}])
+@pytest.mark.parametrize(("cap", "fit"), [(30, 6), (20, 4)])
+async def test_orders_of_several_processes_count_once(path: Path, cap: int, fit: int, window: Any) -> None:
+    """Six orders that three processes have at once are paid once each, as far as they fit, and told in all three."""
+    options: dict[str, Any] = {"coordination": HostCoordination(path), "polling": Polling(interval=0.1)}
+    options["budget"] = Budget(cap, **window)
+    async with Emulator(Script(plans=Plan(duration=0.2), render=False)) as emulator, AsyncExitStack() as stack:
+        sessions = [await stack.enter_async_context(session_for(emulator, **options)) for _ in range(3)]
+        orders = [(flux, (number + 2 * turn) % 6) for number in range(6) for turn, flux in enumerate(sessions)]
+        outcomes = await asyncio.gather(
+            *(
+                flux.generate(TextToImage(f"kettle {order}", tier="pro"), key=f"order {order}", group="g")
+                for flux, order in orders
+            ),
+            return_exceptions=True,
+        )
+    told: dict[int, set[str]] = {}
+    for (_, order), outcome in zip(orders, outcomes, strict=True):
+        assert isinstance(outcome, ImageResult | BudgetExceededError)
+        told.setdefault(order, set()).add(outcome.task_id if isinstance(outcome, ImageResult) else "")
+
+    assert all(len(each) == 1 for each in told.values())
+    assert set.union(*told.values()) - {""} == set(emulator.ledger.accepted)
+    assert len(emulator.ledger.accepted) == fit
+    assert emulator.ledger.charged == 5.0 * fit

@@ -335,6 +335,49 @@ async def test_a_key_counts_once() -> None:
         assert len(emulator.ledger.accepted) == 1
 
 
+@pytest.mark.parametrize("fault", [None, Fault("createTask", "refuse", code=429, retry_after=5.0, times=4)])
+async def test_a_key_of_several_processes_counts_once(fault: Fault | None) -> None:
+    """So it is where they click at once, also when a 429 makes another process the one that sends."""
+    script = Script(plans=Plan(duration=1.0), render=False, faults=[fault] if fault else [])
+    options: dict[str, Any] = {"coordination": Memory(), "budget": Budget(30)}
+    async with (
+        Emulator(script) as emulator,
+        session_for(emulator, **options) as one,
+        session_for(emulator, **options) as two,
+        session_for(emulator, **options) as three,
+    ):
+        clicks = [flux.submit(PRO, key=f"order {number}") for number in range(6) for flux in (one, two, three)]
+        tasks = await asyncio.gather(*clicks)
+        assert len({task.id for task in tasks}) == len(emulator.ledger.accepted) == 6
+
+
+async def test_who_waited_for_a_key_sends_what_its_owner_did_not() -> None:
+    """What another process gave back before its POST makes room for who waited for its key, and no more than that."""
+    options: dict[str, Any] = {"coordination": Memory(), "budget": Budget(5)}
+    async with (
+        Emulator(Script(plans=Plan(duration=1.0), render=False)) as emulator,
+        session_for(emulator, **options) as one,
+        session_for(emulator, **options) as two,
+    ):
+        begun, wait = asyncio.Event(), asyncio.Event()
+
+        async def on_send(_: str) -> None:
+            begun.set()
+            await wait.wait()
+            raise ValueError("not today")
+
+        owner = asyncio.ensure_future(one.submit(PRO, key="a", on_send=on_send))
+        await begun.wait()
+        joined = asyncio.ensure_future(two.submit(PRO, key="a"))
+        assert isinstance(await error_of(two.submit(PRO, key="b")), BudgetExceededError)
+        assert not joined.done()
+        wait.set()
+        assert isinstance(await error_of(owner), ValueError)
+        assert (await joined).id in emulator.ledger.accepted
+        assert isinstance(await error_of(one.submit(PRO, key="b")), BudgetExceededError)
+        assert len(emulator.ledger.accepted) == 1
+
+
 async def test_as_completed_sends_what_is_within() -> None:
     """What fits is made, the rest comes back unsent with the error."""
     async with emulated(QUICK, budget=Budget(50)) as (flux, emulator):

@@ -13,7 +13,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
 from types import ModuleType
-from typing import Final
+from typing import Final, get_origin
 
 from flux2_async.errors import ConfigurationError
 
@@ -44,7 +44,7 @@ def docs(name: str | None = None, /) -> int:
         name: A page, or a name such as Flux2Session.submit or batch.run_batch.
     """
     pages = _texts("guide", ".md")
-    if name is None:
+    if not name:
         for each, page in pages.items():
             # The title, an empty line, and what the page is about.
             _say(f"{each:<{WIDTH}} {page.splitlines()[2]}")
@@ -153,12 +153,19 @@ def _described(name: str) -> str | None:
 
 
 def _text_about(name: str, value: object) -> str:
+    if alias := _alias(value):
+        return f"{name} = {alias}"
     if not (callable(value) or inspect.ismodule(value) or hasattr(value, "__get__")):
         return f"{name} = {value!r}"
     made = inspect.isclass(value) and MADE.search(value.__doc__ or "")
     head = f"{name}{_signature(value)}" if callable(value) and not made else name
     parts = [head, inspect.getdoc(value) or "", *_members(value)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _alias(value: object) -> str:
+    """Give what a name for types stands for; empty for what is none."""
+    return MODULE.sub("", str(value)) if get_origin(value) is not None else ""
 
 
 def _signature(value: Callable[..., object]) -> str:
@@ -192,7 +199,8 @@ def _names_of(kind: type) -> list[str]:
 
 def _summary(owner: object, name: str) -> str:
     try:
-        text = inspect.getdoc(getattr(owner, name)) or ""
+        value = getattr(owner, name)
+        text = _alias(value) or inspect.getdoc(value) or ""
     except ConfigurationError as error:
         return str(error)
     # A field is told of in the text of the class that has it.

@@ -92,6 +92,11 @@ def test_docs_of_public_names(capsys: pytest.CaptureFixture[str]) -> None:
         "BlockingSession.submit": "max_wait",
         "errors": "AmbiguousSubmitError",
         "ImageTask.id": "id",
+        "Tier": "flux2_async.Tier = Literal['flex', 'pro']\n",
+        "Observer": "flux2_async.Observer = Callable[[SessionEvent], object]\n",
+        "ImageSource": "flux2_async.ImageSource = str | PathLike[str] | bytes | UploadedFile\n",
+        "models": "  Resolution           Literal['1K', '2K']\n",
+        "": "\nflux2 docs PAGE shows a page",
     }.items():
         assert flux2("docs", name) == 0
         assert word in capsys.readouterr().out

@@ -4,6 +4,7 @@ All durations are seconds of the event loop's clock.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import attrs
@@ -189,6 +190,14 @@ def _listed(faults: Iterable[Fault]) -> list[Fault]:
     return list(faults)
 
 
+def _are_all(kind: type, values: object) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(value, kind) for value in values)
+
+
+def _are_plans(value: object) -> bool:
+    return isinstance(value, Plan) or callable(value) or (bool(value) and _are_all(Plan, value))
+
+
 @attrs.define
 class Script:
     """What the service does; it may be changed while the emulator runs.
@@ -228,14 +237,20 @@ class Script:
         callback_retries: Seconds before each repetition of a callback that was not answered with 2xx.
     """
 
-    plans: Plan | Sequence[Plan] | Callable[[int, Mapping[str, Any]], Plan] = attrs.field(factory=Plan)
-    limit: Limit | None = None
+    plans: Plan | Sequence[Plan] | Callable[[int, Mapping[str, Any]], Plan] = attrs.field(
+        factory=Plan, validator=_is(_are_plans, "a Plan, a sequence of at least one, or a function")
+    )
+    limit: Limit | None = attrs.field(
+        default=None, validator=_is(lambda value: value is None or isinstance(value, Limit), "a Limit, or None")
+    )
     error_style: Literal["body", "http"] = attrs.field(default="body", validator=_one_of(("body", "http")))
     credits: float = 1000.0
     models: Mapping[str, float] = attrs.field(factory=dict)
     idempotency_header: str | None = None
     idempotency_life: float = 86400.0
-    faults: list[Fault] = attrs.field(factory=list, converter=_listed)
+    faults: list[Fault] = attrs.field(
+        factory=list, converter=_listed, validator=_is(partial(_are_all, Fault), "Faults alone")
+    )
     latency: float | Callable[[str], float] = 0.0
     arrival: float | Callable[[str], float] = 0.0
     outage: tuple[float, float] | None = None

@@ -489,6 +489,10 @@ async def test_thousands_of_tasks_at_once_are_no_burden() -> None:
         (lambda: Limit(0, 10.0), "limit"),
         (lambda: Limit(20, 0.0), "period"),
         (lambda: Script(error_style="json"), "error_style"),  # type: ignore[arg-type]  # the mistake is the point
+        (lambda: Script(plans=["fail"]), "plans"),  # type: ignore[list-item]  # the mistake is the point
+        (lambda: Script(plans=[]), "plans"),
+        (lambda: Script(faults=["hang"]), "faults"),  # type: ignore[list-item]  # the mistake is the point
+        (lambda: Script(limit=20), "limit"),  # type: ignore[arg-type]  # the mistake is the point
     ],
 )
 def test_a_script_that_makes_no_sense_is_refused_when_made(make: Any, words: str) -> None:

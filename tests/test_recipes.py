@@ -688,7 +688,8 @@ def test_notebook_shows_pictures_in_a_kernel(
     assert [base64.b64encode((tmp_path / files[4]).read_bytes()).decode() in blocking.replace("\\n", "")] == [True]
     assert sorted(many.split()) == sorted(files[1:4])
     # A warning of any cell would stand there.
-    assert (opened, closed) == ("", "{'text/plain': ['Unsettled(task_ids=(), refs=())']}")
+    assert opened == f"{{'text/plain': ['<Flux2Session {flux2_emulator.base_url} open>']}}"
+    assert closed == "{'text/plain': ['Unsettled(task_ids=(), refs=())']}"
     assert [call.outcome for call in ledger.requests] == ["accepted"] * 5
 
 

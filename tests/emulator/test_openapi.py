@@ -11,7 +11,11 @@ import pytest
 from programs import package
 
 CASES = Path(__file__).parent.parent / "openapi_cases.py"
-OPTIONS = "-n 0 -p no:cacheprovider -p schemathesis.pytest.plugin"
+# What aiohttp warns of is a header that was made up.
+OPTIONS = (
+    "-n 0 -p no:cacheprovider -p schemathesis.pytest.plugin "
+    "-W ignore::aiohttp.BadContentDispositionHeader -W ignore::aiohttp.BadContentDispositionParam"
+)
 
 
 @pytest.mark.timeout(150)

@@ -4,9 +4,9 @@ import math
 import time
 from collections import deque
 from datetime import UTC, datetime
-from textwrap import wrap
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -25,7 +25,6 @@ ASKED_EVERY: Final = 1.0
 ERRORS: Final = 3
 ERROR_LINES: Final = 20
 WIDE: Final = 100
-NO_BREAK: Final = "\xa0"
 
 
 class BatchBoard(LiveBoard):
@@ -141,10 +140,14 @@ class BatchBoard(LiveBoard):
 
 def _packed(parts: list[str], width: int) -> list[str]:
     """Put parts into as few lines as are wide enough for them."""
-    # No space of theirs is one to break at.
-    text = "".join(f"{part.replace(' ', NO_BREAK)}, " for part in parts)
-    lines = wrap(text, width + 1, break_long_words=False, break_on_hyphens=False)
-    return [line.removesuffix(",").replace(NO_BREAK, " ") for line in lines]
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = f"{lines[-1]}, {part}"
+        if cell_len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
 
 
 def _line(text: str, style: str = "") -> Text:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flux2_async._http.files import Files
-from flux2_async.emulator import Emulator, Plan, Script
+from flux2_async.emulator import Emulator, Ledger, Plan, Script
 from flux2_async.models import Polling, TextToImage
 from flux2_async.session.parts import Parts
 from flux2_async.session.session import Flux2Session
@@ -66,6 +66,12 @@ async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
     async with asyncio.timeout(limit):
         while not condition():  # noqa: ASYNC110  what is waited for has no event
             await asyncio.sleep(0.01)
+
+
+async def callback_answers(ledger: Ledger, count: int = 1) -> list[int | None]:
+    """What was answered to that many callbacks, or more; a result comes before the emulator reads the answer."""
+    await until(lambda: len(ledger.callbacks) >= count)
+    return [call.status for call in ledger.callbacks]
 
 
 async def most_at_once(emulator: Emulator, seconds: float) -> Counter[str]:

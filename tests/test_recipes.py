@@ -30,7 +30,7 @@ import uvicorn
 from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
 from documents import PACKAGE, RECIPES, imported, recipe, source_of
-from emulated import free_port, until
+from emulated import callback_answers, free_port, until
 from programs import package
 
 from flux2_async.emulator import Limit, Plan, Script
@@ -195,7 +195,7 @@ async def test_aiohttp_edits_a_photograph(aiohttp_recipe: str, flux2_emulator: R
     assert answer.status == 200
     assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
     assert [upload.size for upload in ledger.uploads] == [len(PHOTO)]
-    assert [call.status for call in ledger.callbacks] == [200]
+    assert await callback_answers(ledger) == [200]
     assert ledger.polls == 1
 
 
@@ -251,7 +251,7 @@ async def test_fastapi_waits_for_the_picture(
     [task_id] = ledger.accepted
     assert answer.status == 200
     assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
-    assert [call.status for call in ledger.callbacks] == [200]
+    assert await callback_answers(ledger) == [200]
     assert ledger.polls == 1
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from documents import imported, recipe
-from emulated import free_port, until
+from emulated import callback_answers, free_port, until
 from postgres_server import PostgresServer
 from redis_server import RedisServer
 
@@ -151,7 +151,7 @@ async def test_callbacks_and_clicks_reach_whichever_worker(workers: str, flux2_e
 
     ledger = flux2_emulator.ledger
     assert sorted(answer["id"] for answer in answers) == sorted(ledger.accepted)
-    assert [call.status for call in ledger.callbacks] == [200] * len(answers)
+    assert await callback_answers(ledger, len(answers)) == [200] * len(answers)
     # The look that confirms a callback, and none besides.
     assert ledger.polls == len(answers)
     assert [call.outcome for call in ledger.requests] == ["accepted"] * len(answers)

@@ -1,11 +1,14 @@
 """Runs one function in a fresh interpreter, so that nobody pays for another's imports, garbage or connections."""
 
 import asyncio
+import atexit
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -15,15 +18,16 @@ def call(
     /,
     *,
     under: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> Any:
     """Call a coroutine function of a module in an interpreter of its own, and wait for it.
 
+    It finds bytecode, as it does wherever a program ran before, unless it is the first that loads a module: else it is
+    the compiler that is measured where bytecode is not written, in containers for example.
+
     Args:
         function: What is called, in an event loop as users have it.
         under: A command in front of the interpreter, such as a profiler.
-        environment: Variables that are set besides this process's own. None: no others.
         arguments: Its arguments, as JSON can carry them.
 
     Returns:
@@ -31,9 +35,16 @@ def call(
     """
     target = f"{function.__module__}:{function.__name__}"
     command = [*under, sys.executable, "-m", "benchmarks.alone", target, json.dumps(arguments)]
-    variables = {**os.environ, **(environment or {})}
+    variables = {"PYTHONPYCACHEPREFIX": _bytecode(), **os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=variables)  # noqa: S603  our own module
     return json.loads(done.stdout)
+
+
+@cache
+def _bytecode() -> str:
+    folder = tempfile.TemporaryDirectory()  # it lasts as long as this process
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 import importlib
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -41,13 +40,10 @@ def measure(repeats: int, modules: Sequence[str] = (BASE, *OURS, *OTHERS)) -> Ta
     """Compare all that are installed; in each round everybody has a turn, the first of which writes the bytecode."""
     taken: dict[str, list[float]] = {module: [] for module in modules if find_spec(module.partition(".")[0])}
     opened: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        # Else it is the compiler that is measured where bytecode is not written, in containers for example.
-        environment = {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
-        for _ in range(1 + repeats):
-            for module, each in taken.items():
-                each.append(alone.call(seconds, environment=environment, module=module) * 1000)
-            opened.append(alone.call(opening, environment=environment) * 1000)
+    for _ in range(1 + repeats):
+        for module, each in taken.items():
+            each.append(alone.call(seconds, module=module) * 1000)
+        opened.append(alone.call(opening) * 1000)
     medians = {module: statistics.median(each[1:]) for module, each in taken.items()}
     rows = [[f"import {module}", median, median / medians[BASE]] for module, median in medians.items()]
     rows.append(["make, open and close the first session", statistics.median(opened[1:]), None])

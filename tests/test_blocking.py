@@ -47,8 +47,8 @@ from flux2_async.blocking import (
     BlockingTask,
     EnqueueOptions,
     SubmitOptions,
-    _Attribute,
 )
+from flux2_async.blocking.mirror import Attribute
 from flux2_async.emulator import Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
 
@@ -84,10 +84,10 @@ PLAIN = [
         r"collections\.abc\.Callable\[\[str\], collections\.abc\.Awaitable\[object\]\]",
         "collections.abc.Callable[[str], object]",
     ),
-    (r"collections\.abc\.AsyncGenerator\[(.*), None\]", r"flux2_async.blocking.BlockingIterator[\1]"),
-    (r"flux2_async\.tasks\.handle\.ImageTask", "flux2_async.blocking.BlockingTask"),
-    (r"flux2_async\.session\.enqueued\.SubmissionHandle", "flux2_async.blocking.BlockingHandle"),
-    (r"flux2_async\.tasks\.handle\.Completion", "flux2_async.blocking.BlockingCompletion"),
+    (r"collections\.abc\.AsyncGenerator\[(.*), None\]", r"flux2_async.blocking.mirror.BlockingIterator[\1]"),
+    (r"flux2_async\.tasks\.handle\.ImageTask", "flux2_async.blocking.mirror.BlockingTask"),
+    (r"flux2_async\.session\.enqueued\.SubmissionHandle", "flux2_async.blocking.mirror.BlockingHandle"),
+    (r"flux2_async\.tasks\.handle\.Completion", "flux2_async.blocking.mirror.BlockingCompletion"),
 ]
 RENAMED = {"aclose": "close"}
 OPTIONS = {"submit": SubmitOptions, "enqueue": EnqueueOptions}
@@ -168,7 +168,7 @@ def type_of(kind: Any, name: str) -> str:
     if isinstance(held, property):
         return shown(cast("Any", held.fget))[-1][1]
     hint = get_type_hints(kind, localns=_names())[name]
-    return inspect.formatannotation(get_args(hint)[0] if get_origin(hint) is _Attribute else hint)
+    return inspect.formatannotation(get_args(hint)[0] if get_origin(hint) is Attribute else hint)
 
 
 def test_it_is_made_with_the_same_arguments() -> None:

@@ -97,7 +97,7 @@ class SubmissionHandle:
         if self._submitter is None or self.state is not SubmissionState.QUEUED:
             return None
         submission = None if self._is_left_alone() else self._submission
-        return self._submitter.position(submission, self._asked)
+        return self._submitter.outlook.position(submission, self._asked)
 
     @property
     def expected_start(self) -> datetime | None:
@@ -107,7 +107,7 @@ class SubmissionHandle:
         them do; of a limit that processes share, by an equal part. Not known while service or coordination are away.
         """
         position = self.position
-        seconds = None if position is None or self._submitter is None else self._submitter.starts_in(position)
+        seconds = None if position is None or self._submitter is None else self._submitter.outlook.starts_in(position)
         return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
 
     def expectation(self) -> "flux2_async.Expectation":
@@ -122,7 +122,7 @@ class SubmissionHandle:
         from flux2_async.models.expectation import Expectation  # noqa: PLC0415  few ask
 
         if self._submitter is not None and not self._outcome.done:
-            return self._submitter.expectation(self.request, self.position, self._waited())
+            return self._submitter.outlook.expectation(self.request, self.position, self._waited())
         task = self.task
         return Expectation(elapsed=self._waited()) if task is None else task.expectation().after(self._waited())
 

@@ -644,7 +644,7 @@ class Flux2Session:
         if not (is_whole(more) and more >= 0):
             raise ConfigurationError(f"more: {more!r} given, it must be a whole number of 0 or more")
         most = check_count("max_running", max_running)
-        return self._life.usable().submitter.remaining(more, math.inf if most is None else most)
+        return self._life.usable().submitter.outlook.remaining(more, math.inf if most is None else most)
 
     def notify(self, task_id: str) -> None:
         """Poll a task now, because it is said to be finished.

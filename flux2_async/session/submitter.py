@@ -6,15 +6,10 @@ being told it is finished, anywhere before it is withdrawn, unless another calle
 
 import asyncio
 import logging
-import math
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-import attrs
-
-from flux2_async._limiter.queue import IMPATIENT_AFTER
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
@@ -24,7 +19,6 @@ from flux2_async.errors import (
     SessionClosedError,
     TaskTimeoutError,
 )
-from flux2_async.models import Request
 from flux2_async.models.requests import are_addresses, images_of, names_of_images
 from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.keys import Bound, fingerprint
@@ -36,13 +30,10 @@ from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Signal
 
 if TYPE_CHECKING:
-    from flux2_async.models.expectation import Expectation
-    from flux2_async.session.forecast import Forecast
+    from flux2_async.session.outlook import Outlook
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
-# The turn of a group of which nobody waits in a queue yet.
-LAST: Final = (2, 0)
 # Seconds that closing waits for what it has cancelled.
 DEAF_FOR: Final = 1.0
 
@@ -145,85 +136,16 @@ class Submitter:
             await submission.claim.heard()
         return task
 
-    def position(self, submission: Submission | None, asked: Asked) -> int:
-        """Count the submissions that wait and go before one as things are now, or before one that is yet to be.
-
-        Exact while all have one priority, or are of one group; else by the turns as they stand.
-        """
-        now = self._loop.time()
-        waiting = [each for each in self._jobs if each.state is SubmissionState.QUEUED]
-        ranks = {each.asked: _rank(each, number, now) for number, each in enumerate(waiting)}
-        for number, coming in enumerate(self.coming, len(waiting)):
-            ranks[coming] = True, 2, -coming.priority, number
-            if coming is asked:
-                # A slot that is free is taken by who comes first.
-                break
-        if submission is not None and submission in self._jobs:
-            asked = submission.asked
-        own = ranks.get(asked, (True, 2, -asked.priority, len(ranks)))
-        highest = max([asked.priority, *(each.priority for each in ranks)])
-        own_level = _level(own, asked.priority, highest)
-        ahead = before = 0
-        others: Counter[str | None] = Counter()
-        for each, rank in ranks.items():
-            level = _level(rank, each.priority, highest)
-            if each.group != asked.group and level == own_level:
-                others[each.group] += 1
-            elif rank < own if each.group == asked.group else level < own_level:
-                ahead += 1
-                before += level == own_level
-        turns = {each: (2, turn) for turn, each in enumerate(dict.fromkeys(each.group for each in self.coming))}
-        turns |= self._sender.turns()
-        own_turn = turns.get(asked.group, LAST)
-        return ahead + sum(min(count, before + (turns.get(name, LAST) < own_turn)) for name, count in others.items())
-
     def under_way(self, ref: str) -> Submission | None:
         """Give the submission of this name that has not ended, or is sent again until it is clear; or None."""
         return next((each for each in self._jobs if each.ref == ref and not each.known), None)
 
-    def starts_in(self, position: int) -> float | None:
-        """Give the seconds until a submission is sent that has so many before it; None: not known."""
-        forecast = self._forecast(position + 1)
-        return None if forecast is None else forecast.start
+    @property
+    def outlook(self) -> "Outlook":
+        """What is expected of the submissions as things are now."""
+        from flux2_async.session.outlook import Outlook  # noqa: PLC0415  few ask
 
-    def remaining(self, more: int, most: float) -> float | None:
-        """Give the seconds until all has ended, and `more` of the same kinds; at most `most` of them run at once."""
-        waiting = sum(each.state is SubmissionState.QUEUED for each in self._jobs)
-        forecast = self._forecast(waiting + more, most)
-        return None if forecast is None else forecast.end
-
-    def expectation(self, request: Request, position: int | None, waited: float) -> "Expectation":
-        """Give what is expected of a submission that is no task yet: None, it does not wait for its turn."""
-        from flux2_async.models.expectation import Expectation  # noqa: PLC0415  few ask
-        from flux2_async.tasks.durations import expected  # noqa: PLC0415  likewise
-
-        wait = 0.0 if position is None else self.starts_in(position)
-        if wait is None:
-            return Expectation(elapsed=waited)
-        whole = expected(self._shared.watcher.durations(request), 0.0).after(waited + wait)
-        return attrs.evolve(whole, elapsed=waited, fraction=waited / whole.median if whole.median else None)
-
-    def _forecast(self, count: int, most: float = math.inf) -> "Forecast | None":
-        from flux2_async.session.forecast import Forecast  # noqa: PLC0415  few ask
-
-        if (known := self._sender.supply()) is None:
-            return None
-        supply, places = known
-        durations, running = [], self._shared.watcher.running()
-        for each in self._jobs:
-            if each.state is SubmissionState.QUEUED:
-                durations.append(self._shared.watcher.durations(each.request))
-            elif not each.ended:
-                running.append((self._shared.watcher.durations(each.request), 0.0))
-        return Forecast(
-            count,
-            supply,
-            now=self._loop.time(),
-            running=running,
-            places=min(places, most),
-            lag=self._shared.watcher.lag,
-            durations=durations or [kind for kind, _ in running] or self._shared.watcher.all_durations(),
-        )
+        return Outlook(self._jobs, self.coming, sender=self._sender, shared=self._shared, now=self._loop.time())
 
     def prioritise(self, submission: Submission, priority: int) -> None:
         """Give a submission another priority while it waits; later there is nothing left to change."""
@@ -381,18 +303,3 @@ class Submitter:
         submission.callers.count -= 1
         if not submission.callers.count and submission.may_leave:
             self.give_up(submission, Cut.LEFT.unsent())
-
-
-def _rank(submission: Submission, number: int, now: float) -> tuple[bool, int, float, int]:
-    """Where one stands among those of its group that wait: the order of `WaitQueue`, those with a slot first."""
-    if submission.last in (SubmissionEvent.THROTTLED, SubmissionEvent.LEASE_ENDED):
-        return False, 0, -submission.asked.priority, number
-    started = submission.patience.started
-    if started + IMPATIENT_AFTER <= now:
-        return not submission.has_slot, 1, started, number
-    return not submission.has_slot, 2, -submission.asked.priority, number
-
-
-def _level(rank: tuple[bool, int, float, int], priority: int, highest: int) -> int:
-    """Within which others it takes turns: those that go first, all of top priority, or of a lower one."""
-    return min(rank[1], 1) if rank[1] < 2 else 1 + highest - priority  # noqa: PLR2004  see `_rank`

@@ -233,13 +233,7 @@ class ApiError(Flux2Error):
     link_expired: bool = False
 
     def __init__(
-        self,
-        code: int,
-        message: str,
-        http_status: int | None = None,
-        *,
-        task_id: str | None = None,
-        advice: str = "",
+        self, code: int, message: str, http_status: int | None = None, *, task_id: str | None = None, advice: str = ""
     ) -> None:
         kept = message[:MAX_SERVER_TEXT]
         super().__init__(f"{code}: {kept.rstrip('.')}. {advice}" if advice else f"{code}: {kept}", task_id=task_id)

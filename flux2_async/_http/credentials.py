@@ -158,11 +158,7 @@ def check_given(api_key: Secret | None, base_url: object, upload_url: object, se
 
 @without_frames
 def make_credentials(
-    api_key: Secret | None,
-    base_url: str | None,
-    upload_url: str | None,
-    service: Service | None = None,
-    **others: Any,
+    api_key: Secret | None, base_url: str | None, upload_url: str | None, service: Service | None = None, **others: Any
 ) -> Credentials:
     """Fill up what was not given from the environment, then from the defaults.
 

@@ -33,11 +33,7 @@ KINDS: Final[Mapping[str, str]] = {
 
 @asynccontextmanager
 async def opened(
-    service: Service | None = None,
-    *,
-    polling: Polling = PATIENT,
-    coordination: str = "",
-    **options: Any,
+    service: Service | None = None, *, polling: Polling = PATIENT, coordination: str = "", **options: Any
 ) -> AsyncIterator[Flux2Session]:
     """Open a session as the options say, with an emulated service, which ends with it, or the environment's account.
 
@@ -54,12 +50,7 @@ async def opened(
     async with (
         aiohttp.ClientSession(trust_env=True, cookie_jar=aiohttp.DummyCookieJar()) as http,
         Flux2Session(
-            service=named_service(),
-            rate_limit=limit,
-            polling=polling,
-            coordination=shared,
-            http=http,
-            **options,
+            service=named_service(), rate_limit=limit, polling=polling, coordination=shared, http=http, **options
         ) as flux,
     ):
         yield flux

@@ -204,10 +204,7 @@ class ImageToImage(_Request):
     """
 
     images: tuple[ImageSource, ...] = attrs.field(
-        converter=_images_to_tuple,
-        validator=_check_images,
-        kw_only=True,
-        repr=lambda value: f"<{len(value)} pictures>",
+        converter=_images_to_tuple, validator=_check_images, kw_only=True, repr=lambda value: f"<{len(value)} pictures>"
     )
 
     @property

@@ -12,15 +12,7 @@ if TYPE_CHECKING:
     from flux2_async.session.session import Flux2Session
     from flux2_async.session.submission import OnSend, SubmissionSteps
 
-__all__ = [
-    "CallbackSettings",
-    "Flux2Session",
-    "OnSend",
-    "Requests",
-    "SubmissionHandle",
-    "SubmissionSteps",
-    "Unsettled",
-]
+__all__ = ["CallbackSettings", "Flux2Session", "OnSend", "Requests", "SubmissionHandle", "SubmissionSteps", "Unsettled"]
 
 # Batches use parts of a session before there is one.
 __getattr__: Final = lazily(

@@ -43,13 +43,7 @@ Requests = Iterable[Request | Labelled] | AsyncIterable[Request | Labelled]
 class Completions:
     """Takes requests in and gives completions out, at most `limit` between the two."""
 
-    def __init__(
-        self,
-        *,
-        submitter: Submitter,
-        limit: int,
-        group: str | None,
-    ) -> None:
+    def __init__(self, *, submitter: Submitter, limit: int, group: str | None) -> None:
         self._submitter = submitter
         self._group = group
         self._room = asyncio.Semaphore(limit)

@@ -33,17 +33,7 @@ class SubmissionHandle:
         request: What is to be submitted.
     """
 
-    __slots__ = (
-        "_asked",
-        "_begun",
-        "_ended",
-        "_job",
-        "_outcome",
-        "_submission",
-        "_submitter",
-        "_withdrawn",
-        "request",
-    )
+    __slots__ = ("_asked", "_begun", "_ended", "_job", "_outcome", "_submission", "_submitter", "_withdrawn", "request")
 
     def __init__(self, asked: Asked, submitter: Submitter) -> None:
         self.request: Request = asked.request

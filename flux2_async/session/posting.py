@@ -266,9 +266,5 @@ def cut_off(submission: Submission, by: Cut) -> Flux2Error:
         while_ = "createTask was under way; the task may exist and cost money"
         if submission.announced.answer:
             while_ = f"task {submission.announced.answer} was being written down"
-        return AmbiguousSubmitError(
-            f"{by.words} while {while_}",
-            request=submission.request,
-            ref=submission.ref,
-        )
+        return AmbiguousSubmitError(f"{by.words} while {while_}", request=submission.request, ref=submission.ref)
     return by.unsent()

@@ -408,11 +408,7 @@ class Flux2Session:
         return await task.result()
 
     def as_completed(
-        self,
-        requests: "flux2_async.session.Requests",
-        *,
-        max_running: int | None = None,
-        group: str | None = None,
+        self, requests: "flux2_async.session.Requests", *, max_running: int | None = None, group: str | None = None
     ) -> AsyncGenerator["flux2_async.Completion", None]:
         """Submit many requests and yield each when it is finished, in bounded memory.
 

@@ -65,12 +65,7 @@ class Submitter:
         """Submissions that wait for a service that is away."""
         return self._sender.breaker.waiting
 
-    async def submit(
-        self,
-        asked: Asked,
-        *,
-        started: Callable[[Submission], object] = id,
-    ) -> ImageTask:
+    async def submit(self, asked: Asked, *, started: Callable[[Submission], object] = id) -> ImageTask:
         """Submit, or join the submission that its key stands for; see `Flux2Session.submit`.
 
         `started` is told which submission is waited for, its own or the one it joins, as soon as there is one.

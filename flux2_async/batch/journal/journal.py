@@ -210,10 +210,7 @@ class Journal(Changing):
             await step(entry.undo)
 
     async def begin(
-        self,
-        options: Options,
-        resendable: Callable[[str | None], bool] | None = None,
-        directory: Path | None = None,
+        self, options: Options, resendable: Callable[[str | None], bool] | None = None, directory: Path | None = None
     ) -> Start:
         """Settle what the last run left, and make requests sendable again where asked for.
 

@@ -31,8 +31,7 @@ RETRY_FAILED: Final = update(
     f"state = 'failed' AND {ASKED_FOR}",
 )
 RETRY_UNKNOWN: Final = update(
-    ANEW | {"lost": "lost + 1"},
-    f"state = 'unknown' AND {ASKED_FOR} AND NOT (task_id IS NULL AND resendable(ref))",
+    ANEW | {"lost": "lost + 1"}, f"state = 'unknown' AND {ASKED_FOR} AND NOT (task_id IS NULL AND resendable(ref))"
 )
 # Saved, and its file is not there any more; needs `_look_for`.
 MISSING: Final = "(download = 'saved' AND NOT here(files))"

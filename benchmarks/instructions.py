@@ -56,6 +56,8 @@ def counter() -> Command | None:
 
 def counted(command: Command, function: Callable[..., Awaitable[Any]], **arguments: Any) -> int:
     """Instructions of a process that calls a function, see `alone.call`."""
+    # Else the first of those that are compared would compile what it loads, and the others would not.
+    alone.call(function, **arguments)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "counts")
         alone.call(function, under=command(output), **arguments)

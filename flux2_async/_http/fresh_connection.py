@@ -12,6 +12,7 @@ import select
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from aiohttp import ClientPayloadError, StreamReader
 from aiohttp.connector import Connection
 
 MAX_IDLE: Final = 2.0
@@ -41,9 +42,6 @@ class FreshConnection(asyncio.Protocol):
     overdue: bool = False
     _released = False
     _dropped = False
-    _over = False
-    # Of who waits until it is over.
-    _watcher: asyncio.Event | None = None
     _deadline: asyncio.TimerHandle | None = None
     # The request until it leaves: whether it may, its body, and the seconds from its first byte to the whole reply.
     _request: tuple[Callable[[], bool], bytes, float] | None = None
@@ -51,6 +49,7 @@ class FreshConnection(asyncio.Protocol):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._heard: list[bytes] = []
+        self._over = asyncio.Event()
         self._opened = asyncio.get_running_loop().time()
         handler = connection.protocol
         assert handler is not None, "a connection that was released"  # noqa: S101  its connector just made it
@@ -81,6 +80,10 @@ class FreshConnection(asyncio.Protocol):
     def release(self) -> bool:
         """The reply has come, or nobody waits for it any more; False where it is to be cut, as nothing left over it."""
         self._stop_clock()
+        # aiohttp, which ends so what is no HTTP from its middle on as well, does not tell who reads it.
+        body: StreamReader | None = getattr(self._handler, "_payload", None)
+        if body is not None and not body.is_eof():
+            body.set_exception(ClientPayloadError())
         self._released = self.given > 0
         self._dropped = self._dropped or not self._released
         return self._released
@@ -90,12 +93,10 @@ class FreshConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             # A long reply may have been slowed down.
             self._transport.resume_reading()
-        if not self._over:
-            self._watcher = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._watcher.wait()
-        return self._over
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        return self._over.is_set()
 
     @property
     def heard(self) -> bytes:
@@ -161,30 +162,25 @@ class FreshConnection(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
 
-    def _end(self) -> None:
-        self._over = True
-        if self._watcher is not None:
-            self._watcher.set()
-
     def data_received(self, data: bytes) -> None:
         """Keep what the peer said; it is nothing to the handler once that has its reply."""
         self.spoil()
         self._heard.append(data)
         if self._released:
-            self._end()
+            self._over.set()
         else:
             self._handler.data_received(data)
 
     def eof_received(self) -> None:
         """The peer has ended it."""
         self.spoil()
-        self._end()
+        self._over.set()
         self._handler.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""
         self.spoil()
-        self._end()
+        self._over.set()
         self._handler.connection_lost(exc)
 
     def pause_writing(self) -> None:

@@ -48,6 +48,30 @@ async def test_an_id_behind_headers(more: str) -> None:
     assert told.task_id == "task_1"
 
 
+@pytest.mark.parametrize(
+    ("headers", "pieces"),
+    [
+        ("Transfer-Encoding: chunked", [b"5\r\n[1, 2\r\n", b"no number\r\n"]),
+        ("Content-Encoding: deflate\r\nContent-Length: 2", [b"x", b"\x9c"]),
+    ],
+    ids=["chunks", "packed"],
+)
+async def test_an_answer_that_is_no_http_from_its_middle_on(headers: str, pieces: list[bytes]) -> None:
+    """Who waits for an answer whose body cannot be read, of a server that keeps its end open, hears that at once."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 200 OK\r\n{headers}\r\n\r\n".encode())
+        for piece in pieces:
+            await asyncio.sleep(0.1)
+            writer.write(piece)
+        await over.wait()
+
+    over = asyncio.Event()
+    async with raw_server([reply]) as server, transport_to(server.url) as transport, asyncio.timeout(10):
+        assert isinstance(await sent(transport), Unclear)
+        over.set()
+
+
 async def test_one_connection_carries_one_request() -> None:
     """Each createTask has a connection of its own, and says that it needs it no longer."""
     async with raw_server([accepted(1), accepted(2)]) as server, transport_to(server.url) as transport:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 
 from flux2_async.coordination.store import Change, Coordination, Kept, Store
@@ -89,11 +89,16 @@ class Memory(Coordination):
                 asyncio.get_running_loop().call_later(self.rtt, store.on_line, line)
 
 
+async def at_once(_: str) -> None:
+    """Hold nothing up."""
+
+
 class MemoryStore(Store):
-    """One process's way to it, which may be cut."""
+    """One process's way to it, which may be cut, or held up: `held_up` is awaited with the name before a change."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory, self.cut = memory, False
+        self.held_up: Callable[[str], Awaitable[None]] = at_once
         self.on_line: Callable[[str], None] = lambda _: None
 
     async def listen(self, on_line: Callable[[str], None]) -> None:
@@ -103,6 +108,7 @@ class MemoryStore(Store):
 
     async def update(self, name: str, change: Change[T]) -> T:
         memory = self.memory
+        await self.held_up(name)
         memory.tries += name.endswith(":account")
         await self._travel()
         result = memory.change(name, change)

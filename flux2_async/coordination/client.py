@@ -281,6 +281,14 @@ class SharedKey:
             logger.debug("what a callback told of submission %s cannot be polled: %s", ref, type(error).__name__)
             return False
 
+    async def is_taken(self) -> bool:
+        """Whether another process has reserved the key, or it stands for a task.
+
+        Raises:
+            CoordinationError: The shared state cannot be asked.
+        """
+        return await self._sharing.membership.ask(self._coordinator.look, self._claim.key) is not None
+
     async def reserve(self) -> bool:
         """Reserve the key for a POST; False: somebody else was faster, look again.
 

@@ -95,14 +95,16 @@ class Budgets:
         if claim is None or submission.doubt is not None:
             await self._reserve(submission)
             return True
-        try:
-            await self._with_room(submission)
-        except BudgetExceededError:
-            if not await claim.reserve():
-                return False
-            # Now no other process counts it.
-            await self._with_room(submission)
-            await claim.release()
+        for is_last in (False, True):
+            try:
+                await self._with_room(submission)
+                break
+            except BudgetExceededError:
+                # Whoever counts it has its key, and may have given back both meanwhile.
+                if await claim.is_taken():
+                    return False
+                if is_last:
+                    raise
         return True
 
     async def _reserve(self, submission: Submission) -> None:

@@ -5,6 +5,8 @@ import gc
 import math
 import pickle
 import weakref
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +378,115 @@ async def test_who_waited_for_a_key_sends_what_its_owner_did_not() -> None:
         assert (await joined).id in emulator.ledger.accepted
         assert isinstance(await error_of(one.submit(PRO, key="b")), BudgetExceededError)
         assert len(emulator.ledger.accepted) == 1
+
+
+class Waiting:
+    """An `on_send` that says when it has begun, and goes on, or fails, when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self, _: str) -> None:
+        self.begun.set()
+        await self.go_on.wait()
+        if self.error is not None:
+            raise self.error
+
+
+@asynccontextmanager
+async def sharing(budget: Budget, count: int = 2) -> AsyncIterator[tuple[Emulator, list[Flux2Session], Memory]]:
+    """Sessions that share an account, in the order of the stores of what they share."""
+    memory = Memory()
+    async with Emulator(Script(plans=Plan(duration=1.0), render=False)) as emulator, AsyncExitStack() as stack:
+        sessions = [session_for(emulator, coordination=memory, budget=budget) for _ in range(count)]
+        yield emulator, [await stack.enter_async_context(flux) for flux in sessions], memory
+
+
+@pytest.mark.parametrize("sent", [True, False])
+async def test_no_room_for_what_another_process_counts(*, sent: bool) -> None:
+    """It reserved the key, and counted it, between two questions: who finds no room joins it, or sends it after all."""
+    async with sharing(Budget(5)) as (emulator, (one, two), memory):
+        asks, counted, on_send = asyncio.Event(), asyncio.Event(), Waiting()
+        on_send.error = None if sent else ValueError("not today")
+
+        async def held_up(name: str) -> None:
+            if ":budget:" in name:
+                asks.set()
+                await counted.wait()
+            elif ":key:" in name and counted.is_set() and not sent:
+                on_send.go_on.set()
+                # Given back, and free.
+                await asyncio.sleep(1)
+
+        memory.stores[1].held_up = held_up
+        joined = asyncio.ensure_future(two.submit(PRO, key="a"))
+        await asks.wait()
+        owner = asyncio.ensure_future(one.submit(PRO, key="a", on_send=on_send))
+        await on_send.begun.wait()
+        counted.set()
+        await asyncio.sleep(0.5)
+        assert not joined.done()
+        on_send.go_on.set()
+        task = await joined
+        (outcome,) = await asyncio.gather(owner, return_exceptions=True)
+        assert getattr(outcome, "id", outcome) == (task.id if sent else on_send.error)
+        assert list(emulator.ledger.accepted) == [task.id]
+
+
+async def test_what_is_given_back_is_told_before_its_key_is_free() -> None:
+    """Who waited for the key finds room also where it takes long to tell of the budget."""
+    async with sharing(Budget(5)) as (emulator, (one, two), memory):
+        on_send = Waiting()
+        on_send.error = ValueError("not today")
+
+        async def held_up(name: str) -> None:
+            if ":budget:" in name:
+                await asyncio.sleep(1)
+
+        owner = asyncio.ensure_future(one.submit(PRO, key="a", on_send=on_send))
+        await on_send.begun.wait()
+        joined = asyncio.ensure_future(two.submit(PRO, key="a"))
+        memory.stores[0].held_up = held_up
+        on_send.go_on.set()
+        assert isinstance(await error_of(owner), ValueError)
+        assert (await joined).id in emulator.ledger.accepted
+
+
+async def test_what_its_turn_refuses_is_told_without_itself() -> None:
+    """Of two that fit when they were asked for, the later one is refused by what the other one has reserved."""
+    async with sharing(Budget(5)) as (emulator, (one, two), memory):
+        asks, counted = asyncio.Event(), asyncio.Event()
+
+        async def held_up(name: str) -> None:
+            if ":ref:" in name:
+                asks.set()
+                await counted.wait()
+
+        memory.stores[1].held_up = held_up
+        late = asyncio.ensure_future(two.submit(PRO, key="b"))
+        await asks.wait()
+        await one.submit(PRO, key="a")
+        counted.set()
+        error = await error_of(late)
+        assert isinstance(error, BudgetExceededError)
+        assert (error.spent, error.reserved, error.price) == (0.0, 5.0, 5.0)
+        assert len(emulator.ledger.accepted) == 1
+
+
+async def test_a_key_that_was_refused_stays_free() -> None:
+    """Nothing was sent, so another process may send it, also where the one that asked dies over the answer."""
+    async with sharing(Budget(4), 1) as (emulator, (one,), memory), session_for(emulator, coordination=memory) as other:
+
+        async def held_up(_: str) -> None:
+            memory.stores[0].cut = bool(memory.keys)
+
+        memory.stores[0].held_up = held_up
+        await error_of(one.submit(PRO, key="a"))
+        memory.stores[0].cut = True
+        # Longer than what is reserved is taken for sent.
+        await asyncio.sleep(200)
+        await other.submit(PRO, key="a")
 
 
 async def test_as_completed_sends_what_is_within() -> None:

@@ -15,8 +15,6 @@ from textwrap import fill
 from types import ModuleType
 from typing import Final, get_origin
 
-from flux2_async.errors import ConfigurationError
-
 PACKAGE: Final = "flux2_async"
 # Where public names are, those of the package itself first; an extra that one of them needs may be missing.
 HOMES: Final = (
@@ -50,11 +48,7 @@ def docs(name: str | None = None, /) -> int:
             _say(f"{each:<{WIDTH}} {page.splitlines()[2]}")
         _say("\nflux2 docs PAGE shows a page, flux2 docs NAME explains a public name, such as Flux2Session.submit.")
         return 0
-    try:
-        text = _fitted(pages[name]) if name in pages else _described(name)
-    except ConfigurationError as error:
-        print(f"flux2: docs: {error}", file=sys.stderr)  # noqa: T201  rich may be missing
-        return 1
+    text = _fitted(pages[name]) if name in pages else _described(name)
     if text is None:
         known = sorted({each for _, module in public_modules() for each in module.__all__})
         return _missing("docs: no page and no public name", name, _members_like(name) or [*pages, *known])
@@ -198,11 +192,8 @@ def _names_of(kind: type) -> list[str]:
 
 
 def _summary(owner: object, name: str) -> str:
-    try:
-        value = getattr(owner, name)
-        text = _alias(value) or inspect.getdoc(value) or ""
-    except ConfigurationError as error:
-        return str(error)
+    value = getattr(owner, name)
+    text = _alias(value) or inspect.getdoc(value) or ""
     # A field is told of in the text of the class that has it.
     about = "" if text else "\n".join(inspect.getdoc(each) or "" for each in getattr(owner, "__mro__", ()))
     told = re.search(rf"^    {name}: (.*)", about, re.MULTILINE)

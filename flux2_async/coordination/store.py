@@ -13,7 +13,8 @@ import secrets
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import attrs
@@ -203,6 +204,23 @@ def check_settings(on_failure: object, timeout: object = 1.0) -> None:
         raise ConfigurationError(f"on_failure: {on_failure!r} given, it must be 'degrade' or 'fail'")
     if not is_number(timeout) or not 0 < timeout < math.inf:
         raise ConfigurationError(f"timeout: {timeout!r} given, it must be a number of seconds above 0")
+
+
+@contextmanager
+def needs(package: str, name: str, *, extra: str) -> Iterator[None]:
+    """Import a package that an extra brings.
+
+    Raises:
+        ConfigurationError: It is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        # psycopg says so, and names nothing, where it finds no libpq.
+        missing = error.name or (package if package in str(error) else "")
+        if missing.partition(".")[0] != package:
+            raise
+        raise ConfigurationError(f"{name} needs the extra: pip install 'flux2-async[{extra}]'") from None
 
 
 async def finish(task: "asyncio.Task[None] | None") -> None:

@@ -36,8 +36,8 @@ processes.set_forkserver_preload(
         "coordinated_worker",
         "flux2_async.coordination.client",
         "flux2_async.coordination.host.store",
-        "flux2_async.coordination.postgres.settings",
-        "flux2_async.coordination.redis.settings",
+        "flux2_async.coordination.postgres.store",
+        "flux2_async.coordination.redis.store",
         "flux2_async.receivers._aiohttp",
         "pytest",
     ]

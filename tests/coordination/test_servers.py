@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,6 @@ from postgres_server import PostgresServer
 from preloaded import SET_CLOCK, preloaded
 from redis_server import RedisServer
 
-import flux2_async.coordination
 from flux2_async import (
     Callbacks,
     ConfigurationError,
@@ -365,16 +365,29 @@ def test_bad_arguments_are_told(kind: type[Coordination], given: dict[str, Any])
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize(("name", "extra"), [("RedisCoordination", "redis"), ("PostgresCoordination", "postgres")])
-def test_missing_extra_is_told(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its package the error names the extra."""
-    package = {"redis": "redis", "postgres": "psycopg"}[extra]
-    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, package, None)
-    for module in [module for module in sys.modules if module.startswith(f"flux2_async.coordination.{extra}.")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delitem(vars(flux2_async.coordination), name, raising=False)
+WITHOUT = """
+import sys
+sys.modules[{package!r}] = None
+import flux2_async.coordination as coordination
+from flux2_async.coordination import *
+from flux2_async import ConfigurationError
 
-    with pytest.raises(ConfigurationError, match=rf"{name} needs the extra: pip install 'flux2-async\[{extra}\]'"):
-        getattr(flux2_async.coordination, name)
+assert hasattr(coordination, {name!r}) and {name!r} in dir(coordination)
+assert not isinstance(HostCoordination(), {name})
+try:
+    {name}("{scheme}://localhost")
+except ConfigurationError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "package", "scheme"),
+    [("RedisCoordination", "redis", "redis", "redis"), ("PostgresCoordination", "postgres", "psycopg", "postgresql")],
+)
+def test_missing_extra_is_told(name: str, extra: str, package: str, scheme: str) -> None:
+    """Without its package a class can be imported and asked for, and who makes one is told what to install."""
+    program = WITHOUT.format(name=name, package=package, scheme=scheme)
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603  our own words
+
+    assert (told.stdout, told.stderr) == (f"{name} needs the extra: pip install 'flux2-async[{extra}]'\n", "")

@@ -1,23 +1,14 @@
-"""The settings of a shared state on Postgres, and the check of its address."""
+"""The settings of a shared state on Postgres; psycopg is needed when one is made."""
 
-import re
-from typing import Any, Final, Literal
-
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from typing import Final, Literal
 
 from flux2_async._shown.frames import made_without_frames, showable
-from flux2_async.coordination.postgres.store import PostgresStore
-from flux2_async.coordination.store import Coordination, check_settings
+from flux2_async.coordination.store import Coordination, Store, check_settings, needs
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import plain
 
 # In bytes.
 LONGEST_NAME: Final = 63
-_BAD_DSN: Final = (
-    "dsn: it must look like postgresql://user:password@host:5432/database or host=... dbname=... user=..., with "
-    "options of libpq only; what is no letter or digit in user and password is written as %40 and so on in an address"
-)
 
 
 @made_without_frames
@@ -56,7 +47,9 @@ class PostgresCoordination(Coordination):
         timeout: float = 1.0,
     ) -> None:
         _check(schema, on_failure, timeout)
-        self._dsn = _read(dsn)
+        with needs("psycopg", type(self).__name__, extra="postgres"):
+            from flux2_async.coordination.postgres.address import dsn_of  # noqa: PLC0415  it needs the package
+        self._dsn = dsn_of(dsn)
         self._schema = plain(schema)
         self._timeout = timeout
         self.on_failure: Literal["degrade", "fail"] = on_failure
@@ -64,25 +57,12 @@ class PostgresCoordination(Coordination):
     def __repr__(self) -> str:
         return f"<PostgresCoordination schema={self._schema!r} on_failure={self.on_failure!r}>"
 
-    def store(self, account: str, member: str) -> PostgresStore:
+    def store(self, account: str, member: str) -> Store:
         """Make the store of a session, see `Coordination.store`."""
+        from flux2_async.coordination.postgres.store import PostgresStore  # noqa: PLC0415  it needs the package
+
         del member
         return PostgresStore(self._dsn, self._schema, account, self._timeout)
-
-
-def _read(dsn: object) -> str:
-    """Give what libpq takes; a user's own options stand, but not against what we rely on."""
-    if not isinstance(dsn, str) or not dsn.strip():
-        raise ConfigurationError(_BAD_DSN)
-    try:
-        options: dict[str, Any] = {**conninfo_to_dict(re.sub(r"^(postgres(ql)?)\+\w+://", r"\1://", dsn.strip()))}
-    except (psycopg.Error, UnicodeEncodeError):
-        raise ConfigurationError(_BAD_DSN) from None
-    # An address with a password that is not escaped ends too early, and psycopg would log the rest of it.
-    if "@" in str(options.get("host", "")) or not re.fullmatch(r"[0-9,]*", str(options.get("port", ""))):
-        raise ConfigurationError(_BAD_DSN)
-    options.setdefault("application_name", "flux2_async")
-    return make_conninfo(**options | {"client_encoding": "utf8"})
 
 
 def _check(schema: object, on_failure: object, timeout: object) -> None:

@@ -1,25 +1,12 @@
-"""The settings of a shared state on Redis or Valkey, and the check of its address."""
+"""The settings of a shared state on Redis or Valkey; the redis package is needed when one is made."""
 
 import re
-from typing import Any, Final, Literal
-from urllib.parse import urlsplit
-
-import redis.asyncio
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from typing import Literal
 
 from flux2_async._shown.frames import made_without_frames, showable
-from flux2_async.coordination.redis.store import RedisStore
-from flux2_async.coordination.store import Coordination, check_settings
+from flux2_async.coordination.store import Coordination, Store, check_settings, needs
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.plain import plain
-
-_BAD_URL: Final = (
-    "url: it must look like redis://host:6379/0, rediss://user:password@host:6379 or unix:///path?db=0, with options "
-    "of the redis package only, and files of certificates that can be read"
-)
 
 
 @made_without_frames
@@ -67,54 +54,19 @@ class RedisCoordination(Coordination):
         self._timeout = timeout
         self.on_failure: Literal["degrade", "fail"] = on_failure
         # An address that cannot be read is told when the session is made.
-        self._client()
+        self.store("", "")
 
     def __repr__(self) -> str:
         return f"<RedisCoordination namespace={self._namespace!r} on_failure={self.on_failure!r}>"
 
-    def store(self, account: str, member: str) -> RedisStore:
+    def store(self, account: str, member: str) -> Store:
         """Make the store of a session, see `Coordination.store`."""
         del member
+        with needs("redis", type(self).__name__, extra="redis"):
+            from flux2_async.coordination.redis.address import client_of  # noqa: PLC0415  it needs the package
+            from flux2_async.coordination.redis.store import RedisStore  # noqa: PLC0415  likewise
         # The braces keep all keys of an account on one node of a cluster.
-        return RedisStore(self._client(), f"{self._namespace}:{{{account}}}", self._timeout)
-
-    def _client(self) -> "redis.asyncio.Redis":
-        pool = redis.asyncio.ConnectionPool(**_connection_options(self._url, self._timeout))
-        return redis.asyncio.Redis.from_pool(pool)
-
-
-def _connection_options(url: object, timeout: float) -> dict[str, Any]:
-    """What a pool takes, checked without a connection; a user's own options stand, but not against what we rely on."""
-    try:
-        options: dict[str, Any] = {**_parse(url)}
-        kind = options.get("connection_class", redis.asyncio.Connection)
-        if kind is not redis.asyncio.UnixDomainSocketConnection:
-            options.setdefault("socket_keepalive", True)
-        options |= {
-            "decode_responses": True,
-            # What every server knows.
-            "protocol": 2,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            "retry": Retry(NoBackoff(), 0),
-        }
-        connection = kind(**{name: value for name, value in options.items() if name != "connection_class"})
-        if isinstance(connection, redis.asyncio.SSLConnection):
-            connection.ssl_context.get()
-    except (ValueError, TypeError, AttributeError, RedisError, OSError):
-        raise ConfigurationError(_BAD_URL) from None
-    return options
-
-
-def _parse(url: Any) -> dict[str, Any]:
-    # What the clients of Valkey call them.
-    url = re.sub(r"^valkey(s?)://", r"redis\1://", url.strip())
-    options: dict[str, Any] = {**parse_url(url)}
-    is_file = options.get("connection_class") is redis.asyncio.UnixDomainSocketConnection
-    # Another word for a database would be taken for 0.
-    if not re.fullmatch(r".+" if is_file else r"/?[0-9]*", urlsplit(url).path):
-        raise ValueError
-    return options
+        return RedisStore(client_of(self._url, self._timeout), f"{self._namespace}:{{{account}}}", self._timeout)
 
 
 def _check(namespace: object, on_failure: object, timeout: object) -> None:

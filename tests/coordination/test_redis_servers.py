@@ -129,6 +129,28 @@ def wait_for_port(port: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        (("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), "allkeys-lru"),
+        (("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"), "volatile-ttl"),
+        (("--maxmemory", "100mb"), ""),
+        # It is never full.
+        (("--maxmemory-policy", "allkeys-lru"), ""),
+    ],
+)
+async def test_server_that_drops_keys_is_warned_of(
+    options: tuple[str, ...], policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever opens a session is told once which setting lets paid tasks be forgotten, and what to set."""
+    with RedisServer(*options) as server:
+        assert await opened_at(server.url) is None
+
+    told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == (1 if policy else 0)
+    assert all(f"(maxmemory-policy {policy})" in each and "set maxmemory-policy to noeviction" in each for each in told)
+
+
+@pytest.mark.parametrize(
     ("address", "says"),
     [
         ("redis://127.0.0.1:{port}", "the user or the password"),

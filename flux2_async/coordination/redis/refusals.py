@@ -56,6 +56,15 @@ def check_server(info: dict[str, Any]) -> None:
         raise ConfigurationError(f"redis {version} is too old; {oldest} or newer, or any Valkey, is needed")
 
 
+def evicts(info: dict[str, Any]) -> str:
+    """Give the policy by which a server that is full drops keys, all of which have an end here; empty: it drops none.
+
+    Hosted ones may not say how much they hold.
+    """
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    return "" if policy == "noeviction" or info.get("maxmemory") == 0 else policy
+
+
 def told(error: Exception) -> CoordinationError:
     """Say what a failure means."""
     told = " ".join([*(kind.__name__ for kind in type(error).__mro__), str(error)])

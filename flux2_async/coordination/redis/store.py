@@ -16,7 +16,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from flux2_async.coordination.account_state import FORMAT
-from flux2_async.coordination.redis.refusals import check_server, told
+from flux2_async.coordination.redis.refusals import check_server, evicts, told
 from flux2_async.coordination.store import Found, HopelessError, Kept, RemoteStore, finish
 from flux2_async.errors import ConfigurationError
 
@@ -48,6 +48,10 @@ OTHERS_ARE_THERE: Final = (
     "uses the whole limit; run one version in all processes, or name another namespace:"
     " RedisCoordination(namespace=...)"
 )
+EVICTS: Final = (
+    "redis: this server drops keys when it is full (maxmemory-policy %s), also those that tell what is paid: the same "
+    "`key=` may then be paid again, and a budget exceeded; set maxmemory-policy to noeviction, or use another server"
+)
 
 
 class RedisStore(RemoteStore):
@@ -67,11 +71,14 @@ class RedisStore(RemoteStore):
             loop = asyncio.get_running_loop()
             self._listener = loop.create_task(self._listen(on_line), name="flux2_async listen to redis")
         try:
-            check_server(await self._call(self._client.info))
+            info = await self._call(self._client.info)
+            check_server(info)
             await self._call(self._listen_once)
             await self.try_rights()
             if await self._others_are_there():
                 raise ConfigurationError(OTHERS_ARE_THERE)
+            if policy := evicts(info):
+                logger.warning(EVICTS, policy)
         except HopelessError as error:
             raise ConfigurationError(str(error)) from None
 

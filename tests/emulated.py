@@ -5,13 +5,14 @@ import random
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from programs import at_the_end
 
 from flux2_async._http.files import Files
-from flux2_async.emulator import Emulator, Ledger, Plan, Script
+from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.models import Polling, TextToImage
 from flux2_async.session.parts import Parts
 from flux2_async.session.session import Flux2Session
@@ -46,13 +47,20 @@ def look_at_length(monkeypatch: pytest.MonkeyPatch, look: Callable[[], Awaitable
 
 
 def free_port() -> int:
-    """A port that nobody listens at, and that the system gives to no connection on its own."""
+    """A port that nobody listens at until the test lets somebody, and that nobody else is given while this runs."""
     while True:
         # Hypothesis seeds the common generator, in each process alike.
         port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        reserved = socket.socket()
+        try:
+            reserved.bind(("127.0.0.1", port))
+        except OSError:
+            reserved.close()
+            continue
+        # Those that listen may have the port beside it, as servers ask to; whoever looks for a free one does not ask.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        at_the_end.enter_context(reserved)
+        return port
 
 
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,10 +76,10 @@ async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
             await asyncio.sleep(0.01)
 
 
-async def callback_answers(ledger: Ledger, count: int = 1) -> list[int | None]:
+async def callback_answers(emulator: "Emulator | RunningEmulator", count: int = 1) -> list[int | None]:
     """What was answered to that many callbacks, or more; a result comes before the emulator reads the answer."""
-    await until(lambda: len(ledger.callbacks) >= count)
-    return [call.status for call in ledger.callbacks]
+    await until(lambda: len(emulator.ledger.callbacks) >= count)
+    return [call.status for call in emulator.ledger.callbacks]
 
 
 async def most_at_once(emulator: Emulator, seconds: float) -> Counter[str]:

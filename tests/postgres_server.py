@@ -3,7 +3,6 @@
 Without one, tests are skipped. It refuses to run as root, so root lends it the user `postgres`.
 """
 
-import asyncio
 import os
 import pwd
 import shutil
@@ -12,13 +11,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import psycopg
-from emulated import free_port
+from emulated import free_port, until
 from programs import at_the_end, program
 
 from flux2_async.coordination import PostgresCoordination
@@ -48,6 +48,8 @@ class PostgresServer:
         return f"postgresql://{user}:{password.replace(' ', '%20')}@127.0.0.1:{port or self.port}/{database}"
 
     def coordination(self, *, port: int = 0, space: str = "flux2", **options: Any) -> PostgresCoordination:
+        # As in redis_server.py.
+        options = {"timeout": 10.0} | options
         return PostgresCoordination(self.url_for(OWNER, OWNERS_PASSWORD, port=port), schema=space, **options)
 
     def connection(self, *, port: int = 0, database: str = "postgres") -> "psycopg.Connection[Any]":
@@ -72,6 +74,14 @@ class PostgresServer:
         ((clients,),) = self.run("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'flux2_async'")
         return int(clients)
 
+    def backends(self) -> int:
+        """How many of its processes serve somebody, those included who have left a moment ago."""
+        served = 0
+        for process in self._processes()[1:]:
+            with suppress(OSError):
+                served += b"127.0.0.1(" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return served
+
     def time(self) -> float:
         ((now,),) = self.run("SELECT extract(epoch FROM clock_timestamp())::float8")
         return float(now)
@@ -83,7 +93,8 @@ class PostgresServer:
     async def set_read_only(self, *, value: bool) -> None:
         """Let it take no writes, or again, as those who rent out servers do when a disk is full."""
         self.run(f"ALTER SYSTEM SET default_transaction_read_only = {value}", "SELECT pg_reload_conf()")
-        await asyncio.sleep(0.1)
+        # Its processes learn of it one after the other.
+        await until(lambda: self.run("SHOW default_transaction_read_only") == [("on" if value else "off",)])
 
     def start(self) -> None:
         words = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
@@ -142,6 +153,11 @@ class PostgresServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def _processes(self) -> list[int]:
         assert self._process is not None
         processes = [self._process.pid]
         # Each of its processes leads a session of its own.
@@ -152,11 +168,7 @@ class PostgresServer:
                 continue
             if parent == str(self._process.pid):
                 processes.append(int(pid))
-        for process in processes:
-            try:
-                os.kill(process, number)
-            except ProcessLookupError:
-                continue
+        return processes
 
 
 def unprivileged() -> dict[str, Any]:

@@ -38,6 +38,8 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def coordination(self, *, port: int = 0, space: str = "flux2", **options: Any) -> RedisCoordination:
+        # On a busy machine a server takes its time, which only few tests take for an outage.
+        options = {"timeout": 10.0} | options
         return RedisCoordination(f"redis://127.0.0.1:{port or self.port}", namespace=space, **options)
 
     def kept(self) -> dict[str, float]:
@@ -78,7 +80,7 @@ class RedisServer:
                     client.ping()
             except (redis.AuthenticationError, redis.ResponseError):
                 return
-            except redis.ConnectionError:
+            except (redis.ConnectionError, redis.TimeoutError):
                 time.sleep(0.02)
             else:
                 return

@@ -195,7 +195,7 @@ async def test_aiohttp_edits_a_photograph(aiohttp_recipe: str, flux2_emulator: R
     assert answer.status == 200
     assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
     assert [upload.size for upload in ledger.uploads] == [len(PHOTO)]
-    assert await callback_answers(ledger) == [200]
+    assert await callback_answers(flux2_emulator) == [200]
     assert ledger.polls == 1
 
 
@@ -251,7 +251,7 @@ async def test_fastapi_waits_for_the_picture(
     [task_id] = ledger.accepted
     assert answer.status == 200
     assert answer.json() == {"id": task_id, "urls": list(flux2_emulator.task(task_id).result_urls)}
-    assert await callback_answers(ledger) == [200]
+    assert await callback_answers(flux2_emulator) == [200]
     assert ledger.polls == 1
 
 
@@ -693,15 +693,12 @@ def test_notebook_shows_pictures_in_a_kernel(
     assert [call.outcome for call in ledger.requests] == ["accepted"] * 5
 
 
-def test_script_runs_without_a_web_server(
-    flux2_emulator: RunningEmulator, listener: socket.socket, tmp_path: Path
-) -> None:
+async def test_script_runs_without_a_web_server(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
     """The program saves three pictures, each brought by its callback."""
-    port = listener.getsockname()[1]
-    listener.close()
-    printed = started("script", tmp_path, PORT=str(port))
+    port = free_port()
+    printed = started("script", tmp_path, PORT=str(port), PUBLIC_URL=f"http://127.0.0.1:{port}")
 
     assert sorted(line.split()[0] for line in printed.splitlines()) == ["done:"] * 3
     assert len(list((tmp_path / "houses").iterdir())) == 3
-    assert [call.status for call in flux2_emulator.ledger.callbacks] == [200] * 3
+    assert await callback_answers(flux2_emulator, 3) == [200] * 3
     assert flux2_emulator.ledger.polls == 3

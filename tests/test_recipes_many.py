@@ -151,7 +151,7 @@ async def test_callbacks_and_clicks_reach_whichever_worker(workers: str, flux2_e
 
     ledger = flux2_emulator.ledger
     assert sorted(answer["id"] for answer in answers) == sorted(ledger.accepted)
-    assert await callback_answers(ledger, len(answers)) == [200] * len(answers)
+    assert await callback_answers(flux2_emulator, len(answers)) == [200] * len(answers)
     # The look that confirms a callback, and none besides.
     assert ledger.polls == len(answers)
     assert [call.outcome for call in ledger.requests] == ["accepted"] * len(answers)

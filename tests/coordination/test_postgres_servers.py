@@ -21,7 +21,7 @@ from flux2_async.coordination import Kept, PostgresCoordination, Store
 
 pytestmark = pytest.mark.real_time
 
-SHORT: dict[str, Any] = {"timeout": 0.3}
+SHORT: dict[str, Any] = {"timeout": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def server() -> Iterator[PostgresServer]:
 
 
 async def opened_by(dsn: str, **options: Any) -> Exception | None:
-    return await opened(PostgresCoordination(dsn, on_failure="fail", **options))
+    return await opened(PostgresCoordination(dsn, on_failure="fail", **{"timeout": 10.0} | options))
 
 
 @asynccontextmanager
@@ -149,12 +149,11 @@ async def test_no_connection_left_is_an_outage(caplog: pytest.LogCaptureFixture)
     with PostgresServer(max_connections="3", superuser_reserved_connections="0") as server:
         server.run("CREATE ROLE app SUPERUSER LOGIN PASSWORD 'x'")
         dsn = server.url_for("app", "x")
-        # The server keeps the place of who has left for a moment.
-        await asyncio.sleep(0.2)
-        async with listening(PostgresCoordination(dsn), 3):
+        await until(lambda: server.backends() == 0)
+        async with listening(PostgresCoordination(dsn, timeout=10.0), 3):
             assert isinstance(await opened_by(dsn), CoordinationError)
             assert "no connection left" in caplog.text
-        await asyncio.sleep(0.2)
+        await until(lambda: server.backends() == 0)
         assert await opened_by(dsn) is None
 
 
@@ -183,13 +182,13 @@ async def test_connection_that_is_cut_while_idle_is_made_anew(how: str) -> None:
             else:
                 cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flux2_async'"
                 server.run(cut)
-                await until(lambda: heard.count("") > before, 5.0)
+                await until(lambda: heard.count("") > before)
             # The one that tells may have to connect first.
             await until_told(one, "news", heard)
 
 
 async def until_told(store: Store, line: str, heard: list[str]) -> None:
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(30.0):
         while line not in heard:
             with suppress(CoordinationError):
                 await store.publish(line)
@@ -204,7 +203,7 @@ async def test_what_is_out_of_date_is_deleted(server: PostgresServer) -> None:
     server.run("UPDATE old.coordination SET expires_at = 1 WHERE name = 'forgetting'")
     async with listening(server.coordination(space="old"), 1):
         names = "SELECT name FROM old.coordination WHERE name <> 'forgetting'"
-        await until(lambda: [name.partition(":")[2] for (name,) in server.run(names)] == ["for:ever"], 5.0)
+        await until(lambda: [name.partition(":")[2] for (name,) in server.run(names)] == ["for:ever"])
 
 
 async def test_database_of_another_encoding_works(server: PostgresServer) -> None:
@@ -214,7 +213,7 @@ async def test_database_of_another_encoding_works(server: PostgresServer) -> Non
     async with listening(coordination, 1) as ((store, heard),):
         await store.update("a", lambda _, __: Kept("漢\0", 60.0, None))
         await store.publish("漢\0")
-        await until(lambda: "漢\0" in heard, 5.0)
+        await until(lambda: "漢\0" in heard)
         assert await store.update("a", lambda text, _: Kept(text, 0.0, text)) == "漢\0"
 
 
@@ -223,10 +222,8 @@ async def test_long_lock_is_an_outage_and_no_more(server: PostgresServer) -> Non
     async with listening(server.coordination(**SHORT), 1) as ((store, _),):
         with server.connection() as other:
             other.execute("BEGIN; LOCK TABLE flux2.coordination")
-            begun = asyncio.get_running_loop().time()
             error = await error_of(store.update("a", lambda _, __: Kept("x", 60.0, None)))
             assert isinstance(error, CoordinationError)
-            assert asyncio.get_running_loop().time() - begun < 3.0
             other.execute("ROLLBACK")
         await store.update("a", lambda _, __: Kept("x", 60.0, None))
 
@@ -276,7 +273,8 @@ def pgbouncer(server: PostgresServer, mode: str, size: int) -> Iterator[int]:
 async def test_pooler_has_to_lend_for_a_session(server: PostgresServer, mode: str, size: int) -> None:
     """Over one that lends connections for less nothing would be heard, and what is set would be another's next."""
     with pgbouncer(server, mode, size) as port:
-        coordination = server.coordination(port=port)
+        # What nobody lends is waited for so long.
+        coordination = server.coordination(port=port, timeout=2.0)
         if mode == "session":
             async with listening(coordination, 1) as ((store, heard),):
                 await until_told(store, "news", heard)

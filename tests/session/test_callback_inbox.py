@@ -106,7 +106,7 @@ async def test_a_callback_resolves_at_once() -> None:
         assert asyncio.get_running_loop().time() - begun == pytest.approx(12.0, abs=0.05)
         assert emulator.ledger.polls_of(task.id) == 1
         assert result.urls
-        assert await callback_answers(emulator.ledger) == [200]
+        assert await callback_answers(emulator) == [200]
         assert flux.statistics().callbacks == 1
 
 
@@ -289,7 +289,7 @@ async def test_a_callback_after_a_poll_settles_nothing_again() -> None:
         result = await task
         await asyncio.sleep(30)
 
-        assert await callback_answers(emulator.ledger) == [200]
+        assert await callback_answers(emulator) == [200]
         assert await task is result
 
 
@@ -565,7 +565,7 @@ async def test_the_services_own_signature(signing: str | None, status: int) -> N
         await task
         took = asyncio.get_running_loop().time() - begun
 
-        assert await callback_answers(emulator.ledger) == [status]
+        assert await callback_answers(emulator) == [status]
         assert (took < 6) == (status == 200)
 
 
@@ -575,7 +575,7 @@ async def test_a_random_secret_of_its_own() -> None:
         task = await flux.submit(REQUEST)
 
         assert (await task).urls
-        assert await callback_answers(emulator.ledger) == [200]
+        assert await callback_answers(emulator) == [200]
         assert await post(signed_url(callback_url(emulator).partition("?")[0], "x", SECRET), finished("x")) == 401
 
 
@@ -611,7 +611,7 @@ async def test_the_receiver_restarts_meanwhile() -> None:
         await asyncio.sleep(10)
         async with serve(flux, "127.0.0.1", port):
             assert (await task.result(timeout=120)).urls
-            assert await callback_answers(emulator.ledger, 2) == [None, 200]
+            assert await callback_answers(emulator, 2) == [None, 200]
 
 
 async def test_callback_of_another_process() -> None:
@@ -638,7 +638,7 @@ async def test_a_thousand_at_once(server: Server) -> None:
 
         assert len({result.task_id for result in results}) == 1000
         assert emulator.ledger.polls == 1000
-        assert await callback_answers(emulator.ledger, 1000) == [200] * 1000
+        assert await callback_answers(emulator, 1000) == [200] * 1000
         assert flux.statistics().repeated_settles == 0
 
 

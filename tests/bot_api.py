@@ -55,9 +55,9 @@ class BotApi:
         """Wait until the bot has sent so many.
 
         Raises:
-            TimeoutError: It has not within 20 seconds.
+            TimeoutError: It has not within 120 seconds.
         """
-        async with asyncio.timeout(20), self._changed:
+        async with asyncio.timeout(120), self._changed:
             await self._changed.wait_for(lambda: len(self.sent) >= count)
             return list(self.sent)
 

@@ -21,7 +21,7 @@ QUIET = [
 ]
 
 # A busy machine is no reason to fail.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 @attrs.define
@@ -57,7 +57,7 @@ def new_page() -> Iterator[Page]:
 
 def until(page: Page, condition: str) -> None:
     """Wait as `wait_for_function` does, which the page's policy forbids: it evaluates from within."""
-    for _ in range(500):
+    for _ in range(3000):
         if page.evaluate(condition):
             return
         page.wait_for_timeout(20)

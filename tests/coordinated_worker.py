@@ -72,7 +72,7 @@ async def groups(flux: Flux2Session, asked: dict[str, int], line: Connection) ->
 async def one_by_one(flux: Flux2Session, number: int) -> None:
     for _ in range(number):
         task = await flux.submit(REQUEST)
-        await task.result(timeout=30)
+        await task.result(timeout=120)
 
 
 async def receive(flux: Flux2Session, port: int) -> None:

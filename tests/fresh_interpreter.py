@@ -19,7 +19,7 @@ def in_fresh_interpreter(function: Callable[[str], object], word: str) -> str:
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -56,7 +56,7 @@ def nginx(folder: Path, service: str, path: str, refusing: str) -> Iterator[str]
 
 
 def _wait_for(port: int) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionError:

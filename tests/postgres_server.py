@@ -112,7 +112,7 @@ class PostgresServer:
 
     def wait_for(self, port: int) -> None:
         """Wait until it answers at its port, or at one that leads to it."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
                 with self.connection(port=port):

@@ -73,7 +73,7 @@ class RedisServer:
             stderr=subprocess.DEVNULL,
             env={**os.environ, **self._environment},
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
                 with self.client() as client:

@@ -40,8 +40,6 @@ from benchmarks.table import Table
 BOTH = [FLOOR, OURS]
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

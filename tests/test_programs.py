@@ -26,7 +26,6 @@ def test_missing_program_skips_and_says_what_to_install(
         program(name)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("without", ["chromium redis-server", "redis-server"])
 def test_in_ci_only_programs_that_are_to_be_missing_may_be(
     without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -366,7 +366,7 @@ async def run_by_a_new_user(folder: Path, port: int) -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(sys.executable, *words, cwd=folder)
     url = f"http://127.0.0.1:{port}"
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while True:
                 try:
                     await ask("GET", f"{url}/docs")
@@ -386,7 +386,6 @@ async def events_of(url: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines if line]
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.flux2_script(Script(plans=Plan(duration=4.5), render=False))
 async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulator, tmp_path: Path) -> None:
     """Position, stages, expected end and price are streamed; what is cancelled is never sent, what was sent goes on."""
@@ -600,7 +599,7 @@ def started(name: str, folder: Path, **environment: str) -> str:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -24,8 +24,7 @@ from flux2_async import TextToImage
 from flux2_async.emulator import Fault, Ledger, Limit, Plan, Script
 from flux2_async.testing import RunningEmulator
 
-# Interpreters are started by the half dozen, which takes its time on a busy machine.
-pytestmark = [pytest.mark.real_time, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.real_time
 
 WORKERS = 2
 PERIOD = 1.0

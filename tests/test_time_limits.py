@@ -43,7 +43,6 @@ pytest_plugins = ["time_limits"]
 OPTIONS = "-n 2 -p no:cacheprovider -p xdist -p pytest_timeout -o timeout=1 -o timeout_method=signal"
 
 
-@pytest.mark.timeout(150)
 def test_hanging_tests_are_named_with_their_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a test can be interrupted, cannot, or hangs after a failure: name and stacks are there, others run on."""
     (tmp_path / "conftest.py").write_text(QUICK)

@@ -192,9 +192,12 @@ def test_everything_at_once(case: Case, header: str | None) -> None:
         if luck.random() < 0.05:
             case.emulator.inject(Fault("file", "cut_body", task=task))
     case.write(60)
-    for seconds in (0.6, 1.0):
+    calls = case.calls()
+    for count in (40, 80):
+        enough = calls.total() + count
         child = case.processes.start(*WORDS)
-        time.sleep(seconds)
+        while calls.total() < enough:
+            time.sleep(0.001)
         case.processes.kill(child)
         assert case.processes.code(child) == -9, case.processes.said()
     case.finish(60)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastmcp import Client
     from mcp.client.extension import ClientExtension
 
-pytestmark = [pytest.mark.real_time, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.real_time
 PHOTO = Path(__file__).parents[2] / "flux2_async" / "cli" / "photos" / "coffee.png"
 KETTLE = {"prompt": "a red kettle on a slate worktop"}
 OTHERS = ("APIKLEY_", "FLUX2_", "FASTMCP_")

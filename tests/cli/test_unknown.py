@@ -22,9 +22,6 @@ from flux2_async.cli.app import run
 from flux2_async.emulator import Fault, Plan, Script
 from flux2_async.testing import RunningEmulator, running_emulator
 
-# Some of it starts commands of their own.
-pytestmark = pytest.mark.timeout(150)
-
 LOST = Fault("createTask", "cut_after", 3)
 BATCH = ["batch", "jobs.jsonl", "--out", "results", "--max-running", "1", "--no-report"]
 

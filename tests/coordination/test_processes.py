@@ -26,7 +26,7 @@ from flux2_async.coordination import Coordination, HostCoordination
 from flux2_async.emulator import Emulator, Fault, Limit, Plan, Script
 from flux2_async.models import Timeouts
 
-pytestmark = [pytest.mark.real_time, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.real_time
 
 # Workers are forked by a process that has imported everything; pytest, because it is the main module of their parent.
 processes = multiprocessing.get_context("forkserver")

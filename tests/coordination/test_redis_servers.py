@@ -119,7 +119,7 @@ def sentinel(server: RedisServer, folder: Path) -> Iterator[int]:
 
 
 def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with socket.socket() as connection:
             if connection.connect_ex(("127.0.0.1", port)) == 0:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import attrs
 from playwright.sync_api import Page, expect, sync_playwright
 from programs import program
 
-__all__ = ["Watched", "new_page", "until"]
+__all__ = ["Watched", "at_one_moment", "new_page", "until"]
 
 QUIET = [
     "--headless",
@@ -53,6 +54,19 @@ def new_page() -> Iterator[Page]:
             yield browser.new_page()
         finally:
             browser.close()
+
+
+@contextmanager
+def at_one_moment(watched: Watched, now: datetime) -> Iterator[Watched]:
+    """Another page of the same browser, for which it is now for ever."""
+    browser = watched.page.context.browser
+    assert browser is not None
+    page = browser.new_page()
+    page.clock.set_fixed_time(now)
+    try:
+        yield Watched(page)
+    finally:
+        page.close()
 
 
 def until(page: Page, condition: str) -> None:

@@ -30,8 +30,8 @@ def server() -> Iterator[PostgresServer]:
         yield server
 
 
-async def opened_by(dsn: str, **options: Any) -> Exception | None:
-    return await opened(PostgresCoordination(dsn, on_failure="fail", **{"timeout": 10.0} | options))
+async def opened_by(dsn: str) -> Exception | None:
+    return await opened(PostgresCoordination(dsn, on_failure="fail", timeout=10.0))
 
 
 @asynccontextmanager

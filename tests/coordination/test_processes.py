@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -63,6 +64,12 @@ class Worker:
         self.line.close()
         self.process.close()
 
+    async def asleep(self) -> None:
+        """Wait until it has done what it was about, and waits."""
+        before = -1
+        while before != (before := self.wake_ups()):  # noqa: ASYNC110  what another process does
+            await asyncio.sleep(0.2)
+
     def wake_ups(self) -> int:
         """How often any of its threads has woken up after waiting."""
         total = 0
@@ -123,6 +130,16 @@ async def team(coordination: Coordination, limit: int, period: float, **script: 
                 await made.kill(worker)
 
 
+async def used_up(emulator: Emulator, limit: int, period: float, since: int = 0) -> None:
+    """Wait until as many have been accepted in one period as may be, not counting the first ones."""
+    times = emulator.ledger.accepted_at
+
+    def at_once() -> bool:
+        return any(last - times[n] < period for n, last in enumerate(times[since + limit - 1 :], since))
+
+    await until(at_once)
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Coordination:
     return HostCoordination(tmp_path / "state.sqlite")
@@ -138,14 +155,16 @@ def coordination(request: pytest.FixtureRequest) -> Coordination:
 
 
 async def test_four_processes_use_up_one_limit(coordination: Coordination) -> None:
-    """Four processes, 120 tasks, 20 per period: none is refused, a window is used up, and none holds more."""
+    """Four processes, 120 tasks and more, 20 per period: none is refused, a window is used up, and none holds more."""
     period = 0.5
     async with team(coordination, 20, period) as crew:
-        workers = await crew.hire(4, "submit", number=30)
-        await crew.let(workers, "done")
+        for worker in await crew.hire(4, "endless", number=30):
+            worker.tell()
         ledger = crew.emulator.ledger
+        await until(lambda: len(ledger.accepted) >= 120)
+        # For which a busy machine may need some more.
+        await used_up(crew.emulator, 20, period)
 
-    assert len(ledger.accepted) == 120
     assert ledger.refused == 0
     assert ledger.max_in_window(period) == 20
 
@@ -203,15 +222,17 @@ async def test_one_among_five_hundred(coordination: Coordination) -> None:
 
 async def test_process_whose_turn_it_is_is_killed(coordination: Coordination) -> None:
     """Of three that take turns one is killed: the others go on at once, and nobody waits for the end of a lease."""
-    async with team(coordination, 1, 0.4, plans=Plan(duration=1000.0)) as crew:
+    async with team(coordination, 1, 0.8, plans=Plan(duration=1000.0)) as crew:
         workers = [(await crew.hire(1, "groups", groups={group: 50}))[0] for group in ("alice", "bob", "carol")]
         await crew.let(workers, "asked")
-        # Two after bob's last one it is bob's turn again.
+        # Two after bob's last one it is bob's turn again, for which he does not live on, however late this notices.
+        await until(lambda: groups_of(crew.emulator)[-2:-1] == ["bob"])
+        os.kill(workers[1].process.pid or 0, signal.SIGSTOP)
         await until(lambda: groups_of(crew.emulator)[-3:-2] == ["bob"])
         await crew.kill(workers[1])
         before = len(groups_of(crew.emulator))
         # A lease lasts for more than a minute.
-        await until(lambda: len(groups_of(crew.emulator)) >= before + 6, 30)
+        await until(lambda: len(groups_of(crew.emulator)) >= before + 6, 60)
 
         later = groups_of(crew.emulator)[before:]
         assert set(later[1:]) == {"alice", "carol"}
@@ -235,9 +256,18 @@ async def test_bound_of_a_group_holds_in_all(coordination: Coordination) -> None
 async def test_so_many_tasks_run_in_all(coordination: Coordination) -> None:
     """Three run at a time in three processes, also when one is killed whose tasks the service goes on with."""
     duration = 0.4
-    async with team(coordination, 20, 0.2, plans=Plan(duration=duration)) as crew:
+
+    def plans(index: int, _: object) -> Plan:
+        return Plan(duration=math.inf if index < 3 else duration)
+
+    async with team(coordination, 20, 0.2, plans=plans) as crew:
         workers = await crew.hire(3, "groups", groups={"alice": 6}, max_running=3, interval=0.05)
         await crew.let(workers, "asked")
+        await until(lambda: len(crew.emulator.ledger.accepted) >= 3)
+        await asyncio.sleep(duration)
+        assert len(crew.emulator.ledger.accepted) == 3
+        for task_id in tuple(crew.emulator.ledger.accepted):
+            crew.emulator.finish(task_id)
         await until(lambda: len(crew.emulator.ledger.accepted) >= 6)
         await crew.kill(workers[0])
         for worker in workers[1:]:
@@ -246,7 +276,6 @@ async def test_so_many_tasks_run_in_all(coordination: Coordination) -> None:
 
         assert len(times) >= 12
         assert all(later - earlier >= duration for earlier, later in zip(times, times[3:], strict=False))
-        assert min(later - earlier for earlier, later in zip(times, times[2:], strict=False)) < duration
 
 
 async def test_tasks_of_a_killed_process_count_no_more(host: Coordination) -> None:
@@ -298,13 +327,7 @@ async def test_one_process_after_another_is_killed(coordination: Coordination) -
             await crew.kill(crew.alive[0])
             (worker,) = await crew.hire(1, "endless", **options)
             worker.tell()
-        killed = len(ledger.accepted_at)
-
-        def used_up() -> bool:
-            later = ledger.accepted_at[killed:]
-            return any(last - first < period for first, last in zip(later, later[limit - 1 :], strict=False))
-
-        await until(used_up, 60)
+        await used_up(crew.emulator, limit, period, len(ledger.accepted))
 
     assert ledger.refused == 0
     assert ledger.max_in_window(period) <= limit
@@ -323,11 +346,11 @@ async def test_killed_processes_exceed_none_of_several_limits(coordination: Coor
         for worker in await crew.hire(3, "endless", **options):
             worker.tell()
         for turn in range(2):
-            await until(partial(accepted, (turn + 1) * long.limit), 30)
+            await until(partial(accepted, (turn + 1) * long.limit))
             await crew.kill(crew.alive[0])
             (worker,) = await crew.hire(1, "endless", **options)
             worker.tell()
-        await until(partial(accepted, len(ledger.accepted) + 2 * long.limit), 60)
+        await used_up(crew.emulator, long.limit, long.period, len(ledger.accepted))
 
     assert ledger.refused == 0
     assert ledger.max_in_window(short.period) <= short.limit
@@ -351,7 +374,7 @@ async def test_permits_of_a_stopped_process_are_used_once(coordination: Coordina
         other.tell()
         ledger = crew.emulator.ledger
         # Nothing of it has left, so what is accepted from here on goes by its permits, whose leases are over.
-        await until(lambda: len(ledger.accepted) >= 2 * limit, 30)
+        await until(lambda: len(ledger.accepted) >= 2 * limit)
         os.kill(stopped.process.pid or 0, signal.SIGCONT)
         await stopped.says("done")
 
@@ -379,15 +402,16 @@ async def test_idle_processes_sleep(host: Coordination) -> None:
     """A process that has nothing to do does not wake up; one whose submissions wait does so rarely."""
     async with team(host, 1, 3.0) as crew:
         workers = await crew.hire(2, "submit", number=100)
-        await asyncio.sleep(0.2)
-        idle_before = workers[0].wake_ups()
+        for worker in workers:
+            await worker.asleep()
+        begun, idle_before = time.monotonic(), workers[0].wake_ups()
         workers[1].tell()
         await until(lambda: crew.emulator.ledger.accepted)
-        await asyncio.sleep(0.3)
-        busy_before = workers[1].wake_ups()
+        await workers[1].asleep()
+        told, busy_before = time.monotonic(), workers[1].wake_ups()
         await asyncio.sleep(1.0)
-        busy = workers[1].wake_ups() - busy_before
-        idle = workers[0].wake_ups() - idle_before
+        busy = (workers[1].wake_ups() - busy_before) / (time.monotonic() - told)
+        idle = (workers[0].wake_ups() - idle_before) / (time.monotonic() - begun)
 
-    assert idle <= 5
+    assert idle <= 3
     assert busy <= 20

@@ -208,7 +208,8 @@ def contains(emulator: Emulator, group: str) -> bool:
 
 async def test_one_among_five_hundred(coordination: Coordination) -> None:
     """Who has one request waits for two permits behind 500 in three processes, beside them or elsewhere."""
-    async with team(coordination, 1, 1.0, plans=Plan(duration=1000.0)) as crew:
+    # In this time a busy machine tells the others who has come.
+    async with team(coordination, 1, 2.5, plans=Plan(duration=1000.0)) as crew:
         await crew.let(await crew.hire(3, "groups", groups={"alice": 170}), "asked")
         for groups in ({"bob": 1}, {"alice": 30, "carol": 1}):
             workers = await crew.hire(1, "groups", groups=groups)

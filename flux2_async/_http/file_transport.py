@@ -62,7 +62,7 @@ class FileReply:
             chunk, failure = b"", None
             try:
                 chunk = await content.read(CHUNK)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  in a body that is no HTTP aiohttp raises errors that are none of its own
                 failure = TransportError(failure_text(error, self._response.url.host))
             if failure:
                 raise failure

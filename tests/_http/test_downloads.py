@@ -135,6 +135,21 @@ async def test_resumes_after_breaks(downloads: Downloads, tmp_path: Path, valida
     assert {headers["If-Range"] for headers in host.seen[1:]} == {validators.get("ETag", DATE)}
 
 
+async def test_a_picture_that_is_no_http_from_its_middle_on(downloads: Downloads, tmp_path: Path) -> None:
+    """Chunks that cannot be told apart are a break as any other: the picture is fetched again."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await asyncio.sleep(0.1)
+        writer.write(b"4\r\n" + JPEG + b"\r\nno number\r\n")
+
+    async with raw_server([reply, answer(200, picture(1000))]) as server:
+        path = await downloads.save("t1", 1, server.url, tmp_path)
+
+    assert path.read_bytes() == picture(1000)
+    assert names(tmp_path) == {path.name}
+
+
 async def test_resumes_without_knowing_the_length(downloads: Downloads, tmp_path: Path) -> None:
     """A chunked answer that breaks off is noticed and continued."""
     async with serving(picture(500_000), ETag=ETAG) as host:

@@ -34,8 +34,6 @@ _CLIENT_ERRORS: Final = range(400, 500)
 _CONFLICT: Final = 409
 _TASK_ID: Final = re.compile(r'(?<!\\)"task_?[iI]d"\s*:\s*(?:"([^"\\]+)"|([0-9]+)(?=\s*[,}]))')
 
-# Without the word of a key, or what may be an escape of it, a request does not name it.
-_ESCAPES: Final = (b"\\", b"%", b"&")
 _ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,128}")
 _ID_IN_ECHO: Final = b"task", re.compile(r"""task_?id["']\s*:\s*["']?([a-z0-9_-]*)""")
@@ -218,8 +216,10 @@ class _Echo:
     def may_be(self, value: str, key: tuple[bytes, re.Pattern[str]]) -> bool:
         """Whether a value under a key may come from the request."""
         word, told = key
-        # `in` takes three times as long: it tries first whether it was asked for a number.
-        if self._sent.lower().find(word) < 0 and max(map(self._sent.find, _ESCAPES)) < 0:
+        # Without the word of the key, or what may be an escape of it, the request does not name it. `in` takes three
+        # times as long: it tries first whether it was asked for a number.
+        find = self._sent.find
+        if self._sent.lower().find(word) < 0 and find(b"\\") < 0 and find(b"%") < 0 and find(b"&") < 0:
             return False
         begun = [match[1] for match in told.finditer(self._text)]
         value = value.lower()

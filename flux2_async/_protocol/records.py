@@ -30,7 +30,7 @@ from flux2_async.errors import (
 )
 from flux2_async.models import TaskRecord, TaskState
 from flux2_async.models.plain import is_whole
-from flux2_async.models.records import PARAM, Echo
+from flux2_async.models.records import PARAM, SUCCESS, Echo
 
 _REQUIRED: Final = {"task_id": "taskId", "state": "state"}
 _ESSENTIAL: Final = {*_REQUIRED.values(), "resultJson"}
@@ -82,8 +82,12 @@ def record_of(data: Mapping[str, Any], task_id: str | None) -> TaskRecord:
     told: dict[str, Any] = {"task_id": task_id} if task_id else {}
     unread: dict[str, str] = {}
     extra: dict[str, Any] = {}
-    for key, value in {**OUTRANKED, **data}.items():
-        if (field := FIELDS.get(key)) is None:
+    # What is outranked is read first; most records have none of it.
+    fields = data if data.keys().isdisjoint(OUTRANKED) else {**OUTRANKED, **data}
+    # Else Python makes the method anew for each, as of all that is imported.
+    find = FIELDS.get
+    for key, value in fields.items():
+        if (field := find(key)) is None:
             if key not in _NO_EXTRA:
                 extra[key] = value
         elif value or value not in (None, ""):
@@ -92,18 +96,20 @@ def record_of(data: Mapping[str, Any], task_id: str | None) -> TaskRecord:
                 told[name] = read(value)
             except (ValueError, OverflowError) as error:
                 unread[key] = str(error)
+    state = told.get("state")
     if (result := data.get("resultJson")) is not None and result != "":
-        if told.get("state") is TaskState.SUCCESS:
+        if state is SUCCESS:
             try:
                 told["result_urls"] = _addresses(result, extra)
             except UnreadableError as error:
                 unread["resultJson"] = str(error)
         else:
             extra["resultJson"] = result
-    if unread or not _REQUIRED.keys() <= told.keys():
+    if unread or state is None or "task_id" not in told:
         _check_essential({key: ": missing" for name, key in _REQUIRED.items() if name not in told} | unread, task_id)
         extra |= {key: data[key] for key in unread}
-    return TaskRecord(state_text=data["state"], extra=redacted(extra) if extra else extra, **told)
+    told["state_text"], told["extra"] = data["state"], redacted(extra) if extra else extra
+    return TaskRecord(**told)
 
 
 def _check_essential(unread: Mapping[str, str], task_id: str | None) -> None:
@@ -131,7 +137,7 @@ def task_error(record: TaskRecord) -> TaskError | None:
         None for a success with addresses and for a task that still runs; `EmptyResultError` for a success without;
         for a failure `ContentModeratedError` where its words speak of moderation, else `TaskFailedError`.
     """
-    if record.state is TaskState.SUCCESS:
+    if record.state is SUCCESS:
         if record.result_urls:
             return None
         unread = unread_addresses(record)

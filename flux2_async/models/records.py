@@ -28,7 +28,8 @@ class TaskState(enum.StrEnum):
 
 
 # Python 3.11 takes as long to find a member in its class as to call a function.
-_FINAL: Final = (TaskState.SUCCESS, TaskState.FAIL)
+SUCCESS: Final = TaskState.SUCCESS
+_FINAL: Final = (SUCCESS, TaskState.FAIL)
 
 
 @attrs.define(eq=False, repr=False)

@@ -103,6 +103,7 @@ _S, _E = SubmissionState, SubmissionEvent
 
 # The way of nearly every submission. Python 3.11 takes as long to find a member in its class as to call a function.
 GRANTED: Final = _E.GRANTED
+ANNOUNCED: Final = _E.ANNOUNCED
 POSTED: Final = _E.POSTED
 ACCEPTED: Final = _E.ACCEPTED
 UNCLEAR: Final = _E.UNCLEAR

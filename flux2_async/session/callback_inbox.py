@@ -298,5 +298,5 @@ class CallbackInbox:
 
 def _can_settle(record: TaskRecord) -> bool:
     # A success without a picture may be a short form of the body; the record knows.
-    whole = record.state is TaskState.FAIL or (record.state is TaskState.SUCCESS and bool(record.result_urls))
+    whole = bool(record.result_urls) or record.state is TaskState.FAIL
     return whole and public_urls(record)

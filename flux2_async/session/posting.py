@@ -20,7 +20,7 @@ from flux2_async.errors import (
     SubmissionWithdrawnError,
 )
 from flux2_async.models.service import resent_within
-from flux2_async.models.submission_state import ACCEPTED, POSTED, SubmissionEvent, SubmissionState
+from flux2_async.models.submission_state import ACCEPTED, ANNOUNCED, POSTED, SubmissionEvent, SubmissionState
 from flux2_async.session.circuit_breaker import CircuitBreaker, CircuitOpen
 from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Lifetime, Submission
@@ -176,7 +176,7 @@ class Posting:
         """Take the awaited steps before a POST; what one of them raises keeps it from being sent."""
         # Others may have met the outage meanwhile.
         self.breaker.take(submission)
-        self._transitions.step(submission, SubmissionEvent.ANNOUNCED)
+        self._transitions.step(submission, ANNOUNCED)
         asked = submission.asked
         # The key first: what another process sends under it is not to count twice.
         taken = submission.claim is not None and not await submission.claim.reserve()

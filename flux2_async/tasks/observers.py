@@ -4,7 +4,6 @@ They are told once, after the fact, and decide nothing. Nothing is made for obse
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -67,7 +66,7 @@ class Observers:
     """
 
     def __init__(self, observers: "Iterable[Observer]" = ()) -> None:
-        self.steps: Counter[SubmissionEvent] = Counter()
+        self.steps: dict[SubmissionEvent, int] = dict.fromkeys(SubmissionEvent, 0)
         self.prices: dict[tuple[str, str], float] = {}
         self._observers = tuple(observers)
         # By a kind's name, or a step: its class, and who wants to be told.
@@ -82,7 +81,7 @@ class Observers:
 
     def begin(self, *, shared: bool = False) -> None:
         """The session is opened, perhaps again: count anew; `shared`: its limit is shared by a coordination."""
-        self.steps.clear()
+        self.steps = dict.fromkeys(SubmissionEvent, 0)
         self._told.clear()
         self._log, self._shared = None, shared
 

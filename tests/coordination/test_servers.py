@@ -307,6 +307,25 @@ async def test_outage_hurts_nobody(make: type[Server], trouble: str, caplog: pyt
     assert warned() == (0 if trouble == "emptied" else 3)
 
 
+async def test_address_that_leads_to_another_server(make: type[Server]) -> None:
+    """Sessions follow it once their server takes no writes any more, though that keeps their connections open."""
+    with make() as server, make() as successor:
+        async with wire_to(server) as (wire, wired), Emulator(Script(render=False)) as emulator:
+            async with session_for(emulator, coordination=wired) as flux:
+                await flux.submit(TextToImage("a red kettle"), key="a")
+                await server.set_read_only(value=True)
+                wire.port = successor.port
+                async with asyncio.timeout(30.0):
+                    while True:
+                        with suppress(CoordinationError):
+                            await flux.submit(TextToImage("a blue kettle"), key="b")
+                            break
+                        await asyncio.sleep(0.1)
+
+        assert len(emulator.ledger.accepted) == 2
+        assert [name for name in successor.kept() if ":key:" in name] != []
+
+
 async def test_stopped_server_does_not_hold_up_keys(make: type[Server]) -> None:
     """A key is refused within the time limit of a question when the server hangs, and at once when that is known."""
     with make() as server:

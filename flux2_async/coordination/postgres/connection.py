@@ -122,6 +122,9 @@ class PostgresConnection:
                 return await self._execute(connection, statement, values)
             except (psycopg.Error, OSError, TimeoutError) as error:
                 failure = told(error)
+                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                    # It keeps the connection, and the address may lead to its successor.
+                    self._lose()
             finally:
                 self._read_on()
             if self._connection is None:

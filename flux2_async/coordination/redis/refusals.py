@@ -15,8 +15,8 @@ from flux2_async.errors import ConfigurationError, CoordinationError
 
 OLDEST_VERSION: Final = (6, 0)
 _CLUSTER: Final = "redis: this is a node of a cluster, and clusters are not supported; use a server of its own"
-# By the names of the package's classes, and by the server's words: that of Redis 6 for what a script may not do has no
-# class of its own.
+# By the names of the package's classes, and by the server's words: those of Redis 6 for what a script may not do are of
+# no class of their own.
 _HOPELESS: Final = {
     r"\bNoPermissionError|NOPERM|user executing the script can't": (
         "redis: the user lacks {lacks}; see RedisCoordination for the rights that are needed"
@@ -25,7 +25,7 @@ _HOPELESS: Final = {
         "redis refuses the user or the password; check them in the url"
     ),
     r"\b(AskError|ClusterError)\b": _CLUSTER,
-    r"\bReadOnlyError\b": "redis takes no writes here; give the address of the server that does",
+    r"\b(ReadOnlyError|READONLY)\b": "redis takes no writes here; give the address of the server that does",
     "DB index is out of range": "redis has no database of the number in the url",
     "unknown command": (
         "redis does not know a command that is needed; use a Redis or Valkey server, no proxy or Sentinel"

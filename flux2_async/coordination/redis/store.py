@@ -116,6 +116,9 @@ class RedisStore(RemoteStore):
                 return await call()
         except (RedisError, OSError, TimeoutError) as error:
             failure = told(error)
+            if isinstance(failure, HopelessError):
+                # One that became a replica keeps its connections, and the address may lead to its successor.
+                await self._client.connection_pool.disconnect()
         raise failure
 
     async def _listen_once(self) -> None:

@@ -248,7 +248,8 @@ def measure(period: float = 10.0) -> Iterator[Table]:
     Args:
         period: Seconds of the limit.
     """
-    processes.set_forkserver_preload([__name__])
+    stores = (f"flux2_async.coordination.{kind}.store" for kind in ("host", "postgres", "redis"))
+    processes.set_forkserver_preload([__name__, *stores])
     yield asyncio.run(_measure_server("redis", redis_server(), period))
     yield asyncio.run(_measure_server("postgres", postgres_server(), period))
     with tempfile.TemporaryDirectory() as folder:

@@ -32,9 +32,9 @@ NOTHING: Final = "python -c pass"
 PARSER: Final = "a bare cyclopts application --help"
 COMMANDS: Final = {
     NOTHING: ("-c", "pass"),
-    "flux2 --version": ("-m", "flux2_async.cli", "--version"),
+    "flux2 --version": ("-m", "flux2_async", "--version"),
     PARSER: ("-c", BARE, "--help"),
-    "flux2 --help": ("-m", "flux2_async.cli", "--help"),
+    "flux2 --help": ("-m", "flux2_async", "--help"),
 }
 
 

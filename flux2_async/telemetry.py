@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import attrs
 
-from flux2_async._version import VERSION
+from flux2_async._shown.version import VERSION
 from flux2_async.errors import Flux2Error
 from flux2_async.models.events import Attached, Paused, Polled, Queued, SessionEvent, Settled, SubmissionChanged
 from flux2_async.models.records import TaskRecord, TaskState

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from flux2_async._shown.frames import without_frames
 from flux2_async._shown.text import Redactor
-from flux2_async._version import USER_AGENT
+from flux2_async._shown.version import USER_AGENT
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.service import APIKLEY, Service, bare_address, check_address
 

@@ -23,7 +23,7 @@ from flux2_async._http.exchange import HEADER_LIMITS
 from flux2_async._http.failures import failure_text
 from flux2_async._http.unasked import only_asked
 from flux2_async._protocol.addresses import is_public_address, is_public_number, redirected, split_address
-from flux2_async._version import USER_AGENT
+from flux2_async._shown.version import USER_AGENT
 from flux2_async.errors import ConfigurationError, Flux2Error, SessionClosedError, TransportError
 from flux2_async.models import Timeouts
 

@@ -4,16 +4,13 @@ import os
 import sys
 from contextlib import suppress
 
-from flux2_async._version import VERSION
+from flux2_async._shown.version import VERSION
 
 __all__ = ["main"]
 
 # What the extra brings along.
 EXTRA = frozenset({"PIL", "cyclopts", "rich"})
-MISSING = (
-    'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]", '
-    'or try it without: uvx --from "flux2-async[cli]" flux2 demo'
-)
+MISSING = 'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
 INTERRUPTED = 130
 # Whether a command was given to the event loop.
 begun = False

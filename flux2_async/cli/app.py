@@ -8,7 +8,7 @@ from pkgutil import get_data
 
 from cyclopts import App, CycloptsError
 
-from flux2_async._version import VERSION
+from flux2_async._shown.version import VERSION
 from flux2_async.cli.usage import GIVEN, advice, told
 
 app: App = App(

@@ -98,7 +98,8 @@ def jobs(sources: Sequence[str], options: BatchOptions, shape: Shape) -> "Iterat
             "as CSV UTF-8), or pictures, such as 'photos/*.jpg', with --prompt 'what to do with each'"
         )
     if shape != Shape():
-        raise UsageError("--aspect-ratio, --resolution and --tier go with --prompt; in a list they are columns")
+        told = "in a list they stand in each line, as aspect_ratio, resolution and tier"
+        raise UsageError(f"--aspect-ratio, --resolution and --tier go with --prompt; {told}")
     path = Path(sources[0])
     if not path.is_file():
         what = f"{sources[0]!r} is no regular file, which the next run could read as well; write the list to one"

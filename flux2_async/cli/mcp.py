@@ -24,7 +24,7 @@ from mcp_types import ContentBlock, ResourceLink, TextContent
 
 from flux2_async import errors
 from flux2_async._protocol.media import TASK_ID
-from flux2_async._version import VERSION
+from flux2_async._shown.version import VERSION
 from flux2_async.cli.mcp_tasks import Tasks, at_once
 from flux2_async.cli.options import Service, check_writable
 from flux2_async.cli.screen import INTERRUPTED, LOG, Screen, UsageError, one_line

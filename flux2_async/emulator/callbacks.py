@@ -5,7 +5,9 @@ import base64
 import hashlib
 import hmac
 import math
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from functools import partial
+from typing import Any
 
 import aiohttp
 import attrs
@@ -39,7 +41,7 @@ class Callbacks:
         if (waiting := self._telling.pop(task.id, None)) is not None:
             waiting.cancel()
         if not math.isinf(due := task.finishes_at + task.plan.delay()):
-            self._telling[task.id] = asyncio.create_task(self._deliver(task, due))
+            self._tell(task, self._deliver(task, due))
 
     def resume(self, tasks: Iterable[Task]) -> None:
         """Do so for all tasks that have not ended, after a restart."""
@@ -51,13 +53,22 @@ class Callbacks:
     async def early(self, task: Task) -> None:
         """Tell the end now; return when the receiver has answered or its time is over."""
         if task.callback_url is not None and not await self._attempt(task, 1):
-            self._telling[task.id] = asyncio.create_task(self._repeat(task))
+            self._tell(task, self._repeat(task))
 
     async def close(self) -> None:
         """Stop telling."""
         for telling in self._telling.values():
             telling.cancel()
         await asyncio.gather(*self._telling.values(), return_exceptions=True)
+
+    def _tell(self, task: Task, telling: Coroutine[Any, Any, None]) -> None:
+        self._telling[task.id] = begun = asyncio.create_task(telling)
+        begun.add_done_callback(partial(self._told, task.id))
+
+    def _told(self, task_id: str, ended: asyncio.Task[None]) -> None:
+        # Another one may wait in its place.
+        if self._telling.get(task_id) is ended:
+            del self._telling[task_id]
 
     async def _deliver(self, task: Task, due: float) -> None:
         await asyncio.sleep(due - self.engine.clock.now())

@@ -227,7 +227,7 @@ def test_each_fault_is_told_once_with_its_lines(
         (["a.jsonl", "b.jsonl"], "one list of requests must be named"),
         (["missing.jsonl"], "there is no file 'missing.jsonl'"),
         (["--prompt", "make it red"], "it says what to do with pictures; name them"),
-        (["jobs.jsonl", "--tier", "pro"], "go with --prompt; in a list they are columns"),
+        (["jobs.jsonl", "--tier", "pro"], "in a list they stand in each line, as aspect_ratio"),
         (["jobs.jsonl", "--limit", "0"], "flux2: --limit: 0 given, it must be a whole number of 1 or more"),
         (["jobs.jsonl", "--max-credits", "-1"], "--max-credits: -1.0 given"),
         (["jobs.jsonl", "--max-running", "0"], "--max-running: 0 given"),

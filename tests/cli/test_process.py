@@ -50,7 +50,7 @@ def account(emulator: Emulator) -> dict[str, str]:
 def begin(words: Sequence[str], folder: Path, environ: dict[str, str], **streams: Any) -> "subprocess.Popen[str]":
     """Start the command; its output can be read unless `streams` lead elsewhere."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    command = [sys.executable, *words] if words[0] == "-c" else [sys.executable, "-m", "flux2_async.cli", *words]
+    command = [sys.executable, *words] if words[0] == "-c" else [sys.executable, "-m", "flux2_async", *words]
     return subprocess.Popen(command, cwd=folder, env=environ, text=True, **streams)  # noqa: S603  our own command
 
 
@@ -91,10 +91,7 @@ def test_without_the_extra_one_line_tells_how_to_install_it(tmp_path: Path, miss
         "from flux2_async.cli import main\n"
         "sys.exit(main())\n"
     )
-    line = (
-        'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]", '
-        'or try it without: uvx --from "flux2-async[cli]" flux2 demo\n'
-    )
+    line = 'flux2: the command needs the extra "cli"; install it with: pip install "flux2-async[cli]"\n'
     assert finish(["-c", blocker], tmp_path, BARE) == (2, "", line)
 
 

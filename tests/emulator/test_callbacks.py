@@ -1,6 +1,7 @@
 """The emulator's callbacks: once, early, twice, late, lost; signed; and repeated when nobody answers."""
 
 import asyncio
+import gc
 import json
 import math
 from collections.abc import AsyncIterator, Mapping
@@ -53,6 +54,23 @@ async def receiving(*statuses: int, hold: float = 0.0) -> AsyncIterator[Receiver
 
 def asking(receiver: Receiver, **changes: Any) -> dict[str, Any]:
     return text_to_image(**changes) | {"callBackUrl": receiver.url}
+
+
+async def test_what_was_told_is_let_go() -> None:
+    """An emulator that runs for days keeps no asyncio task of a callback that was delivered, nor of one replaced."""
+    async with receiving() as receiver, emulated(Script(plans=Plan(duration=20.0))) as raw:
+        before = ended_tasks()
+        for _ in range(50):
+            raw.emulator.finish(await raw.submit(asking(receiver)))
+        await asyncio.sleep(1000.0)
+
+        assert len(receiver.got) == 50
+        assert ended_tasks() - before < 25
+
+
+def ended_tasks() -> int:
+    gc.collect()
+    return sum(isinstance(each, asyncio.Task) and each.done() for each in gc.get_objects())
 
 
 async def test_the_end_of_a_task_is_told_once() -> None:

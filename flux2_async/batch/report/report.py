@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -27,7 +26,6 @@ NAME: Final = "report.html"
 # A text with `</script` in it would end the block of rows.
 ESCAPED: Final = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&"})
 PAGE: Final = Path(__file__).with_name("page")
-MISSING: Final = 'the report needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
 
 
 def write_report(
@@ -52,7 +50,6 @@ def write_report(
         Where it is.
 
     Raises:
-        ImportError: The extra `cli` is missing; the text says how to install it.
         OSError: The folder cannot be written to.
     """
     head, tail, _ = _page(title)
@@ -83,9 +80,6 @@ def served_page(title: str) -> tuple[str, str]:
 
 def _page(title: str, *, live: bool = False) -> tuple[bytes, bytes, dict[str, str]]:
     """Give the page up to its rows, what comes behind them, and the words that were put into it."""
-    # The worker would only say that it has ended.
-    if find_spec("PIL") is None:
-        raise ImportError(MISSING)
     words = {
         "title": escape(title),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -54,7 +54,6 @@ async def serve_report(
         Where it is, such as `http://127.0.0.1:8766/`. Only files that the batch names are given out.
 
     Raises:
-        ImportError: The extra `cli` is missing; the text says how to install it.
         OSError: The address cannot be listened on.
     """
     text, policy = served_page(title)

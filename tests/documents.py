@@ -50,6 +50,12 @@ def source_of(name: str) -> str:
     return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
 
 
+def waiting_for_callbacks(source: str) -> str:
+    """The source of a recipe whose session looks at nothing unless a callback says so, for another process."""
+    assert source.count("Flux2Session(") == 1
+    return source.replace("Flux2Session(", "Flux2Session(polling=__import__('flux2_async').Polling(interval=1000.0), ")
+
+
 def imported(path: Path) -> dict[str, Any]:
     """Run a recipe as a module that is imported, and give its names."""
     # Some libraries look up the module of a function.

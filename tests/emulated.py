@@ -69,6 +69,11 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "ADVICE", ((float("inf"), 0.05),))
 
 
+def look_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sessions with default settings wait for callbacks, which on a busy machine take longer than a usual look."""
+    monkeypatch.setattr(schedule.Schedules, "of", lambda *_: schedule.FixedInterval(1000.0))
+
+
 async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
     """Let (virtual) time pass until something is so."""
     async with asyncio.timeout(limit):

@@ -29,8 +29,8 @@ import pytest
 import uvicorn
 from aiohttp import web
 from bot_api import TOKEN, BotApi, bot_api
-from documents import PACKAGE, RECIPES, imported, recipe, source_of
-from emulated import callback_answers, free_port, until
+from documents import PACKAGE, RECIPES, imported, recipe, source_of, waiting_for_callbacks
+from emulated import callback_answers, free_port, look_seldom, until
 from programs import package
 
 from flux2_async.emulator import Limit, Plan, Script
@@ -186,8 +186,11 @@ def form(**fields: str | bytes) -> aiohttp.FormData:
     return data
 
 
-async def test_aiohttp_edits_a_photograph(aiohttp_recipe: str, flux2_emulator: RunningEmulator) -> None:
+async def test_aiohttp_edits_a_photograph(
+    aiohttp_recipe: str, flux2_emulator: RunningEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The photograph is uploaded, and the callback alone brings the result."""
+    look_seldom(monkeypatch)
     answer = await ask("POST", aiohttp_recipe, data=form(prompt="make it winter", photo=PHOTO))
 
     ledger = flux2_emulator.ledger
@@ -242,9 +245,13 @@ async def create(listening: socket.socket, prompt: str = "a red kettle") -> Answ
 
 
 async def test_fastapi_waits_for_the_picture(
-    fastapi_recipe: dict[str, Any], flux2_emulator: RunningEmulator, listener: socket.socket
+    fastapi_recipe: dict[str, Any],
+    flux2_emulator: RunningEmulator,
+    listener: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A request awaits its picture, which the callback alone brings."""
+    look_seldom(monkeypatch)
     answer = await create(listener)
 
     ledger = flux2_emulator.ledger
@@ -392,7 +399,8 @@ async def test_queue_shows_everything_and_cancels(flux2_emulator: RunningEmulato
     async with run_by_a_new_user(tmp_path, free_port()) as url:
         # The limit lets 20 through at once.
         queries = [{"prompt": f"kettle {number}", "user": "alice"} for number in range(23)]
-        created = [(await ask("POST", f"{url}/pictures", params=query)).json() for query in queries]
+        async with aiohttp.ClientSession() as http:
+            created = [await (await http.post(f"{url}/pictures", params=query)).json() for query in queries]
         pictures = [f"{url}/pictures/{each['id']}" for each in created]
         following = asyncio.create_task(events_of(pictures[20]))
         cancelled, sent = [(await ask("DELETE", pictures[number])).json() for number in (21, 0)]
@@ -593,8 +601,10 @@ async def test_django_waits_in_both_kinds_of_views(flux2_emulator: RunningEmulat
 
 def started(name: str, folder: Path, **environment: str) -> str:
     """Start a recipe as its first line says, in a folder of its own, and give what it printed."""
+    program, source = folder / "app.py", recipe(name).read_text()
+    program.write_text(waiting_for_callbacks(source) if "Callbacks(" in source else source)
     done = subprocess.run(  # noqa: S603  our own program
-        [sys.executable, "-W", "error", shutil.copy(recipe(name), folder / "app.py")],
+        [sys.executable, "-W", "error", program],
         cwd=folder,
         env=os.environ | environment,
         capture_output=True,

@@ -242,7 +242,7 @@ def test_a_session_loads_only_what_it_needs() -> None:
         "_http.uploads", "_http.downloads", "_http.file_transport", "_protocol.file_types", "session.as_completed",
         "session.parts", "session.enqueued", "session.submission", "tasks.watcher", "tasks.handle", "models.records",
         "models.callbacks", "models.statistics", "models.submission_state", "_limiter.permit", "session.lifecycle",
-        "session.options", "tasks.observers",
+        "session.options", "tasks.observers", "_http.credentials", "models.service",
     )  # fmt: skip
     assert not {f"flux2_async.{name}" for name in others} & loaded
     assert not {"cattrs", "importlib.metadata", "sqlite3"} & loaded

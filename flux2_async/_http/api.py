@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import aiohttp
 import attrs
 
-from flux2_async._http.credentials import Secret
 from flux2_async._http.post import Post
 from flux2_async._http.transport import JSON, Transport
 from flux2_async._protocol.answers import judge
 from flux2_async._protocol.codec import decode_credits, decode_download_url, decode_record, decode_upload
+from flux2_async._shown.frames import Secret
 from flux2_async.errors import ProtocolError
 from flux2_async.models import Request, TaskRecord, UploadedFile
 

@@ -13,36 +13,11 @@ import aiohttp
 import attrs
 from multidict import CIMultiDict
 
-from flux2_async._shown.frames import without_frames
+from flux2_async._shown.frames import Secret, without_frames
 from flux2_async._shown.text import Redactor
 from flux2_async._shown.version import USER_AGENT
 from flux2_async.errors import ConfigurationError
 from flux2_async.models.service import APIKLEY, Service, bare_address, check_address
-
-
-class Secret:
-    """Something that shows itself only when it is asked to.
-
-    Args:
-        value: Whatever was given for it; white space at the ends of a text is dropped.
-    """
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: object) -> None:
-        self._value = value.strip() if isinstance(value, str) else value
-
-    def __repr__(self) -> str:
-        return "<secret>"
-
-    def reveal(self) -> Any:
-        """Give it; not to be kept in a variable."""
-        return self._value
-
-
-def no_headers() -> Secret:
-    """Headers of a caller who gives none."""
-    return Secret({})
 
 
 def _behind_ours(words: str) -> str:
@@ -74,7 +49,7 @@ class Credentials:
     base_url: str
     upload_url: str
     service: Service = APIKLEY
-    headers: Secret = attrs.field(factory=no_headers)
+    headers: Secret = attrs.field(factory=lambda: Secret({}))
     user_agent: str = attrs.field(default=USER_AGENT, converter=_behind_ours)
     redact: Redactor = attrs.field(
         init=False, repr=False, default=attrs.Factory(lambda self: Redactor(self.api_key.reveal()), takes_self=True)

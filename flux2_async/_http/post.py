@@ -9,7 +9,7 @@ import attrs
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from flux2_async._http.credentials import Credentials, Secret
+from flux2_async._http.credentials import Credentials
 from flux2_async._http.exchange import Failure, exchange
 from flux2_async._http.failures import bars_the_way, connecting_text, failure_text, is_lasting
 from flux2_async._http.fresh_connection import FreshConnection
@@ -17,6 +17,7 @@ from flux2_async._http.fresh_connector import FreshConnector
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Obstacle, Refused, Unclear, confirm, unclear
 from flux2_async._protocol.codec import Reply
 from flux2_async._protocol.framing import behind_reply
+from flux2_async._shown.frames import Secret
 from flux2_async.errors import TransportError
 from flux2_async.models import Request
 

@@ -12,6 +12,26 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class Secret:
+    """Something that shows itself only when it is asked to.
+
+    Args:
+        value: Whatever was given for it; white space at the ends of a text is dropped.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value.strip() if isinstance(value, str) else value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def reveal(self) -> Any:
+        """Give it; not to be kept in a variable."""
+        return self._value
+
+
 def showable(kind: type[T]) -> type[T]:
     """Give a class a `repr` that works on what its constructor refused, which is in the frame that raised."""
     show = kind.__repr__

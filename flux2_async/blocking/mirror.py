@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial, wraps
 from typing import Any, Concatenate, Final, Generic, Never, NoReturn, ParamSpec, Self, TypeVar, cast, get_args, overload
 
-from flux2_async._http.credentials import Secret
+from flux2_async._shown.frames import Secret
 from flux2_async.blocking.loop_thread import LoopThread
 from flux2_async.models import ImageResult, Request, TaskRecord, TaskState
 from flux2_async.models.submission_state import SubmissionState

@@ -10,8 +10,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias, TypedDic
 import anyio.to_thread
 
 import flux2_async
-from flux2_async._http.credentials import Secret
-from flux2_async._shown.frames import made_without_frames, showable
+from flux2_async._shown.frames import Secret, made_without_frames, showable
 from flux2_async.blocking.loop_thread import LoopThread
 from flux2_async.blocking.mirror import (
     Attribute,

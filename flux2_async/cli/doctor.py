@@ -14,9 +14,10 @@ import aiohttp
 import attrs
 
 from flux2_async._http.api import CREDITS, UPLOAD
-from flux2_async._http.credentials import Secret, make_credentials
+from flux2_async._http.credentials import make_credentials
 from flux2_async._http.failures import words_of
 from flux2_async._protocol.refusals import http_date
+from flux2_async._shown.frames import Secret
 from flux2_async.cli.options import EMULATOR, is_loopback, key_variable, named_service
 from flux2_async.errors import AuthenticationError, ConfigurationError, Flux2Error, NotFoundError, ProtocolError
 from flux2_async.models import Callbacks, Timeouts

@@ -4,12 +4,12 @@ A member of `class Tier(str, Enum)` equals `"pro"`, and is formatted as `Tier.PR
 is taken because it equals an allowed value is kept as that value.
 """
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, TypeGuard, TypeVar
 
 import attrs
 
-__all__ = ["is_number", "is_whole", "plain", "plain_fields"]
+__all__ = ["is_number", "is_whole", "plain", "plain_fields", "taking"]
 
 T = TypeVar("T")
 
@@ -33,16 +33,19 @@ def plain(value: T) -> T:
 
 def plain_fields(_: type, fields: list["attrs.Attribute[Any]"]) -> list["attrs.Attribute[Any]"]:
     """Let fields that have no converter take the plain value, as `field_transformer` of attrs."""
-    return [field if field.converter else field.evolve(converter=_taking(field.type)) for field in fields]
+    return [field if field.converter else field.evolve(converter=taking(field.type)) for field in fields]  # type: ignore[arg-type]  # types have a hash
 
 
-def _taking(kind: Any) -> Callable[[Any], Any]:
+@cache
+def taking(kind: Any) -> "attrs.Converter[Any, Any]":
+    """Give what converts fields of a type; one for all of them, since attrs takes its signature apart."""
+
     def take(value: Any) -> Any:
         return value if type(value) in _PLAIN else plain(value)
 
     # What the signature of the class says of the argument.
     take.__annotations__["value"] = kind
-    return take
+    return attrs.Converter(take)
 
 
 def is_whole(value: object) -> TypeGuard[int]:

@@ -28,7 +28,7 @@ _ADVICE: Final = {"authorization": "the key is given as api_key", "user-agent": 
 
 
 def bare_address(url: Any) -> Any:
-    """Give an address without white space and slashes at its ends; what is no text is left for `check_address`."""
+    """Give an address or a path without white space and slashes at its ends; what is no text is left to be refused."""
     return plain(url.strip().rstrip("/")) if isinstance(url, str) else url
 
 
@@ -113,10 +113,6 @@ def _limits(value: Any) -> tuple[RateLimit, ...]:
     return checked_limits("Service.limits", value)
 
 
-def _path(value: Any) -> Any:
-    return plain(value.strip().rstrip("/")) if isinstance(value, str) else value
-
-
 def _matches(pattern: re.Pattern[str], allowed: str, *, none: bool = False) -> Any:
     def check(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if not (none and value is None) and not (isinstance(value, str) and pattern.fullmatch(value)):
@@ -161,7 +157,7 @@ class Service:
     base_url: str = attrs.field(converter=bare_address)
     upload_url: str | None = attrs.field(default=None, converter=bare_address)
     api_path: str = attrs.field(
-        default="/api/v1", converter=_path, validator=_matches(_PATH, "a path such as /api/v1, or empty")
+        default="/api/v1", converter=bare_address, validator=_matches(_PATH, "a path such as /api/v1, or empty")
     )
     headers: Mapping[str, str] = attrs.field(factory=dict, converter=checked_headers, hash=False, repr=_names)
     idempotency_header: str | None = attrs.field(

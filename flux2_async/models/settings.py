@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, TypeGuard
 import attrs
 
 from flux2_async.errors import ConfigurationError
-from flux2_async.models.plain import is_number, is_whole, plain_fields
+from flux2_async.models.plain import is_number, is_whole, taking
 
 __all__ = ["Polling", "RateLimit", "Timeouts"]
 
@@ -39,10 +39,15 @@ _BY_TYPE: Final[dict[Any, Any]] = {
 }
 
 
-def by_type(kind: type, fields: list["attrs.Attribute[Any]"]) -> list["attrs.Attribute[Any]"]:
-    """Check settings by their types where nothing else is said, as `field_transformer` of attrs; see `plain_fields`."""
-    plain = plain_fields(kind, fields)
-    return [field if field.validator else field.evolve(validator=_BY_TYPE.get(field.type)) for field in plain]
+def by_type(_: type, fields: list["attrs.Attribute[Any]"]) -> list["attrs.Attribute[Any]"]:
+    """Do what `plain_fields` does, and check by their types where nothing else is said, as it does."""
+    return [
+        field.evolve(
+            converter=field.converter or taking(field.type),  # type: ignore[arg-type]  # types have a hash
+            validator=field.validator or _BY_TYPE.get(field.type),
+        )
+        for field in fields
+    ]
 
 
 @attrs.frozen(field_transformer=by_type)

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from inspect import iscoroutinefunction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from flux2_async._http.credentials import Secret
 from flux2_async.errors import ConfigurationError, InvalidRequestError, RateLimitedError
 from flux2_async.models.plain import is_number, is_whole, plain
 from flux2_async.models.plain_json import check_text
-from flux2_async.models.service import Service, name_taken, wrong_header
+
+if TYPE_CHECKING:
+    from flux2_async.models.service import Service
 
 # Seconds: a century, which every store can count to.
 FOR_EVER: Final = 3_155_760_000.0
@@ -129,20 +130,13 @@ def check_metadata(value: Any) -> Mapping[str, Any] | None:
     return MappingProxyType(dict(value))
 
 
-def check_resend(seconds: object, ref: object, service: Service) -> None:
+def check_resend(seconds: object, ref: object, service: "Service") -> None:
     """Check a wish to send again what was sent under a name before."""
     check_seconds("resend_within", seconds)
     if ref is None or service.idempotency_header is None:
         raise InvalidRequestError(
             "resend_within: it needs the ref of the earlier submission, and a service with idempotency_header"
         )
-
-
-def check_headers(headers: Secret, service: Service) -> Secret:
-    """Give a copy of what is to go with one createTask; error reporters are to see none of it."""
-    if wrong := wrong_header(headers.reveal()) or name_taken(service, headers.reveal()):
-        raise InvalidRequestError(wrong)
-    return Secret(dict(headers.reveal()))
 
 
 def check_seconds(name: str, value: object) -> None:

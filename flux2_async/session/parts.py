@@ -14,9 +14,11 @@ from flux2_async._http.files import Files
 from flux2_async._http.transport import Transport
 from flux2_async._limiter.limiter import Limiter
 from flux2_async._limiter.slots import Slots
+from flux2_async._shown.frames import Secret
+from flux2_async.errors import InvalidRequestError
 from flux2_async.models import RateLimit
+from flux2_async.models.service import name_taken, wrong_header
 from flux2_async.models.submission_state import SubmissionEvent
-from flux2_async.session.arguments import check_headers
 from flux2_async.session.enqueued import Enqueued
 from flux2_async.session.keys import Keys
 from flux2_async.session.options import Options
@@ -77,8 +79,10 @@ class Parts(Shared):
 
     def checked(self, asked: Asked) -> Asked:
         """Give what `submit` was asked for, checked by what the service takes."""
-        if asked.headers is not None:
-            asked.headers = check_headers(asked.headers, self.credentials.service)
+        if (headers := asked.headers) is not None:
+            if wrong := wrong_header(headers.reveal()) or name_taken(self.credentials.service, headers.reveal()):
+                raise InvalidRequestError(wrong)
+            asked.headers = Secret(dict(headers.reveal()))
         return asked
 
 

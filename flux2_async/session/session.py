@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 import aiohttp
 
 import flux2_async
-from flux2_async._http.credentials import Secret, check_given, make_credentials
-from flux2_async._shown.frames import made_without_frames, showable
+from flux2_async._shown.frames import Secret, made_without_frames, showable
 from flux2_async.errors import ConfigurationError, InvalidRequestError, RateLimitedError, TaskNotFoundError
 from flux2_async.models import Polling, RateLimit, Request, Timeouts, UploadedFile
 from flux2_async.models.image_sources import UploadSource
 from flux2_async.models.plain import is_whole, plain
-from flux2_async.models.service import APIKLEY, Service, checked_headers, checked_limits, checked_user_agent, name_taken
 from flux2_async.session.arguments import (
     check_count,
     check_name,
@@ -99,7 +97,7 @@ class Flux2Session:
         *,
         base_url: str | None = None,
         upload_url: str | None = None,
-        service: Service | None = None,
+        service: "flux2_async.Service | None" = None,
         headers: Mapping[str, str] | None = None,
         user_agent: str | None = None,
         rate_limit: RateLimit | Iterable[RateLimit] | Literal["service"] | None = "service",
@@ -119,23 +117,26 @@ class Flux2Session:
         # Error reporters print the local variables of whoever raises.
         key = None if api_key is None else Secret(api_key)
         del api_key
-        from flux2_async.session.lifecycle import Lifecycle  # noqa: PLC0415  who imports the class may make none
+        from flux2_async._http.credentials import check_given, make_credentials  # noqa: PLC0415  who imports the class may make none
+        from flux2_async.models import service as services  # noqa: PLC0415  likewise
+        from flux2_async.session.lifecycle import Lifecycle  # noqa: PLC0415  likewise
         from flux2_async.session.options import Options  # noqa: PLC0415  likewise
         from flux2_async.tasks.observers import Observers  # noqa: PLC0415  likewise
 
         check_given(key, base_url, upload_url, service)
-        self._service = service or APIKLEY
-        if taken := name_taken(self._service, headers := checked_headers(headers or {})):
+        self._service = service or services.APIKLEY
+        if taken := services.name_taken(self._service, headers := services.checked_headers(headers or {})):
             raise ConfigurationError(taken)
         self._credentials = partial(
             make_credentials,
             *(key, base_url, upload_url, service),
             headers=Secret(headers),
-            user_agent=checked_user_agent(user_agent),
+            user_agent=services.checked_user_agent(user_agent),
         )
+        limits = self._service.limits if rate_limit == "service" else rate_limit
         running = self._service.max_running if max_running == "service" else max_running
         self._options = Options(
-            rate_limits=self._service.limits if rate_limit == "service" else checked_limits("rate_limit", rate_limit),
+            rate_limits=services.checked_limits("rate_limit", limits),
             max_running=check_count("max_running", running),
             max_running_per_group=check_count("max_running_per_group", max_running_per_group),
             budgets=budget,
@@ -710,7 +711,7 @@ class Flux2Session:
         return statistics_of(self._life.last(), self._observers.steps)
 
     @property
-    def service(self) -> Service:
+    def service(self) -> "flux2_async.Service":
         """What the session was given; Apikley without, whatever address the environment says."""
         return self._service
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
-from flux2_async._http.credentials import Secret
 from flux2_async._limiter.permit import Permit
+from flux2_async._shown.frames import Secret
 from flux2_async.errors import AmbiguousSubmitError, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.models.requests import REQUESTS

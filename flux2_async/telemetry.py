@@ -363,7 +363,7 @@ class Telemetry:
         # One that was attached may have ended long before.
         if record.complete_time is not None and wait.begun is not None:
             lag = max((event.time - record.complete_time).total_seconds(), 0.0)
-            self._instruments.lag.record(lag, _of_model(model))
+            self._instruments.lag.record(lag, {REQUEST_MODEL: model})
 
     def _took(self, model: str | None, nanoseconds: int, error: Exception | None) -> None:
         kind = None if error is None else type(error).__name__
@@ -374,11 +374,6 @@ class Telemetry:
 def _instruments(provider: metrics.MeterProvider | None) -> _Instruments:
     """Give those of a provider, of which OpenTelemetry makes each once; None: of the global one."""
     return _Instruments(provider)
-
-
-@lru_cache
-def _of_model(model: str) -> dict[str, str]:
-    return {REQUEST_MODEL: model}
 
 
 @lru_cache

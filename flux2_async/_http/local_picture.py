@@ -100,9 +100,9 @@ def _reasons(field: str, source: Path | bytes) -> Iterator[None]:
         raise
     except (FileNotFoundError, NotADirectoryError):
         home = isinstance(source, Path) and str(source).startswith("~")
-        hint = "; ~ is not expanded, give Path(...).expanduser()" if home else ""
+        advice = "; ~ is not expanded, give Path(...).expanduser()" if home else ""
         raise InvalidRequestError(
-            f"{field}: neither an existing file nor an address with http:// or https://{_where(source)}{hint}"
+            f"{field}: neither an existing file nor an address with http:// or https://{_where(source)}{advice}"
         ) from None
     except (OSError, ValueError) as error:
         raise InvalidRequestError(f"{field}: the file cannot be read: {reason_of(error)}{_where(source)}") from None

@@ -35,14 +35,10 @@ async def persist(attempt: Callable[[], Awaitable[T]]) -> T:
         try:
             return await attempt()
         except Flux2Error as error:
-            asked = _asked_for(error)
+            asked = (isinstance(error, RateLimitedError) and error.retry_after) or 0.0
             if not error.transient or asked > MAX_RETRY_AFTER:
                 raise
             wait = max(pause, asked)
             logger.info("%s; trying again in %g s", str(error).rstrip("."), wait)
         await anyio.sleep(wait)
     return await attempt()
-
-
-def _asked_for(error: Flux2Error) -> float:
-    return (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0

@@ -127,7 +127,8 @@ class Gate(Turnstile[Permit]):
         return permit
 
     @abstractmethod
-    def _permit(self, now: float, /) -> Permit: ...
+    def _permit(self, now: float, /) -> Permit:
+        """Give a permit, which is there."""
 
     def _take_back(self, grant: Permit, group: str | None, /) -> None:
         if self._slots is not None:

@@ -62,6 +62,7 @@ class Waiter(Generic[T]):
 
     @property
     def gone(self) -> bool:
+        """Whether it waits no more."""
         return not self.queued or self.future is None or self.future.done()
 
 
@@ -177,6 +178,7 @@ class WaitQueue(Generic[T]):
         owner: object = None,
         group: str | None = None,
     ) -> Waiter[T]:
+        """Put somebody in; `patience` is the least that even a shorter `max_wait` allows, `now` loop time."""
         limit = math.inf if max_wait is None else max_wait
         deadline, since = now + max(limit - waited, patience), now if since is None else since
         waiter = Waiter(future, next(self._numbers), priority, since, limit, deadline, first, owner, group)
@@ -190,6 +192,7 @@ class WaitQueue(Generic[T]):
         return waiter
 
     def next(self, now: float) -> Waiter[T] | None:
+        """Who is to pass next, and stays in; None: nobody waits whose group may pass."""
         if (first := self._first.head()) is not None:
             return first
         while (eldest := self._by_age.head()) is not None and eldest.since + IMPATIENT_AFTER <= now:
@@ -221,6 +224,7 @@ class WaitQueue(Generic[T]):
                 yield group.name, 0 if refused else sum(urgent), False
 
     def prioritise(self, owner: object, priority: int) -> None:
+        """Give who waits for an owner another priority, if anybody does."""
         for heap in (self._first, *(group.by_priority for group in self._groups.values())):
             for waiter in heap:
                 if waiter.owner is owner:
@@ -231,6 +235,7 @@ class WaitQueue(Generic[T]):
                     return
 
     def remove(self, waiter: Waiter[T]) -> None:
+        """Take one out; one that is out already is ignored."""
         if not waiter.queued:
             return
         waiter.queued = False
@@ -299,6 +304,7 @@ class WaitQueue(Generic[T]):
             yield head
 
     def next_deadline(self) -> float:
+        """Loop time at which the next runs out of time; infinity: none does."""
         head = self._by_deadline.head()
         return head.deadline if head else math.inf
 

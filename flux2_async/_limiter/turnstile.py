@@ -60,13 +60,16 @@ class Turnstile(ABC, Generic[T]):
         return self._waiters.next(now)
 
     @abstractmethod
-    def _grant(self, now: float, group: str | None, /) -> T: ...
+    def _grant(self, now: float, group: str | None, /) -> T:
+        """Give what whoever passes for a group has from then on."""
 
     @abstractmethod
-    def _take_back(self, grant: T, group: str | None, /) -> None: ...
+    def _take_back(self, grant: T, group: str | None, /) -> None:
+        """Make room for another one: who was given this never ran."""
 
     @abstractmethod
-    def _too_late(self, waiter: Waiter[T], now: float, /) -> RateLimitedError: ...
+    def _too_late(self, waiter: Waiter[T], now: float, /) -> RateLimitedError:
+        """Give the error of one whose `max_wait` has run out."""
 
     def _blocked_until(self) -> float:
         """Before this time nobody passes, whatever happens."""

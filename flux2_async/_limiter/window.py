@@ -114,6 +114,7 @@ class Window:
 
     @property
     def learned_limit(self) -> int | None:
+        """See `Gate`."""
         return self._probing.limit if self._probing.limit < self.rate.limit else None
 
     def believe(self, told: Told, now: float) -> None:
@@ -158,6 +159,7 @@ class Window:
         return Supply(tuple(times), period, max(now, begin), self._probing.paced_at(now), self._probing.spacing)
 
     def take(self, now: float) -> Ticket:
+        """Take a permit, which is free."""
         self._out += 1
         return self._probing.take(now, self._out)
 

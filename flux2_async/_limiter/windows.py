@@ -156,6 +156,7 @@ class Windows:
         return supply or Supply((), 0.0, max(now, begin))
 
     def take(self, now: float) -> Tickets:
+        """Take a permit of each, which are free."""
         return Tickets(now, {each.rate.period: each.take(now) for each in self.windows})
 
     def pause_of(self, retry_after: float | None, now: float) -> float:

@@ -64,8 +64,6 @@ class RunState:
         self._failed = 0
         self.failure: Exception | None = None
 
-    # Whether anything more is sent.
-
     def check_sending(self) -> None:
         """Raise `Stopped` where nothing is sent any more."""
         if self.stopping.done():
@@ -97,8 +95,6 @@ class RunState:
         if self.refusals >= REFUSALS_IN_A_ROW:
             error.add_note(f"{self.refusals} requests in a row were refused")
             self.fail(error)
-
-    # Where a request is.
 
     def sending(self, sender: Sender) -> None:
         """A POST is about to leave."""

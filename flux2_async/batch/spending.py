@@ -26,11 +26,10 @@ class BatchSpending(Spending):
                 spending.running[kind] += tally.count
             elif tally.state is State.UNKNOWN:
                 spending.unclear[kind] += tally.count
-            elif tally.state is State.DONE:
+            elif tally.state in (State.DONE, State.FAILED):
                 spending.unclear[kind] += tally.unpriced
+            if tally.state is State.DONE:
                 spending.learn(kind, tally.price)
-            elif tally.state is State.FAILED:
-                spending.unclear[kind] += tally.unpriced
         return spending
 
     def waits_for_price(self, kind: Kind) -> bool:

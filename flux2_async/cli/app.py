@@ -9,7 +9,7 @@ from pkgutil import get_data
 from cyclopts import App, CycloptsError
 
 from flux2_async._shown.version import VERSION
-from flux2_async.cli.usage import GIVEN, advice, told
+from flux2_async.cli.usage import GIVEN, advice, misunderstood
 
 app: App = App(
     name="flux2",
@@ -44,7 +44,7 @@ _register("commands", "emulator", "mcp")
 _register("documents", "docs", "recipe")
 
 
-def _told(arguments: Sequence[str]) -> Sequence[str]:
+def _without_verbose(arguments: Sequence[str]) -> Sequence[str]:
     """Take `--verbose` off the words, which may stand anywhere before `--`, and show the log if it is there."""
     ends = list(arguments).index("--") if "--" in arguments else len(arguments)
     options = [word for word in arguments[:ends] if word != "--verbose"]
@@ -55,7 +55,7 @@ def _told(arguments: Sequence[str]) -> Sequence[str]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command that the words after `flux2` name, and give its exit code."""
-    arguments = _told(arguments)
+    arguments = _without_verbose(arguments)
     GIVEN.set(tuple(arguments))
     try:
         command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
@@ -64,6 +64,6 @@ def run(arguments: Sequence[str]) -> int:
         # The words were not understood, so nobody has taken this one off them.
         from flux2_async.cli.screen import Screen, UsageError  # noqa: PLC0415  help does without
 
-        Screen(machine="--json" in arguments).error(UsageError(told(error)), advice(error, arguments))
+        Screen(machine="--json" in arguments).error(UsageError(misunderstood(error)), advice(error, arguments))
         return 2
     return code if isinstance(code, int) else 0

@@ -26,8 +26,8 @@ from flux2_async.models import Polling
 from flux2_async.receivers import serve
 from flux2_async.session.session import Flux2Session
 
-# A task takes 8 to 95 seconds; what takes longer is found again by the next run.
-PATIENCE: Final = 120
+# Seconds for what runs. A task takes 8 to 95; what takes longer is found again by the next run.
+STOPPING_MAX: Final = 120
 
 
 async def batch(
@@ -225,7 +225,7 @@ class _Interrupts:
 
 @contextmanager
 def _interrupts(batch: Batch, board: BatchBoard) -> Iterator[_Interrupts]:
-    interrupts = _Interrupts(batch, board, PATIENCE)
+    interrupts = _Interrupts(batch, board, STOPPING_MAX)
     ticking = asyncio.create_task(interrupts.tick())
     try:
         with _on_interrupt(interrupts.strike):

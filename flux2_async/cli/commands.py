@@ -200,12 +200,12 @@ def status(
 
     Exit code 1 when the task failed.
     """
-    from flux2_async.cli.run import fetch, look
+    from flux2_async.cli.run import fetch, show
 
     async def go(screen: Screen) -> int:
         check_key()
         if not wait and output is None:
-            return int(not await look(screen, task_id))
+            return int(not await show(screen, task_id))
         await fetch(screen, task_id, output=output, timeout=check_timeout(timeout))
         return 0
 
@@ -332,7 +332,7 @@ def _done(go: Callable[[Screen], Coroutine[Any, Any, int | None]], *, machine: b
         screen.error(error)
         return 2
     except CommandError as failed:
-        screen.error(failed.error, failed.hint, task_id=failed.task_id)
+        screen.error(failed.error, failed.advice, task_id=failed.task_id)
         return failed.code
     except BrokenPipeError:
         raise

@@ -23,6 +23,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import ContentBlock, ResourceLink, TextContent
 
 from flux2_async import errors
+from flux2_async._protocol.file_types import BEGINNINGS
 from flux2_async._protocol.media import TASK_ID
 from flux2_async._shown.version import VERSION
 from flux2_async.cli.mcp_tasks import Tasks, at_once
@@ -47,7 +48,7 @@ EVERY: Final = 2.0
 LEAST: Final = 10.0
 # Pictures of one estimate.
 MOST: Final = 10_000
-MIME_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
+MIME_TYPES: Final = {f".{kind.extension}": kind.mime_type for _, kind in BEGINNINGS if kind.mime_type}
 PICTURE: Final = "flux2://pictures/{task_id}/{number}"
 READS: Final = {"readOnlyHint": True, "openWorldHint": True}
 PAYS: Final = {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True}
@@ -108,9 +109,9 @@ class Agent:
         paying: list[Callable[..., Any]] = [self.generate, self.edit]
         reading: list[Callable[..., Any]] = [self.wait, self.get_task, self.credits, self.estimate]
         for tool in [*paying, *reading]:
-            server.tool(_told()(tool), annotations=PAYS if tool in paying else READS)
+            server.tool(_errors_in_words()(tool), annotations=PAYS if tool in paying else READS)
         long = [tool.__name__ for tool in (*paying, self.wait)]
-        server.add_extension(Tasks(self.flux, long, _told()(partial(self._finish, wait_seconds=0.0))))
+        server.add_extension(Tasks(self.flux, long, _errors_in_words()(partial(self._finish, wait_seconds=0.0))))
         server.resource(PICTURE, name="picture", description="A finished picture.")(self.picture)
         return server
 
@@ -194,7 +195,7 @@ class Agent:
         if not TASK_ID.fullmatch(task_id):
             raise ResourceError(f"{task_id!r} is no task id")
         if not (files := self._saved(task_id, number)):
-            async with _told():
+            async with _errors_in_words():
                 await self.flux.download(await self.flux.attach(task_id).result(WAIT), self.folder)
             files = self._saved(task_id, number)
         if not files:
@@ -302,7 +303,7 @@ async def _progress(context: Context, seconds: float, message: Callable[[], str]
 
 
 @asynccontextmanager
-async def _told() -> AsyncIterator[None]:
+async def _errors_in_words() -> AsyncIterator[None]:
     """Turn an error of the session into words for an agent: what went wrong, whether it was paid for, what to do."""
     try:
         yield

@@ -204,7 +204,7 @@ async def fetch(
     screen.document(_document(record) | {"files": [str(file) for file in files]})
 
 
-async def look(screen: Screen, task_id: str) -> bool:
+async def show(screen: Screen, task_id: str) -> bool:
     """Show a task's record; give whether it has not failed."""
     async with opened() as flux:
         record = await flux.fetch_record(task_id)

@@ -51,15 +51,15 @@ LOG: Final = _Log(logging.DEBUG)
 class CommandError(Exception):
     """A command came to its end without what it was called for.
 
-    The hint is what to do besides what the error says, `code` the exit code, `task_id` the task that goes on, for
+    The advice is what to do besides what the error says, `code` the exit code, `task_id` the task that goes on, for
     machines.
     """
 
-    def __init__(self, error: BaseException | str, hint: str = "", code: int = 1, task_id: str | None = None) -> None:
+    def __init__(self, error: BaseException | str, advice: str = "", code: int = 1, task_id: str | None = None) -> None:
         super().__init__(str(error))
         self.task_id = task_id
         self.error = error
-        self.hint = hint
+        self.advice = advice
         self.code = code
 
 
@@ -120,20 +120,20 @@ class Screen:
         """Say something about the progress."""
         print_words(self.err, Text(printable(text), style=style))
 
-    def complain(self, error: BaseException | str, hint: str = "") -> str:
+    def complain(self, error: BaseException | str, advice: str = "") -> str:
         """Say in one line what went wrong and what to do; give the line."""
         text = with_options(one_line(str(error)))
-        if hint and text.endswith("?"):
-            text = f"{text} {hint[0].upper()}{hint[1:]}"
-        elif hint:
+        if advice and text.endswith("?"):
+            text = f"{text} {advice[0].upper()}{advice[1:]}"
+        elif advice:
             # A list that goes on keeps its dots.
-            text = f"{text if text.endswith('...') else text.rstrip('.;')}; {hint}"
+            text = f"{text if text.endswith('...') else text.rstrip('.;')}; {advice}"
         print_words(self.err, Text.assemble(("flux2: ", "bold red"), text))
         return text
 
-    def error(self, error: BaseException | str, hint: str = "", task_id: str | None = None) -> None:
+    def error(self, error: BaseException | str, advice: str = "", task_id: str | None = None) -> None:
         """Say in one line what went wrong and what to do, and give it to machines as well."""
-        text = self.complain(error, hint)
+        text = self.complain(error, advice)
         if isinstance(error, BaseException):
             self.document({"error": error_document(error)})
         else:

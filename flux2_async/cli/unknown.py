@@ -103,7 +103,7 @@ async def unknown(screen: Screen, path: Path, decisions: Decisions, *, ask: bool
             await _ask_all(screen, journal, check=decisions.check)
         left = await journal.unknown()
     if not ask or decided:
-        for text in _told(left):
+        for text in _lines_about(left):
             screen.result(text)
     _tell_end(screen, len(decided), len(left), ask=ask)
     rows = [document(each.outcome) for each in left]
@@ -162,7 +162,7 @@ async def _ask_all(screen: Screen, journal: Journal, *, check: bool) -> None:
         screen.note(
             f"{_may_have_been(len(requests))}. Look for each in {task_log()}: is there a task of that time and prompt?"
         )
-    for request, text in zip(requests, _told(requests), strict=True):
+    for request, text in zip(requests, _lines_about(requests), strict=True):
         screen.result(text)
         if not await _ask(screen, journal, request.outcome.id, check=check):
             return
@@ -216,7 +216,7 @@ async def _answer(screen: Screen) -> str:
     return line.strip() if line else "q"
 
 
-def _told(requests: Sequence[UnknownRequest]) -> Iterator[str]:
+def _lines_about(requests: Sequence[UnknownRequest]) -> Iterator[str]:
     """Give the lines about each; why nobody knows is left out where it was told of the one before."""
     before: Failure | None = None
     for number, request in enumerate(requests, 1):

@@ -15,7 +15,7 @@ GIVEN: Final[ContextVar[tuple[str, ...]]] = ContextVar("given", default=())
 OPTION: Final = re.compile(r"--[a-z][a-z-]*(=.*)?", re.DOTALL)
 
 
-def told(error: CycloptsError) -> str:
+def misunderstood(error: CycloptsError) -> str:
     """Say in one line what was not understood."""
     if isinstance(error, UnknownCommandError) and error.unused_tokens and error.unused_tokens[0].startswith("-"):
         return f'Unknown option: "{error.unused_tokens[0]}".'

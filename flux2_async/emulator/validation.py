@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from flux2_async.emulator.render import SIZES_1K
 from flux2_async.emulator.replies import Refusal
 
 PRICES: Mapping[str, Mapping[str, float]] = {
@@ -16,7 +17,7 @@ PRICES: Mapping[str, Mapping[str, float]] = {
 }
 """Upstream's credits per picture, by model and resolution."""
 
-RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
+RATIOS = tuple(SIZES_1K)
 PROMPT_SHORTEST, PROMPT_LONGEST = 3, 5000
 MOST_IMAGES = 8
 LONGEST_ADDRESS = 2048

@@ -292,24 +292,24 @@ class JobRequest:
     @property
     def prompt(self) -> str:
         """The text of the field `prompt`, empty without one."""
-        return self._told("prompt")
+        return self._text("prompt")
 
     @property
     def aspect_ratio(self) -> str:
         """The text of the field `aspect_ratio`, likewise."""
-        return self._told("aspect_ratio")
+        return self._text("aspect_ratio")
 
     @property
     def resolution(self) -> str:
         """The text of the field `resolution`, likewise; with the model it is what a price is known by."""
-        return self._told("resolution")
+        return self._text("resolution")
 
     @property
     def images(self) -> tuple[ImageSource, ...]:
         """The pictures of all fields that are named, in the order of `input`."""
         return tuple(image for _, image in self._named())
 
-    def _told(self, field: str) -> str:
+    def _text(self, field: str) -> str:
         value = self.input.get(field)
         return value if isinstance(value, str) and field not in self.image_fields else ""
 
@@ -391,15 +391,8 @@ def facts_of(request: Request, images: Sequence[str]) -> dict[str, Any]:
         return {"model": request.model, "prompt": request.prompt, "images": list(images), **shape, "extra_input": extra}
     rest = request.input
     rest.pop("input_urls", None)
-    return {
-        "model": request.model,
-        "prompt": rest.pop("prompt"),
-        "images": list(images),
-        "aspect_ratio": rest.pop("aspect_ratio"),
-        "resolution": rest.pop("resolution"),
-        "tier": request.tier,
-        "extra_input": rest,
-    }
+    shape = {name: rest.pop(name) for name in ("prompt", "aspect_ratio", "resolution")}
+    return {"model": request.model, "images": list(images), **shape, "tier": request.tier, "extra_input": rest}
 
 
 def request_of(facts: Mapping[str, Any]) -> Request:

@@ -179,7 +179,7 @@ class Ledger:
         self._spending.cancel(reservation.kind)
         reservation.state = "gone"
 
-    def doubt(self, reservation: Reservation, now: float) -> None:
+    def mark_unclear(self, reservation: Reservation, now: float) -> None:
         """Nobody knows whether it was taken, or what it costs."""
         self._open(reservation)
         self._spending.mark_unclear(reservation.kind)

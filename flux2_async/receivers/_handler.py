@@ -45,11 +45,16 @@ class CallbackTarget(Protocol):
     """What a receiver needs of a session; `Flux2Session` is one."""
 
     @property
-    def callback_settings(self) -> CallbackSettings | None: ...
+    def callback_settings(self) -> CallbackSettings | None:
+        """What addresses and bodies are checked by; None: it expects no callbacks."""
 
-    def accepts_callbacks(self) -> bool: ...
+    def accepts_callbacks(self) -> bool:
+        """Whether `deliver` takes callbacks now."""
+        ...
 
-    async def deliver(self, ref: str, callback: Callback, /) -> bool: ...
+    async def deliver(self, ref: str, callback: Callback, /) -> bool:
+        """Use a callback whose address was checked; False: it is to come again, see `Flux2Session.deliver`."""
+        ...
 
 
 # Made twice as fast as a frozen one, for each request.

@@ -113,7 +113,7 @@ class Budgets:
         if found and not submission.known:
             held = self._held[submission] = tuple(ledger.reserve(_kind(submission)) for ledger in found)
             if submission.state is SubmissionState.UNKNOWN:
-                self._doubt(submission, held)
+                self._mark_unclear(submission, held)
 
     async def _with_room(self, submission: Submission) -> list[Ledger]:
         """Give its ledgers where all have room for it; raises as `reserve` does."""
@@ -157,7 +157,7 @@ class Budgets:
         self._unclear.pop(submission, None)
         if submission.state is SubmissionState.UNKNOWN:
             self._tasks = {task_id: each for task_id, each in self._tasks.items() if each is not submission}
-            self._doubt(submission, held)
+            self._mark_unclear(submission, held)
         elif task is not None and (event is SubmissionEvent.ACCEPTED or held[0].state == "unclear"):
             self._tasks[task.id] = submission
             if task.done():
@@ -189,7 +189,7 @@ class Budgets:
         held = self._held[submission]
         if record is None or not record.state.final:
             # It goes on at the service, or nobody knows; it may be watched again.
-            self._doubt(submission, held, task_id)
+            self._mark_unclear(submission, held, task_id)
             return
         del self._tasks[task_id], self._held[submission]
         self._unclear.pop(submission, None)
@@ -197,12 +197,12 @@ class Budgets:
             each.ledger.pay(each, record.credits_consumed, _now(), failed=record.state is TaskState.FAIL)
             self._tell(each.ledger)
 
-    def _doubt(self, submission: Submission, held: Held, task_id: str | None = None) -> None:
+    def _mark_unclear(self, submission: Submission, held: Held, task_id: str | None = None) -> None:
         self._unclear.pop(submission, None)
         self._unclear[submission] = task_id
         for each in held:
             if each.state != "unclear":
-                each.ledger.doubt(each, _now())
+                each.ledger.mark_unclear(each, _now())
                 self._tell(each.ledger)
         if len(self._unclear) > MAX_UNCLEAR:
             oldest = next(iter(self._unclear))

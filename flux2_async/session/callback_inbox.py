@@ -34,7 +34,7 @@ logger: logging.Logger = logging.getLogger("flux2_async")
 
 EARLY_FOR: Final = 3600.0
 # Where processes share an account, `recover` asks for what another one was told, since news may be lost.
-LOOK_EVERY: Final = 2.0
+ASK_EVERY: Final = 2.0
 
 
 class CallbackInbox:
@@ -72,7 +72,7 @@ class CallbackInbox:
         self._closed = False
         watcher.listen(self.settled)
         if sharing is not None:
-            sharing.on_callback = self.overhear
+            sharing.on_callback = self.relayed
 
     def address(self, ref: str) -> str:
         """Give the signed address of a submission's callback."""
@@ -123,7 +123,7 @@ class CallbackInbox:
         """Use an authenticated callback; give False where it is not certain that it survives this process."""
         return self._deliver(ref, callback) or self._sharing is None or await self._sharing.relay(ref, callback.task_id)
 
-    def overhear(self, ref: str, task_id: str) -> None:
+    def relayed(self, ref: str, task_id: str) -> None:
         """Use what another process was told at the address of a submission; it is never passed on again."""
         self._deliver(ref, Callback(task_id, None))
 
@@ -221,7 +221,7 @@ class CallbackInbox:
                 self._keep(ref, Callback(task_id, None))
                 return
         with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_EVERY):
+            async with asyncio.timeout(ASK_EVERY):
                 await self._news.wait()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import flux2_async
 from flux2_async._shown.frames import showable
@@ -14,12 +14,9 @@ from flux2_async.models.submission_state import SubmissionState
 from flux2_async.session.arguments import check_priority
 from flux2_async.session.posting import Cut, cut_off
 from flux2_async.session.submission import Asked, Submission
-from flux2_async.session.submitter import Submitter
+from flux2_async.session.submitter import CANCELLING_MAX, Submitter
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
-
-# Seconds that closing waits for what it has cancelled.
-DEAF_FOR: Final = 1.0
 
 
 @showable
@@ -273,7 +270,7 @@ class Enqueued:
         for job in self._jobs:
             job.cancel()
         if self._jobs:
-            await asyncio.wait(self._jobs, timeout=DEAF_FOR)
+            await asyncio.wait(self._jobs, timeout=CANCELLING_MAX)
 
     def leave(self) -> None:
         """Settle what an event loop that was closed has left behind."""

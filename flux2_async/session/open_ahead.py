@@ -19,14 +19,14 @@ class OpenAhead:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        limiter.on_wait = self._look
+        limiter.on_wait = self._open_next
 
     def close(self) -> None:
         """Open nothing more."""
         self._limiter.on_wait = None
         self._wait(math.inf)
 
-    def _look(self, now: float = -math.inf) -> None:
+    def _open_next(self, now: float = -math.inf) -> None:
         # A loop may call a clock tick early; asking again for the same instant would spin.
         now = max(now, self._loop.time())
         connections = self._transport.submit_connections
@@ -49,4 +49,4 @@ class OpenAhead:
 
     def _on_timer(self, when: float) -> None:
         self._timer, self._timer_at = None, math.inf
-        self._look(when)
+        self._open_next(when)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("flux2_async")
 
 # Seconds that closing waits for what it has cancelled.
-DEAF_FOR: Final = 1.0
+CANCELLING_MAX: Final = 1.0
 
 
 class Submitter:
@@ -170,7 +170,7 @@ class Submitter:
                 # Whoever ends all tasks wants this over, not undone: what is left is still told.
                 await asyncio.wait(jobs.values(), timeout=grace)
             self.abandon()
-            await asyncio.wait(jobs.values(), timeout=DEAF_FOR)
+            await asyncio.wait(jobs.values(), timeout=CANCELLING_MAX)
             # Neither an answer that takes long to be written nor an `on_send` that ignores being cancelled holds it up.
             late = {
                 submission: job for submission, job in self._jobs.items() if submission.announced.answer is not None
@@ -180,7 +180,7 @@ class Submitter:
             for submission in late:
                 self._jobs[submission].cancel()
             if late:
-                await asyncio.wait(late.values(), timeout=DEAF_FOR)
+                await asyncio.wait(late.values(), timeout=CANCELLING_MAX)
         return tuple(submission.ref for submission in jobs if submission.state is SubmissionState.UNKNOWN)
 
     def leave(self) -> tuple[str, ...]:
@@ -198,7 +198,7 @@ class Submitter:
     def abandon(self) -> None:
         """End what is being sent as well, at once; the service may have accepted it.
 
-        An answer that has come is still written down, within `DEAF_FOR`.
+        An answer that has come is still written down, within `CANCELLING_MAX`.
         """
         self._sender.posting.closed = self._sender.posting.abandoned = True
         self._abandoned |= self._jobs

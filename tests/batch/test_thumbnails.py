@@ -164,7 +164,7 @@ def test_a_picture_that_takes_forever_ends_the_worker(
     source = Path(thumbnailer.__file__).read_text("utf-8")
     # Only the one that is stuck is short of time; the machine may be busy.
     for old, new in (
-        ("later(PATIENCE,", "later(0.2 if 'stuck' in source else PATIENCE,"),
+        ("later(DECODING_MAX,", "later(0.2 if 'stuck' in source else DECODING_MAX,"),
         ("    with Image.open(source,", "    while 'stuck' in source:\n        pass\n    with Image.open(source,"),
     ):
         assert source.count(old) == 1

@@ -522,7 +522,7 @@ def test_ctrl_c_twice_stops_now(account: RunningEmulator, here: Path, capsys: py
 
 def test_the_countdown_ends(account: RunningEmulator, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes longer than the countdown is left to the next run."""
-    monkeypatch.setattr(batch, "PATIENCE", 1)
+    monkeypatch.setattr(batch, "STOPPING_MAX", 1)
     account.script.plans = Plan(duration=3600.0)
     write(here, 1)
     with struck_when(lambda: len(account.ledger.accepted) == 1):

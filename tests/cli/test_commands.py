@@ -18,7 +18,7 @@ from emulated import free_port, look_often
 from PIL import Image
 
 from flux2_async.cli import options
-from flux2_async.cli.app import _told, run
+from flux2_async.cli.app import _without_verbose, run
 from flux2_async.cli.screen import with_options
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.models.service import KIE
@@ -787,9 +787,9 @@ def test_verbose_may_stand_anywhere(monkeypatch: pytest.MonkeyPatch, place: int)
     logger = logging.getLogger("flux2_async")
     monkeypatch.setattr(logger, "level", logger.level)
     words = ["generate", "A lighthouse", "--rate-limit", "20/0.1"]
-    assert _told(words) == words
-    assert _told(["generate", "--", "--verbose"]) == ["generate", "--", "--verbose"]
-    assert _told([*words[:place], "--verbose", *words[place:]]) == words
+    assert _without_verbose(words) == words
+    assert _without_verbose(["generate", "--", "--verbose"]) == ["generate", "--", "--verbose"]
+    assert _without_verbose([*words[:place], "--verbose", *words[place:]]) == words
     assert logger.level == logging.DEBUG
 
 

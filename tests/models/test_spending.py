@@ -109,7 +109,7 @@ class Shared(RuleBasedStateMachine):
     def lose(self, task: Task) -> None:
         """Nobody knows whether it was taken; or it was given up, or the session was closed."""
         if task.known in ("sent", "accepted") and task.process.alive:
-            task.process.ledger.doubt(task.reservation, self.now)
+            task.process.ledger.mark_unclear(task.reservation, self.now)
             task.known = "unclear"
 
     @rule(task=tasks, told=st.booleans())
@@ -162,7 +162,7 @@ def test_a_window_moves() -> None:
     assert not ledger.fits(FLEX, 0.0)
     assert ledger.fits_after(FLEX, 0.0) is None
     ledger.pay(one, 14.0, 10.0, failed=False)
-    ledger.doubt(two, 20.0)
+    ledger.mark_unclear(two, 20.0)
     assert (ledger.spent, ledger.reserved, ledger.fits_after(FLEX, 30.0)) == (14.0, 14.0, 80.0)
     assert ledger.fits(FLEX, 110.0)
     ledger.pay(two, 10.0, 115.0, failed=False)

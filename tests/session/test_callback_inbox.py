@@ -915,7 +915,7 @@ async def test_a_relayed_callback_is_a_callback() -> None:
     """What a sibling was called for this session proves that callbacks arrive."""
     async with receiving(Script(plans=Plan(duration=60.0))) as (flux, _):
         task = await flux.submit(REQUEST, ref="mine")
-        inbox_of(flux).overhear("mine", task.id)
+        inbox_of(flux).relayed("mine", task.id)
 
         assert inbox_of(flux).arrivals.trust
 

@@ -46,11 +46,11 @@ class Changing:
     async def unclear(self, row: Row, failure: Failure) -> Outcome:
         """It is not known whether there is a task."""
         # Given up now, it may have been accepted just before; see `Outcome.sent_at`.
-        return await self._told(row, state=State.UNKNOWN.value, error=stored(failure), sent_at=time.time())
+        return await self._changed(row, state=State.UNKNOWN.value, error=stored(failure), sent_at=time.time())
 
     async def failed(self, row: Row, failure: Failure, record: TaskRecord | None = None) -> Outcome:
         """The service refused it, or its task failed."""
-        return await self._told(row, state=State.FAILED.value, error=stored(failure), **_facts(record))
+        return await self._changed(row, state=State.FAILED.value, error=stored(failure), **_facts(record))
 
     async def made(self, row: Row, record: TaskRecord) -> None:
         """The picture is made, and is to be saved."""
@@ -58,22 +58,22 @@ class Changing:
 
     async def finished(self, row: Row, record: TaskRecord) -> Outcome:
         """The picture is made, and is not to be saved."""
-        return await self._told(row, download=Download.OFF.value, **_result(record))
+        return await self._changed(row, download=Download.OFF.value, **_result(record))
 
     async def saved(self, row: Row, files: Sequence[str]) -> Outcome:
         """The pictures are in the folder."""
         values = {"files": texts(files), "download": Download.SAVED.value, "error": None}
-        return await self._told(row, saved_at=time.time(), **values)
+        return await self._changed(row, saved_at=time.time(), **values)
 
     async def not_saved(self, row: Row, download: Download, failure: Failure) -> Outcome:
         """The pictures are not in the folder."""
-        return await self._told(row, download=download.value, error=stored(failure))
+        return await self._changed(row, download=download.value, error=stored(failure))
 
     async def waiting(self, row: Row, failure: Failure) -> Outcome:
         """The task is not finished, and is no longer waited for in this run."""
-        return await self._told(row, error=stored(failure))
+        return await self._changed(row, error=stored(failure))
 
-    async def _told(self, row: Row, **values: Any) -> Outcome:
+    async def _changed(self, row: Row, **values: Any) -> Outcome:
         return outcome_of(await self.change(row, **values))
 
     def change(

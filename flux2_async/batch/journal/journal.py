@@ -180,12 +180,12 @@ class Journal(Changing):
         """Tell what `enter`, `begin` and `seconds_taken` would give, and leave the journal as it is."""
         self._check_idle()
 
-        def look(connection: sqlite3.Connection) -> tuple[Entry, Start, float | None]:
+        def preview(connection: sqlite3.Connection) -> tuple[Entry, Start, float | None]:
             entry.cut()
             return entry, begin(connection, options), seconds_taken(connection)
 
         async with self._entry(requests, options, MAX_PICTURE) as entry:
-            return await self.read(look)
+            return await self.read(preview)
 
     @asynccontextmanager
     async def _entry(

@@ -108,13 +108,13 @@ class Report:
         return app
 
     async def follow(self) -> None:
-        """Look into the folder until cancelled."""
+        """Read what is new in the folder until cancelled."""
         while True:
-            changed = await anyio.to_thread.run_sync(self._look)
+            changed = await anyio.to_thread.run_sync(self._read_on)
             self._log += changed
             await asyncio.sleep(EVERY)
 
-    def _look(self) -> list[str]:
+    def _read_on(self) -> list[str]:
         changed = self._following.news()
         for name in changed:
             self._rows[name] = report_row(self._following.outcomes[name], self.folder, self._known)

@@ -23,7 +23,7 @@ SIDE: Final = 512
 MAX_PIXELS: Final = 64_000_000
 MAX_PROFILE: Final = 4096
 # What decoding may take, in seconds. A picture that wants more ends this process.
-PATIENCE: Final = 20
+DECODING_MAX: Final = 20
 
 
 def make(source: str) -> bytes:
@@ -60,7 +60,7 @@ def main() -> None:
         for line in sys.stdin:
             source = json.loads(line)
             # Works while a decoder is busy, where no signal handler of Python would.
-            faulthandler.dump_traceback_later(PATIENCE, exit=True, file=nowhere)
+            faulthandler.dump_traceback_later(DECODING_MAX, exit=True, file=nowhere)
             try:
                 answer = base64.b64encode(make(source)).decode()
             except Exception:  # noqa: BLE001  whatever it is, this picture has no thumbnail and the next one may

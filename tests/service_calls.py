@@ -9,11 +9,12 @@ from emulated import REQUEST
 from raw_server import answer
 
 from flux2_async._http.api import Api
-from flux2_async._http.credentials import Credentials
+from flux2_async._http.credentials import Credentials, make_credentials
 from flux2_async._http.post import Post
 from flux2_async._http.transport import Transport
 from flux2_async._protocol.answers import Accepted, Answer, NeverSent, Refused, Unclear
 from flux2_async._protocol.codec import encode_request
+from flux2_async._shown.frames import Secret
 from flux2_async.emulator import Emulator
 from flux2_async.models import Timeouts
 
@@ -23,6 +24,11 @@ BODY = b'{"model": "flux-2/flex-text-to-image"}'
 
 def accepted(number: int) -> bytes:
     return answer(200, {"code": 200, "msg": "success", "data": {"taskId": f"task_{number}"}})
+
+
+def upload_url_of(base_url: str | None) -> str:
+    """Where a session uploads to that was given an address, or none."""
+    return make_credentials(Secret(KEY), base_url, None).upload_url
 
 
 @asynccontextmanager

@@ -16,10 +16,9 @@ import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from emulated import REQUEST
 from raw_server import HANG, RawServer, answer, raw_server
-from service_calls import BODY, KEY, create, transport_to
+from service_calls import BODY, KEY, create, transport_to, upload_url_of
 
 from flux2_async._http import borrowed, credentials, exchange, failures
-from flux2_async._shown.frames import Secret
 from flux2_async.errors import (
     AmbiguousSubmitError,
     ApiError,
@@ -611,11 +610,10 @@ async def test_create_task_carries_no_cookies() -> None:
 def test_upload_address_goes_with_the_base_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """A base URL that is given takes its own upload URL along, whatever the environment says."""
     monkeypatch.setenv("APIKLEY_BASE_URL", "https://api.example/")
-    assert credentials.make_credentials(Secret("key"), None, None).upload_url == "https://api.example/file-upload"
+    assert upload_url_of(None) == "https://api.example/file-upload"
     monkeypatch.setenv("APIKLEY_UPLOAD_URL", "https://up.example")
-    assert credentials.make_credentials(Secret("key"), None, None).upload_url == "https://up.example"
-    given = credentials.make_credentials(Secret("key"), "http://127.0.0.1:8080", None)
-    assert given.upload_url == "http://127.0.0.1:8080/file-upload"
+    assert upload_url_of(None) == "https://up.example"
+    assert upload_url_of("http://127.0.0.1:8080") == "http://127.0.0.1:8080/file-upload"
 
 
 def test_credentials_show_no_key() -> None:

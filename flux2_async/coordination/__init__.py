@@ -1,7 +1,7 @@
 """Many processes, one account: a limit, a pause, keys and callbacks that all of them share."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flux2_async._shown.names import lazily
 from flux2_async.coordination.store import Coordination, Kept, Life, Store
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Coordination", "HostCoordination", "Kept", "Life", "PostgresCoordination", "RedisCoordination", "Store"]
 
 # Each loads modules that the others do not need.
-__getattr__ = lazily(
+__getattr__: Final = lazily(
     __name__,
     **{
         "host.store": "HostCoordination",

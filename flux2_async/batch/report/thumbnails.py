@@ -19,10 +19,12 @@ from flux2_async._http.atomic_file import UNFINISHED, replacing
 
 try:
     from flux2_async.batch.report import thumbnailer
-except ModuleNotFoundError as missing:
+except ModuleNotFoundError as _missing:
     # Told here, since the worker would only say that it has ended.
-    told = 'flux2_async.batch.report needs the extra "cli"; install it with: pip install "flux2-async[cli]"'
-    raise ImportError(told, name=missing.name) from None
+    raise ImportError(
+        'flux2_async.batch.report needs the extra "cli"; install it with: pip install "flux2-async[cli]"',
+        name=_missing.name,
+    ) from None
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 

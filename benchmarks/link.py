@@ -55,7 +55,7 @@ class Times:
 def measure() -> Table:
     """Compare connections that are opened ahead with those that are opened when the permit is there."""
     rows = [["opened ahead, as it is", *asyncio.run(waits())]]
-    with mock.patch.object(OpenAhead, "_look", return_value=None):
+    with mock.patch.object(OpenAhead, "_open_next", return_value=None):
         rows.append(["opened at the permit", *asyncio.run(waits())])
     missing = (
         "the round trip of TCP itself is missing in both, as a relay on one machine cannot delay it: without opening "

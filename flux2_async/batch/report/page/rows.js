@@ -31,7 +31,9 @@ let took = [];
 
 const safe = (address) => (/^(https?:\/\/|\.\.?\/)/i.test(address ?? "") ? address : undefined);
 const moment = (seconds, timeStyle = "medium") => new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle });
-const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB", { timeZoneName: "short" });
+// With a zone alone Chromium writes an hour before ten with one digit.
+const CLOCK = { hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short" };
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB", CLOCK);
 
 function span(seconds) {
   if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;

@@ -21,6 +21,7 @@ from flux2_async.tasks.durations import expected
 LAST: Final = (2, 0)
 
 
+@attrs.frozen(eq=False, repr=False)
 class Outlook:
     """What is expected as things are at one moment.
 
@@ -32,20 +33,11 @@ class Outlook:
         now: The loop's time.
     """
 
-    def __init__(
-        self,
-        submissions: Collection[Submission],
-        coming: Collection[Asked],
-        *,
-        sender: Sender,
-        shared: Shared,
-        now: float,
-    ) -> None:
-        self._submissions = submissions
-        self._coming = coming
-        self._sender = sender
-        self._shared = shared
-        self._now = now
+    _submissions: Collection[Submission]
+    _coming: Collection[Asked]
+    _sender: Sender
+    _shared: Shared
+    _now: float
 
     def position(self, submission: Submission | None, asked: Asked) -> int:
         """Count the submissions that wait and go before one as things are now, or before one that is yet to be.

@@ -140,7 +140,7 @@ class Submitter:
         """What is expected of the submissions as things are now."""
         from flux2_async.session.outlook import Outlook  # noqa: PLC0415  few ask
 
-        return Outlook(self._jobs, self.coming, sender=self._sender, shared=self._shared, now=self._loop.time())
+        return Outlook(self._jobs, self.coming, self._sender, self._shared, self._loop.time())
 
     def prioritise(self, submission: Submission, priority: int) -> None:
         """Give a submission another priority while it waits; later there is nothing left to change."""

@@ -1,5 +1,6 @@
 """Who calls whom while a request walks through the layers: down, but for what each of these tests names."""
 
+import gc
 import logging
 import sys
 import tomllib
@@ -63,11 +64,15 @@ def upward_calls() -> Iterator[Counter[str]]:
     with pytest.MonkeyPatch.context() as patched:
         # A test of a command may have left the command's own, which is called from where something is logged.
         patched.setattr(logging.getLogger("flux2_async"), "handlers", [])
+        # A generator that an earlier test left is closed by whichever call the garbage collector interrupts.
+        gc.collect()
+        gc.disable()
         sys.setprofile(see)
         try:
             yield calls
         finally:
             sys.setprofile(None)
+            gc.enable()
 
 
 async def test_a_submit_that_waits_for_nothing() -> None:

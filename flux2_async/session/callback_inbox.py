@@ -13,22 +13,19 @@ from typing import TYPE_CHECKING, Final
 from flux2_async._protocol.records import memory_of
 from flux2_async.errors import CoordinationError, SessionClosedError, TaskNotFoundError
 from flux2_async.models import TaskRecord, TaskState
-from flux2_async.models.submission_state import SubmissionEvent
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState
 from flux2_async.session.callback_arrivals import CallbackArrivals
 from flux2_async.session.callback_entries import MAX_RECORD, CallbackEntries, Early, Told
 from flux2_async.session.callback_settings import CallbackSettings
-from flux2_async.session.keys import Keys
+from flux2_async.session.ending import Keepers
 from flux2_async.session.submission import Submission
-from flux2_async.session.task_ids import TaskIds
 from flux2_async.tasks.handle import ImageTask
-from flux2_async.tasks.observers import Observers
 from flux2_async.tasks.outcome import Signal
 from flux2_async.tasks.watcher import Watcher
 from flux2_async.webhooks import Callback, public_urls, signed_url
 
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
-    from flux2_async.session.budgets import Budgets
 
 logger: logging.Logger = logging.getLogger("flux2_async")
 
@@ -51,22 +48,16 @@ class CallbackInbox:
         settings: CallbackSettings,
         *,
         watcher: Watcher,
-        keys: Keys,
-        task_ids: TaskIds,
-        observers: Observers,
+        keepers: Keepers,
         sharing: "Sharing | None" = None,
-        budgets: "Budgets | None" = None,
     ) -> None:
         self.entries: CallbackEntries = CallbackEntries()
         self.arrivals: CallbackArrivals = CallbackArrivals(watcher, settings.shown_url)
         self.received: int = 0
         self._settings = settings
         self._watcher = watcher
-        self._keys = keys
-        self._task_ids = task_ids
-        self._observers = observers
+        self._keepers = keepers
         self._sharing = sharing
-        self._budgets = budgets
         self._loop = asyncio.get_running_loop()
         self._news = Signal()
         self._closed = False
@@ -86,16 +77,17 @@ class CallbackInbox:
         if early is not None and early.until > self._loop.time():
             self._bring(task, early.callback)
 
-    def unclear(self, submission: Submission) -> None:
-        """Remember a submission whose reply was lost, and use a callback that came before.
+    def ended(self, submission: Submission) -> None:
+        """Remember a submission that has no task where its reply was lost, and use a callback that came before.
 
         Of many the oldest are forgotten. The callback of a forgotten one is for nobody here and kept like any such, so
         that `recover` finds its task all the same; its key goes on raising its error until then.
         """
-        self.entries.unclear(submission)
-        early = self.entries.take_early(submission.ref)
-        if early is not None:
-            self._found(submission, early.callback)
+        if submission.state is SubmissionState.UNKNOWN:
+            self.entries.unclear(submission)
+            early = self.entries.take_early(submission.ref)
+            if early is not None:
+                self._found(submission, early.callback)
         self._news.wake()
 
     def take_over(self, before: "CallbackInbox") -> None:
@@ -147,10 +139,6 @@ class CallbackInbox:
             return known
         return True
 
-    def ended(self) -> None:
-        """A submission became no task: who waits for that looks again."""
-        self._news.wake()
-
     async def recover(
         self, ref: str, submission: Submission | None, bound: asyncio.Timeout, give_up_after: float | None
     ) -> ImageTask:
@@ -167,8 +155,8 @@ class CallbackInbox:
             Exception: What the submission under way ended with instead of a task.
         """
         task = await self._known(ref, submission, bound, give_up_after)
-        self._task_ids.add(task.id, ref)
-        self._keys.found(ref, task.id)
+        self._keepers.task_ids.add(task.id, ref)
+        self._keepers.keys.found(ref, task.id)
         if self._sharing is not None:
             await self._sharing.recovered(ref, task.id)
         return task
@@ -259,18 +247,14 @@ class CallbackInbox:
         self.entries.found(ref)
         logger.info("submission %s was accepted as task %s", ref, callback.task_id)
         task = self._watcher.attach(callback.task_id)
-        self._task_ids.add(task.id, ref)
+        self._keepers.task_ids.add(task.id, ref)
         task._came_from(submission.asked)  # noqa: SLF001  the handle is written by its session alone
         told = Told(submission, submission.doubt or submission.outcome.error)
         # Its key, if it has one, stands for the task from now on.
-        submission.end(SubmissionEvent.FOUND, task=task)
-        self._keys.ended(submission)
-        if self._budgets is not None:
-            self._budgets.ended(submission, SubmissionEvent.FOUND, task)
+        self._keepers.end(submission, SubmissionEvent.FOUND, task=task)
         self._know(ref, task, told)
         # Never from the body: nothing but the body says that the task is this one's.
         self._watcher.hint(task.id)
-        self._observers.stepped(submission.asked, submission.state, SubmissionEvent.FOUND, None, task.id)
         return True
 
     def _unlearn(self, ref: str, task: ImageTask, told: Told) -> None:
@@ -282,12 +266,8 @@ class CallbackInbox:
         if self._sharing is not None:
             self._sharing.disproved(ref, task.id)
         if (submission := told.submission) is not None:
-            submission.end(SubmissionEvent.DISPROVED, error=told.error)
-            self._keys.ended(submission)
-            if self._budgets is not None:
-                self._budgets.ended(submission, SubmissionEvent.DISPROVED, None)
-            self._observers.stepped(submission.asked, submission.state, SubmissionEvent.DISPROVED, told.error, task.id)
-            self.unclear(submission)
+            self._keepers.end(submission, SubmissionEvent.DISPROVED, error=told.error, named=task.id)
+            self.ended(submission)
 
     def _keep(self, ref: str, callback: Callback) -> None:
         if memory_of(callback.record, MAX_RECORD) > MAX_RECORD:

@@ -46,15 +46,7 @@ def _inbox(parts: "Parts") -> "CallbackInbox | None":
         return None
     from flux2_async.session.callback_inbox import CallbackInbox  # noqa: PLC0415  most sessions poll alone
 
-    return CallbackInbox(
-        parts.options.callbacks,
-        watcher=parts.watcher,
-        keys=parts.keys,
-        task_ids=parts.task_ids,
-        observers=parts.observers,
-        sharing=parts.sharing,
-        budgets=parts.budgets,
-    )
+    return CallbackInbox(parts.options.callbacks, watcher=parts.watcher, keepers=parts, sharing=parts.sharing)
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)

@@ -9,20 +9,17 @@ from flux2_async._http.files import Files
 from flux2_async._limiter.limiter import Gate
 from flux2_async._limiter.slots import Slots
 from flux2_async.models import RateLimit
-from flux2_async.session.keys import Keys
-from flux2_async.session.task_ids import TaskIds
-from flux2_async.tasks.observers import Observers
+from flux2_async.session.ending import Keepers
 from flux2_async.tasks.schedule import Schedules
 from flux2_async.tasks.watcher import Watcher
 
 if TYPE_CHECKING:
     from flux2_async.coordination.client import Sharing
-    from flux2_async.session.budgets import Budgets
     from flux2_async.session.callback_inbox import CallbackInbox
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
-class Shared:
+class Shared(Keepers):
     """What a submission meets on its way.
 
     Attributes:
@@ -38,10 +35,6 @@ class Shared:
     rate_limit: RateLimit | None
     schedules: Schedules
     watcher: Watcher
-    keys: Keys
-    task_ids: TaskIds
-    observers: Observers
     inbox: "CallbackInbox | None" = None
-    budgets: "Budgets | None" = None
     sharing: "Sharing | None" = None
     names_kept: float | None = None

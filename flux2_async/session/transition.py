@@ -1,7 +1,7 @@
 """What an event of a submission means, told once to all whom it concerns and in one order.
 
-The permit first, since others wait for it; then the submission's callers and its claim to a key; then who keeps it: the
-watcher, the keys, the inbox of callbacks; the observers last.
+The permit first, since others wait for it; then the submission's callers and its claim to a key; then who keeps it, and
+the observers; the inbox of callbacks last, since a callback that came early is what happens next.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import logging
 from typing import Final
 
 from flux2_async.errors import RateLimitedError
-from flux2_async.models.submission_state import ACCEPTED, SubmissionEvent, SubmissionState
+from flux2_async.models.submission_state import ACCEPTED, SubmissionEvent
 from flux2_async.session.shared import Shared
 from flux2_async.session.submission import Submission
 from flux2_async.tasks.handle import ImageTask
@@ -19,7 +19,6 @@ logger: logging.Logger = logging.getLogger("flux2_async")
 KEEP_PERMIT: Final = frozenset(
     {SubmissionEvent.GRANTED, SubmissionEvent.ANNOUNCED, SubmissionEvent.POSTED, SubmissionEvent.REPEATED}
 )
-KEPT: Final = frozenset({SubmissionState.ACCEPTED, SubmissionState.UNKNOWN})
 
 
 class Transitions:
@@ -34,7 +33,7 @@ class Transitions:
         """It was taken in, perhaps as one that was sent before, and of which nobody knows whether it was accepted."""
         self._observers.queued(submission.asked)
         if submission.doubt is not None and self._shared.inbox is not None:
-            self._shared.inbox.unclear(submission)
+            self._shared.inbox.ended(submission)
 
     def step(self, submission: Submission, event: SubmissionEvent, error: Exception | None = None) -> None:
         """An event after which it goes on."""
@@ -56,10 +55,10 @@ class Transitions:
         else:
             # It was attached before its createTask reply came.
             task._came_from(asked)  # noqa: SLF001  the handle is written by its session alone
-        if inbox is not None:
-            inbox.accepted(asked.ref, task)
         logger.debug("task %s accepted (submission %s)", task_id, asked.ref)
         self.end(submission, ACCEPTED, task=task)
+        if inbox is not None:
+            inbox.accepted(asked.ref, task)
         return new
 
     def end(
@@ -71,26 +70,11 @@ class Transitions:
         error: Exception | None = None,
     ) -> None:
         """An event that ends it."""
-        shared, asked = self._shared, submission.asked
         self.settle_permit(submission, event, error)
-        submission.end(event, task=task, error=error)
-        # Before a callback that came early makes something else of it.
-        if shared.budgets is not None:
-            shared.budgets.ended(submission, event, task)
-        if submission.state in KEPT:
-            if task is None and shared.inbox is not None:
-                shared.inbox.unclear(submission)
-            # It was accepted, or may have been, so it keeps its key.
-            shared.keys.ended(submission)
-        else:
-            # After the budgets: who has the key next is to find room.
-            if submission.claim is not None:
-                submission.claim.freed()
-            if asked.key is not None:
-                shared.keys.free(asked.key, submission)
-            if shared.inbox is not None:
-                shared.inbox.ended()
-        self._observers.stepped(asked, submission.state, event, error, None if task is None else task.id)
+        self._shared.end(submission, event, task=task, error=error)
+        # At last: a callback that came early makes something else of it.
+        if task is None and self._shared.inbox is not None:
+            self._shared.inbox.ended(submission)
 
     def throttled(self, submission: Submission, error: Exception | None) -> None:
         """A 429 has come, whoever it is meant for: the service wants a pause, and the permit stays out."""

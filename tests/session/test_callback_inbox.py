@@ -29,6 +29,8 @@ from flux2_async.errors import (
     TaskTimeoutError,
 )
 from flux2_async.models import Callbacks, Polling, RateLimit, TextToImage, Timeouts
+from flux2_async.models.events import Queued, SessionEvent, Settled, SubmissionChanged
+from flux2_async.models.submission_state import SubmissionEvent, SubmissionState, after
 from flux2_async.receivers import asgi_app, serve
 from flux2_async.session.callback_entries import MAX_EARLY, MAX_EARLY_RECORDS, MAX_SETTLED, MAX_UNCLEAR, Entry
 from flux2_async.session.callback_inbox import CallbackInbox
@@ -387,6 +389,46 @@ async def test_an_early_callback_answers_a_lost_reply() -> None:
 
         assert [task.id] == emulator.ledger.accepted
         assert (await task).urls
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+@pytest.mark.parametrize("faults", [[], [Fault("createTask", "cut_after")]])
+async def test_an_early_callback_is_told_after_its_submission(faults: list[Fault], confirm: bool) -> None:
+    """Observers hear the steps of a submission as the table has them, then of its task: also where that was faster."""
+    told: list[SessionEvent] = []
+    script = Script(plans=Plan(outcome="fail", callback="early"), faults=faults)
+    async with receiving(script, confirm=confirm, observers=[told.append]) as (flux, _):
+        assert isinstance(await error_of(flux.generate(REQUEST)), TaskFailedError)
+
+    state = SubmissionState.QUEUED
+    for event in told:
+        if isinstance(event, SubmissionChanged):
+            state = after(state, event.event)
+            assert event.state is state
+        else:
+            assert (state is SubmissionState.ACCEPTED) == (not isinstance(event, Queued))
+    assert isinstance(told[-1], Settled)
+
+
+async def test_a_forged_early_callback_is_told_after_its_submission() -> None:
+    """A callback for a lost reply that names no task is told as found and disproved, after the lost reply."""
+    told: list[SessionEvent] = []
+    script = Script(faults=[Fault("createTask", "cut_before")])
+    async with receiving(script, polling=Polling(), observers=[told.append]) as (flux, _):
+
+        async def forge(ref: str) -> None:
+            await flux.deliver(ref, Callback("forged", None))
+
+        task = await flux.submit(REQUEST, ref="mine", on_send=forge)
+        assert isinstance(await error_of(task), TaskNotFoundError)
+        assert flux.statistics().ambiguous == 1
+
+    changes = [(event.event, event.state, event.task_id) for event in told if isinstance(event, SubmissionChanged)]
+    assert changes[-3:] == [
+        (SubmissionEvent.UNCLEAR, SubmissionState.UNKNOWN, None),
+        (SubmissionEvent.FOUND, SubmissionState.ACCEPTED, "forged"),
+        (SubmissionEvent.DISPROVED, SubmissionState.UNKNOWN, "forged"),
+    ]
 
 
 async def test_nothing_to_recover() -> None:
@@ -971,7 +1013,9 @@ async def test_what_is_remembered_is_bounded() -> None:
     async with receiving(Script()) as (flux, _):
         inbox = inbox_of(flux)
         for number in range(MAX_UNCLEAR + 10):
-            inbox.unclear(Submission(Asked(REQUEST, ref=f"lost-{number}"), Patience(None, 0.0)))
+            lost = Submission(Asked(REQUEST, ref=f"lost-{number}"), Patience(None, 0.0))
+            lost.doubted(1.0)
+            inbox.ended(lost)
         for number in range(MAX_SETTLED + 10):
             task = ImageTask(f"task-{number}")
             inbox.accepted(f"ref-{number}", task)

@@ -19,7 +19,8 @@ from flux2_async._http.file_objects import read_file_object, reading
 from flux2_async._http.local_picture import Picture, check_picture, read_picture
 from flux2_async._http.retry import persist
 from flux2_async._protocol.converter import http_address
-from flux2_async._protocol.media import MAX_PICTURE, extension_of, upload_name
+from flux2_async._protocol.file_types import extension_of
+from flux2_async._protocol.media import MAX_PICTURE, upload_name
 from flux2_async.errors import InvalidRequestError
 from flux2_async.models import UploadedFile
 from flux2_async.models.image_sources import how_to_give, is_url

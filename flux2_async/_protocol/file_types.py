@@ -39,6 +39,7 @@ class FileType:
 JPEG: Final = FileType("JPEG", "jpg", "image/jpeg", b"\xff\xd9")
 PNG: Final = FileType("PNG", "png", "image/png", b"IEND\xaeB`\x82")
 WEBP: Final = FileType("WebP", "webp", "image/webp")
+TAKEN: Final = (JPEG, PNG, WEBP)
 
 # How files of each begin; the first that fits counts.
 BEGINNINGS: Final = tuple(
@@ -92,14 +93,20 @@ def file_type(head: bytes) -> FileType | None:
 
 def picture_type(head: bytes) -> FileType | None:
     """Tell the format of a picture by its first bytes, or None when the API does not take it."""
-    known = file_type(head)
-    return known if known is not None and known.mime_type else None
+    return known if (known := file_type(head)) in TAKEN else None
 
 
 def picture_names(before_last: str) -> str:
     """Give the names of the formats that the API takes, with `and` or `or` before the last."""
-    *names, last = (kind.name for _, kind in BEGINNINGS if kind.mime_type)
+    *names, last = (kind.name for kind in TAKEN)
     return f"{', '.join(names)} {before_last} {last}"
+
+
+def extension_of(name: str) -> str | None:
+    """Give the end of a name where it is that of a picture the API takes, in lower case and without its dot."""
+    extension = name.rpartition(".")[2].lower()
+    known = any(extension == kind.extension or f"image/{extension}" == kind.mime_type for kind in TAKEN)
+    return extension if known else None
 
 
 def seems_whole(head: bytes, tail: bytes, size: int) -> bool:

@@ -19,18 +19,10 @@ The API says "10 MB" and not which; the smaller reading is certain to be taken.
 MAX_DOWNLOAD: Final = 200_000_000
 """Bytes of one file that is downloaded; a 2K picture has about a hundredth of that."""
 
-
 TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-PICTURES: Final = ("jpg", "jpeg", "png", "webp")
 UNSAFE: Final = re.compile(r"[^A-Za-z0-9_]+")
 MAX_STEM: Final = 64
 DIGITS: Final = 32
-
-
-def extension_of(name: str) -> str | None:
-    """Give the end of a name where it is that of a picture the service takes, in lower case and without its dot."""
-    extension = name.rpartition(".")[2].lower()
-    return extension if extension in PICTURES else None
 
 
 def upload_name(digest: str, extension: str, file_name: str | None) -> str:

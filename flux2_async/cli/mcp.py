@@ -23,7 +23,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import ContentBlock, ResourceLink, TextContent
 
 from flux2_async import errors
-from flux2_async._protocol.file_types import BEGINNINGS
+from flux2_async._protocol.file_types import TAKEN
 from flux2_async._protocol.media import TASK_ID
 from flux2_async._shown.version import VERSION
 from flux2_async.cli.mcp_tasks import Tasks, at_once
@@ -48,7 +48,7 @@ EVERY: Final = 2.0
 LEAST: Final = 10.0
 # Pictures of one estimate.
 MOST: Final = 10_000
-MIME_TYPES: Final = {f".{kind.extension}": kind.mime_type for _, kind in BEGINNINGS if kind.mime_type}
+MIME_TYPES: Final = {f".{kind.extension}": kind.mime_type for kind in TAKEN}
 PICTURE: Final = "flux2://pictures/{task_id}/{number}"
 READS: Final = {"readOnlyHint": True, "openWorldHint": True}
 PAYS: Final = {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True}

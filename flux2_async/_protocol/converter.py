@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -16,6 +16,8 @@ from flux2_async.models.plain import is_number, is_whole
 from flux2_async.models.records import PARAM, Echo
 
 REDACTED: Final = "<redacted>"
+# No task costs as much: the dearest that is documented costs 24.
+MAX_CREDITS: Final = 1e6
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -133,12 +135,15 @@ def _fail_code(value: object) -> str:
     return str(value) if is_whole(value) else read_text(value).strip()
 
 
+def _up_to(most: float, value: object) -> float:
+    if not 0 <= (number := read_number(value)) <= most:
+        raise UnreadableError(f"0 to {most:g}", value)
+    return number
+
+
 def _progress(value: object) -> float:
     text = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-    number = float(text[1]) if text else read_number(value)
-    if not 0 <= number <= 100:  # noqa: PLR2004  per cent
-        raise UnreadableError("0 to 100", value)
-    return number
+    return _up_to(100, float(text[1]) if text else value)
 
 
 def read_addresses(result: object) -> tuple[str, ...]:
@@ -186,7 +191,7 @@ def _request(value: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
-    "consumeCredits": ("credits_consumed", read_number),
+    "consumeCredits": ("credits_consumed", partial(_up_to, MAX_CREDITS)),
     "paramJson": ("param", _param),
     "state": ("state", read_state),
     "model": ("model", read_text),
@@ -196,7 +201,7 @@ FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "completeTime": ("complete_time", read_moment),
     "updateTime": ("update_time", read_moment),
     "progress": ("progress", _progress),
-    "creditsConsumed": ("credits_consumed", read_number),
+    "creditsConsumed": ("credits_consumed", partial(_up_to, MAX_CREDITS)),
     "param": ("param", _param),
 }
 """What each of the API's fields is called in `TaskRecord`, and how it is read."""

@@ -19,7 +19,7 @@ class Budget:
 
     A picture is reserved before it is sent, at the most that one of its kind has cost in the session, until one has
     at the documented price; `creditsConsumed` of its record says later what it cost. What is unclear, given up or
-    without `creditsConsumed` stays reserved; a task that fails costs nothing unless its record says so.
+    without a `creditsConsumed` of 0 to 1e6 stays reserved; a task that fails costs nothing unless its record says so.
 
     Example:
         day = 86400.0

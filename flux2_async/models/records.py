@@ -66,7 +66,7 @@ class TaskRecord:
         complete_time: When it finished, aware, or None.
         update_time: When it last changed, aware, or None (live answers often lack it).
         progress: 0 to 100, or None (flux-2 sends none).
-        credits_consumed: Credits charged, or None when the answer did not say; 0.0 for a failed task.
+        credits_consumed: Credits charged, or None when the answer named none, or no 0 to 1e6; 0.0 for a failed task.
         param: The request as the service echoes it, decoded, its `callBackUrl` redacted; None when it could
             not be read.
         extra: All other fields of the answer, untouched.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from flux2_async.models import Request
+from flux2_async.models import Request, TaskRecord
 from flux2_async.models.submission_state import UNCLEAR, SubmissionEvent, SubmissionState
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Observers:
         self._log: LogLines | None = None
         self._shared = False
         self._failed: set[int] = set()
+        self._mispriced = False
 
     def __bool__(self) -> bool:
         """Whether anybody is there for whom an event has to be made."""
@@ -92,16 +93,21 @@ class Observers:
 
     def remove(self, observer: "Observer") -> None:
         """Tell it no more; one that is not there is ignored."""
-        left = list(self._observers)
-        if observer in left:
+        if observer in (left := list(self._observers)):
             left.remove(observer)
         self._observers = tuple(left)
         self._told.clear()
 
-    def priced(self, request: Request, credits: float) -> None:  # noqa: A002  the API's word
-        """A record told what a task cost."""
-        kind = request.model, request.resolution
-        self.prices[kind] = max(credits, self.prices.get(kind, 0.0))
+    def priced(self, request: Request, record: TaskRecord) -> None:
+        """A record told what a task cost, or nothing that it can have cost."""
+        if record.credits_consumed is not None:
+            kind = request.model, request.resolution
+            self.prices[kind] = max(record.credits_consumed, self.prices.get(kind, 0.0))
+        elif "creditsConsumed" in record.extra and not self._mispriced:
+            self._mispriced = True
+            logger.warning(
+                "task %s: creditsConsumed is no amount that a task costs; budgets keep it reserved", record.task_id
+            )
 
     def queued(self, asked: Origin) -> None:
         """A submission was taken in."""

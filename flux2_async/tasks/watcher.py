@@ -314,7 +314,7 @@ class Watcher:
             self._listener(task, watched.called)
         self._slots.release(watched.group)
         self.ended.wake()
-        if result is not None and task.request is not None and result.record.credits_consumed is not None:
-            self._observers.priced(task.request, result.record.credits_consumed)
+        if result is not None and task.request is not None:
+            self._observers.priced(task.request, result.record)
         if self._observers:
             self._observers.tell("Settled", task, task_id=task.id, result=result, error=error)

@@ -32,6 +32,8 @@ DONE = {"taskId": "t-1", "state": "success", "resultJson": '{"resultUrls":["http
         ("progress", 101),
         ("progress", "nan"),
         ("creditsConsumed", "14"),
+        ("creditsConsumed", 1e20),
+        ("creditsConsumed", -5),
         ("consumeCredits", False),
     ],
 )

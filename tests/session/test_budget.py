@@ -704,3 +704,20 @@ async def test_asking_for_money_is_waiting() -> None:
 
         assert isinstance(error, RateLimitedError)
         assert asyncio.get_running_loop().time() - begun == pytest.approx(5.0, abs=0.1)
+
+
+async def test_a_price_that_no_task_has_is_not_known(caplog: pytest.LogCaptureFixture) -> None:
+    """A record that names 1e20 credits blocks no budget: what was reserved stays so, and a person is told once."""
+    script = Script(plans=[Plan(duration=1.0, credits=price) for price in (1e20, 1e20, 14.0)], credits=1e30)
+    async with emulated(script, budget=Budget(100)) as (flux, _):
+        for _ in range(2):
+            assert (await flux.generate(REQUEST)).record.credits_consumed is None
+        assert (await flux.generate(REQUEST)).record.credits_consumed == 14.0
+        assert flux.estimate([REQUEST]).credits == 14.0
+        for _ in range(4):
+            await flux.submit(REQUEST)
+        error = await error_of(flux.submit(REQUEST))
+
+    assert isinstance(error, BudgetExceededError)
+    assert (error.spent, error.reserved) == (14.0, 84.0)
+    assert caplog.text.count("creditsConsumed") == 1

@@ -4,6 +4,7 @@
 error becomes a text where it is caught.
 """
 
+import asyncio
 from inspect import signature
 from typing import Any, Final
 
@@ -38,6 +39,32 @@ class Failure:
 
     text: str
     lasting: bool = False
+
+
+def end_with_connection(response: aiohttp.ClientResponse) -> None:
+    """Tell who reads a body that aiohttp ended its connection, as where it is no HTTP from its middle on."""
+    if (connection := response.connection) is None or connection.protocol is None:
+        return
+    content, closed = response.content, connection.protocol.closed
+
+    def cut(_: object = None) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError())
+
+    if closed is None:
+        cut()
+        return
+    # Once for each connection, which may be kept for long.
+    closed.remove_done_callback(_heard)
+    closed.add_done_callback(_heard)
+    closed.add_done_callback(cut)
+    content.on_eof(lambda: closed.remove_done_callback(cut))  # type: ignore[arg-type]  # nobody looks at what it gives
+
+
+def _heard(closed: asyncio.Future[None]) -> None:
+    """Asyncio complains of an error that nobody asks for."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 async def exchange(
@@ -78,6 +105,7 @@ async def exchange(
             timeout=timeout,
             **options,
         ) as response:
+            end_with_connection(response)
             content = response.content
             while not content.at_eof():
                 body += await content.readany()

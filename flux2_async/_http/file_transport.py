@@ -19,7 +19,7 @@ import attrs
 from yarl import URL
 
 from flux2_async._http.borrowed import route_of
-from flux2_async._http.exchange import HEADER_LIMITS
+from flux2_async._http.exchange import HEADER_LIMITS, end_with_connection
 from flux2_async._http.failures import failure_text
 from flux2_async._http.unasked import only_asked
 from flux2_async._protocol.addresses import is_public_address, is_public_number, redirected, split_address
@@ -121,6 +121,7 @@ class FileTransport:
         # Content-Length is compared with what arrives, so nothing may be unpacked on the way.
         sent = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
         response = await self._follow(url, sent)
+        end_with_connection(response)
         try:
             yield FileReply(response.status, response.headers, response)
         finally:

@@ -12,7 +12,6 @@ import select
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from aiohttp import ClientPayloadError, StreamReader
 from aiohttp.connector import Connection
 
 MAX_IDLE: Final = 2.0
@@ -80,10 +79,9 @@ class FreshConnection(asyncio.Protocol):
     def release(self) -> bool:
         """The reply has come, or nobody waits for it any more; False where it is to be cut, as nothing left over it."""
         self._stop_clock()
-        # aiohttp, which ends so what is no HTTP from its middle on as well, does not tell who reads it.
-        body: StreamReader | None = getattr(self._handler, "_payload", None)
-        if body is not None and not body.is_eof():
-            body.set_exception(ClientPayloadError())
+        # aiohttp ends so what is no HTTP from its middle on as well: `end_with_connection` tells who reads it.
+        if (closed := self._handler.closed) is not None and not closed.done():
+            closed.set_result(None)
         self._released = self.given > 0
         self._dropped = self._dropped or not self._released
         return self._released

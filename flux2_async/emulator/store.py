@@ -16,18 +16,17 @@ from flux2_async.emulator.script import Script
 UPLOADS = "/file-upload/files/"
 RESULTS = "/results/"
 
-MIME_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp", "gif": "image/gif"}
+BEGINNINGS = {
+    "jpeg": rb"\xff\xd8\xff",
+    "png": rb"\x89PNG\r\n\x1a\n",
+    "webp": rb"(?s)RIFF.{4}WEBP",
+    "gif": rb"GIF8[79]a",
+}
 
 
 def kind_of(content: bytes) -> str | None:
     """The picture format by the first bytes: `jpeg`, `png`, `webp`, `gif`, or None for anything else."""
-    if content.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "webp"
-    return "gif" if content[:6] in {b"GIF87a", b"GIF89a"} else None
+    return next((kind for kind, beginning in BEGINNINGS.items() if re.match(beginning, content)), None)
 
 
 @attrs.frozen

@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from flux2_async.emulator.engine import Engine, parsed
 from flux2_async.emulator.ledger import UploadCall
 from flux2_async.emulator.replies import Refusal, Reply, json_reply
-from flux2_async.emulator.store import MIME_TYPES, kind_of
+from flux2_async.emulator.store import kind_of
 from flux2_async.emulator.validation import is_address
 
 MOST_BYTES = 100 * 1024 * 1024
@@ -101,7 +101,7 @@ class Uploads:
         folder = _folder(given.get("uploadPath"))
         name = _name(given.get("fileName", ""), PurePosixPath(original).suffix or usual)
         path = f"{folder}/{name}"
-        mime_type = MIME_TYPES[kind] if kind else mimetypes.guess_type(path)[0] or "application/octet-stream"
+        mime_type = f"image/{kind}" if kind else mimetypes.guess_type(path)[0] or "application/octet-stream"
         # Upstream's addresses were seen with raw spaces, whatever the caller's own names were.
         spaces = self.engine.script.download_url_spaces
         file = self.engine.store.keep(f"user uploads/{path}" if spaces else path, content, mime_type)

@@ -1,11 +1,13 @@
 """One request, one answer, and what each means for the money, over real sockets."""
 
 import asyncio
+import gc
 import gzip
 import inspect
 import logging
 import socket
 import ssl
+import struct
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -619,3 +621,68 @@ def test_upload_address_goes_with_the_base_address(monkeypatch: pytest.MonkeyPat
 def test_credentials_show_no_key() -> None:
     """The key is in no repr."""
     assert KEY not in repr(credentials.Credentials(KEY, "https://a.example", "https://a.example/u"))
+
+
+@pytest.mark.parametrize("what", ["poll", "upload", "download"])
+@pytest.mark.parametrize(
+    ("headers", "pieces"),
+    [
+        ("Transfer-Encoding: chunked", [b"5\r\n[1, 2\r\n", b"no number\r\n"]),
+        ("Content-Encoding: deflate\r\nContent-Length: 2", [b"x", b"\x9c"]),
+    ],
+    ids=["chunks", "packed"],
+)
+async def test_a_body_that_is_no_http_from_its_middle_on(what: str, headers: str, pieces: list[bytes]) -> None:
+    """Whoever reads it, of a server that keeps its end open, hears at once that it broke off."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 200 OK\r\n{headers}\r\n\r\n".encode())
+        for piece in pieces:
+            await asyncio.sleep(0.1)
+            writer.write(piece)
+        await over.wait()
+
+    async def read(transport: Any, url: str) -> None:
+        match what:
+            case "poll":
+                await transport.call("GET", "/jobs/recordInfo")
+            case "upload":
+                await transport.upload("/api/file-url-upload", b"{}")
+            case _:
+                async with transport.files.get(url, {}) as file:
+                    async for _ in file.chunks():
+                        pass
+
+    over = asyncio.Event()
+    async with raw_server([reply]) as server, transport_to(server.url) as transport, asyncio.timeout(5):
+        with pytest.raises(TransportError, match="broke off"):
+            await read(transport, server.url)
+        over.set()
+
+
+async def test_a_kept_connection_that_is_reset_is_nobodys_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A connection whose answers came whole may be reset later, and nothing is logged."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        for _ in range(3):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+            await asyncio.sleep(0.1)
+            writer.write(b"{}")
+            await writer.drain()
+            await asked.wait()
+            asked.clear()
+        # Closed so, the system resets it.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    asked = asyncio.Event()
+    async with raw_server([reply, answer(200, {})]) as server, transport_to(server.url) as transport:
+        for _ in range(3):
+            assert (await transport.call("GET", "/chat/credit")).body == b"{}"
+            asked.set()
+        await asyncio.sleep(1.0)
+        await transport.call("GET", "/chat/credit")
+        gc.collect()
+
+    assert server.connections == 2
+    assert not caplog.records

@@ -141,8 +141,9 @@ def wait_for_port(port: int) -> None:
 async def test_server_that_drops_keys_is_warned_of(
     options: tuple[str, ...], policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever opens a session is told once which setting lets paid tasks be forgotten, and what to set."""
+    """Whoever opens sessions is told once which setting lets paid tasks be forgotten, and what to set."""
     with RedisServer(*options) as server:
+        assert await opened_at(server.url) is None
         assert await opened_at(server.url) is None
 
     told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]

@@ -9,7 +9,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, TypeVar
 
 import redis.asyncio
@@ -54,6 +54,12 @@ EVICTS: Final = (
 )
 
 
+@cache
+def _warn_of(policy: str, _: object) -> None:
+    """Warn once of each run of a server; hosted ones, which may not name it, share one."""
+    logger.warning(EVICTS, policy)
+
+
 class RedisStore(RemoteStore):
     """See `Store`; `prefix` begins the names of all keys and of the channel, an answer may take `timeout` seconds."""
 
@@ -78,7 +84,7 @@ class RedisStore(RemoteStore):
             if await self._others_are_there():
                 raise ConfigurationError(OTHERS_ARE_THERE)
             if policy := evicts(info):
-                logger.warning(EVICTS, policy)
+                _warn_of(policy, info.get("run_id"))
         except HopelessError as error:
             raise ConfigurationError(str(error)) from None
 

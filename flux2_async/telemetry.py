@@ -69,8 +69,6 @@ LAG: Final = "flux2.client.lag"
 CREDITS: Final = "flux2.client.credits"
 SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 300.0)
 
-NAME_OF_PROVIDER: Final = "apikley"
-COMMON: Final = {PROVIDER: NAME_OF_PROVIDER, OUTPUT_TYPE: "image"}
 POLLED: Final = {state: {TASK_STATE: state.value} for state in TaskState}
 NOT_VISIBLE: Final = {TASK_STATE: "not visible"}
 WAITING_STATES: Final = frozenset({SubmissionState.QUEUED, SubmissionState.ARMED, SubmissionState.ANNOUNCED})
@@ -87,12 +85,13 @@ _Attributes = dict[str, str | float]
 class _Kind:
     """What the spans of a model's tasks begin with; made once, of all spans' attributes these are most."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, service: str) -> None:
         self.model = model
         self.submit = f"{SUBMIT} {model}"
         self.generate = f"{GENERATE} {model}"
-        self.submitted: _Attributes = {OPERATION: SUBMIT, REQUEST_MODEL: model, **COMMON}
-        self.generated: _Attributes = {OPERATION: GENERATE, REQUEST_MODEL: model, **COMMON}
+        common = {REQUEST_MODEL: model, PROVIDER: service, OUTPUT_TYPE: "image"}
+        self.submitted: _Attributes = {OPERATION: SUBMIT, **common}
+        self.generated: _Attributes = {OPERATION: GENERATE, **common}
 
 
 _kind = lru_cache(_Kind)
@@ -239,7 +238,7 @@ class Telemetry:
     def _begin(self, event: Queued | SubmissionChanged) -> _Submission:
         assert event.ref is not None  # noqa: S101  each submission has one
         request, parent = event.request, get_current()
-        kind = _kind(request.model)
+        kind = _kind(request.model, event.service)
         attributes = self._attributes(kind.submitted, request)
         attributes[REF] = event.ref
         span = self._tracer.start_span(kind.submit, parent, CLIENT, attributes, start_time=_nanoseconds(event.time))
@@ -289,7 +288,7 @@ class Telemetry:
             _fail(span, event.error)
             # A budget refuses before anything is sent.
             if submission.posted is not None:
-                self._took(submission.kind.model, now - submission.posted, event.error)
+                self._took(event, submission.kind.model, now - submission.posted)
                 if event.event is SubmissionEvent.REFUSED:
                     self._refused(submission, event.error)
             if event.state is SubmissionState.UNKNOWN:
@@ -316,7 +315,8 @@ class Telemetry:
         # Polls are made in the context of whoever happened to bring them about.
         parent = get_current() if isinstance(event, Attached) else Context()
         link = trace.get_current_span(parent).get_span_context()
-        attributes: _Attributes = {OPERATION: GENERATE, RESPONSE_ID: event.task_id, **COMMON}
+        attributes: _Attributes = {OPERATION: GENERATE, RESPONSE_ID: event.task_id, OUTPUT_TYPE: "image"}
+        attributes[PROVIDER] = event.service
         span = self._start(GENERATE, parent, link, attributes, _nanoseconds(event.time))
         wait = self._waits[event.task_id] = _Wait(span)
         return wait
@@ -347,9 +347,9 @@ class Telemetry:
             self._finished(event, wait, record)
         _fail(span, event.error)
         if wait.begun is not None:
-            self._took(wait.model, now - wait.begun, event.error)
+            self._took(event, wait.model, now - wait.begun)
         elif record is not None and record.duration is not None:
-            self._took(record.model, int(record.duration * 1e9), event.error)
+            self._took(event, record.model, int(record.duration * 1e9))
         span.end(now)
 
     def _finished(self, event: Settled, wait: _Wait, record: TaskRecord) -> None:
@@ -365,9 +365,9 @@ class Telemetry:
             lag = max((event.time - record.complete_time).total_seconds(), 0.0)
             self._instruments.lag.record(lag, {REQUEST_MODEL: model})
 
-    def _took(self, model: str | None, nanoseconds: int, error: Exception | None) -> None:
-        kind = None if error is None else type(error).__name__
-        self._instruments.duration.record(max(nanoseconds, 0) / 1e9, _of_duration(model, kind))
+    def _took(self, event: SubmissionChanged | Settled, model: str | None, nanoseconds: int) -> None:
+        kind = None if event.error is None else type(event.error).__name__
+        self._instruments.duration.record(max(nanoseconds, 0) / 1e9, _of_duration(event.service, model, kind))
 
 
 @cache
@@ -377,8 +377,8 @@ def _instruments(provider: metrics.MeterProvider | None) -> _Instruments:
 
 
 @lru_cache
-def _of_duration(model: str | None, error: str | None) -> dict[str, str]:
-    told = {OPERATION: GENERATE, PROVIDER: NAME_OF_PROVIDER, ERROR_TYPE: error, REQUEST_MODEL: model}
+def _of_duration(service: str, model: str | None, error: str | None) -> dict[str, str]:
+    told = {OPERATION: GENERATE, PROVIDER: service, ERROR_TYPE: error, REQUEST_MODEL: model}
     return {name: value for name, value in told.items() if value is not None}
 
 

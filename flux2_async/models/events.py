@@ -47,6 +47,7 @@ class SessionEvent:
 
     Attributes:
         time: When, aware.
+        service: The host of the API that the session talks to, such as `api.apikley.ru`.
         ref: The submission, or None where it is about none, or not known.
         task_id: The task, or None likewise.
         key: The `key` of the submission, or None likewise.
@@ -55,6 +56,7 @@ class SessionEvent:
     """
 
     time: datetime
+    service: str = ""
     ref: str | None = None
     task_id: str | None = None
     key: str | None = None

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -84,7 +85,8 @@ def make_parts(credentials: Credentials, options: Options, observers: Observers,
     # What the service counts, and what keys stand for, does not end with the session; but another key may stand in the
     # environment by now.
     before = before if before is not None and before.credentials.account == account else None
-    observers.begin(shared=options.coordination is not None)
+    host = urlsplit(credentials.base_url).hostname or ""
+    observers.begin(service=host, shared=options.coordination is not None)
     transport = Transport(
         credentials, options.timeouts, options.http, options.connector, private_downloads=options.private_downloads
     )

@@ -72,7 +72,7 @@ class Observers:
         # By a kind's name, or a step: its class, and who wants to be told.
         self._told: dict[str, tuple[type[SessionEvent], tuple[Observer, ...]]] = {}
         self._log: LogLines | None = None
-        self._shared = False
+        self._shared, self._service = False, ""
         self._failed: set[int] = set()
         self._mispriced = False
 
@@ -80,11 +80,11 @@ class Observers:
         """Whether anybody is there for whom an event has to be made."""
         return bool(self._observers)
 
-    def begin(self, *, shared: bool = False) -> None:
-        """The session is opened, perhaps again: count anew; `shared`: its limit is shared by a coordination."""
+    def begin(self, *, service: str, shared: bool = False) -> None:
+        """A session with this service is opened, perhaps again; `shared`: its limit is shared by a coordination."""
         self.steps = dict.fromkeys(SubmissionEvent, 0)
         self._told.clear()
-        self._log, self._shared = None, shared
+        self._log, self._shared, self._service = None, shared, service
 
     def add(self, observer: "Observer") -> None:
         """Tell one more from now on."""
@@ -137,11 +137,9 @@ class Observers:
         if not observers:
             return
         now = datetime.now(UTC)
-        if about is None:
-            event = of_kind(time=now, **facts)
-        else:
-            ref, key, group, metadata = about.ref, about.key, about.group, about.metadata
-            event = of_kind(time=now, ref=ref, key=key, group=group, metadata=metadata, **facts)
+        if about is not None:
+            facts |= {"ref": about.ref, "key": about.key, "group": about.group, "metadata": about.metadata}
+        event = of_kind(time=now, service=self._service, **facts)
         for observer in observers:
             try:
                 observer(event)

@@ -155,8 +155,7 @@ class Post:
     def confirm(self, answer: Accepted | Refused) -> Accepted | Refused | Unclear:
         """Say whether an answer is this request's, by what else has come over the connection."""
         assert self._connection is not None, "answered without a connection"  # noqa: S101  it came over one
-        behind = behind_reply(self._connection.heard)
-        return confirm(answer, behind, sent=self._body, request=self._request, ref=self._ref)
+        return confirm(answer, self._connection.heard, sent=self._body, request=self._request, ref=self._ref)
 
     async def _send_fresh(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType

@@ -16,6 +16,7 @@ import attrs
 
 from flux2_async._protocol import lenient_json
 from flux2_async._protocol.codec import Reply, code_of, message_of
+from flux2_async._protocol.framing import behind_reply
 from flux2_async._protocol.records import task_id_of
 from flux2_async._protocol.refusals import Proof, meaning_of, refusal, retry_after
 from flux2_async._protocol.told_limits import told_limits
@@ -156,13 +157,15 @@ def judge(
 
 
 def confirm(
-    answer: Accepted | Refused, behind: bytes, *, sent: bytes, request: Request, ref: str
+    answer: Accepted | Refused, heard: bytes, *, sent: bytes, request: Request, ref: str
 ) -> Accepted | Refused | Unclear:
-    """Say what an answer means, by what came behind it over its connection, or nothing did; see `judge`.
+    """Say what an answer means, by all that came over its connection, itself and what is behind it; see `judge`.
 
     One of the two may be nobody's: behind a refusal whatever it is, behind a task only another one.
     """
-    if not behind:
+    # Another reply would begin as the first one does, and nothing else counts behind a task.
+    alone = isinstance(answer, Accepted) and heard.count(b"HTTP/1.") == 1
+    if alone or not (behind := behind_reply(heard)):
         return answer
     task_ids = _named(behind, _Echo(sent))
     if isinstance(answer, Accepted):

@@ -289,12 +289,10 @@ def _failure(envelope: Envelope, task_id: str) -> TaskRecord:
     return record_from_payload({**data, "state": TaskState.FAIL.value, **told}, task_id)
 
 
-def _expiry(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
+def _expiry(value: Any) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

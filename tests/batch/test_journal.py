@@ -504,11 +504,11 @@ async def test_a_cancelled_read_behind_a_failure(tmp_path: Path) -> None:
 
 async def test_a_cancelled_closing_leaves_the_journal_free(tmp_path: Path) -> None:
     """What was to be written is written, and the file unlocked."""
-    journal = Journal(tmp_path / "run.db")
+    before, journal = {*threading.enumerate()}, Journal(tmp_path / "run.db")
     await journal.open()
     await entered(journal, list(requests(2)))
     rows = await journal.take(Work.QUEUED, None, 2)
-    [thread] = [thread for thread in threading.enumerate() if thread.name.startswith("flux2 journal")]
+    [thread] = [each for each in {*threading.enumerate()} - before if each.name.startswith("flux2 journal")]
     begun = [asyncio.create_task(journal.accepted(row, f"task {row.id}")) for row in rows]
     closing = asyncio.create_task(journal.aclose())
     await asyncio.sleep(0)

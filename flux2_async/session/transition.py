@@ -31,7 +31,8 @@ class Transitions:
 
     def queued(self, submission: Submission) -> None:
         """It was taken in, perhaps as one that was sent before, and of which nobody knows whether it was accepted."""
-        self._observers.queued(submission.asked)
+        if self._observers:
+            self._observers.tell("Queued", submission.asked, request=submission.request)
         if submission.doubt is not None and self._shared.inbox is not None:
             self._shared.inbox.ended(submission)
 

@@ -109,11 +109,6 @@ class Observers:
                 "task %s: creditsConsumed is no amount that a task costs; budgets keep it reserved", record.task_id
             )
 
-    def queued(self, asked: Origin) -> None:
-        """A submission was taken in."""
-        if self._observers:
-            self.tell("Queued", asked, request=asked.request)
-
     def stepped(
         self,
         asked: Origin,

@@ -24,7 +24,7 @@ MEANT: Final = {name.replace("_", ""): name for name in FIELDS if name != "id"} 
 SHORT: Final = 4
 
 
-def read_jobs(path: Path) -> Iterator[Job | BadLine]:
+def read_jobs(path: str | os.PathLike[str]) -> Iterator[Job | BadLine]:
     """Read a list of requests.
 
     Args:
@@ -41,6 +41,7 @@ def read_jobs(path: Path) -> Iterator[Job | BadLine]:
         InvalidRequestError: It is no such file.
         OSError: It cannot be read.
     """
+    path = Path(path)
     for line, fields in rows_of(path):
         try:
             yield _job(fields, line, path.parent)
@@ -54,25 +55,22 @@ def match_jobs(patterns: Iterable[str], prompt: str, shape: Mapping[str, Any]) -
 
     Args:
         patterns: Names of files, also with `*`, `?`, `[…]` and `**`; each match is one request, whatever else matches
-            it. A name that a file has is no pattern.
+            it. A name that a file has is no pattern. A single text is one pattern.
         prompt: What to do with each of them.
         shape: `aspect_ratio`, `resolution` and `tier`.
 
     Yields:
         A job for each picture, sorted by name within a pattern; a pattern that matches nothing is a bad line.
     """
-    seen: set[str] = set()
-    number = 0
-    for pattern in patterns:
+    number, seen = 0, set[str]()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob knows no absolute patterns
         names = [name for name in found if not Path(name).is_dir()]
         if not names:
             number += 1
             folder = f"; it is a folder, so name its pictures: {os.path.join(pattern, '*')!r}" * Path(pattern).is_dir()  # noqa: PTH118  as it was given
             yield BadLine(number, f"no file matches {pattern!r}{folder}")
-        for name in names:
-            if name in seen:
-                continue
+        for name in dict.fromkeys(name for name in names if name not in seen):
             seen.add(name)
             number += 1
             try:

@@ -341,6 +341,25 @@ def test_a_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert pictures == [("img[1].jpg",), ("img1.jpg",), ("a*.jpg",), ("ab.jpg",)]
 
 
+def test_a_single_text_is_one_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its characters are none: `*` among them would be every file of the folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).touch()
+    job = only(list(match_jobs("*.jpg", "make it winter", {})))
+    assert isinstance(job.request, ImageToImage)
+    assert job.request.images == ("a.jpg",)
+
+
+def test_a_list_is_named_by_text_as_well(tmp_path: Path) -> None:
+    """Its name may be text, as all other paths may; pictures begin at its folder all the same."""
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"prompt": "make it winter"}')
+    job = only(list(read_jobs(str(path))))
+    assert isinstance(job.request, TextToImage)
+    assert (job.request.prompt, job.folder) == ("make it winter", tmp_path)
+
+
 def test_a_folder_is_told(tmp_path: Path) -> None:
     """A folder where pictures are meant is no empty batch."""
     (tmp_path / "photos").mkdir()

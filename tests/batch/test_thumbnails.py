@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -105,6 +106,14 @@ def test_only_its_own_files_are_removed(thumbnails: Thumbnails, tmp_path: Path) 
     (folder / f".flux2-{'0' * 16}.part").write_text("half")
     thumbnails.forget_others()
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_removed_meanwhile_is_made_again(thumbnails: Thumbnails, tmp_path: Path) -> None:
+    """As when a batch begins anew in the folder that a server of its report still shows."""
+    source = painted(tmp_path / "a.png")
+    thumbnails.make(source)
+    shutil.rmtree(tmp_path / "thumbnails")
+    assert opened(tmp_path, thumbnails.make(source)).format == "JPEG"
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -119,8 +119,11 @@ async def test_an_id_that_the_service_does_not_know_loses_nothing(
         assert len(emulator.ledger.requests) == 1
 
 
-async def test_what_was_being_sent_when_the_process_died_is_unknown(tmp_path: Path) -> None:
-    """It is listed and decided before the next run has looked at it."""
+@pytest.mark.parametrize("never_made", [["shot-0"], "shot-0"])
+async def test_what_was_being_sent_when_the_process_died_is_unknown(
+    tmp_path: Path, never_made: list[str] | str
+) -> None:
+    """It is listed and decided before the next run has looked at it; a single text is one id."""
     async with Journal(tmp_path / "run.db") as journal:
         await journal.enter(named(1), Options())
         await journal.begin(Options())
@@ -129,7 +132,7 @@ async def test_what_was_being_sent_when_the_process_died_is_unknown(tmp_path: Pa
     async with Journal(tmp_path / "run.db") as journal:
         [request] = await journal.unknown()
         assert (request.outcome.state, request.outcome.ref) == (State.SUBMITTING, "f00")
-        [now] = await journal.resolve_unknown(never_made=["shot-0"])
+        [now] = await journal.resolve_unknown(never_made=never_made)
         assert (now.state, now.ref) == (State.QUEUED, None)
 
 

@@ -118,8 +118,8 @@ class Journal(Changing):
         Args:
             found: The task that a request became, by the request's id: it is waited for and downloaded, and never sent.
                 None: none became one.
-            never_made: Ids of requests that were certainly not accepted: they are sent again, and paid a second time
-                if that was wrong. What is in neither stays unknown.
+            never_made: Ids of requests, or one id, that were certainly not accepted: they are sent again, and paid a
+                second time if that was wrong. What is in neither stays unknown.
 
         Returns:
             These requests as they are now, on disk.
@@ -131,7 +131,9 @@ class Journal(Changing):
             OSError: The disk is full or broken.
         """
         self._check_idle()
-        return await self.read(partial(decide, found=dict(found or {}), never_made=list(dict.fromkeys(never_made))))
+        # Of one text each character would be an id, and what was made would be paid for again.
+        ids = dict.fromkeys([never_made] if isinstance(never_made, str) else never_made)
+        return await self.read(partial(decide, found=dict(found or {}), never_made=list(ids)))
 
     def _check_idle(self) -> None:
         if self.working:

@@ -111,9 +111,8 @@ class Thumbnails:
         (self.directory / FOLDER).mkdir(exist_ok=True)
         # -P: neither the working directory nor this one may stand in for a module of the worker.
         command = [sys.executable, "-P", thumbnailer.__file__]
-        pipe = subprocess.PIPE
         self._worker = subprocess.Popen(  # noqa: S603  our own script
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="ascii"
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="ascii"
         )
         return self._worker
 
@@ -139,6 +138,7 @@ def _ask(worker: "subprocess.Popen[str]", source: Path) -> str:
 
 def _write(target: Path, content: bytes) -> bool:
     try:
+        target.parent.mkdir(exist_ok=True)
         with replacing(target, durable=False) as file:
             file.write(content)
     except OSError as error:

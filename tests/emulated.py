@@ -1,6 +1,7 @@
 """A session on the emulator, as most tests want it."""
 
 import asyncio
+import logging
 import random
 import socket
 from collections import Counter
@@ -79,6 +80,13 @@ async def until(condition: Callable[[], object], limit: float = 120.0) -> None:
     async with asyncio.timeout(limit):
         while not condition():  # noqa: ASYNC110  what is waited for has no event
             await asyncio.sleep(0.01)
+
+
+def logged(caplog: pytest.LogCaptureFixture, *others: str, level: int = logging.NOTSET) -> list[str]:
+    """What loggers of the package said, and these others: asyncio may tell at any time what an earlier test left."""
+    names = {"flux2_async", *others}
+    lines = (line for line in caplog.records if line.levelno >= level)
+    return [line.getMessage() for line in lines if line.name.partition(".")[0] in names]
 
 
 async def callback_answers(emulator: "Emulator | RunningEmulator", count: int = 1) -> list[int | None]:

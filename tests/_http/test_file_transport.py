@@ -279,6 +279,9 @@ async def test_behind_a_proxy_what_is_written_counts(
 
 async def test_nothing_is_left_open(recwarn: pytest.WarningsRecorder) -> None:
     """Closing closes the connections of redirects as well; afterwards nothing is fetched."""
+    # What earlier tests left may be warned of when it is collected.
+    gc.collect()
+    recwarn.clear()
     async with raw_server([OK]) as target, raw_server([to(f"http://9.9.9.9:{target.port}/")]) as first:
         async with in_the_internet() as http:
             files = FileTransport(Timeouts())

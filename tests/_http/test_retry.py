@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from emulated import logged
 
 from flux2_async._http.retry import PAUSES, persist
 from flux2_async.errors import (
@@ -63,7 +64,7 @@ async def test_each_further_try_is_logged(caplog: pytest.LogCaptureFixture) -> N
     assert await persist(Attempts(TransportError("cut."), TransportError("no answer"))) == "done"
     with pytest.raises(InvalidRequestError):
         await persist(Attempts(InvalidRequestError("empty")))
-    assert caplog.messages == ["cut; trying again in 0.5 s", "no answer; trying again in 1.5 s"]
+    assert logged(caplog) == ["cut; trying again in 0.5 s", "no answer; trying again in 1.5 s"]
 
 
 async def test_the_nature_of_an_error_decides() -> None:

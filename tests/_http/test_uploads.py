@@ -326,6 +326,7 @@ async def test_remembers_a_bounded_number(
 
 
 def locks() -> int:
+    """How many there are; those of earlier tests become fewer at any time."""
     gc.collect()
     return sum(isinstance(each, anyio.Lock) for each in gc.get_objects())
 
@@ -335,7 +336,7 @@ async def test_no_lock_outlives_its_upload(uploads: Uploads) -> None:
     before = locks()
     await uploads.bring(local(picture(100)), None)
 
-    assert locks() == before
+    assert locks() <= before
 
 
 async def test_a_file_that_changes_meanwhile_is_not_passed_off(
@@ -388,4 +389,4 @@ async def test_any_mix_of_callers_and_failures(
         seeds = {seed for seed, _, _ in callers}
         assert len(emulator.ledger.uploads) <= len(seeds) + faults.count("cut_after") + cancelled
         # What failed keeps its lock until the cycle of its traceback is collected.
-        assert locks() == before
+        assert locks() <= before

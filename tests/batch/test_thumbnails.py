@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from batch_outcomes import painted
+from emulated import logged
 from PIL import Image
 
 from flux2_async.batch.report import thumbnailer
@@ -202,7 +203,7 @@ def test_without_a_worker_there_are_no_thumbnails(
     with caplog.at_level(logging.WARNING, "flux2_async"):
         assert thumbnails.make(painted(tmp_path / "a.png")) is None
         assert thumbnails.make(painted(tmp_path / "b.png")) is None
-    assert [record.getMessage()[:36] for record in caplog.records] == ["the report has no new thumbnails: [E"]
+    assert [line[:36] for line in logged(caplog)] == ["the report has no new thumbnails: [E"]
 
 
 def test_a_frozen_application_does_not_start_itself(

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from emulated import REQUEST, error_of, session_for, until
+from emulated import REQUEST, error_of, logged, session_for, until
 from memory_coordination import Memory, MemoryStore
 from raw_server import answer, raw_server
 
@@ -715,7 +715,7 @@ async def test_sessions_that_share_are_no_cause_for_a_warning(caplog: pytest.Log
     async with processes(2):
         pass
 
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert logged(caplog, level=logging.WARNING) == []
 
 
 async def test_callbacks_need_a_common_secret() -> None:

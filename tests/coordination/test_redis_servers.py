@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from emulated import REQUEST, error_of, free_port, session_for, until
+from emulated import REQUEST, error_of, free_port, logged, session_for, until
 from opening import SECRET, assert_hopeless, opened
 from redis_server import RedisServer
 
@@ -60,7 +60,7 @@ async def test_documented_rights_suffice(caplog: pytest.LogCaptureFixture) -> No
 
     # What the redis package says of itself is its own affair.
     assert [entry for entry in denied if entry["object"] not in ("client|setinfo", "client|setname")] == []
-    assert [record.message for record in caplog.records if record.levelno > logging.DEBUG] == []
+    assert logged(caplog, level=logging.DEBUG + 1) == []
 
 
 async def test_every_documented_right_is_needed() -> None:
@@ -146,7 +146,7 @@ async def test_server_that_drops_keys_is_warned_of(
         assert await opened_at(server.url) is None
         assert await opened_at(server.url) is None
 
-    told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    told = logged(caplog, level=logging.WARNING)
     assert len(told) == (1 if policy else 0)
     assert all(f"(maxmemory-policy {policy})" in each and "set maxmemory-policy to noeviction" in each for each in told)
 
@@ -357,11 +357,11 @@ async def test_process_of_another_version_that_comes_later_is_warned_of(
     await coordinator.open(print)
     with server.client() as client:
         client.set("flux2:{later}:book", "of another version", ex=3700)
-        await until(lambda: caplog.messages)
+        await until(lambda: logged(caplog))
         await asyncio.sleep(0.3)
     await coordinator.aclose()
 
-    assert len(caplog.messages) == 1
+    assert len(logged(caplog)) == 1
     assert "run one version in all processes" in caplog.text
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from emulated import error_of, until
+from emulated import error_of, logged, until
 from memory_coordination import Memory
 from rate_servers import Shared, SlidingLog, Wire, exact
 from shared_limiters import PERIOD, limiters, run_all, trouble
@@ -354,8 +354,7 @@ async def test_outage_leaves_a_safe_share(caplog: pytest.LogCaptureFixture) -> N
     assert server.refused == 0
     assert server.accepted == 400
     assert 110 <= sent <= 160
-    warned = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warned) == 4
+    assert len(logged(caplog, level=logging.WARNING)) == 4
     assert server.last_at - down_at <= 95.0 + (400 - 60 - sent) / 20 * PERIOD + 4 * PERIOD
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from aiohttp import web
+from emulated import logged
 from emulator_client import DOWNLOAD_URL, emulated, image_to_image
 from PIL import Image
 
@@ -500,4 +501,4 @@ async def test_without_pillow_a_picture_says_what_to_install(
 
         assert answer.status == 500
         assert b'pip install "flux2-async[emulator]"' in answer.body
-        assert [record.getMessage().encode() for record in caplog.records] == [answer.body]
+        assert [line.encode() for line in logged(caplog)] == [answer.body]

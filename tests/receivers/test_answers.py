@@ -1,6 +1,7 @@
 """Every receiver over real sockets: what is taken, what is refused and in which order, and what the logs hold."""
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
@@ -464,6 +465,9 @@ async def test_a_session_that_is_not_open_asks_for_another_try(receiver: str) ->
 @ADAPTERS
 async def test_a_defect_behind_the_answer_is_logged(receiver: str, caplog: pytest.LogCaptureFixture) -> None:
     """The sender has its 200, the log has ids, the kind of error and where it arose, not what it says."""
+    # What earlier tests left may be told of when it is collected.
+    gc.collect()
+    caplog.clear()
     target = Target(error=RuntimeError(f"cannot use {SUCCESS!r}"))
     async with RECEIVERS[receiver](target) as port:
         assert (await post(port)).status == 200
@@ -479,6 +483,9 @@ async def test_a_defect_behind_the_answer_is_logged(receiver: str, caplog: pytes
 @ADAPTERS
 async def test_a_defect_before_the_answer_is_a_500(receiver: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever goes wrong, there is an answer, and a log without the request."""
+    # What earlier tests left may be told of when it is collected.
+    gc.collect()
+    caplog.clear()
     target = Target()
     async with RECEIVERS[receiver](target) as port:
         target.settings = None

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import json
+import logging
 import tracemalloc
 import weakref
 from collections import Counter
@@ -15,7 +16,7 @@ import aiohttp
 import anyio.to_thread
 import pytest
 from callback_receivers import on_aiohttp, on_uvicorn
-from emulated import REQUEST, callback_answers, emulated, error_of, free_port, parts_of, until
+from emulated import REQUEST, callback_answers, emulated, error_of, free_port, logged, parts_of, until
 
 from flux2_async.emulator import Emulator, Fault, Plan, Script
 from flux2_async.errors import (
@@ -257,7 +258,7 @@ async def test_a_callback_that_does_not_come_is_warned_of_once(caplog: pytest.Lo
             await asyncio.sleep(9)
             assert caplog.text.count("did not come") <= 1
             await asyncio.sleep(2)
-    texts = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    texts = logged(caplog, level=logging.WARNING)
 
     assert len(texts) == 1
     assert f"can reach {address} from outside" in texts[0]

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
-from emulated import REQUEST, emulated, error_of, until
+from emulated import REQUEST, emulated, error_of, logged, until
 from raw_server import Answer, RawServer, answer, raw_server
 
 from flux2_async.emulator import Emulator, Fault, Plan, Script
@@ -70,7 +70,7 @@ async def test_refused_connections_are_tried_for_a_minute(caplog: pytest.LogCapt
 
         assert 60 <= now() - begun < 61
         assert all(isinstance(error, TransportError) and error.never_sent for error in errors)
-        [warning] = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+        [warning] = logged(caplog, level=logging.WARNING)
         assert warning.startswith("createTask gets no answers (the connection was refused; ")
         await emulator.start()
         await flux.submit(REQUEST)

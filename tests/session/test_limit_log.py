@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 import pytest
-from emulated import emulated, session_for
+from emulated import emulated, logged, session_for
 from memory_coordination import Memory
 
 from flux2_async.emulator import Limit, Plan, Script
@@ -24,8 +24,8 @@ async def test_refusals_pauses_and_what_they_teach(caplog: pytest.LogCaptureFixt
     assert len(told) == refused
     assert {record.levelname for record in told} == {"INFO"}
     assert any("the limit is taken to be 4 for now, instead of 8 in 10 s" in message for message in caplog.messages)
-    [hint] = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "although this session keeps to 8 in 10 s: something else uses this account as well" in hint.message
+    [hint] = logged(caplog, level=logging.WARNING)
+    assert "although this session keeps to 8 in 10 s: something else uses this account as well" in hint
 
 
 async def test_the_end_of_a_learned_limit(caplog: pytest.LogCaptureFixture) -> None:

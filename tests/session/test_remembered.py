@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from emulated import REQUEST, emulated, error_of, session_for
+from emulated import REQUEST, emulated, error_of, logged, session_for
 
 from flux2_async.emulator import Emulator, Plan, Script
 from flux2_async.errors import SessionClosedError
@@ -103,7 +103,7 @@ async def test_a_damaged_file_is_one_warning(content: bytes, folder: Path, caplo
         async with flux:
             await flux.generate(REQUEST)
 
-    warnings = [each.message for each in caplog.records if each.levelno >= logging.WARNING]
+    warnings = logged(caplog, level=logging.WARNING)
     assert [warning.partition(" and ")[0] for warning in warnings] == ["the learned durations cannot be read"]
     assert json.loads(contents(folder)[0])["kinds"].keys() == {" ".join(KIND)}
 
@@ -194,4 +194,4 @@ def test_without_a_home_nothing_is_remembered(
     remembered.restore(Schedules(Polling()))
     remembered.keep({})
 
-    assert len(caplog.records) == 2
+    assert len(logged(caplog)) == 2

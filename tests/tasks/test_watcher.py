@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import logging
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
+from emulated import logged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import VirtualClockLoop
@@ -440,11 +442,12 @@ async def test_an_old_task_is_told_of_once(make: Callable[..., World], caplog: p
     world = make(Polling())
     stuck = world.watch("stuck")
     await asyncio.gather(*(world.watch(f"usual {number}", 40.0) for number in range(5)))
-    assert caplog.text == ""
+    assert logged(caplog) == []
     await stuck.wait(1100)
-    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
 
-    assert warnings == ["task stuck is not finished and older than anything seen in this session"]
+    assert logged(caplog, level=logging.WARNING) == [
+        "task stuck is not finished and older than anything seen in this session"
+    ]
 
 
 async def test_what_slow_tasks_take_is_not_old(make: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import uuid
 from typing import Final
 
 from flux2_async.models.service import Service, resent_within
-from flux2_async.session.submission import new_ref
+from flux2_async.session.arguments import new_ref
 
 MARK_BITS: Final = 32
 RANDOM_BITS: Final = 42

@@ -96,8 +96,16 @@ def too_late(error: RateLimitedError, bound: str) -> RateLimitedError:
     return RateLimitedError(error.code, error.message, retry_after=error.retry_after, advice=advice)
 
 
-def check_ref(value: object) -> str:
-    """Give back what can be the name of a submission."""
+def new_ref() -> str:
+    """Make up the name of a submission."""
+    # Written as a UUID is, in a fifth of its time.
+    return os.urandom(16).hex()
+
+
+def checked_ref(value: object) -> str:
+    """Give back what can be the name of a submission, or make one up for None."""
+    if value is None:
+        return new_ref()
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.~-]{1,128}", value):
         raise InvalidRequestError(
             f"ref: {value!r} given, it must be 1 to 128 letters, digits, '-', '_', '.' or '~', or None"

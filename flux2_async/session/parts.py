@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import urlsplit
 
 import attrs
@@ -55,9 +55,11 @@ class Parts(Shared):
     """What an open session consists of, each made from those before it.
 
     Attributes:
+        asked: Here, so that who imports the session alone need not load it.
         opened: Closes what is open, in reverse.
     """
 
+    asked: ClassVar[type[Asked]] = Asked
     credentials: Credentials
     options: Options
     transport: Transport

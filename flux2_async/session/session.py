@@ -26,6 +26,7 @@ from flux2_async.session.arguments import (
     check_resend,
     check_seconds,
     check_task_id,
+    checked_ref,
     too_late,
     unrecovered,
 )
@@ -283,14 +284,12 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
-        from flux2_async.session.submission import Asked, checked_ref  # noqa: PLC0415  loaded when it was opened
-
         parts = self._life.usable()
         hidden = None if headers is None else Secret(headers)
         del headers
         if resend_within is not None:
             check_resend(resend_within, ref, parts.credentials.service)
-        asked = Asked(
+        asked = parts.asked(
             request,
             key=key,
             max_wait=max_wait,
@@ -347,12 +346,10 @@ class Flux2Session:
             SessionClosedError: The session is not open.
             ConfigurationError: Called in another event loop.
         """
-        from flux2_async.session.submission import Asked, checked_ref  # noqa: PLC0415  loaded when it was opened
-
         parts = self._life.usable()
         hidden = None if headers is None else Secret(headers)
         del headers
-        asked = Asked(
+        asked = parts.asked(
             request,
             key=key,
             max_wait=max_wait,

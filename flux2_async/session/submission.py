@@ -1,7 +1,6 @@
 """What a submission is: one request on its way to the service, who is told of it, and whose key it claims."""
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -14,7 +13,7 @@ from flux2_async.errors import AmbiguousSubmitError, InvalidRequestError
 from flux2_async.models import Request
 from flux2_async.models.requests import REQUESTS
 from flux2_async.models.submission_state import UNCLEAR, SubmissionEvent, SubmissionState, after
-from flux2_async.session.arguments import check_metadata, check_name, check_priority, check_ref, check_seconds
+from flux2_async.session.arguments import check_metadata, check_name, check_priority, check_seconds, new_ref
 from flux2_async.session.circuit_breaker import CLOCK_TICK
 from flux2_async.tasks.handle import ImageTask
 from flux2_async.tasks.outcome import Outcome, Signal
@@ -75,17 +74,6 @@ class SubmissionSteps(Protocol):
     def wanted(self) -> bool:
         """Whether an answer that allows another try is to be followed by one."""
         ...
-
-
-def new_ref() -> str:
-    """Make up the name of a submission."""
-    # Written as a UUID is, in a fifth of its time.
-    return os.urandom(16).hex()
-
-
-def checked_ref(value: str | None) -> str:
-    """Give a ref that a user chose, or else a new one."""
-    return new_ref() if value is None else check_ref(value)
 
 
 @attrs.define(eq=False, repr=False)

@@ -277,7 +277,8 @@ async def test_outage_hurts_nobody(make: type[Server], trouble: str, caplog: pyt
 
     def told() -> list[int]:
         """How many sessions had told of an outage, and not yet of its end, after each line."""
-        steps = (1 if line.levelno >= logging.WARNING else -("is back" in line.message) for line in caplog.records)
+        lines = (line for line in caplog.records if line.name == "flux2_async")
+        steps = (1 if line.levelno >= logging.WARNING else -("is back" in line.message) for line in lines)
         return [0, *accumulate(steps)]
 
     async def noticed() -> None:

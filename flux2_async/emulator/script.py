@@ -50,7 +50,8 @@ def _number(least: int, *, optional: bool = False) -> _Validator:
 
 
 def _words(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
+    # Of one text each character would be a state or an address.
+    return (values,) if isinstance(values, str) else tuple(values)
 
 
 @attrs.frozen

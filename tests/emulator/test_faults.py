@@ -312,3 +312,11 @@ async def test_a_handler_whose_client_has_gone_ends_with_the_emulator(script: Sc
         assert asyncio.all_tasks() > before
 
     assert asyncio.all_tasks() == before
+
+
+def test_a_single_text_is_one_state_or_address() -> None:
+    """Its characters are none."""
+    plan = Plan(states="generating", result_urls="https://files.example/a.png")
+
+    assert plan.states == ("generating",)
+    assert plan.result_urls == ("https://files.example/a.png",)
